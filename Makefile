@@ -1,0 +1,46 @@
+# The scenarios make network namespaces: demo, test and bench need root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.PHONY: help build demo test lint fmt bench deps peers
+
+# Scenarios mostly wait, so more of them than cores run at once; many more would disturb each other.
+TEST_THREADS ?= 4
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/    make \1\t\2/' | expand -t 20
+
+build: deps ## Build the release binaries: meshd, meshctl, and meshd-cni in a profile of its own
+	@cargo build --release --workspace --bins
+	cargo build --profile cni -p cni
+
+demo: deps ## Show a mesh of two sites at work, in network namespaces (KEEP=1 leaves it up)
+	@cargo build --release --workspace --bins
+	"$${CARGO_TARGET_DIR:-target}/release/demo"
+
+test: deps lint peers ## Everything that must pass: format, lints, documentation, unit, property and scenario tests
+	@cargo build --workspace --bins
+	cargo test --workspace -- --test-threads=$(TEST_THREADS)
+	echo "All tests passed."
+
+lint: deps ## Format, lints, documentation, scripts
+	@cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+	for script in scripts/* .ci/run integration/src/lab/*.sh; do bash -n "$$script"; done
+
+fmt: ## Format the code
+	@cargo fmt --all
+
+bench: deps ## Benchmarks of tunnel, policy and control plane, next to others (an hour; BENCH_QUICK=1 tries them out)
+	@scripts/install-peers --bench
+	@cargo build --release --workspace --bins
+	cargo bench --workspace
+
+deps:
+	@scripts/install-deps
+
+peers: deps
+	@scripts/install-peers

@@ -1,0 +1,493 @@
+//! What plugin and node daemon say to each other over `RUN/meshd.sock`: HTTP/1 with JSON.
+//!
+//! ```text
+//! POST   /v1/attachments/CONTAINER/IFNAME   Begin → Network      ADD begins; the daemon remembers
+//! PUT    /v1/attachments/CONTAINER/IFNAME   Attach → 204         the addresses are known; answered once policy is in force
+//! DELETE /v1/attachments/CONTAINER/IFNAME   → 204                also when there is none
+//! GET    /v1/attachments/CONTAINER/IFNAME   → Attached
+//! GET    /v1/attachments                    → [Attached]
+//! GET    /v1/attachments-ready              → Network            as for Begin, and policy is programmed
+//! ```
+//!
+//! Anything but success carries a [`Refusal`]. Readers pass over fields that they do not know, and writers leave no field
+//! out that an earlier version had: daemon and plugin may be of different versions while a node is being upgraded.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read as _, Write as _},
+    net::IpAddr,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    environment::AttachmentName,
+    error::{CniError, Code},
+};
+
+/// Name of the daemon's socket in its run directory.
+pub const SOCKET: &str = "meshd.sock";
+/// Name of the folder in the run directory where the daemon keeps a file per attachment.
+pub const RECORDS: &str = "attachments";
+/// How long the daemon may wait for policy to be in force before it answers `PUT`.
+pub const ENFORCEMENT: Duration = Duration::from_secs(10);
+/// How long one request may take in all: more than the daemon itself waits.
+const DEADLINE: Duration = Duration::from_secs(15);
+/// How long a daemon that starts again is waited for.
+const RESTART: Duration = Duration::from_secs(3);
+/// How often a daemon may end while it works on a request that is made again then.
+const RESTARTS: u32 = 2;
+/// Between two attempts to connect.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Longest answer that is read.
+const MAX_ANSWER: u64 = 16 << 20;
+
+/// The beginning of an ADD.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Begin {
+    /// Name of the network in the plugin's configuration.
+    pub network: String,
+    /// Path of the container's network namespace.
+    pub netns: String,
+    /// Device and inode number of that namespace: a path may later lead to another one.
+    #[serde(default)]
+    pub netns_inode: Option<(u64, u64)>,
+    /// Name of the interface's end on the host; `None` when another plugin has made it.
+    #[serde(default)]
+    pub interface: Option<String>,
+}
+
+/// What the node's place in the mesh is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Network {
+    /// The networks of the whole mesh, at most one of each family.
+    pub networks: Vec<IpNet>,
+    /// This node's subnets, at most one of each family.
+    pub subnets: Vec<IpNet>,
+    /// This node's overlay addresses, which lie in its subnets and are not for containers.
+    pub overlay: Vec<IpAddr>,
+    /// The largest packet that goes everywhere in the mesh.
+    pub mtu: u16,
+}
+
+/// The end of an ADD.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attach {
+    /// Whom the interface is for.
+    pub pod: Pod,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Name of the interface's end on the host.
+    pub interface: String,
+}
+
+/// The pod behind an attachment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid, when the runtime gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// Labels from the plugin's configuration.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// An attachment as the daemon knows it, and as it keeps it in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attached {
+    /// The container.
+    pub container_id: String,
+    /// The interface inside.
+    pub ifname: String,
+    /// How its ADD began.
+    #[serde(flatten)]
+    pub begin: Begin,
+    /// How it ended; `None` while it is under way, or when it broke off.
+    #[serde(default)]
+    pub attach: Option<Attach>,
+    /// The boot of the machine that it was made in.
+    pub boot_id: String,
+}
+
+impl Attached {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> AttachmentName {
+        AttachmentName { container_id: self.container_id.clone(), ifname: self.ifname.clone() }
+    }
+}
+
+/// Why the daemon did not do what it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The kind.
+    pub code: Reason,
+    /// For people.
+    pub message: String,
+}
+
+/// Kinds of [`Refusal`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The request does not hold.
+    Invalid,
+    /// Who asks may not.
+    Denied,
+    /// There is no such attachment.
+    NotFound,
+    /// The address belongs to another attachment.
+    Conflict,
+    /// The node has no subnet, or does not know it.
+    NoSubnet,
+    /// Policy is not in force in time.
+    NotInForce,
+    /// The daemon could not do it.
+    Failed,
+    /// A kind of another version.
+    #[serde(other)]
+    Other,
+}
+
+/// Speaks to the daemon, one connection a request.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+    records: PathBuf,
+    patience: Duration,
+}
+
+/// Why there is no answer, or what the answer was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("the daemon is not reachable at {socket}: {source}")]
+    Unreachable {
+        /// The socket.
+        socket: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection broke, or there was no answer in time.
+    #[error("the daemon at {socket} did not answer: {source}")]
+    Broken {
+        /// The socket.
+        socket: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It answered that it does not.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+    /// The answer is none that is understood.
+    #[error("the daemon answered what this plugin does not understand: {0}")]
+    Malformed(String),
+}
+
+impl From<ClientError> for CniError {
+    fn from(error: ClientError) -> Self {
+        let message = error.to_string();
+        let (code, details) = match &error {
+            ClientError::Unreachable { .. } => {
+                (Code::DaemonUnreachable, "is `meshd run` up, and runDir its --run-dir?")
+            }
+            ClientError::Broken { .. } => (Code::DaemonUnreachable, "see the daemon's log"),
+            ClientError::Malformed(_) => (Code::DaemonDiffers, "are meshd and meshd-cni of one version?"),
+            ClientError::Refused(refusal) => match refusal.code {
+                Reason::Invalid | Reason::Denied => (Code::InvalidConfig, ""),
+                Reason::NotFound => (Code::UnknownContainer, ""),
+                Reason::NoSubnet => (Code::NoSubnet, "see `meshctl status`"),
+                Reason::NotInForce | Reason::Conflict => (Code::TryAgainLater, "see `meshctl status`"),
+                Reason::Failed => (Code::TryAgainLater, "see the daemon's log"),
+                Reason::Other => (Code::DaemonDiffers, "are meshd and meshd-cni of one version?"),
+            },
+        };
+        Self::new(code, message).details(details)
+    }
+}
+
+impl Client {
+    /// A client of the daemon that has `run_dir`. It waits for a daemon that is just being started again.
+    #[must_use]
+    pub fn new(run_dir: &Path) -> Self {
+        Self { socket: run_dir.join(SOCKET), records: run_dir.join(RECORDS), patience: RESTART }
+    }
+
+    /// One that does not wait for a daemon.
+    #[must_use]
+    pub fn impatient(self) -> Self {
+        Self { patience: Duration::ZERO, ..self }
+    }
+
+    /// Begins an ADD.
+    ///
+    /// # Errors
+    /// When there is no such answer.
+    pub fn begin(&self, name: &AttachmentName, begin: &Begin) -> Result<Network, ClientError> {
+        self.call("POST", &path(name), Some(begin))
+    }
+
+    /// Ends an ADD: returns once policy is in force for it.
+    ///
+    /// # Errors
+    /// When there is no such answer.
+    pub fn attach(&self, name: &AttachmentName, attach: &Attach) -> Result<(), ClientError> {
+        self.request("PUT", &path(name), Some(attach)).map(drop)
+    }
+
+    /// Withdraws an attachment; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When there is no such answer.
+    pub fn detach(&self, name: &AttachmentName) -> Result<(), ClientError> {
+        self.request("DELETE", &path(name), None::<&()>).map(drop)
+    }
+
+    /// Withdraws an attachment without the daemon: it reads its files when it starts.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be removed.
+    pub fn forget(&self, name: &AttachmentName) -> io::Result<()> {
+        match std::fs::remove_file(self.records.join(record_file(name))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// One attachment.
+    ///
+    /// # Errors
+    /// When there is no such answer.
+    pub fn attachment(&self, name: &AttachmentName) -> Result<Attached, ClientError> {
+        self.call("GET", &path(name), None::<&()>)
+    }
+
+    /// All attachments.
+    ///
+    /// # Errors
+    /// When there is no such answer.
+    pub fn attachments(&self) -> Result<Vec<Attached>, ClientError> {
+        self.call("GET", "/v1/attachments", None::<&()>)
+    }
+
+    /// Whether an ADD would be taken now.
+    ///
+    /// # Errors
+    /// When there is no such answer: the reason why not.
+    pub fn ready(&self) -> Result<Network, ClientError> {
+        self.call("GET", "/v1/attachments-ready", None::<&()>)
+    }
+
+    fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        let answer = self.request(method, path, body)?;
+        serde_json::from_str(&answer).map_err(|error| ClientError::Malformed(error.to_string()))
+    }
+
+    fn request(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<String, ClientError> {
+        let body = match body {
+            Some(body) => serde_json::to_string(body).map_err(|error| ClientError::Malformed(error.to_string()))?,
+            None => String::new(),
+        };
+        let end = Instant::now() + DEADLINE;
+        let mut restarts = if self.patience.is_zero() { 0 } else { RESTARTS };
+        loop {
+            match self.try_request(method, path, &body, end) {
+                // Every request may be made twice.
+                Err(ClientError::Broken { source, .. }) if restarts > 0 && hung_up(&source) => restarts -= 1,
+                answer => return answer,
+            }
+        }
+    }
+
+    fn try_request(&self, method: &str, path: &str, body: &str, end: Instant) -> Result<String, ClientError> {
+        let mut stream = self.connect()?;
+        let broken = |source| ClientError::Broken { socket: self.socket.display().to_string(), source };
+        stream.set_write_timeout(Some(DEADLINE)).map_err(broken)?;
+        // HTTP/1.0: the answer ends with the connection and is never chunked.
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nHost: meshd\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + body).as_bytes()).map_err(broken)?;
+        let answer = read_until(&mut stream, end).map_err(broken)?;
+        let answer = String::from_utf8(answer).map_err(|_| ClientError::Malformed("no text".to_owned()))?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| broken(io::ErrorKind::UnexpectedEof.into()))?;
+        let status = head.lines().next().unwrap_or_default();
+        match status.split(' ').nth(1) {
+            Some("200" | "204") => Ok(body.to_owned()),
+            _ => Err(serde_json::from_str(body)
+                .map_or_else(|_| ClientError::Malformed(status.to_owned()), ClientError::Refused)),
+        }
+    }
+
+    fn connect(&self) -> Result<UnixStream, ClientError> {
+        let end = Instant::now() + self.patience;
+        loop {
+            match UnixStream::connect(&self.socket) {
+                Ok(stream) => return Ok(stream),
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+                        && Instant::now() < end =>
+                {
+                    std::thread::sleep(PAUSE);
+                }
+                Err(source) => {
+                    return Err(ClientError::Unreachable { socket: self.socket.display().to_string(), source });
+                }
+            }
+        }
+    }
+}
+
+/// Name of the file that the daemon keeps an attachment in, below [`RECORDS`]. No container id has an `@`.
+#[must_use]
+pub fn record_file(name: &AttachmentName) -> String {
+    format!("{}@{}", name.container_id, name.ifname)
+}
+
+fn path(name: &AttachmentName) -> String {
+    // An interface's name may have characters that mean something in a URL.
+    let escaped: String = name
+        .ifname
+        .bytes()
+        .map(|byte| {
+            if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect();
+    format!("/v1/attachments/{}/{escaped}", name.container_id)
+}
+
+/// Whether whoever was at the other end has gone: a daemon that is killed closes its connections.
+fn hung_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+/// Reads to the end of the stream, but not longer than until `end` nor more than [`MAX_ANSWER`].
+fn read_until(stream: &mut UnixStream, end: Instant) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut buffer = [0; 8192];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(answer),
+            Ok(read) => answer.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if answer.len() as u64 > MAX_ANSWER {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn name() -> AttachmentName {
+        AttachmentName { container_id: "c1".to_owned(), ifname: "e#0".to_owned() }
+    }
+
+    /// What a client makes of this answer, and what it asked.
+    fn told(answer: &'static str) -> (Result<Attached, ClientError>, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = vec![0; 4096];
+            let read = stream.read(&mut asked).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+            String::from_utf8_lossy(&asked[..read]).into_owned()
+        });
+        let result = Client::new(dir.path()).impatient().attachment(&name());
+        (result, server.join().unwrap())
+    }
+
+    #[test]
+    fn an_answer_with_more_fields_than_known_is_read() {
+        let (answer, asked) = told(
+            "HTTP/1.1 200 OK\r\n\r\n{\"containerId\":\"c1\",\"ifname\":\"e#0\",\"network\":\"n\",\"netns\":\"/x\",\"bootId\":\"b\",\"new\":{}}",
+        );
+        assert_eq!(answer.unwrap().begin.network, "n");
+        assert!(asked.starts_with("GET /v1/attachments/c1/e%230 HTTP/1.0\r\n"), "{asked}");
+    }
+
+    #[test]
+    fn refusals_become_codes() {
+        let code = |answer| CniError::from(told(answer).0.unwrap_err()).code;
+        let refused = "HTTP/1.1 503 x\r\n\r\n{\"code\":\"no_subnet\",\"message\":\"m\"}";
+        assert_eq!(code(refused), Code::NoSubnet);
+        assert_eq!(code("HTTP/1.1 503 x\r\n\r\n{\"code\":\"not_in_force\",\"message\":\"m\"}"), Code::TryAgainLater);
+        assert_eq!(code("HTTP/1.1 503 x\r\n\r\n{\"code\":\"something new\",\"message\":\"m\"}"), Code::DaemonDiffers);
+        // A daemon that does not know these requests yet.
+        assert_eq!(code("HTTP/1.1 404 Not Found\r\n\r\n"), Code::DaemonDiffers);
+        assert_eq!(code("HTTP/1.1 200 OK\r\n\r\n{}"), Code::DaemonDiffers);
+        assert_eq!(code(""), Code::DaemonUnreachable);
+    }
+
+    #[test]
+    fn a_request_that_a_dying_daemon_had_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        let client = Client::new(dir.path());
+        let asked = std::thread::spawn(move || client.attachments());
+        for answer in [&b""[..], b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n[]"] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]).unwrap();
+            stream.write_all(answer).unwrap();
+        }
+        assert_eq!(asked.join().unwrap().unwrap(), []);
+    }
+
+    #[test]
+    fn nobody_is_waited_for_in_vain() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Client::new(dir.path()).impatient().attachments().unwrap_err();
+        assert_eq!(CniError::from(error).code, Code::DaemonUnreachable);
+        assert!(Client::new(dir.path()).forget(&name()).is_ok());
+    }
+
+    #[test]
+    fn a_daemon_that_comes_back_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join(SOCKET);
+        let client = Client::new(dir.path());
+        let asked = std::thread::spawn(move || client.attachments());
+        let listener = UnixListener::bind(socket).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n[]").unwrap();
+        drop(stream);
+        assert_eq!(asked.join().unwrap().unwrap(), []);
+    }
+}

@@ -1,0 +1,124 @@
+//! ADD as the plugin that makes the interface.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::{Call, del, log};
+use crate::{
+    config::{self, Mode},
+    daemon::{Attach, Begin, Client, Network},
+    environment::AttachmentName,
+    error::{CniError, Code},
+    identity,
+    interface::{self, Plan},
+    ipam,
+    namespace::Namespace,
+    netlink::Netlink,
+    result::AddResult,
+};
+
+/// Attaches a container. A failure takes back what was done.
+pub(super) fn add(call: &Call<'_>) -> Result<Value, CniError> {
+    let name = call.environment.attachment()?;
+    let namespace = Namespace::open(&call.environment.netns()?)?;
+    let begin = Begin {
+        network: call.config.name.clone(),
+        netns: call.environment.netns.clone(),
+        netns_inode: Some(namespace.inode()),
+        interface: Some(interface::host_name(&name)),
+    };
+    let mut netlink = Netlink::open()?;
+    refuse_existing(&mut netlink, &name, &namespace)?;
+    let daemon = Client::new(call.run_dir());
+    let network = daemon.begin(&name, &begin)?;
+    let added = with_addresses(call, &name, &namespace, &network, &daemon, &mut netlink);
+    if added.is_err() {
+        take_back(call, &name);
+    }
+    Ok(added?.to_json(call.config.version))
+}
+
+/// An attachment that is there is not this ADD's to take back when it fails.
+fn refuse_existing(netlink: &mut Netlink, name: &AttachmentName, namespace: &Namespace) -> Result<(), CniError> {
+    let host_name = interface::host_name(name);
+    let inside = namespace.enter(|netlink| netlink.link(&name.ifname))?;
+    if inside.is_some() || netlink.link(&host_name)?.is_some() {
+        let message = format!("container {} has an interface {} already", name.container_id, name.ifname);
+        return Err(CniError::new(Code::InvalidEnvironment, message).details("DEL it first"));
+    }
+    Ok(())
+}
+
+fn with_addresses(
+    call: &Call<'_>,
+    name: &AttachmentName,
+    namespace: &Namespace,
+    network: &Network,
+    daemon: &Client,
+    netlink: &mut Netlink,
+) -> Result<AddResult, CniError> {
+    let answer = call.ipam("ADD", ipam::configuration(call.config, Some(network))?)?;
+    let given: AddResult = serde_json::from_slice(&answer).map_err(|error| {
+        CniError::new(Code::DelegateFailed, format!("the IPAM plugin's answer cannot be read: {error}"))
+    })?;
+    let addresses = usable(call, &given, network)?;
+    let plan = Plan {
+        name,
+        namespace,
+        routes: given.routes,
+        mac: call.config.mac,
+        mtu: u32::from(network.mtu),
+        bridge: match &call.config.mode {
+            Mode::Routed => None,
+            Mode::Bridge(bridge) => Some(bridge),
+        },
+        addresses,
+        run_dir: call.run_dir(),
+    };
+    let prepared = interface::prepare(netlink, &plan)?;
+    // Nothing reaches the container before this has returned: its addresses lead nowhere yet.
+    daemon.attach(
+        name,
+        &Attach {
+            pod: identity::pod(call.environment, call.config),
+            addresses: plan.addresses.iter().map(IpNet::addr).collect(),
+            interface: interface::host_name(name),
+        },
+    )?;
+    interface::open(netlink, &plan, network, &prepared)?;
+    Ok(AddResult { dns: given.dns, ..prepared.result(&plan) })
+}
+
+/// The addresses that the IPAM plugin gave, if they can be this node's containers'.
+fn usable(call: &Call<'_>, given: &AddResult, network: &Network) -> Result<Vec<IpNet>, CniError> {
+    let refuse =
+        |message: String| Err(CniError::new(Code::InvalidConfig, message).details("see ipam of the configuration"));
+    let addresses: Vec<IpNet> = given.ips.iter().map(|ip| ip.address).collect();
+    if addresses.is_empty() {
+        return refuse("the IPAM plugin gave no address".to_owned());
+    }
+    for address in &addresses {
+        let ip = address.addr();
+        if !network.subnets.iter().any(|subnet| subnet.contains(&ip)) {
+            return refuse(format!("the IPAM plugin gave {ip}, which is not in this node's subnets"));
+        }
+        if network.overlay.contains(&ip) {
+            return refuse(format!("the IPAM plugin gave {ip}, which is this node's own address"));
+        }
+    }
+    let wanted: Vec<IpAddr> = config::wanted_addresses(&call.config.raw);
+    if let Some(missing) = wanted.iter().find(|ip| !addresses.iter().any(|given| given.addr() == **ip)) {
+        return refuse(format!("the IPAM plugin did not give {missing}, which the runtime asks for"));
+    }
+    Ok(addresses)
+}
+
+/// In the reverse order. What fails here is freed when the runtime says DEL, or GC, or by the daemon once the container is
+/// gone; the error that counts is the first one.
+fn take_back(call: &Call<'_>, name: &AttachmentName) {
+    if let Err(error) = del::remove(call, name) {
+        log(&format!("after a failed ADD: {error}"));
+    }
+}

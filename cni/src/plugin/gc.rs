@@ -1,0 +1,72 @@
+//! GC: frees what the runtime does not know.
+
+use std::collections::BTreeSet;
+
+use super::{Call, del, log};
+use crate::{
+    bridge,
+    config::{Mode, ValidAttachment},
+    daemon::{Client, ClientError},
+    delegate::Delegate,
+    environment::AttachmentName,
+    error::{CniError, Code},
+    ipam,
+    netlink::Netlink,
+    version::CniVersion,
+};
+
+/// Detaches everything of this network that is not in `cni.dev/valid-attachments`. The runtime makes no ADD and no DEL
+/// meanwhile. It goes on when something fails, and tells the first failure.
+pub(super) fn gc(call: &Call<'_>) -> Result<(), CniError> {
+    let Some(valid) = &call.config.valid_attachments else {
+        return Err(CniError::new(Code::InvalidConfig, "GC needs cni.dev/valid-attachments"));
+    };
+    let valid: BTreeSet<&ValidAttachment> = valid.iter().collect();
+    let is_valid = |name: &AttachmentName| {
+        valid.contains(&ValidAttachment { container_id: name.container_id.clone(), ifname: name.ifname.clone() })
+    };
+    let mut failures = Vec::new();
+    let known = match Client::new(call.run_dir()).impatient().attachments() {
+        Ok(known) => known,
+        Err(error @ ClientError::Refused(_)) => return Err(error.into()),
+        Err(error) => {
+            // Addresses are freed without it; it drops the attachments itself once the containers are gone.
+            failures.push(error.into());
+            Vec::new()
+        }
+    };
+    let stale = known.into_iter().filter(|known| known.begin.network == call.config.name && !is_valid(&known.name()));
+    for attachment in stale {
+        let name = attachment.name();
+        let own = attachment.begin.interface.is_some();
+        log(&format!("GC: container {} {} is not there any more", name.container_id, name.ifname));
+        let removed = if own { del::remove(call, &name) } else { del::withdraw(call, &name) };
+        failures.extend(removed.err());
+    }
+    if call.config.uses_own_addresses() {
+        // What an ADD that broke off has left, without the daemon knowing.
+        let freed = ipam::give_back(&call.config.address_dir(), &call.config.name, |holder| !is_valid(holder));
+        failures.extend(freed.err().map(|error| CniError::new(Code::Io, format!("addresses: {error}"))));
+    } else {
+        failures.extend(of_delegate(call).err());
+    }
+    failures.extend(remove_idle_bridge(call).err());
+    failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// One that was left by a DEL that broke off.
+fn remove_idle_bridge(call: &Call<'_>) -> Result<(), CniError> {
+    if let Mode::Bridge(name) = &call.config.mode {
+        bridge::remove_idle(&mut Netlink::open()?, call.run_dir(), Some(name))?;
+    }
+    Ok(())
+}
+
+/// A plugin that knows GC is told itself.
+fn of_delegate(call: &Call<'_>) -> Result<(), CniError> {
+    let delegate = Delegate::find(ipam::kind(call.config), call.environment, call.run_dir())?;
+    if delegate.version() < CniVersion::V1_1_0 {
+        return Ok(());
+    }
+    delegate.call("GC", call.environment, ipam::configuration(call.config, None)?).map(drop)
+}

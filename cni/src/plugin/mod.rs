@@ -1,0 +1,166 @@
+//! The commands.
+
+mod add;
+mod chained;
+mod check;
+mod del;
+mod gc;
+mod status;
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    config::{self, Config},
+    delegate::Delegate,
+    environment::{AttachmentName, Command, Environment},
+    error::{CniError, Code, WireError},
+    ipam,
+    version::CniVersion,
+};
+
+/// What the runtime gets: text for standard output, and whether it went well.
+#[derive(Debug)]
+pub struct Outcome {
+    /// JSON; empty when there is nothing to say.
+    pub stdout: String,
+    /// Whether the command succeeded.
+    pub success: bool,
+}
+
+/// Runs the command that the environment names, with this configuration.
+#[must_use]
+pub fn run(environment: &Environment, stdin: &[u8]) -> Outcome {
+    let raw: Option<Map<String, Value>> = serde_json::from_slice(stdin).ok();
+    // The shape of an error is that of the configuration's version, as far as it is known.
+    let version = raw.and_then(|raw| config::version(&raw).ok()).unwrap_or(CniVersion::V1_1_0);
+    match command(environment, stdin) {
+        Ok(None) => Outcome { stdout: String::new(), success: true },
+        Ok(Some(json)) => Outcome { stdout: json.to_string(), success: true },
+        Err(error) => {
+            let wire: WireError = error.to_wire(version);
+            let stdout = serde_json::to_string(&wire).unwrap_or_default();
+            Outcome { stdout, success: false }
+        }
+    }
+}
+
+fn command(environment: &Environment, stdin: &[u8]) -> Result<Option<Value>, CniError> {
+    let command = environment.command()?;
+    if command == Command::Version {
+        return Ok(Some(versions(stdin)));
+    }
+    let config = Config::parse(stdin)?;
+    let since = match command {
+        Command::Check => CniVersion::V0_4_0,
+        Command::Status | Command::Gc => CniVersion::V1_1_0,
+        _ => CniVersion::V0_3_1,
+    };
+    if config.version < since {
+        let message = format!("{} exists from version {since} on", environment.command);
+        return Err(CniError::new(Code::IncompatibleVersion, message));
+    }
+    let call = Call { environment, config: &config };
+    match command {
+        Command::Version => Ok(None),
+        Command::Add if config.is_chained() => chained::add(&call).map(Some),
+        Command::Add => add::add(&call).map(Some),
+        Command::Del => del::del(&call).map(|()| None),
+        Command::Check => check::check(&call).map(|()| None),
+        Command::Status => status::status(&call).map(|()| None),
+        Command::Gc => gc::gc(&call).map(|()| None),
+    }
+}
+
+/// One command's inputs.
+struct Call<'a> {
+    environment: &'a Environment,
+    config: &'a Config,
+}
+
+impl Call<'_> {
+    fn run_dir(&self) -> &Path {
+        &self.config.run_dir
+    }
+
+    /// Calls the IPAM plugin for the attachment that the environment names.
+    fn ipam(&self, command: &str, config: Map<String, Value>) -> Result<Vec<u8>, CniError> {
+        let delegate = Delegate::find(ipam::kind(self.config), self.environment, self.run_dir())?;
+        delegate.call(command, self.environment, config)
+    }
+
+    /// Gives the addresses of an attachment back; it may have none.
+    fn free_addresses(&self, name: &AttachmentName) -> Result<(), CniError> {
+        if self.config.uses_own_addresses() {
+            // What host-local would do, under its lock, without the time that a process takes to start. It also works
+            // where host-local was taken away.
+            let dir = self.config.address_dir();
+            return ipam::give_back(&dir, &self.config.name, |holder| holder == name)
+                .map(drop)
+                .map_err(|error| CniError::new(Code::Io, format!("{}: {error}", dir.display())));
+        }
+        let environment = Environment {
+            container_id: name.container_id.clone(),
+            ifname: name.ifname.clone(),
+            ..self.environment.clone()
+        };
+        let configuration = ipam::configuration(self.config, None)?;
+        let delegate = Delegate::find(ipam::kind(self.config), &environment, self.run_dir())?;
+        delegate.call("DEL", &environment, configuration).map(drop)
+    }
+}
+
+/// The answer of VERSION. What stands on standard input does not matter but for the version to echo.
+fn versions(stdin: &[u8]) -> Value {
+    let asked: Option<Map<String, Value>> = serde_json::from_slice(stdin).ok();
+    let asked = asked.and_then(|raw| config::version(&raw).ok()).unwrap_or(CniVersion::V1_1_0);
+    json!({"cniVersion": asked, "supportedVersions": CniVersion::ALL})
+}
+
+/// Says something to whoever reads the runtime's log; standard output is for the runtime itself.
+fn log(text: &str) {
+    use std::io::Write as _;
+    // Nobody is left to tell when standard error is gone.
+    let _ = writeln!(std::io::stderr(), "meshd-cni: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_with(command: &str, stdin: &str) -> (bool, Value) {
+        let environment = Environment { command: command.to_owned(), ..Environment::default() };
+        let outcome = run(&environment, stdin.as_bytes());
+        (outcome.success, serde_json::from_str(&outcome.stdout).unwrap())
+    }
+
+    #[test]
+    fn version_tells_all_of_them() {
+        let (success, told) = run_with("VERSION", r#"{"cniVersion": "0.4.0"}"#);
+        assert!(success);
+        assert_eq!(told, json!({"cniVersion": "0.4.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]}));
+        assert!(run_with("VERSION", "").0);
+    }
+
+    #[test]
+    fn errors_are_on_standard_output_with_their_code() {
+        let config = |version: &str| format!(r#"{{"cniVersion": "{version}", "name": "mesh", "type": "meshd-cni"}}"#);
+        for (command, stdin, code) in [
+            ("", config("1.0.0"), 4),
+            ("ADD", "{".to_owned(), 6),
+            ("ADD", config("9.9.9"), 1),
+            ("CHECK", config("0.3.1"), 1),
+            ("STATUS", config("1.0.0"), 1),
+            ("GC", config("0.4.0"), 1),
+            ("ADD", config("0.4.0"), 4),
+            ("DEL", config("0.4.0"), 4),
+        ] {
+            let (success, told) = run_with(command, &stdin);
+            assert!(!success, "{command}");
+            assert_eq!(told["code"], code, "{command} {stdin}: {told}");
+            assert!(told["msg"].as_str().is_some_and(|msg| !msg.is_empty()));
+        }
+        assert_eq!(run_with("ADD", &config("0.4.0")).1["cniVersion"], "0.4.0");
+    }
+}

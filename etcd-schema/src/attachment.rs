@@ -1,0 +1,114 @@
+//! `endpoints/ID/CONTAINERID/IFNAME`: an attachment made by the CNI plugin.
+
+use std::{fmt, net::IpAddr};
+
+use serde_json::{Map, Value};
+
+use crate::{
+    InterfaceName, KubernetesName, Labels, PodName, Violations,
+    address::unicast,
+    document::{Limits, read},
+    fields::{Fields, NamesOf, Writer},
+    kubernetes::{read_labels, uid},
+    violation::Report,
+};
+
+/// Value of `endpoints/ID/CONTAINERID/IFNAME`:
+/// `{"pod": {"namespace","name","labels"}, "uid", "addresses": ["IP"], "interface"}`.
+#[derive(Clone, PartialEq)]
+pub struct Attachment {
+    /// Whom the interface was made for.
+    pub pod: AttachedPod,
+    /// The pod's uid, when the plugin was told; joined with the Pod object's.
+    pub uid: Option<String>,
+    /// The interface's addresses, 1 to [`Self::MAX_ADDRESSES`], each once.
+    pub addresses: Vec<IpAddr>,
+    /// The host's end of the interface.
+    pub interface: InterfaceName,
+    /// Fields of other versions, kept over a rewrite.
+    pub extra: Map<String, Value>,
+}
+
+/// The pod of an attachment, as the CNI plugin knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedPod {
+    /// Its namespace.
+    pub namespace: KubernetesName,
+    /// Its name, or the container's id.
+    pub name: PodName,
+    /// Labels from the CNI configuration, for pods without a Pod object.
+    pub labels: Labels,
+}
+
+const KNOWN: [&str; 4] = ["pod", "uid", "addresses", "interface"];
+
+impl Attachment {
+    /// Most entries of `addresses`.
+    pub const MAX_ADDRESSES: usize = 16;
+
+    /// The attachment that `value` holds, in JSON or YAML.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn parse(value: &[u8]) -> Result<Self, Violations> {
+        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut report = Report::default();
+        if !fields.has("pod") {
+            report.add("pod", "missing", "write the pod's namespace and name");
+        }
+        let pod = fields.object(&mut report, "pod").and_then(|pod| read_pod(pod, &mut report));
+        let uid = fields.parsed(&mut report, "uid", uid);
+        let listed =
+            fields.some_texts(&mut report, "addresses", Self::MAX_ADDRESSES, "list the interface's addresses", unicast);
+        let mut addresses: Vec<IpAddr> = Vec::with_capacity(listed.len());
+        for (i, address) in listed {
+            if addresses.contains(&address) {
+                report.add(format!("addresses[{i}]"), format!("\"{address}\""), "write each address once");
+            }
+            addresses.push(address);
+        }
+        let interface = fields.required(
+            &mut report,
+            "interface",
+            "write the name of the interface's end on the host",
+            InterfaceName::read,
+        );
+        let extra = fields.rest(&mut report, &KNOWN);
+        let attachment = (|| Some(Self { pod: pod?, uid, addresses, interface: interface?, extra }))();
+        report.finish(attachment)
+    }
+
+    /// The value as JSON, fields without a value left out.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        let labels: Map<String, Value> =
+            self.pod.labels.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
+        let mut pod = Writer::default();
+        pod.put("namespace", self.pod.namespace.as_str()).put("name", self.pod.name.as_str()).put("labels", labels);
+        let mut out = Writer::default();
+        out.put("pod", pod.finish(&Map::new()))
+            .maybe("uid", self.uid.as_deref())
+            .texts("addresses", &self.addresses)
+            .put("interface", self.interface.as_str());
+        out.json(&self.extra)
+    }
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachment")
+            .field("pod", &self.pod)
+            .field("uid", &self.uid)
+            .field("addresses", &self.addresses)
+            .field("interface", &self.interface)
+            .field("extra", &NamesOf(&self.extra))
+            .finish()
+    }
+}
+
+fn read_pod(mut fields: Fields, report: &mut Report) -> Option<AttachedPod> {
+    let namespace = fields.required(report, "namespace", "write the pod's namespace", KubernetesName::read_label);
+    let name = fields.required(report, "name", "write the pod's name", PodName::read);
+    let labels = read_labels(&mut fields, report);
+    Some(AttachedPod { namespace: namespace?, name: name?, labels })
+}

@@ -1,0 +1,295 @@
+//! `config`: flannel's net-conf.json, with more keys allowed.
+
+use std::{fmt, num::NonZeroU16, time::Duration};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde_json::{Map, Value};
+
+use crate::{
+    Violations,
+    document::{Limits, read},
+    fields::{Fields, NamesOf, Writer},
+    pool::{V4, V6, read_pool, write_pool},
+    violation::Report,
+};
+
+/// Value of `config`. At least one family has a pool.
+#[derive(Clone, PartialEq)]
+pub struct NetworkConfig {
+    /// `Network`, `SubnetLen`, `SubnetMin`, `SubnetMax`; `None` with `"EnableIPv4": false`.
+    pub ipv4: Option<Pool<Ipv4Net>>,
+    /// `IPv6Network`, `IPv6SubnetLen`, `IPv6SubnetMin`, `IPv6SubnetMax`; `None` unless `"EnableIPv6": true`.
+    pub ipv6: Option<Pool<Ipv6Net>>,
+    /// `Backend`
+    pub backend: Backend,
+    /// `LeaseTTL` in seconds: how long a node that is away keeps its subnet (default 7 days).
+    pub lease_ttl: Duration,
+    /// `policyMode`: whether what policies refuse is dropped.
+    pub policy_mode: PolicyMode,
+    /// Fields we do not know, kept over a rewrite; those of `Backend` are an object under `Backend`, and those of a
+    /// family that is not enabled stay here as they were written.
+    pub extra: Map<String, Value>,
+}
+
+/// The addresses of one family that nodes draw subnets from.
+///
+/// `network` has no host bits, `subnet_len` leaves room for at least four subnets, and `min <= max` are subnets of
+/// `subnet_len` inside `network`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool<N> {
+    /// The whole cluster network of this family.
+    pub network: N,
+    /// Length of a node's subnet.
+    pub subnet_len: u8,
+    /// First subnet that may be drawn, of `subnet_len`.
+    pub min: N,
+    /// Last subnet that may be drawn, of `subnet_len`.
+    pub max: N,
+}
+
+/// How packets reach other nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// `Type`
+    pub kind: BackendKind,
+    /// `DirectRouting` (default true with wireguard): plain routes to nodes on the own subnet.
+    pub direct_routing: bool,
+    /// `MTU` of pods and of the TUN device; `None`: min(interface, 1500) - 80.
+    pub mtu: Option<NonZeroU16>,
+    /// `PersistentKeepalive` in seconds; `None`: 0, none is sent.
+    pub persistent_keepalive: Option<NonZeroU16>,
+}
+
+/// `Backend.Type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BackendKind {
+    /// WireGuard between sites (the default).
+    Wireguard,
+    /// Plain routes only.
+    HostGw,
+    /// Kernel VXLAN.
+    Vxlan,
+    /// Plain UDP.
+    Udp,
+}
+
+/// `policyMode`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PolicyMode {
+    /// What policies refuse is dropped (the default).
+    #[default]
+    Enforce,
+    /// Nothing is dropped for policies' sake; what would be is reported.
+    Audit,
+}
+
+const KNOWN: [&str; 13] = [
+    "EnableIPv4",
+    "Network",
+    "SubnetLen",
+    "SubnetMin",
+    "SubnetMax",
+    "EnableIPv6",
+    "IPv6Network",
+    "IPv6SubnetLen",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "Backend",
+    "LeaseTTL",
+    "policyMode",
+];
+
+const KNOWN_BACKEND: [&str; 5] = ["Type", "DirectRouting", "MTU", "PersistentKeepalive", FLANNEL_KEEPALIVE];
+
+/// Flannel's name for `PersistentKeepalive`; read, not written.
+const FLANNEL_KEEPALIVE: &str = "PersistentKeepaliveInterval";
+
+impl NetworkConfig {
+    /// `LeaseTTL` where none is given: 7 days.
+    pub const DEFAULT_LEASE_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+    /// Shortest `LeaseTTL`.
+    pub const MIN_LEASE_TTL: Duration = Duration::from_secs(5);
+    /// Longest `LeaseTTL`: a year.
+    pub const MAX_LEASE_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    /// The configuration that `value` holds, in JSON or YAML. (Flannel itself reads JSON only.)
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn parse(value: &[u8]) -> Result<Self, Violations> {
+        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut report = Report::default();
+
+        let enabled4 = fields.boolean(&mut report, "EnableIPv4").unwrap_or(true);
+        let enabled6 = fields.boolean(&mut report, "EnableIPv6").unwrap_or(false);
+        if !enabled4 && !enabled6 {
+            report.add("EnableIPv4", "false while EnableIPv6 is not true", "enable at least one address family");
+        }
+        let ipv4 = enabled4.then(|| read_pool(&V4, &mut fields, &mut report));
+        let ipv6 = enabled6.then(|| read_pool(&V6, &mut fields, &mut report));
+        let (backend, backend_extra) = read_backend(&mut fields, &mut report, enabled6);
+        let lease_ttl = fields
+            .integer(&mut report, "LeaseTTL", Self::MIN_LEASE_TTL.as_secs()..=Self::MAX_LEASE_TTL.as_secs(), " seconds")
+            .map_or(Self::DEFAULT_LEASE_TTL, Duration::from_secs);
+        let policy_mode = fields
+            .parsed(&mut report, "policyMode", |text| {
+                PolicyMode::named(text).ok_or_else(|| "must be enforce or audit".into())
+            })
+            .unwrap_or_default();
+        let mut extra = fields.rest(&mut report, &KNOWN);
+        if !backend_extra.is_empty() {
+            extra.insert("Backend".into(), Value::Object(backend_extra));
+        }
+
+        // A family is missing here only when its fields were noted as wrong.
+        let whole = match (ipv4, ipv6) {
+            (Some(None), _) | (_, Some(None)) => None,
+            (ipv4, ipv6) => {
+                Some(Self { ipv4: ipv4.flatten(), ipv6: ipv6.flatten(), backend, lease_ttl, policy_mode, extra })
+            }
+        };
+        report.finish(whole)
+    }
+
+    /// The cluster networks, IPv4 first.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> + use<> {
+        let v4 = self.ipv4.map(|pool| IpNet::V4(pool.network));
+        let v6 = self.ipv6.map(|pool| IpNet::V6(pool.network));
+        v4.into_iter().chain(v6)
+    }
+
+    /// The value as JSON, every default written out.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.put("EnableIPv4", self.ipv4.is_some());
+        if let Some(pool) = &self.ipv4 {
+            write_pool(pool, &V4, &mut out);
+        }
+        out.put("EnableIPv6", self.ipv6.is_some());
+        if let Some(pool) = &self.ipv6 {
+            write_pool(pool, &V6, &mut out);
+        }
+        let unknown = Map::new();
+        let backend_extra = match self.extra.get("Backend") {
+            Some(Value::Object(map)) => map,
+            _ => &unknown,
+        };
+        out.put("Backend", self.backend.to_object(backend_extra));
+        out.put("LeaseTTL", self.lease_ttl.as_secs());
+        out.put("policyMode", self.policy_mode.as_str());
+        out.json(&self.extra)
+    }
+}
+
+impl fmt::Debug for NetworkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetworkConfig")
+            .field("ipv4", &self.ipv4)
+            .field("ipv6", &self.ipv6)
+            .field("backend", &self.backend)
+            .field("lease_ttl", &self.lease_ttl)
+            .field("policy_mode", &self.policy_mode)
+            .field("extra", &NamesOf(&self.extra))
+            .finish()
+    }
+}
+
+impl PolicyMode {
+    fn named(text: &str) -> Option<Self> {
+        [Self::Enforce, Self::Audit].into_iter().find(|mode| mode.as_str() == text)
+    }
+
+    /// As it is written in `policyMode`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+impl Default for Backend {
+    /// What holds where `Backend` is absent: wireguard with direct routing.
+    fn default() -> Self {
+        Self { kind: BackendKind::Wireguard, direct_routing: true, mtu: None, persistent_keepalive: None }
+    }
+}
+
+impl Backend {
+    fn to_object(&self, extra: &Map<String, Value>) -> Map<String, Value> {
+        let mut out = Writer::default();
+        out.put("Type", self.kind.as_str())
+            .put("DirectRouting", self.direct_routing)
+            .put("MTU", self.mtu.map_or(0, NonZeroU16::get))
+            .put("PersistentKeepalive", self.persistent_keepalive.map_or(0, NonZeroU16::get));
+        out.finish(extra)
+    }
+}
+
+impl BackendKind {
+    /// The name as in `Backend.Type` and in flannel's `BackendType`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Wireguard => "wireguard",
+            Self::HostGw => "host-gw",
+            Self::Vxlan => "vxlan",
+            Self::Udp => "udp",
+        }
+    }
+
+    fn named(text: &str) -> Option<Self> {
+        [Self::Wireguard, Self::HostGw, Self::Vxlan, Self::Udp].into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+fn read_backend(fields: &mut Fields, report: &mut Report, ipv6: bool) -> (Backend, Map<String, Value>) {
+    let Some(mut fields) = fields.object(report, "Backend") else {
+        return (Backend::default(), Map::new());
+    };
+    let kind = fields
+        .parsed(report, "Type", |text| {
+            BackendKind::named(text).ok_or_else(|| "must be wireguard, host-gw, vxlan or udp".into())
+        })
+        .unwrap_or(BackendKind::Wireguard);
+    let direct_routing = fields.boolean(report, "DirectRouting").unwrap_or(kind == BackendKind::Wireguard);
+    let mtu = read_mtu(&mut fields, report, ipv6);
+    let range = 0..=u16::MAX;
+    let own = fields.integer(report, "PersistentKeepalive", range.clone(), " seconds; 0 sends none");
+    let flannel = fields.integer(report, FLANNEL_KEEPALIVE, range, " seconds; 0 sends none");
+    if let (Some(own), Some(flannel)) = (own, flannel)
+        && own != flannel
+    {
+        report.add(
+            fields.path(FLANNEL_KEEPALIVE),
+            flannel.to_string(),
+            format!("PersistentKeepalive says {own}: keep one of the two"),
+        );
+    }
+    let backend =
+        Backend { kind, direct_routing, mtu, persistent_keepalive: own.or(flannel).and_then(NonZeroU16::new) };
+    (backend, fields.rest(report, &KNOWN_BACKEND))
+}
+
+/// IPv6 needs links of 1280 (RFC 8200); IPv4 alone gets by with what every host must reassemble, 576.
+fn read_mtu(fields: &mut Fields, report: &mut Report, ipv6: bool) -> Option<NonZeroU16> {
+    let least = if ipv6 { 1280 } else { 576 };
+    let mtu = fields.integer(report, "MTU", 0..=u16::MAX, &format!(": 0 (measured), or {least} and more"))?;
+    if (1..least).contains(&mtu) {
+        let why = if ipv6 { " (IPv6 needs it)" } else { "" };
+        report.add(fields.path("MTU"), mtu.to_string(), format!("must be 0 (measured) or {least} to 65535{why}"));
+    }
+    NonZeroU16::new(mtu)
+}
+
+#[cfg(test)]
+mod tests;

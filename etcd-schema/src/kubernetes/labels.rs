@@ -1,0 +1,68 @@
+//! Label keys and values as the API server accepts them.
+
+use serde_json::Value;
+
+use super::Labels;
+use crate::{
+    KubernetesName,
+    document::describe,
+    fields::Fields,
+    violation::{Report, quoted},
+};
+
+/// The `labels` of the object that `fields` are; those that are not valid are noted.
+pub(crate) fn read_labels(fields: &mut Fields, report: &mut Report) -> Labels {
+    let path = fields.path("labels");
+    let map = match fields.take("labels") {
+        None => return Labels::new(),
+        Some(Value::Object(map)) => map,
+        Some(other) => {
+            report.add(path, describe(&other), "must be an object of label keys and their text");
+            return Labels::new();
+        }
+    };
+    let mut labels = Labels::new();
+    for (key, value) in map {
+        if !is_key(&key) {
+            report.add(
+                format!("{path}[{key}]"),
+                "not a label key",
+                "write an optional DNS name and \"/\", then 1 to 63 of letters, digits, \"-\", \"_\" and \
+                 \".\", beginning and ending with a letter or digit",
+            );
+            continue;
+        }
+        match value {
+            Value::String(text) if is_value(&text) => {
+                labels.insert(key, text);
+            }
+            Value::String(text) => report.add(
+                format!("{path}[{key}]"),
+                quoted(&text),
+                "a label value is empty or 1 to 63 of letters, digits, \"-\", \"_\" and \".\", beginning and ending \
+                 with a letter or digit",
+            ),
+            other => report.add(format!("{path}[{key}]"), describe(&other), "must be text; put it in quotes"),
+        }
+    }
+    labels
+}
+
+fn is_key(key: &str) -> bool {
+    match key.split_once('/') {
+        Some((prefix, name)) => KubernetesName::read(prefix).is_ok() && is_word(name),
+        None => is_word(key),
+    }
+}
+
+fn is_value(value: &str) -> bool {
+    value.is_empty() || is_word(value)
+}
+
+fn is_word(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+}

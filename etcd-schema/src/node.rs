@@ -1,0 +1,141 @@
+//! `nodes/ID`: who a node is and where it can be reached.
+
+use std::{fmt, net::SocketAddr};
+
+use ipnet::IpNet;
+use serde_json::{Map, Value};
+
+use crate::{
+    NodeName, PublicKey, SiteName, Violations,
+    address::{endpoint, interface_address},
+    document::{Limits, read},
+    fields::{Expected, Fields, NamesOf, Writer},
+    violation::Report,
+};
+
+/// Value of `nodes/ID`:
+/// `{"name","site","publicKey","nextPublicKey","listenPort","endpoints":["IP:PORT"],"addresses":["IP/LEN"],"version"}`.
+#[derive(Clone, PartialEq)]
+pub struct NodeRecord {
+    /// Unique in the mesh.
+    pub name: NodeName,
+    /// Nodes of one site may be direct to each other; without one, never.
+    pub site: Option<SiteName>,
+    /// The WireGuard key in use.
+    pub public_key: PublicKey,
+    /// The key that follows it while a rotation is under way.
+    pub next_public_key: Option<PublicKey>,
+    /// UDP port of the tunnel; probes use the next one.
+    pub listen_port: u16,
+    /// Where the tunnel may be reached, best first; empty: this node only calls out.
+    pub endpoints: Vec<SocketAddr>,
+    /// Addresses of the underlay interface with their prefix length (host bits kept).
+    pub addresses: Vec<IpNet>,
+    /// Version of the daemon.
+    pub version: String,
+    /// Fields of other versions, kept over a rewrite.
+    pub extra: Map<String, Value>,
+}
+
+const KNOWN: [&str; 8] =
+    ["name", "site", "publicKey", "nextPublicKey", "listenPort", "endpoints", "addresses", "version"];
+
+/// Longest `version`, in bytes.
+const MAX_VERSION: usize = 64;
+
+impl NodeRecord {
+    /// Most entries of `endpoints`.
+    pub const MAX_ENDPOINTS: usize = 16;
+    /// Most entries of `addresses`.
+    pub const MAX_ADDRESSES: usize = 16;
+
+    /// The record that `value` holds, in JSON or YAML.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn parse(value: &[u8]) -> Result<Self, Violations> {
+        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut report = Report::default();
+        let name = fields.required(&mut report, "name", "write the node's name", NodeName::read);
+        let site = fields.parsed(&mut report, "site", SiteName::read);
+        let public_key =
+            fields.required(&mut report, "publicKey", "write the node's WireGuard public key", PublicKey::read);
+        let next_public_key = fields.parsed(&mut report, "nextPublicKey", PublicKey::read);
+        if let (Some(key), Some(next)) = (public_key, next_public_key)
+            && key == next
+        {
+            report.add(
+                "nextPublicKey",
+                format!("\"{next}\""),
+                "must differ from publicKey; leave it out while no rotation is under way",
+            );
+        }
+        if !fields.has("listenPort") {
+            report.add("listenPort", "missing", "write the UDP port of the node's tunnel");
+        }
+        let listen_port = fields.integer(&mut report, "listenPort", 1..=u16::MAX - 1, " (probes use the next port)");
+        let endpoints = fields.texts(&mut report, "endpoints", Self::MAX_ENDPOINTS, endpoint).unwrap_or_default();
+        let addresses =
+            fields.texts(&mut report, "addresses", Self::MAX_ADDRESSES, interface_address).unwrap_or_default();
+        let version = fields.parsed(&mut report, "version", version).unwrap_or_default();
+        let extra = fields.rest(&mut report, &KNOWN);
+        let record = (|| {
+            Some(Self {
+                name: name?,
+                site,
+                public_key: public_key?,
+                next_public_key,
+                listen_port: listen_port?,
+                endpoints,
+                addresses,
+                version,
+                extra,
+            })
+        })();
+        report.finish(record)
+    }
+
+    /// The value as JSON, fields without a value left out.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.put("name", self.name.as_str())
+            .maybe("site", self.site.as_ref().map(SiteName::as_str))
+            .put("publicKey", self.public_key.to_string())
+            .maybe("nextPublicKey", self.next_public_key.map(|k| k.to_string()))
+            .put("listenPort", self.listen_port)
+            .texts("endpoints", &self.endpoints)
+            .texts("addresses", &self.addresses)
+            .put("version", self.version.as_str());
+        out.json(&self.extra)
+    }
+
+    /// The keys that may speak for this node: the one in use and the one to come.
+    pub fn public_keys(&self) -> impl Iterator<Item = PublicKey> + use<> {
+        std::iter::once(self.public_key).chain(self.next_public_key)
+    }
+}
+
+impl fmt::Debug for NodeRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeRecord")
+            .field("name", &self.name)
+            .field("site", &self.site)
+            .field("public_key", &self.public_key)
+            .field("next_public_key", &self.next_public_key)
+            .field("listen_port", &self.listen_port)
+            .field("endpoints", &self.endpoints)
+            .field("addresses", &self.addresses)
+            .field("version", &self.version)
+            .field("extra", &NamesOf(&self.extra))
+            .finish()
+    }
+}
+
+fn version(text: &str) -> Result<String, Expected> {
+    if text.len() <= MAX_VERSION && text.chars().all(|c| !c.is_control()) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("must be at most {MAX_VERSION} printable characters").into())
+    }
+}

@@ -1,0 +1,270 @@
+//! `subnets/…`: flannel's lease JSON with `"Node": "ID"`.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    BackendKind, NodeId, PublicKey, Violations,
+    address::{unicast_v4, unicast_v6},
+    document::{Limits, read},
+    fields::{Expected, Fields, NamesOf, Writer},
+    violation::Report,
+};
+
+/// Value of a key below `subnets/`.
+///
+/// With `node` it is that node's; without, that of the Flannel host at `public_ip` or `public_ipv6`; with neither it is
+/// reserved for nobody.
+#[derive(Clone, PartialEq)]
+pub struct SubnetLease {
+    /// `PublicIP`
+    pub public_ip: Option<Ipv4Addr>,
+    /// `PublicIPv6`
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// `BackendType`
+    pub backend_type: Option<String>,
+    /// `BackendData`, as flannel's readers expect it.
+    pub backend_data: Option<Value>,
+    /// `BackendV6Data`
+    pub backend_v6_data: Option<Value>,
+    /// `Node`: whose subnet it is; keys and endpoints then come from `nodes/ID` only.
+    pub node: Option<NodeId>,
+    /// Fields we do not know, kept over a rewrite.
+    pub extra: Map<String, Value>,
+}
+
+/// What flannel's wireguard backend says of a host in `BackendData` and `BackendV6Data`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WireguardData {
+    /// `PublicKey`
+    pub public_key: PublicKey,
+    /// `Port`: UDP port at `PublicIP` or `PublicIPv6`.
+    pub port: u16,
+}
+
+const KNOWN: [&str; 6] = ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node"];
+
+/// Longest `BackendType`, in bytes.
+const MAX_BACKEND_TYPE: usize = 64;
+
+impl SubnetLease {
+    /// The lease of a node of ours, with what flannel's readers want to know of it.
+    ///
+    /// `BackendData` is filled in for wireguard only, for each family that has a public address.
+    #[must_use]
+    pub fn for_node(
+        node: NodeId,
+        public_ip: Option<Ipv4Addr>,
+        public_ipv6: Option<Ipv6Addr>,
+        backend: BackendKind,
+        wireguard: WireguardData,
+    ) -> Self {
+        let data = (backend == BackendKind::Wireguard).then(|| wireguard.to_value());
+        Self {
+            public_ip,
+            public_ipv6,
+            backend_type: Some(backend.as_str().to_owned()),
+            backend_data: data.clone().filter(|_| public_ip.is_some()),
+            backend_v6_data: data.filter(|_| public_ipv6.is_some()),
+            node: Some(node),
+            extra: Map::new(),
+        }
+    }
+
+    /// The lease that `value` holds, in JSON or YAML. `0.0.0.0` and `::`, which flannel writes for a family that it
+    /// does not have, count as absent.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn parse(value: &[u8]) -> Result<Self, Violations> {
+        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut report = Report::default();
+        let public_ip = fields
+            .parsed(
+                &mut report,
+                "PublicIP",
+                |text| {
+                    if text == "0.0.0.0" { Ok(None) } else { unicast_v4(text).map(Some) }
+                },
+            )
+            .flatten();
+        let public_ipv6 = fields
+            .parsed(&mut report, "PublicIPv6", |text| if text == "::" { Ok(None) } else { unicast_v6(text).map(Some) })
+            .flatten();
+        let backend_type = fields.parsed(&mut report, "BackendType", backend_type);
+        let backend_data = fields.take("BackendData");
+        let backend_v6_data = fields.take("BackendV6Data");
+        let node = fields.parsed(&mut report, "Node", NodeId::read);
+        let extra = fields.rest(&mut report, &KNOWN);
+        let lease = Self { public_ip, public_ipv6, backend_type, backend_data, backend_v6_data, node, extra };
+        // BackendData decides something only where no node record does.
+        if lease.node.is_none() && lease.is_wireguard() {
+            for (name, data) in [("BackendData", &lease.backend_data), ("BackendV6Data", &lease.backend_v6_data)] {
+                if let Some(data) = data {
+                    let _ = WireguardData::read(name, data, &mut report);
+                }
+            }
+        }
+        report.finish(Some(lease))
+    }
+
+    /// The value as JSON, fields without a value left out, but for `PublicIPv6`, which flannel writes as null.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.maybe("PublicIP", self.public_ip.map(|a| a.to_string()))
+            .put("PublicIPv6", self.public_ipv6.map(|a| a.to_string()))
+            .maybe("BackendType", self.backend_type.as_deref())
+            .maybe("BackendData", self.backend_data.clone())
+            .maybe("BackendV6Data", self.backend_v6_data.clone())
+            .maybe("Node", self.node.as_ref().map(NodeId::as_str));
+        out.json(&self.extra)
+    }
+
+    /// `BackendData` of a host of Flannel's wireguard backend: key and port at `PublicIP`.
+    ///
+    /// `None` where `Node` is set, since then `nodes/ID` decides, and for other backends.
+    #[must_use]
+    pub fn wireguard_v4(&self) -> Option<WireguardData> {
+        self.wireguard(self.backend_data.as_ref())
+    }
+
+    /// `BackendV6Data` of such a host: key and port at `PublicIPv6`.
+    #[must_use]
+    pub fn wireguard_v6(&self) -> Option<WireguardData> {
+        self.wireguard(self.backend_v6_data.as_ref())
+    }
+
+    /// Whether it is a reservation for nobody: the prefixes are kept from being drawn.
+    #[must_use]
+    pub const fn is_for_nobody(&self) -> bool {
+        self.node.is_none() && self.public_ip.is_none() && self.public_ipv6.is_none()
+    }
+
+    fn wireguard(&self, data: Option<&Value>) -> Option<WireguardData> {
+        if self.node.is_some() || !self.is_wireguard() {
+            return None;
+        }
+        WireguardData::read("", data?, &mut Report::default())
+    }
+
+    fn is_wireguard(&self) -> bool {
+        self.backend_type.as_deref() == Some(BackendKind::Wireguard.as_str())
+    }
+}
+
+impl fmt::Debug for SubnetLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SubnetLease")
+            .field("public_ip", &self.public_ip)
+            .field("public_ipv6", &self.public_ipv6)
+            .field("backend_type", &self.backend_type)
+            .field("backend_data", &self.backend_data)
+            .field("backend_v6_data", &self.backend_v6_data)
+            .field("node", &self.node)
+            .field("extra", &NamesOf(&self.extra))
+            .finish()
+    }
+}
+
+impl WireguardData {
+    /// Flannel's default `ListenPort`, for hosts whose version does not publish one.
+    pub const DEFAULT_PORT: u16 = 51820;
+
+    /// As flannel's readers expect it in `BackendData` and `BackendV6Data`.
+    #[must_use]
+    pub fn to_value(self) -> Value {
+        json!({"PublicKey": self.public_key.to_string(), "Port": self.port})
+    }
+
+    fn read(path: &str, data: &Value, report: &mut Report) -> Option<Self> {
+        let Value::Object(map) = data else {
+            report.add(path, crate::document::describe(data), "must be an object with PublicKey and Port");
+            return None;
+        };
+        let mut fields = Fields::at(path.to_owned(), map.clone());
+        let public_key = fields.required(report, "PublicKey", "write the host's WireGuard public key", PublicKey::read);
+        let port = if fields.has("Port") {
+            fields.integer(report, "Port", 1..=u16::MAX, "")
+        } else {
+            Some(Self::DEFAULT_PORT)
+        };
+        Some(Self { public_key: public_key?, port: port? })
+    }
+}
+
+fn backend_type(text: &str) -> Result<String, Expected> {
+    let plain = !text.is_empty() && text.len() <= MAX_BACKEND_TYPE && text.bytes().all(|b| b.is_ascii_graphic());
+    if plain {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("must be a backend's name, 1 to {MAX_BACKEND_TYPE} characters").into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
+
+    fn parse(value: &str) -> SubnetLease {
+        SubnetLease::parse(value.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_flannel_host_is_a_peer_by_its_backend_data() {
+        let lease = parse(&format!(
+            r#"{{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"wireguard",
+                "BackendData":{{"PublicKey":"{KEY}"}},"BackendV6Data":{{"PublicKey":"{KEY}","Port":51821}}}}"#
+        ));
+        assert_eq!(lease.wireguard_v4().map(|d| (d.public_key.to_string(), d.port)), Some((KEY.into(), 51820)));
+        assert_eq!(lease.wireguard_v6().map(|d| d.port), Some(51821));
+    }
+
+    #[test]
+    fn backend_data_says_nothing_of_a_node() {
+        let lease = parse(&format!(
+            r#"{{"Node":"a1","BackendType":"wireguard","BackendData":{{"PublicKey":"{KEY}","Port":1}}}}"#
+        ));
+        assert_eq!((lease.wireguard_v4(), lease.wireguard_v6()), (None, None));
+        // It is for Flannel's readers, so a wrong one does not take the subnet from the node.
+        assert!(parse(r#"{"Node":"a1","BackendType":"wireguard","BackendData":7}"#).node.is_some());
+    }
+
+    #[test]
+    fn other_backends_have_no_key() {
+        let lease = parse(&format!(
+            r#"{{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{{"PublicKey":"{KEY}"}}}}"#
+        ));
+        assert_eq!(lease.wireguard_v4(), None);
+    }
+
+    #[test]
+    fn for_whom() {
+        assert!(parse("{}").is_for_nobody());
+        assert!(parse(r#"{"PublicIP":"0.0.0.0","PublicIPv6":"::"}"#).is_for_nobody());
+        assert!(!parse(r#"{"PublicIPv6":"2001:db8::1"}"#).is_for_nobody());
+        assert!(!parse(r#"{"Node":"a1"}"#).is_for_nobody());
+    }
+
+    #[test]
+    fn flannel_reads_what_a_node_writes() {
+        let data = WireguardData { public_key: KEY.parse().unwrap(), port: 51820 };
+        let node: NodeId = "a1".parse().unwrap();
+        let lease =
+            SubnetLease::for_node(node.clone(), Some(Ipv4Addr::new(192, 0, 2, 1)), None, BackendKind::Wireguard, data);
+        let written: Value = serde_json::from_slice(&lease.to_json()).unwrap();
+        assert_eq!(
+            written,
+            json!({"PublicIP": "192.0.2.1", "PublicIPv6": null, "BackendType": "wireguard",
+                "BackendData": {"PublicKey": KEY, "Port": 51820}, "Node": "a1"})
+        );
+        let direct = SubnetLease::for_node(node, None, None, BackendKind::HostGw, data);
+        assert_eq!((direct.backend_data, direct.backend_v6_data), (None, None));
+    }
+}

@@ -1,0 +1,66 @@
+//! The Lab: hosts, switches, routers and NATs in network namespaces, and what scenarios do with them.
+//!
+//! Everything here is synchronous and panics with a message that names the host, the command and what it
+//! said: a scenario reads as a list of steps, and a step that fails ends it. A scenario is a plain
+//! `#[test]` that runs as root:
+//!
+//! ```no_run
+//! use integration::{Lab, ping};
+//!
+//! let lab = Lab::new("two-hosts");
+//! let switch = lab.switch("lan");
+//! let (a, b) = (lab.host("a"), lab.host("b"));
+//! a.connect(&switch, &["192.0.2.1/24"]);
+//! b.connect(&switch, &["192.0.2.2/24"]);
+//! ping(&a, "192.0.2.2").assert_all_answered();
+//! ```
+//!
+//! Labs may run side by side in threads and processes. A Lab that ends takes every namespace, process and
+//! file with it, also after a panic and after `kill -9`. `KEEP=1` in the environment leaves it up.
+
+mod await_until;
+mod cni_runtime;
+mod etcd;
+mod etcd_writer;
+mod flow;
+mod iperf;
+mod lab;
+pub mod measure;
+mod meshd_node;
+mod ping;
+mod podman;
+mod population;
+mod relay;
+mod sniffer;
+pub mod stepped;
+mod sys;
+mod tcp_check;
+pub mod topology;
+mod wire;
+mod wireguard_peer;
+
+pub use await_until::{await_ok, await_until};
+pub use cni_runtime::{CniFailure, CniPod, CniRuntime};
+pub use etcd::Etcd;
+pub use etcd_writer::EtcdWriter;
+pub use flow::{Flow, FlowReport};
+pub use iperf::{Iperf, Throughput};
+pub use lab::{
+    Lab,
+    host::{Host, Pod},
+    interface::Interface,
+    namespace::Namespace,
+    process::{Output, Process},
+    remove_kept,
+    router::{Nat, Router},
+    switch::Switch,
+};
+pub use meshd_node::{Meshd, MeshdNode, binary};
+pub use ping::{Ping, PingReport, ping};
+pub use podman::Podman;
+pub use population::{LARGE_CONFIG, PaperNode};
+pub use relay::{Fate, Impairment, Lane, Relay, RelayCount};
+pub use sniffer::{Sniffer, Violation};
+pub use tcp_check::{TcpCheck, TcpReport};
+pub use wire::Wire;
+pub use wireguard_peer::{Implementation, WireguardPeer, key_pair};

@@ -1,0 +1,160 @@
+//! Pings, by the real `ping`.
+
+use std::{fmt::Display, time::Duration};
+
+use crate::Namespace;
+
+/// Pings `destination` three times quickly, with its default size.
+///
+/// # Panics
+/// When `ping` cannot be run at all.
+#[track_caller]
+pub fn ping(from: &Namespace, destination: impl Display) -> PingReport {
+    Ping::new(destination).run(from)
+}
+
+/// How to ping.
+#[derive(Debug, Clone)]
+pub struct Ping {
+    destination: String,
+    count: u32,
+    interval: Duration,
+    size: u16,
+    wait: Duration,
+    options: Vec<String>,
+}
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub struct PingReport {
+    from: String,
+    destination: String,
+    /// How many were to be sent.
+    pub sent: u32,
+    /// Sequence number (from 1) and round-trip time of each answer, in the order of arrival.
+    pub answers: Vec<(u32, Duration)>,
+    /// What `ping` printed, errors too.
+    pub text: String,
+}
+
+impl Ping {
+    /// Three packets of 56 bytes, 10 ms apart, each awaited for a second.
+    #[must_use]
+    pub fn new(destination: impl Display) -> Self {
+        Self {
+            destination: destination.to_string(),
+            count: 3,
+            interval: Duration::from_millis(10),
+            size: 56,
+            wait: Duration::from_secs(1),
+            options: Vec::new(),
+        }
+    }
+
+    /// How many packets.
+    #[must_use]
+    pub fn count(self, count: u32) -> Self {
+        Self { count, ..self }
+    }
+
+    /// Time between two packets.
+    #[must_use]
+    pub fn interval(self, interval: Duration) -> Self {
+        Self { interval, ..self }
+    }
+
+    /// Bytes of payload, without the ICMP and IP headers.
+    #[must_use]
+    pub fn size(self, size: u16) -> Self {
+        Self { size, ..self }
+    }
+
+    /// How long to wait for answers after the last packet, when none have come.
+    #[must_use]
+    pub fn wait(self, wait: Duration) -> Self {
+        Self { wait, ..self }
+    }
+
+    /// Any other words of `ping`'s: `option("-M do")`, `option("-I 192.0.2.1")`.
+    #[must_use]
+    pub fn option(mut self, words: &str) -> Self {
+        self.options.extend(words.split_whitespace().map(str::to_owned));
+        self
+    }
+
+    /// Pings from inside `from`.
+    ///
+    /// # Panics
+    /// When `ping` cannot be run at all.
+    #[track_caller]
+    pub fn run(&self, from: &Namespace) -> PingReport {
+        let count = self.count.to_string();
+        let interval = self.interval.as_secs_f64().to_string();
+        let wait = self.wait.as_secs_f64().to_string();
+        let size = self.size.to_string();
+        let mut command = vec!["ping", "-n", "-c", &count, "-i", &interval, "-W", &wait, "-s", &size];
+        command.extend(self.options.iter().map(String::as_str));
+        command.push(&self.destination);
+        let output = from.try_run(&command);
+        PingReport {
+            from: from.name().to_owned(),
+            destination: self.destination.clone(),
+            sent: self.count,
+            answers: output.stdout.lines().filter_map(answer).collect(),
+            text: output.describe(),
+        }
+    }
+}
+
+impl PingReport {
+    /// How many were not answered.
+    #[must_use]
+    pub fn lost(&self) -> u32 {
+        let mut answered: Vec<u32> = self.answers.iter().map(|(number, _)| *number).collect();
+        answered.sort_unstable();
+        answered.dedup();
+        self.sent.saturating_sub(u32::try_from(answered.len()).unwrap_or(u32::MAX))
+    }
+
+    /// # Panics
+    /// When one was not answered.
+    #[track_caller]
+    pub fn assert_all_answered(&self) {
+        assert!(
+            self.lost() == 0,
+            "{} lost {} of {} pings to {}\n{}",
+            self.from,
+            self.lost(),
+            self.sent,
+            self.destination,
+            self.text
+        );
+    }
+
+    /// # Panics
+    /// When one was answered.
+    #[track_caller]
+    pub fn assert_none_answered(&self) {
+        assert!(self.answers.is_empty(), "{} reaches {} but should not\n{}", self.from, self.destination, self.text);
+    }
+}
+
+/// Reads `64 bytes from 192.0.2.2: icmp_seq=1 ttl=64 time=0.041 ms`.
+fn answer(line: &str) -> Option<(u32, Duration)> {
+    let field = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name));
+    let milliseconds: f64 = field("time=")?.parse().ok()?;
+    Some((field("icmp_seq=")?.parse().ok()?, Duration::from_secs_f64(milliseconds / 1000.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_answers_and_nothing_else() {
+        let line = "64 bytes from 2001:db8::2: icmp_seq=7 ttl=64 time=0.250 ms";
+        assert_eq!(answer(line), Some((7, Duration::from_micros(250))));
+        assert_eq!(answer("From 192.0.2.1 icmp_seq=1 Destination Host Unreachable"), None);
+        assert_eq!(answer("rtt min/avg/max/mdev = 0.059/0.071/0.083/0.012 ms"), None);
+    }
+}

@@ -1,0 +1,117 @@
+//! Pods by `meshd-cni`: alone and behind other plugins, with real daemons and real plugins.
+
+#![allow(clippy::unwrap_used, reason = "a scenario that fails says where")]
+
+mod api;
+mod chained;
+mod containers;
+mod failures;
+mod kills;
+mod pods;
+mod race;
+mod refused;
+mod services;
+mod steps;
+
+use std::{fs, net::IpAddr, time::Duration};
+
+use integration::{CniPod, Etcd, MeshdNode, Namespace, await_ok, ping, topology::TwoSites};
+
+/// For something that takes a moment, on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(40);
+
+/// Two nodes on the east and one on the west, without pods.
+pub(crate) struct Nodes {
+    pub(crate) nodes: Vec<MeshdNode>,
+    pub(crate) etcd: Etcd,
+    pub(crate) sites: TwoSites,
+}
+
+impl Nodes {
+    #[track_caller]
+    pub(crate) fn start(title: &str, east: usize, west: usize) -> Self {
+        let sites = TwoSites::with_hosts(title, u8::try_from(east.max(west)).unwrap_or(1));
+        let etcd = sites.start_etcd(1);
+        etcd.put("/meshd/config", integration::topology::CONFIG);
+        let of = |site: &integration::topology::Site, count: usize| -> Vec<MeshdNode> {
+            let hosts = site.hosts.iter().take(count);
+            hosts.map(|host| integration::Meshd::on(host, &etcd).site(&site.name).start()).collect()
+        };
+        let mut nodes = of(&sites.east, east);
+        nodes.extend(of(&sites.west, west));
+        for node in &nodes {
+            node.await_ready(SOON);
+        }
+        Self { nodes, etcd, sites }
+    }
+
+    /// Keys of the attachments that etcd knows.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        self.etcd.get_prefix("/meshd/endpoints/").into_iter().map(|(key, _)| key).collect()
+    }
+
+    #[track_caller]
+    pub(crate) fn await_endpoints(&self, count: usize) {
+        await_ok(&format!("{count} endpoints in etcd"), SOON, || {
+            let endpoints = self.endpoints();
+            if endpoints.len() == count { Ok(()) } else { Err(format!("{endpoints:?}")) }
+        });
+    }
+}
+
+/// Waits until every node enforces what etcd says now.
+#[track_caller]
+pub(crate) fn await_in_force(mesh: &Nodes) {
+    let revision = i64::try_from(mesh.etcd.revision()).unwrap();
+    for node in &mesh.nodes {
+        node.await_status(&format!("to enforce revision {revision}"), SOON, |status| {
+            status["policy"]["revision"].as_i64().is_some_and(|applied| applied >= revision)
+        });
+    }
+}
+
+/// Waits until `from` reaches `to` in both families.
+#[track_caller]
+pub(crate) fn await_reaches(from: &Namespace, to: &CniPod) {
+    for address in [to.v4(), to.v6()] {
+        await_reaches_address(from, address);
+    }
+}
+
+#[track_caller]
+pub(crate) fn await_reaches_address(from: &Namespace, address: IpAddr) {
+    await_ok(&format!("{} to reach {address}", from.name()), SOON, || {
+        let report = ping(from, address);
+        if report.lost() == 0 { Ok(()) } else { Err(report.text) }
+    });
+}
+
+/// Addresses that host-local holds for this node's pods.
+pub(crate) fn reserved(node: &MeshdNode) -> Vec<String> {
+    let entries = fs::read_dir(node.run_dir().join("ipam/mesh")).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.parse::<IpAddr>().is_ok()).collect();
+    names.sort();
+    names
+}
+
+/// Interfaces of pods on this node's host.
+pub(crate) fn pod_interfaces(node: &MeshdNode) -> Vec<String> {
+    let text = node.host().run("ip -brief link").stdout;
+    let names = text.lines().filter_map(|line| line.split([' ', '@']).next());
+    names.filter(|name| name.starts_with("mesh") && name.len() == 15).map(str::to_owned).collect()
+}
+
+/// Names of the attachments that the daemon knows.
+pub(crate) fn attachments(node: &MeshdNode) -> Vec<String> {
+    let known = cni::daemon::Client::new(node.run_dir()).attachments();
+    known.unwrap_or_else(|error| panic!("{error}")).into_iter().map(|one| one.container_id).collect()
+}
+
+/// Nothing of any pod is on this node.
+#[track_caller]
+pub(crate) fn assert_nothing_left(node: &MeshdNode) {
+    assert_eq!(pod_interfaces(node), [""; 0]);
+    assert_eq!(reserved(node), [""; 0]);
+    assert_eq!(attachments(node), [""; 0]);
+}

@@ -1,0 +1,91 @@
+//! A node with two underlay addresses of each family: it answers from the one that was called (N19), and from another
+//! one when that one is gone (N18).
+//!
+//! ```text
+//!   east1 (pod) ── switch ──── router ──── switch ── west1 (pod), .11 and .61
+//!                         sniffs │ └── store: etcd
+//!                              abroad
+//!                                └── outside1: wireguard-go
+//! ```
+
+use integration::{
+    Implementation, await_ok, ping,
+    topology::{CONFIG, Mesh, TwoSites},
+};
+use serde_json::Value;
+
+use crate::{
+    SOON,
+    outside_peer::{OutsidePeer, add_abroad, await_reaches},
+};
+
+#[test]
+fn the_source_is_the_address_that_was_called_as_long_as_it_is_there() {
+    let sites = TwoSites::with_hosts("two-addresses", 1);
+    let abroad = add_abroad(&sites, 1);
+    let interface = sites.west.interfaces[0].clone();
+    sites.west.hosts[0].sysctl("net/ipv4/conf/all/promote_secondaries", "1");
+    interface.add_address("198.51.100.61/24");
+    interface.add_address("2001:db8:2::61/64");
+    let mesh = Mesh::start_on(sites, CONFIG, |meshd| meshd);
+    let peer = OutsidePeer::join(&mesh, &abroad.hosts[0], Implementation::WireguardGo, "roadie", 1, &Value::Null);
+    let (pod, west) = (mesh.pod("west1"), mesh.node("west1"));
+    peer.await_reaches(pod.addresses().to_vec());
+
+    let answers_from = |wanted: &str| {
+        await_ok(&format!("answers from {wanted}"), SOON, || {
+            let report = ping(&peer.host, pod.v4());
+            // The peer's endpoint follows what it receives.
+            let at = peer.endpoint(&mesh, "west1");
+            if report.lost() == 0 && at == format!("{wanted}:51820") {
+                Ok(())
+            } else {
+                Err(format!("{at}\n{}", report.text))
+            }
+        });
+        await_reaches(pod, peer.v6);
+    };
+    for (called, shown) in [
+        ("198.51.100.61", "198.51.100.61"),
+        ("2001:db8:2::11", "[2001:db8:2::11]"),
+        ("2001:db8:2::61", "[2001:db8:2::61]"),
+        ("198.51.100.11", "198.51.100.11"),
+        ("198.51.100.61", "198.51.100.61"),
+    ] {
+        peer.call(&mesh, "west1", called);
+        answers_from(shown);
+    }
+
+    // The address in use goes: the node sends from the one that is left, and the peer follows.
+    interface.remove_address("198.51.100.61/24");
+    await_reaches(pod, peer.v4);
+    answers_from("198.51.100.11");
+    peer.call(&mesh, "west1", "2001:db8:2::61");
+    answers_from("[2001:db8:2::61]");
+    interface.remove_address("2001:db8:2::61/64");
+    await_reaches(pod, peer.v4);
+    answers_from("[2001:db8:2::11]");
+
+    // The nodes have followed, too.
+    await_reaches(mesh.pod("east1"), pod.v4());
+    await_reaches(pod, mesh.pod("east1").v6());
+    west.await_path("east1", "wireguard", SOON);
+}
+
+/// The node's first address, which its record names, is replaced by another: the others find it there.
+#[test]
+fn a_node_that_changes_its_address_is_found_again() {
+    let sites = TwoSites::with_hosts("renumbered", 1);
+    let mesh = Mesh::start_on(sites, CONFIG, |meshd| meshd);
+    mesh.await_all_reach_each_other();
+    let (host, interface) = (&mesh.sites.west.hosts[0], &mesh.sites.west.interfaces[0]);
+    interface.remove_address("198.51.100.11/24");
+    interface.add_address("198.51.100.88/24");
+    host.route("default", "via 198.51.100.1");
+    await_ok("east1 to see west1 at its new address", SOON, || {
+        let report = ping(mesh.pod("east1"), mesh.pod("west1").v4());
+        let at = mesh.node("east1").peer("west1").map(|peer| peer["endpoint"].to_string()).unwrap_or_default();
+        if report.lost() == 0 && at.contains("198.51.100.88:") { Ok(()) } else { Err(format!("{at}\n{}", report.text)) }
+    });
+    mesh.await_all_reach_each_other();
+}

@@ -1,0 +1,242 @@
+//! What never enters a tunnel, or is rewritten behind it, is judged by nftables.
+//!
+//! ```text
+//!   east1 (pods a, b) ─┐
+//!                      ├─ switch ─ router ─ switch ─ west1 (pod db), west2
+//!   east2 (pod) ───────┘
+//! ```
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use serde_json::json;
+
+use crate::{
+    SOON, await_in_force, mesh,
+    objects::{delete_policy, put_pod, put_policy},
+    probe::{Server, round_trip},
+};
+use integration::{await_ok, await_until};
+
+const TABLE: &str = "nft list table inet meshd_policy";
+
+#[test]
+fn two_pods_of_one_node_and_a_direct_peer() {
+    let mesh = mesh("policy-direct", 2);
+    let (east1, db) = (mesh.node("east1"), mesh.pod("east1"));
+    let neighbour = east1.pod("neighbour");
+    let (peer, far) = (mesh.pod("east2"), mesh.pod("west1"));
+    mesh.node("east1").await_path("east2", "direct", SOON);
+    for (pod, name, node) in [(db, "db", "east1"), (&neighbour, "neighbour", "east1"), (peer, "peer", "east2")] {
+        put_pod(&mesh.etcd, ("shop", name), &json!({"app": name}), node, pod.addresses());
+    }
+    let servers = [Server::start(db, db.v4(), 5432), Server::start(db, db.v6(), 5432)];
+    for server in &servers {
+        for from in [&neighbour, peer, far] {
+            server.assert_reached(from);
+        }
+    }
+    let mut connection = servers[0].connect(&neighbour);
+    assert!(round_trip(&mut connection, SOON));
+    let allow = |who: &str| {
+        json!({"podSelector": {"matchLabels": {"app": "db"}},
+               "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": who}}}]}]})
+    };
+    put_policy(&mesh.etcd, "shop", "db", &allow("peer"));
+    await_in_force(&mesh);
+    for server in &servers {
+        server.assert_reached(peer);
+        server.assert_not_reached(&neighbour);
+        // No pod of that address is known.
+        server.assert_not_reached(far);
+        // The node itself reaches its pods whatever policies say.
+        server.assert_reached(east1.host());
+    }
+    assert!(!round_trip(&mut connection, Duration::from_millis(700)), "the established connection goes on");
+    put_policy(&mesh.etcd, "shop", "db", &allow("neighbour"));
+    await_in_force(&mesh);
+    for server in &servers {
+        server.assert_reached(&neighbour);
+        server.assert_not_reached(peer);
+    }
+    await_until("the connection to go on", SOON, || round_trip(&mut connection, Duration::from_secs(1)).then_some(()));
+    mesh.sniffer.assert_clean();
+}
+
+/// Whatever way a flow goes on that policies cut: what answers it is no more let pass than what it began with.
+#[test]
+fn a_flow_that_is_cut_is_cut_in_both_directions() {
+    let mesh = mesh("policy-cut", 2);
+    let (east1, db) = (mesh.node("east1"), mesh.pod("east1"));
+    let neighbour = east1.pod("neighbour");
+    let (peer, far) = (mesh.pod("east2"), mesh.pod("west1"));
+    east1.await_path("east2", "direct", SOON);
+    for (pod, name, node) in
+        [(db, "db", "east1"), (&neighbour, "neighbour", "east1"), (peer, "peer", "east2"), (far, "far", "west1")]
+    {
+        put_pod(&mesh.etcd, ("shop", name), &json!({"app": name}), node, pod.addresses());
+    }
+    await_in_force(&mesh);
+    for address in [db.v4(), db.v6()] {
+        let server = db.enter(|| UdpSocket::bind((address, 5432))).unwrap();
+        server.set_read_timeout(Some(SOON)).unwrap();
+        let mut buffer = [0; 16];
+        let clients: Vec<(UdpSocket, SocketAddr)> = [&neighbour, peer, far]
+            .iter()
+            .map(|from| {
+                let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+                let client = from.enter(|| UdpSocket::bind((any, 0))).unwrap();
+                client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                client.send_to(b"begin", (address, 5432)).unwrap();
+                let (_, at) = server.recv_from(&mut buffer).unwrap();
+                (client, at)
+            })
+            .collect();
+        // The server sends, and the client only listens.
+        let mut hears = |(client, at): &(UdpSocket, SocketAddr)| {
+            server.send_to(b"more", at).unwrap();
+            client.recv(&mut buffer).is_ok()
+        };
+        assert!(clients.iter().all(&mut hears));
+        put_policy(&mesh.etcd, "shop", "closed", &json!({"podSelector": {"matchLabels": {"app": "db"}}}));
+        await_in_force(&mesh);
+        for client in &clients {
+            assert!(!hears(client), "{} still hears of a flow that is cut", client.1);
+        }
+        delete_policy(&mesh.etcd, "shop", "closed");
+        await_in_force(&mesh);
+        for client in &clients {
+            await_ok("the flow to go on", SOON, || if hears(client) { Ok(()) } else { Err(client.1.to_string()) });
+        }
+    }
+}
+
+#[test]
+fn egress_is_judged_where_it_begins() {
+    let mesh = mesh("policy-egress", 2);
+    let (east1, client) = (mesh.node("east1"), mesh.pod("east1"));
+    put_pod(&mesh.etcd, ("shop", "client"), &json!({"app": "client"}), "east1", client.addresses());
+    put_pod(&mesh.etcd, ("shop", "db"), &json!({"app": "db"}), "west1", mesh.pod("west1").addresses());
+    let (db, peer) = (mesh.pod("west1"), mesh.pod("east2"));
+    let (far, near) = (Server::start(db, db.v4(), 5432), Server::start(peer, peer.v4(), 5432));
+    let overlay = *east1.overlay().iter().find(|ip| ip.is_ipv4()).unwrap();
+    let on_node = Server::start(east1.host(), overlay, 8080);
+    for server in [&far, &near, &on_node] {
+        server.assert_reached(client);
+    }
+    let spec = json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"],
+                      "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "db"}}}]}]});
+    put_policy(&mesh.etcd, "shop", "out", &spec);
+    await_in_force(&mesh);
+    far.assert_reached(client);
+    near.assert_not_reached(client);
+    on_node.assert_not_reached(client);
+    delete_policy(&mesh.etcd, "shop", "out");
+    await_in_force(&mesh);
+    for server in [&far, &near, &on_node] {
+        server.assert_reached(client);
+    }
+}
+
+#[test]
+fn a_node_port_through_the_tunnel_is_judged_behind_the_rewrite() {
+    let mesh = mesh("policy-node-port", 1);
+    let (client, db) = (mesh.pod("east1"), mesh.pod("west1"));
+    let west = mesh.node("west1");
+    put_pod(&mesh.etcd, ("shop", "db"), &json!({"app": "db"}), "west1", db.addresses());
+    put_pod(&mesh.etcd, ("shop", "client"), &json!({"app": "client"}), "east1", client.addresses());
+    let overlay = *west.overlay().iter().find(|ip| ip.is_ipv4()).unwrap();
+    west.host().nft(&format!(
+        "table ip nodeport {{\nchain pre {{\ntype nat hook prerouting priority dstnat\n\
+           ip daddr {overlay} meta l4proto {{ tcp, udp }} th dport 30080 dnat to {}:5432\n}}\n}}",
+        db.v4()
+    ));
+    let behind = Server::start(db, db.v4(), 5432);
+    let node_port = behind.at_port(overlay, 30080);
+    node_port.assert_reached(client);
+    put_policy(&mesh.etcd, "shop", "closed", &json!({"podSelector": {"matchLabels": {"app": "db"}}}));
+    await_in_force(&mesh);
+    behind.assert_not_reached(client);
+    node_port.assert_not_reached(client);
+    delete_policy(&mesh.etcd, "shop", "closed");
+    await_in_force(&mesh);
+    node_port.assert_reached(client);
+}
+
+#[test]
+fn a_pod_reaches_itself_by_a_service_whatever_policies_say() {
+    let mesh = mesh("policy-hairpin", 1);
+    let (client, db) = (mesh.pod("east1"), mesh.pod("west1"));
+    let neighbour = mesh.node("west1").pod("neighbour");
+    put_pod(&mesh.etcd, ("shop", "db"), &json!({"app": "db"}), "west1", db.addresses());
+    put_pod(&mesh.etcd, ("shop", "neighbour"), &json!({"app": "neighbour"}), "west1", neighbour.addresses());
+    // As kube-proxy does it: rewritten to a pod, and what goes back to whom it came from bears the node's address.
+    mesh.node("west1").host().nft(&format!(
+        "table ip service {{\nchain pre {{\ntype nat hook prerouting priority dstnat\n\
+           ip daddr 198.18.0.1 meta l4proto {{ tcp, udp }} th dport 80 dnat to {db}:5432\n}}\n\
+         chain post {{\ntype nat hook postrouting priority srcnat - 1\n\
+           ip saddr {db} ip daddr {db} masquerade\n}}\n}}",
+        db = db.v4()
+    ));
+    let behind = Server::start(db, db.v4(), 5432);
+    let service = behind.at_port("198.18.0.1".parse().unwrap(), 80);
+    service.assert_reached(db);
+    service.assert_reached(&neighbour);
+    let closed = json!({"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Ingress", "Egress"]});
+    put_policy(&mesh.etcd, "shop", "closed", &closed);
+    await_in_force(&mesh);
+    service.assert_reached(db);
+    service.assert_not_reached(&neighbour);
+    behind.assert_not_reached(client);
+}
+
+/// What `nft list` prints, in an order of its own: nft's is that in which things were made. The values of marks are left
+/// out: they count the changes of a chain, and a new one begins anew. So are counters.
+fn lines(listing: &str) -> Vec<&str> {
+    let same = |line: &str| {
+        ["ct mark", "counter packets"].iter().filter_map(|word| line.find(word)).min().unwrap_or(line.len())
+    };
+    let mut lines: Vec<&str> = listing.lines().map(|line| &line[..same(line)]).collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[test]
+fn rules_that_others_remove_are_put_back() {
+    let mesh = mesh("policy-flushed", 1);
+    let (east1, db) = (mesh.node("east1"), mesh.pod("east1"));
+    let neighbour = east1.pod("neighbour");
+    put_pod(&mesh.etcd, ("shop", "db"), &json!({"app": "db"}), "east1", db.addresses());
+    let server = Server::start(db, db.v4(), 5432);
+    put_policy(&mesh.etcd, "shop", "closed", &json!({"podSelector": {"matchLabels": {"app": "db"}}}));
+    await_in_force(&mesh);
+    server.assert_not_reached(&neighbour);
+    let listed = east1.host().run(TABLE).stdout;
+    let before = lines(&listed);
+    for removal in [
+        "flush ruleset",
+        "delete table inet meshd_policy",
+        "flush chain inet meshd_policy forward",
+        "flush map inet meshd_policy ingress4",
+        &format!("delete element inet meshd_policy ingress4 {{ {} }}", db.v4()),
+        "flush chain inet meshd_policy refused_in",
+        "insert rule inet meshd_policy forward accept",
+    ] {
+        east1.host().nft(removal);
+        await_ok(&format!("the rules to be back after {removal}"), SOON, || {
+            let now = east1.host().try_run(&TABLE.split(' ').collect::<Vec<_>>());
+            if lines(&now.stdout) == before { Ok(()) } else { Err(now.describe()) }
+        });
+        server.assert_not_reached(&neighbour);
+        server.assert_not_reached(mesh.pod("west1"));
+    }
+    // Without a daemon they stay.
+    east1.kill9();
+    assert_eq!(lines(&east1.host().run(TABLE).stdout), before);
+    server.assert_not_reached(&neighbour);
+    east1.start();
+    await_in_force(&mesh);
+    server.assert_not_reached(&neighbour);
+}

@@ -1,0 +1,86 @@
+//! What nftables decides is seen, and audit mode refuses nothing there.
+//!
+//! ```text
+//!   east1 (pods db, neighbour) ── router ── west1 (pod)
+//! ```
+
+use serde_json::{Value, json};
+
+use crate::{
+    SOON, await_in_force, mesh,
+    objects::{put_pod, put_policy},
+    probe::Server,
+};
+use integration::{MeshdNode, await_until, topology::CONFIG};
+
+fn await_flow(node: &MeshdNode, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    await_until(&format!("a flow: {what}"), SOON, || {
+        let printed = node.meshctl(&["-o", "json", "flows"]).stdout;
+        let list: Vec<Value> = printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        list.into_iter().find(|flow| wanted(flow))
+    })
+}
+
+#[test]
+fn verdicts_of_nftables_are_reported_and_audit_mode_lets_pass() {
+    let mesh = mesh("policy-nflog", 1);
+    let (east1, db) = (mesh.node("east1"), mesh.pod("east1"));
+    let neighbour = east1.pod("neighbour");
+    for (pod, name) in [(db, "db"), (&neighbour, "neighbour")] {
+        put_pod(&mesh.etcd, ("shop", name), &json!({"app": name}), "east1", pod.addresses());
+    }
+    let server = Server::start(db, db.v4(), 5432);
+    put_policy(&mesh.etcd, "shop", "closed", &json!({"podSelector": {"matchLabels": {"app": "db"}}}));
+    await_in_force(&mesh);
+    server.assert_not_reached(&neighbour);
+    let at_nftables = |flow: &Value, verdict: &str| flow["at"] == "nftables" && flow["verdict"] == verdict;
+    let flow = await_flow(east1, "refused", |flow| at_nftables(flow, "denied") && flow["port"] == 5432);
+    assert_eq!((&flow["sourcePod"], &flow["destinationPod"]), (&json!("shop/neighbour"), &json!("shop/db")));
+    assert_eq!(flow["direction"], "ingress");
+    assert!(flow["why"].as_str().is_some_and(|why| why.contains("shop/closed")), "{flow}");
+    // The same for what nobody knows, and for IPv6.
+    let v6 = Server::start(db, db.v6(), 5433);
+    v6.assert_not_reached(&neighbour);
+    await_flow(east1, "refused by IPv6", |flow| at_nftables(flow, "denied") && flow["port"] == 5433);
+    mesh.etcd.put("/meshd/config", &CONFIG.replacen('{', "{\"policyMode\": \"audit\", ", 1));
+    await_in_force(&mesh);
+    server.assert_reached(&neighbour);
+    server.assert_reached(mesh.pod("west1"));
+    let flow = await_flow(east1, "audited", |flow| at_nftables(flow, "audited") && flow["port"] == 5432);
+    assert_eq!(flow["destinationPod"], "shop/db");
+    mesh.etcd.put("/meshd/config", CONFIG);
+    await_in_force(&mesh);
+    server.assert_not_reached(&neighbour);
+    server.assert_not_reached(mesh.pod("west1"));
+}
+
+#[test]
+fn marks_and_the_log_group_can_be_moved() {
+    let sites = integration::topology::TwoSites::with_hosts("policy-marks", 1);
+    let args = "--policy-marks 0x70,0x700 --policy-log-group 77";
+    let mesh = integration::topology::Mesh::start_on(sites, CONFIG, |meshd| meshd.args(args));
+    let (east1, db) = (mesh.node("east1"), mesh.pod("east1"));
+    let neighbour = east1.pod("neighbour");
+    put_pod(&mesh.etcd, ("shop", "db"), &json!({"app": "db"}), "east1", db.addresses());
+    put_pod(&mesh.etcd, ("shop", "neighbour"), &json!({"app": "neighbour"}), "east1", neighbour.addresses());
+    let server = Server::start(db, db.v4(), 5432);
+    // Another program's bits are left as they are; three bits are seven generations, and come round.
+    east1
+        .host()
+        .nft("table inet other {\nchain c {\ntype filter hook prerouting priority 0\nct mark set ct mark or 0x8\n}\n}");
+    for round in 0..10 {
+        let port = if round % 2 == 0 { 5432 } else { 1 };
+        let spec = json!({"podSelector": {"matchLabels": {"app": "db"}},
+            "ingress": [{"from": [{"podSelector": {}}], "ports": [{"port": port}, {"port": port, "protocol": "UDP"}]}]});
+        put_policy(&mesh.etcd, "shop", "db", &spec);
+        await_in_force(&mesh);
+        match round % 2 {
+            0 => server.assert_reached(&neighbour),
+            _ => server.assert_not_reached(&neighbour),
+        }
+    }
+    let rules = east1.host().run("nft list table inet meshd_policy").stdout;
+    assert!(rules.contains("log prefix \"meshd refused ingress\" group 77"), "{rules}");
+    assert!(!rules.contains("0x7f"), "{rules}");
+    await_flow(east1, "refused", |flow| flow["at"] == "nftables" && flow["verdict"] == "denied");
+}

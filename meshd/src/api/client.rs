@@ -1,0 +1,94 @@
+//! The side of `meshctl`: one blocking request a connection.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::de::DeserializeOwned;
+
+/// How long one read or write may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest answer that is read; 5,000 peers need about 2 MB.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// Speaks to the daemon's socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("the daemon is not reachable at {socket}: {source}; is `meshd run` up, and --run-dir the same?")]
+    Unreachable {
+        /// The socket.
+        socket: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the daemon at {socket} did not answer: {source}")]
+    Broken {
+        /// The socket.
+        socket: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It does not have that.
+    #[error("{0}")]
+    NotFound(String),
+    /// It does not understand what was asked.
+    #[error("{0}")]
+    Invalid(String),
+    /// It answered something else than HTTP/1.1 200 with JSON.
+    #[error("the daemon answered what this meshctl does not understand ({0}); are both of one version?")]
+    Malformed(String),
+}
+
+impl Client {
+    /// A client of the daemon that has `run_dir`.
+    #[must_use]
+    pub fn new(run_dir: &Path) -> Self {
+        Self { socket: run_dir.join(super::SOCKET) }
+    }
+
+    /// `GET path`, as JSON.
+    ///
+    /// # Errors
+    /// When there is no such answer.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        serde_json::from_str(&self.get_text(path)?).map_err(|error| ClientError::Malformed(error.to_string()))
+    }
+
+    /// `GET path`, as it is.
+    ///
+    /// # Errors
+    /// When there is no such answer.
+    pub fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        let socket = || self.socket.display().to_string();
+        let mut stream = UnixStream::connect(&self.socket)
+            .map_err(|source| ClientError::Unreachable { socket: socket(), source })?;
+        let broken = |source| ClientError::Broken { socket: socket(), source };
+        stream.set_read_timeout(Some(TIMEOUT)).map_err(broken)?;
+        stream.set_write_timeout(Some(TIMEOUT)).map_err(broken)?;
+        // HTTP/1.0: the answer ends with the connection and is never chunked.
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: meshd\r\n\r\n").map_err(broken)?;
+        let mut answer = String::new();
+        stream.take(MAX_ANSWER).read_to_string(&mut answer).map_err(broken)?;
+        let (head, body) =
+            answer.split_once("\r\n\r\n").ok_or_else(|| ClientError::Malformed("no header".to_owned()))?;
+        let status = head.lines().next().unwrap_or_default();
+        match status.split(' ').nth(1) {
+            Some("200") => Ok(body.to_owned()),
+            Some("400") => Err(ClientError::Invalid(body.trim_end().to_owned())),
+            Some("404") => Err(ClientError::NotFound(body.trim_end().to_owned())),
+            _ => Err(ClientError::Malformed(status.to_owned())),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What monitoring asks over TCP: `/livez`, `/readyz`, `/metrics`. Nothing can be changed here, and nothing secret is
+//! told, but names and addresses of the mesh are; so it listens on loopback unless it is told otherwise.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{RawQuery, State},
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    connection::Bounded,
+    health::{Check, all_hold, text},
+    metrics,
+    server::Source,
+};
+
+/// Between two tries to have an address that is not to be had.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Serves `source` at `address` until `stop`. An address that cannot be had is tried for again and again; `tell` hears
+/// why, and `None` once it is had.
+pub fn monitor(
+    address: SocketAddr,
+    per_peer: bool,
+    source: Arc<dyn Source>,
+    stop: CancellationToken,
+    tell: impl Fn(Option<io::Error>) + Send + 'static,
+) {
+    let router = Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(move |State(source): State<Arc<dyn Source>>| scrape(source, per_peer)))
+        .with_state(source);
+    tokio::spawn(async move {
+        let listener = loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => break listener,
+                Err(error) => tell(Some(error)),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        };
+        tell(None);
+        let server = axum::serve(Bounded::new(listener), router).with_graceful_shutdown(stop.cancelled_owned());
+        if let Err(error) = server.await {
+            tracing::error!(%error, "metrics and health are not served any more");
+        }
+    });
+}
+
+async fn livez(State(source): State<Arc<dyn Source>>, RawQuery(query): RawQuery) -> Response {
+    answer("livez", &source.liveness(), query.as_deref())
+}
+
+async fn readyz(State(source): State<Arc<dyn Source>>, RawQuery(query): RawQuery) -> Response {
+    answer("readyz", &source.readiness(), query.as_deref())
+}
+
+fn answer(name: &str, checks: &[Check], query: Option<&str>) -> Response {
+    let verbose = query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
+    let status = if all_hold(checks) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, text(name, checks, verbose)).into_response()
+}
+
+async fn scrape(source: Arc<dyn Source>, per_peer: bool) -> Response {
+    match tokio::task::spawn_blocking(move || metrics::encode(&*source, per_peer)).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Ok(Err(_)) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}

@@ -1,0 +1,202 @@
+//! The side of the daemon.
+
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{self, State},
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    attachments,
+    connection::{Bounded, Caller},
+    health::Check,
+    metrics::Figures,
+    types,
+    uapi::Device,
+};
+use crate::{attachments::Attachments, enforcement::FlowSample};
+
+/// Where answers come from. Each call is a look at the present state and does not wait.
+pub trait Source: Send + Sync + 'static {
+    /// `GET /v1/status`
+    fn status(&self) -> types::Status;
+    /// `GET /v1/peers`
+    fn peers(&self) -> Vec<types::Peer>;
+    /// `GET /v1/routes`
+    fn routes(&self) -> Vec<types::Route>;
+    /// `GET /v1/policies`. May wait for the policy thread.
+    fn policies(&self) -> Vec<types::Policy>;
+    /// `GET /v1/policies/NAME`: the policy `NAMESPACE/NAME`, or the ClusterNetworkPolicy `NAME`. May wait for the policy
+    /// thread.
+    fn policy(&self, name: &str) -> Option<types::ShownPolicy>;
+    /// `GET /v1/policy/explain`. May wait for the policy thread.
+    ///
+    /// # Errors
+    /// When the question makes no sense, or names a pod that is not known.
+    fn explain(&self, question: &Question) -> Result<types::Explained, QuestionError>;
+    /// `GET /v1/flows`
+    fn flows(&self, after: u64) -> Vec<FlowSample>;
+    /// `GET /livez`: whether the threads come round.
+    fn liveness(&self) -> Vec<Check>;
+    /// `GET /readyz`: whether pods' packets go as they should. That etcd is away does not count.
+    fn readiness(&self) -> Vec<Check>;
+    /// For `GET /metrics`, beside the answers above.
+    fn figures(&self) -> Figures;
+    /// The tunnel as WireGuard's own tools see it, without its private key.
+    fn device(&self) -> Device;
+    /// What a new container needs to know, or why none can be attached.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    fn network(&self) -> Result<cni::daemon::Network, String>;
+    /// A wg-quick file for the outside peer `name`, if there is such a peer.
+    fn outside_peer_config(&self, name: &str) -> Option<String>;
+}
+
+/// May SRC begin this with DST?
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// `NS/POD` or an address.
+    pub source: String,
+    /// `NS/POD` or an address.
+    pub destination: String,
+    /// `PROTO/PORT`; protocols without ports stand alone.
+    pub service: String,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuestionError {
+    /// It makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// It names what is not known.
+    #[error("{0}")]
+    NotFound(String),
+}
+
+impl Question {
+    /// The question in a query string; its parts need no escaping.
+    fn from_query(query: &str) -> Option<Self> {
+        let part = |name: &str| {
+            let of = |pair: &str| Some(pair.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+            query.split('&').find_map(of)
+        };
+        Some(Self { source: part("src")?, destination: part("dst")?, service: part("service")? })
+    }
+}
+
+/// Why the socket could not be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The socket could not be made.
+    #[error("socket {path}: {source}")]
+    Socket {
+        /// Its path.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Serves `source` and `attached` at `path` until `stop`. The socket's mode is 0660.
+///
+/// A socket that an earlier process left is replaced: the caller holds the lock of the state directory, so nobody
+/// lives behind it.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn serve(
+    path: &Path,
+    source: Arc<dyn Source>,
+    attached: Arc<Attachments>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let failed = |error| ServeError::Socket { path: path.display().to_string(), source: error };
+    // Bound beside and renamed, so that whoever finds the socket finds it with its mode.
+    let beside = path.with_extension("new");
+    for stale in [&beside] {
+        match fs::remove_file(stale) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+    }
+    let listener = UnixListener::bind(&beside).map_err(failed)?;
+    fs::set_permissions(&beside, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    fs::rename(&beside, path).map_err(failed)?;
+    let router = Router::new()
+        .route("/v1/status", get(|State(source): State<Arc<dyn Source>>| async move { Json(source.status()) }))
+        .route("/v1/peers", get(|State(source): State<Arc<dyn Source>>| async move { Json(source.peers()) }))
+        .route("/v1/peers/{name}/config", get(peer_config))
+        .route("/v1/routes", get(|State(source): State<Arc<dyn Source>>| async move { Json(source.routes()) }))
+        .route("/v1/policies", get(policies))
+        .route("/v1/policies/{*name}", get(policy))
+        .route("/v1/policy/explain", get(explain))
+        .route("/v1/flows", get(flows))
+        .with_state(Arc::clone(&source))
+        .merge(attachments::router(source, attached));
+    tokio::spawn(async move {
+        let service = router.into_make_service_with_connect_info::<Caller>();
+        let server = axum::serve(Bounded::new(listener), service).with_graceful_shutdown(stop.cancelled_owned());
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the local API has stopped");
+        }
+    });
+    Ok(())
+}
+
+async fn policies(State(source): State<Arc<dyn Source>>) -> Response {
+    match tokio::task::spawn_blocking(move || source.policies()).await {
+        Ok(policies) => Json(policies).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn policy(State(source): State<Arc<dyn Source>>, extract::Path(name): extract::Path<String>) -> Response {
+    let known = tokio::task::spawn_blocking(move || source.policy(&name).ok_or(name)).await;
+    match known {
+        Ok(Ok(policy)) => Json(policy).into_response(),
+        Ok(Err(name)) => {
+            (StatusCode::NOT_FOUND, format!("no policy {name} is in force on this node\n")).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn explain(State(source): State<Arc<dyn Source>>, extract::RawQuery(query): extract::RawQuery) -> Response {
+    let Some(question) = Question::from_query(&query.unwrap_or_default()) else {
+        return (StatusCode::BAD_REQUEST, "the query needs src, dst and service\n").into_response();
+    };
+    match tokio::task::spawn_blocking(move || source.explain(&question)).await {
+        Ok(Ok(explained)) => Json(explained).into_response(),
+        Ok(Err(error @ QuestionError::NotFound(_))) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
+        Ok(Err(error)) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn flows(
+    State(source): State<Arc<dyn Source>>,
+    extract::RawQuery(query): extract::RawQuery,
+) -> Json<Vec<FlowSample>> {
+    let query = query.unwrap_or_default();
+    let after = query.strip_prefix("after=").and_then(|number| number.parse().ok()).unwrap_or(0);
+    Json(source.flows(after))
+}
+
+async fn peer_config(State(source): State<Arc<dyn Source>>, extract::Path(name): extract::Path<String>) -> Response {
+    match source.outside_peer_config(&name) {
+        Some(text) => ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response(),
+        None => {
+            (StatusCode::NOT_FOUND, format!("there is no outside peer {name}; see peers/ in etcd\n")).into_response()
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! What the API answers. Fields may be added; none is taken away or changes its meaning.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use policy::engine::{Cause, Classifier, Explanation, Flow};
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Name of this node.
+    pub node: String,
+    /// Its stable identity.
+    pub id: String,
+    /// Its site.
+    pub site: Option<String>,
+    /// Its subnets.
+    pub subnets: Vec<IpNet>,
+    /// Its overlay addresses.
+    pub overlay: Vec<IpAddr>,
+    /// The etcd revision that is in force.
+    pub revision: i64,
+    /// etcd.
+    pub etcd: Etcd,
+    /// In one word.
+    pub state: State,
+    /// What is not well.
+    pub problems: Vec<Problem>,
+    /// How far policies are in force on this node.
+    #[serde(default)]
+    pub policy: PolicyStatus,
+    /// Packets dropped since the start, by reason; only reasons that occurred.
+    pub drops: Vec<DropCount>,
+    /// Version of the daemon.
+    pub version: String,
+}
+
+/// Policies on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyStatus {
+    /// The etcd revision whose policies are in force; 0: none yet, and nothing reaches a pod.
+    pub revision: i64,
+    /// `enforce` or `audit`.
+    pub mode: String,
+    /// Pods known.
+    pub pods: usize,
+    /// Policies in force.
+    pub policies: usize,
+    /// Packets at the tunnel's end by what became of them; only what occurred.
+    pub verdicts: Vec<DropCount>,
+}
+
+/// `GET /v1/policy/explain?src=SRC&dst=DST&service=PROTO/PORT`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explained {
+    /// Whether both ends allow it.
+    pub allowed: bool,
+    /// The source's end.
+    pub egress: ExplainedEnd,
+    /// The destination's end.
+    pub ingress: ExplainedEnd,
+    /// Objects of `--offline` that do not hold, and what was made of them.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+/// What one end says of a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedEnd {
+    /// What stands there.
+    pub end: String,
+    /// Whether it allows it.
+    pub allowed: bool,
+    /// The policy that decided.
+    pub policy: Option<String>,
+    /// Its rule that decided, counted from 0.
+    pub rule: Option<u16>,
+    /// That rule's name.
+    #[serde(default)]
+    pub rule_name: Option<String>,
+    /// Whether no rule matched and the pod is isolated.
+    #[serde(default)]
+    pub isolated: bool,
+    /// The rule that came nearest to allowing it.
+    pub nearest_miss: Option<String>,
+    /// All policies that have a say here.
+    pub selecting: Vec<String>,
+    /// All of it in a sentence.
+    pub text: String,
+}
+
+/// An element of `GET /v1/policies`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    /// Its key in etcd, without the prefix.
+    pub key: String,
+    /// `valid`, or what stands for a value that cannot be read: `isolates`, `isolatesNamespace`.
+    pub state: String,
+    /// The directions that it speaks of: `ingress`, `egress`.
+    pub directions: Vec<String>,
+    /// Number of rules of both directions.
+    pub rules: usize,
+}
+
+/// `GET /v1/policies/NAMESPACE/NAME`, or with the name of a ClusterNetworkPolicy
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShownPolicy {
+    /// As in the list of all.
+    #[serde(flatten)]
+    pub policy: Policy,
+    /// What it was understood as, in lines: defaults filled in, every rule with its number.
+    pub understood: String,
+}
+
+impl Explained {
+    /// What both ends of a flow say by `classifier`.
+    #[must_use]
+    pub fn of(classifier: &Classifier, flow: &Flow, problems: Vec<String>) -> Self {
+        let allowed = classifier.connection(flow).allowed();
+        let [egress, ingress] = classifier.explain_connection(flow).map(ExplainedEnd::from);
+        Self { allowed, egress, ingress, problems }
+    }
+
+    /// The answer in lines.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut lines = vec![if self.allowed { "allowed" } else { "denied" }.to_owned()];
+        lines.extend([&self.egress, &self.ingress].map(|end| format!("  {}", end.text)));
+        lines.extend(self.problems.iter().map(|problem| format!("problem: {problem}")));
+        lines.join("\n") + "\n"
+    }
+}
+
+impl From<Explanation> for ExplainedEnd {
+    fn from(explanation: Explanation) -> Self {
+        Self {
+            text: explanation.to_string(),
+            end: explanation.end,
+            allowed: explanation.verdict.allowed,
+            policy: explanation.policy.map(|name| name.to_string()),
+            rule: explanation.rule,
+            rule_name: explanation.rule_name,
+            isolated: matches!(explanation.verdict.cause, Cause::Isolated { .. }),
+            nearest_miss: explanation.nearest.map(|miss| miss.to_string()),
+            selecting: explanation.selecting.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// The connection to etcd.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Etcd {
+    /// Whether a member answers now.
+    pub connected: bool,
+    /// The member spoken to, or last spoken to.
+    pub endpoint: Option<String>,
+    /// Seconds since etcd last answered; `None`: never since the start.
+    pub age: Option<f64>,
+}
+
+/// The daemon's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum State {
+    /// No picture of the mesh yet.
+    Starting,
+    /// There is a valid config; this node has no subnet yet.
+    Joining,
+    /// It has a subnet and forwards.
+    Running,
+    /// It forwards, and something is not well.
+    Degraded,
+    /// `removed/ID` stands.
+    Removed,
+}
+
+/// One thing that is not well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Stable, in snake case.
+    pub code: String,
+    /// What was found.
+    pub cause: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl From<&crate::problem::Problem> for Problem {
+    fn from(problem: &crate::problem::Problem) -> Self {
+        Self { code: problem.code.to_owned(), cause: problem.cause.clone(), remedy: problem.remedy.clone() }
+    }
+}
+
+/// Packets dropped for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropCount {
+    /// Stable, in snake case.
+    pub reason: String,
+    /// How many.
+    pub packets: u64,
+}
+
+/// How packets reach a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Path {
+    /// A plain route by its interface address.
+    Direct,
+    /// The tunnel.
+    Wireguard,
+    /// Neither.
+    Unreachable,
+}
+
+impl std::fmt::Display for Path {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Direct => "direct",
+            Self::Wireguard => "wireguard",
+            Self::Unreachable => "unreachable",
+        })
+    }
+}
+
+/// An element of `GET /v1/peers`: another node, or an outside peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its identity; the name again for an outside peer.
+    pub id: String,
+    /// Its site.
+    pub site: Option<String>,
+    /// Its prefixes.
+    pub subnets: Vec<IpNet>,
+    /// How packets reach it: by the family that fares worse, when the two differ.
+    pub path: Path,
+    /// Why that path and not a better one; empty when there is nothing to say.
+    pub reason: String,
+    /// The key that its tunnel goes by; `None` without a tunnel.
+    #[serde(default)]
+    pub public_key: Option<String>,
+    /// Where its tunnel is.
+    pub endpoint: Option<SocketAddr>,
+    /// Unix time in seconds of the last handshake.
+    pub latest_handshake: Option<u64>,
+    /// Bytes received from it through the tunnel.
+    pub rx: u64,
+    /// Bytes sent to it through the tunnel.
+    pub tx: u64,
+    /// Largest inner packet that its tunnel carries now.
+    pub mtu: Option<u16>,
+}
+
+/// An element of `GET /v1/routes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// Destination.
+    pub dst: IpNet,
+    /// How packets to it leave.
+    pub path: Path,
+    /// Whose prefix it is; empty for the floor under the network.
+    pub peer: String,
+    /// Next hop of a direct path.
+    pub via: Option<IpAddr>,
+    /// Interface.
+    pub dev: Option<String>,
+    /// Largest packet.
+    pub mtu: Option<u16>,
+    /// Source address of this node's own packets.
+    pub src: Option<IpAddr>,
+}

@@ -1,0 +1,143 @@
+//! `meshd`, the node daemon.
+
+use std::{io::Write as _, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use meshd::{
+    daemon::{self, Outcome},
+    install_cni::{InstallCniFlags, Installed, install_cni},
+    settings::{CleanupFlags, CleanupSettings, Log, LogFormat, RunFlags, Settings, SettingsError},
+};
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const NOT_READY: u8 = 4;
+
+/// WireGuard-encrypted overlay network for clusters over several sites.
+#[derive(Parser)]
+#[command(name = "meshd", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Joins the mesh and stays in it until it is told to stop (SIGTERM); then traffic goes on as it is
+    ///
+    /// Each setting can also be given as a variable or as a key of the settings file.
+    Run(Box<RunFlags>),
+    /// Removes all that meshd has put into the kernel of this machine, once the daemon is stopped
+    ///
+    /// Routes, rules, the tunnel's device and the firewall table go, and kernel settings get back what they were. It
+    /// refuses while containers are attached. The node's key and identity stay: a later run is the same node again.
+    Cleanup(CleanupFlags),
+    /// Puts the CNI plugin where the container runtime finds it, and its configuration once the daemon is ready
+    ///
+    /// It can be said again: what is as it should be stays untouched. It ends with 4 when the daemon is not ready in time.
+    InstallCni(InstallCniFlags),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(flags) => {
+            let only_check = flags.check;
+            let settings = match Settings::load(*flags) {
+                Ok(settings) => settings,
+                Err(mistakes) => return refuse(&mistakes),
+            };
+            if only_check {
+                return ExitCode::SUCCESS;
+            }
+            log_to_stderr(settings.log);
+            to_its_end(daemon::run(settings))
+        }
+        Command::Cleanup(flags) => {
+            let settings = match CleanupSettings::load(&flags) {
+                Ok(settings) => settings,
+                Err(mistakes) => return refuse(&mistakes),
+            };
+            log_to_stderr(settings.log);
+            to_its_end(daemon::cleanup(settings))
+        }
+        Command::InstallCni(flags) => {
+            log_to_stderr(Log { level: tracing::Level::INFO, format: LogFormat::Text });
+            match install_cni(&flags) {
+                Ok(Installed::Done) => Ok(Outcome::Done),
+                Ok(Installed::NotReady(reason)) => {
+                    tracing::error!(reason, "the daemon is not ready: no configuration was written");
+                    return ExitCode::from(NOT_READY);
+                }
+                Err(error) => Err(error),
+            }
+        }
+    };
+    match outcome {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Refused(reason)) => {
+            tracing::error!(reason, "refused to run");
+            ExitCode::from(FAILED)
+        }
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn refuse(mistakes: &SettingsError) -> ExitCode {
+    complain(&format!("meshd: the settings do not hold:\n{mistakes}"));
+    ExitCode::from(USAGE)
+}
+
+fn to_its_end(work: impl Future<Output = anyhow::Result<Outcome>>) -> anyhow::Result<Outcome> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.context("no runtime")?.block_on(work)
+}
+
+fn complain(text: &str) {
+    // Nothing is left to tell it to when standard error is gone.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn log_to_stderr(log: Log) {
+    // Libraries speak up from `warn` on; boringtun calls an idle peer's expired session an error.
+    let filter = tracing_subscriber::EnvFilter::new(format!("warn,boringtun=off,meshd={}", log.level));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => builder.with_target(false).with_ansi(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn cleanup_takes_its_own_flags_only() {
+        for flags in [&["--force"][..], &["--interface", "m0", "--state-dir", "/s", "--run-dir", "/r"]] {
+            let line = ["meshd", "cleanup"].iter().chain(flags);
+            assert!(Cli::try_parse_from(line).is_ok(), "{flags:?}");
+        }
+        for flag in ["--check", "--node=a", "--etcd-prefix=/x", "--forward-accept"] {
+            assert!(Cli::try_parse_from(["meshd", "cleanup", flag]).is_err(), "{flag}");
+        }
+    }
+
+    #[test]
+    fn every_flag_has_help_and_the_commands_are_listed() {
+        let mut cli = Cli::command();
+        cli.clone().debug_assert();
+        let help = cli.render_help().to_string();
+        assert!(help.contains("run ") && help.contains("cleanup "), "{help}");
+        for command in cli.get_subcommands() {
+            for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
+                assert!(arg.get_help().is_some_and(|help| help.to_string().len() > 20), "{}", arg.get_id());
+            }
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! STATE/cache: what a node needs of etcd to forward, for a start without etcd.
+
+mod writer;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use etcd_schema::{Key, SubnetKey};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::writer::CacheWriter;
+use super::{
+    state_dir::FILE_MODE,
+    types::{Entry, LeaseId, Revision},
+};
+use crate::whole_file;
+
+/// Longest file that is written or read.
+pub const MAX_CACHE: usize = 64 << 20;
+
+const VERSION: u32 = 1;
+
+/// What was in force when the cache was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cached {
+    /// When it was written, by the wall clock.
+    pub written_at: SystemTime,
+    /// The store's revision.
+    pub revision: Revision,
+    /// `LeaseTTL` of the configuration then; a cache that is older may name subnets that are others' by now.
+    pub lease_ttl: Option<Duration>,
+    /// The subnet of this node.
+    pub subnet: Option<SubnetKey>,
+    /// The last good value of every key.
+    pub entries: Vec<Entry>,
+}
+
+/// Why the cache could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// What the system said.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Not JSON of this form, damaged, or of another version.
+    #[error("{path}: {reason}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Longer than [`MAX_CACHE`].
+    #[error("{path}: {length} bytes are more than the {MAX_CACHE} that are kept")]
+    TooLong {
+        /// The file.
+        path: String,
+        /// How long it is or would be.
+        length: usize,
+    },
+}
+
+impl Cached {
+    /// How old it is; a clock that went back makes it new.
+    #[must_use]
+    pub fn age(&self, now: SystemTime) -> Duration {
+        now.duration_since(self.written_at).unwrap_or_default()
+    }
+
+    /// Whether a node may forward by it: not older than the lease of its own subnet lasts.
+    #[must_use]
+    pub fn is_usable(&self, now: SystemTime) -> bool {
+        self.lease_ttl.is_some_and(|ttl| self.age(now) <= ttl)
+    }
+
+    /// The cache in `state_dir`; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it is there and cannot be used; the daemon then starts as if it were not.
+    pub fn load(state_dir: &Path) -> Result<Option<Self>, CacheError> {
+        let path = file(state_dir);
+        let at = || path.display().to_string();
+        let length = match fs::metadata(&path) {
+            Ok(metadata) => usize::try_from(metadata.len()).unwrap_or(usize::MAX),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(CacheError::Io { path: at(), source }),
+        };
+        if length > MAX_CACHE {
+            return Err(CacheError::TooLong { path: at(), length });
+        }
+        let bytes = fs::read(&path).map_err(|source| CacheError::Io { path: at(), source })?;
+        let unreadable = |reason: String| CacheError::Unreadable { path: at(), reason };
+        let document: Document =
+            serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("not a cache: {error}")))?;
+        if document.version != VERSION {
+            return Err(unreadable(format!("version {} is not {VERSION}", document.version)));
+        }
+        document.read().map(Some).ok_or_else(|| unreadable("a value is damaged".into()))
+    }
+
+    /// Replaces the cache in `state_dir` whole.
+    ///
+    /// # Errors
+    /// What the system says, or that it is too long; the one before then stays.
+    pub fn save(&self, state_dir: &Path) -> Result<(), CacheError> {
+        let path = file(state_dir);
+        let at = || path.display().to_string();
+        let io = |source| CacheError::Io { path: at(), source };
+        let bytes = serde_json::to_vec(&Document::of(self)).map_err(|error| io(error.into()))?;
+        if bytes.len() > MAX_CACHE {
+            return Err(CacheError::TooLong { path: at(), length: bytes.len() });
+        }
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(io)?;
+        }
+        whole_file::write(&path, FILE_MODE, &bytes).map_err(io)
+    }
+}
+
+fn file(state_dir: &Path) -> PathBuf {
+    state_dir.join("cache").join("store.json")
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    version: u32,
+    written_at: u64,
+    revision: Revision,
+    lease_ttl: Option<u64>,
+    subnet: Option<String>,
+    entries: Vec<Line>,
+}
+
+/// One key. The value is text, as all of ours are; bytes that are not go in base64.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<String>,
+    create_revision: Revision,
+    mod_revision: Revision,
+    #[serde(default)]
+    lease: i64,
+}
+
+impl Document {
+    fn of(cached: &Cached) -> Self {
+        Self {
+            version: VERSION,
+            written_at: cached.written_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            revision: cached.revision,
+            lease_ttl: cached.lease_ttl.map(|ttl| ttl.as_secs()),
+            subnet: cached.subnet.map(|subnet| Key::Subnet(subnet).to_string()),
+            entries: cached.entries.iter().map(Line::of).collect(),
+        }
+    }
+
+    fn read(self) -> Option<Cached> {
+        let subnet = match self.subnet {
+            None => None,
+            Some(text) => match Key::parse(&text) {
+                Ok(Key::Subnet(subnet)) => Some(subnet),
+                _ => return None,
+            },
+        };
+        Some(Cached {
+            written_at: UNIX_EPOCH.checked_add(Duration::from_secs(self.written_at))?,
+            revision: self.revision,
+            lease_ttl: self.lease_ttl.map(Duration::from_secs),
+            subnet,
+            entries: self.entries.into_iter().map(Line::read).collect::<Option<_>>()?,
+        })
+    }
+}
+
+impl Line {
+    fn of(entry: &Entry) -> Self {
+        let text = std::str::from_utf8(&entry.value).ok().map(str::to_owned);
+        Self {
+            key: entry.key.clone(),
+            bytes: text.is_none().then(|| STANDARD.encode(&entry.value)),
+            value: text,
+            create_revision: entry.create_revision,
+            mod_revision: entry.mod_revision,
+            lease: entry.lease.map_or(0, LeaseId::get),
+        }
+    }
+
+    fn read(self) -> Option<Entry> {
+        let value = match (self.value, self.bytes) {
+            (Some(text), None) => text.into_bytes(),
+            (None, Some(bytes)) => STANDARD.decode(bytes).ok()?,
+            _ => return None,
+        };
+        Some(Entry {
+            key: self.key,
+            value: value.into(),
+            create_revision: self.create_revision,
+            mod_revision: self.mod_revision,
+            lease: LeaseId::new(self.lease),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn cached() -> Cached {
+        let entry = |key: &str, value: &[u8], lease| Entry {
+            key: key.into(),
+            value: value.into(),
+            create_revision: 3,
+            mod_revision: 5,
+            lease: LeaseId::new(lease),
+        };
+        Cached {
+            written_at: UNIX_EPOCH + Duration::from_secs(1_000_000),
+            revision: 9,
+            lease_ttl: Some(Duration::from_secs(60)),
+            subnet: Some(SubnetKey { v4: "10.0.1.0/24".parse().ok(), v6: "fd00::/64".parse().ok() }),
+            entries: vec![entry("config", b"{}", 0), entry("pods/a/b", &[0xff, 0], -7)],
+        }
+    }
+
+    #[test]
+    fn is_read_back_as_it_was_written_and_by_root_only() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Cached::load(dir.path()).unwrap().is_none());
+        cached().save(dir.path()).unwrap();
+        assert_eq!(Cached::load(dir.path()).unwrap(), Some(cached()));
+        // It holds outside peers' pre-shared keys.
+        assert_eq!(fs::metadata(file(dir.path())).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn is_usable_for_as_long_as_the_lease_lasts() {
+        let cached = cached();
+        assert!(cached.is_usable(cached.written_at + Duration::from_secs(60)));
+        assert!(!cached.is_usable(cached.written_at + Duration::from_secs(61)));
+        assert!(!Cached { lease_ttl: None, ..cached.clone() }.is_usable(cached.written_at));
+    }
+
+    #[test]
+    fn a_damaged_file_or_another_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        cached().save(dir.path()).unwrap();
+        let whole = fs::read_to_string(file(dir.path())).unwrap();
+        for damaged in [
+            whole[..whole.len() / 2].to_owned(),
+            whole.replace("\"version\":1", "\"version\":2"),
+            whole.replace("10.0.1.0-24", "10.0.1.0-99"),
+        ] {
+            fs::write(file(dir.path()), damaged).unwrap();
+            assert!(matches!(Cached::load(dir.path()), Err(CacheError::Unreadable { .. })));
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! When what stands under `config` is taken, and when the configuration before it stays in force.
+//!
+//! It is not taken while it would leave leased subnets outside (its deletion leaves all of them outside), while it
+//! would cover what an accepted outside peer owns, or when it asks for a backend that this program does not have.
+//!
+//! Every node comes to the same answer, because it depends on nothing but what is in etcd and on the configuration
+//! in force before, which is one of etcd's too (and is kept in the cache over a restart). A node that knows no
+//! configuration from before judges by the subnets that nodes hold, and takes it whatever the outside peers say:
+//! then it is those peers that are refused.
+
+use etcd_schema::{
+    BackendKind, Key, NetworkConfig, OutsidePeer, PeerName, SubnetKey, SubnetLease, Violations, config_change,
+    config_conflicts, peer_conflicts,
+};
+
+use super::view::{Problem, ProblemCode, Record};
+use crate::versioned_map::VersionedMap;
+
+/// Longest configuration, as JSON, that a problem repeats.
+const MAX_REPEATED: usize = 4096;
+
+/// What a configuration is judged against.
+pub(crate) struct Judge<'a> {
+    /// The configuration in force.
+    pub(crate) before: Option<&'a Record<NetworkConfig>>,
+    /// Whether anything stands under `config`, readable or not.
+    pub(crate) present: bool,
+    /// The subnets in force. Retained ones count: their nodes are about to put them back, or may live on them.
+    pub(crate) subnets: &'a VersionedMap<SubnetKey, Record<SubnetLease>>,
+    /// The outside peers in force.
+    pub(crate) peers: &'a VersionedMap<PeerName, Record<OutsidePeer>>,
+}
+
+/// Whether every prefix of `key` is inside the network of its family and of the length that is dealt out there.
+#[must_use]
+pub fn covers(config: &NetworkConfig, key: &SubnetKey) -> bool {
+    let v4 = key.v4.is_none_or(|net| {
+        config.ipv4.as_ref().is_some_and(|pool| pool.network.contains(&net) && pool.subnet_len == net.prefix_len())
+    });
+    let v6 = key.v6.is_none_or(|net| {
+        config.ipv6.as_ref().is_some_and(|pool| pool.network.contains(&net) && pool.subnet_len == net.prefix_len())
+    });
+    v4 && v6
+}
+
+impl Judge<'_> {
+    /// Why `new` is not taken; `None` for `new`: there is no value under `config` that could be. No problem: it is.
+    pub(crate) fn refusal(&self, new: Option<&Record<NetworkConfig>>) -> Option<Problem> {
+        let then = if self.before.is_some() { "the one before stays in force" } else { "none is in force" };
+        let problem = |cause: String, remedy: String| Problem {
+            code: ProblemCode::ConfigRefused,
+            key: Some(Key::Config.to_string()),
+            cause: format!("{cause}; {then}"),
+            remedy,
+        };
+        let outside = self.left_outside(new.map(|new| &*new.value));
+        let Some(new) = new else {
+            let subnet = Key::Subnet(outside?);
+            let what = if self.present { "cannot be read" } else { "is gone" };
+            return Some(problem(format!("it {what} while `{subnet}` is leased"), self.put_back()));
+        };
+        if new.value.backend.kind != BackendKind::Wireguard {
+            return Some(problem(
+                format!("Backend.Type is \"{}\", and this version has no other than \"wireguard\"", new.value.backend.kind),
+                "put \"Backend\": {\"Type\": \"wireguard\"}; with its DirectRouting nodes of one subnet use plain routes"
+                    .into(),
+            ));
+        }
+        if let Some(outside) = outside {
+            let violations = self.before.and_then(|before| {
+                let leased: Vec<SubnetKey> = self.subnets.keys().copied().collect();
+                config_change(&before.value, &new.value, &leased).err()
+            });
+            let cause = violations.map_or_else(
+                || format!("it leaves the leased `{}` outside", Key::Subnet(outside)),
+                |violations| violations.to_string(),
+            );
+            return Some(problem(
+                cause,
+                "put a Network and SubnetLen that hold every leased subnet; to move to other addresses, drain the \
+                 nodes and delete their keys first"
+                    .into(),
+            ));
+        }
+        let violations = self.before.and_then(|before| self.covered_peers(before, new).err())?;
+        Some(problem(
+            violations.to_string(),
+            "put networks that are apart from what the outside peers own, or delete or change those under `peers/`"
+                .into(),
+        ))
+    }
+
+    /// The first leased subnet that `new` would leave outside, if any.
+    fn left_outside(&self, new: Option<&NetworkConfig>) -> Option<SubnetKey> {
+        let counts = |key: &SubnetKey, record: &Record<SubnetLease>| match self.before {
+            Some(before) => (record.lease.is_some() || record.value.node.is_some()) && covers(&before.value, key),
+            None => record.lease.is_some() && record.value.node.is_some(),
+        };
+        self.subnets
+            .iter()
+            .find(|(key, record)| counts(key, record) && !new.is_some_and(|new| covers(new, key)))
+            .map(|(key, _)| *key)
+    }
+
+    /// Whether `new` leaves alone the outside peers that the mesh has accepted. A peer that was written after `new`
+    /// is judged against it, and not the other way round: so nodes that saw both at once agree with those that did not.
+    fn covered_peers(&self, before: &Record<NetworkConfig>, new: &Record<NetworkConfig>) -> Result<(), Violations> {
+        let accepted = self.peers.iter().filter(|(_, peer)| {
+            peer.mod_revision < new.mod_revision && peer_conflicts(&peer.value, &before.value).is_ok()
+        });
+        config_conflicts(&new.value, accepted.map(|(name, peer)| (name, &*peer.value)), [])
+    }
+
+    fn put_back(&self) -> String {
+        let json = self.before.map(|before| before.value.to_json()).filter(|json| json.len() <= MAX_REPEATED);
+        json.and_then(|json| String::from_utf8(json).ok()).map_or_else(
+            || "put a valid configuration under `config`".into(),
+            |json| format!("put it back under `config`; in force is {json}"),
+        )
+    }
+}

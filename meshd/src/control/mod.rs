@@ -1,0 +1,40 @@
+//! etcd: one connection, one watch stream; records, leases, the allocator.
+//!
+//! ```text
+//!   etcd ──list, watch──▶ watcher ──▶ Store ──▶ View ─────────────▶ mesh
+//!     ▲                                 ├────▶ WorldChanges ─────▶ enforcement
+//!     ▲                                 │
+//!     └── grant, keepalive, txn ◀── Membership ──▶ ControlStatus ──▶ status, daemon
+//! ```
+//!
+//! [`start`] gives a [`Control`]: two things to read (views, status) and two to write (facts about this node,
+//! whether anything is attached) and, as a third, this node's
+//! `endpoints/` records. The parts in between are values without I/O or clock: [`store`] (what etcd says
+//! and what of it is in force), [`membership`] (this node's own records), [`allocator`] (the choice of a subnet).
+//! `daemon` is the thin shell that owns them in one task.
+
+pub mod allocator;
+pub mod backoff;
+pub mod cache;
+pub mod config_rule;
+mod daemon;
+mod endpoints;
+pub mod etcd_options;
+mod guard;
+pub mod membership;
+pub mod node_removal;
+mod problem_log;
+pub mod session;
+pub mod state_dir;
+pub mod store;
+pub mod types;
+mod unreachable;
+pub mod view;
+mod watcher;
+pub mod world;
+
+#[cfg(test)]
+mod tests;
+
+pub use daemon::{CacheInfo, Control, ControlStatus, Options, start};
+pub use endpoints::EndpointRecords;

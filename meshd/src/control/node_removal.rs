@@ -1,0 +1,242 @@
+//! Taking a node out of the mesh for good, for `meshctl node remove`.
+//!
+//! One transaction puts `removed/ID` and deletes the node's own keys, so no reader sees one without the other. While
+//! `removed/ID` stands every node refuses that id and its WireGuard keys, and the node itself, if it runs, does not
+//! put its keys back. Attachments of the node's pods (`endpoints/ID/…`) name subnets it no longer owns and are
+//! ignored from then on.
+
+use etcd_schema::{Key, NodeId, NodeName, NodeRecord, PublicKey, Removed, SubnetKey, SubnetLease};
+
+use super::{
+    session::Session,
+    types::{CallError, Compare, Entry, Transaction, Write},
+};
+
+/// How often a removal is tried while the node's records change under it.
+const ATTEMPTS: usize = 10;
+
+/// Keys deleted in one transaction at most: etcd's own limit is 128 operations.
+const MOST_SUBNETS: usize = 100;
+
+/// What was removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// The node.
+    pub id: NodeId,
+    /// Its name, where a record told it.
+    pub name: Option<NodeName>,
+    /// The subnets that are free again.
+    pub subnets: Vec<SubnetKey>,
+    /// Keys that no node may use from now on.
+    pub public_keys: Vec<PublicKey>,
+    /// Whether it had been removed before; anything left of it is gone now.
+    pub repeated: bool,
+}
+
+/// Why a node was not removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemovalError {
+    /// Nothing in etcd has this name or id.
+    #[error(
+        "no node has the name or id {0:?} (meshctl peers lists them; a node without a readable record goes by its id)"
+    )]
+    NotFound(String),
+    /// Several nodes have this name.
+    #[error("{} nodes are named {name:?}: say which by its id ({})", ids.len(), list(ids))]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// Who has it.
+        ids: Vec<NodeId>,
+    },
+    /// Its records changed each time they had been read.
+    #[error("the node's records keep changing: try again")]
+    Contended,
+    /// etcd did not answer or refused.
+    #[error(transparent)]
+    Call(#[from] CallError),
+}
+
+/// Removes the node with this name or id; `time` (RFC 3339) is noted for people.
+///
+/// Does the same again when repeated, and works for a node that is away, whose record cannot be read, or of which
+/// only its subnet is left.
+///
+/// # Errors
+/// When nothing or too much goes by that name, or etcd does not do it. After [`CallError::Indeterminate`] it may
+/// have happened: repeat it.
+pub async fn remove_node(session: &Session, name_or_id: &str, time: &str) -> Result<Removal, RemovalError> {
+    for _ in 0..ATTEMPTS {
+        let (_, mut entries) = session.list_below("nodes/").await?;
+        for kind in ["subnets/", "removed/", "alive/"] {
+            entries.extend(session.list_below(kind).await?.1);
+        }
+        let (removal, transaction) = plan(&entries, name_or_id, time)?;
+        if session.transact(&transaction).await?.succeeded {
+            return Ok(removal);
+        }
+    }
+    Err(RemovalError::Contended)
+}
+
+fn plan(entries: &[Entry], name_or_id: &str, time: &str) -> Result<(Removal, Transaction), RemovalError> {
+    let parsed: Vec<(Key, &Entry)> =
+        entries.iter().filter_map(|entry| Some((Key::parse(&entry.key).ok()?, entry))).collect();
+    let id = find(&parsed, name_or_id)?;
+
+    let mut removal =
+        Removal { id: id.clone(), name: None, subnets: Vec::new(), public_keys: Vec::new(), repeated: false };
+    let mut compares = Vec::new();
+    let mut writes = Vec::new();
+    for (key, entry) in &parsed {
+        let ours = match key {
+            Key::Node(node) if *node == id => {
+                if let Ok(record) = NodeRecord::parse(&entry.value) {
+                    removal.public_keys.extend(record.public_keys());
+                    removal.name = Some(record.name);
+                }
+                true
+            }
+            Key::Subnet(subnet) => {
+                let ours = SubnetLease::parse(&entry.value).is_ok_and(|lease| lease.node.as_ref() == Some(&id))
+                    && removal.subnets.len() < MOST_SUBNETS;
+                if ours {
+                    removal.subnets.push(*subnet);
+                }
+                ours
+            }
+            Key::Alive(node) => *node == id,
+            Key::Removed(node) if *node == id => {
+                removal.repeated = true;
+                if let Ok(before) = Removed::parse(&entry.value) {
+                    removal.public_keys.extend(before.public_keys);
+                    removal.name = removal.name.take().or(before.name);
+                }
+                compares.push(unchanged(entry));
+                false
+            }
+            _ => false,
+        };
+        if ours {
+            // `alive` is rewritten by nobody but the node; what it says does not matter here.
+            if !matches!(key, Key::Alive(_)) {
+                compares.push(unchanged(entry));
+            }
+            writes.push(Write::Delete { key: entry.key.clone() });
+        }
+    }
+    removal.public_keys.sort_unstable();
+    removal.public_keys.dedup();
+    removal.public_keys.truncate(Removed::MAX_KEYS);
+
+    let key = Key::Removed(id.clone()).to_string();
+    if !removal.repeated {
+        compares.push(Compare::ModRevision { key: key.clone(), equals: 0 });
+    }
+    if removal.name.is_none() && !parsed.iter().any(|(key, _)| *key == Key::Node(id.clone())) {
+        compares.push(Compare::ModRevision { key: Key::Node(id).to_string(), equals: 0 });
+    }
+    let value = Removed { name: removal.name.clone(), public_keys: removal.public_keys.clone(), time: time.to_owned() };
+    writes.push(Write::Put { key, value: value.to_json(), lease: None });
+    Ok((removal, Transaction { compares, writes }))
+}
+
+/// The one node that goes by this name or id. An id wins over a name.
+fn find(parsed: &[(Key, &Entry)], name_or_id: &str) -> Result<NodeId, RemovalError> {
+    let mut named = Vec::new();
+    let wanted: Option<NodeId> = name_or_id.parse().ok();
+    for (key, entry) in parsed {
+        let (id, name) = match key {
+            Key::Node(id) => (id.clone(), NodeRecord::parse(&entry.value).ok().map(|record| record.name)),
+            Key::Removed(id) => (id.clone(), Removed::parse(&entry.value).ok().and_then(|removed| removed.name)),
+            Key::Alive(id) => (id.clone(), None),
+            Key::Subnet(_) => match SubnetLease::parse(&entry.value).ok().and_then(|lease| lease.node) {
+                Some(id) => (id, None),
+                None => continue,
+            },
+            _ => continue,
+        };
+        if wanted.as_ref() == Some(&id) {
+            return Ok(id);
+        }
+        if name.is_some_and(|name| name.as_str() == name_or_id) {
+            named.push((matches!(key, Key::Removed(_)), id));
+        }
+    }
+    // A name may have gone over to a new node: then that one is meant, not the one that was removed.
+    let present: Vec<NodeId> = named.iter().filter(|(removed, _)| !removed).map(|(_, id)| id.clone()).collect();
+    let mut ids = if present.is_empty() { named.into_iter().map(|(_, id)| id).collect() } else { present };
+    ids.sort();
+    ids.dedup();
+    match <[NodeId; 1]>::try_from(ids) {
+        Ok([id]) => Ok(id),
+        Err(ids) if ids.is_empty() => Err(RemovalError::NotFound(name_or_id.to_owned())),
+        Err(ids) => Err(RemovalError::Ambiguous { name: name_or_id.to_owned(), ids }),
+    }
+}
+
+fn unchanged(entry: &Entry) -> Compare {
+    Compare::ModRevision { key: entry.key.clone(), equals: entry.mod_revision }
+}
+
+fn list(ids: &[NodeId]) -> String {
+    ids.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &str, value: &str, mod_revision: i64) -> Entry {
+        Entry {
+            key: key.into(),
+            value: value.as_bytes().into(),
+            create_revision: mod_revision,
+            mod_revision,
+            lease: None,
+        }
+    }
+
+    fn deleted(transaction: &Transaction) -> Vec<&str> {
+        transaction
+            .writes
+            .iter()
+            .filter_map(|write| match write {
+                Write::Delete { key } => Some(key.as_str()),
+                Write::Put { .. } => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_node_whose_record_cannot_be_read_goes_by_its_id_with_all_that_is_its() {
+        let entries = [
+            entry("nodes/a", "garbage", 3),
+            entry("subnets/10.0.1.0-24", r#"{"Node":"a"}"#, 4),
+            entry("subnets/10.0.2.0-24", r#"{"Node":"b"}"#, 5),
+            entry("alive/a", "{}", 6),
+        ];
+        let (removal, transaction) = plan(&entries, "a", "2026-01-31T12:00:00Z").unwrap();
+        assert_eq!(removal.subnets.len(), 1);
+        assert!(removal.public_keys.is_empty() && !removal.repeated);
+        assert_eq!(deleted(&transaction), ["nodes/a", "subnets/10.0.1.0-24", "alive/a"]);
+        assert!(transaction.compares.contains(&Compare::ModRevision { key: "removed/a".into(), equals: 0 }));
+    }
+
+    #[test]
+    fn repeating_it_keeps_the_keys_that_were_named_before() {
+        let key = PublicKey::from_bytes([9; 32]);
+        let before = format!(r#"{{"name":"gone","publicKeys":["{key}"],"time":"2026-01-31T12:00:00Z"}}"#);
+        let entries = [entry("removed/a", &before, 7), entry("subnets/10.0.1.0-24", r#"{"Node":"a"}"#, 8)];
+        let (removal, transaction) = plan(&entries, "gone", "2026-02-01T12:00:00Z").unwrap();
+        assert!(removal.repeated);
+        assert_eq!(removal.public_keys, [key]);
+        assert_eq!(deleted(&transaction), ["subnets/10.0.1.0-24"]);
+    }
+
+    #[test]
+    fn what_nobody_is_named_is_not_found() {
+        assert!(matches!(plan(&[], "a", ""), Err(RemovalError::NotFound(_))));
+    }
+}

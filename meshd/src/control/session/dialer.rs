@@ -1,0 +1,125 @@
+//! Opens sessions, with TLS and user.
+
+use std::{io, path::Path, sync::Arc};
+
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use zeroize::Zeroizing;
+
+use super::{CALL_DEADLINE, Session, failure::within_deadline};
+use crate::control::{
+    etcd_options::{Credentials, EtcdOptions, EtcdOptionsError, Member, TlsFiles},
+    types::CallError,
+};
+
+/// Where certificate authorities are kept when the operator names none.
+const SYSTEM_CA_BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// Opens sessions: checked options.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    members: Vec<Member>,
+    prefix: Arc<str>,
+    tls: TlsFiles,
+    user: Option<Credentials>,
+}
+
+/// Why a session could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A TLS file could not be read.
+    #[error("cannot read {path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The member did not answer, or refused.
+    #[error(transparent)]
+    Call(#[from] CallError),
+}
+
+impl Dialer {
+    /// A dialer for these options.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn new(options: &EtcdOptions) -> Result<Self, Vec<EtcdOptionsError>> {
+        let (members, prefix) = options.check()?;
+        Ok(Self { members, prefix: prefix.into(), tls: options.tls.clone(), user: options.user.clone() })
+    }
+
+    /// The members, at least one.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The prefix of every key, without a slash at its end.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Connects to `member` and authenticates; `generation` is only handed on.
+    ///
+    /// # Errors
+    /// When a TLS file cannot be read or the member does not answer in time.
+    pub async fn open(&self, member: &Member, generation: u64) -> Result<Session, OpenError> {
+        let mut options = ConnectOptions::new().with_connect_timeout(CALL_DEADLINE).with_require_leader(true);
+        if let Some(user) = &self.user {
+            options = options.with_user(user.user.clone(), user.password());
+        }
+        if member.is_tls() {
+            options = options.with_tls(tls_options(&self.tls).await?);
+        }
+        let client = within_deadline(Client::connect([member.url()], Some(options))).await?;
+        Ok(Session { client, member: member.clone(), prefix: Arc::clone(&self.prefix), generation })
+    }
+
+    /// A session with the first member that answers, for a tool that makes a few calls and ends.
+    ///
+    /// # Errors
+    /// When none answers: the last one's error.
+    pub async fn open_any(&self) -> Result<Session, OpenError> {
+        let mut last = OpenError::Call(CallError::Indeterminate("there is no member".into()));
+        for member in &self.members {
+            let answered = async {
+                let session = self.open(member, 0).await?;
+                session.list_below("config").await?;
+                Ok(session)
+            };
+            match answered.await {
+                Ok(session) => return Ok(session),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+async fn tls_options(files: &TlsFiles) -> Result<TlsOptions, OpenError> {
+    let mut options = TlsOptions::new();
+    match &files.ca {
+        Some(path) => options = options.ca_certificate(Certificate::from_pem(read(path).await?)),
+        None => {
+            for path in SYSTEM_CA_BUNDLES.map(Path::new) {
+                if let Ok(bundle) = tokio::fs::read(path).await {
+                    options = options.ca_certificate(Certificate::from_pem(bundle));
+                    break;
+                }
+            }
+        }
+    }
+    if let (Some(cert), Some(key)) = (&files.cert, &files.key) {
+        let key = Zeroizing::new(read(key).await?);
+        options = options.identity(Identity::from_pem(read(cert).await?, key.as_slice()));
+    }
+    Ok(options)
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, OpenError> {
+    tokio::fs::read(path).await.map_err(|source| OpenError::File { path: path.display().to_string(), source })
+}

@@ -1,0 +1,6 @@
+//! Against a real etcd.
+
+mod connection;
+mod etcd;
+mod join;
+mod proxy;

@@ -1,0 +1,69 @@
+//! Sources that may come in the clear, and for how long after the plan has stopped saying so.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    kernel::{PrefixOn, Underlay},
+    mesh::snapshot::Owner,
+    versioned_map::VersionedMap,
+};
+
+/// How long sources that were accepted direct are accepted still: the other end may not know yet.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// The sources that the firewall accepts direct.
+#[derive(Debug, Default)]
+pub(super) struct Acceptance(BTreeMap<PrefixOn, Accepted>);
+
+#[derive(Debug)]
+struct Accepted {
+    /// Whose prefix it is; not known for what an earlier run left.
+    owner: Option<Owner>,
+    /// Where the plan accepts it no longer: until then.
+    until: Option<Instant>,
+}
+
+impl Acceptance {
+    /// What an earlier run sent direct it accepted, too; its peers may do so on until they have seen what this run is.
+    pub(super) fn at_start(direct: &[(IpNet, IpAddr)], underlay: &Underlay, now: Instant) -> Self {
+        let links = [&underlay.ipv4, &underlay.ipv6].into_iter().flatten();
+        let sources = links.flat_map(|link| {
+            let here = move |(_, via): &&(IpNet, IpAddr)| link.addresses.iter().any(|own| own.contains(via));
+            direct.iter().filter(here).map(|(prefix, _)| {
+                let source = PrefixOn { prefix: *prefix, dev: link.name.clone() };
+                (source, Accepted { owner: None, until: Some(now + LINGER) })
+            })
+        });
+        Self(sources.collect())
+    }
+
+    /// When a source is next to be dropped.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.0.values().filter_map(|held| held.until).min()
+    }
+
+    /// Adds to `accepted`, the sources that the plan accepts, what it accepted until a moment ago. A prefix whose owner
+    /// is gone, or that has another one, is not accepted on: it would have two senders. `owners` says whose each prefix is.
+    pub(super) fn linger(&mut self, accepted: &mut Vec<PrefixOn>, owners: &VersionedMap<IpNet, Owner>, now: Instant) {
+        if accepted.is_empty() && self.0.is_empty() {
+            return;
+        }
+        let planned: BTreeSet<PrefixOn> = accepted.iter().cloned().collect();
+        self.0.retain(|source, held| {
+            let until = *held.until.get_or_insert(now + LINGER);
+            let same = owners.get(&source.prefix).is_some_and(|now| held.owner.as_ref().is_none_or(|was| was == now));
+            until > now && same && !planned.contains(source)
+        });
+        accepted.extend(self.0.keys().cloned());
+        self.0.extend(planned.into_iter().map(|source| {
+            let owner = owners.get(&source.prefix).cloned();
+            (source, Accepted { owner, until: None })
+        }));
+    }
+}

@@ -1,0 +1,182 @@
+//! `meshd cleanup`: takes out of the kernel what runs of the daemon have left there. It makes nothing: on a machine that
+//! never had a daemon it finds nothing and leaves no trace of itself.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _},
+    path::Path,
+};
+
+use anyhow::Context as _;
+use cni::{bridge, netlink::Netlink};
+use ipnet::IpNet;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+use super::{Outcome, subnets_in_cache};
+use crate::{
+    api,
+    control::state_dir::StateDirError,
+    kernel::{self, Attachments, Kernel},
+    settings::CleanupSettings,
+    subnet_env,
+};
+
+/// Removes all that meshd has put into the kernel of this machine.
+///
+/// # Errors
+/// When something cannot be looked at or removed.
+pub async fn cleanup(settings: CleanupSettings) -> anyhow::Result<Outcome> {
+    // Held to the end, so that no daemon starts meanwhile.
+    let _lock = match hold(&settings.state_dir) {
+        Ok(lock) => lock,
+        Err(error @ StateDirError::InUse { .. }) => {
+            return Ok(Outcome::Refused(format!("{error}; stop the daemon first")));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let kernel = Kernel::new(kernel::Options::new(settings.interface.clone(), settings.state_dir.clone()))?;
+    remove_idle_bridges(&settings.run_dir);
+    if !settings.force {
+        let attachments = kernel.attachments(&known_subnets(&settings)).await?;
+        if let Some(reason) = refusal(&attachments) {
+            return Ok(Outcome::Refused(reason));
+        }
+    }
+    let cleanup = kernel.cleanup().await?;
+    for item in &cleanup.removed {
+        tracing::info!("removed {item}");
+    }
+    for file in ["subnet.env", api::SOCKET] {
+        match fs::remove_file(settings.run_dir.join(file)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("{file} in {}", settings.run_dir.display()));
+            }
+            _ => {}
+        }
+    }
+    if let Some(failure) = cleanup.failures.first() {
+        let more = cleanup.failures.len() - 1;
+        anyhow::bail!("{}: {}; {} ({more} more)", failure.what, failure.problem, failure.remedy());
+    }
+    Ok(Outcome::Done)
+}
+
+/// Removes bridges of the plugin that no container is on any more: they are no attachments. What cannot be removed makes
+/// itself heard as one.
+fn remove_idle_bridges(run_dir: &Path) {
+    let removed = Netlink::open().map_err(Into::into);
+    match removed.and_then(|mut netlink| bridge::remove_idle(&mut netlink, run_dir, None)) {
+        Ok(removed) => removed.iter().for_each(|bridge| tracing::info!("removed bridge {bridge}")),
+        Err(error) => tracing::warn!(%error, "bridges without containers cannot be removed"),
+    }
+}
+
+/// Holds the lock of a state directory without making anything; `None` where no daemon ever ran on it.
+fn hold(state_dir: &Path) -> Result<Option<Flock<File>>, StateDirError> {
+    let path = state_dir.join("lock");
+    let failed = |source| StateDirError::Io { path: path.display().to_string(), source };
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(failed)?,
+    };
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((mut file, Errno::EWOULDBLOCK)) => {
+            let mut holder = String::new();
+            let read = file.read_to_string(&mut holder);
+            let holder = if read.is_ok() && !holder.trim().is_empty() { holder.trim() } else { "unknown" };
+            Err(StateDirError::InUse { path: state_dir.display().to_string(), holder: holder.to_owned() })
+        }
+        Err((_, errno)) => Err(failed(errno.into())),
+    }
+}
+
+/// The subnets that this node had when it last wrote them down: in its cache, for plugins. Neither file has to be there.
+fn known_subnets(settings: &CleanupSettings) -> Vec<IpNet> {
+    let env = settings.run_dir.join("subnet.env");
+    let mut subnets = subnets_in_cache(&settings.state_dir).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the cache tells no subnet");
+        Vec::new()
+    });
+    subnets.extend(subnet_env::read_subnets(&env).unwrap_or_else(|error| {
+        tracing::warn!(file = %env.display(), %error, "it tells no subnet");
+        Vec::new()
+    }));
+    subnets
+}
+
+/// Why nothing may be removed without `--force`.
+fn refusal(attachments: &Attachments) -> Option<String> {
+    let listed = |routes: &[IpNet]| {
+        let first = routes.first().map(ToString::to_string).unwrap_or_default();
+        format!("{first}, {} more", routes.len().saturating_sub(1))
+    };
+    match attachments {
+        Attachments::None => None,
+        Attachments::Routes(routes) => Some(format!(
+            "containers are still attached: others' routes lead into this node's subnets ({}); stop them first, or say \
+             --force",
+            listed(routes)
+        )),
+        Attachments::Possible(routes) => Some(format!(
+            "containers may still be attached: this node's subnet is not known, and others' routes lead into the mesh \
+             network ({}); stop them first, or say --force",
+            listed(routes)
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::state_dir::StateDir;
+
+    #[test]
+    fn a_running_daemon_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = StateDir::open(dir.path()).unwrap();
+        let error = hold(dir.path()).unwrap_err();
+        assert!(
+            matches!(&error, StateDirError::InUse { holder, .. } if *holder == std::process::id().to_string()),
+            "{error}"
+        );
+        drop(daemon);
+        let lock = hold(dir.path()).unwrap();
+        assert!(lock.is_some() && matches!(StateDir::open(dir.path()), Err(StateDirError::InUse { .. })));
+    }
+
+    #[test]
+    fn nothing_is_made_where_nothing_is() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(hold(dir.path()).unwrap().is_none());
+        assert!(hold(&dir.path().join("never")).unwrap().is_none());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn another_error_is_no_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(hold(&file), Err(StateDirError::Io { .. })));
+    }
+
+    #[test]
+    fn both_files_tell_subnets_and_damage_to_one_hides_nothing_of_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = CleanupSettings {
+            interface: "meshd0".parse().unwrap(),
+            state_dir: dir.path().to_owned(),
+            run_dir: dir.path().to_owned(),
+            force: false,
+            log: crate::settings::Log { level: tracing::Level::INFO, format: crate::settings::LogFormat::Text },
+        };
+        assert_eq!(known_subnets(&settings), []);
+        fs::write(dir.path().join("subnet.env"), "FLANNEL_SUBNET=10.244.3.1/24\n").unwrap();
+        fs::create_dir(dir.path().join("cache")).unwrap();
+        assert_eq!(known_subnets(&settings), ["10.244.3.0/24".parse().unwrap()]);
+    }
+}

@@ -1,0 +1,35 @@
+//! Policies and this node's attachments: each hears of the other.
+
+use std::sync::Arc;
+
+use crate::{
+    attachments::{self, Attachments, Progress},
+    enforcement::{Applied, Enforcement},
+};
+
+/// Has the policy thread told of every attachment, and the attachments of what is in force, until one of both ends. When
+/// this returns the table of now has been handed over, and ADDs wait.
+pub(super) fn enforce(attachments: &Attachments, enforcement: Arc<Enforcement>) {
+    let seam = attachments.enforcement();
+    seam.progress(Progress::default());
+    enforcement.attachments(seam.table.borrow().clone());
+    tokio::spawn(keep(seam, enforcement));
+}
+
+async fn keep(mut seam: attachments::Enforcement, enforcement: Arc<Enforcement>) {
+    let mut applied = enforcement.applied();
+    loop {
+        let Applied { attachments: generation, refused, .. } = *applied.borrow_and_update();
+        seam.progress(Progress { generation, refused });
+        tokio::select! {
+            changed = applied.changed() => if changed.is_err() { return },
+            changed = seam.table.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let table = seam.table.borrow_and_update().clone();
+                enforcement.attachments(table);
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The daemon, read top to bottom: settings → state directory → kernel, tunnel, prober, control → loop → stop.
+
+mod acceptance;
+mod cleanup;
+mod enforced;
+mod node;
+mod peer_config;
+mod published;
+mod pulse;
+mod roamed;
+mod told;
+mod underlay;
+
+use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+pub use cleanup::cleanup;
+
+use crate::{
+    control::{
+        cache::{CacheError, Cached},
+        state_dir::StateDir,
+    },
+    enforcement::{self, Enforcement},
+    kernel::{self, Kernel},
+    mesh::address::prefixes,
+    private_key::PrivateKey,
+    settings::Settings,
+    tunnel::{self, Tunnel},
+};
+
+/// How a run ended, when it did not fail.
+#[derive(Debug)]
+pub enum Outcome {
+    /// As it was told to.
+    Done,
+    /// It must not run here; says why.
+    Refused(String),
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. What it put into the kernel stays there.
+///
+/// # Errors
+/// When it cannot start: the state directory, the key, the TUN device or the sockets cannot be had.
+pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
+
+    make_dir(&settings.run_dir, 0o755)?;
+    let state = StateDir::open(&settings.state_dir)?;
+    let id = state.identity().id.clone();
+    let private_key = PrivateKey::load_or_create(&settings.state_dir.join("key"))?;
+    tracing::info!(node = %settings.node, %id, public_key = %private_key.public(), "starting");
+
+    let kernel = Kernel::new(kernel::Options::new(settings.interface.clone(), settings.state_dir.clone()))?;
+    let enforcement = Enforcement::start(enforcement::Options {
+        node: id.clone(),
+        tun: settings.interface.to_string(),
+        table: kernel::policy_table(&kernel.options().table_name),
+        last_subnets: cached_subnets(&state),
+        marks: settings.policy_marks,
+        log_group: settings.policy_log_group,
+    })
+    .context("the policy thread cannot be started")?;
+    let mut options = tunnel::Options::new(settings.interface.as_str(), settings.listen_port, private_key.clone());
+    options.offloads = settings.offloads;
+    options.track = enforcement.track();
+    options.judge = enforcement.judge();
+    let tunnel = Tunnel::start(options)?;
+    let stop = CancellationToken::new();
+    let node =
+        node::Node::start(settings, state, id, private_key, kernel, tunnel.clone(), Arc::clone(&enforcement), &stop)
+            .await?;
+    let asked_to_stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        asked_to_stop.cancel();
+    });
+    let outcome = node.run(stop.clone()).await;
+    stop.cancel();
+    tunnel.shutdown();
+    enforcement.stop();
+    if matches!(outcome, Ok(Outcome::Done)) {
+        tracing::info!("stopped; the TUN device, addresses, routes and rules stay (`meshd cleanup` removes them)");
+    }
+    outcome
+}
+
+/// The subnets that this node had when it last wrote its cache.
+fn cached_subnets(state: &StateDir) -> Vec<IpNet> {
+    // A cache that cannot be read is reported by the control plane, which does without it.
+    subnets_in_cache(state.path()).unwrap_or_default()
+}
+
+fn subnets_in_cache(state_dir: &Path) -> Result<Vec<IpNet>, CacheError> {
+    let cached = Cached::load(state_dir)?;
+    Ok(cached.and_then(|cached| cached.subnet).iter().flat_map(prefixes).collect())
+}
+
+fn make_dir(path: &Path, mode: u32) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .with_context(|| format!("directory {} cannot be made", path.display()))
+}
+
+/// A handle that the API and the loop share.
+type SharedState = Arc<published::Published>;

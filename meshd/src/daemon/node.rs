@@ -1,0 +1,755 @@
+//! The loop: whatever changes, the same way through. View and underlay and paths make a plan; the plan is applied as a
+//! difference.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use etcd_schema::{NodeId, PublicKey};
+use ipnet::IpNet;
+use tokio::{
+    net::lookup_host,
+    sync::{broadcast, mpsc, watch},
+    time::{MissedTickBehavior, interval, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Outcome, SharedState,
+    acceptance::Acceptance,
+    cached_subnets,
+    enforced::enforce,
+    published::{Identity, InForce, Published},
+    pulse::Pulse,
+    roamed::Roamed,
+    told::Told,
+    underlay,
+};
+use crate::{
+    api::{self, DropCount},
+    attachments::{Attachments, Table, endpoints, sweep},
+    control::{
+        self, Control, ControlStatus,
+        membership::{LocalFacts, MembershipState},
+        state_dir::StateDir,
+        view::View,
+    },
+    enforcement::{Enforcement, FactsOfMesh},
+    kernel::{self, Kernel, KernelEvents, Underlay, UnderlaySelection},
+    mesh::{
+        address::{Family, overlap, prefixes},
+        path::MacAddress,
+        picture::Picture,
+        plan::{Observed, Plan, Planner},
+        snapshot::{Owner, Snapshot},
+    },
+    private_key::PrivateKey,
+    prober::{self, Neighbours, Prober, Targets},
+    problem::Problem,
+    settings::Settings,
+    subnet_env::SubnetEnv,
+    tunnel::{self, Tunnel, TunnelEvent},
+};
+
+/// How often everything is looked over although nothing was heard.
+const SWEEP: Duration = Duration::from_secs(30);
+/// Events that come together are answered together.
+const COALESCE: Duration = Duration::from_millis(20);
+/// Mean time between two lists of etcd that prove that the watch loses nothing.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
+/// How long a look-up of etcd's name may take.
+const RESOLVE: Duration = Duration::from_secs(1);
+/// How long a start with a cache waits for etcd.
+const ETCD_FIRST: Duration = Duration::from_millis(500);
+/// How long the first routes wait for policies to be in force.
+const POLICIES_FIRST: Duration = Duration::from_secs(5);
+/// How long to wait before trying again what the kernel refused.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(super) struct Node {
+    settings: Settings,
+    id: NodeId,
+    kernel: Arc<Kernel>,
+    tunnel: Tunnel,
+    enforcement: Arc<Enforcement>,
+    prober: Prober,
+    control: Control,
+    published: SharedState,
+    underlay: Underlay,
+    endpoints: Vec<SocketAddr>,
+    /// Whether there was ever a picture to act on; until then the kernel stays as an earlier run left it.
+    known: bool,
+    picture: Picture,
+    /// The picture's, with this node's own subnet while that is put back.
+    snapshot: Snapshot,
+    planner: Planner,
+    facts_of_mesh: FactsOfMesh,
+    record_problems: Arc<Vec<control::view::Problem>>,
+    public_key: PublicKey,
+    observed: Observed,
+    roamed: Roamed,
+    accepted: Acceptance,
+    /// What the kernel was last made to be, and what of that it refused.
+    desired: Option<kernel::Desired>,
+    kernel_problems: Vec<Problem>,
+    /// Others may have changed the kernel's state since.
+    look_at_kernel: bool,
+    /// What the tunnel has.
+    table: Option<tunnel::Table>,
+    tunnel_problems: Vec<Problem>,
+    /// What the prober has.
+    targets: Targets,
+    firewall_drops: Vec<DropCount>,
+    retry_at: Option<Instant>,
+    /// The TUN device is gone, or has another name.
+    tun_missing: bool,
+    told: Told,
+    /// Addresses of etcd members that are given by name.
+    etcd_addresses: Vec<(IpAddr, String)>,
+    /// The thread of the tunnel that is gone.
+    failed: Option<&'static str>,
+    /// The first routes have waited for the policies.
+    policies_awaited: bool,
+}
+
+impl Node {
+    /// Starts everything that runs beside the loop.
+    #[expect(clippy::too_many_arguments, reason = "one caller, which has just made each of them")]
+    pub(super) async fn start(
+        settings: Settings,
+        state: StateDir,
+        id: NodeId,
+        private_key: PrivateKey,
+        kernel: Kernel,
+        tunnel: Tunnel,
+        enforcement: Arc<Enforcement>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let kernel = Arc::new(kernel);
+        // A cable that is out at boot is no reason not to start: the kernel says when there is an underlay.
+        let underlay = kernel.underlay(&selection(&settings)).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "there is no underlay yet");
+            Underlay::default()
+        });
+        let endpoints = underlay::endpoints(&settings, &underlay);
+        let public_key = private_key.public();
+        let facts = facts(&settings, public_key, &underlay, &endpoints);
+        let world = World { kernel: Arc::clone(&kernel), tunnel: tunnel.clone() };
+        let prober = Prober::start(
+            prober::Options {
+                port: settings.listen_port + 1,
+                mark: kernel.options().probe_mark,
+                own_id: id.clone(),
+                private_key: private_key.clone(),
+            },
+            Arc::new(world),
+        )
+        .with_context(|| format!("UDP port {} for probes cannot be had", settings.listen_port + 1))?;
+        let roamed = Roamed::load(&settings.state_dir);
+        let direct_at_start = kernel.direct_routes().await.context("the routes cannot be read")?;
+        let accepted = Acceptance::at_start(&direct_at_start, &underlay, Instant::now());
+        let subnets = cached_subnets(&state);
+        let attached = !kernel.foreign_routes_within(&subnets).await.context("the routes cannot be read")?.is_empty();
+        let boot_id = state.identity().boot_id.clone();
+        let attachments = Arc::new(Attachments::open(&settings.run_dir, &boot_id).context("attachments")?);
+        enforce(&attachments, Arc::clone(&enforcement));
+        let control = control::start(control::Options {
+            etcd: settings.etcd.clone(),
+            state,
+            facts,
+            attached,
+            world: Some(enforcement.sink()),
+            audit_interval: AUDIT_INTERVAL,
+        })
+        .map_err(|errors| anyhow::anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
+        let published = Arc::new(Published {
+            identity: Identity {
+                name: settings.node.to_string(),
+                id: id.to_string(),
+                site: settings.site.as_ref().map(ToString::to_string),
+                public_key,
+                interface: settings.interface.to_string(),
+            },
+            tunnel: tunnel.clone(),
+            enforcement: Arc::clone(&enforcement),
+            control: control.status.clone(),
+            in_force: Mutex::new(InForce::default()),
+            attachments: Arc::clone(&attachments),
+            pulse: Arc::new(Pulse::new(Instant::now())),
+            private_key,
+            warnings: Mutex::default(),
+        });
+        let source: Arc<dyn api::Source> = Arc::clone(&published) as _;
+        Arc::clone(&published.pulse).feel(tunnel.clone(), stop.clone());
+        open_windows(&settings, &published, &source, stop);
+        tokio::spawn(announce(id.clone(), attachments.table(), control.status.clone(), control.endpoints.clone()));
+        tokio::spawn(sweep(Arc::clone(&attachments), stop.clone()));
+        api::serve(&settings.run_dir.join(api::SOCKET), source, attachments, stop.clone())?;
+        Ok(Self {
+            settings,
+            picture: Picture::new(id.clone()),
+            planner: Planner::default(),
+            facts_of_mesh: FactsOfMesh::default(),
+            id,
+            kernel,
+            tunnel,
+            enforcement,
+            prober,
+            control,
+            published,
+            underlay,
+            endpoints,
+            known: false,
+            snapshot: Snapshot::default(),
+            record_problems: Arc::default(),
+            public_key,
+            observed: Observed { direct_at_start, roamed: Arc::new(roamed.all().clone()), ..Observed::default() },
+            roamed,
+            accepted,
+            desired: None,
+            kernel_problems: Vec::new(),
+            look_at_kernel: true,
+            table: None,
+            tunnel_problems: Vec::new(),
+            targets: Targets::default(),
+            firewall_drops: Vec::new(),
+            retry_at: None,
+            tun_missing: false,
+            told: Told::default(),
+            etcd_addresses: Vec::new(),
+            failed: None,
+            policies_awaited: false,
+        })
+    }
+
+    /// Runs until `stop`, or until this node must not run.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<Outcome> {
+        let mut view = self.control.view.clone();
+        let mut status = self.control.status.clone();
+        let mut paths = self.prober.states();
+        let mut tunnel_events = self.tunnel.subscribe();
+        let mut kernel_events = watch_kernel(&self.kernel, Arc::clone(&self.enforcement), stop.clone())?;
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What etcd says now goes before what the cache says, which may lack the last second before a crash: what is in
+        // the kernel is not taken back for it. An error only means that nothing will come.
+        let _ = timeout(ETCD_FIRST, view.wait_for(|view| view.synced)).await;
+        let mut seen = view.borrow_and_update().clone();
+        self.see(&seen);
+        self.resolve_etcd().await;
+        let mut told_ready = false;
+        loop {
+            self.apply().await;
+            self.published.pulse.loop_came_round(Instant::now());
+            if !std::mem::replace(&mut told_ready, true) {
+                // Whether the node forwards yet is for /readyz to say: etcd may run in a pod that starts after this.
+                // Without systemd nobody hears it.
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            }
+            self.keep_endpoints();
+            if let MembershipState::Refused { reason } = &status.borrow_and_update().state {
+                return Ok(Outcome::Refused(reason.clone()));
+            }
+            if let Some(thread) = self.failed {
+                anyhow::bail!("the tunnel's thread {thread} has ended: a defect; it starts anew with the daemon");
+            }
+            let wake_at = self.wake_at();
+            tokio::select! {
+                // In this order: what ends because of `stop` is no failure, and the clock is not drowned by events.
+                biased;
+                () = stop.cancelled() => {
+                    self.control.stop().await;
+                    return Ok(Outcome::Done);
+                }
+                _ = sweep.tick() => self.sweep().await,
+                changed = view.changed() => changed.context("the control plane has ended")?,
+                changed = status.changed() => changed.context("the control plane has ended")?,
+                changed = paths.changed() => changed.context("the prober has ended")?,
+                event = tunnel_events.recv() => self.tunnel_event(event),
+                events = kernel_events.recv() => self.kernel_events(events.context("the kernel watch has ended")?).await,
+                () = sleep_until(wake_at.into()) => {}
+            }
+            // What comes together is answered together.
+            tokio::time::sleep(COALESCE).await;
+            while let Ok(event) = tunnel_events.try_recv() {
+                self.tunnel_event(Ok(event));
+            }
+            while let Ok(events) = kernel_events.try_recv() {
+                self.kernel_events(events).await;
+            }
+            let newest = view.borrow_and_update().clone();
+            if !Arc::ptr_eq(&newest, &seen) {
+                self.see(&newest);
+                seen = newest;
+            }
+            self.observed.paths = paths.borrow_and_update().clone();
+        }
+    }
+
+    /// Takes in what etcd says, as far as it may be acted on.
+    fn see(&mut self, view: &View) {
+        let usable = view.synced || self.control.cached.is_some_and(|cached| cached.usable);
+        if !usable {
+            return;
+        }
+        self.known = true;
+        self.picture.see(view);
+        self.snapshot = self.picture.snapshot().clone();
+        self.record_problems = Arc::clone(&view.problems);
+    }
+
+    /// Own subnets while somebody has deleted the key, until it is put back: what is in use stays in use.
+    fn keep_own_subnet(&mut self) {
+        let status = self.control.status.borrow();
+        let in_use = status.subnet.filter(|_| {
+            matches!(
+                status.state,
+                MembershipState::Joining | MembershipState::Joined { .. } | MembershipState::Connecting
+            )
+        });
+        if let Some(subnet) = in_use.filter(|_| self.snapshot.own_subnets.is_empty() && self.snapshot.network.is_some())
+        {
+            let taken = self
+                .snapshot
+                .members
+                .values()
+                .flat_map(|member| member.prefixes())
+                .any(|held| prefixes(&subnet).any(|own| overlap(&own, &held)));
+            if !taken {
+                self.snapshot.own_subnets.push(subnet);
+            }
+        }
+    }
+
+    /// When the loop must look again although nothing is heard.
+    fn wake_at(&self) -> Instant {
+        let lingering = self.accepted.next_deadline();
+        let idle = Instant::now() + SWEEP;
+        [lingering, self.retry_at, self.roamed.save_at()].into_iter().flatten().min().unwrap_or(idle)
+    }
+
+    /// Makes the plan and applies what differs.
+    async fn apply(&mut self) {
+        let now = Instant::now();
+        let due = self.retry_at.is_some_and(|at| at <= now);
+        if due {
+            self.retry_at = None;
+        }
+        if self.tun_missing {
+            self.reopen_tun(now);
+        }
+        if matches!(self.control.status.borrow().state, MembershipState::SubnetLost { .. }) {
+            // The kernel tells nothing of others' routes: it is asked until the last container is gone.
+            self.retry_at = Some(now + RETRY);
+        }
+        if self.retry_at.is_some() {
+            self.read_attached().await;
+        }
+        if !self.known {
+            // What an earlier run left stands: its floor keeps pods' packets from leaving in the clear.
+            let problems = vec![self.uninformed()];
+            self.published.set(InForce { problems, ..InForce::default() });
+            return;
+        }
+        self.keep_own_subnet();
+        let addresses = underlay::addresses(&self.underlay).into_iter().map(|net| net.addr());
+        let facts = self.facts_of_mesh.of(&self.snapshot, &self.id, &self.settings.node, addresses);
+        self.enforcement.mesh(facts);
+        if !self.await_policies().await {
+            self.retry_at = Some(now + RETRY);
+            self.told.tell([&unguarded()].into_iter());
+            self.published.set(InForce { problems: vec![unguarded()], ..InForce::default() });
+            return;
+        }
+        let local = underlay::local(&self.settings, &self.underlay, &self.etcd_addresses, !self.endpoints.is_empty());
+        let mut planned = self.planner.plan(&self.snapshot, &local, &self.observed);
+        if planned.probes != self.targets {
+            // A path that was in use before a restart stays in use: its state must be known before routes are made.
+            self.observed.paths = self.prober.set_targets(planned.probes.clone()).await;
+            self.targets = planned.probes;
+            planned = self.planner.plan(&self.snapshot, &local, &self.observed);
+        }
+        self.accepted.linger(&mut planned.kernel.firewall.accepted, &planned.owners, now);
+        self.apply_tunnel(&planned.tunnel);
+        let look = std::mem::take(&mut self.look_at_kernel) || due;
+        if look || self.desired.as_ref() != Some(&planned.kernel) {
+            self.reconcile(&planned.kernel, look, now).await;
+            self.desired = Some(planned.kernel.clone());
+        }
+        let mut problems: Vec<Problem> = self.tunnel_problems.iter().chain(&self.kernel_problems).cloned().collect();
+        if self.underlay == Underlay::default() {
+            let cause = "no interface carries the outer packets: there is no default route, or --iface is not there";
+            problems.push(Problem::new(
+                "no_underlay",
+                cause,
+                "bring the interface up, or name another one with --iface",
+            ));
+        }
+        self.write_subnet_env(&planned, &mut problems);
+        if !planned.probes.own.is_empty() {
+            // From here on the prober's own states count.
+            self.observed.direct_at_start.clear();
+        }
+        self.told.tell(planned.problems.iter().chain(self.snapshot.problems.iter()).chain(&problems));
+        self.observed.programmed = planned.kernel.floor.clone();
+        self.published.set(InForce {
+            snapshot: self.snapshot.clone(),
+            plan: Some(planned),
+            own_endpoints: self.endpoints.clone(),
+            record_problems: Arc::clone(&self.record_problems),
+            problems,
+            firewall_drops: self.firewall_drops.clone(),
+        });
+    }
+
+    /// Before the first routes are made, rules must be there that no packet on them passes unjudged. Returns whether they
+    /// are. They are waited for once: what they say may be no more yet than that nothing passes.
+    async fn await_policies(&mut self) -> bool {
+        let mut applied = self.enforcement.applied();
+        if !std::mem::replace(&mut self.policies_awaited, true) {
+            let first = applied.wait_for(|applied| applied.generation > 0 || applied.refused);
+            if timeout(POLICIES_FIRST, first).await.is_err() {
+                tracing::warn!("the policies are not in force yet: until they are, nothing reaches a pod of this node");
+            }
+        }
+        applied.borrow().guarded
+    }
+
+    /// Why there is no picture to act on yet.
+    fn uninformed(&self) -> Problem {
+        let cause = match self.control.cached {
+            None => "nothing was read from etcd yet, and there is no cache of an earlier run".to_owned(),
+            Some(cached) => format!(
+                "nothing was read from etcd yet, and the cache of {} s ago is older than LeaseTTL: its subnets may be \
+                 others' by now",
+                cached.age.as_secs()
+            ),
+        };
+        Problem::new("waiting_for_etcd", cause, "start etcd; this node forwards as soon as it has read it")
+    }
+
+    /// Gives the tunnel its table, if it is another one.
+    fn apply_tunnel(&mut self, table: &tunnel::Table) {
+        if self.table.as_ref() == Some(table) {
+            return;
+        }
+        let refused = self.tunnel.apply(table.clone());
+        self.tunnel_problems = refused
+            .iter()
+            .map(|refused| {
+                let cause = format!("{}: {}", refused.peer, refused.reason);
+                Problem::new("tunnel_refused", cause, "put a record with a key and prefixes of its own")
+            })
+            .collect();
+        self.table = Some(table.clone());
+    }
+
+    /// Makes the kernel's state what is desired; `look`: something may have changed there that was not told.
+    async fn reconcile(&mut self, desired: &kernel::Desired, look: bool, now: Instant) {
+        let problems = &mut self.kernel_problems;
+        problems.clear();
+        let report = if look { self.kernel.reconcile(desired).await } else { self.kernel.follow(desired).await };
+        let report = match report {
+            Ok(report) => report,
+            Err(error) => {
+                tracing::error!(%error, "the kernel's state cannot be read; trying again");
+                problems.push(Problem::new("kernel_unreadable", error.to_string(), "see the log; it is tried again"));
+                self.retry_at = Some(now + RETRY);
+                return;
+            }
+        };
+        for failure in &report.failures {
+            self.tun_missing |= failure.problem == kernel::Problem::NoTun;
+            let cause = format!("{}: {}", failure.what, failure.problem);
+            problems.push(Problem::new("kernel_refused", cause, failure.remedy()));
+            self.retry_at = Some(now + RETRY);
+        }
+        for drop in &report.foreign_drops {
+            let cause =
+                format!("chain {} of table {} {} drops forwarded pod packets", drop.chain, drop.family, drop.table);
+            problems.push(Problem::new("foreign_forward_drop", cause, drop.remedy.clone()));
+        }
+    }
+
+    fn write_subnet_env(&self, planned: &Plan, problems: &mut Vec<Problem>) {
+        let subnets: Vec<IpNet> = self.snapshot.own_prefixes().collect();
+        let path = self.settings.run_dir.join("subnet.env");
+        if subnets.is_empty() {
+            let gone = matches!(
+                self.control.status.borrow().state,
+                MembershipState::SubnetLost { .. } | MembershipState::Removed
+            );
+            // Plugins that read it would go on giving out addresses that are another node's.
+            if gone
+                && let Err(error) = std::fs::remove_file(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                let cause = format!("{} cannot be removed: {error}", path.display());
+                problems.push(Problem::new("subnet_env", cause, "remove it: the subnet in it is not this node's"));
+            }
+            return;
+        }
+        let env = SubnetEnv {
+            networks: self.snapshot.networks().collect(),
+            subnets,
+            mtu: planned.mtu,
+            ip_masq: self.settings.ip_masq,
+        };
+        if let Err(error) = env.write(&path) {
+            let cause = format!("{} cannot be written: {error}", path.display());
+            problems.push(Problem::new("subnet_env", cause, "make room, or the directory writable"));
+        }
+    }
+
+    fn tunnel_event(&mut self, event: Result<TunnelEvent, broadcast::error::RecvError>) {
+        match event {
+            Ok(TunnelEvent::TunGone) => self.tun_missing = true,
+            Ok(TunnelEvent::Failed { thread }) => self.failed = Some(thread),
+            Ok(TunnelEvent::Handshake { peer }) => tracing::debug!(peer, "handshake completed"),
+            Ok(TunnelEvent::Endpoint { peer, endpoint }) => {
+                tracing::info!(peer, %endpoint, "endpoint moved");
+                self.roamed.note(Instant::now(), &peer, endpoint);
+            }
+            Ok(TunnelEvent::PeerMtu { .. }) | Err(broadcast::error::RecvError::Lagged(_)) => self.read_mtus(),
+            Err(broadcast::error::RecvError::Closed) => {}
+        }
+    }
+
+    /// Only what is below the device's MTU: else a larger one that comes with a new config would not reach the routes.
+    fn read_mtus(&mut self) {
+        let Some(table) = &self.table else { return };
+        let peers = self.tunnel.peers().into_iter().filter(|peer| peer.inner_mtu < table.mtu);
+        self.observed.inner_mtu = peers.map(|peer| (peer.name, peer.inner_mtu)).collect();
+    }
+
+    /// Keeps where peers are for the next start.
+    fn keep_endpoints(&mut self) {
+        let now = Instant::now();
+        if let (Some(table), true) = (&self.table, self.roamed.save_at().is_some_and(|at| at <= now)) {
+            self.roamed.save_if_due(now, |name| table.peers.contains_key(name));
+        }
+    }
+
+    /// Makes the TUN device again, when it is gone or has another name.
+    fn reopen_tun(&mut self, now: Instant) {
+        match self.tunnel.reopen_tun() {
+            Ok(()) => {
+                tracing::warn!(interface = %self.settings.interface, "the TUN device was gone; it is made again");
+                self.tun_missing = false;
+            }
+            Err(error) => {
+                tracing::error!(%error, interface = %self.settings.interface, "the TUN device cannot be made; trying again");
+                self.retry_at = Some(now + RETRY);
+            }
+        }
+        self.look_at_kernel = true;
+    }
+
+    async fn kernel_events(&mut self, events: KernelEvents) {
+        self.look_at_kernel = true;
+        if events.links || events.addresses || events.routes || events.resync {
+            self.read_underlay().await;
+            self.read_attached().await;
+        }
+    }
+
+    /// What is looked at although nothing was heard.
+    async fn sweep(&mut self) {
+        self.look_at_kernel = true;
+        self.enforcement.look();
+        self.read_underlay().await;
+        self.read_attached().await;
+        self.resolve_etcd().await;
+        self.read_mtus();
+        if let Ok(drops) = self.kernel.drops().await {
+            self.firewall_drops = drops
+                .into_iter()
+                .filter(|(_, counter)| counter.packets > 0)
+                .map(|(rule, counter)| DropCount { reason: format!("firewall_{rule}"), packets: counter.packets })
+                .collect();
+        }
+    }
+
+    /// Tells the control plane whether containers hold addresses of this node's subnet: while they do, it draws no
+    /// other one.
+    async fn read_attached(&self) {
+        let subnet = {
+            let status = self.control.status.borrow();
+            match &status.state {
+                MembershipState::SubnetLost { subnet, .. } => Some(*subnet),
+                _ => status.subnet,
+            }
+        };
+        let subnets: Vec<IpNet> = subnet.iter().flat_map(prefixes).collect();
+        match self.kernel.foreign_routes_within(&subnets).await {
+            Ok(routes) => {
+                let attached = !routes.is_empty();
+                self.control.attached.send_if_modified(|held| std::mem::replace(held, attached) != attached);
+            }
+            Err(error) => tracing::warn!(%error, "the routes cannot be read"),
+        }
+    }
+
+    /// Looks up members of etcd that are given by name: no network may cover them. What is known stays while names cannot
+    /// be looked up.
+    async fn resolve_etcd(&mut self) {
+        for url in &self.settings.etcd.endpoints {
+            let Some(name) = underlay::name_and_port(url) else { continue };
+            if let Ok(Ok(found)) = timeout(RESOLVE, lookup_host(name)).await {
+                let found: Vec<_> = found.map(|at| (at.ip(), format!("etcd's {url}"))).collect();
+                self.etcd_addresses.retain(|(_, of)| !of.ends_with(url.as_str()));
+                self.etcd_addresses.extend(found);
+            }
+        }
+    }
+
+    /// Looks at the underlay; publishes what has changed.
+    async fn read_underlay(&mut self) {
+        match self.kernel.underlay(&selection(&self.settings)).await {
+            Ok(underlay) if underlay != self.underlay => {
+                tracing::info!(?underlay, "the underlay has changed");
+                self.underlay = underlay;
+                self.endpoints = underlay::endpoints(&self.settings, &self.underlay);
+                let facts = facts(&self.settings, self.public_key, &self.underlay, &self.endpoints);
+                self.control.facts.send_replace(facts);
+                // Peers need not wait for the record: the endpoint of a live one follows what it receives.
+                self.tunnel.announce();
+            }
+            Ok(_) => {}
+            // What is published stays: a cable that is out for a moment moves no node.
+            Err(error) => tracing::warn!(%error, "the underlay cannot be read"),
+        }
+    }
+}
+
+/// Why there are no routes although the mesh is known.
+fn unguarded() -> Problem {
+    Problem::new(
+        "pods_not_guarded",
+        "nftables takes no rules for the way to this node's pods, so no routes are made, see the log",
+        "install nftables, and check that the kernel has nf_tables; it is tried again",
+    )
+}
+
+/// Tells the control plane which attachments the rest of the mesh is to see, until one of both ends.
+async fn announce(
+    id: NodeId,
+    mut table: watch::Receiver<Arc<Table>>,
+    mut status: watch::Receiver<ControlStatus>,
+    records: watch::Sender<Option<control::EndpointRecords>>,
+) {
+    loop {
+        let subnets: Vec<IpNet> = status.borrow_and_update().subnet.iter().flat_map(prefixes).collect();
+        let wanted = Arc::new(endpoints(&table.borrow_and_update(), &id, &subnets));
+        records.send_if_modified(|known| {
+            let other = known.as_ref() != Some(&wanted);
+            *known = Some(wanted);
+            other
+        });
+        tokio::select! {
+            changed = table.changed() => if changed.is_err() { return },
+            changed = status.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Hands the kernel's notifications on; what waits is small, for each one says only what kinds of things changed.
+fn watch_kernel(
+    kernel: &Kernel,
+    enforcement: Arc<Enforcement>,
+    stop: CancellationToken,
+) -> anyhow::Result<mpsc::Receiver<KernelEvents>> {
+    let mut watch = kernel.watch().context("the kernel's notifications cannot be had")?;
+    let (events_in, events) = mpsc::channel(16);
+    tokio::spawn(async move {
+        let hand_on = async {
+            loop {
+                let events = watch.next().await;
+                if events.ruleset || events.policy_ruleset || events.foreign_ruleset || events.links || events.resync {
+                    enforcement.look();
+                }
+                if events.calls_for_reconcile() && events_in.send(events).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = hand_on => {}
+            () = stop.cancelled() => {}
+        }
+    });
+    Ok(events)
+}
+
+/// What is asked over TCP, and by WireGuard's tools. None of it keeps the node from its work.
+fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn api::Source>, stop: &CancellationToken) {
+    if let Some(address) = settings.metrics.address {
+        let told = Arc::clone(published);
+        let tell = move |error: Option<std::io::Error>| {
+            let problem = |error| {
+                let cause = format!("metrics and health are not served at {address}: {error}");
+                Problem::new("metrics_address", cause, "free that address, or set another one with --metrics-addr")
+            };
+            told.warn("metrics_address", error.map(problem));
+        };
+        api::monitor(address, settings.metrics.per_peer, Arc::clone(source), stop.clone(), tell);
+    }
+    let told = Arc::clone(published);
+    let tell = move |error: Option<std::io::Error>| {
+        let problem = |error| {
+            let cause = format!("`wg show` is not answered: {error}");
+            Problem::new(
+                "wg_socket",
+                cause,
+                "see to it that this name is free in /var/run/wireguard, or use --interface",
+            )
+        };
+        told.warn("wg_socket", error.map(problem));
+    };
+    api::wireguard(settings.interface.as_str(), Arc::clone(source), stop.clone(), tell);
+}
+
+fn selection(settings: &Settings) -> UnderlaySelection {
+    settings.iface.clone().map_or(UnderlaySelection::Auto, UnderlaySelection::Named)
+}
+
+fn facts(settings: &Settings, public_key: PublicKey, underlay: &Underlay, endpoints: &[SocketAddr]) -> LocalFacts {
+    let public = |family| endpoints.iter().map(SocketAddr::ip).find(|ip| Family::of(*ip) == family);
+    LocalFacts {
+        name: settings.node.clone(),
+        site: settings.site.clone(),
+        public_key,
+        next_public_key: None,
+        listen_port: settings.listen_port,
+        endpoints: endpoints.to_vec(),
+        addresses: underlay::addresses(underlay),
+        public_ipv4: public(Family::V4).and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }),
+        public_ipv6: public(Family::V6).and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// What the prober asks of the node.
+struct World {
+    kernel: Arc<Kernel>,
+    tunnel: Tunnel,
+}
+
+impl prober::World for World {
+    async fn neighbours(&self, interface: u32, family: Family) -> Neighbours {
+        // What cannot be read is not known: a path in doubt is left then.
+        let known = self.kernel.neighbours(interface, family == Family::V4).await.unwrap_or_default();
+        known.into_iter().map(|(address, neighbour)| (address, MacAddress(neighbour.mac))).collect()
+    }
+
+    fn heard_in_tunnel(&self, peer: &NodeId) -> Option<Instant> {
+        self.tunnel.heard(&Owner::Node(peer.clone()).to_string())
+    }
+
+    fn call_in_tunnel(&self, peer: &NodeId) {
+        self.tunnel.initiate(&Owner::Node(peer.clone()).to_string());
+    }
+}

@@ -1,0 +1,162 @@
+//! A wg-quick file for an outside peer: every node is a peer of its.
+
+use std::{fmt::Write as _, net::SocketAddr};
+
+use etcd_schema::{PeerName, PublicKey};
+use ipnet::IpNet;
+
+use super::published::Identity;
+use crate::mesh::snapshot::{Owner, Snapshot};
+
+/// The file for `name`, with one `[Peer]` per node that it can call or that can call it; `None` if there is no such
+/// outside peer. `mtu` is that of pods, in bytes: what the mesh's paths carry inside the tunnel. Secrets are not in it: the peer's own private key never leaves its machine, and a pre-shared key is
+/// named, not printed.
+pub(super) fn wg_quick(
+    name: &PeerName,
+    snapshot: &Snapshot,
+    own: &Identity,
+    own_endpoints: &[SocketAddr],
+    mtu: u16,
+) -> Option<String> {
+    let peer = snapshot.outside.get(name)?;
+    let outside = name.as_str();
+    let mut text = String::new();
+    let mut line = |line: String| {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{line}");
+    };
+    line(format!("# wg-quick file for the outside peer {name}, revision {}", snapshot.revision));
+    line("[Interface]".to_owned());
+    line("# PrivateKey = the private key whose public key is".to_owned());
+    line(format!("#   {}", peer.public_key));
+    let (addresses, behind): (Vec<IpNet>, Vec<IpNet>) =
+        peer.allowed_ips.iter().copied().partition(|net| net.prefix_len() == net.max_prefix_len());
+    if !addresses.is_empty() {
+        line(format!("Address = {}", list(&addresses)));
+    }
+    // The first address of a network is nobody's, and which one is the peer's own the record does not say.
+    if !behind.is_empty() {
+        line(format!("# Behind this peer, by its own routes: {}", list(&behind)));
+    }
+    line(format!("MTU = {mtu}"));
+    if let Some(port) = peer.endpoint.map(|endpoint| endpoint.port()) {
+        line(format!("ListenPort = {port}"));
+    }
+    let mut node = |name: &str, key: &PublicKey, allowed: Vec<IpNet>, endpoints: &[SocketAddr]| {
+        if allowed.is_empty() || (endpoints.is_empty() && peer.endpoint.is_none()) {
+            return;
+        }
+        line(String::new());
+        line(format!("# {name}"));
+        line("[Peer]".to_owned());
+        line(format!("PublicKey = {key}"));
+        if peer.preshared_key.is_some() {
+            line(format!("# PresharedKey = the presharedKey in peers/{outside}"));
+        }
+        line(format!("AllowedIPs = {}", list(&allowed)));
+        // A wg-quick file knows one endpoint: one of the family that most networks have.
+        if let Some(endpoint) = endpoints.iter().find(|at| at.is_ipv4()).or_else(|| endpoints.first()) {
+            line(format!("Endpoint = {endpoint}"));
+            line("PersistentKeepalive = 25".to_owned());
+        }
+    };
+    node(&own.name, &own.public_key, snapshot.own_prefixes().collect(), own_endpoints);
+    for (owner, member) in snapshot.members.iter() {
+        if let (Owner::Node(_) | Owner::Lease(_), Some(key)) = (owner, member.keys.first()) {
+            node(&member.name, key, member.prefixes().collect(), &member.endpoints);
+        }
+    }
+    Some(text)
+}
+
+fn list(nets: &[IpNet]) -> String {
+    nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{mesh::snapshot::Outside, private_key::PrivateKey};
+
+    fn key(seed: u8) -> PublicKey {
+        PrivateKey::from_bytes([seed; 32]).public()
+    }
+
+    fn world(endpoint: Option<&str>) -> (Snapshot, Identity) {
+        let mut snapshot = Snapshot { own_subnets: vec!["10.244.1.0-24".parse().unwrap()], ..Snapshot::default() };
+        snapshot.outside.insert(
+            "laptop".parse().unwrap(),
+            Arc::new(Outside {
+                public_key: key(9),
+                preshared_key: Some(etcd_schema::PresharedKey::from_bytes([0x5a; 32])),
+                allowed_ips: vec!["10.9.0.2/32".parse().unwrap()],
+                endpoint: endpoint.map(|text| text.parse().unwrap()),
+                persistent_keepalive: None,
+                site: None,
+            }),
+        );
+        let own = Identity {
+            name: "a".to_owned(),
+            id: "aa".to_owned(),
+            site: None,
+            public_key: key(1),
+            interface: "meshd0".to_owned(),
+        };
+        (snapshot, own)
+    }
+
+    #[test]
+    fn names_each_node_that_can_be_called() {
+        let (snapshot, own) = world(None);
+        let at = ["[2001:db8::1]:51820".parse().unwrap(), "192.0.2.1:51820".parse().unwrap()];
+        let text = wg_quick(&"laptop".parse().unwrap(), &snapshot, &own, &at, 1420).unwrap();
+        for line in [
+            "Address = 10.9.0.2/32",
+            "MTU = 1420",
+            "PersistentKeepalive = 25",
+            &format!("PublicKey = {}", key(1)),
+            "AllowedIPs = 10.244.1.0/24",
+            "Endpoint = 192.0.2.1:51820",
+            "# PresharedKey = the presharedKey in peers/laptop",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line} in:\n{text}");
+        }
+        assert!(wg_quick(&"other".parse().unwrap(), &snapshot, &own, &at, 1420).is_none());
+    }
+
+    #[test]
+    fn gives_the_peer_addresses_only_and_names_the_networks_behind_it() {
+        let (mut snapshot, own) = world(None);
+        let laptop = "laptop".parse().unwrap();
+        let text_for = |snapshot: &Snapshot| wg_quick(&laptop, snapshot, &own, &[], 1380).unwrap();
+        let peer = Arc::make_mut(snapshot.outside.get_mut(&laptop).unwrap());
+        peer.allowed_ips =
+            ["10.9.0.2/32", "10.8.0.0/24", "fd09::2/128", "fd09:1::/64"].map(|net| net.parse().unwrap()).to_vec();
+        let text = text_for(&snapshot);
+        for line in
+            ["Address = 10.9.0.2/32, fd09::2/128", "# Behind this peer, by its own routes: 10.8.0.0/24, fd09:1::/64"]
+        {
+            assert!(text.lines().any(|have| have == line), "{line} in:\n{text}");
+        }
+        Arc::make_mut(snapshot.outside.get_mut(&laptop).unwrap()).allowed_ips = vec!["10.8.0.0/24".parse().unwrap()];
+        assert!(!text_for(&snapshot).contains("Address"));
+    }
+
+    #[test]
+    fn leaves_out_a_node_when_neither_can_call_the_other() {
+        let (snapshot, own) = world(None);
+        assert!(!wg_quick(&"laptop".parse().unwrap(), &snapshot, &own, &[], 1420).unwrap().contains("[Peer]"));
+        let (snapshot, own) = world(Some("198.51.100.4:51820"));
+        assert!(wg_quick(&"laptop".parse().unwrap(), &snapshot, &own, &[], 1420).unwrap().contains("[Peer]"));
+    }
+
+    #[test]
+    fn prints_no_secret() {
+        use base64::Engine as _;
+        let (snapshot, own) = world(None);
+        let text = wg_quick(&"laptop".parse().unwrap(), &snapshot, &own, &[], 1420).unwrap();
+        assert!(!text.contains(&base64::engine::general_purpose::STANDARD.encode([0x5a; 32])));
+    }
+}

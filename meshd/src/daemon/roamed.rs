@@ -1,0 +1,139 @@
+//! Where peers were last heard from, kept over a restart.
+//!
+//! A node or outside peer without an endpoint of its own calls; nobody can call it. When this daemon starts anew, its
+//! sessions are gone, while the other end believes in them for minutes. Called where it was last heard from, through
+//! the mapping that its keepalives hold open in its NAT, it is back at once.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use crate::{control::state_dir::FILE_MODE, whole_file};
+
+/// How long news may wait: what comes together is written together, and a peer that roams a lot costs little.
+const SAVE_AFTER: Duration = Duration::from_secs(2);
+/// Largest file that is read: some hundred thousand peers.
+const MAX_FILE: u64 = 16 << 20;
+
+/// `STATE/cache/endpoints.json`: peers' names and addresses. What is in it is a hint, to be tried last; losing it
+/// costs patience only.
+#[derive(Debug)]
+pub(super) struct Roamed {
+    path: PathBuf,
+    at: BTreeMap<String, SocketAddr>,
+    /// When what is not written yet is to be.
+    save_at: Option<Instant>,
+}
+
+impl Roamed {
+    /// What an earlier run has left in `state_dir`; nothing when there is no file that can be read.
+    pub(super) fn load(state_dir: &Path) -> Self {
+        let path = state_dir.join("cache").join("endpoints.json");
+        let at = read(&path).unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(path = %path.display(), %error, "endpoints of the last run cannot be read");
+            }
+            BTreeMap::new()
+        });
+        Self { path, at, save_at: None }
+    }
+
+    /// Every peer that was heard from, by name.
+    pub(super) fn all(&self) -> &BTreeMap<String, SocketAddr> {
+        &self.at
+    }
+
+    /// Notes that `peer` was heard from `endpoint`.
+    pub(super) fn note(&mut self, now: Instant, peer: &str, endpoint: SocketAddr) {
+        if self.at.get(peer) != Some(&endpoint) {
+            self.at.insert(peer.to_owned(), endpoint);
+            self.save_at.get_or_insert(now + SAVE_AFTER);
+        }
+    }
+
+    /// When [`Self::save_if_due`] has something to do.
+    pub(super) fn save_at(&self) -> Option<Instant> {
+        self.save_at
+    }
+
+    /// Writes the file if that is due, without the peers that `known` does not know any more.
+    pub(super) fn save_if_due(&mut self, now: Instant, known: impl Fn(&str) -> bool) {
+        if self.save_at.is_some_and(|at| at <= now) {
+            self.at.retain(|peer, _| known(peer));
+            self.save();
+        }
+    }
+
+    fn save(&mut self) {
+        self.save_at = None;
+        if let Err(error) = write(&self.path, &self.at) {
+            tracing::warn!(path = %self.path.display(), %error, "endpoints of peers cannot be kept for the next start");
+        }
+    }
+}
+
+impl Drop for Roamed {
+    /// What is not written yet is written at the end.
+    fn drop(&mut self) {
+        if self.save_at.is_some() {
+            self.save();
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<BTreeMap<String, SocketAddr>> {
+    if fs::metadata(path)?.len() > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large"));
+    }
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+fn write(path: &Path, at: &BTreeMap<String, SocketAddr>) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    whole_file::write(path, FILE_MODE, &serde_json::to_vec(at)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_noted_is_there_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Instant::now();
+        let mut roamed = Roamed::load(dir.path());
+        assert!(roamed.all().is_empty());
+        roamed.note(now, "nodes/a", at("192.0.2.1:1"));
+        roamed.note(now, "peers/b", at("[2001:db8::1]:2"));
+        roamed.note(now, "nodes/gone", at("192.0.2.9:9"));
+        roamed.save_if_due(now, |_| true);
+        assert!(Roamed::load(dir.path()).all().is_empty(), "not yet");
+        let due = roamed.save_at().unwrap();
+        roamed.save_if_due(due, |peer| peer != "nodes/gone");
+        assert_eq!((Roamed::load(dir.path()).all().len(), roamed.save_at()), (2, None));
+        // The same again is no news; something else is, and is kept at the end at the latest.
+        roamed.note(due, "nodes/a", at("192.0.2.1:1"));
+        assert_eq!(roamed.save_at(), None);
+        roamed.note(due, "nodes/a", at("192.0.2.2:1"));
+        drop(roamed);
+        assert_eq!(Roamed::load(dir.path()).all()["nodes/a"], at("192.0.2.2:1"));
+    }
+
+    #[test]
+    fn a_damaged_file_is_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("cache")).unwrap();
+        fs::write(dir.path().join("cache/endpoints.json"), "{\"nodes/a\": \"here\"}").unwrap();
+        assert!(Roamed::load(dir.path()).all().is_empty());
+    }
+}

@@ -1,0 +1,125 @@
+//! What the kernel's conntrack knows, by ctnetlink: one flow looked up, or all of them listed.
+
+mod forget;
+mod message;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
+        sockopt,
+    },
+};
+use policy::flow::Tuple;
+
+pub(super) use self::message::KnownFlow;
+use self::message::{Answer, answers, clear_mark, may_begin, request};
+
+/// Holds any datagram of a listing: the kernel fills at most 32 KiB at a time.
+const BUFFER: usize = 64 << 10;
+/// How long a listing may be without a next part.
+const PATIENCE_MS: u16 = 2000;
+
+/// A socket to ctnetlink in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub(super) struct Conntrack {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+impl Conntrack {
+    pub(super) fn open() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+        // A host may allow less, and a listing then is read in more parts.
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &(1 << 20));
+        Ok(Self { socket, buffer: vec![0; BUFFER], sequence: 0 })
+    }
+
+    /// Whether a packet of this tuple is a reply in a flow that the kernel knows and did not rewrite.
+    pub(super) fn is_reply(&mut self, tuple: &Tuple) -> io::Result<bool> {
+        let begun = tuple.reversed();
+        if !may_begin(&begun) {
+            return Ok(false);
+        }
+        self.sequence = self.sequence.wrapping_add(1);
+        self.send(&request(Some(&begun), false, self.sequence))?;
+        // The kernel answers within the send: nothing to wait for.
+        loop {
+            let length = self.receive()?;
+            match answers(&self.buffer[..length], self.sequence).next() {
+                Some(Answer::Flow(flow)) => return Ok(flow.tuple == begun && !flow.rewritten),
+                Some(Answer::Done(0 | libc::ENOENT)) => return Ok(false),
+                Some(Answer::Done(error)) => return Err(io::Error::from_raw_os_error(error)),
+                // Of an earlier question.
+                None => {}
+            }
+        }
+    }
+
+    /// Sets these bits of every flow's mark to 0.
+    pub(super) fn clear_marks(&mut self, mask: u32) -> io::Result<()> {
+        let mut marked = Vec::new();
+        self.dump(|flow| {
+            if flow.mark & mask != 0 {
+                marked.push(flow.tuple);
+            }
+        })?;
+        for tuple in marked {
+            self.sequence = self.sequence.wrapping_add(1);
+            self.send(&clear_mark(&tuple, mask, self.sequence))?;
+            let length = self.receive()?;
+            match answers(&self.buffer[..length], self.sequence).next() {
+                // It may have ended meanwhile.
+                Some(Answer::Done(0 | libc::ENOENT)) | None => {}
+                Some(Answer::Done(error)) => return Err(io::Error::from_raw_os_error(error)),
+                Some(Answer::Flow(_)) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with every flow.
+    pub(super) fn dump(&mut self, mut each: impl FnMut(KnownFlow)) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.send(&request(None, true, self.sequence))?;
+        loop {
+            let fd = std::os::fd::AsFd::as_fd(&self.socket);
+            let mut wait = [PollFd::new(fd, PollFlags::POLLIN)];
+            if poll(&mut wait, PollTimeout::from(PATIENCE_MS))? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let length = self.receive()?;
+            for answer in answers(&self.buffer[..length], self.sequence) {
+                match answer {
+                    Answer::Flow(flow) => each(flow),
+                    Answer::Done(0) => return Ok(()),
+                    Answer::Done(error) => return Err(io::Error::from_raw_os_error(error)),
+                }
+            }
+        }
+    }
+
+    fn send(&self, message: &[u8]) -> io::Result<()> {
+        sendto(self.socket.as_raw_fd(), message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        Ok(())
+    }
+
+    fn receive(&mut self) -> io::Result<usize> {
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                result => return Ok(result?),
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The rules outside of the pods' chains.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
+
+use ipnet::IpNet;
+use policy::nft::{ALLOWED, REFUSED};
+
+use super::super::MeshFacts;
+
+/// What the rules outside of the pods' chains depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(in crate::enforcement) struct Frame {
+    /// The TUN device.
+    pub(in crate::enforcement) tun: String,
+    /// The mesh's networks.
+    pub(in crate::enforcement) networks: Vec<IpNet>,
+    /// This node's own subnets.
+    pub(in crate::enforcement) own: Vec<IpNet>,
+    /// This node's overlay addresses.
+    pub(in crate::enforcement) overlay: Vec<IpAddr>,
+    /// Whether a pod of which nothing is known may receive, and may send.
+    pub(in crate::enforcement) unknown_closed: [bool; 2],
+    /// What would be refused passes, and is reported.
+    pub(in crate::enforcement) audit: bool,
+    /// The group of nfnetlink_log that verdicts are reported to.
+    pub(in crate::enforcement) log_group: u16,
+    /// The host's ends of the interfaces of this node's pods, each with the pod's addresses.
+    pub(in crate::enforcement) ports: BTreeMap<String, Vec<IpAddr>>,
+    /// What a bridge passes from pod to pod goes through the forward chain, too.
+    pub(in crate::enforcement) switched_judged: bool,
+}
+
+impl Frame {
+    pub(in crate::enforcement) fn of(mesh: &MeshFacts, tun: &str, unknown_closed: [bool; 2]) -> Self {
+        Self {
+            tun: tun.to_owned(),
+            networks: mesh.networks.clone(),
+            own: mesh.own.clone(),
+            overlay: mesh.overlay.clone(),
+            unknown_closed,
+            audit: mesh.audit,
+            ..Self::default()
+        }
+    }
+}
+
+/// Base chains, each with what it hooks into, and the chains that verdicts end in.
+pub(super) const BASE_CHAINS: [(&str, Option<&str>); 7] = [
+    ("forward", Some("type filter hook forward priority -5; policy accept;")),
+    ("input", Some("type filter hook input priority -5; policy accept;")),
+    ("rewritten", Some("type filter hook postrouting priority 110; policy accept;")),
+    (REFUSED[0], None),
+    (REFUSED[1], None),
+    (ALLOWED[0], None),
+    (ALLOWED[1], None),
+];
+
+/// The chain that is there while no picture has ever been in force.
+pub(super) const CLOSED: &str = "closed";
+
+/// Reports in one second by each of the chains that verdicts end in.
+const REPORTS: u32 = 50;
+
+/// What a process of this node sends to itself, by whichever of its addresses.
+const LOCAL: &str = "iifname \"lo\" return";
+/// Neighbour discovery, which conntrack does not track. Bridges pass it on; what a router has passed on has fewer hops left.
+const NEIGHBOURS: &str =
+    "ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } return";
+/// Listeners' reports to neighbours, for bridges that learn from them.
+const LISTENERS: &str = "ip6 saddr fe80::/10 icmpv6 type mld2-listener-report return";
+const REPLY: &str = "ct direction reply ct state established return";
+const RELATED: &str = "ct state related meta l4proto { icmp, ipv6-icmp } return";
+
+/// The table and its fixed chains, without rules; base chains that are there stay where they are.
+pub(super) fn base_chains(table: &str) -> String {
+    let mut out = format!("add table {table}\n");
+    for (chain, hook) in BASE_CHAINS {
+        // Writing to a String cannot fail.
+        let _ = match hook {
+            Some(hook) => writeln!(out, "add chain {table} {chain} {{ {hook} }}"),
+            None => writeln!(out, "add chain {table} {chain}"),
+        };
+        let _ = writeln!(out, "flush chain {table} {chain}");
+    }
+    out
+}
+
+/// What holds before the first picture: an empty chain that says so, and rules in the base chains.
+pub(super) fn closed(table: &str, frame: &Frame) -> String {
+    let mut out = format!("add chain {table} {CLOSED}\n");
+    for rule in [LOCAL, NEIGHBOURS, REPLY, RELATED] {
+        let _ = writeln!(out, "add rule {table} input {rule}");
+    }
+    for net in &frame.own {
+        let ip = if net.network().is_ipv4() { "ip" } else { "ip6" };
+        // What goes to an address of the node itself, which lies in its subnet, is for a process.
+        let _ = writeln!(out, "add rule {table} input {ip} saddr {net} drop");
+        let _ = writeln!(out, "add rule {table} forward {ip} saddr {net} drop");
+        let _ = writeln!(out, "add rule {table} forward {ip} daddr {net} drop");
+    }
+    out
+}
+
+/// The rules of the fixed chains.
+pub(super) fn base(table: &str, frame: &Frame, flush: bool) -> String {
+    let mut rules: BTreeMap<&str, Vec<String>> = BASE_CHAINS.iter().map(|(name, _)| (*name, Vec::new())).collect();
+    let mut rule = |chain: &'static str, text: String| {
+        if let Some(list) = rules.get_mut(chain) {
+            list.push(text);
+        }
+    };
+    let tun = &frame.tun;
+    // The tunnel's end has judged these. What was rewritten had this node's own address there; what conntrack does not
+    // track cannot have been.
+    rule("forward", format!("iifname \"{tun}\" ct status ! dnat return"));
+    rule("forward", format!("iifname \"{tun}\" ct state invalid,untracked return"));
+    for text in [NEIGHBOURS, LISTENERS] {
+        rule("forward", text.to_owned());
+    }
+    for text in [LOCAL, NEIGHBOURS, REPLY, RELATED] {
+        rule("input", text.to_owned());
+    }
+    for v4 in [true, false] {
+        family(frame, v4, &mut rule);
+    }
+    for (side, name) in [(0, "ingress"), (1, "egress")] {
+        let report = |what: &str| {
+            let group = frame.log_group;
+            format!(
+                "ct direction original limit rate {REPORTS}/second log group {group} prefix \"meshd {what} {name}\""
+            )
+        };
+        let (refused, allowed) = (REFUSED[side], ALLOWED[side]);
+        if frame.audit {
+            rule(refused, report("audited"));
+        } else {
+            rule(refused, report("refused"));
+            rule(refused, "counter drop".to_owned());
+        }
+        rule(allowed, report("allowed"));
+    }
+    let mut out = String::new();
+    for (chain, rules) in rules {
+        if flush {
+            let _ = writeln!(out, "flush chain {table} {chain}");
+        }
+        for rule in rules {
+            let _ = writeln!(out, "add rule {table} {chain} {rule}");
+        }
+    }
+    out
+}
+
+fn family(frame: &Frame, v4: bool, rule: &mut impl FnMut(&'static str, String)) {
+    let (ip, pods, ingress, egress) =
+        if v4 { ("ip", "pods4", "ingress4", "egress4") } else { ("ip6", "pods6", "ingress6", "egress6") };
+    let list = |texts: Vec<String>| texts.join(", ");
+    let of = |nets: &[IpNet]| {
+        list(nets.iter().filter(|net| net.network().is_ipv4() == v4).map(ToString::to_string).collect())
+    };
+    // Of a flow its source before any rewriting and its destination behind it; of what is of no flow what it says.
+    let untracked = "ct state invalid,untracked ";
+    let [[source, destination], [header_source, header_destination]] = [
+        [format!("ct original {ip} saddr"), format!("ct reply {ip} saddr")],
+        [format!("{untracked}{ip} saddr"), format!("{untracked}{ip} daddr")],
+    ];
+    for (source, destination) in [(&source, &destination), (&header_source, &header_destination)] {
+        rule("forward", format!("{source} vmap @{egress}"));
+        rule("input", format!("{source} vmap @{egress}"));
+        rule("forward", format!("{destination} vmap @{ingress}"));
+    }
+    let (own, networks) = (of(&frame.own), of(&frame.networks));
+    if own.is_empty() {
+        return;
+    }
+    // A node's own address is in its subnet, and no pod.
+    let overlay: Vec<String> = frame.overlay.iter().filter(|ip| ip.is_ipv4() == v4).map(ToString::to_string).collect();
+    let overlay = list(overlay);
+    let stranger = |end: &str| {
+        let bare = end.trim_start_matches(untracked);
+        let but = if overlay.is_empty() { String::new() } else { format!("{bare} != {{ {overlay} }} ") };
+        format!("{end} {{ {own} }} {but}{bare} != @{pods}")
+    };
+    let [closed_in, closed_out] = frame.unknown_closed;
+    if closed_out {
+        for end in [&source, &header_source] {
+            rule("forward", format!("{} jump {}", stranger(end), REFUSED[1]));
+        }
+        rule("input", format!("{} jump {}", stranger(&format!("{ip} saddr")), REFUSED[1]));
+    }
+    if closed_in {
+        for end in [&destination, &header_destination] {
+            rule("forward", format!("{} jump {}", stranger(end), REFUSED[0]));
+        }
+    }
+    if !networks.is_empty() {
+        rule(
+            "rewritten",
+            format!(
+                "ct status dnat ct direction original {ip} daddr {{ {networks} }} {ip} daddr != {{ {own} }} \
+                 {ip} saddr {{ {networks} }} {ip} saddr != {{ {own} }} drop"
+            ),
+        );
+    }
+}

@@ -1,0 +1,168 @@
+//! Verdicts to look at: a bounded number, at a bounded rate.
+
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use policy::{
+    engine::{End, Flow, Side},
+    packet::{Packet, Transport},
+};
+use serde::{Deserialize, Serialize};
+
+use super::InForce;
+
+/// Samples that are kept.
+const KEPT: usize = 1024;
+/// Most samples taken of one verdict in one second.
+const PER_SECOND: u32 = 50;
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SampledVerdict {
+    /// It may begin.
+    Allowed,
+    /// It was refused, or cut.
+    Denied,
+    /// It passed, and would have been refused but for audit mode.
+    Audited,
+}
+
+/// A verdict, in names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowSample {
+    /// Grows by one with each sample of this run.
+    pub number: u64,
+    /// Unix time in milliseconds.
+    pub time: u64,
+    /// What was decided.
+    pub verdict: SampledVerdict,
+    /// Where: `tunnel` or `nftables`.
+    pub at: String,
+    /// `ingress` or `egress`.
+    pub direction: String,
+    /// Who sent it.
+    pub source: IpAddr,
+    /// That pod, `NS/NAME`, where it is known.
+    pub source_pod: Option<String>,
+    /// To whom.
+    pub destination: IpAddr,
+    /// That pod.
+    pub destination_pod: Option<String>,
+    /// Protocol number.
+    pub protocol: Option<u8>,
+    /// Destination port.
+    pub port: Option<u16>,
+    /// Why: policy and rule.
+    pub why: Option<String>,
+}
+
+impl std::fmt::Display for FlowSample {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let verdict = match self.verdict {
+            SampledVerdict::Allowed => "allowed",
+            SampledVerdict::Denied => "denied",
+            SampledVerdict::Audited => "would be denied",
+        };
+        let end = |pod: &Option<String>, address: IpAddr| match pod {
+            Some(pod) => format!("{pod} ({address})"),
+            None => address.to_string(),
+        };
+        let (source, destination) = (end(&self.source_pod, self.source), end(&self.destination_pod, self.destination));
+        let service = match (self.protocol.and_then(policy::object::Protocol::from_number), self.port) {
+            (Some(protocol), Some(port)) => format!("{}/{port}", protocol.as_str().to_ascii_lowercase()),
+            _ => self.protocol.map_or_else(|| "?".to_owned(), |number| format!("protocol {number}")),
+        };
+        write!(f, "{verdict}  {source} -> {destination} {service} at {}", self.at)?;
+        match &self.why {
+            Some(why) => write!(f, ": {why}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ring: VecDeque<FlowSample>,
+    number: u64,
+    second: Option<Instant>,
+    taken: [u32; 3],
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Samples(Mutex<State>);
+
+/// A packet that was decided about.
+pub(super) struct Seen<'a> {
+    /// Where.
+    pub(super) at: &'static str,
+    pub(super) side: Side,
+    pub(super) packet: &'a Packet,
+    /// Whether policies had a say in it.
+    pub(super) explained: bool,
+}
+
+impl Samples {
+    pub(super) fn take(&self, in_force: &InForce, seen: &Seen<'_>, sampled: SampledVerdict, now: Instant) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.second.is_none_or(|second| now.saturating_duration_since(second) >= Duration::from_secs(1)) {
+            state.second = Some(now);
+            state.taken = [0; 3];
+        }
+        let taken = &mut state.taken[sampled as usize];
+        if *taken >= PER_SECOND {
+            return;
+        }
+        *taken += 1;
+        state.number += 1;
+        let pod = |address| match in_force.classifier.end(address) {
+            End::Pod(pod) => Some(pod.name.to_string()),
+            _ => None,
+        };
+        let Packet { source, destination, protocol, .. } = *seen.packet;
+        let port = destination_port(seen.packet);
+        let why = protocol.filter(|_| seen.explained).map(|protocol| {
+            let flow = Flow { source, destination, protocol, port };
+            in_force.classifier.explain(seen.side, &flow).to_string()
+        });
+        let sample = FlowSample {
+            number: state.number,
+            time: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+            verdict: sampled,
+            at: seen.at.to_owned(),
+            direction: seen.side.as_str().to_owned(),
+            source,
+            source_pod: pod(source),
+            destination,
+            destination_pod: pod(destination),
+            protocol,
+            port,
+            why,
+        };
+        if state.ring.len() >= KEPT {
+            state.ring.pop_front();
+        }
+        state.ring.push_back(sample);
+    }
+
+    pub(super) fn after(&self, number: u64) -> Vec<FlowSample> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.ring.iter().filter(|sample| sample.number > number).cloned().collect()
+    }
+}
+
+const fn destination_port(packet: &Packet) -> Option<u16> {
+    match packet.transport {
+        Transport::Tcp { destination, .. }
+        | Transport::Udp { destination, .. }
+        | Transport::Sctp { destination, .. } => Some(destination),
+        Transport::Icmp { .. } | Transport::Unknown => None,
+    }
+}

@@ -1,0 +1,243 @@
+//! The policy thread: takes what came, compiles it, puts it in force.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+
+use ipnet::IpNet;
+use policy::{
+    engine::{Classifier, End, Flow, Side},
+    packet::protocol,
+};
+
+use super::{
+    Applied, InForce, Options,
+    conntrack::Conntrack,
+    gate::Gate,
+    host::Host,
+    mailbox::Mailbox,
+    ruleset::{Frame, RuleTable},
+    world::World,
+};
+
+/// How often flows that have ended are swept out of the tunnel's table, a part at a time.
+const SWEEP: Duration = Duration::from_secs(1);
+/// Most flows that one sweep looks at.
+const SWEPT: usize = 4096;
+
+/// How long to wait before trying again what the kernel refused.
+const RETRY: Duration = Duration::from_secs(1);
+/// Addresses of one subnet that are looked at for one that is nobody's.
+const LOOKED_AT: usize = 4096;
+
+pub(super) struct Worker {
+    tun: String,
+    table: RuleTable,
+    log_group: u16,
+    /// What was last seen of this machine.
+    host: watch::Sender<Host>,
+    /// What the kernel refused is tried again then.
+    retry_at: Option<Instant>,
+    mailbox: Arc<Mailbox>,
+    gate: Arc<Gate>,
+    applied: watch::Sender<Applied>,
+    world: World,
+    generation: u64,
+    took: Duration,
+}
+
+impl Worker {
+    /// Closes the way to pods, unless rules of an earlier run stand in it.
+    pub(super) fn start(
+        options: Options,
+        mailbox: Arc<Mailbox>,
+        gate: Arc<Gate>,
+        applied: watch::Sender<Applied>,
+        host: watch::Sender<Host>,
+    ) -> Self {
+        let Options { node, tun, table, last_subnets, marks, log_group } = options;
+        let mut worker = Self {
+            world: World::new(node),
+            tun,
+            table: RuleTable::new(table, marks),
+            log_group,
+            host,
+            retry_at: None,
+            mailbox,
+            gate,
+            applied,
+            generation: 0,
+            took: Duration::ZERO,
+        };
+        worker.close(&last_subnets, Instant::now());
+        worker
+    }
+
+    /// Until the mailbox is stopped.
+    pub(super) fn run(mut self) {
+        let mut sweep_at = Instant::now() + SWEEP;
+        loop {
+            // A table without flows needs no sweeping, and an idle node no waking.
+            let deadline = [self.gate.has_flows().then_some(sweep_at), self.retry_at].into_iter().flatten().min();
+            let Some(mut letter) = self.mailbox.wait(deadline) else { return };
+            let questions = std::mem::take(&mut letter.questions);
+            let look = letter.look;
+            let changed = self.world.take(letter);
+            let whole = !look || self.is_whole();
+            let moved = (look || changed) && self.look_at_host();
+            let now = Instant::now();
+            if changed || moved || !whole || self.retry_at.is_some_and(|at| at <= now) {
+                self.put_in_force(now);
+            } else {
+                self.publish();
+            }
+            for question in questions {
+                (question.0)(&self.world);
+            }
+            if now >= sweep_at {
+                self.gate.sweep(now, SWEPT);
+                sweep_at = now + SWEEP;
+            }
+        }
+    }
+
+    /// Whether what rules depend on has changed on this machine.
+    fn look_at_host(&self) -> bool {
+        let host = Host::now(&self.world.ports());
+        self.host.send_if_modified(|held| std::mem::replace(held, host.clone()) != host)
+    }
+
+    /// Whether the kernel holds what was put into it. If not, nothing passes until it does again.
+    fn is_whole(&mut self) -> bool {
+        if self.generation == 0 {
+            // Making it whole is closing it.
+            return false;
+        }
+        match self.table.is_whole() {
+            Ok(true) => true,
+            Ok(false) => {
+                tracing::warn!("somebody has removed rules that policies need; they are put back");
+                self.gate.close();
+                false
+            }
+            Err(error) => {
+                tracing::error!(%error, "the rules that policies need cannot be read");
+                self.gate.close();
+                false
+            }
+        }
+    }
+
+    fn put_in_force(&mut self, now: Instant) {
+        self.retry_at = None;
+        let Some(mesh) = self.world.mesh().map(Arc::clone) else { return };
+        if self.generation == 0 {
+            // Compiling may take a while.
+            self.close(&mesh.own, now);
+        }
+        if !self.world.is_complete() {
+            return;
+        }
+        let classifier = self.world.commit();
+        let ruleset = self.world.ruleset(&classifier, self.table.marks(), self.table.ruleset());
+        let frame = Frame {
+            log_group: self.log_group,
+            ports: self.world.ports(),
+            switched_judged: self.host.borrow().switched_judged,
+            ..Frame::of(&mesh, &self.tun, closed_to_strangers(&classifier, &mesh.own))
+        };
+        if let Err(error) = self.table.put(&frame, ruleset) {
+            tracing::error!(%error, "the kernel does not take the rules of the policies; trying again");
+            self.refused(now);
+            return;
+        }
+        // Before anything is judged by these: else a reply to whoever had the address would pass.
+        if let Err(error) = self.forget_moved() {
+            tracing::error!(%error, "connections of addresses that are others' now cannot be removed; trying again");
+            self.refused(now);
+            return;
+        }
+        if self.generation == 0 {
+            self.know_flows(&mesh.own);
+        }
+        self.gate.set(InForce { classifier, mesh });
+        self.generation += 1;
+        self.took = now.elapsed();
+        self.publish();
+        tracing::debug!(
+            revision = self.world.revision(),
+            pods = self.world.pods(),
+            policies = self.world.policies(),
+            took = ?self.took,
+            "policies in force"
+        );
+    }
+
+    /// What the kernel has not taken is tried again in a moment.
+    fn refused(&mut self, now: Instant) {
+        self.retry_at = Some(now + RETRY);
+        self.applied.send_modify(|applied| applied.refused = true);
+    }
+
+    /// Removes connections of addresses whose owner has changed.
+    fn forget_moved(&mut self) -> io::Result<()> {
+        if !self.world.moved().is_empty() {
+            Conntrack::open()?.forget(self.world.moved())?;
+            self.world.settled();
+        }
+        Ok(())
+    }
+
+    /// Before the first picture: nothing but what this node's processes send passes to its pods.
+    fn close(&mut self, own: &[IpNet], now: Instant) {
+        let frame = Frame { own: own.to_vec(), ..Frame::default() };
+        let closed = self.table.close(&frame);
+        if let Err(error) = &closed {
+            tracing::error!(%error, "the way to this node's pods cannot be closed until the policies are in force");
+            self.retry_at = Some(now + RETRY);
+        }
+        let guarded = closed.is_ok();
+        self.applied.send_if_modified(|applied| std::mem::replace(&mut applied.guarded, guarded) != guarded);
+    }
+
+    fn publish(&self) {
+        if self.generation == 0 || self.retry_at.is_some() {
+            return;
+        }
+        let applied = Applied {
+            revision: self.world.revision(),
+            generation: self.generation,
+            pods: self.world.pods(),
+            policies: self.world.policies(),
+            took: self.took,
+            attachments: self.world.attachments(),
+            refused: self.retry_at.is_some(),
+            guarded: true,
+        };
+        self.applied.send_if_modified(|held| std::mem::replace(held, applied) != applied);
+    }
+
+    /// Takes up the flows that the kernel knows, so that a restart of the daemon cuts none.
+    fn know_flows(&self, own: &[IpNet]) {
+        let known = Conntrack::open()
+            .and_then(|mut conntrack| conntrack.dump(|flow| self.gate.know(&flow, own, Instant::now())));
+        if let Err(error) = known {
+            tracing::warn!(%error, "conntrack cannot be listed: flows from before may be asked for one by one");
+        }
+    }
+}
+
+/// Whether a pod of this node of which nothing is known may not receive, and may not send.
+fn closed_to_strangers(classifier: &Classifier, own: &[IpNet]) -> [bool; 2] {
+    let is_nobodys = |address: &std::net::IpAddr| classifier.end(*address) == End::UnknownPod;
+    let stranger = own.iter().find_map(|net| net.hosts().take(LOOKED_AT).find(is_nobodys));
+    let Some(stranger) = stranger else { return [false; 2] };
+    [Side::Ingress, Side::Egress].map(|side| {
+        let flow = Flow { source: stranger, destination: stranger, protocol: protocol::TCP, port: Some(1) };
+        !classifier.verdict(side, &flow).allowed
+    })
+}

@@ -1,0 +1,351 @@
+//! `meshd install-cni`: puts the plugin where container runtimes look for it, and says so to them last of all.
+//!
+//! A runtime takes the first configuration of a folder as soon as it is there, and a node as ready then. So the binary
+//! comes first, by rename; then the daemon is waited for; then the configuration comes, whole.
+
+use std::{
+    fs, io,
+    io::Read as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::whole_file;
+
+/// The plugin, and its `type`.
+const PLUGIN: &str = "meshd-cni";
+/// The configuration of the plugin alone.
+const CONFLIST: &str = "10-meshd.conflist";
+/// Where the daemon is when nothing is said.
+const RUN_DIR: &str = "/run/meshd";
+/// Between two looks whether the daemon is ready.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Longest configuration of another plugin that is read.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// What the command line says.
+#[derive(Debug, Clone, Args)]
+pub struct InstallCniFlags {
+    /// Folder of CNI plugins that the container runtime searches
+    #[arg(long, env = "MESHD_CNI_BIN_DIR", value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub bin_dir: PathBuf,
+    /// Folder of CNI configurations that the container runtime reads
+    #[arg(long, env = "MESHD_CNI_CONF_DIR", value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub conf_dir: PathBuf,
+    /// The daemon's --run-dir, as the container runtime's host sees it
+    #[arg(long, env = "MESHD_RUN_DIR", value_name = "DIR", default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// The plugin's binary to install [default: meshd-cni beside this binary]
+    #[arg(long, value_name = "FILE")]
+    pub plugin: Option<PathBuf>,
+    /// Put the plugin at the end of this conflist of others instead of writing one of its own
+    #[arg(long, value_name = "FILE")]
+    pub chain: Option<PathBuf>,
+    /// Take plugin and configuration away again: its own, and out of the conflists of others
+    #[arg(long, conflicts_with_all = ["plugin", "chain"])]
+    pub remove: bool,
+    /// Seconds to wait for the daemon before giving up without a configuration
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub timeout: u64,
+}
+
+/// How it ended, when it did not fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Installed {
+    /// All is in place, or away.
+    Done,
+    /// The binary is in place; the daemon was not ready in time, says why.
+    NotReady(String),
+}
+
+/// Installs the plugin, or removes it.
+///
+/// # Errors
+/// When a file cannot be read or written, or is none that can be chained to.
+pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
+    if flags.remove {
+        remove(flags)?;
+        return Ok(Installed::Done);
+    }
+    let chain = flags.chain.as_deref().map(|file| read_conflist(file).map(|list| (file, list))).transpose()?;
+    put_binary(&source(flags)?, &flags.bin_dir)?;
+    if let Some(reason) = wait_for_daemon(&flags.run_dir, Duration::from_secs(flags.timeout)) {
+        return Ok(Installed::NotReady(reason));
+    }
+    match chain {
+        Some((file, list)) => {
+            // Read before the wait, to fail early; what was written since stays.
+            let now = read_conflist(file).unwrap_or(list);
+            write_if_other(file, &chained(now, &flags.run_dir))?;
+            // It would come first, and the chain would not be used.
+            remove_file(&flags.conf_dir.join(CONFLIST))?;
+        }
+        None => {
+            fs::create_dir_all(&flags.conf_dir).with_context(|| flags.conf_dir.display().to_string())?;
+            write_if_other(&flags.conf_dir.join(CONFLIST), &own_conflist(flags))?;
+        }
+    }
+    Ok(Installed::Done)
+}
+
+/// The configurations first: a runtime that finds one without its binary fails every container.
+fn remove(flags: &InstallCniFlags) -> anyhow::Result<()> {
+    remove_file(&flags.conf_dir.join(CONFLIST))?;
+    let entries = match fs::read_dir(&flags.conf_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        entries => Some(entries.with_context(|| flags.conf_dir.display().to_string())?),
+    };
+    for entry in entries.into_iter().flatten() {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "conflist") {
+            continue;
+        }
+        let Ok(mut list) = read_conflist(&path) else { continue };
+        let Some(plugins) = list.get_mut("plugins").and_then(Value::as_array_mut) else { continue };
+        let before = plugins.len();
+        plugins.retain(|plugin| !is_ours(plugin));
+        if plugins.len() < before {
+            write_if_other(&path, &Value::Object(list))?;
+        }
+    }
+    remove_file(&flags.bin_dir.join(PLUGIN))
+}
+
+fn source(flags: &InstallCniFlags) -> anyhow::Result<PathBuf> {
+    if let Some(plugin) = &flags.plugin {
+        return Ok(plugin.clone());
+    }
+    let own = std::env::current_exe().context("the path of this binary")?;
+    Ok(own.with_file_name(PLUGIN))
+}
+
+/// A container may be started at any moment: it finds the old binary or the new one, whole.
+fn put_binary(source: &Path, dir: &Path) -> anyhow::Result<()> {
+    let new = fs::read(source).with_context(|| format!("the plugin {}", source.display()))?;
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let target = dir.join(PLUGIN);
+    let same = fs::read(&target).is_ok_and(|old| old == new)
+        && fs::metadata(&target).is_ok_and(|data| data.permissions().mode() & 0o7777 == 0o755);
+    if same {
+        return Ok(());
+    }
+    whole_file::write(&target, 0o755, &new).with_context(|| target.display().to_string())?;
+    tracing::info!(plugin = %target.display(), "installed");
+    Ok(())
+}
+
+/// Why the daemon is not ready in time; `None` once it is.
+fn wait_for_daemon(run_dir: &Path, patience: Duration) -> Option<String> {
+    let client = cni::daemon::Client::new(run_dir).impatient();
+    let end = Instant::now() + patience;
+    loop {
+        let reason = client.ready().err()?.to_string();
+        if Instant::now() + PAUSE > end {
+            return Some(reason);
+        }
+        tracing::debug!(reason, "the daemon is not ready yet");
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The plugin, and those that runtimes of Kubernetes expect behind it, as far as they are installed.
+fn own_conflist(flags: &InstallCniFlags) -> Value {
+    let mut own = plugin(&flags.run_dir);
+    own.insert("capabilities".to_owned(), json!({"ips": true, "mac": true}));
+    let mut plugins = vec![Value::Object(own)];
+    for (kind, capability) in [("portmap", "portMappings"), ("bandwidth", "bandwidth")] {
+        if flags.bin_dir.join(kind).is_file() {
+            plugins.push(json!({"type": kind, "capabilities": {capability: true}}));
+        }
+    }
+    json!({"cniVersion": "1.0.0", "name": "meshd", "plugins": plugins})
+}
+
+/// The list with the plugin at its end. One that has it already gets it as it is to be now.
+fn chained(mut list: Map<String, Value>, run_dir: &Path) -> Value {
+    if let Some(plugins) = list.get_mut("plugins").and_then(Value::as_array_mut) {
+        match plugins.iter_mut().find(|plugin| is_ours(plugin)) {
+            // The operator may have added to it.
+            Some(Value::Object(own)) => {
+                own.remove("runDir");
+                own.extend(plugin(run_dir));
+            }
+            _ => plugins.push(Value::Object(plugin(run_dir))),
+        }
+    }
+    Value::Object(list)
+}
+
+fn plugin(run_dir: &Path) -> Map<String, Value> {
+    let mut plugin = Map::from_iter([("type".to_owned(), PLUGIN.into())]);
+    if run_dir != Path::new(RUN_DIR) {
+        plugin.insert("runDir".to_owned(), run_dir.to_string_lossy().into());
+    }
+    plugin
+}
+
+fn is_ours(plugin: &Value) -> bool {
+    plugin.get("type").is_some_and(|kind| kind == PLUGIN)
+}
+
+fn read_conflist(path: &Path) -> anyhow::Result<Map<String, Value>> {
+    let mut text = String::new();
+    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let read = file.and_then(|file| file.take(MAX_CONFIG).read_to_string(&mut text));
+    read.with_context(|| path.display().to_string())?;
+    let list: Map<String, Value> =
+        serde_json::from_str(&text).with_context(|| format!("{} is not a configuration list", path.display()))?;
+    match list.get("plugins").and_then(Value::as_array) {
+        Some(plugins) if !plugins.is_empty() => Ok(list),
+        _ => bail!("{} has no list of plugins: write it as a conflist first", path.display()),
+    }
+}
+
+fn write_if_other(path: &Path, config: &Value) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(config)? + "\n";
+    if fs::read_to_string(path).is_ok_and(|now| now == text) {
+        return Ok(());
+    }
+    let mode = fs::metadata(path).map_or(0o644, |data| data.permissions().mode() & 0o777);
+    whole_file::write(path, mode, text.as_bytes()).with_context(|| path.display().to_string())?;
+    tracing::info!(configuration = %path.display(), "written");
+    Ok(())
+}
+
+fn remove_file(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+        Ok(()) => {
+            tracing::info!(file = %path.display(), "removed");
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, os::unix::net::UnixListener, thread};
+
+    use super::*;
+
+    struct Machine {
+        dir: tempfile::TempDir,
+        flags: InstallCniFlags,
+    }
+
+    /// A machine with the plugin's binary and with portmap.
+    fn machine() -> Machine {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("bin")).unwrap();
+        fs::write(at("bin/portmap"), "").unwrap();
+        fs::write(at("plugin"), "the plugin").unwrap();
+        let flags = InstallCniFlags {
+            bin_dir: at("bin"),
+            conf_dir: at("conf"),
+            run_dir: at("run"),
+            plugin: Some(at("plugin")),
+            chain: None,
+            remove: false,
+            timeout: 0,
+        };
+        Machine { dir, flags }
+    }
+
+    impl Machine {
+        /// A daemon that answers this once, however often it is asked.
+        fn daemon(&self, answer: &'static str) {
+            fs::create_dir_all(&self.flags.run_dir).unwrap();
+            let socket = self.flags.run_dir.join(cni::daemon::SOCKET);
+            let _ = fs::remove_file(&socket);
+            let listener = UnixListener::bind(socket).unwrap();
+            thread::spawn(move || {
+                while let Ok((mut stream, _)) = listener.accept() {
+                    let _ = stream.read(&mut [0; 1024]);
+                    let _ = stream.write_all(answer.as_bytes());
+                }
+            });
+        }
+
+        fn ready(&self) {
+            self.daemon(
+                "HTTP/1.0 200 OK\r\n\r\n{\"networks\":[],\"subnets\":[\"10.0.0.0/24\"],\"overlay\":[],\"mtu\":1420}",
+            );
+        }
+
+        fn list(&self, name: &str) -> Value {
+            serde_json::from_str(&fs::read_to_string(self.dir.path().join(name)).unwrap()).unwrap()
+        }
+    }
+
+    #[test]
+    fn the_configuration_comes_only_once_the_daemon_is_ready() {
+        let machine = machine();
+        let away = install_cni(&machine.flags).unwrap();
+        assert!(matches!(away, Installed::NotReady(_)));
+        machine.daemon("HTTP/1.0 503 x\r\n\r\n{\"code\":\"no_subnet\",\"message\":\"no subnet here\"}");
+        assert_eq!(install_cni(&machine.flags).unwrap(), Installed::NotReady("no subnet here".to_owned()));
+        assert!(!machine.flags.conf_dir.exists());
+        let binary = machine.flags.bin_dir.join(PLUGIN);
+        assert_eq!(fs::read_to_string(&binary).unwrap(), "the plugin");
+        assert_eq!(fs::metadata(&binary).unwrap().permissions().mode() & 0o7777, 0o755);
+        machine.ready();
+        assert_eq!(install_cni(&machine.flags).unwrap(), Installed::Done);
+        let list = machine.list("conf/10-meshd.conflist");
+        assert_eq!((&list["cniVersion"], &list["name"]), (&json!("1.0.0"), &json!("meshd")));
+        let kinds: Vec<&str> =
+            list["plugins"].as_array().unwrap().iter().filter_map(|plugin| plugin["type"].as_str()).collect();
+        assert_eq!(kinds, ["meshd-cni", "portmap"]);
+        assert_eq!(list["plugins"][0]["runDir"], machine.flags.run_dir.to_string_lossy().as_ref());
+        assert_eq!(fs::read_dir(&machine.flags.conf_dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_chain_gets_it_once_and_loses_it_again() {
+        let machine = machine();
+        machine.ready();
+        let theirs = json!({"cniVersion": "0.3.1", "name": "cbr0", "x": [1], "plugins": [{"type": "flannel"}]});
+        fs::create_dir(&machine.flags.conf_dir).unwrap();
+        let file = machine.flags.conf_dir.join("20-flannel.conflist");
+        fs::write(&file, theirs.to_string()).unwrap();
+        install_cni(&machine.flags).unwrap();
+        let flags = InstallCniFlags { chain: Some(file), ..machine.flags.clone() };
+        for _ in 0..2 {
+            install_cni(&flags).unwrap();
+            let list = machine.list("conf/20-flannel.conflist");
+            assert_eq!(list["plugins"].as_array().unwrap().len(), 2);
+            assert_eq!(list["plugins"][1]["type"], PLUGIN);
+            assert_eq!((&list["x"], &list["name"]), (&theirs["x"], &theirs["name"]));
+        }
+        assert!(!machine.flags.conf_dir.join(CONFLIST).exists(), "it would come first");
+        let away = InstallCniFlags { remove: true, ..machine.flags.clone() };
+        for _ in 0..2 {
+            install_cni(&away).unwrap();
+            assert_eq!(machine.list("conf/20-flannel.conflist"), theirs);
+            assert!(!machine.flags.bin_dir.join(PLUGIN).exists());
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_is_not_touched() {
+        let machine = machine();
+        machine.ready();
+        fs::create_dir(&machine.flags.conf_dir).unwrap();
+        for text in ["", "{}", "[]", r#"{"type": "bridge"}"#, r#"{"plugins": []}"#] {
+            let file = machine.flags.conf_dir.join("x.conflist");
+            fs::write(&file, text).unwrap();
+            let chained = InstallCniFlags { chain: Some(file), ..machine.flags.clone() };
+            assert!(install_cni(&chained).is_err(), "{text}");
+            let file = machine.flags.conf_dir.join("x.conflist");
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+            install_cni(&InstallCniFlags { remove: true, ..machine.flags.clone() }).unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! One rtnetlink connection: dumps that are whole, and single changes.
+//!
+//! A connection lives for one pass. A message that the decoder cannot read ends a connection for good, and the next
+//! pass opens a new one.
+
+mod message;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::StreamExt as _;
+use ipnet::IpNet;
+use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use rtnetlink::packet_route::neighbour::NeighbourMessage;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::AsyncSocket as _;
+use rtnetlink::{Handle, LinkUnspec};
+use thiserror::Error;
+
+use message::{default_routes, family_of, kernel_route, kernel_rule, link, link_address, route_message, rule_message};
+
+use super::failure::Problem;
+use super::interface::InterfaceName;
+use super::observed::{KernelRoute, KernelRule, ObservedTun};
+
+/// Why rtnetlink gave no answer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NetlinkError {
+    /// The socket cannot be opened.
+    #[error("cannot open a netlink socket: {0}")]
+    Open(#[source] std::io::Error),
+    /// The kernel refused.
+    #[error("{what}: {source}")]
+    Kernel {
+        /// What was asked for.
+        what: &'static str,
+        /// Its answer.
+        source: std::io::Error,
+    },
+    /// The connection ended, usually on a message that its decoder cannot read.
+    #[error("{what}: the netlink connection ended")]
+    Ended {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The tables changed under each of several dumps.
+    #[error("{what}: the state kept changing while it was read")]
+    Unsteady {
+        /// What was asked for.
+        what: &'static str,
+    },
+}
+
+/// How often a dump is begun anew because something changed under it.
+const DUMP_ATTEMPTS: usize = 8;
+
+/// A connection with strict checking, so that the kernel filters dumps.
+#[derive(Debug, Clone)]
+pub(crate) struct Rtnetlink {
+    handle: Handle,
+    ended: Arc<AtomicBool>,
+}
+
+/// The ports of the sockets that this process lately made changes by. The kernel's notifications name the port of who
+/// caused them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OwnPorts(Arc<Mutex<VecDeque<u32>>>);
+
+impl OwnPorts {
+    /// Far more than passes whose notifications are still under way.
+    const MOST: usize = 64;
+
+    fn add(&self, port: u32) {
+        let mut ports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if ports.len() == Self::MOST {
+            ports.pop_front();
+        }
+        ports.push_back(port);
+    }
+
+    pub(crate) fn contains(&self, port: u32) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&port)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(port: u32) -> Self {
+        let ports = Self::default();
+        ports.add(port);
+        ports
+    }
+}
+
+/// A link, reduced to what matters here.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mtu: u32,
+    pub(crate) txqueuelen: u32,
+    pub(crate) up: bool,
+    pub(crate) is_tun: bool,
+}
+
+/// An address on a link.
+#[derive(Debug, Clone)]
+pub(crate) struct LinkAddress {
+    pub(crate) index: u32,
+    pub(crate) address: IpNet,
+    /// Fit to be an endpoint: of global scope, neither deprecated, tentative, duplicate nor temporary.
+    pub(crate) usable: bool,
+}
+
+/// A route to everywhere.
+#[derive(Debug, Clone)]
+pub(crate) struct DefaultRoute {
+    pub(crate) index: u32,
+    pub(crate) gateway: Option<IpAddr>,
+    pub(crate) metric: u32,
+    pub(crate) advertised: bool,
+}
+
+impl Rtnetlink {
+    /// Opens a connection in the network namespace of the calling thread, inside a tokio runtime.
+    pub(crate) fn open() -> Result<Self, NetlinkError> {
+        Self::open_known(&OwnPorts::default())
+    }
+
+    /// The same, for changes that are no news to who knows its port by `ports`.
+    pub(crate) fn open_known(ports: &OwnPorts) -> Result<Self, NetlinkError> {
+        let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check().map_err(NetlinkError::Open)?;
+        let bound = connection.socket_mut().socket_mut().bind_auto().map_err(NetlinkError::Open)?;
+        ports.add(bound.port_number());
+        let ended = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&ended);
+        tokio::spawn(async move {
+            let mut connection = Box::pin(connection);
+            (&mut connection).await;
+            // Set before the answers' channels close with the connection: a dump that is cut short shows as such.
+            flag.store(true, Ordering::SeqCst);
+        });
+        Ok(Self { handle, ended })
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    pub(crate) async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let messages = self
+            .dump("links", RouteNetlinkMessage::GetLink(request), |m| match m {
+                RouteNetlinkMessage::NewLink(m) => Some(m),
+                _ => None,
+            })
+            .await?;
+        Ok(messages.iter().map(link).collect())
+    }
+
+    /// Addresses of one link, or of all.
+    pub(crate) async fn addresses(&self, index: Option<u32>) -> Result<Vec<LinkAddress>, NetlinkError> {
+        let mut request = AddressMessage::default();
+        request.header.index = index.unwrap_or(0);
+        let messages = self
+            .dump("addresses", RouteNetlinkMessage::GetAddress(request), |m| match m {
+                RouteNetlinkMessage::NewAddress(m) => Some(m),
+                _ => None,
+            })
+            .await?;
+        Ok(messages.iter().filter_map(link_address).filter(|a| index.is_none_or(|index| a.index == index)).collect())
+    }
+
+    /// Routes with `protocol`, of both families, in any table.
+    pub(crate) async fn routes(&self, protocol: u8) -> Result<Vec<KernelRoute>, NetlinkError> {
+        let wanted = RouteProtocol::from(protocol);
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            request.header.protocol = wanted;
+            let messages = self.dump_routes(request).await?;
+            routes.extend(messages.iter().filter(|m| m.header.protocol == wanted).filter_map(kernel_route));
+        }
+        Ok(routes)
+    }
+
+    /// Unicast routes of the main table with any other protocol, of both families.
+    pub(crate) async fn others_routes(&self, protocol: u8) -> Result<Vec<KernelRoute>, NetlinkError> {
+        let ours = RouteProtocol::from(protocol);
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            request.header.table = 254;
+            request.header.kind = RouteType::Unicast;
+            let messages = self.dump_routes(request).await?;
+            routes.extend(messages.iter().filter(|m| m.header.protocol != ours).filter_map(kernel_route));
+        }
+        Ok(routes)
+    }
+
+    /// Default routes of the main table.
+    pub(crate) async fn defaults(&self, ipv4: bool) -> Result<Vec<DefaultRoute>, NetlinkError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family_of(ipv4);
+        request.header.table = 254;
+        request.header.kind = RouteType::Unicast;
+        let messages = self.dump_routes(request).await?;
+        Ok(messages.iter().flat_map(default_routes).collect())
+    }
+
+    /// Rules with `protocol`, of both families.
+    pub(crate) async fn rules(&self, protocol: u8) -> Result<Vec<KernelRule>, NetlinkError> {
+        let wanted = RouteProtocol::from(protocol);
+        let mut rules = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RuleMessage::default();
+            request.header.family = family;
+            let messages = self
+                .dump("rules", RouteNetlinkMessage::GetRule(request), |m| match m {
+                    RouteNetlinkMessage::NewRule(m) => Some(m),
+                    _ => None,
+                })
+                .await?;
+            let ours = messages
+                .iter()
+                .filter(|m| m.attributes.iter().any(|a| matches!(a, RuleAttribute::Protocol(p) if *p == wanted)));
+            rules.extend(ours.map(kernel_rule));
+        }
+        Ok(rules)
+    }
+
+    /// The neighbour entries of one link and family.
+    pub(crate) async fn neighbours(&self, index: u32, ipv4: bool) -> Result<Vec<NeighbourMessage>, NetlinkError> {
+        use rtnetlink::packet_route::neighbour::NeighbourAttribute;
+        let mut request = NeighbourMessage::default();
+        request.header.family = family_of(ipv4);
+        request.attributes.push(NeighbourAttribute::IfIndex(index));
+        let mut messages = self
+            .dump("neighbours", RouteNetlinkMessage::GetNeighbour(request), |m| match m {
+                RouteNetlinkMessage::NewNeighbour(m) => Some(m),
+                _ => None,
+            })
+            .await?;
+        messages.retain(|m| m.header.ifindex == index);
+        Ok(messages)
+    }
+
+    pub(crate) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Problem> {
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        done(self.handle.link().set(message).execute().await, &[])
+    }
+
+    pub(crate) async fn set_txqueuelen(&self, index: u32, packets: u32) -> Result<(), Problem> {
+        let message = LinkUnspec::new_with_index(index).txqueuelen(packets).build();
+        done(self.handle.link().set(message).execute().await, &[])
+    }
+
+    pub(crate) async fn set_up(&self, index: u32, up: bool) -> Result<(), Problem> {
+        let builder = LinkUnspec::new_with_index(index);
+        let message = if up { builder.up() } else { builder.down() }.build();
+        done(self.handle.link().set(message).execute().await, &[])
+    }
+
+    pub(crate) async fn delete_link(&self, index: u32) -> Result<(), Problem> {
+        done(self.handle.link().del(index).execute().await, &[libc::ENODEV])
+    }
+
+    pub(crate) async fn add_address(&self, index: u32, address: IpNet) -> Result<(), Problem> {
+        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len());
+        if address.addr().is_ipv6() {
+            // Nobody answers duplicate address detection on a TUN device; and the /128 needs no route of its own.
+            request
+                .message_mut()
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+        }
+        done(request.execute().await, &[libc::EEXIST])
+    }
+
+    pub(crate) async fn remove_address(&self, index: u32, address: IpNet) -> Result<(), Problem> {
+        let mut message = AddressMessage::default();
+        message.header.family = family_of(address.addr().is_ipv4());
+        message.header.prefix_len = address.prefix_len();
+        message.header.index = index;
+        message.attributes.push(AddressAttribute::Local(address.addr()));
+        done(self.handle.address().del(message).execute().await, &[libc::EADDRNOTAVAIL, libc::ENODEV])
+    }
+
+    /// Adds a route, or replaces the one with its key in a single message. Adding is exclusive: it fails where a route
+    /// with that key exists, whose ever it is.
+    pub(crate) async fn set_route(&self, route: &KernelRoute, protocol: u8, replace: bool) -> Result<(), Problem> {
+        let request = self.handle.route().add(route_message(route, protocol));
+        let request = if replace { request.replace() } else { request };
+        done(request.execute().await, &[]).map_err(|problem| match problem {
+            Problem::Kernel { errno: libc::EEXIST } => Problem::Foreign,
+            other => other,
+        })
+    }
+
+    pub(crate) async fn remove_route(&self, route: &KernelRoute, protocol: u8) -> Result<(), Problem> {
+        let mut message = route_message(route, protocol);
+        // What tells it apart is enough: the rest is only compared.
+        message.header.scope = RouteScope::NoWhere;
+        message.attributes.retain(|a| !matches!(a, RouteAttribute::Metrics(_) | RouteAttribute::PrefSource(_)));
+        done(self.handle.route().del(message).execute().await, &[libc::ESRCH, libc::ENOENT, libc::ENODEV])
+    }
+
+    pub(crate) async fn add_rule(&self, rule: &KernelRule, protocol: u8) -> Result<(), Problem> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = rule_message(rule, protocol);
+        done(request.execute().await, &[libc::EEXIST])
+    }
+
+    pub(crate) async fn remove_rule(&self, rule: &KernelRule, protocol: u8) -> Result<(), Problem> {
+        let message = rule_message(rule, protocol);
+        done(self.handle.rule().del(message).execute().await, &[libc::ENOENT, libc::ESRCH])
+    }
+
+    async fn dump_routes(&self, mut request: RouteMessage) -> Result<Vec<RouteMessage>, NetlinkError> {
+        request.header.scope = RouteScope::Universe;
+        self.dump("routes", RouteNetlinkMessage::GetRoute(request), |m| match m {
+            RouteNetlinkMessage::NewRoute(m) => Some(m),
+            _ => None,
+        })
+        .await
+    }
+
+    /// A dump that nothing changed under, whole.
+    async fn dump<T>(
+        &self,
+        what: &'static str,
+        request: RouteNetlinkMessage,
+        pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut message = NetlinkMessage::from(request.clone());
+            message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            let mut answers = self.handle.clone().request(message).map_err(|_| NetlinkError::Ended { what })?;
+            let mut found = Vec::new();
+            let mut steady = true;
+            while let Some(answer) = answers.next().await {
+                let (header, payload) = answer.into_parts();
+                steady &= header.flags & NLM_F_DUMP_INTR == 0;
+                match payload {
+                    NetlinkPayload::InnerMessage(message) => found.extend(pick(message)),
+                    NetlinkPayload::Error(error) => match error.raw_code().wrapping_neg() {
+                        0 => {}
+                        // A table that never had a route.
+                        libc::ENOENT => {}
+                        errno => {
+                            return Err(NetlinkError::Kernel {
+                                what,
+                                source: std::io::Error::from_raw_os_error(errno),
+                            });
+                        }
+                    },
+                    _ => {}
+                }
+            }
+            if self.has_ended() {
+                return Err(NetlinkError::Ended { what });
+            }
+            if steady {
+                return Ok(found);
+            }
+        }
+        Err(NetlinkError::Unsteady { what })
+    }
+}
+
+/// The TUN device among `links`. A device of that name that is no TUN is not ours.
+pub(crate) fn tun_among(links: &[Link], name: &InterfaceName) -> Option<ObservedTun> {
+    links.iter().find(|l| l.name == name.as_str() && l.is_tun).map(|l| ObservedTun {
+        index: l.index,
+        mtu: l.mtu,
+        txqueuelen: l.txqueuelen,
+        up: l.up,
+    })
+}
+
+/// Interfaces with a default route by router advertisement.
+pub(crate) async fn advertised(
+    netlink: &Rtnetlink,
+    names: &BTreeMap<String, u32>,
+) -> Result<BTreeSet<InterfaceName>, NetlinkError> {
+    let by_index: BTreeMap<u32, &String> = names.iter().map(|(n, i)| (*i, n)).collect();
+    Ok(netlink
+        .defaults(false)
+        .await?
+        .into_iter()
+        .filter(|route| route.advertised)
+        .filter_map(|route| InterfaceName::new(by_index.get(&route.index)?).ok())
+        .collect())
+}
+
+/// Turns the kernel's answer into ours; errors in `fine` mean that it is so already.
+fn done(result: Result<(), rtnetlink::Error>, fine: &[i32]) -> Result<(), Problem> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(rtnetlink::Error::NetlinkError(error)) => {
+            let errno = error.raw_code().wrapping_neg();
+            if errno == 0 || fine.contains(&errno) { Ok(()) } else { Err(Problem::Kernel { errno }) }
+        }
+        Err(other) => Err(Problem::Netlink { message: other.to_string() }),
+    }
+}

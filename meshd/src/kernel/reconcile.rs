@@ -1,0 +1,340 @@
+//! One pass: read, compare, apply.
+
+use std::collections::BTreeMap;
+use std::sync::{MutexGuard, PoisonError};
+
+use thiserror::Error;
+use tracing::{debug, info, warn};
+
+use super::change::Change;
+use super::failure::{Failure, Problem};
+use super::firewall;
+use super::foreign::{self, ForeignChain, ForeignDrop};
+use super::netlink::{self, NetlinkError, Rtnetlink};
+use super::nft::{Counter, Generation, ObservedTable, Ruleset as _, RulesetError, Transaction, parse_table};
+use super::observed::Observed;
+use super::plan::{differing, plan, routes_after};
+use super::sysctl;
+use super::{Desired, InterfaceName, Kernel};
+
+/// What one pass did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// What was changed, in order. Empty: all was as it should be.
+    pub changes: Vec<Change>,
+    /// What stays undone.
+    pub failures: Vec<Failure>,
+    /// Foreign chains that drop forwarded mesh packets.
+    pub foreign_drops: Vec<ForeignDrop>,
+}
+
+/// Why a pass could not even read the state. Nothing was changed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReconcileError {
+    /// Reading links, addresses, routes or rules failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// What nftables holds at one generation.
+#[derive(Debug)]
+pub(super) struct KnownRuleset {
+    generation: Generation,
+    table: Option<ObservedTable>,
+    foreign: Vec<ForeignChain>,
+}
+
+/// What the kernel holds after a pass that left nothing undone, but for routes and our table: they are as desired.
+#[derive(Debug)]
+pub(super) struct Settled {
+    desired: Desired,
+    observed: Observed,
+    foreign_drops: Vec<ForeignDrop>,
+}
+
+/// How well a pass knows what nftables holds.
+#[derive(Debug, Clone, Copy)]
+enum ReadRuleset {
+    /// Our own table could not be read.
+    Unreadable,
+    /// It was read, but not all at one generation that is known.
+    Sometime,
+    /// All of it was so at this generation.
+    At(Generation),
+}
+
+impl ReadRuleset {
+    fn is_known(self) -> bool {
+        !matches!(self, Self::Unreadable)
+    }
+}
+
+impl Kernel {
+    /// Makes the kernel's state what `desired` says. A step that fails does not keep the others from being done, except
+    /// that what lets packets pass waits for the firewall.
+    ///
+    /// # Errors
+    /// [`ReconcileError`], when the state could not be read.
+    pub async fn reconcile(&self, desired: &Desired) -> Result<Report, ReconcileError> {
+        *self.settled() = None;
+        let netlink = Rtnetlink::open_known(&self.ports)?;
+        let mut report = Report::default();
+        let (observed, ruleset) = self.observe(&netlink, desired, &mut report.failures).await?;
+        let plan = plan(&self.options, desired, &observed);
+        report.failures.extend(plan.failures);
+        let firewall_changes = plan.changes.iter().filter(|change| change.is_firewall()).count();
+        self.apply(&netlink, plan.changes, ruleset.is_known(), &mut report).await;
+        self.remember(desired, &observed, ruleset, firewall_changes, &report);
+        report.foreign_drops = self.foreign_drops(desired, &observed, &report).await;
+        self.tell(&report);
+        // What changed besides routes and our table must be seen once to be known.
+        if ruleset.is_known() && report.changes.iter().all(is_followed) {
+            self.keep(desired, observed, &report);
+        }
+        Ok(report)
+    }
+
+    /// Makes of the kernel's state what differs between `desired` and what it was made last, without reading it: to be
+    /// called when nothing was heard of other changes since. It ends in a whole pass where more than routes and our
+    /// nftables table would have to change, or where the last pass left something undone.
+    ///
+    /// # Errors
+    /// [`ReconcileError`], when the state had to be read and could not be.
+    pub async fn follow(&self, desired: &Desired) -> Result<Report, ReconcileError> {
+        let Some(Settled { desired: last, mut observed, foreign_drops }) = self.settled().take() else {
+            return self.reconcile(desired).await;
+        };
+        let (before, after) = differing(&last, desired);
+        observed.routes = routes_after(&self.options, &before, &observed);
+        observed.table = Some(firewall::render(&self.options, &before).as_observed());
+        let plan = plan(&self.options, &after, &observed);
+        if !plan.failures.is_empty() || !plan.changes.iter().all(is_followed) {
+            return self.reconcile(desired).await;
+        }
+        let mut report = Report { foreign_drops, ..Report::default() };
+        if !plan.changes.is_empty() {
+            let firewall_changes = plan.changes.iter().filter(|change| change.is_firewall()).count();
+            let known = if firewall_changes > 0 { self.remembered() } else { None };
+            let netlink = Rtnetlink::open_known(&self.ports)?;
+            self.apply(&netlink, plan.changes, true, &mut report).await;
+            if let Some(known) = known {
+                self.remember(desired, &observed, ReadRuleset::At(known.generation), firewall_changes, &report);
+            }
+        }
+        self.tell(&report);
+        self.keep(desired, observed, &report);
+        Ok(report)
+    }
+
+    /// Keeps what a pass has left, if it left nothing undone.
+    fn keep(&self, desired: &Desired, observed: Observed, report: &Report) {
+        if report.failures.is_empty() {
+            let observed = Observed { routes: Vec::new(), table: None, ..observed };
+            let (desired, foreign_drops) = (desired.clone(), report.foreign_drops.clone());
+            *self.settled() = Some(Settled { desired, observed, foreign_drops });
+        }
+    }
+
+    fn settled(&self) -> MutexGuard<'_, Option<Settled>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs what was changed, failures that the pass before did not have, and the end of those that it had.
+    fn tell(&self, report: &Report) {
+        for change in &report.changes {
+            info!(%change, "kernel changed");
+        }
+        let failures = &report.failures;
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for failure in failures.iter().filter(|f| !told.contains(f)) {
+            warn!(what = %failure.what, problem = %failure.problem, remedy = failure.remedy(), "kernel state not as desired");
+        }
+        for failure in told.iter().filter(|f| !failures.contains(f)) {
+            info!(what = %failure.what, "kernel state as desired again, or no longer wanted");
+        }
+        told.clone_from(failures);
+    }
+
+    /// What each drop rule has counted, by counter: `source4`, `source6` (a mesh source from where it does not belong)
+    /// and `guard4`, `guard6` (a mesh destination that would have left in the clear). Empty without a table.
+    ///
+    /// # Errors
+    /// [`RulesetError`].
+    pub async fn drops(&self) -> Result<BTreeMap<String, Counter>, RulesetError> {
+        let args = ["list", "counters", "table", "inet", &self.options.table_name];
+        match self.nft.list(&args).await? {
+            Some(json) => Ok(parse_table(&json)?.counters),
+            None => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// Keeps what nftables holds after a pass, if that is certain: at [`ReadRuleset::At`] that generation it was
+    /// `observed`, all of the `planned` changes were made, and nobody else has committed anything since.
+    fn remember(&self, desired: &Desired, observed: &Observed, read: ReadRuleset, planned: usize, report: &Report) {
+        let made = report.changes.iter().filter(|change| change.is_firewall()).count();
+        let foreign = report.changes.iter().any(|change| matches!(change, Change::Foreign(_)));
+        let known = match (read, u32::try_from(made)) {
+            (ReadRuleset::At(generation), Ok(count)) if made == planned && !foreign => {
+                let generation = generation.after(count);
+                Generation::now().is_ok_and(|now| now == generation).then(|| KnownRuleset {
+                    generation,
+                    table: match made {
+                        0 => observed.table.clone(),
+                        _ => Some(firewall::render(&self.options, desired).as_observed()),
+                    },
+                    foreign: observed.foreign.clone(),
+                })
+            }
+            _ => None,
+        };
+        *self.ruleset.lock().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    /// What nftables holds, as of the last pass, if nobody has committed anything since.
+    fn remembered(&self) -> Option<KnownRuleset> {
+        let known = self.ruleset.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        (Generation::now().ok()? == known.generation).then_some(known)
+    }
+
+    /// Reads everything that a plan compares. What of nftables or of earlier settings cannot be read is a failure.
+    async fn observe(
+        &self,
+        netlink: &Rtnetlink,
+        desired: &Desired,
+        failures: &mut Vec<Failure>,
+    ) -> Result<(Observed, ReadRuleset), ReconcileError> {
+        let options = &self.options;
+        let mut observed = Observed::default();
+        let links = netlink.links().await?;
+        observed.tun = netlink::tun_among(&links, &options.tun);
+        observed.links =
+            links.iter().filter(|l| InterfaceName::new(&l.name).is_ok()).map(|l| (l.name.clone(), l.index)).collect();
+        if let Some(tun) = &observed.tun {
+            observed.addresses = netlink.addresses(Some(tun.index)).await?.into_iter().map(|a| a.address).collect();
+        }
+        observed.routes = netlink.routes(options.route_protocol).await?;
+        observed.rules = netlink.rules(options.route_protocol).await?;
+        let advertised = netlink::advertised(netlink, &observed.links).await?;
+        observed.sysctls = sysctl::observe(options, &desired.underlay, advertised, failures);
+        let read = self.observe_ruleset(&mut observed, failures).await;
+        Ok((observed, read))
+    }
+
+    /// Listing a ruleset takes a process, and as long as all rulesets of the machine are large: it is done only when
+    /// there is something new to see.
+    async fn observe_ruleset(&self, observed: &mut Observed, failures: &mut Vec<Failure>) -> ReadRuleset {
+        if let Some(known) = self.remembered() {
+            observed.table = known.table;
+            observed.foreign = known.foreign;
+            return ReadRuleset::At(known.generation);
+        }
+        let before = Generation::now();
+        match self.nft.table(&self.options.table_name).await {
+            Ok(table) => observed.table = table,
+            Err(e) => {
+                failures.push(firewall_failure(self.table(), &e));
+                return ReadRuleset::Unreadable;
+            }
+        }
+        match foreign::observe(&self.options, &self.nft).await {
+            Ok(chains) => observed.foreign = chains,
+            Err(e) => {
+                failures.push(firewall_failure("other nftables tables".to_owned(), &e));
+                return ReadRuleset::Sometime;
+            }
+        }
+        match (before, Generation::now()) {
+            (Ok(before), Ok(after)) if before == after => ReadRuleset::At(after),
+            _ => ReadRuleset::Sometime,
+        }
+    }
+
+    async fn apply(&self, netlink: &Rtnetlink, changes: Vec<Change>, firewall_known: bool, report: &mut Report) {
+        let mut firewall = firewall_known;
+        let mut held = 0usize;
+        let mut untried = 0usize;
+        for change in changes {
+            if change.is_firewall() && !firewall_known {
+                continue;
+            }
+            if !firewall && change.needs_firewall() {
+                held += 1;
+                continue;
+            }
+            if netlink.has_ended() && is_netlink(&change) {
+                untried += 1;
+                continue;
+            }
+            debug!(%change, "applying");
+            match self.apply_one(netlink, &change).await {
+                Ok(()) => report.changes.push(change),
+                Err(problem) => {
+                    firewall &= !matches!(change, Change::FirewallBefore(_));
+                    report.failures.push(Failure::new(change.to_string(), problem));
+                }
+            }
+        }
+        if held > 0 {
+            report.failures.push(Failure::new(format!("{held} steps that let packets pass"), Problem::NoFirewall));
+        }
+        if untried > 0 {
+            report.failures.push(Failure::new(
+                format!("{untried} steps"),
+                Problem::Netlink { message: "the connection ended before them".to_owned() },
+            ));
+        }
+    }
+
+    async fn apply_one(&self, netlink: &Rtnetlink, change: &Change) -> Result<(), Problem> {
+        let protocol = self.options.route_protocol;
+        match change {
+            Change::FirewallBefore(t) | Change::FirewallAfter(t) => self.apply_ruleset(t).await,
+            Change::Foreign(edit) => self.apply_ruleset(&edit.transaction).await,
+            Change::Mtu { index, mtu } => netlink.set_mtu(*index, *mtu).await,
+            Change::TxQueueLen { index, packets } => netlink.set_txqueuelen(*index, *packets).await,
+            Change::Up { index, up } => netlink.set_up(*index, *up).await,
+            Change::AddressAdd { index, address } => netlink.add_address(*index, *address).await,
+            Change::AddressRemove { index, address } => netlink.remove_address(*index, *address).await,
+            Change::RouteAdd(route) => netlink.set_route(route, protocol, false).await,
+            Change::RouteReplace(route) => netlink.set_route(route, protocol, true).await,
+            Change::RouteRemove(route) => netlink.remove_route(route, protocol).await,
+            Change::RuleAdd(rule) => netlink.add_rule(rule, protocol).await,
+            Change::RuleRemove(rule) => netlink.remove_rule(rule, protocol).await,
+            Change::Sysctl(setting) => sysctl::apply(&self.options.state_dir, setting),
+        }
+    }
+
+    async fn apply_ruleset(&self, transaction: &Transaction) -> Result<(), Problem> {
+        self.nft.apply(transaction).await.map_err(|e| Problem::Firewall { remedy: e.remedy(), message: e.to_string() })
+    }
+
+    async fn foreign_drops(&self, desired: &Desired, observed: &Observed, report: &Report) -> Vec<ForeignDrop> {
+        let answered = |drop: &ForeignDrop| {
+            report.changes.iter().any(|change| {
+                matches!(change, Change::Foreign(e) if e.accept && e.family == drop.family && e.table == drop.table)
+            })
+        };
+        let mut drops = foreign::unanswered(desired, &observed.foreign);
+        drops.retain(|drop| !answered(drop));
+        drops.extend(foreign::legacy(desired).await);
+        drops
+    }
+
+    fn table(&self) -> String {
+        format!("nftables table inet {}", self.options.table_name)
+    }
+}
+
+fn firewall_failure(what: String, error: &RulesetError) -> Failure {
+    Failure::new(what, Problem::Firewall { message: error.to_string(), remedy: error.remedy() })
+}
+
+/// Whether a pass that does not read the kernel's state may make this change.
+fn is_followed(change: &Change) -> bool {
+    change.is_firewall() || matches!(change, Change::RouteAdd(_) | Change::RouteReplace(_) | Change::RouteRemove(_))
+}
+
+fn is_netlink(change: &Change) -> bool {
+    !change.is_firewall() && !matches!(change, Change::Foreign(_) | Change::Sysctl(_))
+}

@@ -1,0 +1,27 @@
+//! The node daemon `meshd` and the operator's tool `meshctl`.
+//!
+//! One way through, no back and forth:
+//!
+//! ```text
+//! etcd watch ─▶ control ─▶ Snapshot ─▶ plan ─▶ apply (kernel, tunnel)
+//! TUN read ─▶ route ─▶ track flow ─▶ encrypt in batch ─▶ UDP send
+//! UDP receive ─▶ decrypt ─▶ source is that peer's, destination is mine ─▶ judge ─▶ TUN write
+//! ```
+
+pub mod api;
+pub mod attachments;
+pub mod control;
+pub mod daemon;
+pub mod enforcement;
+pub mod install_cni;
+pub mod kernel;
+pub mod mesh;
+pub mod policy_tool;
+pub mod private_key;
+pub mod prober;
+pub mod problem;
+pub mod settings;
+pub mod subnet_env;
+pub mod tunnel;
+pub mod versioned_map;
+pub mod whole_file;

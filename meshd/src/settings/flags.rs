@@ -1,0 +1,288 @@
+//! The flags of `meshd run`, which are also the keys of its file and, as `MESHD_*`, variables; those of
+//! `meshd cleanup` are a few of them.
+
+use std::{fs, net::IpAddr, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use zeroize::Zeroizing;
+
+use crate::{
+    control::etcd_options::{Credentials, EtcdOptions, TlsFiles},
+    tunnel::OffloadSetting,
+};
+
+/// How etcd is reached; shared with the operator's commands that talk to etcd themselves.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(default)]
+#[group(skip)]
+pub struct EtcdFlags {
+    /// Members of the etcd cluster; tried in random order, one at a time, until one answers [default:
+    /// http://127.0.0.1:2379]
+    #[arg(long = "etcd-endpoints", env = "MESHD_ETCD_ENDPOINTS", value_name = "URL,URL", value_delimiter = ',')]
+    #[serde(rename = "etcd-endpoints")]
+    pub endpoints: Option<Vec<String>>,
+    /// What all keys of this mesh in etcd begin with; every node of one mesh needs the same [default: /meshd]
+    #[arg(long = "etcd-prefix", env = "MESHD_ETCD_PREFIX", value_name = "PREFIX")]
+    #[serde(rename = "etcd-prefix")]
+    pub prefix: Option<String>,
+    /// Certificates (PEM) of the authorities that etcd's own certificate is checked against, for https
+    #[arg(long = "etcd-cafile", env = "MESHD_ETCD_CAFILE", value_name = "FILE")]
+    #[serde(rename = "etcd-cafile")]
+    pub cafile: Option<PathBuf>,
+    /// Certificate (PEM) that is shown to etcd; needs --etcd-keyfile
+    #[arg(long = "etcd-certfile", env = "MESHD_ETCD_CERTFILE", value_name = "FILE")]
+    #[serde(rename = "etcd-certfile")]
+    pub certfile: Option<PathBuf>,
+    /// Private key (PEM) of the certificate in --etcd-certfile
+    #[arg(long = "etcd-keyfile", env = "MESHD_ETCD_KEYFILE", value_name = "FILE")]
+    #[serde(rename = "etcd-keyfile")]
+    pub keyfile: Option<PathBuf>,
+    /// User to log in to etcd as; needs --etcd-password-file
+    #[arg(long = "etcd-username", env = "MESHD_ETCD_USERNAME", value_name = "USER")]
+    #[serde(rename = "etcd-username")]
+    pub username: Option<String>,
+    /// File that holds that user's password and nothing else
+    #[arg(long = "etcd-password-file", env = "MESHD_ETCD_PASSWORD_FILE", value_name = "FILE")]
+    #[serde(rename = "etcd-password-file")]
+    pub password_file: Option<PathBuf>,
+    /// Allow plain http to an etcd that is not on this machine: whoever can read or change that traffic owns the mesh
+    #[arg(long = "etcd-allow-plaintext", env = "MESHD_ETCD_ALLOW_PLAINTEXT")]
+    #[serde(rename = "etcd-allow-plaintext")]
+    pub allow_plaintext: bool,
+}
+
+/// Flags of `meshd run`. `None` means not given.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct RunFlags {
+    /// Settings file (TOML); its keys are these flags without the dashes in front: node = "a". A flag or a variable
+    /// counts before the file [default: /etc/meshd/meshd.toml, if there]
+    #[arg(long, env = "MESHD_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Name of this node, unique in the mesh [default: the host name]
+    #[arg(long, env = "MESHD_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+    /// Site (room, cluster, region) that this node is in. Nodes of one site that share an IP subnet send each other
+    /// pod traffic as it is, without encryption; all other traffic is encrypted [default: none]
+    #[arg(long, env = "MESHD_SITE", value_name = "NAME")]
+    pub site: Option<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened group would become the command's own text")]
+    pub etcd: EtcdFlags,
+    /// Network interface that leads to the other nodes. auto takes that of the default route, for IPv4 and IPv6 each
+    /// [default: auto]
+    #[arg(long, env = "MESHD_IFACE", value_name = "IF|auto")]
+    pub iface: Option<String>,
+    /// Addresses that other nodes reach this one at where they are not the interface's own, as behind a NAT with
+    /// forwarded ports; at most one IPv4 and one IPv6 [default: the interface's]
+    #[arg(long, env = "MESHD_PUBLIC_IP", value_name = "IP,IP", value_delimiter = ',')]
+    pub public_ip: Option<Vec<IpAddr>>,
+    /// Address and UDP port that other nodes reach the tunnel at, where the port is not --listen-port either. none:
+    /// nobody can reach this node, so it calls the others [default: the addresses above with --listen-port]
+    #[arg(long, env = "MESHD_ENDPOINT", value_name = "IP:PORT|none")]
+    pub endpoint: Option<String>,
+    /// UDP port that the tunnel listens on, for WireGuard. The port after it is used as well, to find out which nodes
+    /// can be reached without the tunnel [default: 51820]
+    #[arg(long, env = "MESHD_LISTEN_PORT", value_name = "PORT")]
+    pub listen_port: Option<u16>,
+    /// Name of the tunnel's network device, which is made if it is not there [default: meshd0]
+    #[arg(long, env = "MESHD_INTERFACE", value_name = "IF")]
+    pub interface: Option<String>,
+    /// Directory that must outlive a reboot: private key, identity of the node, last known state of the mesh [default:
+    /// /var/lib/meshd]
+    #[arg(long, env = "MESHD_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Directory for the socket that meshctl talks to and for subnet.env, which network plugins read [default:
+    /// /run/meshd]
+    #[arg(long, env = "MESHD_RUN_DIR", value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Where another program's firewall (Docker, firewalld, ufw) would drop forwarded pod traffic, put one rule on top
+    /// of its chain that accepts it; without this, meshctl status only names the chain
+    #[arg(long, env = "MESHD_FORWARD_ACCEPT")]
+    pub forward_accept: bool,
+    /// Do not give traffic from pods to addresses outside of the mesh this node's address (masquerading); something
+    /// else must then do that or route the answers back
+    #[arg(long, env = "MESHD_NO_IP_MASQ")]
+    pub no_ip_masq: bool,
+    /// Send many packets to one node in one system call (UDP GSO). auto does so until the kernel refuses it [default:
+    /// auto]
+    #[arg(long, env = "MESHD_UDP_GSO", value_name = "auto|off")]
+    pub udp_gso: Option<OffloadSetting>,
+    /// Receive many packets of one node in one system call (UDP GRO). auto does so where the kernel can [default: auto]
+    #[arg(long, env = "MESHD_UDP_GRO", value_name = "auto|off")]
+    pub udp_gro: Option<OffloadSetting>,
+    /// Exchange packets of up to 64 KiB with the kernel, which are cut and joined at the tunnel (TSO, USO). auto does
+    /// so until the kernel refuses it [default: auto]
+    #[arg(long, env = "MESHD_TUN_OFFLOAD", value_name = "auto|off")]
+    pub tun_offload: Option<OffloadSetting>,
+    /// Address and TCP port that metrics (/metrics) and health (/livez, /readyz) are served at, without a password; none:
+    /// nowhere [default: 127.0.0.1:9473]
+    #[arg(long, env = "MESHD_METRICS_ADDR", value_name = "IP:PORT|none")]
+    pub metrics_addr: Option<String>,
+    /// Also have metrics for each peer; with N nodes that is N times N of each
+    #[arg(long, env = "MESHD_METRICS_PER_PEER")]
+    pub metrics_per_peer: bool,
+    /// Bits of netfilter's connection mark that policies use, as two masks of neighbouring bits, at least three each; no
+    /// other program on this machine may use them [default: 0x7f0000,0x7f000000]
+    #[arg(long, env = "MESHD_POLICY_MARKS", value_name = "MASK,MASK", value_delimiter = ',')]
+    pub policy_marks: Option<Vec<String>>,
+    /// Group of nfnetlink_log (NFLOG) that nftables reports verdicts to, for meshctl flows; no other program on this
+    /// machine may read it [default: 15858]
+    #[arg(long, env = "MESHD_POLICY_LOG_GROUP", value_name = "GROUP")]
+    pub policy_log_group: Option<u16>,
+    /// Log what is at least this serious: error, warn, info, debug or trace [default: info]
+    #[arg(long, env = "MESHD_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// How log lines on standard error look [default: text]
+    #[arg(long, env = "MESHD_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Only check the settings: print everything that is wrong with them and exit with 2, or exit with 0
+    #[arg(long)]
+    #[serde(skip)]
+    pub check: bool,
+}
+
+/// Flags of `meshd cleanup`: what says where the daemon's state is. `None` means not given.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CleanupFlags {
+    /// Settings file of meshd run; where the daemon's state is is read from it [default: /etc/meshd/meshd.toml, if
+    /// there]
+    #[arg(long, env = "MESHD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Name of the tunnel's network device [default: meshd0]
+    #[arg(long, env = "MESHD_INTERFACE", value_name = "IF")]
+    pub interface: Option<String>,
+    /// The daemon's --state-dir; the private key and the identity in it are kept [default: /var/lib/meshd]
+    #[arg(long, env = "MESHD_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The daemon's --run-dir; the socket and subnet.env are removed from it [default: /run/meshd]
+    #[arg(long, env = "MESHD_RUN_DIR", value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Log what is at least this serious: error, warn, info, debug or trace [default: info]
+    #[arg(long, env = "MESHD_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// How log lines on standard error look [default: text]
+    #[arg(long, env = "MESHD_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Remove everything although containers are, or may be, still attached: they lose the mesh
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `--log-format`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl RunFlags {
+    /// These flags, and `below` where they say nothing.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        Self {
+            config: self.config,
+            node: self.node.or(below.node),
+            site: self.site.or(below.site),
+            etcd: self.etcd.over(below.etcd),
+            iface: self.iface.or(below.iface),
+            public_ip: self.public_ip.or(below.public_ip),
+            endpoint: self.endpoint.or(below.endpoint),
+            listen_port: self.listen_port.or(below.listen_port),
+            interface: self.interface.or(below.interface),
+            state_dir: self.state_dir.or(below.state_dir),
+            run_dir: self.run_dir.or(below.run_dir),
+            forward_accept: self.forward_accept || below.forward_accept,
+            no_ip_masq: self.no_ip_masq || below.no_ip_masq,
+            udp_gso: self.udp_gso.or(below.udp_gso),
+            udp_gro: self.udp_gro.or(below.udp_gro),
+            tun_offload: self.tun_offload.or(below.tun_offload),
+            metrics_addr: self.metrics_addr.or(below.metrics_addr),
+            metrics_per_peer: self.metrics_per_peer || below.metrics_per_peer,
+            policy_marks: self.policy_marks.or(below.policy_marks),
+            policy_log_group: self.policy_log_group.or(below.policy_log_group),
+            log_level: self.log_level.or(below.log_level),
+            log_format: self.log_format.or(below.log_format),
+            check: self.check,
+        }
+    }
+}
+
+impl CleanupFlags {
+    /// The same as flags of `meshd run`, which the file is laid under.
+    pub(super) fn as_run_flags(&self) -> RunFlags {
+        RunFlags {
+            config: self.config.clone(),
+            interface: self.interface.clone(),
+            state_dir: self.state_dir.clone(),
+            run_dir: self.run_dir.clone(),
+            log_level: self.log_level.clone(),
+            log_format: self.log_format,
+            ..RunFlags::default()
+        }
+    }
+}
+
+impl EtcdFlags {
+    fn over(self, below: Self) -> Self {
+        Self {
+            endpoints: self.endpoints.or(below.endpoints),
+            prefix: self.prefix.or(below.prefix),
+            cafile: self.cafile.or(below.cafile),
+            certfile: self.certfile.or(below.certfile),
+            keyfile: self.keyfile.or(below.keyfile),
+            username: self.username.or(below.username),
+            password_file: self.password_file.or(below.password_file),
+            allow_plaintext: self.allow_plaintext || below.allow_plaintext,
+        }
+    }
+
+    /// What they say of etcd; each mistake is added to `mistakes`.
+    pub fn check(self, mistakes: &mut Vec<String>) -> EtcdOptions {
+        let endpoints = self.endpoints.unwrap_or_else(|| vec!["http://127.0.0.1:2379".to_owned()]);
+        let user = match (self.username, self.password_file) {
+            (Some(user), Some(file)) => match fs::read_to_string(&file).map(Zeroizing::new) {
+                Ok(password) => Some(Credentials::new(user, password.trim_end_matches(['\r', '\n']))),
+                Err(error) => {
+                    mistakes.push(format!("--etcd-password-file {}: {error}", file.display()));
+                    None
+                }
+            },
+            (None, None) => None,
+            (Some(_), None) => {
+                mistakes.push("--etcd-username: needs --etcd-password-file beside it".to_owned());
+                None
+            }
+            (None, Some(_)) => {
+                mistakes.push("--etcd-password-file: needs --etcd-username beside it".to_owned());
+                None
+            }
+        };
+        for (flag, file) in
+            [("--etcd-cafile", &self.cafile), ("--etcd-certfile", &self.certfile), ("--etcd-keyfile", &self.keyfile)]
+        {
+            if let Some(file) = file.as_ref().filter(|file| !file.is_file()) {
+                mistakes.push(format!("{flag} {}: no such file", file.display()));
+            }
+        }
+        let options = EtcdOptions {
+            endpoints: endpoints.iter().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()).collect(),
+            prefix: self.prefix.unwrap_or_else(|| "/meshd".to_owned()),
+            tls: TlsFiles { ca: self.cafile, cert: self.certfile, key: self.keyfile },
+            user,
+            allow_plaintext: self.allow_plaintext,
+        };
+        if let Err(errors) = options.check() {
+            mistakes.extend(errors.iter().map(ToString::to_string));
+        }
+        options
+    }
+}

@@ -1,0 +1,340 @@
+//! What the operator set: flags, then `MESHD_*` variables, then the file, then defaults. A start with several mistakes
+//! reports all of them.
+
+mod flags;
+
+use std::{
+    fmt, fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    control::etcd_options::EtcdOptions, enforcement::DEFAULT_MARKS, kernel::InterfaceName, tunnel::OffloadSettings,
+};
+use clap::Args as _;
+use etcd_schema::{NodeName, SiteName};
+pub use flags::{CleanupFlags, EtcdFlags, LogFormat, RunFlags};
+use policy::nft::{Field, Marks};
+use serde::Deserialize as _;
+
+/// The file that is read when none is named; its absence is no mistake.
+pub const DEFAULT_FILE: &str = "/etc/meshd/meshd.toml";
+const DEFAULT_STATE_DIR: &str = "/var/lib/meshd";
+const DEFAULT_RUN_DIR: &str = "/run/meshd";
+const DEFAULT_METRICS_ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9473);
+/// WireGuard's usual port.
+pub const DEFAULT_LISTEN_PORT: u16 = 51820;
+
+/// The group of nfnetlink_log that verdicts are reported to.
+const DEFAULT_LOG_GROUP: u16 = 15_858;
+
+/// Everything `meshd run` needs, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Unique name of this node; the host name unless set.
+    pub node: NodeName,
+    /// Site, if any: nodes of one site may be direct to each other.
+    pub site: Option<SiteName>,
+    /// How etcd is reached.
+    pub etcd: EtcdOptions,
+    /// Underlay interface; `None`: per family, that of the default route.
+    pub iface: Option<InterfaceName>,
+    /// Addresses to publish instead of the interface's.
+    pub public_ips: Vec<IpAddr>,
+    /// Where the tunnel can be reached, if not at the published addresses.
+    pub endpoint: EndpointSetting,
+    /// UDP port of the tunnel; probes use the next one.
+    pub listen_port: u16,
+    /// The TUN device.
+    pub interface: InterfaceName,
+    /// What outlives a boot.
+    pub state_dir: PathBuf,
+    /// What does not.
+    pub run_dir: PathBuf,
+    /// Answer a foreign FORWARD drop with one tagged rule.
+    pub forward_accept: bool,
+    /// Masquerade what leaves the mesh.
+    pub ip_masq: bool,
+    /// Which of the kernel's offloads the tunnel uses.
+    pub offloads: OffloadSettings,
+    /// Where metrics and health are served.
+    pub metrics: MetricsSettings,
+    /// Bits of the connection mark that policies use.
+    pub policy_marks: Marks,
+    /// The group of nfnetlink_log that nftables reports verdicts to.
+    pub policy_log_group: u16,
+    /// How the log looks.
+    pub log: Log,
+}
+
+/// `--metrics-addr` and what belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetricsSettings {
+    /// Address and TCP port; `None`: nowhere.
+    pub address: Option<SocketAddr>,
+    /// Whether there are series for each peer.
+    pub per_peer: bool,
+}
+
+/// What `meshd cleanup` needs: where the daemon's state is.
+#[derive(Debug, Clone)]
+pub struct CleanupSettings {
+    /// The TUN device.
+    pub interface: InterfaceName,
+    /// What outlives a boot.
+    pub state_dir: PathBuf,
+    /// What does not.
+    pub run_dir: PathBuf,
+    /// Also where containers are, or may be, attached.
+    pub force: bool,
+    /// How the log looks.
+    pub log: Log,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Log {
+    /// Least level that is logged.
+    pub level: tracing::Level,
+    /// How log lines look.
+    pub format: LogFormat,
+}
+
+/// `--endpoint`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndpointSetting {
+    /// The published addresses with the listen port.
+    Derived,
+    /// This one, before the derived ones.
+    At(SocketAddr),
+    /// This node only calls out.
+    None,
+}
+
+/// All mistakes of one start.
+#[derive(Debug)]
+pub struct SettingsError(Vec<String>);
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+impl Settings {
+    /// Reads the file that `flags` name (or the default one), lays the flags over it and checks the whole.
+    ///
+    /// # Errors
+    /// Every mistake, one line each.
+    pub fn load(flags: RunFlags) -> Result<Self, SettingsError> {
+        let (flags, mistakes) = over_file(flags);
+        Self::check(flags, mistakes)
+    }
+
+    fn check(flags: RunFlags, mut mistakes: Vec<String>) -> Result<Self, SettingsError> {
+        let etcd = flags.etcd.check(&mut mistakes);
+        let node = name(flags.node.or_else(host_name), "--node", &mut mistakes);
+        if node.is_none() && mistakes.iter().all(|mistake| !mistake.starts_with("--node")) {
+            mistakes.push("--node: this machine has no host name; name the node".to_owned());
+        }
+        let site = name(flags.site, "--site", &mut mistakes);
+        let iface = name(flags.iface.filter(|iface| iface != "auto"), "--iface", &mut mistakes);
+        let interface = interface(flags.interface, &mut mistakes);
+        let mut public_ips: Vec<IpAddr> = Vec::new();
+        for ip in flags.public_ip.unwrap_or_default() {
+            if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
+                mistakes.push(format!("--public-ip {ip}: not an address that another node can send to"));
+            } else if public_ips.iter().any(|have| have.is_ipv4() == ip.is_ipv4()) {
+                mistakes.push(format!("--public-ip {ip}: at most one address of each family"));
+            } else {
+                public_ips.push(ip);
+            }
+        }
+        let endpoint = match flags.endpoint.as_deref() {
+            None => EndpointSetting::Derived,
+            Some("none") => EndpointSetting::None,
+            Some(text) => match text.parse::<SocketAddr>() {
+                Ok(at) if at.port() != 0 && !at.ip().is_unspecified() => EndpointSetting::At(at),
+                _ => {
+                    mistakes.push(format!("--endpoint {text}: not IP:PORT, [IPv6]:PORT or none"));
+                    EndpointSetting::Derived
+                }
+            },
+        };
+        let listen_port = flags.listen_port.unwrap_or(DEFAULT_LISTEN_PORT);
+        if listen_port == 0 || listen_port == u16::MAX {
+            mistakes.push(format!("--listen-port {listen_port}: 1 to 65534, for probes use the next port"));
+        }
+        let metrics_addr = match flags.metrics_addr.as_deref() {
+            None => Some(DEFAULT_METRICS_ADDR),
+            Some("none") => None,
+            Some(text) => match text.parse::<SocketAddr>() {
+                Ok(at) if at.port() != 0 => Some(at),
+                _ => {
+                    mistakes.push(format!("--metrics-addr {text}: not IP:PORT, [IPv6]:PORT or none"));
+                    None
+                }
+            },
+        };
+        let policy_marks = marks(flags.policy_marks, &mut mistakes);
+        let log = log(flags.log_level, flags.log_format, &mut mistakes);
+        match (node, interface) {
+            (Some(node), Some(interface)) if mistakes.is_empty() => Ok(Self {
+                node,
+                site,
+                etcd,
+                iface,
+                public_ips,
+                endpoint,
+                listen_port,
+                interface,
+                state_dir: flags.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+                run_dir: flags.run_dir.unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
+                forward_accept: flags.forward_accept,
+                ip_masq: !flags.no_ip_masq,
+                offloads: OffloadSettings {
+                    udp_gso: flags.udp_gso.unwrap_or_default(),
+                    udp_gro: flags.udp_gro.unwrap_or_default(),
+                    tun_offload: flags.tun_offload.unwrap_or_default(),
+                },
+                metrics: MetricsSettings { address: metrics_addr, per_peer: flags.metrics_per_peer },
+                policy_marks,
+                policy_log_group: flags.policy_log_group.unwrap_or(DEFAULT_LOG_GROUP),
+                log,
+            }),
+            _ => Err(SettingsError(mistakes)),
+        }
+    }
+}
+
+impl CleanupSettings {
+    /// Reads the file that `flags` name (or the default one) and takes from both what a cleanup needs. What the file
+    /// says of the node and of etcd is not judged: a password file that is gone keeps nobody from cleaning up.
+    ///
+    /// # Errors
+    /// Every mistake, one line each.
+    pub fn load(flags: &CleanupFlags) -> Result<Self, SettingsError> {
+        let (run, mut mistakes) = over_file(flags.as_run_flags());
+        let interface = interface(run.interface, &mut mistakes);
+        let log = log(run.log_level, run.log_format, &mut mistakes);
+        match interface {
+            Some(interface) if mistakes.is_empty() => Ok(Self {
+                interface,
+                state_dir: run.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+                run_dir: run.run_dir.unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
+                force: flags.force,
+                log,
+            }),
+            _ => Err(SettingsError(mistakes)),
+        }
+    }
+}
+
+/// Lays `flags` over the file that they name, or over the default one; the mistakes in the file beside.
+fn over_file(flags: RunFlags) -> (RunFlags, Vec<String>) {
+    let path = match &flags.config {
+        Some(path) => path.as_path(),
+        None if Path::new(DEFAULT_FILE).exists() => Path::new(DEFAULT_FILE),
+        None => return (flags, Vec::new()),
+    };
+    let (file, mistakes) = match fs::read_to_string(path) {
+        Ok(text) => parse_file(&text),
+        Err(error) => (RunFlags::default(), vec![error.to_string()]),
+    };
+    let of_file = |mistake| format!("--config {}: {mistake}", path.display());
+    let mistakes = mistakes.into_iter().map(of_file).collect();
+    (flags.over(file), mistakes)
+}
+
+/// The settings in a file's text, as far as they can be read, and its mistakes: a text that is no TOML, keys that are
+/// no flags (as mistyped flags would be), values of another type.
+fn parse_file(text: &str) -> (RunFlags, Vec<String>) {
+    let mut settings = RunFlags::default();
+    let table: toml::Table = match text.parse::<toml::Table>() {
+        Ok(table) => table,
+        Err(error) => return (settings, vec![error.to_string().trim_end().to_owned()]),
+    };
+    let mut mistakes = Vec::new();
+    let known = RunFlags::augment_args(clap::Command::new("run"));
+    let is_known =
+        |key: &str| !matches!(key, "config" | "check") && known.get_arguments().any(|arg| arg.get_long() == Some(key));
+    for (key, value) in table {
+        if !is_known(&key) {
+            mistakes
+                .push(format!("{key}: no such setting; the keys are the flags of `meshd run` without their dashes"));
+            continue;
+        }
+        // Each by itself, so that one mistake does not hide another.
+        let alone = toml::Table::from_iter([(key.clone(), value)]);
+        match RunFlags::deserialize(alone) {
+            Ok(one) => settings = one.over(settings),
+            Err(error) => mistakes.push(format!("{key}: {}", error.message())),
+        }
+    }
+    (settings, mistakes)
+}
+
+fn interface(given: Option<String>, mistakes: &mut Vec<String>) -> Option<InterfaceName> {
+    name(Some(given.unwrap_or_else(|| "meshd0".to_owned())), "--interface", mistakes)
+}
+
+/// The two fields of the connection mark, egress first.
+fn marks(given: Option<Vec<String>>, mistakes: &mut Vec<String>) -> Marks {
+    /// A generation that comes round too soon has all connections judged again each time.
+    const FEWEST: u8 = 3;
+    let Some(given) = given else { return DEFAULT_MARKS };
+    let field = |text: &String| {
+        let digits = text.trim().strip_prefix("0x")?;
+        u32::from_str_radix(digits, 16).ok().and_then(Field::of_mask).filter(|field| field.bits >= FEWEST)
+    };
+    let fields: Vec<Option<Field>> = given.iter().map(field).collect();
+    match fields[..] {
+        [Some(egress), Some(ingress)] if egress.mask() & ingress.mask() == 0 => Marks { egress, ingress },
+        _ => {
+            mistakes.push(format!(
+                "--policy-marks {}: two masks such as 0x7f0000,0x7f000000, each of {FEWEST} to 31 neighbouring bits, \
+                 none of them in both",
+                given.join(",")
+            ));
+            DEFAULT_MARKS
+        }
+    }
+}
+
+fn log(level: Option<String>, format: Option<LogFormat>, mistakes: &mut Vec<String>) -> Log {
+    let level = match level.as_deref().unwrap_or("info").parse() {
+        Ok(level) => level,
+        Err(_) => {
+            let text = level.unwrap_or_default();
+            mistakes.push(format!("--log-level {text}: error, warn, info, debug or trace"));
+            tracing::Level::INFO
+        }
+    };
+    Log { level, format: format.unwrap_or_default() }
+}
+
+/// Parses a name, or notes the mistake.
+fn name<T: std::str::FromStr<Err: fmt::Display>>(
+    text: Option<String>,
+    flag: &str,
+    mistakes: &mut Vec<String>,
+) -> Option<T> {
+    let text = text?;
+    match text.parse() {
+        Ok(name) => Some(name),
+        Err(error) => {
+            mistakes.push(format!("{flag} {text}: {error}"));
+            None
+        }
+    }
+}
+
+fn host_name() -> Option<String> {
+    nix::unistd::gethostname().ok()?.into_string().ok().map(|name| name.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+use super::*;
+
+fn flags(text: &str) -> RunFlags {
+    let (flags, mistakes) = parse_file(text);
+    assert_eq!(mistakes, [""; 0]);
+    flags
+}
+
+fn check(text: &str) -> Result<Settings, SettingsError> {
+    Settings::check(flags(text), Vec::new())
+}
+
+#[test]
+fn defaults_are_those_of_the_documentation() {
+    let settings = check("node = 'a'").unwrap();
+    assert_eq!(settings.etcd.endpoints[0], "http://127.0.0.1:2379");
+    assert_eq!(settings.etcd.prefix, "/meshd");
+    assert_eq!(settings.listen_port, 51820);
+    assert_eq!(settings.interface.as_str(), "meshd0");
+    assert_eq!(settings.state_dir, Path::new("/var/lib/meshd"));
+    assert_eq!(settings.run_dir, Path::new("/run/meshd"));
+    assert_eq!(settings.endpoint, EndpointSetting::Derived);
+    assert!(settings.ip_masq && !settings.forward_accept);
+    assert_eq!(settings.offloads, OffloadSettings::default());
+}
+
+#[test]
+fn each_offload_has_its_switch() {
+    use crate::tunnel::OffloadSetting::{Auto, Off};
+    let settings = check("node = 'a'\nudp-gso = 'off'\ntun-offload = 'auto'").unwrap();
+    assert_eq!(settings.offloads, OffloadSettings { udp_gso: Off, udp_gro: Auto, tun_offload: Auto });
+    let (_, mistakes) = parse_file("node = 'a'\nudp-gro = 'on'");
+    assert!(mistakes[0].starts_with("udp-gro: unknown variant"), "{mistakes:?}");
+}
+
+#[test]
+fn marks_are_two_fields_that_share_no_bit() {
+    let marks =
+        |text: &str| check(&format!("node = 'a'\npolicy-marks = [{text}]")).map(|settings| settings.policy_marks);
+    assert_eq!(check("node = 'a'").unwrap().policy_marks, DEFAULT_MARKS);
+    assert_eq!(marks("'0x7f0000', '0x7f000000'").unwrap(), DEFAULT_MARKS);
+    let moved = marks("'0xf', '0x1f0'").unwrap();
+    assert_eq!((moved.egress.mask(), moved.ingress.mask(), moved.ingress.shift), (0xf, 0x1f0, 4));
+    for wrong in [
+        "'0xf'",
+        "'0xf', '0x18'",
+        "'0x3', '0xf0'",
+        "'0x5', '0xf0'",
+        "'15', '0xf0'",
+        "'0', '0xf'",
+        "'0xf', '0xf0', '0xf00'",
+        "'0xffffffff', '0xf'",
+    ] {
+        let error = marks(wrong).unwrap_err().to_string();
+        assert!(error.starts_with("--policy-marks") && error.lines().count() == 1, "{wrong}: {error}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once() {
+    let error = check(
+        "node = 'a'\netcd-endpoints = ['http://10.0.0.1:2379', 'nonsense']\nlisten-port = 65535\nendpoint = 'x'\n\
+         public-ip = ['127.0.0.1']\nlog-level = 'loud'\netcd-username = 'u'\netcd-prefix = '/'",
+    )
+    .unwrap_err()
+    .to_string();
+    for part in [
+        "is plain http to another machine",
+        "nonsense\": must be HOST:PORT",
+        "--listen-port 65535",
+        "--endpoint x",
+        "--public-ip 127.0.0.1",
+        "--log-level loud",
+        "--etcd-username: needs",
+        "etcd prefix \"/\"",
+    ] {
+        assert!(error.contains(part), "{part} in:\n{error}");
+    }
+}
+
+#[test]
+fn a_flag_comes_before_the_file() {
+    let merged = flags("node = 'flag'").over(flags("node = 'file'\nsite = 'east'"));
+    assert_eq!((merged.node.as_deref(), merged.site.as_deref()), (Some("flag"), Some("east")));
+}
+
+#[test]
+fn plaintext_beyond_loopback_needs_its_flag() {
+    let text = "node = 'a'\netcd-endpoints = ['http://10.0.0.1:2379']\n";
+    assert!(check(text).is_err());
+    assert!(check(&format!("{text}etcd-allow-plaintext = true")).is_ok());
+}
+
+#[test]
+fn a_key_that_is_no_flag_is_refused() {
+    for text in ["nod = 'a'", "etcd_prefix = '/x'", "config = 'other.toml'", "check = true"] {
+        let (_, mistakes) = parse_file(text);
+        assert!(matches!(&mistakes[..], [mistake] if mistake.contains("no such setting")), "{mistakes:?}");
+    }
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), text).unwrap();
+    file
+}
+
+#[test]
+fn mistakes_of_the_file_and_of_the_flags_are_reported_together() {
+    let file = file(
+        "nod = 'a'\nsit = 'b'\nlisten-port = 'many'\nlog-format = 'xml'\netcd-prefix = 7\nsite = 'Not A Site'\n\
+         forward-accept = 'yes'\npublic-ip = ['192.0.2.1', 'here']\n",
+    );
+    let given = RunFlags {
+        config: Some(file.path().to_owned()),
+        node: Some("a".to_owned()),
+        endpoint: Some("x".to_owned()),
+        log_level: Some("loud".to_owned()),
+        ..RunFlags::default()
+    };
+    let error = Settings::load(given).unwrap_err().to_string();
+    for part in [
+        "nod: no such setting",
+        "sit: no such setting",
+        "listen-port: invalid type",
+        "log-format: unknown variant `xml`",
+        "etcd-prefix: invalid type",
+        "forward-accept: invalid type",
+        "public-ip: invalid IP address",
+        "--site Not A Site",
+        "--endpoint x",
+        "--log-level loud",
+    ] {
+        assert!(error.contains(part), "{part} in:\n{error}");
+    }
+    assert_eq!(error.lines().count(), 10, "{error}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_hides_no_mistake_of_the_flags() {
+    let nonsense = file("node = \n");
+    for path in [nonsense.path(), Path::new("/nonexistent/meshd.toml")] {
+        let given = RunFlags { config: Some(path.to_owned()), endpoint: Some("x".to_owned()), ..RunFlags::default() };
+        let error = Settings::load(given).unwrap_err().to_string();
+        assert!(error.contains(&format!("--config {}: ", path.display())), "{error}");
+        assert!(error.contains("--endpoint x"), "{error}");
+    }
+}
+
+#[test]
+fn what_can_be_read_of_a_file_with_mistakes_counts() {
+    let (flags, mistakes) = parse_file("node = 'a'\nlisten-port = 'x'\netcd-endpoints = ['http://127.0.0.1:1']\n");
+    assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    assert_eq!(flags.node.as_deref(), Some("a"));
+    assert_eq!(flags.etcd.endpoints.unwrap(), ["http://127.0.0.1:1"]);
+}
+
+#[test]
+fn a_cleanup_takes_its_places_from_the_file_and_judges_nothing_else_in_it() {
+    let text = "node = 'Not A Node'\netcd-password-file = '/nonexistent'\nstate-dir = '/s'\ninterface = 'tun7'\n";
+    let with_node = file(text);
+    let given = CleanupFlags {
+        config: Some(with_node.path().to_owned()),
+        run_dir: Some("/r".into()),
+        ..CleanupFlags::default()
+    };
+    let settings = CleanupSettings::load(&given).unwrap();
+    assert_eq!(settings.interface.as_str(), "tun7");
+    assert_eq!((settings.state_dir.as_path(), settings.run_dir.as_path()), (Path::new("/s"), Path::new("/r")));
+    let mistyped = file("interfce = 'tun7'\n");
+    let given = CleanupFlags { config: Some(mistyped.path().to_owned()), ..given };
+    assert!(CleanupSettings::load(&given).unwrap_err().to_string().contains("interfce: no such setting"));
+}

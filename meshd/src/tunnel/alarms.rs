@@ -1,0 +1,60 @@
+//! When which peer is to be looked at again.
+
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    fmt,
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Instant,
+};
+
+use super::peer::PeerId;
+
+/// Alarms of all peers, the earliest first. Locked when an alarm is set, which a peer with traffic does a few times a
+/// second at most.
+#[derive(Default)]
+pub(super) struct Alarms {
+    heap: Mutex<BinaryHeap<Reverse<(Instant, PeerId)>>>,
+    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for Alarms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Alarms").finish_non_exhaustive()
+    }
+}
+
+impl Alarms {
+    /// Names what to call when an alarm is set that is earlier than all others.
+    pub(super) fn on_earlier(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.wake.set(Box::new(wake));
+    }
+
+    /// Sets an alarm. One that was set before stays, and is to be ignored by whoever it wakes.
+    pub(super) fn set(&self, at: Instant, peer: PeerId) {
+        let earliest = {
+            let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
+            let earliest = heap.peek().is_none_or(|Reverse((first, _))| at < *first);
+            heap.push(Reverse((at, peer)));
+            earliest
+        };
+        if earliest && let Some(wake) = self.wake.get() {
+            wake();
+        }
+    }
+
+    /// When the next alarm rings.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
+        heap.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// The next alarm that has rung, taken out.
+    pub(super) fn take_due(&self, now: Instant) -> Option<(Instant, PeerId)> {
+        let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
+        match heap.peek() {
+            Some(Reverse((at, _))) if *at <= now => heap.pop().map(|Reverse(alarm)| alarm),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Where others look at batches of inner packets.
+//!
+//! Both hooks are called once per batch, by the one thread of their direction, with no lock held, and only for batches
+//! with something in them. Every slot that is not dropped yet has its [`packet`](super::batch::Slot::packet) parsed.
+//! A hook takes a packet out by setting [`Slot::drop`](super::batch::Slot::drop); it cannot change or add any.
+
+use super::batch::Batch;
+
+/// Sees what was read from the TUN: after parsing, before routing, splitting and sealing.
+///
+/// A slot may be a super-packet: TCP, or UDP, of up to 64 KiB that leaves as several packets with the same addresses,
+/// ports and traffic class. It is seen once, as a whole: its length is that of all its payload with one set of headers,
+/// and its TCP flags are the sum of what its segments bear (FIN is the last one's). Transport checksums may not be
+/// complete yet.
+pub trait Track: Send {
+    /// Looks at the packets, in the order in which the TUN gave them out.
+    fn track(&mut self, batch: &mut Batch);
+}
+
+/// Sees what came out of the tunnel: after the checks that the source is the sending peer's and the destination
+/// this node's, before packets of one flow are joined and written to the TUN.
+///
+/// Every packet is seen as its sender sealed it, each by itself: there are no super-packets here. One that is taken out
+/// is not joined with others. Checksums have not been looked at; the kernel does so, or joining did.
+pub trait Judge: Send {
+    /// Looks at the packets; those of one peer are in the order in which they came.
+    fn judge(&mut self, batch: &mut Batch);
+}
+
+/// Lets everything pass that the tunnel's own checks let pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PassAll;
+
+impl Track for PassAll {
+    fn track(&mut self, _: &mut Batch) {}
+}
+
+impl Judge for PassAll {
+    fn judge(&mut self, _: &mut Batch) {}
+}

@@ -1,0 +1,29 @@
+//! Any bytes as a policy or pod: reading must not panic, and what holds must compile.
+//! Run with `cargo +nightly fuzz run object` in `policy/`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use policy::{
+    engine::{Engine, ObjectName, PolicyState},
+    object::{ClusterPolicy, NetworkPolicy, namespace_from, pod_from},
+};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(value) = serde_json::from_slice(bytes) else { return };
+    let mut engine = Engine::new();
+    if let Ok((namespace, name, pod)) = pod_from(&value) {
+        engine.put_pod(ObjectName { namespace, name }, pod, 1);
+    }
+    if let Ok((name, labels)) = namespace_from(&value) {
+        engine.put_namespace(&name, labels);
+    }
+    match NetworkPolicy::parse(&value) {
+        Ok(policy) => engine.put_policy(ObjectName::new("a", "p"), &PolicyState::Valid(policy)),
+        Err(invalid) => assert!(!invalid.violations.as_slice().is_empty()),
+    }
+    match ClusterPolicy::parse(&value) {
+        Ok(policy) => engine.put_cluster_policy("c".into(), &policy),
+        Err(invalid) => assert!(!invalid.violations.as_slice().is_empty()),
+    }
+    engine.commit(1);
+});

@@ -1,0 +1,374 @@
+//! An immutable picture of all policies and pods that answers for single flows.
+
+use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+
+use super::{
+    ClassRules, Compiled, NamespaceRules, ObjectName, PodInfo,
+    rules::{PeerKind, PeerView, PolicyId, Table, Target, Tiers, Union},
+    storage::{AddressTable, Chunked, Owner},
+};
+use crate::object::{Action, NamedPort, Protocol, Tier};
+
+/// A flow, as its first packet shows it: after any rewriting of the destination, before any of the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// Who begins it.
+    pub source: IpAddr,
+    /// To whom.
+    pub destination: IpAddr,
+    /// IANA's number of the protocol.
+    pub protocol: u8,
+    /// Destination port, for protocols that have them.
+    pub port: Option<u16>,
+}
+
+/// Which end of a flow is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Side {
+    /// The destination: may it receive this?
+    Ingress = 0,
+    /// The source: may it send this?
+    Egress = 1,
+}
+
+/// What one end says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Verdict {
+    /// Whether the flow may be.
+    pub allowed: bool,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Why a verdict is as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// That end is no pod: it has no policies.
+    NoPod,
+    /// Both ends are one pod.
+    Itself,
+    /// It comes from the pod's own node.
+    OwnNode,
+    /// No policy has anything to say.
+    NoPolicy,
+    /// This rule matched; rules are counted from 0.
+    Rule {
+        /// The rule's policy.
+        policy: PolicyId,
+        /// Which of its rules in this direction.
+        rule: u16,
+        /// What it does.
+        action: Action,
+    },
+    /// The pod is isolated, by this policy among others, and no rule matched.
+    Isolated {
+        /// The policy.
+        policy: PolicyId,
+        /// Whether it selects the pod depends on labels that are not known.
+        unknown: bool,
+    },
+    /// Nothing is known of the pod, and there are policies in this direction.
+    UnknownPod,
+}
+
+/// What both ends say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// The source's pod.
+    pub egress: Verdict,
+    /// The destination's pod.
+    pub ingress: Verdict,
+}
+
+impl Connection {
+    /// Whether both ends allow it.
+    #[must_use]
+    pub const fn allowed(&self) -> bool {
+        self.egress.allowed && self.ingress.allowed
+    }
+}
+
+/// What stands behind an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// A pod.
+    Pod(Arc<PodInfo>),
+    /// A pod of which nothing is known: its address lies in the mesh's networks.
+    UnknownPod,
+    /// A node.
+    Node(Arc<str>),
+    /// None of these.
+    Outside,
+}
+
+/// What a policy is, and its name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyName {
+    /// Its kind.
+    pub kind: PolicyKind,
+    /// Its namespace and name.
+    pub name: ObjectName,
+}
+
+/// Kinds of policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PolicyKind {
+    /// networking.k8s.io/v1
+    NetworkPolicy,
+    /// policy.networking.k8s.io/v1alpha2
+    ClusterNetworkPolicy(Tier),
+}
+
+impl fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            PolicyKind::NetworkPolicy => write!(f, "NetworkPolicy {}", self.name),
+            PolicyKind::ClusterNetworkPolicy(Tier::Admin) => write!(f, "ClusterNetworkPolicy {} (Admin)", self.name),
+            PolicyKind::ClusterNetworkPolicy(Tier::Baseline) => {
+                write!(f, "ClusterNetworkPolicy {} (Baseline)", self.name)
+            }
+        }
+    }
+}
+
+/// The compiled world at one revision.
+#[derive(Debug)]
+pub struct Classifier {
+    pub(super) generation: u64,
+    pub(super) revision: u64,
+    pub(super) addresses: AddressTable,
+    pub(super) pods: Chunked<Option<Arc<PodInfo>>>,
+    pub(super) namespaces: Chunked<NamespaceRules>,
+    pub(super) classes: Chunked<ClassRules>,
+    pub(super) policies: Chunked<Option<Arc<Compiled>>>,
+    pub(super) node_addresses: Arc<HashMap<IpAddr, Arc<str>>>,
+    pub(super) networks: Arc<[IpNet]>,
+    pub(super) voices: [usize; 2],
+}
+
+impl Classifier {
+    /// Grows with each classifier of an engine.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The caller's name for the state of the world that this is of.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// What one end of a new flow says by its policies alone: whoever asks knows by the packet's path whether it comes
+    /// from the node itself.
+    #[must_use]
+    pub fn verdict(&self, side: Side, flow: &Flow) -> Verdict {
+        let (subject, peer) = match side {
+            Side::Ingress => (flow.destination, flow.source),
+            Side::Egress => (flow.source, flow.destination),
+        };
+        let subject = match self.locate(subject) {
+            Located::Pod(owner) => owner,
+            Located::Unknown if self.voices[side as usize] > 0 => {
+                return Verdict { allowed: false, cause: Cause::UnknownPod };
+            }
+            Located::Unknown | Located::Address => return Verdict { allowed: true, cause: Cause::NoPod },
+        };
+        let peer_owner = self.locate(peer);
+        if peer_owner == Located::Pod(subject) {
+            return Verdict { allowed: true, cause: Cause::Itself };
+        }
+        let Some(rules) = self.rules(subject) else {
+            return Verdict { allowed: true, cause: Cause::NoPolicy };
+        };
+        let peer = self.view(peer, peer_owner);
+        let named = self.named_ports(match side {
+            Side::Ingress => Located::Pod(subject),
+            Side::Egress => peer_owner,
+        });
+        let to = Target { port: port(flow), named };
+        decide(rules, side, &peer, &to)
+    }
+
+    /// What both ends of a new connection say. A pod's own node reaches it whatever its policies say.
+    #[must_use]
+    pub fn connection(&self, flow: &Flow) -> Connection {
+        let egress = self.verdict(Side::Egress, flow);
+        let mut ingress = self.verdict(Side::Ingress, flow);
+        if self.is_own_node(flow) {
+            ingress = Verdict { allowed: true, cause: Cause::OwnNode };
+        }
+        Connection { egress, ingress }
+    }
+
+    /// What stands behind an address.
+    #[must_use]
+    pub fn end(&self, address: IpAddr) -> End {
+        match self.locate(address) {
+            Located::Pod(owner) => match self.pods.get(owner.pod) {
+                Some(Some(pod)) => End::Pod(Arc::clone(pod)),
+                _ => End::UnknownPod,
+            },
+            Located::Unknown => End::UnknownPod,
+            Located::Address => match self.node_addresses.get(&address) {
+                Some(node) => End::Node(Arc::clone(node)),
+                None => End::Outside,
+            },
+        }
+    }
+
+    /// A number that changes, but for rare chance, when an address comes to another pod; 0 where there is none.
+    #[must_use]
+    pub fn owner_stamp(&self, address: IpAddr) -> u32 {
+        match self.addresses.get(address).and_then(|owner| self.pods.get(owner.pod)?.as_ref()) {
+            Some(pod) => pod.stamp,
+            None => 0,
+        }
+    }
+
+    /// The name of a policy of this classifier.
+    #[must_use]
+    pub fn policy(&self, id: PolicyId) -> Option<&PolicyName> {
+        Some(&self.compiled(id)?.name)
+    }
+
+    /// The name of a rule, where it has one.
+    #[must_use]
+    pub fn rule_name(&self, id: PolicyId, side: Side, rule: u16) -> Option<&str> {
+        self.compiled(id)?.sides[side as usize].as_ref()?.get(usize::from(rule))?.name.as_deref()
+    }
+
+    pub(super) fn compiled(&self, id: PolicyId) -> Option<&Arc<Compiled>> {
+        self.policies.get(id.0)?.as_ref()
+    }
+
+    fn is_own_node(&self, flow: &Flow) -> bool {
+        match (self.locate(flow.source), self.end(flow.destination)) {
+            (Located::Address, End::Pod(pod)) => {
+                pod.node.is_some() && self.node_addresses.get(&flow.source) == pod.node.as_ref()
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn locate(&self, address: IpAddr) -> Located {
+        if let Some(owner) = self.addresses.get(address) {
+            return Located::Pod(owner);
+        }
+        let mesh = self.networks.iter().any(|network| network.contains(&address));
+        if mesh && !self.node_addresses.contains_key(&address) { Located::Unknown } else { Located::Address }
+    }
+
+    pub(super) fn rules(&self, owner: Owner) -> Option<(&ClassRules, &NamespaceRules)> {
+        let class = self.classes.get(owner.class)?;
+        Some((class, self.namespaces.get(class.namespace)?))
+    }
+
+    pub(super) fn view(&self, address: IpAddr, located: Located) -> PeerView<'_> {
+        let kind = match located {
+            Located::Pod(owner) => match self.rules(owner) {
+                Some((class, namespace)) => PeerKind::Pod { namespace: &namespace.sets, own: &class.sets },
+                None => PeerKind::UnknownPod,
+            },
+            Located::Unknown => PeerKind::UnknownPod,
+            Located::Address => PeerKind::Address,
+        };
+        PeerView { address, kind }
+    }
+
+    pub(super) fn named_ports(&self, located: Located) -> NamedPorts<'_> {
+        match located {
+            Located::Pod(owner) => NamedPorts { pods: Some((&self.pods, owner.pod)) },
+            Located::Unknown | Located::Address => NamedPorts { pods: None },
+        }
+    }
+}
+
+/// Named ports of a destination, looked up when a rule asks for them only: most do not.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NamedPorts<'c> {
+    pods: Option<(&'c Chunked<Option<Arc<PodInfo>>>, u32)>,
+}
+
+impl<'c> NamedPorts<'c> {
+    pub(crate) fn get(self) -> &'c [NamedPort] {
+        match self.pods.and_then(|(pods, pod)| pods.get(pod)?.as_ref()) {
+            Some(pod) => &pod.ports,
+            None => &[],
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Located {
+    Pod(Owner),
+    /// In the mesh's networks, and nobody's.
+    Unknown,
+    Address,
+}
+
+pub(super) fn port(flow: &Flow) -> Option<(Protocol, u16)> {
+    Protocol::from_number(flow.protocol).zip(flow.port)
+}
+
+fn decide(
+    (class, namespace): (&ClassRules, &NamespaceRules),
+    side: Side,
+    peer: &PeerView<'_>,
+    to: &Target<'_>,
+) -> Verdict {
+    let side = side as usize;
+    let tiers = class.tiers[side].as_deref();
+    if let Some(Tiers { admin, .. }) = tiers
+        && let Some(verdict) = tier(admin, true, peer, to)
+    {
+        return verdict;
+    }
+    let unions = [class.unions[side].as_deref(), namespace.unions[side].as_deref()];
+    if let Some(verdict) = union(unions, peer, to) {
+        return verdict;
+    }
+    if let Some(Tiers { baseline, .. }) = tiers
+        && let Some(verdict) = tier(baseline, false, peer, to)
+    {
+        return verdict;
+    }
+    Verdict { allowed: true, cause: Cause::NoPolicy }
+}
+
+/// What a tier decides; `None`: it leaves it to what comes behind.
+///
+/// A Pass that only may match means that both ways must end in Accept: the rules behind it, and what comes behind the
+/// tier. So an Accept behind it is no more than another Pass.
+fn tier(table: &Table, admin: bool, peer: &PeerView<'_>, to: &Target<'_>) -> Option<Verdict> {
+    let mut from = 0;
+    let mut passed = false;
+    while let Some((entry, unsure)) = table.first(from, peer, to) {
+        let cause = Cause::Rule { policy: entry.policy, rule: entry.rule, action: entry.action };
+        match entry.action {
+            Action::Deny => return Some(Verdict { allowed: false, cause }),
+            Action::Accept if passed => return None,
+            Action::Accept => return Some(Verdict { allowed: true, cause }),
+            Action::Pass if !unsure => return (!admin && !passed).then_some(Verdict { allowed: true, cause }),
+            Action::Pass => {
+                passed = admin;
+                from = entry.order + 1;
+            }
+        }
+    }
+    None
+}
+
+fn union(unions: [Option<&Union>; 2], peer: &PeerView<'_>, to: &Target<'_>) -> Option<Verdict> {
+    for union in unions.into_iter().flatten() {
+        if let Some(entry) = union.allows.any(peer, to) {
+            let cause = Cause::Rule { policy: entry.policy, rule: entry.rule, action: Action::Accept };
+            return Some(Verdict { allowed: true, cause });
+        }
+    }
+    let isolating = unions.into_iter().flatten().map(|union| union.isolates);
+    let (policy, unknown) = isolating.min_by_key(|(_, unknown)| *unknown)?;
+    Some(Verdict { allowed: false, cause: Cause::Isolated { policy, unknown } })
+}

@@ -1,0 +1,216 @@
+//! Why a flow is judged as it is, in names.
+
+use std::fmt;
+
+use super::{
+    Classifier, End,
+    classifier::{Cause, Flow, Located, PolicyName, Side, Verdict, port},
+    rules::{PolicyId, Target},
+};
+use crate::object::Action;
+
+/// What one end says of a flow, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// Which end.
+    pub side: Side,
+    /// What stands there.
+    pub end: String,
+    /// What it says.
+    pub verdict: Verdict,
+    /// The policy that decided.
+    pub policy: Option<PolicyName>,
+    /// The rule of it that decided, from 0.
+    pub rule: Option<u16>,
+    /// That rule's name.
+    pub rule_name: Option<String>,
+    /// Where it is refused for want of a rule: the rule that came nearest.
+    pub nearest: Option<NearMiss>,
+    /// Policies that have a say about this pod and direction.
+    pub selecting: Vec<PolicyName>,
+}
+
+/// An allowing rule that matched in one respect of two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NearMiss {
+    /// Its policy.
+    pub policy: PolicyName,
+    /// Its place among the policy's rules in that direction, from 0.
+    pub rule: u16,
+    /// Whether its peers match the other end; else its ports match.
+    pub peer_matches: bool,
+    /// Whether the other end would match if its labels were known.
+    pub peer_unknown: bool,
+    /// The ports that it names.
+    pub ports: Vec<String>,
+}
+
+impl Classifier {
+    /// Explains what [`verdict`](Self::verdict) says.
+    #[must_use]
+    pub fn explain(&self, side: Side, flow: &Flow) -> Explanation {
+        self.explained(side, flow, self.verdict(side, flow))
+    }
+
+    /// Explains what [`connection`](Self::connection) says: egress, then ingress.
+    #[must_use]
+    pub fn explain_connection(&self, flow: &Flow) -> [Explanation; 2] {
+        let connection = self.connection(flow);
+        [self.explained(Side::Egress, flow, connection.egress), self.explained(Side::Ingress, flow, connection.ingress)]
+    }
+
+    fn explained(&self, side: Side, flow: &Flow, verdict: Verdict) -> Explanation {
+        let (subject, peer) = match side {
+            Side::Ingress => (flow.destination, flow.source),
+            Side::Egress => (flow.source, flow.destination),
+        };
+        let (policy, rule) = match verdict.cause {
+            Cause::Rule { policy, rule, .. } => (Some(policy), Some(rule)),
+            Cause::Isolated { policy, .. } => (Some(policy), None),
+            _ => (None, None),
+        };
+        let selecting = self.selecting(side, subject);
+        let nearest = match verdict.cause {
+            Cause::Isolated { .. } => self.nearest(side, flow, peer, &selecting),
+            _ => None,
+        };
+        let name = |id: PolicyId| self.policy(id).cloned();
+        Explanation {
+            side,
+            end: self.end_text(subject),
+            verdict,
+            policy: policy.and_then(name),
+            rule,
+            rule_name: policy.zip(rule).and_then(|(id, rule)| self.rule_name(id, side, rule)).map(ToOwned::to_owned),
+            nearest,
+            selecting: selecting.into_iter().filter_map(|(id, _)| name(id)).collect(),
+        }
+    }
+
+    fn end_text(&self, address: std::net::IpAddr) -> String {
+        match self.end(address) {
+            End::Pod(pod) => format!("pod {} ({address})", pod.name),
+            End::UnknownPod => format!("unknown pod {address}"),
+            End::Node(node) => format!("node {node} ({address})"),
+            End::Outside => address.to_string(),
+        }
+    }
+
+    /// Policies of all tiers, in the order in which they are asked.
+    fn selecting(&self, side: Side, subject: std::net::IpAddr) -> Vec<(PolicyId, bool)> {
+        let Located::Pod(owner) = self.locate(subject) else { return Vec::new() };
+        let Some((class, namespace)) = self.rules(owner) else { return Vec::new() };
+        let side = side as usize;
+        let tiers = class.tiers[side].as_ref().map(|tiers| &*tiers.policies).unwrap_or_default();
+        let unions = [&class.unions[side], &namespace.unions[side]];
+        let unions = unions.into_iter().flatten().flat_map(|union| union.policies.iter());
+        tiers.iter().chain(unions).copied().collect()
+    }
+
+    /// Of the rules that would allow it: one whose peers match but not its ports, else one whose ports match.
+    fn nearest(
+        &self,
+        side: Side,
+        flow: &Flow,
+        peer: std::net::IpAddr,
+        selecting: &[(PolicyId, bool)],
+    ) -> Option<NearMiss> {
+        let located = self.locate(peer);
+        let view = self.view(peer, located);
+        let named = self.named_ports(match side {
+            Side::Ingress => self.locate(flow.destination),
+            Side::Egress => located,
+        });
+        let to = Target { port: port(flow), named };
+        let mut best: Option<(u8, NearMiss)> = None;
+        for (id, _) in selecting {
+            let Some(policy) = self.compiled(*id) else { continue };
+            for (position, rule) in policy.sides[side as usize].iter().flatten().enumerate() {
+                if rule.action != Action::Accept {
+                    continue;
+                }
+                let matches = rule.peers.iter().filter_map(|peer| view.is(peer)).min();
+                let ports = rule.ports.admits(&to);
+                let score = match (matches, ports) {
+                    (Some(true), true) => 3,
+                    (Some(_), false) => 2,
+                    (None, true) => 1,
+                    _ => continue,
+                };
+                if best.as_ref().is_none_or(|(other, _)| score > *other) {
+                    let miss = NearMiss {
+                        policy: policy.name.clone(),
+                        rule: position as u16,
+                        peer_matches: matches.is_some(),
+                        peer_unknown: matches == Some(true),
+                        ports: rule.ports.as_slice().into_iter().flatten().map(ToString::to_string).collect(),
+                    };
+                    best = Some((score, miss));
+                }
+            }
+        }
+        best.map(|(_, miss)| miss)
+    }
+}
+
+impl Side {
+    /// `ingress` or `egress`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = if self.verdict.allowed { "allowed" } else { "denied" };
+        write!(f, "{} of {} {verb}: ", self.side.as_str(), self.end)?;
+        match self.verdict.cause {
+            Cause::NoPod => f.write_str("no pod, no policies"),
+            Cause::Itself => f.write_str("a pod always reaches itself"),
+            Cause::OwnNode => f.write_str("a pod's own node always reaches it"),
+            Cause::NoPolicy => f.write_str("no policy has anything against it"),
+            Cause::UnknownPod => f.write_str("nothing is known of this pod, and there are policies in this direction"),
+            Cause::Rule { action, .. } => {
+                let policy = self.policy.as_ref().map_or_else(String::new, ToString::to_string);
+                write!(f, "{policy}, {} rule {}", self.side.as_str(), self.rule.unwrap_or_default())?;
+                if let Some(name) = &self.rule_name {
+                    write!(f, " \"{name}\"")?;
+                }
+                write!(f, " ({action:?})")
+            }
+            Cause::Isolated { unknown, .. } => {
+                let policy = self.policy.as_ref().map_or_else(String::new, ToString::to_string);
+                write!(f, "isolated by {policy}")?;
+                if unknown {
+                    f.write_str(", which may select it: its labels are not known")?;
+                }
+                let others = self.selecting.len().saturating_sub(1);
+                if others > 0 {
+                    write!(f, " and {others} more")?;
+                }
+                match &self.nearest {
+                    None => f.write_str("; no rule comes near"),
+                    Some(miss) => write!(f, "; nearest: {miss}"),
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for NearMiss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, rule {}: ", self.policy, self.rule)?;
+        if self.peer_unknown {
+            return f.write_str("its port matches, its peer may: the other end's labels are not known");
+        }
+        if self.peer_matches {
+            write!(f, "its peer matches, its ports ({}) do not", self.ports.join(", "))
+        } else {
+            f.write_str("its port matches, its peers do not")
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What the engine is told of the world.
+
+use std::{net::IpAddr, sync::Arc};
+
+use crate::object::{ClusterPolicy, Directions, Labels, NetworkPolicy, Selector};
+
+/// A namespace and a name in it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    /// The namespace; empty for kinds without.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    /// The object `name` in `namespace`.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl std::fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// An interface that the CNI plugin made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// The pod that it was made for.
+    pub pod: ObjectName,
+    /// The pod's uid, where the plugin was told it.
+    pub uid: Option<Arc<str>>,
+    /// `Some`: the pod was attached without Kubernetes' arguments; without a Pod object it has these labels. `None`:
+    /// without its Pod object its labels are not known.
+    pub labels: Option<Labels>,
+    /// The interface's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The node that it is on.
+    pub node: Arc<str>,
+}
+
+/// A NetworkPolicy as it stands in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicyState {
+    /// It holds.
+    Valid(NetworkPolicy),
+    /// It does not hold and no earlier version did: whom it selects and in which directions could be read. They are
+    /// isolated, and it allows nothing.
+    Isolates(Selector, Directions),
+    /// Not even that could be read, and the key has been written before: all of its namespace is isolated both ways.
+    IsolatesNamespace,
+}
+
+/// A ClusterNetworkPolicy in force: as it stands, its last good version, or its fail-closed reading. One that has none of
+/// these is not put.
+pub type ClusterPolicyState = ClusterPolicy;

@@ -1,0 +1,542 @@
+//! From the world to a classifier, change by change.
+//!
+//! [`Engine`] is told what there is, in any order, and keeps indexes; [`Engine::commit`] compiles what changed since the
+//! last one and hands out a [`Classifier`], an immutable picture that shares with its predecessor all that did not change.
+
+mod classifier;
+mod explain;
+mod input;
+mod pods;
+pub(crate) mod rules;
+pub(crate) mod selection;
+pub(crate) mod storage;
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::{Arc, Weak},
+};
+
+use ipnet::IpNet;
+
+use crate::nft::SetCache;
+use crate::object::{
+    Action, ClusterPeer, ClusterPolicy, ClusterRule, Labels, Peer, PodObject, PortMatch, Rule, Selector, Tier,
+};
+use pods::Pods;
+use rules::{Entry, PeerRef, PortSet, Table, Tiers, Union};
+use selection::{Selection, SetKey};
+use storage::{Chunked, Slab, marked};
+
+pub use classifier::{Cause, Classifier, Connection, End, Flow, PolicyKind, PolicyName, Side, Verdict};
+pub use explain::{Explanation, NearMiss};
+pub use input::{Attachment, ClusterPolicyState, ObjectName, PolicyState};
+pub use pods::PodInfo;
+pub use rules::PolicyId;
+
+/// A policy with its selectors interned.
+#[derive(Debug)]
+pub(crate) struct Compiled {
+    pub(crate) name: PolicyName,
+    /// Of equal tier and priority, names decide.
+    order: (Option<Tier>, u16),
+    subject: u32,
+    /// By [`Side`]: `None` where it says nothing.
+    pub(crate) sides: [Option<Vec<CompiledRule>>; 2],
+    /// Never used twice.
+    version: u32,
+}
+
+impl Compiled {
+    /// `None`: a NetworkPolicy.
+    pub(crate) const fn tier(&self) -> Option<Tier> {
+        self.order.0
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct CompiledRule {
+    pub(crate) name: Option<Box<str>>,
+    pub(crate) action: Action,
+    pub(crate) peers: Vec<PeerRef>,
+    pub(crate) ports: PortSet,
+}
+
+/// What the pods of a namespace share.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NamespaceRules {
+    pub(crate) sets: Arc<[u32]>,
+    /// By [`Side`].
+    pub(crate) unions: [Option<Arc<Union>>; 2],
+}
+
+/// What the pods of a class share beyond that.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ClassRules {
+    pub(crate) namespace: u32,
+    pub(crate) sets: Arc<[u32]>,
+    /// By [`Side`].
+    pub(crate) unions: [Option<Arc<Union>>; 2],
+    pub(crate) tiers: [Option<Arc<Tiers>>; 2],
+}
+
+/// Policies by their version, and whether each only may select; what a compiled form is shared by.
+type Selected = Box<[u32]>;
+
+/// The world as far as policies see it, and what was compiled of it.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) selection: Selection,
+    pub(crate) pods: Pods,
+    pub(crate) policies: Slab<Arc<Compiled>>,
+    by_name: HashMap<ObjectName, u32>,
+    cluster_by_name: HashMap<Arc<str>, u32>,
+    nodes: HashMap<Arc<str>, Arc<[IpAddr]>>,
+    pub(crate) networks: Arc<[IpNet]>,
+    node_addresses: Option<Arc<HashMap<IpAddr, Arc<str>>>>,
+    versions: u32,
+    generation: u64,
+    pub(crate) set_cache: SetCache,
+    unions: [HashMap<Selected, Weak<Union>>; 2],
+    tiers: [HashMap<Selected, Weak<Tiers>>; 2],
+    namespace_rules: Chunked<NamespaceRules>,
+    class_rules: Chunked<ClassRules>,
+    published: Chunked<Option<Arc<Compiled>>>,
+    /// How many policies say something about each [`Side`].
+    pub(crate) voices: [usize; 2],
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Engine {
+    /// An empty world: no pod, no policy; everything is allowed.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            selection: Selection::new(),
+            pods: Pods::default(),
+            policies: Slab::default(),
+            by_name: HashMap::new(),
+            cluster_by_name: HashMap::new(),
+            nodes: HashMap::new(),
+            networks: Arc::default(),
+            node_addresses: None,
+            versions: 0,
+            generation: 0,
+            set_cache: SetCache::default(),
+            unions: Default::default(),
+            tiers: Default::default(),
+            namespace_rules: Chunked::default(),
+            class_rules: Chunked::default(),
+            published: Chunked::default(),
+            voices: [0; 2],
+        }
+    }
+
+    /// The Namespace object `name` has these labels; `kubernetes.io/metadata.name` need not be among them.
+    pub fn put_namespace(&mut self, name: &Arc<str>, labels: Labels) {
+        self.selection.set_namespace_labels(name, Some(labels));
+    }
+
+    /// There is no such Namespace object: of its labels only its name is known from now on.
+    pub fn delete_namespace(&mut self, name: &Arc<str>) {
+        self.selection.set_namespace_labels(name, None);
+    }
+
+    /// The Pod object `name`. Of several living pods with one address the one with the highest `age` has it: give a
+    /// number that grows with time, as a revision does.
+    pub fn put_pod(&mut self, name: ObjectName, pod: PodObject, age: u64) {
+        self.pods.set_object(name, Some((pod, age)), &mut self.selection);
+    }
+
+    /// The Pod object of this name, if there is one, has other labels and is otherwise what it was.
+    pub fn relabel_pod(&mut self, name: &ObjectName, labels: Labels) {
+        if let Some((mut pod, age)) = self.pods.object(name).cloned() {
+            pod.labels = labels;
+            self.put_pod(name.clone(), pod, age);
+        }
+    }
+
+    /// There is no such Pod object.
+    pub fn delete_pod(&mut self, name: &ObjectName) {
+        self.pods.set_object(name.clone(), None, &mut self.selection);
+    }
+
+    /// An attachment; `key` is whatever tells it from others.
+    pub fn put_attachment(&mut self, key: Arc<str>, attachment: Attachment, age: u64) {
+        self.pods.set_attachment(key, Some((attachment, age)), &mut self.selection);
+    }
+
+    /// The attachment is gone.
+    pub fn delete_attachment(&mut self, key: &Arc<str>) {
+        self.pods.set_attachment(Arc::clone(key), None, &mut self.selection);
+    }
+
+    /// A node's own addresses, in the mesh and below it: no pods, and exempt where the node's own pods are concerned.
+    pub fn put_node(&mut self, name: Arc<str>, addresses: Arc<[IpAddr]>) {
+        self.nodes.insert(name, addresses);
+        self.nodes_changed();
+    }
+
+    /// There is no such node.
+    pub fn delete_node(&mut self, name: &str) {
+        self.nodes.remove(name);
+        self.nodes_changed();
+    }
+
+    /// The mesh's networks: what lies in them and is neither a known pod's nor a node's is a pod of which nothing is
+    /// known.
+    pub fn set_networks(&mut self, networks: Arc<[IpNet]>) {
+        self.networks = networks;
+        self.set_cache.everything = true;
+    }
+
+    /// A NetworkPolicy.
+    pub fn put_policy(&mut self, name: ObjectName, state: &PolicyState) {
+        let deny = |on: bool| on.then(Vec::new);
+        let (subject, ingress, egress) = match state {
+            PolicyState::Valid(policy) => {
+                let side = |rules: &Option<Vec<Rule>>, selection: &mut Selection| {
+                    rules.as_ref().map(|rules| rules.iter().map(|rule| compile(rule, &name, selection)).collect())
+                };
+                let ingress = side(&policy.ingress, &mut self.selection);
+                let egress = side(&policy.egress, &mut self.selection);
+                (policy.subject.clone(), ingress, egress)
+            }
+            PolicyState::Isolates(subject, directions) => {
+                (subject.clone(), deny(directions.ingress), deny(directions.egress))
+            }
+            PolicyState::IsolatesNamespace => (Selector::default(), deny(true), deny(true)),
+        };
+        let subject = SetKey::Within(Arc::clone(&name.namespace), subject);
+        let kind = PolicyKind::NetworkPolicy;
+        let id = self.add(PolicyName { kind, name: name.clone() }, (None, 0), subject, [ingress, egress]);
+        if let Some(old) = self.by_name.insert(name, id) {
+            self.remove(old);
+        }
+    }
+
+    /// There is no such NetworkPolicy.
+    pub fn delete_policy(&mut self, name: &ObjectName) {
+        if let Some(old) = self.by_name.remove(name) {
+            self.remove(old);
+        }
+    }
+
+    /// A ClusterNetworkPolicy.
+    pub fn put_cluster_policy(&mut self, name: Arc<str>, policy: &ClusterPolicy) {
+        let mut side = |rules: &[ClusterRule]| {
+            let compiled = rules.iter().map(|rule| compile_cluster(rule, &mut self.selection)).collect();
+            (!rules.is_empty()).then_some(compiled)
+        };
+        let sides = [side(&policy.ingress), side(&policy.egress)];
+        let subject = SetKey::Across(policy.subject.namespaces.clone(), policy.subject.pods.clone());
+        let kind = PolicyKind::ClusterNetworkPolicy(policy.tier);
+        let full = PolicyName { kind, name: ObjectName::new("", Arc::clone(&name)) };
+        let id = self.add(full, (Some(policy.tier), policy.priority), subject, sides);
+        if let Some(old) = self.cluster_by_name.insert(name, id) {
+            self.remove(old);
+        }
+    }
+
+    /// There is no such ClusterNetworkPolicy.
+    pub fn delete_cluster_policy(&mut self, name: &str) {
+        if let Some(old) = self.cluster_by_name.remove(name) {
+            self.remove(old);
+        }
+    }
+
+    /// Number of pods, hostNetwork ones left out.
+    #[must_use]
+    pub fn pods(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// Number of policies of both kinds.
+    #[must_use]
+    pub fn policies(&self) -> usize {
+        self.policies.len()
+    }
+
+    /// What is known of the pods of this name: one, or several where an attachment has another uid than the object.
+    pub fn pods_named(&self, name: &ObjectName) -> impl Iterator<Item = &Arc<PodInfo>> {
+        self.pods.named(name)
+    }
+
+    /// Compiles what changed since the last time. `revision` is the caller's name for the state of the world.
+    pub fn commit(&mut self, revision: u64) -> Arc<Classifier> {
+        self.recompile_namespaces();
+        self.recompile_classes();
+        self.set_cache.changed.extend(self.selection.dirty_sets.drain());
+        self.generation += 1;
+        if std::mem::take(&mut self.pods.host_changed) {
+            self.nodes_changed();
+        }
+        let node_addresses = self.node_addresses.get_or_insert_with(|| {
+            let nodes = self.nodes.iter();
+            // What is in a node's network has that node's addresses, whether the node's record says so or not.
+            let host = self.pods.host.values().filter_map(|pod| Some((pod.node.as_ref()?, &pod.addresses)));
+            let pairs = host
+                .chain(nodes)
+                .flat_map(|(name, addresses)| addresses.iter().map(move |address| (*address, Arc::clone(name))));
+            Arc::new(pairs.collect())
+        });
+        Arc::new(Classifier {
+            generation: self.generation,
+            revision,
+            addresses: self.pods.addresses.clone(),
+            pods: self.pods.infos.clone(),
+            namespaces: self.namespace_rules.clone(),
+            classes: self.class_rules.clone(),
+            policies: self.published.clone(),
+            node_addresses: Arc::clone(node_addresses),
+            networks: Arc::clone(&self.networks),
+            voices: self.voices,
+        })
+    }
+
+    pub(crate) fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.node_addresses.iter().flat_map(|addresses| addresses.keys().copied())
+    }
+
+    fn nodes_changed(&mut self) {
+        self.node_addresses = None;
+        self.set_cache.everything = true;
+    }
+
+    fn add(
+        &mut self,
+        name: PolicyName,
+        order: (Option<Tier>, u16),
+        subject: SetKey,
+        sides: [Option<Vec<CompiledRule>>; 2],
+    ) -> u32 {
+        let subject = self.selection.acquire_set(subject);
+        for (voices, side) in self.voices.iter_mut().zip(&sides) {
+            *voices += usize::from(side.is_some());
+        }
+        self.versions += 1;
+        let compiled = Arc::new(Compiled { name, order, subject, sides, version: self.versions });
+        let id = self.policies.insert(Arc::clone(&compiled));
+        self.published.set(id, Some(compiled));
+        self.selection.sets[subject].subjects.push(PolicyId(id));
+        self.selection.touch_subject(subject, order.0.is_some());
+        id
+    }
+
+    fn remove(&mut self, id: u32) {
+        let Some(policy) = self.policies.remove(id) else { return };
+        self.published.set(id, None);
+        for (voices, side) in self.voices.iter_mut().zip(&policy.sides) {
+            *voices -= usize::from(side.is_some());
+        }
+        self.selection.touch_subject(policy.subject, policy.order.0.is_some());
+        let subjects = &mut self.selection.sets[policy.subject].subjects;
+        if let Some(at) = subjects.iter().position(|other| other.0 == id) {
+            subjects.swap_remove(at);
+        }
+        for rule in policy.sides.iter().flatten().flatten() {
+            for peer in &rule.peers {
+                if let PeerRef::Set(set) = peer {
+                    self.selection.release_set(*set);
+                }
+            }
+        }
+        self.selection.release_set(policy.subject);
+    }
+
+    fn recompile_namespaces(&mut self) {
+        for index in std::mem::take(&mut self.selection.dirty_namespaces) {
+            let rules = match self.selection.namespaces.get(index) {
+                None => NamespaceRules::default(),
+                Some(namespace) => {
+                    let sets = namespace.sets.as_slice().into();
+                    let selected = self.selected(&namespace.sets, false);
+                    NamespaceRules { sets, unions: self.union_sides(&selected) }
+                }
+            };
+            self.namespace_rules.set(index, rules);
+        }
+    }
+
+    fn recompile_classes(&mut self) {
+        for index in std::mem::take(&mut self.selection.dirty_classes) {
+            let rules = match self.selection.classes.get(index) {
+                None => ClassRules::default(),
+                Some(class) => {
+                    let namespace = class.namespace;
+                    let sets = class.sets.as_slice().into();
+                    let own = self.selected(&class.sets, false);
+                    let mut cluster = self.selected(&class.sets, true);
+                    cluster.extend(self.selected(&self.selection.namespaces[namespace].sets, true));
+                    self.sort(&mut cluster);
+                    let (unions, tiers) = (self.union_sides(&own), self.tier_sides(&cluster));
+                    ClassRules { namespace, sets, unions, tiers }
+                }
+            };
+            self.class_rules.set(index, rules);
+        }
+    }
+
+    /// The policies that have one of these sets as subject, in order, each with whether it only may select.
+    pub(crate) fn selected(&self, sets: &[u32], cluster: bool) -> Vec<(u32, bool)> {
+        let mut selected = Vec::new();
+        for set in sets {
+            let (set, unknown) = marked(*set);
+            for policy in &self.selection.sets[set].subjects {
+                if self.policies[policy.0].order.0.is_some() == cluster {
+                    selected.push((policy.0, unknown));
+                }
+            }
+        }
+        self.sort(&mut selected);
+        selected
+    }
+
+    pub(crate) fn sort(&self, policies: &mut [(u32, bool)]) {
+        policies.sort_by(|(a, _), (b, _)| {
+            let (a, b) = (&self.policies[*a], &self.policies[*b]);
+            a.order.cmp(&b.order).then_with(|| a.name.name.cmp(&b.name.name))
+        });
+    }
+
+    /// What a list of policies is shared by; `None`: no policy says anything on this side.
+    fn key(&self, selected: &[(u32, bool)], side: usize) -> Option<(Vec<(u32, bool)>, Selected)> {
+        let on_side: Vec<_> =
+            selected.iter().filter(|(policy, _)| self.policies[*policy].sides[side].is_some()).copied().collect();
+        let version = |(policy, unknown): &(u32, bool)| (self.policies[*policy].version << 1) | u32::from(*unknown);
+        let key = on_side.iter().map(version).collect();
+        (!on_side.is_empty()).then_some((on_side, key))
+    }
+
+    fn union_sides(&mut self, selected: &[(u32, bool)]) -> [Option<Arc<Union>>; 2] {
+        [0, 1].map(|side| {
+            let (selected, key) = self.key(selected, side)?;
+            if let Some(union) = self.unions[side].get(&key).and_then(Weak::upgrade) {
+                return Some(union);
+            }
+            let union = Arc::new(self.union(&selected, side)?);
+            intern(&mut self.unions[side], key, &union);
+            Some(union)
+        })
+    }
+
+    fn union(&self, selected: &[(u32, bool)], side: usize) -> Option<Union> {
+        let isolates = selected.iter().find(|(_, unknown)| !unknown).or_else(|| selected.first())?;
+        let mut list = Vec::new();
+        let mut seen = HashSet::new();
+        for (id, _) in selected.iter().filter(|(_, unknown)| !unknown) {
+            let rules = self.policies[*id].sides[side].iter().flatten();
+            for (position, rule) in rules.enumerate() {
+                for peer in &rule.peers {
+                    if !seen.insert((peer, &rule.ports)) {
+                        continue;
+                    }
+                    let entry = Entry {
+                        order: list.len() as u32,
+                        policy: PolicyId(*id),
+                        rule: position as u16,
+                        action: Action::Accept,
+                        unsure: false,
+                        ports: rule.ports.clone(),
+                    };
+                    list.push((peer.clone(), entry));
+                }
+            }
+        }
+        Some(Union {
+            isolates: (PolicyId(isolates.0), isolates.1),
+            allows: Table::new(list),
+            policies: selected.iter().map(|(id, unknown)| (PolicyId(*id), *unknown)).collect(),
+        })
+    }
+
+    fn tier_sides(&mut self, selected: &[(u32, bool)]) -> [Option<Arc<Tiers>>; 2] {
+        [0, 1].map(|side| {
+            let (selected, key) = self.key(selected, side)?;
+            if let Some(tiers) = self.tiers[side].get(&key).and_then(Weak::upgrade) {
+                return Some(tiers);
+            }
+            let tiers = Arc::new(self.tiers(&selected, side));
+            intern(&mut self.tiers[side], key, &tiers);
+            Some(tiers)
+        })
+    }
+
+    fn tiers(&self, selected: &[(u32, bool)], side: usize) -> Tiers {
+        let [admin, baseline] = [Tier::Admin, Tier::Baseline].map(|tier| {
+            let mut list = Vec::new();
+            let mut order = 0;
+            for (id, unsure) in selected.iter().filter(|(id, _)| self.policies[*id].order.0 == Some(tier)) {
+                for (position, rule) in self.policies[*id].sides[side].iter().flatten().enumerate() {
+                    for peer in &rule.peers {
+                        let entry = Entry {
+                            order,
+                            policy: PolicyId(*id),
+                            rule: position as u16,
+                            action: rule.action,
+                            unsure: *unsure,
+                            ports: rule.ports.clone(),
+                        };
+                        list.push((peer.clone(), entry));
+                    }
+                    order += 1;
+                }
+            }
+            Table::new(list)
+        });
+        let policies = selected.iter().map(|(id, unsure)| (PolicyId(*id), *unsure)).collect();
+        Tiers { admin, baseline, policies }
+    }
+}
+
+/// Keeps `value` to be found by others; forgets what nobody holds any more when there is much of it.
+fn intern<T>(map: &mut HashMap<Selected, Weak<T>>, key: Selected, value: &Arc<T>) {
+    if map.len() == map.capacity() {
+        map.retain(|_, weak| weak.strong_count() > 0);
+    }
+    map.insert(key, Arc::downgrade(value));
+}
+
+fn compile(rule: &Rule, name: &ObjectName, selection: &mut Selection) -> CompiledRule {
+    let peers = match &rule.peers {
+        None => vec![PeerRef::Anyone],
+        Some(peers) => peers
+            .iter()
+            .map(|peer| match peer {
+                Peer::Block(block) => PeerRef::Block(Arc::new(block.clone())),
+                Peer::Pods { namespaces: None, pods } => {
+                    PeerRef::Set(selection.acquire_set(SetKey::Within(Arc::clone(&name.namespace), pods.clone())))
+                }
+                Peer::Pods { namespaces: Some(namespaces), pods } => {
+                    PeerRef::Set(selection.acquire_set(SetKey::Across(namespaces.clone(), pods.clone())))
+                }
+            })
+            .collect(),
+    };
+    CompiledRule { name: None, action: Action::Accept, peers, ports: ports(rule.ports.as_deref()) }
+}
+
+fn compile_cluster(rule: &ClusterRule, selection: &mut Selection) -> CompiledRule {
+    let peers = match &rule.peers {
+        None => vec![PeerRef::Anyone],
+        Some(peers) => peers
+            .iter()
+            .map(|peer| match peer {
+                ClusterPeer::Network(block) => PeerRef::Block(Arc::new(block.clone())),
+                ClusterPeer::Pods { namespaces, pods } => {
+                    PeerRef::Set(selection.acquire_set(SetKey::Across(namespaces.clone(), pods.clone())))
+                }
+            })
+            .collect(),
+    };
+    CompiledRule { name: rule.name.clone(), action: rule.action, peers, ports: ports(rule.ports.as_deref()) }
+}
+
+fn ports(ports: Option<&[PortMatch]>) -> PortSet {
+    PortSet::new(ports)
+}

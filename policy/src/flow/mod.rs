@@ -1,0 +1,538 @@
+//! Flows: what passes because something before it did.
+//!
+//! A [`FlowTable`] stands at the tunnel's end of a node. It sees both directions: [`inbound`](FlowTable::inbound) judges
+//! what came out of the tunnel, [`outbound`](FlowTable::outbound) notes what local pods send into it, which the kernel has
+//! judged already. New flows are judged by the [`Rules`]; replies, and ICMP errors about allowed flows, pass.
+//!
+//! - The kernel's conntrack knows better: a packet that would be refused only for want of a flow makes a
+//!   [`Judgement::Ask`], in a bounded number; whoever asks the kernel then calls [`answered`](FlowTable::answered).
+//! - A flow that was judged by earlier rules is judged again at its next packet. One that is refused then stays as a
+//!   tombstone, which stops both directions: else the other end's retransmission would be taken for a new flow.
+//! - A flow one of whose addresses came to another pod is no flow any more.
+//! - Later fragments pass when their first one did and its flow still may; before it, never.
+//! - The table is bounded. When it is full, old flows live and new ones are refused.
+//!
+//! Time is an argument; it need not be the same clock in two tables, but must not go backwards in one.
+
+mod asks;
+mod fragments;
+mod icmp;
+mod state;
+mod store;
+mod tuple;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Instant;
+
+use crate::{
+    engine::{Classifier, Flow, Side, Verdict},
+    packet::{Fragment, Packet, Transport},
+};
+use asks::Asks;
+use fragments::Fragments;
+use state::{State, Step, step};
+use store::{Entry, FETCHED, FORWARD, LOCAL, STATE, Store, TOMBSTONE};
+use tuple::{Key, quoted};
+
+pub use asks::AskLimits;
+pub use tuple::Tuple;
+
+/// Who began a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A pod of this node, through the tunnel.
+    Local,
+    /// Something behind the tunnel.
+    Remote,
+}
+
+/// What new flows are judged by.
+pub trait Rules {
+    /// Differs whenever a judgement might.
+    fn generation(&self) -> u64;
+    /// Whether a flow may begin.
+    fn judge(&self, origin: Origin, flow: &Flow) -> Verdict;
+    /// Something that differs when an address has another owner, for source and destination.
+    fn owners(&self, flow: &Flow) -> (u32, u32);
+}
+
+impl Rules for Classifier {
+    fn generation(&self) -> u64 {
+        Self::generation(self)
+    }
+
+    fn judge(&self, origin: Origin, flow: &Flow) -> Verdict {
+        let side = match origin {
+            Origin::Local => Side::Egress,
+            Origin::Remote => Side::Ingress,
+        };
+        self.verdict(side, flow)
+    }
+
+    fn owners(&self, flow: &Flow) -> (u32, u32) {
+        (self.owner_stamp(flow.source), self.owner_stamp(flow.destination))
+    }
+}
+
+/// What to do with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judgement {
+    /// Let it pass.
+    Pass(Passed),
+    /// Drop it.
+    Drop(Dropped),
+    /// Ask the kernel whether this is a packet of a flow that it knows, then call [`FlowTable::answered`].
+    Ask(Tuple),
+}
+
+/// Why a packet passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passed {
+    /// Of a flow that was allowed.
+    Established,
+    /// Begins a flow that is allowed.
+    New(Verdict),
+    /// An ICMP error about a flow that was allowed.
+    Related,
+    /// A later fragment of a packet that passed.
+    Fragment,
+    /// Not in the table: sent by a local pod, so the kernel has judged it, and no flow can be made of it.
+    Untracked,
+}
+
+/// Why a packet is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// It would begin a flow that is not allowed.
+    Policy(Verdict),
+    /// It is only ever sent within a flow, and there is none.
+    NoFlow,
+    /// Of a flow that policy has cut.
+    Tombstone,
+    /// A later fragment whose first one did not pass before it.
+    Fragment,
+    /// A new flow, and there is no room.
+    TableFull,
+    /// Flags or types that no end sends, or that do not cross routers.
+    Invalid,
+    /// An ICMP error about no flow of the one it goes to.
+    Unrelated,
+}
+
+impl Judgement {
+    /// Whether the packet passes.
+    #[must_use]
+    pub const fn passes(&self) -> bool {
+        matches!(self, Self::Pass(_))
+    }
+}
+
+/// How much a table may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows, tombstones included; about 72 bytes each.
+    pub flows: usize,
+    /// Fragmented packets at a time.
+    pub fragments: usize,
+    /// Questions to the kernel.
+    pub asks: AskLimits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { flows: 262_144, fragments: 8192, asks: AskLimits::default() }
+    }
+}
+
+/// What a table counted since it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Flows that began.
+    pub created: u64,
+    /// New flows refused for want of room.
+    pub refused_full: u64,
+    /// Flows judged again.
+    pub rejudged: u64,
+    /// Flows that became tombstones.
+    pub cut: u64,
+    /// Questions to the kernel.
+    pub asked: u64,
+    /// Look-ups that the packet before had done already.
+    pub shared_lookups: u64,
+}
+
+/// What the kernel was asked, as far as it goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    NotAsked { peer: u32 },
+    SaidReply,
+    SaidNo,
+}
+
+/// Flows through one node's tunnel.
+#[derive(Debug)]
+pub struct FlowTable {
+    store: Store,
+    fragments: Fragments,
+    asks: Asks,
+    begin: Instant,
+    /// The flow of the packet before.
+    last: Option<(Key, u32)>,
+    counters: Counters,
+}
+
+impl FlowTable {
+    /// An empty table. `seed` must be a secret random number: who knows it can make flows collide.
+    #[must_use]
+    pub fn new(limits: Limits, seed: u64, now: Instant) -> Self {
+        Self {
+            store: Store::new(limits.flows, seed),
+            fragments: Fragments::new(limits.fragments),
+            asks: Asks::new(limits.asks),
+            begin: now,
+            last: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Has the flows of a batch at hand before its packets are judged one by one: with many flows it is memory that a
+    /// look-up waits for. Changes nothing.
+    pub fn fetch<'p>(&self, packets: impl Iterator<Item = &'p Packet>) {
+        /// Fewer flows than this are in the caches anyway.
+        const MANY: usize = 16_384;
+        if self.len() < MANY {
+            return;
+        }
+        let mut keys = packets.map(|packet| Key::new(&Tuple::of(packet)).0).peekable();
+        while keys.peek().is_some() {
+            self.store.fetch(keys.by_ref().take(FETCHED));
+        }
+    }
+
+    /// Judges a packet that came out of the tunnel from `peer`; `bytes` is what `packet` was parsed from.
+    pub fn inbound(&mut self, rules: &impl Rules, packet: &Packet, bytes: &[u8], peer: u32, now: Instant) -> Judgement {
+        let now = self.seconds(now);
+        self.judge(rules, packet, bytes, Origin::Remote, Kernel::NotAsked { peer }, now)
+    }
+
+    /// Judges a packet again for which the kernel was asked: whether it is a reply in a flow that the kernel knows and
+    /// that a local pod began.
+    pub fn answered(
+        &mut self,
+        rules: &impl Rules,
+        packet: &Packet,
+        bytes: &[u8],
+        is_reply: bool,
+        now: Instant,
+    ) -> Judgement {
+        let now = self.seconds(now);
+        let kernel = if is_reply { Kernel::SaidReply } else { Kernel::SaidNo };
+        self.judge(rules, packet, bytes, Origin::Remote, kernel, now)
+    }
+
+    /// Notes a packet that a local pod sends into the tunnel, which the kernel has let pass. Only what belongs to a flow
+    /// that policy has cut is dropped.
+    pub fn outbound(&mut self, rules: &impl Rules, packet: &Packet, bytes: &[u8], now: Instant) -> Judgement {
+        let now = self.seconds(now);
+        match self.judge(rules, packet, bytes, Origin::Local, Kernel::SaidNo, now) {
+            Judgement::Drop(Dropped::Tombstone) => Judgement::Drop(Dropped::Tombstone),
+            Judgement::Drop(_) | Judgement::Ask(_) => Judgement::Pass(Passed::Untracked),
+            passes @ Judgement::Pass(_) => passes,
+        }
+    }
+
+    /// Takes up a flow that the kernel knows, as its first packet went. It is judged at its next packet.
+    /// `answered`: the kernel has seen both directions. Returns whether there was room.
+    pub fn know(&mut self, tuple: &Tuple, origin: Origin, answered: bool, now: Instant) -> bool {
+        let now = self.seconds(now);
+        let (key, forward) = Key::new(tuple);
+        if let Some(place) = self.store.find(&key) {
+            if self.store.get(place).expires > now {
+                return true;
+            }
+            self.forget(place);
+        }
+        let state = if answered { State::Answered } else { State::Asked };
+        let mut flags = state as u16;
+        flags |= if forward { FORWARD } else { 0 };
+        flags |= if origin == Origin::Local { LOCAL } else { 0 };
+        let expires = now + seconds(state.timeout(tuple.protocol));
+        // Never a classifier's generation; owners are taken from whoever judges it first.
+        let entry = Entry { key, expires, generation: u64::MAX, owners: (0, 0), flags };
+        self.last = None;
+        self.store.insert(entry, now).is_some()
+    }
+
+    /// Removes what has expired among the next `count` places. Called now and then with a part of the table, it keeps
+    /// the table from holding on to memory; what has expired counts as gone anyway.
+    pub fn sweep(&mut self, now: Instant, count: usize) {
+        let now = self.seconds(now);
+        self.last = None;
+        self.store.sweep(now, count);
+    }
+
+    /// Forgets all flows of an address, in either direction.
+    pub fn forget_address(&mut self, address: std::net::IpAddr) {
+        let of_address = |entry: &&Entry| {
+            let tuple = entry.key.tuple(true);
+            tuple.source == address || tuple.destination == address
+        };
+        let keys: Vec<Key> = self.store.iter().filter(of_address).map(|entry| entry.key).collect();
+        for key in keys {
+            if let Some(place) = self.store.find(&key) {
+                self.forget(place);
+            }
+        }
+    }
+
+    /// Number of flows, tombstones and those that have expired since the last sweep included.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.store.len()
+    }
+
+    /// Whether there is no flow.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn judge(
+        &mut self,
+        rules: &impl Rules,
+        packet: &Packet,
+        bytes: &[u8],
+        origin: Origin,
+        kernel: Kernel,
+        now: u32,
+    ) -> Judgement {
+        let place = (packet.source, packet.destination, packet.protocol);
+        match packet.fragment {
+            Fragment::Whole => self.judge_first(rules, packet, bytes, origin, kernel, now).0,
+            Fragment::First(id) => {
+                let (judgement, tuple) = self.judge_first(rules, packet, bytes, origin, kernel, now);
+                match (judgement, tuple) {
+                    (Judgement::Pass(_), Some(tuple)) => self.fragments.passed(place, id, tuple, now),
+                    (Judgement::Drop(_), _) => self.fragments.refused(place, id),
+                    _ => {}
+                }
+                judgement
+            }
+            Fragment::Later(id) => {
+                let Some(first) = self.fragments.first(place, id, now) else {
+                    return Judgement::Drop(Dropped::Fragment);
+                };
+                match self.passing(rules, &first.tuple, now) {
+                    Some(false) => Judgement::Drop(Dropped::Tombstone),
+                    Some(true) => Judgement::Pass(Passed::Fragment),
+                    None => Judgement::Drop(Dropped::Fragment),
+                }
+            }
+        }
+    }
+
+    /// A whole packet or a first fragment, and the flow that it belongs to.
+    fn judge_first(
+        &mut self,
+        rules: &impl Rules,
+        packet: &Packet,
+        bytes: &[u8],
+        origin: Origin,
+        kernel: Kernel,
+        now: u32,
+    ) -> (Judgement, Option<Tuple>) {
+        if let Transport::Icmp { kind, .. } = packet.transport
+            && icmp::Kind::of(packet.source.is_ipv4(), kind) == Some(icmp::Kind::Error)
+        {
+            return self.judge_error(rules, packet, bytes, now);
+        }
+        let Some(step) = step(packet, bytes) else { return (Judgement::Drop(Dropped::Invalid), None) };
+        let tuple = Tuple::of(packet);
+        let (key, forward) = Key::new(&tuple);
+        let Some(place) = self.live(rules, &key, now) else {
+            return (self.judge_new(rules, &tuple, step, origin, kernel, now), Some(tuple));
+        };
+        let entry = self.store.get_mut(place);
+        let reply = (entry.flags & FORWARD != 0) != forward;
+        let state = State::from_bits(entry.flags as u8);
+        if entry.flags & TOMBSTONE != 0 {
+            entry.expires = now + seconds(state.tombstone(tuple.protocol));
+            return (Judgement::Drop(Dropped::Tombstone), Some(tuple));
+        }
+        if step == Step::Open && matches!(state, State::Closed | State::Closing) {
+            // The same ends begin anew, whichever of them it is.
+            self.forget(place);
+            return (self.judge_new(rules, &tuple, step, origin, kernel, now), Some(tuple));
+        }
+        if step == Step::Open && reply {
+            return (Judgement::Drop(Dropped::NoFlow), Some(tuple));
+        }
+        let state = state.after(step, reply);
+        entry.flags = (entry.flags & !STATE) | state as u16;
+        entry.expires = now + seconds(state.timeout(tuple.protocol));
+        (Judgement::Pass(Passed::Established), Some(tuple))
+    }
+
+    fn judge_new(
+        &mut self,
+        rules: &impl Rules,
+        tuple: &Tuple,
+        step: Step,
+        origin: Origin,
+        kernel: Kernel,
+        now: u32,
+    ) -> Judgement {
+        if kernel == Kernel::SaidReply {
+            // A local pod began it. What the kernel has forgotten since is in our own timeouts' hands.
+            return match self.begin(rules, &tuple.reversed(), Origin::Local, State::Answered, now) {
+                true => Judgement::Pass(Passed::Established),
+                false => Judgement::Drop(Dropped::TableFull),
+            };
+        }
+        let begins = matches!(step, Step::Open | Step::Any | Step::Middle);
+        if origin == Origin::Local && !matches!(step, Step::Open | Step::Any) {
+            // Which end began this flow only the kernel knows.
+            return Judgement::Pass(Passed::Untracked);
+        }
+        let verdict = rules.judge(origin, &tuple.flow());
+        let refused = !begins || !verdict.allowed || step == Step::Middle;
+        if let Kernel::NotAsked { peer } = kernel
+            && refused
+            && step != Step::Open
+            && self.asks.may_ask(tuple, peer, now)
+        {
+            self.counters.asked += 1;
+            return Judgement::Ask(*tuple);
+        }
+        if kernel == Kernel::SaidNo && origin == Origin::Remote && step != Step::Open {
+            self.asks.said_no(*tuple, now);
+        }
+        // What the kernel has let pass it has judged: its rules may be ahead of these by a moment.
+        let allowed = verdict.allowed || origin == Origin::Local;
+        if begins && !allowed {
+            return Judgement::Drop(Dropped::Policy(verdict));
+        }
+        if !begins {
+            return Judgement::Drop(Dropped::NoFlow);
+        }
+        let state = if step == Step::Middle { State::TakenUp } else { State::Asked };
+        if self.begin(rules, tuple, origin, state, now) {
+            Judgement::Pass(Passed::New(verdict))
+        } else {
+            self.counters.refused_full += 1;
+            Judgement::Drop(Dropped::TableFull)
+        }
+    }
+
+    /// Whether there was room.
+    fn begin(&mut self, rules: &impl Rules, tuple: &Tuple, origin: Origin, state: State, now: u32) -> bool {
+        let (key, forward) = Key::new(tuple);
+        let mut flags = state as u16;
+        flags |= if forward { FORWARD } else { 0 };
+        flags |= if origin == Origin::Local { LOCAL } else { 0 };
+        let entry = Entry {
+            key,
+            expires: now + seconds(state.timeout(tuple.protocol)),
+            generation: rules.generation(),
+            owners: rules.owners(&tuple.flow()),
+            flags,
+        };
+        let place = self.store.insert(entry, now);
+        self.last = place.map(|place| (key, place));
+        self.counters.created += u64::from(place.is_some());
+        place.is_some()
+    }
+
+    /// An ICMP error passes if it goes to an end of the allowed flow that it quotes a packet of, sent by that end.
+    fn judge_error(
+        &mut self,
+        rules: &impl Rules,
+        packet: &Packet,
+        bytes: &[u8],
+        now: u32,
+    ) -> (Judgement, Option<Tuple>) {
+        let inner = bytes
+            .get(usize::from(packet.payload_offset) + 8..usize::from(packet.total_len))
+            .and_then(quoted)
+            .filter(|inner| inner.source == packet.destination);
+        let Some(inner) = inner else { return (Judgement::Drop(Dropped::Unrelated), None) };
+        match self.passing(rules, &inner, now) {
+            None => (Judgement::Drop(Dropped::Unrelated), None),
+            Some(false) => (Judgement::Drop(Dropped::Tombstone), None),
+            Some(true) => (Judgement::Pass(Passed::Related), Some(inner)),
+        }
+    }
+
+    /// The flow of this key, judged by the present rules.
+    fn live(&mut self, rules: &impl Rules, key: &Key, now: u32) -> Option<u32> {
+        let place = match &self.last {
+            Some((last, place)) if last == key => {
+                self.counters.shared_lookups += 1;
+                *place
+            }
+            _ => {
+                let place = self.store.find(key)?;
+                self.last = Some((*key, place));
+                place
+            }
+        };
+        let entry = self.store.get(place);
+        if entry.expires <= now {
+            self.forget(place);
+            return None;
+        }
+        if entry.generation != rules.generation() && !self.rejudge(rules, place) {
+            return None;
+        }
+        Some(place)
+    }
+
+    /// Whether the flow that `tuple` belongs to, whichever way it goes, is there and passes; `None`: it is not there.
+    fn passing(&mut self, rules: &impl Rules, tuple: &Tuple, now: u32) -> Option<bool> {
+        let place = self.live(rules, &Key::new(tuple).0, now)?;
+        Some(self.store.get(place).flags & TOMBSTONE == 0)
+    }
+
+    /// `false`: an address came to someone else, and the flow is gone.
+    fn rejudge(&mut self, rules: &impl Rules, place: u32) -> bool {
+        let entry = *self.store.get(place);
+        let origin = if entry.flags & LOCAL != 0 { Origin::Local } else { Origin::Remote };
+        let flow = entry.key.tuple(entry.flags & FORWARD != 0).flow();
+        let owners = rules.owners(&flow);
+        if entry.generation != u64::MAX && owners != entry.owners {
+            self.forget(place);
+            return false;
+        }
+        let allowed = rules.judge(origin, &flow).allowed;
+        self.counters.rejudged += 1;
+        self.counters.cut += u64::from(!allowed && entry.flags & TOMBSTONE == 0);
+        let entry = self.store.get_mut(place);
+        entry.generation = rules.generation();
+        entry.owners = owners;
+        entry.flags = if allowed { entry.flags & !TOMBSTONE } else { entry.flags | TOMBSTONE };
+        true
+    }
+
+    fn forget(&mut self, place: u32) {
+        self.last = None;
+        self.store.remove(place);
+    }
+
+    fn seconds(&self, now: Instant) -> u32 {
+        // From 1 on: 0 marks a free place.
+        1 + seconds(now.saturating_duration_since(self.begin))
+    }
+}
+
+/// Whole seconds, which is how exactly flows expire.
+fn seconds(duration: std::time::Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX / 2).min(u32::MAX / 2)
+}

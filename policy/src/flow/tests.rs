@@ -1,0 +1,222 @@
+//! What the worlds in `tests/worlds` cannot say: two directions apart, the kernel's answers, bounds.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::{AskLimits, Dropped, FlowTable, Judgement, Limits, Origin, Passed, Rules, Tuple};
+use crate::{
+    engine::{Cause, Flow, Verdict},
+    packet::{Packet, protocol},
+};
+
+/// Allows flows to these ports.
+struct Ports {
+    generation: u64,
+    open: &'static [u16],
+}
+
+impl Rules for Ports {
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn judge(&self, _: Origin, flow: &Flow) -> Verdict {
+        Verdict { allowed: flow.port.is_some_and(|port| self.open.contains(&port)), cause: Cause::NoPolicy }
+    }
+
+    fn owners(&self, _: &Flow) -> (u32, u32) {
+        (0, 0)
+    }
+}
+
+const OPEN: Ports = Ports { generation: 1, open: &[80, 53] };
+
+fn packet(number: u8, source: (u8, u16), destination: (u8, u16), flags: u8) -> Vec<u8> {
+    let mut bytes = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, number, 0, 0, 10, 0, 0, source.0, 10, 0, 0, destination.0];
+    bytes.extend(source.1.to_be_bytes());
+    bytes.extend(destination.1.to_be_bytes());
+    if number == protocol::UDP {
+        bytes.extend([0, 20, 0, 0]);
+    } else {
+        bytes.extend([0; 8]);
+        bytes.extend([0x50, flags]);
+    }
+    bytes.resize(40, 0);
+    bytes
+}
+
+struct Bench {
+    table: FlowTable,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(limits: Limits) -> Self {
+        let now = Instant::now();
+        Self { table: FlowTable::new(limits, 1, now), now }
+    }
+
+    fn inbound(&mut self, rules: &Ports, bytes: &[u8]) -> Judgement {
+        self.table.inbound(rules, &Packet::parse(bytes).unwrap(), bytes, 1, self.now)
+    }
+
+    fn outbound(&mut self, rules: &Ports, bytes: &[u8]) -> Judgement {
+        self.table.outbound(rules, &Packet::parse(bytes).unwrap(), bytes, self.now)
+    }
+
+    fn answered(&mut self, rules: &Ports, bytes: &[u8], yes: bool) -> Judgement {
+        self.table.answered(rules, &Packet::parse(bytes).unwrap(), bytes, yes, self.now)
+    }
+}
+
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+#[test]
+fn what_a_local_pod_began_is_answered_without_a_question() {
+    let mut bench = Bench::new(Limits::default());
+    let rules = Ports { generation: 1, open: &[53] };
+    assert!(bench.outbound(&rules, &packet(17, (1, 4000), (2, 53), 0)).passes());
+    assert_eq!(bench.inbound(&rules, &packet(17, (2, 53), (1, 4000), 0)), Judgement::Pass(Passed::Established));
+    // The kernel let it pass, so it is noted even where these rules would not.
+    assert!(bench.outbound(&rules, &packet(17, (1, 4000), (2, 54), 0)).passes());
+    assert!(bench.inbound(&rules, &packet(17, (2, 54), (1, 4000), 0)).passes());
+}
+
+#[test]
+fn the_middle_of_an_outgoing_connection_makes_no_flow() {
+    let mut bench = Bench::new(Limits::default());
+    let middle = packet(6, (1, 80), (2, 4000), ACK);
+    assert_eq!(bench.outbound(&OPEN, &middle), Judgement::Pass(Passed::Untracked));
+    assert!(bench.table.is_empty(), "which end began it only the kernel knows");
+}
+
+#[test]
+fn the_kernel_is_asked_before_a_refusal_and_its_yes_makes_a_flow() {
+    let mut bench = Bench::new(Limits::default());
+    let reply = packet(6, (2, 443), (1, 4000), ACK);
+    let asked = Tuple {
+        source: IpAddr::from([10, 0, 0, 2]),
+        destination: IpAddr::from([10, 0, 0, 1]),
+        protocol: 6,
+        source_port: 443,
+        destination_port: 4000,
+        answer: false,
+    };
+    assert_eq!(bench.inbound(&OPEN, &reply), Judgement::Ask(asked));
+    assert_eq!(bench.answered(&OPEN, &reply, true), Judgement::Pass(Passed::Established));
+    assert_eq!(bench.inbound(&OPEN, &reply), Judgement::Pass(Passed::Established));
+    // A SYN is no reply, whatever the kernel knows.
+    assert!(matches!(bench.inbound(&OPEN, &packet(6, (2, 443), (1, 4001), SYN)), Judgement::Drop(Dropped::Policy(_))));
+}
+
+#[test]
+fn a_no_stands_for_a_while_and_questions_are_limited() {
+    let asks = AskLimits { total: 3, per_peer: 2 };
+    let mut bench = Bench::new(Limits { asks, ..Limits::default() });
+    let strange = |port| packet(17, (2, 9), (1, port), 0);
+    assert!(matches!(bench.inbound(&OPEN, &strange(1)), Judgement::Ask(_)));
+    assert!(matches!(bench.answered(&OPEN, &strange(1), false), Judgement::Drop(Dropped::Policy(_))));
+    assert!(matches!(bench.inbound(&OPEN, &strange(1)), Judgement::Drop(Dropped::Policy(_))));
+    assert!(matches!(bench.inbound(&OPEN, &strange(2)), Judgement::Ask(_)));
+    assert!(matches!(bench.inbound(&OPEN, &strange(3)), Judgement::Drop(_)), "two a second for one peer");
+    bench.now += Duration::from_secs(6);
+    assert!(matches!(bench.inbound(&OPEN, &strange(1)), Judgement::Ask(_)));
+    assert_eq!(bench.table.counters().asked, 3);
+}
+
+/// An ICMP echo request or reply.
+fn echo(kind: u8, source: u8, destination: u8, identifier: u16) -> Vec<u8> {
+    let mut bytes = packet(protocol::ICMP, (source, 0), (destination, 0), 0);
+    bytes[20..24].copy_from_slice(&[kind, 0, 0, 0]);
+    bytes[24..26].copy_from_slice(&identifier.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn a_ping_whose_identifier_is_its_type_lets_no_ping_of_the_other_end_in() {
+    for identifier in [7, 8, 0] {
+        let mut bench = Bench::new(Limits::default());
+        assert!(bench.outbound(&OPEN, &echo(8, 1, 2, identifier)).passes());
+        assert_eq!(bench.inbound(&OPEN, &echo(0, 2, 1, identifier)), Judgement::Pass(Passed::Established));
+        let foreign = echo(8, 2, 1, identifier);
+        // The kernel is asked about a request only to say no.
+        let judgement = match bench.inbound(&OPEN, &foreign) {
+            Judgement::Ask(_) => bench.answered(&OPEN, &foreign, false),
+            judgement => judgement,
+        };
+        assert!(matches!(judgement, Judgement::Drop(Dropped::Policy(_))), "identifier {identifier}: {judgement:?}");
+        // An answer that nobody asked for begins nothing either.
+        let mut bench = Bench::new(Limits::default());
+        assert!(!bench.inbound(&OPEN, &echo(0, 2, 1, identifier)).passes());
+    }
+}
+
+#[test]
+fn a_full_table_keeps_old_flows_and_refuses_new_ones() {
+    let mut bench = Bench::new(Limits { flows: 4, ..Limits::default() });
+    let flow = |port| packet(17, (2, port), (1, 53), 0);
+    for port in 1..=4 {
+        assert!(bench.inbound(&OPEN, &flow(port)).passes());
+    }
+    assert_eq!(bench.inbound(&OPEN, &flow(5)), Judgement::Drop(Dropped::TableFull));
+    assert!(bench.inbound(&OPEN, &flow(1)).passes());
+    assert_eq!((bench.table.len(), bench.table.counters().refused_full), (4, 1));
+    bench.now += Duration::from_secs(31);
+    assert!(bench.inbound(&OPEN, &flow(5)).passes(), "what has expired makes room");
+}
+
+#[test]
+fn known_flows_are_judged_at_their_next_packet() {
+    let mut bench = Bench::new(Limits::default());
+    let tuple = |port| Tuple {
+        source: IpAddr::from([10, 0, 0, 2]),
+        destination: IpAddr::from([10, 0, 0, 1]),
+        protocol: 6,
+        source_port: 4000,
+        destination_port: port,
+        answer: false,
+    };
+    assert!(bench.table.know(&tuple(80), Origin::Remote, true, bench.now));
+    assert!(bench.table.know(&tuple(81), Origin::Remote, true, bench.now));
+    assert_eq!(bench.inbound(&OPEN, &packet(6, (2, 4000), (1, 80), ACK)), Judgement::Pass(Passed::Established));
+    assert_eq!(bench.inbound(&OPEN, &packet(6, (2, 4000), (1, 81), ACK)), Judgement::Drop(Dropped::Tombstone));
+    assert_eq!(bench.outbound(&OPEN, &packet(6, (1, 81), (2, 4000), ACK)), Judgement::Drop(Dropped::Tombstone));
+}
+
+#[test]
+fn packets_of_one_flow_share_a_look_up() {
+    let mut bench = Bench::new(Limits::default());
+    let bytes = packet(17, (2, 1), (1, 53), 0);
+    for _ in 0..5 {
+        assert!(bench.inbound(&OPEN, &bytes).passes());
+    }
+    assert_eq!(bench.table.counters().shared_lookups, 4);
+}
+
+#[test]
+fn many_flows_come_and_go() {
+    let mut bench = Bench::new(Limits { flows: 512, ..Limits::default() });
+    let mut live: std::collections::BTreeSet<u16> = std::collections::BTreeSet::new();
+    let mut state = 1u32;
+    for _ in 0..20_000 {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let port = 1 + (state >> 16) as u16 % 600;
+        if state & 0x8000 == 0 {
+            let passes = bench.inbound(&OPEN, &packet(17, (2, port), (1, 53), 0)).passes();
+            assert_eq!(passes, live.contains(&port) || live.len() < 512);
+            if passes {
+                live.insert(port);
+            }
+        } else if state & 0x4000 == 0 && live.remove(&port) {
+            let tuple = Tuple::of(&Packet::parse(&packet(17, (2, port), (1, 53), 0)).unwrap());
+            let place = bench.table.store.find(&super::Key::new(&tuple).0).unwrap();
+            bench.table.forget(place);
+        }
+        assert_eq!(bench.table.len(), live.len());
+    }
+    bench.table.forget_address(IpAddr::from([10, 0, 0, 2]));
+    assert!(bench.table.is_empty());
+}

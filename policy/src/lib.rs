@@ -1,0 +1,62 @@
+//! NetworkPolicy: from Kubernetes objects to verdicts.
+//!
+//! No I/O, no clock, no `unsafe`.
+//!
+//! ```text
+//! object   JSON tree → strict, canonical policies, pods, namespaces; each mistake named
+//! engine   Engine: told of changes, keeps indexes, commits → Classifier: immutable, answers for flows, explains
+//! expect   worlds with what they expect, as data
+//! flow     FlowTable: replies, errors, fragments; judged again when rules change
+//! nft      the same policies for local pods as sets, maps and chains; the difference of two as one transaction
+//! packet   bytes → what a packet says of itself
+//! ```
+//!
+//! # Use
+//!
+//! An [`engine::Engine`] is told what there is ([`put_pod`](engine::Engine::put_pod),
+//! [`put_policy`](engine::Engine::put_policy), …) in any order, and [`commit`](engine::Engine::commit) makes an
+//! [`engine::Classifier`] of it, in time that goes with what changed. Whoever judges packets holds the classifier behind
+//! an atomic pointer and asks [`verdict`](engine::Classifier::verdict) for each new flow.
+//!
+//! # Semantics
+//!
+//! Of a flow the source's egress rules and the destination's ingress rules are asked; an end that is no pod says yes. For
+//! one end: ClusterNetworkPolicies of tier Admin in order of priority; then, if any NetworkPolicy isolates the pod in this
+//! direction, whether a rule of one of those matches; else those of tier Baseline; else yes. Directions are independent:
+//! a NetworkPolicy for ingress leaves egress to the Baseline tier.
+//!
+//! Labels may be unknown: a pod without its object, a namespace without one. Selectors have three values, and what may be
+//! or not be is taken so that nothing is allowed that the missing labels might refuse: a policy that only may select a
+//! pod isolates it and grants nothing; a peer that only may match is matched by no Accept and by every Deny; behind a
+//! Pass that only may match an Accept counts no more than a Pass.
+//!
+//! ```
+//! use policy::{
+//!     engine::{Engine, Flow, ObjectName, PolicyState, Side},
+//!     object::{NetworkPolicy, PodObject},
+//! };
+//!
+//! let mut engine = Engine::new();
+//! let pod = PodObject { addresses: vec!["10.244.1.10".parse()?], ..Default::default() };
+//! engine.put_pod(ObjectName::new("shop", "db"), pod, 1);
+//! let spec = serde_json::json!({"podSelector": {}, "policyTypes": ["Ingress"]});
+//! engine.put_policy(ObjectName::new("shop", "closed"), &PolicyState::Valid(NetworkPolicy::parse(&spec)?));
+//! let classifier = engine.commit(1);
+//!
+//! let flow = Flow {
+//!     source: "203.0.113.7".parse()?,
+//!     destination: "10.244.1.10".parse()?,
+//!     protocol: policy::packet::protocol::TCP,
+//!     port: Some(5432),
+//! };
+//! assert!(!classifier.verdict(Side::Ingress, &flow).allowed);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod engine;
+pub mod expect;
+pub mod flow;
+pub mod nft;
+pub mod object;
+pub mod packet;

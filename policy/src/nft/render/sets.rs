@@ -1,0 +1,225 @@
+//! Sets of addresses: by what they are made of, kept while that stays.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{
+    super::{Element, Set, SetKind, ranges::Ranges},
+    Draft,
+};
+use crate::{
+    engine::{
+        Engine,
+        rules::{ALL_PODS, PeerRef},
+        storage::{Owner, marked},
+    },
+    object::Protocol,
+};
+
+/// Sets made before, by what they are made of; dropped when what they are made of changes.
+#[derive(Debug, Default)]
+pub(crate) struct SetCache {
+    pub(super) made: HashMap<(Vec<PeerRef>, SetOf), Arc<Made>>,
+    /// Sets of the engine whose members changed since.
+    pub(crate) changed: std::collections::HashSet<u32>,
+    /// Whether networks or nodes changed since.
+    pub(crate) everything: bool,
+}
+
+/// What a set holds of the peers that it is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum SetOf {
+    /// Those that surely match.
+    Sure { v4: bool },
+    /// Those that may match but are not sure to.
+    Unsure { v4: bool },
+    /// All addresses that are known: of pods and nodes.
+    Known { v4: bool },
+    /// The mesh's networks.
+    Mesh { v4: bool },
+    /// Those that surely match, or those that only may, with their ports of this name.
+    Named { v4: bool, sure: bool, protocol: Option<Protocol>, name: Arc<str> },
+}
+
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) name: String,
+    pub(super) set: Set,
+}
+
+impl Engine {
+    pub(super) fn forget_changed_sets(&mut self) {
+        let cache = &mut self.set_cache;
+        let changed = std::mem::take(&mut cache.changed);
+        let everything = std::mem::take(&mut cache.everything);
+        cache.made.retain(|(peers, of), _| {
+            let of_changed = |peer: &PeerRef| matches!(peer, PeerRef::Set(set) if changed.contains(set));
+            // Who is known at all, or has a port of some name, may depend on every pod.
+            let of_all = matches!(of, SetOf::Known { .. } | SetOf::Named { .. }) && !changed.is_empty();
+            !everything && !of_all && !peers.iter().any(of_changed)
+        });
+    }
+
+    pub(super) fn owner(&self, address: IpAddr) -> Option<Owner> {
+        self.pods.addresses.get(address)
+    }
+
+    fn ranges(&self, peers: &[PeerRef], of: &SetOf) -> Ranges {
+        let (v4, sure) = match of {
+            SetOf::Sure { v4 } => (*v4, true),
+            SetOf::Unsure { v4 } => (*v4, false),
+            SetOf::Known { v4 } => return self.known(*v4),
+            SetOf::Mesh { v4 } => {
+                let mut ranges = Ranges::new(*v4);
+                self.networks.iter().for_each(|net| ranges.add_net(net));
+                ranges.settle();
+                return ranges;
+            }
+            SetOf::Named { v4, .. } => return Ranges::new(*v4),
+        };
+        let mut ranges = Ranges::new(v4);
+        for peer in peers {
+            match peer {
+                PeerRef::Block(block) if sure => ranges.add_block(block),
+                PeerRef::Set(ALL_PODS) if sure => {
+                    let mut mesh = Ranges::new(v4);
+                    self.networks.iter().for_each(|net| mesh.add_net(net));
+                    mesh.settle();
+                    let mut nodes = Ranges::new(v4);
+                    self.node_addresses().for_each(|address| nodes.add_address(address));
+                    nodes.settle();
+                    ranges.append(&mesh.without(&nodes));
+                    self.pod_addresses(*peer_set(peer), true, |address| ranges.add_address(address));
+                }
+                PeerRef::Set(set) => self.pod_addresses(*set, sure, |address| ranges.add_address(address)),
+                PeerRef::Anyone | PeerRef::Block(_) => {}
+            }
+        }
+        ranges.settle();
+        ranges
+    }
+
+    fn known(&self, v4: bool) -> Ranges {
+        let mut ranges = Ranges::new(v4);
+        self.node_addresses().for_each(|address| ranges.add_address(address));
+        self.pod_addresses(ALL_PODS, true, |address| ranges.add_address(address));
+        ranges.settle();
+        ranges
+    }
+
+    /// Addresses of the pods that surely are in a set, or of those that only may be.
+    fn pod_addresses(&self, set: u32, sure: bool, mut each: impl FnMut(IpAddr)) {
+        self.members(set, sure, |pod| self.pods.owned(pod, &mut each));
+    }
+
+    fn members(&self, set: u32, sure: bool, mut each: impl FnMut(u32)) {
+        let Some(set) = self.selection.sets.get(set) else { return };
+        for member in &set.members {
+            let (member, unknown) = marked(*member);
+            if unknown == sure {
+                continue;
+            }
+            if set.of_namespaces() {
+                for class in self.selection.namespaces[member].classes.values() {
+                    self.selection.classes[*class].pods.iter().copied().for_each(&mut each);
+                }
+            } else {
+                self.selection.classes[member].pods.iter().copied().for_each(&mut each);
+            }
+        }
+    }
+
+    /// Peers that have ports of a name, each with these: those that surely are peers, or those that only may be.
+    fn named(
+        &self,
+        peers: &[PeerRef],
+        (v4, sure): (bool, bool),
+        protocol: Option<Protocol>,
+        name: &str,
+    ) -> Vec<Element> {
+        let mut elements = Vec::new();
+        let mut pod = |index: u32, wanted: &dyn Fn(IpAddr) -> bool| {
+            let Some(Some(info)) = self.pods.infos.get(index) else { return };
+            for port in info.ports.iter().filter(|port| &*port.name == name) {
+                if protocol.is_some_and(|protocol| protocol != port.protocol) {
+                    continue;
+                }
+                self.pods.owned(index, &mut |address| {
+                    if address.is_ipv4() == v4 && wanted(address) {
+                        elements.push(Element::Port(address, port.protocol, port.port));
+                    }
+                });
+            }
+        };
+        for peer in peers {
+            match peer {
+                PeerRef::Set(set) => self.members(*set, sure, |index| pod(index, &|_| true)),
+                PeerRef::Anyone | PeerRef::Block(_) if !sure => {}
+                PeerRef::Anyone => self.members(ALL_PODS, true, |index| pod(index, &|_| true)),
+                PeerRef::Block(block) => {
+                    self.members(ALL_PODS, true, |index| pod(index, &|address| block.contains(address)));
+                }
+            }
+        }
+        elements.sort_unstable();
+        elements.dedup();
+        elements
+    }
+}
+
+const fn peer_set(peer: &PeerRef) -> &u32 {
+    match peer {
+        PeerRef::Set(set) => set,
+        PeerRef::Anyone | PeerRef::Block(_) => &ALL_PODS,
+    }
+}
+
+impl Draft<'_> {
+    /// The name of the set; `None`: it is empty, and `even_empty` does not want it then.
+    pub(super) fn set(&mut self, peers: &[PeerRef], of: SetOf, even_empty: bool) -> Option<String> {
+        let mut list = peers.to_vec();
+        list.sort_unstable();
+        list.dedup();
+        let key = (list, of);
+        let made = match self.used.get(&key).or_else(|| self.engine.set_cache.made.get(&key)) {
+            Some(made) => Arc::clone(made),
+            None => Arc::new(self.make(&key.0, &key.1)),
+        };
+        if made.set.elements.is_empty() && !even_empty {
+            return None;
+        }
+        let name = made.name.clone();
+        self.used.insert(key, made);
+        Some(name)
+    }
+
+    fn make(&self, peers: &[PeerRef], of: &SetOf) -> Made {
+        let (kind, elements) = match of {
+            SetOf::Named { v4, sure, protocol, name } => {
+                let kind = if *v4 { SetKind::V4Port } else { SetKind::V6Port };
+                (kind, self.engine.named(peers, (*v4, *sure), *protocol, name))
+            }
+            SetOf::Sure { v4 } | SetOf::Unsure { v4 } | SetOf::Known { v4 } | SetOf::Mesh { v4 } => {
+                let kind = if *v4 { SetKind::V4 } else { SetKind::V6 };
+                (kind, self.engine.ranges(peers, of).elements())
+            }
+        };
+        // By what the set means, not by what it holds: members come and go, the name stays.
+        let mut hasher = DefaultHasher::new();
+        for peer in peers {
+            match peer {
+                PeerRef::Set(set) => self.engine.selection.sets.get(*set).map(|set| &set.key).hash(&mut hasher),
+                other => other.hash(&mut hasher),
+            }
+        }
+        of.hash(&mut hasher);
+        let name = format!("s_{:016x}", hasher.finish());
+        let mut hasher = DefaultHasher::new();
+        elements.hash(&mut hasher);
+        Made { name, set: Set { kind, elements: elements.into(), content: hasher.finish() } }
+    }
+}

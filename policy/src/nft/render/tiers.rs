@@ -1,0 +1,224 @@
+//! Policies of a pod as rules: the union of its NetworkPolicies, and the tiers of ClusterNetworkPolicies in order.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    super::{Chain, Match, Rule, Then},
+    Draft, PodChain,
+    ports::resolve,
+    sets::SetOf,
+};
+use crate::{
+    engine::{
+        Compiled, CompiledRule, Side,
+        rules::{ALL_PODS, PeerRef, PortSet},
+    },
+    object::Action,
+};
+
+impl Draft<'_> {
+    /// What NetworkPolicies allow, and the end of it; nothing where none selects the pod.
+    pub(super) fn union(&mut self, chain: &PodChain, policies: &[(u32, bool)]) -> Vec<Rule> {
+        let Some((first, _)) = policies.first() else { return Vec::new() };
+        let engine = self.engine;
+        // Rules with the same ports are one rule with all their peers.
+        let mut groups: Vec<(&PortSet, Vec<PeerRef>)> = Vec::new();
+        let mut by_ports: HashMap<&PortSet, usize> = HashMap::new();
+        for (id, _) in policies.iter().filter(|(_, unknown)| !unknown) {
+            for rule in engine.policies[*id].sides[chain.side as usize].iter().flatten() {
+                let at = *by_ports.entry(&rule.ports).or_insert_with(|| {
+                    groups.push((&rule.ports, Vec::new()));
+                    groups.len() - 1
+                });
+                groups[at].1.extend(rule.peers.iter().cloned());
+            }
+        }
+        // No NetworkPolicy keeps a pod from itself, which it reaches here by a Service's address.
+        let families = [true, false].map(|v4| chain.addresses.iter().copied().filter(move |ip| ip.is_ipv4() == v4));
+        let mut rules: Vec<Rule> = families
+            .map(|own| own.collect::<Vec<_>>())
+            .into_iter()
+            .filter(|own| !own.is_empty())
+            .map(|own| Rule {
+                matches: vec![Match::Own(own)],
+                then: Then::Allow(chain.value),
+                because: "itself".into(),
+            })
+            .collect();
+        for (ports, peers) in groups {
+            self.rule(chain, &peers, ports, Sureness::Sure, Then::Allow(chain.value), "", &mut rules);
+        }
+        let because = format!("isolated by {}", engine.policies[*first].name);
+        rules.push(Rule { matches: Vec::new(), then: Then::Drop, because: because.into() });
+        rules
+    }
+
+    pub(super) fn tier_rules(&self, policies: &[(u32, bool)], side: Side) -> Vec<TierRule> {
+        let mut rules = Vec::new();
+        for (id, unsure) in policies {
+            let policy = &self.engine.policies[*id];
+            let count = policy.sides[side as usize].as_ref().map_or(0, Vec::len);
+            rules.extend((0..count).map(|rule| TierRule { policy: Arc::clone(policy), rule, unsure: *unsure }));
+        }
+        rules
+    }
+
+    /// Rules of a tier, in order. `passed`: behind a Pass that only may match, where Accept counts no more than Pass.
+    #[expect(clippy::too_many_arguments, reason = "the recursion carries the whole state of one chain")]
+    pub(super) fn tier(
+        &mut self,
+        chain: &PodChain,
+        rules: &[TierRule],
+        passed: bool,
+        end: &Then,
+        name: &str,
+        out: &mut Vec<Rule>,
+        made: &mut Vec<(String, Chain)>,
+    ) {
+        let baseline = !matches!(end, Then::Goto(_));
+        for (position, tier_rule) in rules.iter().enumerate() {
+            let Some(rule) = tier_rule.rule(chain.side) else { continue };
+            let because = format!("{} rule {}", tier_rule.policy.name, tier_rule.rule);
+            let (peers, ports) = (&rule.peers, &rule.ports);
+            match rule.action {
+                Action::Deny => {
+                    self.rule(chain, peers, ports, Sureness::Either, Then::Drop, &because, out);
+                }
+                Action::Accept if tier_rule.unsure => {}
+                Action::Accept if passed => {
+                    self.rule(chain, peers, ports, Sureness::Sure, end.clone(), &because, out);
+                }
+                Action::Accept => {
+                    self.rule(chain, peers, ports, Sureness::Sure, Then::Allow(chain.value), &because, out);
+                }
+                Action::Pass if baseline && tier_rule.unsure => {}
+                Action::Pass if baseline => {
+                    self.rule(chain, peers, ports, Sureness::Sure, Then::Allow(chain.value), &because, out);
+                }
+                Action::Pass => {
+                    if !tier_rule.unsure {
+                        self.rule(chain, peers, ports, Sureness::Sure, end.clone(), &because, out);
+                    }
+                    if passed {
+                        continue;
+                    }
+                    let sureness = if tier_rule.unsure { Sureness::Either } else { Sureness::Unsure };
+                    let next = format!("{name}_p{position}");
+                    let before = out.len();
+                    self.rule(chain, peers, ports, sureness, Then::Goto(next.clone()), &because, out);
+                    if out.len() > before {
+                        let mut rest = Vec::new();
+                        self.tier(chain, &rules[position + 1..], true, end, &next, &mut rest, made);
+                        made.push((next, Chain { rules: rest }));
+                    }
+                }
+            }
+        }
+        out.push(Rule { matches: Vec::new(), then: end.clone(), because: Arc::default() });
+    }
+
+    /// One rule of a policy, as the rules that it takes.
+    #[expect(clippy::too_many_arguments, reason = "each of them is a part of the rule")]
+    fn rule(
+        &mut self,
+        chain: &PodChain,
+        peers: &[PeerRef],
+        ports: &PortSet,
+        sureness: Sureness,
+        then: Then,
+        because: &str,
+        out: &mut Vec<Rule>,
+    ) {
+        let because: Arc<str> = because.into();
+        let mut push =
+            |matches: Vec<Match>| out.push(Rule { matches, then: then.clone(), because: Arc::clone(&because) });
+        let ends = self.ends(peers, sureness);
+        let Some(list) = ports.as_slice() else {
+            ends.into_iter().for_each(push);
+            return;
+        };
+        let (numeric, named) = resolve(list, chain);
+        for end in &ends {
+            for condition in &numeric {
+                push([end.as_slice(), std::slice::from_ref(condition)].concat());
+            }
+        }
+        for (protocol, name) in named {
+            for (v4, sure) in [(true, true), (true, false), (false, true), (false, false)] {
+                if !sureness.includes(sure) {
+                    continue;
+                }
+                let of = SetOf::Named { v4, sure, protocol, name: Arc::clone(&name) };
+                if let Some(set) = self.set(peers, of, sure) {
+                    push(vec![Match::PeerPort { set, v4 }]);
+                }
+            }
+        }
+    }
+
+    /// Conditions on the other end's address, one of which must hold; an empty one holds always.
+    fn ends(&mut self, peers: &[PeerRef], sureness: Sureness) -> Vec<Vec<Match>> {
+        if peers.contains(&PeerRef::Anyone) {
+            return if sureness == Sureness::Unsure { Vec::new() } else { vec![Vec::new()] };
+        }
+        let mut ends = Vec::new();
+        let pods = peers.iter().any(|peer| matches!(peer, PeerRef::Set(_)));
+        for v4 in [true, false] {
+            let relevant = pods
+                || peers.iter().any(|peer| match peer {
+                    PeerRef::Block(block) => block.cidr.network().is_ipv4() == v4,
+                    PeerRef::Anyone | PeerRef::Set(_) => true,
+                });
+            if !relevant {
+                continue;
+            }
+            if sureness != Sureness::Unsure
+                && let Some(set) = self.set(peers, SetOf::Sure { v4 }, true)
+            {
+                ends.push(vec![Match::Peer { set, v4, not: false }]);
+            }
+            if sureness == Sureness::Sure {
+                continue;
+            }
+            if let Some(set) = self.set(peers, SetOf::Unsure { v4 }, false) {
+                ends.push(vec![Match::Peer { set, v4, not: false }]);
+            }
+            // Pods of which nothing is known: they are in the set of all pods, and may be in any other.
+            let others = peers.iter().any(|peer| matches!(peer, PeerRef::Set(set) if *set != ALL_PODS));
+            if others
+                && let Some(mesh) = self.set(&[PeerRef::Anyone], SetOf::Mesh { v4 }, false)
+                && let Some(known) = self.set(&[PeerRef::Anyone], SetOf::Known { v4 }, true)
+            {
+                ends.push(vec![Match::Peer { set: mesh, v4, not: false }, Match::Peer { set: known, v4, not: true }]);
+            }
+        }
+        ends
+    }
+}
+
+pub(super) struct TierRule {
+    policy: Arc<Compiled>,
+    rule: usize,
+    unsure: bool,
+}
+
+impl TierRule {
+    fn rule(&self, side: Side) -> Option<&CompiledRule> {
+        self.policy.sides[side as usize].as_ref()?.get(self.rule)
+    }
+}
+
+/// Which peers a rule is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sureness {
+    Sure,
+    Unsure,
+    Either,
+}
+
+impl Sureness {
+    /// Whether peers that surely match are meant, or those that only may.
+    fn includes(self, sure: bool) -> bool {
+        self == Self::Either || (self == Self::Sure) == sure
+    }
+}

@@ -1,0 +1,25 @@
+//! Kubernetes objects as far as policies use them, read strictly from JSON trees.
+//!
+//! What is read is validated as the API server validates it, because values may be put into etcd by hand: each mistake
+//! names its field, the value found and what must hold. Absent, `null` and empty are told apart until a policy is
+//! defaulted; what comes out of here is canonical and has no optional parts left to interpret.
+
+mod block;
+mod cluster_policy;
+mod labels;
+mod network_policy;
+mod pod;
+mod port;
+mod reader;
+mod selector;
+mod shown;
+mod violation;
+
+pub use block::{Block, BlockError, parse_cidr};
+pub use cluster_policy::{Action, ClusterPeer, ClusterPolicy, ClusterRule, ClusterSubject, InvalidClusterPolicy, Tier};
+pub use labels::{Labels, NAMESPACE_NAME};
+pub use network_policy::{Directions, InvalidNetworkPolicy, NetworkPolicy, Peer, Rule};
+pub use pod::{NamedPort, PodObject, namespace_from, pod_from};
+pub use port::{PortMatch, Ports, Protocol};
+pub use selector::{Requirement, Selector, Test, Truth, is_namespace_name, is_object_name};
+pub use violation::{Violation, Violations};

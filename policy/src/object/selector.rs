@@ -1,0 +1,308 @@
+//! Label selectors in three values: what cannot be known is neither yes nor no.
+
+use std::fmt;
+
+use super::{
+    labels::{Labels, NAMESPACE_NAME},
+    reader::{At, Fields, describe},
+    violation::{Report, quoted},
+};
+
+/// What a selector says of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Truth {
+    /// It does not match, whatever the labels that are not known are.
+    No,
+    /// It depends on labels that are not known.
+    Unknown,
+    /// It matches.
+    Yes,
+}
+
+impl Truth {
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        self.min(other)
+    }
+
+    /// Either.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        self.max(other)
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(holds: bool) -> Self {
+        if holds { Self::Yes } else { Self::No }
+    }
+}
+
+/// A label selector in canonical form; without requirements it matches everything.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Selector {
+    /// Sorted, each once. All must hold.
+    requirements: Box<[Requirement]>,
+}
+
+/// One condition on one label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Requirement {
+    /// The label's key.
+    pub key: Box<str>,
+    /// What must hold of it.
+    pub test: Test,
+}
+
+/// Conditions on a label. Value lists are sorted and without repetition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Test {
+    /// It is there with one of these values.
+    In(Box<[Box<str>]>),
+    /// It is not there, or has none of these values.
+    NotIn(Box<[Box<str>]>),
+    /// It is there.
+    Exists,
+    /// It is not there.
+    DoesNotExist,
+}
+
+impl Selector {
+    /// A selector of these requirements.
+    #[must_use]
+    pub fn new(requirements: impl IntoIterator<Item = Requirement>) -> Self {
+        let mut list: Vec<Requirement> = requirements.into_iter().collect();
+        for requirement in &mut list {
+            if let Test::In(values) | Test::NotIn(values) = &mut requirement.test {
+                let mut sorted = std::mem::take(values).into_vec();
+                sorted.sort_unstable();
+                sorted.dedup();
+                *values = sorted.into();
+            }
+        }
+        list.sort_unstable();
+        list.dedup();
+        Self { requirements: list.into() }
+    }
+
+    /// A selector of these labels with these values.
+    #[must_use]
+    pub fn labels<'l>(labels: impl IntoIterator<Item = (&'l str, &'l str)>) -> Self {
+        Self::new(
+            labels
+                .into_iter()
+                .map(|(key, value)| Requirement { key: key.into(), test: Test::In([value.into()].into()) }),
+        )
+    }
+
+    /// Whether it matches everything, known or not.
+    #[must_use]
+    pub const fn is_everything(&self) -> bool {
+        self.requirements.is_empty()
+    }
+
+    /// The requirements, all of which must hold.
+    #[must_use]
+    pub const fn requirements(&self) -> &[Requirement] {
+        &self.requirements
+    }
+
+    /// Whether a pod with `labels` matches; `None`: they are not known.
+    #[must_use]
+    pub fn matches(&self, labels: Option<&Labels>) -> Truth {
+        let Some(labels) = labels else {
+            return if self.is_everything() { Truth::Yes } else { Truth::Unknown };
+        };
+        self.requirements.iter().all(|requirement| requirement.holds(labels.get(&requirement.key))).into()
+    }
+
+    /// Whether the namespace `name` matches; its name is known even where its labels are not.
+    #[must_use]
+    pub fn matches_namespace(&self, name: &str, labels: Option<&Labels>) -> Truth {
+        let mut truth = Truth::Yes;
+        for requirement in &self.requirements {
+            let holds = if &*requirement.key == NAMESPACE_NAME {
+                requirement.holds(Some(name)).into()
+            } else {
+                match labels {
+                    Some(labels) => requirement.holds(labels.get(&requirement.key)).into(),
+                    None => Truth::Unknown,
+                }
+            };
+            truth = truth.and(holds);
+        }
+        truth
+    }
+}
+
+impl Requirement {
+    /// Whether it holds of a label with this value; `None`: there is no such label.
+    #[must_use]
+    pub fn holds(&self, value: Option<&str>) -> bool {
+        let among = |values: &[Box<str>], value: &str| values.binary_search_by(|v| (**v).cmp(value)).is_ok();
+        match (&self.test, value) {
+            (Test::In(values), Some(value)) => among(values, value),
+            (Test::NotIn(values), Some(value)) => !among(values, value),
+            (Test::NotIn(_) | Test::DoesNotExist, None) | (Test::Exists, Some(_)) => true,
+            (Test::In(_) | Test::Exists, None) | (Test::DoesNotExist, Some(_)) => false,
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_everything() {
+            return f.write_str("{}");
+        }
+        f.write_str("{")?;
+        for (i, Requirement { key, test }) in self.requirements.iter().enumerate() {
+            if i > 0 {
+                f.write_str(", ")?;
+            }
+            match test {
+                Test::In(values) if values.len() == 1 => write!(f, "{key}={}", values[0])?,
+                Test::In(values) => write!(f, "{key} in ({})", values.join(", "))?,
+                Test::NotIn(values) => write!(f, "{key} not in ({})", values.join(", "))?,
+                Test::Exists => write!(f, "{key}")?,
+                Test::DoesNotExist => write!(f, "no {key}")?,
+            }
+        }
+        f.write_str("}")
+    }
+}
+
+/// The selector that `at` is.
+pub(super) fn read(at: &At<'_>, report: &mut Report) -> Option<Selector> {
+    let before = report.count();
+    let fields = at.object(report)?;
+    fields.only(&["matchLabels", "matchExpressions"], report);
+    let mut requirements = Vec::new();
+    if let Some(labels) = fields.get("matchLabels")
+        && labels.object(report).is_some()
+        && let Some(map) = labels.value.as_object()
+    {
+        for (key, value) in map {
+            let path = format!("{}[{key}]", labels.path);
+            check_key(&path, key, report);
+            if let Some(value) = (At { path, value }).text(report) {
+                check_value(&format!("{}[{key}]", labels.path), value, report);
+                requirements.push(Requirement { key: key.as_str().into(), test: Test::In([value.into()].into()) });
+            }
+        }
+    }
+    for expression in fields.list("matchExpressions", report) {
+        if let Some(fields) = expression.object(report) {
+            requirements.extend(read_expression(&fields, report));
+        }
+    }
+    (report.count() == before).then(|| Selector::new(requirements))
+}
+
+fn read_expression(fields: &Fields<'_>, report: &mut Report) -> Option<Requirement> {
+    fields.only(&["key", "operator", "values"], report);
+    let key = fields.text("key", report).unwrap_or_default();
+    check_key(&fields.path("key"), key, report);
+    let listed = fields.list("values", report);
+    let mut values: Vec<Box<str>> = Vec::with_capacity(listed.len());
+    for at in &listed {
+        if let Some(text) = at.text(report) {
+            check_value(&at.path, text, report);
+            values.push(text.into());
+        }
+    }
+    let some = |values: Vec<Box<str>>, report: &mut Report| {
+        if listed.is_empty() {
+            report.add(fields.path("values"), "missing or empty", "In and NotIn need at least one value");
+        }
+        values.into_boxed_slice()
+    };
+    let none = |report: &mut Report| {
+        if !listed.is_empty() {
+            report.add(
+                fields.path("values"),
+                format!("a list of {}", listed.len()),
+                "Exists and DoesNotExist take no values",
+            );
+        }
+    };
+    let test = match fields.text("operator", report).unwrap_or_default() {
+        "In" => Test::In(some(values, report)),
+        "NotIn" => Test::NotIn(some(values, report)),
+        "Exists" => {
+            none(report);
+            Test::Exists
+        }
+        "DoesNotExist" => {
+            none(report);
+            Test::DoesNotExist
+        }
+        other => {
+            report.add(fields.path("operator"), quoted(other), "must be In, NotIn, Exists or DoesNotExist");
+            return None;
+        }
+    };
+    Some(Requirement { key: key.into(), test })
+}
+
+fn check_key(path: &str, key: &str, report: &mut Report) {
+    let valid = match key.split_once('/') {
+        Some((prefix, name)) => is_subdomain(prefix) && is_word(name),
+        None => is_word(key),
+    };
+    if !valid {
+        report.add(
+            path,
+            quoted(key),
+            "a label key is an optional DNS name and \"/\", then 1 to 63 of letters, digits, \"-\", \"_\" and \".\", \
+             beginning and ending with a letter or digit",
+        );
+    }
+}
+
+fn check_value(path: &str, value: &str, report: &mut Report) {
+    if !value.is_empty() && !is_word(value) {
+        report.add(
+            path,
+            quoted(value),
+            "a label value is empty or 1 to 63 of letters, digits, \"-\", \"_\" and \".\", beginning and ending with \
+             a letter or digit",
+        );
+    }
+}
+
+fn is_word(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+}
+
+/// Whether `text` may be the name of an object: a DNS subdomain (RFC 1123) in lower case.
+#[must_use]
+pub fn is_object_name(text: &str) -> bool {
+    is_subdomain(text)
+}
+
+/// Whether `text` may be the name of a namespace: a DNS label (RFC 1123) in lower case.
+#[must_use]
+pub fn is_namespace_name(text: &str) -> bool {
+    text.len() <= 63 && !text.contains('.') && is_subdomain(text)
+}
+
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253
+        && text.split('.').all(|label| {
+            let bytes = label.as_bytes();
+            let word = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+            bytes.first().is_some_and(word)
+                && bytes.last().is_some_and(word)
+                && bytes.iter().all(|b| word(b) || *b == b'-')
+        })
+}
+
+/// What stands where a list of texts should.
+pub(super) fn found(at: Option<&At<'_>>) -> String {
+    at.map_or_else(|| "missing".to_owned(), |at| describe(at.value))
+}

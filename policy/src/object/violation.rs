@@ -1,0 +1,105 @@
+//! What is wrong with an object, in words an operator can act on.
+
+use std::fmt;
+
+/// An object with more mistakes than this names the first ones and says how many follow.
+const MAX_NAMED: usize = 32;
+/// Longest piece of a value that is repeated in a message, in characters.
+const MAX_FOUND: usize = 64;
+
+/// One thing that is wrong: the field, the value it has, what holds instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// JSON path of the field: `spec.ingress[0].from[1].ipBlock.cidr`.
+    pub field: String,
+    /// What was found, shortened.
+    pub found: String,
+    /// What must hold.
+    pub expected: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}: {}", self.field, self.found, self.expected)
+    }
+}
+
+/// All that is wrong with one object; never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violations(Vec<Violation>);
+
+impl Violations {
+    /// An object with one mistake.
+    #[must_use]
+    pub fn one(field: impl Into<String>, found: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self(vec![Violation { field: field.into(), found: found.into(), expected: expected.into() }])
+    }
+
+    /// Each violation, in the order they were found.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Violation] {
+        &self.0
+    }
+}
+
+impl std::error::Error for Violations {}
+
+impl fmt::Display for Violations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, violation) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str("; ")?;
+            }
+            violation.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// The violations found so far in one object; bounded however long the object is.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    named: Vec<Violation>,
+    unnamed: usize,
+}
+
+impl Report {
+    pub(super) fn add(&mut self, field: impl Into<String>, found: impl Into<String>, expected: impl Into<String>) {
+        if self.named.len() < MAX_NAMED {
+            self.named.push(Violation { field: field.into(), found: found.into(), expected: expected.into() });
+        } else {
+            self.unnamed += 1;
+        }
+    }
+
+    /// Number of mistakes so far, to see whether a part added any.
+    pub(super) fn count(&self) -> usize {
+        self.named.len() + self.unnamed
+    }
+
+    /// What was found, if anything.
+    pub(super) fn into_violations(mut self) -> Option<Violations> {
+        if self.unnamed > 0 {
+            self.named.push(Violation {
+                field: "spec".into(),
+                found: format!("wrong in {} more places", self.unnamed),
+                expected: "mend those above first".into(),
+            });
+        }
+        (!self.named.is_empty()).then_some(Violations(self.named))
+    }
+}
+
+/// `text` in quotes, shortened, without characters that would change a terminal.
+pub(super) fn quoted(text: &str) -> String {
+    let mut out = String::from('"');
+    for (i, c) in text.chars().enumerate() {
+        if i == MAX_FOUND {
+            out.push('…');
+            break;
+        }
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out.push('"');
+    out
+}

@@ -1,0 +1,349 @@
+//! Worlds from a seed: objects of every kind, told to the engine and to the model alike.
+
+use std::{net::IpAddr, sync::Arc};
+
+use policy::{
+    engine::{Attachment, Engine, ObjectName, PolicyState},
+    nft::{Field, Marks, Ruleset},
+    object::{ClusterPolicy, Labels, NamedPort, NetworkPolicy, PodObject, Protocol},
+};
+use serde_json::{Map, Value, json};
+
+use super::model::{Pod, World};
+
+/// Numbers from a seed (splitmix64).
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn roll(&mut self, below: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % below as u64) as usize
+    }
+
+    pub(crate) fn pick<T: Clone>(&mut self, list: &[T]) -> T {
+        list[self.roll(list.len())].clone()
+    }
+
+    pub(crate) fn chance(&mut self, percent: usize) -> bool {
+        self.roll(100) < percent
+    }
+
+    fn some<T>(&mut self, most: usize, mut make: impl FnMut(&mut Self) -> T) -> Vec<T> {
+        (0..self.roll(most + 1)).map(|_| make(self)).collect()
+    }
+}
+
+const KEYS: [&str; 3] = ["a", "b", "c"];
+const VALUES: [&str; 3] = ["", "1", "2"];
+const NAMES: [&str; 3] = ["web", "dns", "none"];
+pub(crate) const PORTS: [u16; 6] = [1, 53, 80, 81, 8080, 65535];
+const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
+const BLOCKS: [&str; 9] = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.0.0.77/4",
+    "10.0.0.0/24",
+    "10.0.0.8/30",
+    "203.0.113.0/24",
+    "10.0.1.3/32",
+    "::/0",
+    "fd00::/16",
+];
+const HOLES: [&str; 5] = ["10.0.0.8/31", "10.0.0.0/25", "203.0.113.7/32", "10.0.1.0/28", "fd00::1:0/112"];
+
+fn labels(dice: &mut Dice) -> Map<String, Value> {
+    let mut labels = Map::new();
+    for key in KEYS {
+        if dice.chance(55) {
+            labels.insert(key.into(), dice.pick(&VALUES).into());
+        }
+    }
+    labels
+}
+
+fn selector(dice: &mut Dice, namespaces: bool) -> Value {
+    if dice.chance(25) {
+        return json!({});
+    }
+    let mut selector = Map::new();
+    if dice.chance(60) {
+        let mut labels = Map::new();
+        for _ in 0..=dice.roll(2) {
+            labels.insert(dice.pick(&KEYS).into(), dice.pick(&VALUES).into());
+        }
+        if namespaces && dice.chance(20) {
+            labels.insert("kubernetes.io/metadata.name".into(), format!("n{}", dice.roll(4)).into());
+        }
+        selector.insert("matchLabels".into(), labels.into());
+    }
+    if dice.chance(50) {
+        let expressions = dice.some(2, |dice| {
+            let operator = dice.pick(&["In", "NotIn", "Exists", "DoesNotExist"]);
+            let mut expression = json!({"key": dice.pick(&KEYS), "operator": operator});
+            if operator.ends_with("In") {
+                let mut values = vec![dice.pick(&VALUES)];
+                values.extend(dice.some(1, |dice| dice.pick(&VALUES)));
+                expression["values"] = json!(values);
+            }
+            expression
+        });
+        selector.insert("matchExpressions".into(), expressions.into());
+    }
+    selector.into()
+}
+
+fn block(dice: &mut Dice) -> Value {
+    let cidr = dice.pick(&BLOCKS);
+    let net: ipnet::IpNet = cidr.parse().unwrap();
+    let fits = |hole: &&str| {
+        let hole: ipnet::IpNet = hole.parse().unwrap();
+        net.trunc().contains(&hole) && net.prefix_len() < hole.prefix_len()
+    };
+    let holes: Vec<&str> = HOLES.into_iter().filter(fits).collect();
+    let mut block = json!({"cidr": cidr});
+    if dice.chance(50) {
+        block["except"] = holes.into_iter().filter(|_| dice.chance(60)).collect();
+    }
+    block
+}
+
+fn rules(dice: &mut Dice, peers: &str) -> Value {
+    match dice.roll(8) {
+        0 => Value::Null,
+        1 => json!([]),
+        _ => dice
+            .some(3, |dice| {
+                let mut rule = Map::new();
+                if dice.chance(80) {
+                    let list = dice.some(3, |dice| match dice.roll(4) {
+                        0 => json!({"podSelector": selector(dice, false)}),
+                        1 => json!({"namespaceSelector": selector(dice, true), "podSelector": null}),
+                        2 => json!({"namespaceSelector": selector(dice, true), "podSelector": selector(dice, false)}),
+                        _ => json!({"ipBlock": block(dice)}),
+                    });
+                    rule.insert(peers.into(), list.into());
+                }
+                if dice.chance(60) {
+                    let list = dice.some(3, |dice| {
+                        let mut port = Map::new();
+                        if dice.chance(70) {
+                            port.insert("protocol".into(), dice.pick(&PROTOCOLS).into());
+                        }
+                        match dice.roll(4) {
+                            0 => {}
+                            1 => drop(port.insert("port".into(), dice.pick(&NAMES).into())),
+                            2 => drop(port.insert("port".into(), dice.pick(&PORTS).into())),
+                            _ => {
+                                let first = dice.pick(&PORTS);
+                                port.insert("port".into(), first.into());
+                                port.insert("endPort".into(), dice.pick(&PORTS).max(first).into());
+                            }
+                        }
+                        Value::from(port)
+                    });
+                    rule.insert("ports".into(), list.into());
+                }
+                Value::from(rule)
+            })
+            .into(),
+    }
+}
+
+fn network_policy(dice: &mut Dice) -> Value {
+    let mut spec = Map::new();
+    match dice.roll(8) {
+        0 => {}
+        1 => drop(spec.insert("podSelector".into(), Value::Null)),
+        _ => drop(spec.insert("podSelector".into(), selector(dice, false))),
+    }
+    match dice.roll(5) {
+        0 => {}
+        1 => drop(spec.insert("policyTypes".into(), json!([]))),
+        2 => drop(spec.insert("policyTypes".into(), json!(["Ingress", "Egress"]))),
+        _ => drop(spec.insert("policyTypes".into(), json!([dice.pick(&["Ingress", "Egress"])]))),
+    }
+    for (name, peers) in [("ingress", "from"), ("egress", "to")] {
+        if dice.chance(70) {
+            spec.insert(name.into(), rules(dice, peers));
+        }
+    }
+    spec.into()
+}
+
+fn cluster_policy(dice: &mut Dice) -> Value {
+    let pods = |dice: &mut Dice| {
+        if dice.chance(50) {
+            json!({"namespaces": selector(dice, true)})
+        } else {
+            json!({"pods": {"namespaceSelector": selector(dice, true), "podSelector": selector(dice, false)}})
+        }
+    };
+    let mut spec = json!({
+        "tier": dice.pick(&["Admin", "Admin", "Baseline"]), "priority": dice.roll(3), "subject": pods(dice),
+    });
+    for (name, peers) in [("ingress", "from"), ("egress", "to")] {
+        let rules = dice.some(4, |dice| {
+            let mut addresses = false;
+            let mut list = Vec::new();
+            for _ in 0..=dice.roll(2) {
+                if name == "egress" && dice.chance(30) {
+                    addresses = true;
+                    list.push(json!({"networks": [dice.pick(&BLOCKS), dice.pick(&BLOCKS)]}));
+                } else {
+                    list.push(pods(dice));
+                }
+            }
+            let mut rule = json!({"action": dice.pick(&["Accept", "Deny", "Pass"]), peers: list});
+            if dice.chance(50) {
+                let protocols = dice.some(3, |dice| {
+                    let protocol = dice.pick(&["tcp", "udp", "sctp"]);
+                    match dice.roll(4) {
+                        0 if !addresses => json!({"destinationNamedPort": dice.pick(&NAMES)}),
+                        0 | 1 => json!({protocol: {}}),
+                        2 => json!({protocol: {"destinationPort": {"range": {"start": 53, "end": 81}}}}),
+                        _ => json!({protocol: {"destinationPort": {"number": dice.pick(&PORTS)}}}),
+                    }
+                });
+                rule["protocols"] = protocols.into();
+            }
+            rule
+        });
+        spec[name] = rules.into();
+    }
+    spec
+}
+
+pub(crate) fn address(dice: &mut Dice) -> IpAddr {
+    match dice.roll(12) {
+        0 => "203.0.113.7".parse().unwrap(),
+        1 => "203.0.113.8".parse().unwrap(),
+        2 => "2001:db8::1".parse().unwrap(),
+        3..=5 => format!("fd00::{}:{}", dice.roll(2), dice.roll(3)).parse().unwrap(),
+        _ => format!("10.0.{}.{}", dice.roll(2), 7 + dice.roll(6)).parse().unwrap(),
+    }
+}
+
+/// The engine and the model, told the same.
+pub(crate) struct Both {
+    pub(crate) engine: Engine,
+    pub(crate) world: World,
+    pub(crate) age: u64,
+    /// What nftables was last told.
+    pub(crate) rules: Ruleset,
+}
+
+pub(crate) const MARKS: Marks = Marks { egress: Field { shift: 16, bits: 6 }, ingress: Field { shift: 22, bits: 6 } };
+
+fn known(labels: &Map<String, Value>) -> Labels {
+    labels.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap())).collect()
+}
+
+impl Both {
+    pub(crate) fn new() -> Self {
+        Self { engine: Engine::new(), world: World::default(), age: 0, rules: Ruleset::default() }
+    }
+
+    pub(crate) fn change(&mut self, dice: &mut Dice) {
+        match dice.roll(14) {
+            0 | 1 => {
+                let (name, labels) = (format!("n{}", dice.roll(4)), labels(dice));
+                self.engine.put_namespace(&name.as_str().into(), known(&labels));
+                self.world.namespaces.insert(name, labels);
+            }
+            2 => {
+                let name = format!("n{}", dice.roll(4));
+                self.engine.delete_namespace(&name.as_str().into());
+                self.world.namespaces.remove(&name);
+            }
+            3..=6 => self.put_pod(dice),
+            7 => {
+                let (namespace, name) = (format!("n{}", dice.roll(4)), format!("p{}", dice.roll(4)));
+                self.forget_pod(&namespace, &name);
+            }
+            8..=10 => {
+                let (namespace, name) = (format!("n{}", dice.roll(4)), format!("p{}", dice.roll(3)));
+                let key = ObjectName::new(namespace.as_str(), name.as_str());
+                if dice.chance(75) {
+                    let spec = network_policy(dice);
+                    let policy = NetworkPolicy::parse(&spec).unwrap_or_else(|error| panic!("{spec}: {error}"));
+                    self.engine.put_policy(key, &PolicyState::Valid(policy));
+                    self.world.policies.insert((namespace, name), spec);
+                } else {
+                    self.engine.delete_policy(&key);
+                    self.world.policies.remove(&(namespace, name));
+                }
+            }
+            _ => {
+                let name = format!("c{}", dice.roll(4));
+                if dice.chance(70) {
+                    let spec = cluster_policy(dice);
+                    let policy = ClusterPolicy::parse(&spec).unwrap_or_else(|error| panic!("{spec}: {error}"));
+                    self.engine.put_cluster_policy(name.as_str().into(), &policy);
+                    self.world.cluster.insert(name, spec);
+                } else {
+                    self.engine.delete_cluster_policy(&name);
+                    self.world.cluster.remove(&name);
+                }
+            }
+        }
+    }
+
+    fn forget_pod(&mut self, namespace: &str, name: &str) {
+        self.world.pods.retain(|pod| pod.namespace != namespace || pod.name != name);
+        self.engine.delete_pod(&ObjectName::new(namespace, name));
+        self.engine.delete_attachment(&format!("{namespace}/{name}").into());
+    }
+
+    fn put_pod(&mut self, dice: &mut Dice) {
+        self.age += 1;
+        let pod = Pod {
+            namespace: format!("n{}", dice.roll(4)),
+            name: format!("p{}", dice.roll(4)),
+            labels: dice.chance(85).then(|| labels(dice)),
+            ips: dice.some(2, address),
+            ports: dice
+                .some(3, |dice| (dice.pick(&NAMES).to_owned(), dice.pick(&PROTOCOLS).to_owned(), dice.pick(&PORTS))),
+            finished: dice.chance(10),
+            age: self.age,
+        };
+        let key = ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
+        self.forget_pod(&pod.namespace, &pod.name);
+        let pod = match &pod.labels {
+            Some(labels) => {
+                let object = PodObject {
+                    labels: known(labels),
+                    addresses: pod.ips.clone(),
+                    ports: pod
+                        .ports
+                        .iter()
+                        .map(|(name, protocol, port)| NamedPort {
+                            name: name.as_str().into(),
+                            protocol: Protocol::from_name(protocol).unwrap(),
+                            port: *port,
+                        })
+                        .collect(),
+                    finished: pod.finished,
+                    ..Default::default()
+                };
+                self.engine.put_pod(key, object, self.age);
+                pod
+            }
+            None => {
+                let attachment = Attachment {
+                    pod: key,
+                    uid: Some("u".into()),
+                    labels: None,
+                    addresses: pod.ips.clone(),
+                    node: "n".into(),
+                };
+                let name: Arc<str> = format!("{}/{}", pod.namespace, pod.name).into();
+                self.engine.put_attachment(name, attachment, self.age);
+                Pod { ports: Vec::new(), finished: false, ..pod }
+            }
+        };
+        self.world.pods.push(pod);
+    }
+}

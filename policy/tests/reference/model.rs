@@ -1,0 +1,309 @@
+//! The specification read word by word, over plain JSON, one flow at a time. Nothing here is shared with the engine.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use policy::engine::{Flow, Side};
+use serde_json::{Map, Value};
+
+#[derive(Debug, Clone)]
+pub(crate) struct Pod {
+    pub namespace: String,
+    pub name: String,
+    /// `None`: attached, and its object is not there.
+    pub labels: Option<Map<String, Value>>,
+    pub ips: Vec<IpAddr>,
+    pub ports: Vec<(String, String, u16)>,
+    pub finished: bool,
+    pub age: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct World {
+    pub namespaces: BTreeMap<String, Map<String, Value>>,
+    pub pods: Vec<Pod>,
+    pub policies: BTreeMap<(String, String), Value>,
+    pub cluster: BTreeMap<String, Value>,
+}
+
+/// `None`: not known.
+type Maybe = Option<bool>;
+
+fn and(a: Maybe, b: Maybe) -> Maybe {
+    match (a, b) {
+        (Some(false), _) | (_, Some(false)) => Some(false),
+        (Some(true), Some(true)) => Some(true),
+        _ => None,
+    }
+}
+
+fn selects(selector: Option<&Value>, label: impl Fn(&str) -> Option<Option<String>>) -> Maybe {
+    let mut all = Some(true);
+    let Some(selector) = selector.filter(|selector| !selector.is_null()) else { return all };
+    for (key, value) in selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
+        all = and(all, label(key).map(|has| has.as_deref() == value.as_str()));
+    }
+    for expression in selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
+        let key = expression["key"].as_str().unwrap();
+        let listed = |has: &Option<String>| {
+            let values = expression["values"].as_array().unwrap();
+            has.as_ref().is_some_and(|has| values.iter().any(|value| value == has))
+        };
+        let holds = label(key).map(|has| match expression["operator"].as_str().unwrap() {
+            "In" => listed(&has),
+            "NotIn" => !listed(&has),
+            "Exists" => has.is_some(),
+            "DoesNotExist" => has.is_none(),
+            other => panic!("{other}"),
+        });
+        all = and(all, holds);
+    }
+    all
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Decision {
+    Allow,
+    Deny,
+}
+
+impl World {
+    pub(crate) fn owner(&self, address: IpAddr) -> Option<&Pod> {
+        let claims = self.pods.iter().filter(|pod| pod.ips.contains(&address));
+        let living = claims.filter(|pod| !pod.finished);
+        living.max_by_key(|pod| (pod.labels.is_none(), pod.age))
+    }
+
+    pub(crate) fn allowed(&self, side: Side, flow: &Flow) -> bool {
+        let (own, other) = match side {
+            Side::Ingress => (flow.destination, flow.source),
+            Side::Egress => (flow.source, flow.destination),
+        };
+        let Some(subject) = self.owner(own) else { return true };
+        if self.owner(other).is_some_and(|peer| std::ptr::eq(peer, subject)) {
+            return true;
+        }
+        let asked = Asked {
+            world: self,
+            subject,
+            peer: self.owner(other),
+            peer_address: other,
+            target: self.owner(flow.destination),
+            flow,
+            rules: if side == Side::Ingress { "ingress" } else { "egress" },
+            peers: if side == Side::Ingress { "from" } else { "to" },
+            kind: if side == Side::Ingress { "Ingress" } else { "Egress" },
+        };
+        let decisions = asked.tier("Admin", &|| match asked.network_policies() {
+            Some(decision) => vec![decision],
+            None => asked.tier("Baseline", &|| vec![Decision::Allow]),
+        });
+        decisions.into_iter().max() == Some(Decision::Allow)
+    }
+
+    fn pod_label<'p>(&self, pod: &'p Pod) -> impl Fn(&str) -> Option<Option<String>> + 'p {
+        |key| {
+            let labels = pod.labels.as_ref()?;
+            Some(labels.get(key).and_then(Value::as_str).map(ToOwned::to_owned))
+        }
+    }
+
+    fn namespace_selects(&self, selector: Option<&Value>, name: &str) -> Maybe {
+        selects(selector, |key| {
+            if key == "kubernetes.io/metadata.name" {
+                return Some(Some(name.to_owned()));
+            }
+            let labels = self.namespaces.get(name)?;
+            Some(labels.get(key).and_then(Value::as_str).map(ToOwned::to_owned))
+        })
+    }
+}
+
+struct Asked<'a> {
+    world: &'a World,
+    subject: &'a Pod,
+    peer: Option<&'a Pod>,
+    peer_address: IpAddr,
+    target: Option<&'a Pod>,
+    flow: &'a Flow,
+    rules: &'a str,
+    peers: &'a str,
+    kind: &'a str,
+}
+
+impl Asked<'_> {
+    /// `None`: no policy isolates.
+    fn network_policies(&self) -> Option<Decision> {
+        let mut decision = None;
+        for ((namespace, _), spec) in &self.world.policies {
+            if *namespace != self.subject.namespace || !self.has_type(spec) {
+                continue;
+            }
+            let selected = selects(spec.get("podSelector"), self.world.pod_label(self.subject));
+            if selected == Some(false) {
+                continue;
+            }
+            let rules = spec.get(self.rules).and_then(Value::as_array);
+            let grants = selected == Some(true)
+                && rules.into_iter().flatten().any(|rule| {
+                    let listed = rule.get(self.peers).and_then(Value::as_array).filter(|list| !list.is_empty());
+                    let peer = listed.is_none_or(|list| list.iter().any(|peer| self.is_peer(peer, namespace)));
+                    peer && self.in_ports(rule)
+                });
+            if grants {
+                return Some(Decision::Allow);
+            }
+            decision = Some(Decision::Deny);
+        }
+        decision
+    }
+
+    fn has_type(&self, spec: &Value) -> bool {
+        match spec.get("policyTypes").and_then(Value::as_array).filter(|types| !types.is_empty()) {
+            Some(types) => types.iter().any(|kind| kind == self.kind),
+            None if self.kind == "Ingress" => true,
+            None => spec.get("egress").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty()),
+        }
+    }
+
+    fn is_peer(&self, peer: &Value, namespace: &str) -> bool {
+        if let Some(block) = peer.get("ipBlock").filter(|block| !block.is_null()) {
+            let inside = |text: &Value| text.as_str().unwrap().parse::<IpNet>().unwrap().contains(&self.peer_address);
+            let excepted = block.get("except").and_then(Value::as_array).is_some_and(|list| list.iter().any(inside));
+            return inside(&block["cidr"]) && !excepted;
+        }
+        let Some(pod) = self.peer else { return false };
+        let in_namespace = match peer.get("namespaceSelector").filter(|selector| !selector.is_null()) {
+            None => Some(pod.namespace == namespace),
+            selector => self.world.namespace_selects(selector, &pod.namespace),
+        };
+        and(in_namespace, selects(peer.get("podSelector"), self.world.pod_label(pod))) == Some(true)
+    }
+
+    fn names(&self, name: &str, protocol: Option<&str>) -> bool {
+        let Some(target) = self.target else { return false };
+        target.ports.iter().any(|(own, its, port)| {
+            own == name
+                && Some(*port) == self.flow.port
+                && its == self.protocol()
+                && protocol.is_none_or(|protocol| protocol == its)
+        })
+    }
+
+    fn protocol(&self) -> &'static str {
+        match self.flow.protocol {
+            6 => "TCP",
+            17 => "UDP",
+            132 => "SCTP",
+            _ => "other",
+        }
+    }
+
+    fn in_ports(&self, rule: &Value) -> bool {
+        let Some(list) = rule.get("ports").and_then(Value::as_array).filter(|list| !list.is_empty()) else {
+            return true;
+        };
+        list.iter().any(|entry| {
+            let protocol = entry.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
+            if protocol != self.protocol() {
+                return false;
+            }
+            match entry.get("port") {
+                None | Some(Value::Null) => true,
+                Some(Value::String(name)) => self.names(name, Some(protocol)),
+                Some(port) => {
+                    let first = port.as_u64().unwrap();
+                    let last = entry.get("endPort").and_then(Value::as_u64).unwrap_or(first);
+                    self.flow.port.is_some_and(|port| (first..=last).contains(&u64::from(port)))
+                }
+            }
+        })
+    }
+
+    /// All decisions that are possible, as rules that only may match either do or do not.
+    fn tier(&self, tier: &str, behind: &dyn Fn() -> Vec<Decision>) -> Vec<Decision> {
+        let mut policies: Vec<(u64, &String, &Value)> = self
+            .world
+            .cluster
+            .iter()
+            .filter(|(_, spec)| spec["tier"] == tier)
+            .map(|(name, spec)| (spec["priority"].as_u64().unwrap(), name, spec))
+            .collect();
+        policies.sort_by_key(|(priority, name, _)| (*priority, *name));
+        let mut rules = Vec::new();
+        for (_, _, spec) in policies {
+            let subject = &spec["subject"];
+            let (namespaces, pods) = match subject.get("pods") {
+                Some(both) => (both.get("namespaceSelector"), both.get("podSelector")),
+                None => (subject.get("namespaces"), None),
+            };
+            let selected = and(
+                self.world.namespace_selects(namespaces, &self.subject.namespace),
+                selects(pods, self.world.pod_label(self.subject)),
+            );
+            for rule in spec.get(self.rules).and_then(Value::as_array).into_iter().flatten() {
+                rules.push((selected, rule));
+            }
+        }
+        self.walk(&rules, tier, behind)
+    }
+
+    fn walk(&self, rules: &[(Maybe, &Value)], tier: &str, behind: &dyn Fn() -> Vec<Decision>) -> Vec<Decision> {
+        let Some(((selected, rule), rest)) = rules.split_first() else { return behind() };
+        let mut peer = Some(false);
+        for entry in rule[self.peers].as_array().unwrap() {
+            let is = self.is_cluster_peer(entry);
+            peer = match (peer, is) {
+                (Some(true), _) | (_, Some(true)) => Some(true),
+                (Some(false), Some(false)) => Some(false),
+                _ => None,
+            };
+        }
+        let matches = and(and(*selected, peer), Some(self.in_protocols(rule)));
+        let then = || match rule["action"].as_str().unwrap() {
+            "Accept" => vec![Decision::Allow],
+            "Deny" => vec![Decision::Deny],
+            "Pass" if tier == "Admin" => behind(),
+            "Pass" => vec![Decision::Allow],
+            other => panic!("{other}"),
+        };
+        match matches {
+            Some(true) => then(),
+            Some(false) => self.walk(rest, tier, behind),
+            None => [then(), self.walk(rest, tier, behind)].concat(),
+        }
+    }
+
+    fn is_cluster_peer(&self, peer: &Value) -> Maybe {
+        if let Some(networks) = peer.get("networks") {
+            let inside = |text: &Value| text.as_str().unwrap().parse::<IpNet>().unwrap().contains(&self.peer_address);
+            return Some(networks.as_array().unwrap().iter().any(inside));
+        }
+        let Some(pod) = self.peer else { return Some(false) };
+        let (namespaces, pods) = match peer.get("pods") {
+            Some(both) => (both.get("namespaceSelector"), both.get("podSelector")),
+            None => (peer.get("namespaces"), None),
+        };
+        and(self.world.namespace_selects(namespaces, &pod.namespace), selects(pods, self.world.pod_label(pod)))
+    }
+
+    fn in_protocols(&self, rule: &Value) -> bool {
+        let Some(list) = rule.get("protocols").and_then(Value::as_array).filter(|list| !list.is_empty()) else {
+            return true;
+        };
+        list.iter().any(|entry| {
+            if let Some(name) = entry.get("destinationNamedPort") {
+                return self.names(name.as_str().unwrap(), None);
+            }
+            let Some(fields) = entry.get(self.protocol().to_lowercase()) else { return false };
+            let port = u64::from(self.flow.port.unwrap_or(0));
+            match fields.get("destinationPort") {
+                None => true,
+                Some(ports) => match ports.get("range") {
+                    Some(range) => (range["start"].as_u64().unwrap()..=range["end"].as_u64().unwrap()).contains(&port),
+                    None => ports["number"] == port,
+                },
+            }
+        })
+    }
+}
