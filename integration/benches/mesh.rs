@@ -41,7 +41,7 @@ fn main() {
             .map(|(program, words)| nodes[0].host().spawn(program, words))
             .into();
     await_direct(&nodes);
-    let before: Vec<String> = monitors.iter().map(integration::Process::log).collect();
+    let before: Vec<String> = monitors.iter().map(Process::log).collect();
     let cpu_before: Vec<f64> = nodes.iter().map(cpu_seconds).collect();
     thread::sleep(IDLE);
     let shares: Vec<f64> = nodes

@@ -39,6 +39,8 @@ pub(super) struct Worker {
     table: RuleTable,
     log_group: u16,
     /// What was last seen of this machine.
+    seen: Host,
+    /// The same for others, once the kernel has the rules that follow from it.
     host: watch::Sender<Host>,
     /// What the kernel refused is tried again then.
     retry_at: Option<Instant>,
@@ -65,6 +67,7 @@ impl Worker {
             tun,
             table: RuleTable::new(table, marks),
             log_group,
+            seen: Host::default(),
             host,
             retry_at: None,
             mailbox,
@@ -95,6 +98,15 @@ impl Worker {
             } else {
                 self.publish();
             }
+            // Status must not say that something is refused before it is.
+            if self.retry_at.is_none() {
+                self.host.send_if_modified(|held| {
+                    *held != self.seen && {
+                        held.clone_from(&self.seen);
+                        true
+                    }
+                });
+            }
             for question in questions {
                 (question.0)(&self.world);
             }
@@ -106,9 +118,9 @@ impl Worker {
     }
 
     /// Whether what rules depend on has changed on this machine.
-    fn look_at_host(&self) -> bool {
-        let host = Host::now(&self.world.ports());
-        self.host.send_if_modified(|held| std::mem::replace(held, host.clone()) != host)
+    fn look_at_host(&mut self) -> bool {
+        let seen = Host::now(&self.world.ports());
+        std::mem::replace(&mut self.seen, seen) != self.seen
     }
 
     /// Whether the kernel holds what was put into it. If not, nothing passes until it does again.
@@ -147,7 +159,7 @@ impl Worker {
         let frame = Frame {
             log_group: self.log_group,
             ports: self.world.ports(),
-            switched_judged: self.host.borrow().switched_judged,
+            switched_judged: self.seen.switched_judged,
             ..Frame::of(&mesh, &self.tun, closed_to_strangers(&classifier, &mesh.own))
         };
         if let Err(error) = self.table.put(&frame, ruleset) {
