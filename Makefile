@@ -21,7 +21,7 @@ demo: deps ## Show a mesh of two sites at work, in network namespaces (KEEP=1 le
 	"$${CARGO_TARGET_DIR:-target}/release/demo"
 
 test: deps lint peers ## Everything that must pass: format, lints, documentation, unit, property and scenario tests
-	@cargo build --workspace --bins
+	@cargo build --workspace --bins --tests
 	cargo test --workspace -- --test-threads=$(TEST_THREADS)
 	echo "All tests passed."
 

@@ -93,7 +93,7 @@ fn main() {
 
 /// Lets nodes appear and go, in turn, and returns how long each took to reach the kernel's routes, in milliseconds.
 fn change(host: &Host, writer: &mut EtcdWriter, first: u16, count: u32) -> Series {
-    let monitor = host.spawn("ip", &["-4", "monitor", "route"]);
+    let monitor = host.monitor("route");
     let mut seen = 0;
     let begin = Instant::now();
     let mut times = Series::default();

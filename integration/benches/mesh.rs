@@ -36,10 +36,8 @@ fn main() {
     }
     println!("| what | figure |\n|---|---|");
 
-    let monitors: Vec<_> =
-        [("ip", ["monitor", "link", "address", "route", "rule"].as_slice()), ("nft", ["monitor"].as_slice())]
-            .map(|(program, words)| nodes[0].host().spawn(program, words))
-            .into();
+    let host = nodes[0].host();
+    let monitors = [host.monitor("link address route rule"), host.spawn("nft", &["monitor"])];
     await_direct(&nodes);
     let before: Vec<String> = monitors.iter().map(Process::log).collect();
     let cpu_before: Vec<f64> = nodes.iter().map(cpu_seconds).collect();

@@ -20,6 +20,18 @@ const DEADLINE: Duration = Duration::from_secs(10);
 ///   a ───┤ lan ├─── b
 /// ```
 #[test]
+fn the_folder_of_namespaces_is_a_mount_that_nobody_mounts_over() {
+    let lab = Lab::new("mount");
+    let _host = lab.host("a");
+    let name = format!("{}-stranger", lab.id());
+    let ip = |word: &str| Command::new("ip").args(["netns", word, &name]).status().unwrap();
+    assert!(ip("add").success());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert_eq!(mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/run/netns")).count(), 1, "{mounts}");
+    assert!(ip("delete").success());
+}
+
+#[test]
 fn hosts_on_a_switch_reach_each_other() {
     let lab = Lab::new("hosts_on_a_switch");
     let switch = lab.switch("lan");

@@ -27,7 +27,10 @@ use std::{
     thread,
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+};
 
 use host::Host;
 use namespace::Namespace;
@@ -80,7 +83,7 @@ impl Lab {
         assert!(nix::unistd::geteuid().is_root(), "a Lab needs root: it makes network namespaces");
         static NEXT: AtomicU32 = AtomicU32::new(0);
         create_folder(Path::new(ROOT));
-        create_folder(Path::new(NETNS));
+        own_mount(Path::new(NETNS));
         sweep();
 
         let id = format!("lab{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -314,6 +317,20 @@ fn lock_path(id: &str) -> PathBuf {
 
 fn create_folder(path: &Path) {
     fs::create_dir_all(path).unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
+}
+
+/// Makes a folder that is a mount of its own. `ip netns` and podman mount the folder of namespaces on itself when it is
+/// none, which would hide what Labs have mounted in it, so that it could not be taken away again.
+fn own_mount(path: &Path) {
+    create_folder(path);
+    let _one_at_a_time = own(&Path::new(ROOT).join("netns.mount"));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(path)) {
+        return;
+    }
+    mount(Some(path), path, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .and_then(|()| mount(None::<&str>, path, None::<&str>, MsFlags::MS_SHARED, None::<&str>))
+        .unwrap_or_else(|error| panic!("cannot mount {} on itself: {error}", path.display()));
 }
 
 fn base36(mut number: u32) -> String {

@@ -247,6 +247,15 @@ impl Namespace {
         Process::start(self, program.as_ref(), args, env)
     }
 
+    /// `ip monitor` of these objects, with what it has to say about namespaces of other Labs, which come and go, left out.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[track_caller]
+    pub fn monitor(&self, objects: &str) -> Process {
+        self.spawn("sh", &["-c", &format!("exec ip monitor {objects} 2>/dev/null")])
+    }
+
     /// Writes what matches `filter` (tcpdump's language; empty is all) on all interfaces, the first 2 KiB of each packet,
     /// to a file that is returned, from now until the process is dropped or ended.
     ///

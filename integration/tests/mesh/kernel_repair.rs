@@ -121,7 +121,7 @@ fn unchanged_state_is_left_in_peace() {
         .iter()
         .flat_map(|node| {
             let host = node.host();
-            [host.spawn("ip", &["monitor", "link", "address", "route", "rule"]), host.spawn("nft", &["monitor"])]
+            [host.monitor("link address route rule"), host.spawn("nft", &["monitor"])]
         })
         .collect();
     let said = || monitors.iter().map(|monitor| monitor.log().lines().count()).collect::<Vec<_>>();

@@ -54,7 +54,7 @@ impl RouteWatch {
 
     #[track_caller]
     pub(crate) fn start(host: &Host) -> Self {
-        let watch = Self { host: host.clone(), monitor: host.spawn("ip", &["monitor", "route"]) };
+        let watch = Self { host: host.clone(), monitor: host.monitor("route") };
         watch.mark();
         watch
     }

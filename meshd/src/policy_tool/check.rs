@@ -1,7 +1,9 @@
 //! `meshctl check`: a value judged as the daemon would, a policy's spec included.
 
-use etcd_schema::{CheckError as SchemaError, Checked, Key, PolicyEnvelope};
+use etcd_schema::{BackendKind, CheckError as SchemaError, Checked, Key, NetworkConfig, PolicyEnvelope};
 use policy::object::{ClusterPolicy, InvalidClusterPolicy, InvalidNetworkPolicy, NetworkPolicy};
+
+use crate::mesh::snapshot::is_supported;
 
 /// Why a value does not hold.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +12,9 @@ pub enum CheckError {
     /// The key or the value is not of its form.
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    /// The configuration holds, and asks for what this version does not have.
+    #[error("Backend.Type: \"{0}\" is not carried by this version; put \"wireguard\"")]
+    Backend(BackendKind),
     /// The spec is none of a NetworkPolicy.
     #[error(transparent)]
     NetworkPolicy(#[from] InvalidNetworkPolicy),
@@ -26,6 +31,10 @@ pub enum CheckError {
 pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
     let mut checked = etcd_schema::check(relative, value)?;
     let understood = match &checked.key {
+        Key::Config => {
+            let kind = NetworkConfig::parse(value).map_err(SchemaError::from)?.backend.kind;
+            return if is_supported(kind) { Ok(checked) } else { Err(CheckError::Backend(kind)) };
+        }
         Key::NetworkPolicy(namespace, name) => {
             let envelope = PolicyEnvelope::parse_network_policy(namespace, name, value).map_err(SchemaError::from)?;
             NetworkPolicy::parse(&envelope.spec)?.to_string()
@@ -39,4 +48,17 @@ pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
     let kind = checked.summary.split(';').next().unwrap_or_default().to_owned();
     checked.summary = format!("{kind}\n{}", understood.trim_end());
     Ok(checked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_that_the_daemon_does_not_have_is_refused_here_too() {
+        let config = |kind: &str| format!(r#"{{"Network": "10.244.0.0/16", "Backend": {{"Type": "{kind}"}}}}"#);
+        assert!(check("config", config("wireguard").as_bytes()).is_ok());
+        let error = check("config", config("vxlan").as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("Backend.Type: \"vxlan\""), "{error}");
+    }
 }

@@ -17,7 +17,7 @@ fn a_neighbour_whose_daemon_is_killed_is_reached_direct_as_before() {
     let traffic = pair.traffic();
     traffic.await_progress();
     let before = changes(a);
-    let monitor = b.host().spawn("ip", &["monitor", "route"]);
+    let monitor = b.host().monitor("route");
     let look = || {
         let peer = a.peer(b.name()).expect("the peer is there");
         assert_eq!(peer["path"], "direct", "{peer}");
