@@ -2,10 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::tuple::Tuple;
+use super::{SECOND, tuple::Tuple};
 
-/// Seconds for which a no stands.
-const NO_STANDS: u32 = 5;
+/// Ticks for which a no stands.
+const NO_STANDS: u32 = 5 * SECOND;
 /// Answers that are remembered.
 const REMEMBERED: usize = 4096;
 /// Peers that are counted apart.
@@ -47,8 +47,8 @@ impl Asks {
         if self.no.get(tuple).is_some_and(|until| *until > now) {
             return false;
         }
-        if self.second != now {
-            self.second = now;
+        if self.second != now / SECOND {
+            self.second = now / SECOND;
             self.total = 0;
             self.by_peer.clear();
         }

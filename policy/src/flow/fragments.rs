@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, collections::VecDeque, net::IpAddr};
 
-use super::tuple::Tuple;
+use super::{SECOND, tuple::Tuple};
 
-/// Seconds for which later fragments may follow.
-const LIFETIME: u32 = 30;
+/// Ticks for which later fragments may follow.
+const LIFETIME: u32 = 30 * SECOND;
 
 /// What fragments of one packet have in common. IPv6 tells them apart by addresses and identification alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

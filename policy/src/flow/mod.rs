@@ -10,7 +10,7 @@
 //!   tombstone, which stops both directions: else the other end's retransmission would be taken for a new flow.
 //! - A flow one of whose addresses came to another pod is no flow any more.
 //! - Later fragments pass when their first one did and its flow still may; before it, never.
-//! - The table is bounded. When it is full, old flows live and new ones are refused.
+//! - The table is bounded, and so is what one address may begin. What is full keeps old flows and refuses new ones.
 //!
 //! Time is an argument; it need not be the same clock in two tables, but must not go backwards in one.
 
@@ -113,7 +113,7 @@ pub enum Dropped {
     Tombstone,
     /// A later fragment whose first one did not pass before it.
     Fragment,
-    /// A new flow, and there is no room.
+    /// A new flow, and there is no room, or none for whom it comes from.
     TableFull,
     /// Flags or types that no end sends, or that do not cross routers.
     Invalid,
@@ -134,6 +134,8 @@ impl Judgement {
 pub struct Limits {
     /// Flows, tombstones included; about 72 bytes each.
     pub flows: usize,
+    /// Flows that one address began; some addresses share what they may.
+    pub per_source: u32,
     /// Fragmented packets at a time.
     pub fragments: usize,
     /// Questions to the kernel.
@@ -142,7 +144,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 262_144, fragments: 8192, asks: AskLimits::default() }
+        Self { flows: 262_144, per_source: 65_536, fragments: 8192, asks: AskLimits::default() }
     }
 }
 
@@ -188,7 +190,7 @@ impl FlowTable {
     #[must_use]
     pub fn new(limits: Limits, seed: u64, now: Instant) -> Self {
         Self {
-            store: Store::new(limits.flows, seed),
+            store: Store::new(limits.flows, limits.per_source, seed),
             fragments: Fragments::new(limits.fragments),
             asks: Asks::new(limits.asks),
             begin: now,
@@ -213,7 +215,7 @@ impl FlowTable {
 
     /// Judges a packet that came out of the tunnel from `peer`; `bytes` is what `packet` was parsed from.
     pub fn inbound(&mut self, rules: &impl Rules, packet: &Packet, bytes: &[u8], peer: u32, now: Instant) -> Judgement {
-        let now = self.seconds(now);
+        let now = self.ticks(now);
         self.judge(rules, packet, bytes, Origin::Remote, Kernel::NotAsked { peer }, now)
     }
 
@@ -227,7 +229,7 @@ impl FlowTable {
         is_reply: bool,
         now: Instant,
     ) -> Judgement {
-        let now = self.seconds(now);
+        let now = self.ticks(now);
         let kernel = if is_reply { Kernel::SaidReply } else { Kernel::SaidNo };
         self.judge(rules, packet, bytes, Origin::Remote, kernel, now)
     }
@@ -235,7 +237,7 @@ impl FlowTable {
     /// Notes a packet that a local pod sends into the tunnel, which the kernel has let pass. Only what belongs to a flow
     /// that policy has cut is dropped.
     pub fn outbound(&mut self, rules: &impl Rules, packet: &Packet, bytes: &[u8], now: Instant) -> Judgement {
-        let now = self.seconds(now);
+        let now = self.ticks(now);
         match self.judge(rules, packet, bytes, Origin::Local, Kernel::SaidNo, now) {
             Judgement::Drop(Dropped::Tombstone) => Judgement::Drop(Dropped::Tombstone),
             Judgement::Drop(_) | Judgement::Ask(_) => Judgement::Pass(Passed::Untracked),
@@ -246,7 +248,7 @@ impl FlowTable {
     /// Takes up a flow that the kernel knows, as its first packet went. It is judged at its next packet.
     /// `answered`: the kernel has seen both directions. Returns whether there was room.
     pub fn know(&mut self, tuple: &Tuple, origin: Origin, answered: bool, now: Instant) -> bool {
-        let now = self.seconds(now);
+        let now = self.ticks(now);
         let (key, forward) = Key::new(tuple);
         if let Some(place) = self.store.find(&key) {
             if self.store.get(place).expires > now {
@@ -258,7 +260,7 @@ impl FlowTable {
         let mut flags = state as u16;
         flags |= if forward { FORWARD } else { 0 };
         flags |= if origin == Origin::Local { LOCAL } else { 0 };
-        let expires = now + seconds(state.timeout(tuple.protocol));
+        let expires = now + ticks(state.timeout(tuple.protocol));
         // Never a classifier's generation; owners are taken from whoever judges it first.
         let entry = Entry { key, expires, generation: u64::MAX, owners: (0, 0), flags };
         self.last = None;
@@ -268,7 +270,7 @@ impl FlowTable {
     /// Removes what has expired among the next `count` places. Called now and then with a part of the table, it keeps
     /// the table from holding on to memory; what has expired counts as gone anyway.
     pub fn sweep(&mut self, now: Instant, count: usize) {
-        let now = self.seconds(now);
+        let now = self.ticks(now);
         self.last = None;
         self.store.sweep(now, count);
     }
@@ -364,7 +366,7 @@ impl FlowTable {
         let reply = (entry.flags & FORWARD != 0) != forward;
         let state = State::from_bits(entry.flags as u8);
         if entry.flags & TOMBSTONE != 0 {
-            entry.expires = now + seconds(state.tombstone(tuple.protocol));
+            entry.expires = now + ticks(state.tombstone(tuple.protocol));
             return (Judgement::Drop(Dropped::Tombstone), Some(tuple));
         }
         if step == Step::Open && matches!(state, State::Closed | State::Closing) {
@@ -377,7 +379,7 @@ impl FlowTable {
         }
         let state = state.after(step, reply);
         entry.flags = (entry.flags & !STATE) | state as u16;
-        entry.expires = now + seconds(state.timeout(tuple.protocol));
+        entry.expires = now + ticks(state.timeout(tuple.protocol));
         (Judgement::Pass(Passed::Established), Some(tuple))
     }
 
@@ -440,7 +442,7 @@ impl FlowTable {
         flags |= if origin == Origin::Local { LOCAL } else { 0 };
         let entry = Entry {
             key,
-            expires: now + seconds(state.timeout(tuple.protocol)),
+            expires: now + ticks(state.timeout(tuple.protocol)),
             generation: rules.generation(),
             owners: rules.owners(&tuple.flow()),
             flags,
@@ -526,13 +528,18 @@ impl FlowTable {
         self.store.remove(place);
     }
 
-    fn seconds(&self, now: Instant) -> u32 {
+    fn ticks(&self, now: Instant) -> u32 {
         // From 1 on: 0 marks a free place.
-        1 + seconds(now.saturating_duration_since(self.begin))
+        1 + ticks(now.saturating_duration_since(self.begin))
     }
 }
 
-/// Whole seconds, which is how exactly flows expire.
-fn seconds(duration: std::time::Duration) -> u32 {
-    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX / 2).min(u32::MAX / 2)
+/// What times are counted in within a table: a second has this many. More would leave too few years.
+const SECOND: u32 = 16;
+
+fn ticks(duration: std::time::Duration) -> u32 {
+    /// So that sums with timeouts do not overflow: some four years.
+    const MOST: u32 = u32::MAX / 2;
+    let whole = u32::try_from(duration.as_secs()).unwrap_or(MOST).min(MOST / SECOND) * SECOND;
+    whole + duration.subsec_nanos() / (1_000_000_000 / SECOND)
 }

@@ -12,7 +12,7 @@ use super::icmp::Kind;
 pub(super) enum State {
     /// One direction was seen.
     Asked,
-    /// Both directions were seen.
+    /// Both directions were seen; of TCP also something behind the SYN-ACK.
     Answered,
     /// TCP: taken up in its middle, the other direction not seen yet.
     TakenUp,
@@ -20,6 +20,8 @@ pub(super) enum State {
     Closing,
     /// Reset or aborted.
     Closed,
+    /// The first answer was seen, and nothing behind it: a TCP handshake that is not done.
+    HalfOpen,
 }
 
 /// What a packet does to a flow.
@@ -88,7 +90,9 @@ impl State {
         match (self, step) {
             (_, Step::Abort) => Self::Closed,
             (_, Step::Finish) => Self::Closing,
+            (Self::Asked, Step::Within) if reply => Self::HalfOpen,
             (Self::Asked | Self::TakenUp, _) if reply => Self::Answered,
+            (Self::HalfOpen, Step::Middle) => Self::Answered,
             (state, _) => state,
         }
     }
@@ -97,7 +101,7 @@ impl State {
     pub(super) const fn timeout(self, number: u8) -> Duration {
         const DAY: u64 = 24 * 60 * 60;
         Duration::from_secs(match (number, self) {
-            (protocol::TCP, Self::Asked | Self::Closing) => 120,
+            (protocol::TCP, Self::Asked | Self::HalfOpen | Self::Closing) => 120,
             (protocol::TCP, Self::Answered) => 5 * DAY,
             (protocol::TCP, Self::TakenUp) => 300,
             (protocol::TCP, Self::Closed) => 10,
@@ -124,6 +128,7 @@ impl State {
             1 => Self::Answered,
             2 => Self::TakenUp,
             3 => Self::Closing,
+            5 => Self::HalfOpen,
             _ => Self::Closed,
         }
     }

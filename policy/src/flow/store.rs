@@ -11,7 +11,7 @@ pub(super) struct Entry {
     pub(super) generation: u64,
     /// Who owned the addresses of its source and destination.
     pub(super) owners: (u32, u32),
-    /// Seconds since the table was made; from then on it is as if it were not there. 0: the place is free.
+    /// Ticks since the table was made; from then on it is as if it were not there. 0: the place is free.
     pub(super) expires: u32,
     /// See the constants.
     pub(super) flags: u16,
@@ -45,10 +45,16 @@ pub(super) struct Store {
     room: usize,
     seeds: Seeds,
     hand: usize,
+    /// Flows by a hash of who began them.
+    begun: Box<[u32]>,
+    per_source: u32,
 }
 
+/// Sources that are counted apart, unless their hashes are the same.
+const SOURCES: usize = 16_384;
+
 impl Store {
-    pub(super) fn new(room: usize, seed: u64) -> Self {
+    pub(super) fn new(room: usize, per_source: u32, seed: u64) -> Self {
         let room = room.clamp(1, PLACE as usize);
         Self {
             index: vec![0; (room * 2).next_power_of_two()],
@@ -57,6 +63,8 @@ impl Store {
             room,
             seeds: Seeds::new(seed),
             hand: 0,
+            begun: vec![0; SOURCES].into(),
+            per_source,
         }
     }
 
@@ -105,13 +113,23 @@ impl Store {
         &mut self.entries[place as usize]
     }
 
-    /// `None`: there is no room, even after a look for expired flows. The key must not be there yet.
+    /// `None`: there is no room, even after a look for expired flows, or its source has begun too many. The key must not
+    /// be there yet.
     pub(super) fn insert(&mut self, entry: Entry, now: u32) -> Option<u32> {
         /// Flows that are looked at for one that has expired when a new one finds no room.
         const LOOK: usize = 16;
         if self.len() >= self.room && self.sweep(now, LOOK) == 0 {
             return None;
         }
+        let source = self.source(&entry);
+        if self.begun[source] >= self.per_source {
+            // Some of them may have expired.
+            self.sweep(now, LOOK);
+            if self.begun[source] >= self.per_source {
+                return None;
+            }
+        }
+        self.begun[source] += 1;
         let place = match self.free.pop() {
             Some(place) => {
                 self.entries[place as usize] = entry;
@@ -157,6 +175,8 @@ impl Store {
             }
         }
         self.index[gap] = 0;
+        let source = self.source(&self.entries[place as usize]);
+        self.begun[source] = self.begun[source].saturating_sub(1);
         // A place that is free says so by its time.
         self.entries[place as usize].expires = 0;
         self.free.push(place);
@@ -174,6 +194,11 @@ impl Store {
             }
         }
         removed
+    }
+
+    /// Where the flows of whoever began this one are counted.
+    fn source(&self, entry: &Entry) -> usize {
+        entry.key.hash_of_end(entry.flags & FORWARD != 0, &self.seeds) as usize % SOURCES
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {

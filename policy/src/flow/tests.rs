@@ -169,6 +169,30 @@ fn a_full_table_keeps_old_flows_and_refuses_new_ones() {
 }
 
 #[test]
+fn one_source_leaves_room_for_others() {
+    let mut bench = Bench::new(Limits { flows: 64, per_source: 3, ..Limits::default() });
+    let flow = |source, port| packet(17, (source, port), (1, 53), 0);
+    for port in 1..=3 {
+        assert!(bench.inbound(&OPEN, &flow(2, port)).passes());
+    }
+    assert_eq!(bench.inbound(&OPEN, &flow(2, 4)), Judgement::Drop(Dropped::TableFull));
+    assert!(bench.inbound(&OPEN, &flow(2, 3)).passes(), "what it has begun goes on");
+    assert!(bench.inbound(&OPEN, &flow(3, 1)).passes());
+    // Whoever is the lower end: what is counted is who began.
+    for port in 1..=3 {
+        assert!(bench.outbound(&OPEN, &packet(17, (1, 4000 + port), (9, 53), 0)).passes());
+    }
+    assert!(bench.inbound(&OPEN, &flow(9, 1)).passes(), "answering is not beginning");
+    bench.now += Duration::from_secs(31);
+    assert!(bench.inbound(&OPEN, &flow(2, 4)).passes(), "what has expired does not count");
+    bench.table.forget_address(IpAddr::from([10, 0, 0, 1]));
+    assert!(bench.table.is_empty());
+    for port in 1..=3 {
+        assert!(bench.inbound(&OPEN, &flow(2, port)).passes());
+    }
+}
+
+#[test]
 fn known_flows_are_judged_at_their_next_packet() {
     let mut bench = Bench::new(Limits::default());
     let tuple = |port| Tuple {

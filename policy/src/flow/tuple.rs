@@ -131,6 +131,14 @@ impl Key {
         let mixed = fold(a ^ s, b ^ t) ^ fold(c ^ u, d ^ v).rotate_left(23) ^ fold(self.rest ^ w, s ^ v);
         fold(mixed ^ u, w | 1)
     }
+
+    /// A hash of the lower end's address alone, or of the higher one's.
+    pub(super) fn hash_of_end(&self, low: bool, seeds: &Seeds) -> u64 {
+        let [a, b, c, d] = self.ends;
+        let [s, t, _, _, w] = seeds.0;
+        let (upper, lower) = if low { (a, b) } else { (c, d) };
+        fold(fold(upper ^ s, lower ^ t) ^ t, w | 1)
+    }
 }
 
 /// Secret numbers that a [`Key`] is hashed with.

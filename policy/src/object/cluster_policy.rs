@@ -264,6 +264,11 @@ fn read_rule(at: &At<'_>, egress: bool, report: &mut Report) -> Option<ClusterRu
         read_peer(at, egress, &mut read_peers, report);
     }
     let listed = fields.list("protocols", report);
+    if listed.is_empty()
+        && let Some(at) = fields.get("protocols")
+    {
+        report.add(&at.path, "an empty list", "leave it out for every protocol");
+    }
     limited(&fields.path("protocols"), listed.len(), report);
     let addresses = read_peers.iter().any(|peer| matches!(peer, ClusterPeer::Network(_)));
     let ports =
@@ -299,7 +304,10 @@ fn read_peer(at: &At<'_>, egress: bool, peers: &mut Vec<ClusterPeer>, report: &m
                 report.add(&at.path, "empty", "write at least one block of addresses");
             }
             limited(&at.path, networks.len(), report);
-            for network in networks {
+            for (i, network) in networks.iter().enumerate() {
+                if networks[..i].iter().any(|before| before.value == network.value) {
+                    report.add(&network.path, describe(network.value), "is there already: write it once");
+                }
                 let block = network.text(report).and_then(|text| block::cidr(&network.path, text, report));
                 peers.extend(block.map(|cidr| ClusterPeer::Network(Block::new(cidr, []))));
             }
