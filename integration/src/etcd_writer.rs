@@ -2,7 +2,7 @@
 
 use std::io;
 
-use etcd_client::{Client, Txn, TxnOp};
+use etcd_client::{Client, ResponseHeader, Txn, TxnOp};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{Etcd, Namespace};
@@ -38,32 +38,35 @@ impl EtcdWriter {
         made.unwrap_or_else(|error| panic!("{}: cannot connect to etcd: {error}", place.name()))
     }
 
-    /// Writes these keys and values; those in one batch of 120 appear together.
+    /// Writes these keys and values; those in one batch of 120 appear together. Returns the revision of the last one.
     ///
     /// # Panics
     /// When etcd refuses.
     #[track_caller]
-    pub fn put_all(&mut self, entries: &[(String, String)]) {
+    pub fn put_all(&mut self, entries: &[(String, String)]) -> u64 {
         let operations = entries.iter().map(|(key, value)| TxnOp::put(key.as_bytes(), value.as_bytes(), None));
-        self.apply(operations.collect());
+        self.apply(operations.collect())
     }
 
-    /// Deletes these keys; those in one batch of 120 disappear together.
+    /// Deletes these keys; those in one batch of 120 disappear together. Returns the revision of the last one.
     ///
     /// # Panics
     /// When etcd refuses.
     #[track_caller]
-    pub fn delete_all(&mut self, keys: &[String]) {
-        self.apply(keys.iter().map(|key| TxnOp::delete(key.as_bytes(), None)).collect());
+    pub fn delete_all(&mut self, keys: &[String]) -> u64 {
+        self.apply(keys.iter().map(|key| TxnOp::delete(key.as_bytes(), None)).collect())
     }
 
     #[track_caller]
-    fn apply(&mut self, operations: Vec<TxnOp>) {
+    fn apply(&mut self, operations: Vec<TxnOp>) -> u64 {
+        let mut revision = 0;
         for batch in operations.chunks(OPERATIONS) {
             let done = self.runtime.block_on(self.client.txn(Txn::new().and_then(batch)));
-            if let Err(error) = done {
-                panic!("etcd: {error}");
+            match done {
+                Ok(done) => revision = done.header().map_or(0, ResponseHeader::revision),
+                Err(error) => panic!("etcd: {error}"),
             }
         }
+        u64::try_from(revision).unwrap_or_default()
     }
 }

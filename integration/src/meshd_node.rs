@@ -2,7 +2,9 @@
 
 use std::{
     env, fs,
+    io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitStatus,
     sync::{
@@ -282,6 +284,17 @@ impl MeshdNode {
     #[track_caller]
     pub fn status(&self) -> Value {
         self.json(&["status"])
+    }
+
+    /// The revision up to which policies are in force, asked without a process for each question.
+    #[must_use]
+    pub fn policy_revision(&self) -> Option<u64> {
+        let mut stream = UnixStream::connect(self.run_dir().join("meshd.sock")).ok()?;
+        stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: meshd\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let status: Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
+        status["policy"]["revision"].as_u64()
     }
 
     /// `meshctl -o json peers`.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
 mod bridged;
+mod churn;
 mod kernel;
 mod objects;
 mod packets;

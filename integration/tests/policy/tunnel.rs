@@ -4,7 +4,7 @@
 //!   east1 (pod client) ── router ── west1 (pod db)
 //! ```
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use serde_json::json;
 
@@ -62,6 +62,38 @@ fn a_policy_refuses_and_allows_and_goes() {
         server.assert_reached(client);
     }
     mesh.sniffer.assert_clean();
+}
+
+#[test]
+fn what_comes_for_a_process_of_the_node_is_judged_where_it_begins_alone() {
+    let mesh = two_pods("policy-process");
+    let (client, west) = (mesh.pod("east1"), mesh.node("west1"));
+    let servers: Vec<Server> =
+        west.overlay().into_iter().map(|address| Server::start(west.host(), address, 9000)).collect();
+    put_policy(&mesh.etcd, "shop", "closed", &json!({"podSelector": {}}));
+    await_in_force(&mesh);
+    for server in &servers {
+        server.assert_reached(client);
+    }
+    let blocks: Vec<_> =
+        west.overlay().iter().map(|ip| json!({"ipBlock": {"cidr": format!("{ip}/{}", bits(*ip))}})).collect();
+    let egress =
+        |rules| json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"], "egress": rules});
+    put_policy(&mesh.etcd, "shop", "out", &egress(json!([])));
+    await_in_force(&mesh);
+    for server in &servers {
+        server.assert_not_reached(client);
+    }
+    put_policy(&mesh.etcd, "shop", "out", &egress(json!([{"to": blocks}])));
+    await_in_force(&mesh);
+    for server in &servers {
+        server.assert_reached(client);
+    }
+    mesh.sniffer.assert_clean();
+}
+
+fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 #[test]

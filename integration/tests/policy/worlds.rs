@@ -6,9 +6,9 @@
 //! ```
 
 #[path = "../../../policy/tests/reference/generate.rs"]
-mod generate;
+pub(crate) mod generate;
 #[path = "../../../policy/tests/reference/model.rs"]
-mod model;
+pub(crate) mod model;
 
 use std::{
     collections::{BTreeSet, HashSet},

@@ -23,11 +23,17 @@ use super::{
     ruleset::{Frame, RuleTable},
     world::World,
 };
+use crate::kernel::give_back_memory;
 
 /// How often flows that have ended are swept out of the tunnel's table, a part at a time.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Most flows that one sweep looks at.
 const SWEPT: usize = 4096;
+
+/// So many changes at once leave much memory behind.
+const MANY: usize = 4096;
+/// When it is given back: once those that handed them over are done with them as well.
+const GIVE_BACK: Duration = Duration::from_secs(5);
 
 /// How long to wait before trying again what the kernel refused.
 const RETRY: Duration = Duration::from_secs(1);
@@ -44,6 +50,8 @@ pub(super) struct Worker {
     host: watch::Sender<Host>,
     /// What the kernel refused is tried again then.
     retry_at: Option<Instant>,
+    /// Memory is given back then.
+    give_back_at: Option<Instant>,
     mailbox: Arc<Mailbox>,
     gate: Arc<Gate>,
     applied: watch::Sender<Applied>,
@@ -70,6 +78,7 @@ impl Worker {
             seen: Host::default(),
             host,
             retry_at: None,
+            give_back_at: None,
             mailbox,
             gate,
             applied,
@@ -85,10 +94,14 @@ impl Worker {
         let mut sweep_at = Instant::now() + SWEEP;
         loop {
             // A table without flows needs no sweeping, and an idle node no waking.
-            let deadline = [self.gate.has_flows().then_some(sweep_at), self.retry_at].into_iter().flatten().min();
+            let sweep = self.gate.has_flows().then_some(sweep_at);
+            let deadline = [sweep, self.retry_at, self.give_back_at].into_iter().flatten().min();
             let Some(mut letter) = self.mailbox.wait(deadline) else { return };
             let questions = std::mem::take(&mut letter.questions);
             let look = letter.look;
+            if letter.changes.len() >= MANY {
+                self.give_back_at = Some(Instant::now() + GIVE_BACK);
+            }
             let changed = self.world.take(letter);
             let whole = !look || self.is_whole();
             let moved = (look || changed) && self.look_at_host();
@@ -109,6 +122,10 @@ impl Worker {
             }
             for question in questions {
                 (question.0)(&self.world);
+            }
+            if self.give_back_at.is_some_and(|at| at <= now) {
+                self.give_back_at = None;
+                give_back_memory();
             }
             if now >= sweep_at {
                 self.gate.sweep(now, SWEPT);

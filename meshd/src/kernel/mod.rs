@@ -58,6 +58,7 @@ pub use nft::{
 pub use observed::{KernelRoute, KernelRule, Observed, ObservedTun, Target};
 pub use plan::{FLOOR_METRIC, MAIN_TABLE, Plan, ROUTE_METRIC, plan};
 pub use reconcile::{ReconcileError, Report};
+pub(crate) use sys::give_back_memory;
 pub use sysctl::{Saved, Setting, Sysctls};
 pub use underlay::{Neighbour, Underlay, UnderlayError, UnderlayFamily, UnderlaySelection};
 pub use watch::{KernelEvents, KernelWatch};
