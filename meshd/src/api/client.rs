@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 
 /// How long one read or write may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer may take that depends on others'. The daemon ends a connection after a minute.
+const SLOW: Duration = Duration::from_secs(58);
 /// Longest answer that is read; 5,000 peers need about 2 MB.
 const MAX_ANSWER: u64 = 64 << 20;
 
@@ -63,7 +65,19 @@ impl Client {
     /// # Errors
     /// When there is no such answer.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        serde_json::from_str(&self.get_text(path)?).map_err(|error| ClientError::Malformed(error.to_string()))
+        Self::read(&self.get_text(path)?)
+    }
+
+    /// [`get`](Self::get) of what takes the daemon a while, because it asks others.
+    ///
+    /// # Errors
+    /// When there is no such answer.
+    pub fn get_slowly<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        Self::read(&self.get_text_within(path, SLOW)?)
+    }
+
+    fn read<T: DeserializeOwned>(text: &str) -> Result<T, ClientError> {
+        serde_json::from_str(text).map_err(|error| ClientError::Malformed(error.to_string()))
     }
 
     /// `GET path`, as it is.
@@ -71,11 +85,15 @@ impl Client {
     /// # Errors
     /// When there is no such answer.
     pub fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        self.get_text_within(path, TIMEOUT)
+    }
+
+    fn get_text_within(&self, path: &str, patience: Duration) -> Result<String, ClientError> {
         let socket = || self.socket.display().to_string();
         let mut stream = UnixStream::connect(&self.socket)
             .map_err(|source| ClientError::Unreachable { socket: socket(), source })?;
         let broken = |source| ClientError::Broken { socket: socket(), source };
-        stream.set_read_timeout(Some(TIMEOUT)).map_err(broken)?;
+        stream.set_read_timeout(Some(patience)).map_err(broken)?;
         stream.set_write_timeout(Some(TIMEOUT)).map_err(broken)?;
         // HTTP/1.0: the answer ends with the connection and is never chunked.
         write!(stream, "GET {path} HTTP/1.0\r\nHost: meshd\r\n\r\n").map_err(broken)?;

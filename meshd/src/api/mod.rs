@@ -8,6 +8,9 @@
 //! GET /v1/policies             [Policy]
 //! GET /v1/policies/NS/NAME     ShownPolicy; NAME alone of a ClusterNetworkPolicy
 //! GET /v1/policy/explain?src=SRC&dst=DST&service=PROTO/PORT   Explained; SRC and DST are NS/POD or an address
+//! GET /v1/ping?target=NAME|IP  Ping: how far packets get, layer by layer; takes as long as the answers do
+//! GET /v1/echo?address=IP&size=BYTES   Echoed: one echo to an address of the mesh, the whole packet that long
+//! GET /v1/doctor               Diagnosis: what keeps packets from getting through
 //! GET /v1/flows?after=NUMBER   [FlowSample], those with a higher number
 //! …   /v1/attachments…         the CNI plugin's, see `cni::daemon`
 //! ```
@@ -27,6 +30,7 @@
 mod attachments;
 mod client;
 mod connection;
+mod diagnosis;
 mod health;
 mod metrics;
 mod monitor;
@@ -35,6 +39,7 @@ mod types;
 mod uapi;
 
 pub use client::{Client, ClientError};
+pub use diagnosis::{Diagnosis, Echoed, Finding, Layer, LayerKind, Ping, Severity};
 pub use health::Check;
 pub use metrics::Figures;
 pub use monitor::monitor;

@@ -1,6 +1,6 @@
 //! The side of the daemon.
 
-use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
+use std::{fs, io, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -9,18 +9,20 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
-use tokio::net::UnixListener;
+use serde::Serialize;
+use tokio::{net::UnixListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     attachments,
     connection::{Bounded, Caller},
+    diagnosis::{Diagnosis, Echoed, Ping},
     health::Check,
     metrics::Figures,
     types,
     uapi::Device,
 };
-use crate::{attachments::Attachments, enforcement::FlowSample};
+use crate::{attachments::Attachments, echo::Echo, enforcement::FlowSample};
 
 /// Where answers come from. Each call is a look at the present state and does not wait.
 pub trait Source: Send + Sync + 'static {
@@ -40,6 +42,13 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// When the question makes no sense, or names a pod that is not known.
     fn explain(&self, question: &Question) -> Result<types::Explained, QuestionError>;
+    /// `GET /v1/ping`: how far packets to `target` get. Waits for answers.
+    ///
+    /// # Errors
+    /// When nothing is known by that name or address.
+    fn reach(&self, target: &str) -> Result<Ping, QuestionError>;
+    /// `GET /v1/doctor`. Waits for answers, of etcd and of peers that are not reached.
+    fn diagnose(&self) -> Diagnosis;
     /// `GET /v1/flows`
     fn flows(&self, after: u64) -> Vec<FlowSample>;
     /// `GET /livez`: whether the threads come round.
@@ -85,12 +94,14 @@ pub enum QuestionError {
 impl Question {
     /// The question in a query string; its parts need no escaping.
     fn from_query(query: &str) -> Option<Self> {
-        let part = |name: &str| {
-            let of = |pair: &str| Some(pair.strip_prefix(name)?.strip_prefix('=')?.to_owned());
-            query.split('&').find_map(of)
-        };
+        let part = |name: &str| part(query, name).map(str::to_owned);
         Some(Self { source: part("src")?, destination: part("dst")?, service: part("service")? })
     }
+}
+
+/// The value of `name` in a query string whose parts need no escaping.
+fn part<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// Why the socket could not be served.
@@ -140,6 +151,9 @@ pub fn serve(
         .route("/v1/policies", get(policies))
         .route("/v1/policies/{*name}", get(policy))
         .route("/v1/policy/explain", get(explain))
+        .route("/v1/ping", get(ping))
+        .route("/v1/echo", get(echo))
+        .route("/v1/doctor", get(diagnose))
         .route("/v1/flows", get(flows))
         .with_state(Arc::clone(&source))
         .merge(attachments::router(source, attached));
@@ -171,16 +185,61 @@ async fn policy(State(source): State<Arc<dyn Source>>, extract::Path(name): extr
     }
 }
 
-async fn explain(State(source): State<Arc<dyn Source>>, extract::RawQuery(query): extract::RawQuery) -> Response {
-    let Some(question) = Question::from_query(&query.unwrap_or_default()) else {
-        return (StatusCode::BAD_REQUEST, "the query needs src, dst and service\n").into_response();
+/// Questions that wait for packets, at a time: each holds a thread.
+static WAITING: Semaphore = Semaphore::const_new(8);
+
+async fn ping(State(source): State<Arc<dyn Source>>, extract::RawQuery(query): extract::RawQuery) -> Response {
+    let query = query.unwrap_or_default();
+    let Some(target) = part(&query, "target").map(str::to_owned) else {
+        return (StatusCode::BAD_REQUEST, "the query needs a target\n").into_response();
     };
-    match tokio::task::spawn_blocking(move || source.explain(&question)).await {
-        Ok(Ok(explained)) => Json(explained).into_response(),
+    answer(move || source.reach(&target)).await
+}
+
+async fn echo(State(source): State<Arc<dyn Source>>, extract::RawQuery(query): extract::RawQuery) -> Response {
+    let query = query.unwrap_or_default();
+    let address: Option<IpAddr> = part(&query, "address").and_then(|text| text.parse().ok());
+    let size: Option<u16> = part(&query, "size").and_then(|text| text.parse().ok());
+    let (Some(to), Some(packet)) = (address, size) else {
+        return (StatusCode::BAD_REQUEST, "the query needs an address and a size in bytes\n").into_response();
+    };
+    // Whoever may open the socket may not have this node send to any address there is.
+    let routes = source.routes();
+    if !routes.iter().any(|route| route.dst.contains(&to)) {
+        return (StatusCode::NOT_FOUND, format!("{to} is no address of the mesh\n")).into_response();
+    }
+    answer(move || {
+        let asked = Echo { packet, ..Echo::to(to) }.ask();
+        Ok(match asked {
+            Ok(took) => Echoed { round_trip: Some(took.as_secs_f64()), text: String::new() },
+            Err(error) => Echoed { round_trip: None, text: error.to_string() },
+        })
+    })
+    .await
+}
+
+async fn diagnose(State(source): State<Arc<dyn Source>>) -> Response {
+    answer(move || Ok(source.diagnose())).await
+}
+
+/// Works an answer out in a thread that may wait.
+async fn answer<T: Serialize + Send + 'static>(
+    ask: impl FnOnce() -> Result<T, QuestionError> + Send + 'static,
+) -> Response {
+    let Ok(_permit) = WAITING.acquire().await else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+    match tokio::task::spawn_blocking(ask).await {
+        Ok(Ok(answer)) => Json(answer).into_response(),
         Ok(Err(error @ QuestionError::NotFound(_))) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
         Ok(Err(error)) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+async fn explain(State(source): State<Arc<dyn Source>>, extract::RawQuery(query): extract::RawQuery) -> Response {
+    let Some(question) = Question::from_query(&query.unwrap_or_default()) else {
+        return (StatusCode::BAD_REQUEST, "the query needs src, dst and service\n").into_response();
+    };
+    answer(move || source.explain(&question)).await
 }
 
 async fn flows(
@@ -188,7 +247,7 @@ async fn flows(
     extract::RawQuery(query): extract::RawQuery,
 ) -> Json<Vec<FlowSample>> {
     let query = query.unwrap_or_default();
-    let after = query.strip_prefix("after=").and_then(|number| number.parse().ok()).unwrap_or(0);
+    let after = part(&query, "after").and_then(|number| number.parse().ok()).unwrap_or(0);
     Json(source.flows(after))
 }
 

@@ -1,12 +1,13 @@
 //! `meshd`, the node daemon.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use meshd::{
     daemon::{self, Outcome},
     install_cni::{InstallCniFlags, Installed, install_cni},
+    manual,
     settings::{CleanupFlags, CleanupSettings, Log, LogFormat, RunFlags, Settings, SettingsError},
 };
 
@@ -37,6 +38,17 @@ enum Command {
     ///
     /// It can be said again: what is as it should be stays untouched. It ends with 4 when the daemon is not ready in time.
     InstallCni(InstallCniFlags),
+    /// Prints a completion script for a shell
+    Completions {
+        /// The shell
+        shell: manual::Shell,
+    },
+    /// Writes the manual pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -71,6 +83,18 @@ fn main() -> ExitCode {
                 }
                 Err(error) => Err(error),
             }
+        }
+        Command::Completions { shell } => {
+            // A reader that closes the pipe early has had enough.
+            let _ = std::io::stdout().write_all(manual::completions(&mut Cli::command(), shell).as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Command::Man { folder } => {
+            if let Err(error) = manual::man_pages(Cli::command(), &folder) {
+                complain(&format!("meshd: {}: {error}", folder.display()));
+                return ExitCode::from(FAILED);
+            }
+            return ExitCode::SUCCESS;
         }
     };
     match outcome {
@@ -113,8 +137,6 @@ fn log_to_stderr(log: Log) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -1,6 +1,10 @@
 //! How etcd is reached: members, TLS, user; everything that can be wrong with it is said at once.
 
-use std::{fmt, net::IpAddr, path::PathBuf};
+use std::{
+    fmt, fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use zeroize::Zeroizing;
 
@@ -11,7 +15,7 @@ pub struct EtcdOptions {
     pub endpoints: Vec<String>,
     /// Prefix of every key, `/meshd` by default; a slash at its end is dropped.
     pub prefix: String,
-    /// TLS files. Read anew for each connection, so that a renewed certificate is taken up.
+    /// TLS files. Read anew for each connection; one that has changed makes a running daemon connect anew.
     pub tls: TlsFiles,
     /// etcd user and password.
     pub user: Option<Credentials>,
@@ -35,7 +39,14 @@ pub struct TlsFiles {
 pub struct Credentials {
     /// The user's name.
     pub user: String,
-    password: Zeroizing<String>,
+    password: Password,
+}
+
+#[derive(Clone)]
+enum Password {
+    Given(Zeroizing<String>),
+    /// Read anew for each connection.
+    InFile(PathBuf),
 }
 
 /// What is wrong with [`EtcdOptions`].
@@ -106,11 +117,34 @@ impl Credentials {
     /// A user and its password.
     #[must_use]
     pub fn new(user: impl Into<String>, password: impl Into<String>) -> Self {
-        Self { user: user.into(), password: Zeroizing::new(password.into()) }
+        Self { user: user.into(), password: Password::Given(Zeroizing::new(password.into())) }
     }
 
-    pub(crate) fn password(&self) -> &str {
-        &self.password
+    /// A user whose password stands in `file`, on one line, and is read anew for each connection.
+    ///
+    /// # Errors
+    /// When it cannot be read now.
+    pub fn in_file(user: impl Into<String>, file: PathBuf) -> io::Result<Self> {
+        let credentials = Self { user: user.into(), password: Password::InFile(file) };
+        credentials.password().map(|_| credentials)
+    }
+
+    pub(crate) fn password(&self) -> io::Result<Zeroizing<String>> {
+        match &self.password {
+            Password::Given(password) => Ok(password.clone()),
+            Password::InFile(file) => {
+                let text = fs::read_to_string(file).map(Zeroizing::new)?;
+                Ok(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+            }
+        }
+    }
+
+    /// The file that the password stands in.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        match &self.password {
+            Password::Given(_) => None,
+            Password::InFile(file) => Some(file),
+        }
     }
 }
 
@@ -144,11 +178,11 @@ impl EtcdOptions {
         if self.tls.cert.is_some() != self.tls.key.is_some() {
             errors.push(EtcdOptionsError::HalfIdentity);
         }
-        let prefix = self.prefix.strip_suffix('/').unwrap_or(&self.prefix);
-        if !is_prefix(prefix) {
-            errors.push(EtcdOptionsError::Prefix(self.prefix.chars().take(80).collect()));
+        let prefix = check_prefix(&self.prefix).map_err(|error| errors.push(error));
+        match prefix {
+            Ok(prefix) if errors.is_empty() => Ok((members, prefix)),
+            _ => Err(errors),
         }
-        if errors.is_empty() { Ok((members, prefix.to_owned())) } else { Err(errors) }
     }
 
     fn check_endpoint(&self, endpoint: &str) -> Result<Member, EtcdOptionsError> {
@@ -199,6 +233,19 @@ fn split_host_port(text: &str) -> Option<(&str, &str)> {
     let (host, port) = text.rsplit_once(':')?;
     let bracketed = host.starts_with('[') && host.ends_with(']');
     (bracketed || !host.contains(':')).then_some((host, port))
+}
+
+/// The prefix without a slash at its end, if it can be one.
+///
+/// # Errors
+/// [`EtcdOptionsError::Prefix`].
+pub fn check_prefix(given: &str) -> Result<String, EtcdOptionsError> {
+    let prefix = given.strip_suffix('/').unwrap_or(given);
+    if is_prefix(prefix) {
+        Ok(prefix.to_owned())
+    } else {
+        Err(EtcdOptionsError::Prefix(given.chars().take(80).collect()))
+    }
 }
 
 fn is_prefix(prefix: &str) -> bool {

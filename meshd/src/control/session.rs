@@ -14,6 +14,7 @@ use etcd_client::{
     WatchOptions, WatchResponse, WatchStream,
 };
 
+pub(crate) use self::dialer::Files;
 pub use self::dialer::{Dialer, OpenError};
 use self::failure::{Failure, bounded, classify, within_deadline};
 use super::{
@@ -230,6 +231,15 @@ impl Session {
             Ok(_) | Err(CallError::LeaseNotFound) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// The version of the member's etcd.
+    ///
+    /// # Errors
+    /// When etcd does not answer or refuses.
+    pub async fn version(&self) -> Result<String, CallError> {
+        let answered = self.authenticated(|mut client| async move { client.status().await }).await.map_err(classify)?;
+        Ok(answered.version().to_owned())
     }
 
     /// A watch on every key below the prefix, from `from` on.

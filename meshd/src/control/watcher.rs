@@ -13,12 +13,15 @@
 use std::{collections::BTreeSet, convert::Infallible, pin::Pin, time::Duration};
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval},
+};
 use tracing::{debug, info, warn};
 
 use super::{
     backoff::Backoff,
-    session::{CALL_DEADLINE, Dialer, Session, Watch, WatchEvent, WatchMessage},
+    session::{CALL_DEADLINE, Dialer, Files, OpenError, Session, Watch, WatchEvent, WatchMessage},
     types::{CallError, Entry, Revision},
 };
 
@@ -84,6 +87,8 @@ pub(crate) struct Watcher {
     rng: StdRng,
     out: mpsc::Sender<StoreInput>,
     requests: mpsc::Receiver<WatcherRequest>,
+    /// What the present session was opened with.
+    files: Files,
     /// Whether a session served since the last failure was reported.
     served: bool,
     backoff: Backoff,
@@ -140,6 +145,8 @@ impl Audit {
 enum End {
     Failed(CallError),
     Suspected,
+    /// There are other certificates, or another password, and they are good.
+    Renewed,
     /// Nobody listens any more.
     Closed,
 }
@@ -158,7 +165,8 @@ impl Watcher {
         requests: mpsc::Receiver<WatcherRequest>,
     ) -> Self {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        Self { dialer, pace, rng: StdRng::from_os_rng(), out, requests, served: false, backoff }
+        let files = dialer.files();
+        Self { dialer, pace, rng: StdRng::from_os_rng(), out, requests, files, served: false, backoff }
     }
 
     /// Runs until nobody listens.
@@ -171,11 +179,13 @@ impl Watcher {
         for turn in (0..members.len()).cycle() {
             generation += 1;
             let member = &members[turn];
+            self.files = self.dialer.files();
             let error = match self.dialer.open(member, generation).await {
                 Ok(session) => match self.serve(&session).await {
                     End::Closed => return,
                     End::Failed(error) => error.to_string(),
                     End::Suspected => "a call went without an answer".to_owned(),
+                    End::Renewed => continue,
                 },
                 Err(error) => error.to_string(),
             };
@@ -239,6 +249,8 @@ impl Watcher {
         let mut asked = false;
         let mut audit = Audit::Waiting { until: Instant::now() + self.audit_interval() };
         let mut deleted_since = BTreeSet::new();
+        let mut look_at_files = interval(self.pace.idle);
+        look_at_files.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let silence_ends = last_sign + self.pace.idle + if asked { CALL_DEADLINE } else { Duration::ZERO };
             tokio::select! {
@@ -268,6 +280,11 @@ impl Watcher {
                     watch.request_progress().await?;
                     asked = true;
                 }
+                _ = look_at_files.tick() => {
+                    if self.renewed(session).await {
+                        return Err(End::Renewed);
+                    }
+                }
                 step = audit.step() => {
                     let step = step?;
                     audit = match (audit, step) {
@@ -294,6 +311,29 @@ impl Watcher {
                     Some(WatcherRequest::Suspect { .. }) => {}
                     None => return Err(End::Closed),
                 },
+            }
+        }
+    }
+
+    /// Whether the files have changed, and serve. If they do not, the session from before goes on.
+    async fn renewed(&mut self, session: &Session) -> bool {
+        let files = self.dialer.files();
+        if files == self.files {
+            return false;
+        }
+        self.files = files;
+        let tried = async {
+            let tried = self.dialer.open(session.member(), session.generation()).await?;
+            tried.list_below("config").await.map_err(OpenError::from)
+        };
+        match tried.await {
+            Ok(_) => {
+                info!(endpoint = %session.member(), "files for etcd have changed, connecting anew with them");
+                true
+            }
+            Err(error) => {
+                warn!(endpoint = %session.member(), %error, "files for etcd have changed, and do not serve: the connection from before goes on");
+                false
             }
         }
     }

@@ -2,11 +2,13 @@
 
 mod acceptance;
 mod cleanup;
+mod diagnose;
 mod enforced;
 mod node;
 mod peer_config;
 mod published;
 mod pulse;
+mod reach;
 mod roamed;
 mod told;
 mod underlay;

@@ -2,6 +2,7 @@
 //! difference.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -22,7 +23,7 @@ use super::{
     acceptance::Acceptance,
     cached_subnets,
     enforced::enforce,
-    published::{Identity, InForce, Published},
+    published::{Carrier, Identity, InForce, Published},
     pulse::Pulse,
     roamed::Roamed,
     told::Told,
@@ -179,6 +180,8 @@ impl Node {
             in_force: Mutex::new(InForce::default()),
             attachments: Arc::clone(&attachments),
             pulse: Arc::new(Pulse::new(Instant::now())),
+            etcd: settings.etcd.clone(),
+            state_dir: settings.state_dir.clone(),
             private_key,
             warnings: Mutex::default(),
         });
@@ -402,7 +405,16 @@ impl Node {
             record_problems: Arc::clone(&self.record_problems),
             problems,
             firewall_drops: self.firewall_drops.clone(),
+            underlay: self.carriers(),
         });
+    }
+
+    /// The interfaces that carry the outer packets.
+    fn carriers(&self) -> Vec<Carrier> {
+        let links = Family::BOTH.into_iter().filter_map(|family| underlay::of(&self.underlay, family));
+        let carriers: BTreeSet<Carrier> =
+            links.map(|link| Carrier { name: link.name.to_string(), mtu: link.mtu }).collect();
+        carriers.into_iter().collect()
     }
 
     /// Before the first routes are made, rules must be there that no packet on them passes unjudged. Returns whether they

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Instant, UNIX_EPOCH},
 };
@@ -13,7 +14,7 @@ use super::{peer_config, pulse::Pulse};
 use crate::{
     api::{self, Check, Device, DevicePeer, DropCount, Figures, Peer, Route, Source, Status},
     attachments::Attachments,
-    control::{self, ControlStatus, membership::MembershipState},
+    control::{self, ControlStatus, etcd_options::EtcdOptions, membership::MembershipState},
     enforcement::{Enforcement, FlowSample},
     kernel,
     mesh::{
@@ -48,6 +49,16 @@ pub(super) struct InForce {
     /// Problems of this machine: the kernel's, the tunnel's.
     pub(super) problems: Vec<Problem>,
     pub(super) firewall_drops: Vec<DropCount>,
+    /// Interfaces that carry the outer packets.
+    pub(super) underlay: Vec<Carrier>,
+}
+
+/// An interface that carries the outer packets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Carrier {
+    pub(super) name: String,
+    /// In bytes.
+    pub(super) mtu: u32,
 }
 
 /// The shared state behind the API.
@@ -59,6 +70,9 @@ pub(super) struct Published {
     pub(super) in_force: Mutex<InForce>,
     pub(super) attachments: Arc<Attachments>,
     pub(super) pulse: Arc<Pulse>,
+    /// For asking members about themselves.
+    pub(super) etcd: EtcdOptions,
+    pub(super) state_dir: PathBuf,
     /// For WireGuard's own tools, when root uses them.
     pub(super) private_key: PrivateKey,
     /// What is not well with the ways of asking, by code. They keep no packet from its way.
@@ -86,7 +100,7 @@ impl Published {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, InForce> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, InForce> {
         self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -103,6 +117,40 @@ impl Published {
             policies: applied.policies,
             verdicts: counts.map(|(reason, packets)| DropCount { reason: reason.name().to_owned(), packets }).collect(),
         }
+    }
+
+    /// The other nodes and outside peers, each with the tunnel's name for it.
+    pub(super) fn peers_by_owner(&self) -> Vec<(String, Peer)> {
+        let tunnel = self.tunnel_peers();
+        let in_force = self.lock();
+        let Some(plan) = &in_force.plan else { return Vec::new() };
+        let mut peers = Vec::new();
+        for (owner, member) in in_force.snapshot.members.iter() {
+            let status = tunnel.get(&owner.to_string());
+            let (path, reason) = worse_path(plan, owner, status);
+            let id = match owner {
+                Owner::Node(id) => id.to_string(),
+                Owner::Lease(_) | Owner::Outside(_) => member.name.clone(),
+            };
+            let site = member.site.as_ref().map(ToString::to_string);
+            peers.push((
+                owner.to_string(),
+                peer(member.name.clone(), id, site, member.prefixes().collect(), path, reason, status),
+            ));
+        }
+        for (name, outside) in in_force.snapshot.outside.iter() {
+            let owner = Owner::Outside(name.clone());
+            let status = tunnel.get(&owner.to_string());
+            let (path, reason) = match status {
+                Some(_) => (api::Path::Wireguard, String::new()),
+                None => (api::Path::Unreachable, "refused here; see status".to_owned()),
+            };
+            let site = outside.site.as_ref().map(ToString::to_string);
+            let name = name.to_string();
+            let allowed = outside.allowed_ips.clone();
+            peers.push((owner.to_string(), peer(name.clone(), name, site, allowed, path, reason, status)));
+        }
+        peers
     }
 
     fn tunnel_peers(&self) -> BTreeMap<String, PeerStatus> {
@@ -171,32 +219,15 @@ impl Source for Published {
     }
 
     fn peers(&self) -> Vec<Peer> {
-        let tunnel = self.tunnel_peers();
-        let in_force = self.lock();
-        let Some(plan) = &in_force.plan else { return Vec::new() };
-        let mut peers = Vec::new();
-        for (owner, member) in in_force.snapshot.members.iter() {
-            let status = tunnel.get(&owner.to_string());
-            let (path, reason) = worse_path(plan, owner, status);
-            let id = match owner {
-                Owner::Node(id) => id.to_string(),
-                Owner::Lease(_) | Owner::Outside(_) => member.name.clone(),
-            };
-            let site = member.site.as_ref().map(ToString::to_string);
-            peers.push(peer(member.name.clone(), id, site, member.prefixes().collect(), path, reason, status));
-        }
-        for (name, outside) in in_force.snapshot.outside.iter() {
-            let owner = Owner::Outside(name.clone());
-            let status = tunnel.get(&owner.to_string());
-            let (path, reason) = match status {
-                Some(_) => (api::Path::Wireguard, String::new()),
-                None => (api::Path::Unreachable, "refused here; see status".to_owned()),
-            };
-            let site = outside.site.as_ref().map(ToString::to_string);
-            let name = name.to_string();
-            peers.push(peer(name.clone(), name, site, outside.allowed_ips.clone(), path, reason, status));
-        }
-        peers
+        self.peers_by_owner().into_iter().map(|(_, peer)| peer).collect()
+    }
+
+    fn reach(&self, target: &str) -> Result<api::Ping, api::QuestionError> {
+        Self::reach(self, target)
+    }
+
+    fn diagnose(&self) -> api::Diagnosis {
+        Self::diagnose(self)
     }
 
     fn routes(&self) -> Vec<Route> {

@@ -75,7 +75,7 @@ pub(super) fn local(
     }
 }
 
-fn of(underlay: &Underlay, family: Family) -> Option<&UnderlayFamily> {
+pub(super) fn of(underlay: &Underlay, family: Family) -> Option<&UnderlayFamily> {
     match family {
         Family::V4 => underlay.ipv4.as_ref(),
         Family::V6 => underlay.ipv6.as_ref(),

@@ -1,12 +1,10 @@
 //! The flags of `meshd run`, which are also the keys of its file and, as `MESHD_*`, variables; those of
 //! `meshd cleanup` are a few of them.
 
-use std::{fs, net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
-
-use zeroize::Zeroizing;
 
 use crate::{
     control::etcd_options::{Credentials, EtcdOptions, TlsFiles},
@@ -249,8 +247,8 @@ impl EtcdFlags {
     pub fn check(self, mistakes: &mut Vec<String>) -> EtcdOptions {
         let endpoints = self.endpoints.unwrap_or_else(|| vec!["http://127.0.0.1:2379".to_owned()]);
         let user = match (self.username, self.password_file) {
-            (Some(user), Some(file)) => match fs::read_to_string(&file).map(Zeroizing::new) {
-                Ok(password) => Some(Credentials::new(user, password.trim_end_matches(['\r', '\n']))),
+            (Some(user), Some(file)) => match Credentials::in_file(user, file.clone()) {
+                Ok(credentials) => Some(credentials),
                 Err(error) => {
                     mistakes.push(format!("--etcd-password-file {}: {error}", file.display()));
                     None

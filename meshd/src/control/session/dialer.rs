@@ -1,6 +1,6 @@
 //! Opens sessions, with TLS and user.
 
-use std::{io, path::Path, sync::Arc};
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::SystemTime};
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use zeroize::Zeroizing;
@@ -24,11 +24,15 @@ pub struct Dialer {
     user: Option<Credentials>,
 }
 
+/// The files of a dialer as they were at one time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Files(Vec<Option<(u64, SystemTime, u64)>>);
+
 /// Why a session could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// A TLS file could not be read.
+    /// A TLS file, or that of the password, could not be read.
     #[error("cannot read {path}: {source}")]
     File {
         /// The file.
@@ -66,17 +70,33 @@ impl Dialer {
     /// Connects to `member` and authenticates; `generation` is only handed on.
     ///
     /// # Errors
-    /// When a TLS file cannot be read or the member does not answer in time.
+    /// When a file cannot be read or the member does not answer in time.
     pub async fn open(&self, member: &Member, generation: u64) -> Result<Session, OpenError> {
         let mut options = ConnectOptions::new().with_connect_timeout(CALL_DEADLINE).with_require_leader(true);
         if let Some(user) = &self.user {
-            options = options.with_user(user.user.clone(), user.password());
+            let password = user.password().map_err(|source| OpenError::File {
+                path: user.file().map_or_else(String::new, |file| file.display().to_string()),
+                source,
+            })?;
+            options = options.with_user(user.user.clone(), password.as_str());
         }
         if member.is_tls() {
             options = options.with_tls(tls_options(&self.tls).await?);
         }
         let client = within_deadline(Client::connect([member.url()], Some(options))).await?;
         Ok(Session { client, member: member.clone(), prefix: Arc::clone(&self.prefix), generation })
+    }
+
+    /// Changes when one of the files that a session is opened with does.
+    pub(crate) fn files(&self) -> Files {
+        let tls = [&self.tls.ca, &self.tls.cert, &self.tls.key].map(|file| file.as_deref());
+        let password = self.user.as_ref().and_then(Credentials::file);
+        let stamp = |file: &Path| {
+            let data = fs::metadata(file).ok()?;
+            // A renewed file has another number where it is renamed into place, and another time where it is rewritten.
+            Some((data.ino(), data.modified().ok()?, data.len()))
+        };
+        Files(tls.into_iter().chain([password]).map(|file| file.and_then(stamp)).collect())
     }
 
     /// A session with the first member that answers, for a tool that makes a few calls and ends.

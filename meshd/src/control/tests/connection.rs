@@ -235,3 +235,60 @@ async fn tls_with_and_without_a_client_certificate() {
         assert!(remedy(&refused).contains("--etcd-cafile"), "{refused}");
     }
 }
+
+/// A running daemon takes up renewed files, and ones that do not serve take nothing from it.
+#[tokio::test]
+async fn renewed_files_are_taken_up_and_bad_ones_leave_the_connection_alone() {
+    let files = concat!(env!("CARGO_MANIFEST_DIR"), "/src/control/tests/tls");
+    let etcd = Etcd::start_tls(files, false).await;
+    etcd.put("config", CONFIG).await;
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    let put = |name: &str| {
+        let beside = dir.path().join("new");
+        std::fs::copy(format!("{files}/{name}"), &beside).unwrap();
+        std::fs::rename(&beside, &ca).unwrap();
+    };
+    put("ca.pem");
+    let mut options = etcd.options();
+    options.tls.ca = Some(ca.clone());
+    let node = Node::new("a");
+    let mut control = node.start_with(options, false);
+    joined(&mut control).await;
+    let mut status = control.status.clone();
+    let lost = tokio::spawn(async move { status.wait_for(|status| !status.connected).await.is_ok() });
+    // Another authority's certificate: nobody would be believed with it.
+    put("client.pem");
+    let lists = control.status.borrow().lists;
+    etcd.put("peers/one", &peer(11)).await;
+    sees_peer(&mut control, "one").await;
+    put("ca.pem");
+    let renewed = control.status.wait_for(|status| status.lists > lists);
+    tokio::time::timeout(Duration::from_secs(60), renewed).await.expect("a new connection").unwrap();
+    etcd.put("peers/two", &peer(12)).await;
+    sees_peer(&mut control, "two").await;
+    assert!(!lost.is_finished(), "the connection was never said to be lost");
+    lost.abort();
+}
+
+#[tokio::test]
+async fn a_new_password_in_the_file_is_read_for_the_next_connection() {
+    let etcd = Etcd::start().await;
+    let mut raw = Client::connect([etcd.url(0)], None).await.unwrap();
+    raw.user_add("root", "first", None).await.unwrap();
+    raw.user_grant_role("root", "root").await.unwrap();
+    raw.auth_enable().await.unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "first\n").unwrap();
+    let user = Credentials::in_file("root", file.path().to_owned()).unwrap();
+    let dialer = Dialer::new(&EtcdOptions { user: Some(user), ..etcd.options() }).unwrap();
+    dialer.open(&dialer.members()[0], 0).await.unwrap().list().await.unwrap();
+    let before = dialer.files();
+    let admin = ConnectOptions::new().with_user("root", "first");
+    let mut raw = Client::connect([etcd.url(0)], Some(admin)).await.unwrap();
+    raw.user_change_password("root", "second and last").await.unwrap();
+    assert!(dialer.open(&dialer.members()[0], 0).await.is_err(), "the old one is refused");
+    std::fs::write(file.path(), "second and last\n").unwrap();
+    assert_ne!(before, dialer.files());
+    dialer.open(&dialer.members()[0], 0).await.unwrap().list().await.unwrap();
+}

@@ -60,7 +60,7 @@ impl Node {
         self.start_with(EtcdOptions { endpoints: vec![url.into()], ..etcd.options() }, attached)
     }
 
-    fn start_with(&self, etcd: EtcdOptions, attached: bool) -> Control {
+    pub(super) fn start_with(&self, etcd: EtcdOptions, attached: bool) -> Control {
         let options = Options {
             etcd,
             state: StateDir::open(self.dir.path()).unwrap(),

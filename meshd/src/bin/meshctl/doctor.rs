@@ -1,0 +1,100 @@
+//! `meshctl doctor`.
+
+use clap::Args;
+use meshd::{
+    api::{Client, ClientError, Diagnosis, Finding, Severity},
+    doctor::host::{self, Interfaces},
+};
+use serde::Serialize;
+
+use crate::{
+    exit::{DEGRADED, NOT_REACHABLE},
+    output::{Output, Tone, print, toned},
+};
+
+#[derive(Args)]
+pub(crate) struct Doctor {
+    /// The tunnel's device, for when the daemon is away and cannot tell
+    #[arg(long, env = "MESHD_INTERFACE", default_value = "meshd0")]
+    interface: String,
+}
+
+/// What `-o json` prints.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Examined {
+    /// Whether the daemon has answered.
+    daemon: bool,
+    /// Versions of the etcd members that answer it.
+    etcd: Vec<String>,
+    /// The worst first.
+    findings: Vec<Finding>,
+}
+
+impl Doctor {
+    pub(crate) fn run(&self, output: Output, client: &Client) -> anyhow::Result<u8> {
+        let examined = self.examine(client);
+        print(output, &examined, text)?;
+        let ill = examined.findings.iter().any(|finding| finding.severity != Severity::Note);
+        Ok(match (examined.daemon, ill) {
+            (false, _) => NOT_REACHABLE,
+            (true, true) => DEGRADED,
+            (true, false) => 0,
+        })
+    }
+
+    fn examine(&self, client: &Client) -> Examined {
+        let asked: Result<Diagnosis, ClientError> = client.get_slowly("/v1/doctor");
+        let (interfaces, mut findings) = match &asked {
+            Ok(diagnosis) => (
+                Interfaces { tun: diagnosis.interface.clone(), underlay: diagnosis.underlay.clone() },
+                diagnosis.findings.clone(),
+            ),
+            Err(error) => (
+                Interfaces { tun: self.interface.clone(), underlay: Vec::new() },
+                vec![Finding::new(
+                    Severity::Error,
+                    "daemon_not_reachable",
+                    error.to_string(),
+                    "systemctl status meshd; journalctl -u meshd -n 50",
+                )],
+            ),
+        };
+        for found in host::findings(&interfaces) {
+            // What the daemon says of it is told once, and knows whether it matters here.
+            if !findings.iter().any(|known| known.code == found.code) && self.matters(&found, asked.is_ok()) {
+                findings.push(found);
+            }
+        }
+        findings.sort_by_key(|finding| finding.severity);
+        Examined {
+            daemon: asked.is_ok(),
+            etcd: asked.map_or_else(|_| Vec::new(), |diagnosis| diagnosis.etcd),
+            findings,
+        }
+    }
+
+    /// A bridge concerns the mesh only when its pods are on it, which the daemon knows.
+    fn matters(&self, found: &Finding, daemon: bool) -> bool {
+        !(daemon && found.code == "bridge_not_filtered")
+    }
+}
+
+fn text(examined: &Examined) -> String {
+    let mut text = String::new();
+    for finding in &examined.findings {
+        let (word, tone) = match finding.severity {
+            Severity::Error => ("error", Tone::Bad),
+            Severity::Warning => ("warning", Tone::Waiting),
+            Severity::Note => ("note", Tone::Quiet),
+        };
+        text += &format!("{} {}: {}\n  remedy  {}\n", toned(word, tone), finding.code, finding.cause, finding.remedy);
+    }
+    for member in &examined.etcd {
+        text += &format!("{} etcd: {member}\n", toned("well", Tone::Good));
+    }
+    if examined.findings.iter().all(|finding| finding.severity == Severity::Note) {
+        text += &format!("{} nothing keeps packets from getting through\n", toned("well", Tone::Good));
+    }
+    text
+}

@@ -1,0 +1,127 @@
+//! `meshctl policy` and `meshctl flows`.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use clap::Subcommand;
+use meshd::{
+    api::{Client, Explained, Policy, ShownPolicy},
+    enforcement::{FlowSample, SampledVerdict},
+    policy_tool::{self, ExplainError, Question},
+};
+
+use crate::{
+    exit::{DENIED, FAILED, NotFound, Usage},
+    output::{Output, print, write_out},
+};
+
+/// How often `flows --follow` asks for more.
+const FOLLOW: Duration = Duration::from_millis(500);
+
+#[derive(Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// All policies in force
+    List,
+    /// One policy: NAMESPACE/NAME, or the NAME of a ClusterNetworkPolicy
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Checks worlds and what they expect, without a daemon; exits with 1 on any difference
+    Test {
+        /// JSON Lines or YAML documents, one world each; - reads standard input
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Tells whether SRC may begin a connection to DST, and which rule says so; exits with 6 if not
+    Explain {
+        /// Namespace/pod, or an address
+        src: String,
+        /// Namespace/pod, or an address
+        dst: String,
+        /// tcp/80, udp/53, sctp/5000, icmp, or a protocol's number
+        #[arg(value_name = "PROTO/PORT")]
+        service: String,
+        /// Asks files instead of the daemon: a folder of Kubernetes objects, JSON or YAML, Lists too
+        #[arg(long, value_name = "DIR")]
+        offline: Option<PathBuf>,
+    },
+}
+
+pub(crate) fn policy(output: Output, client: &Client, command: &PolicyCommand) -> anyhow::Result<u8> {
+    match command {
+        PolicyCommand::List => {
+            let policies: Vec<Policy> = client.get("/v1/policies")?;
+            print(output, &policies, |policies| policies_text(policies))?;
+        }
+        PolicyCommand::Show { name } => {
+            if !is_plain(name) {
+                return Err(Usage(format!("{name:?} is no policy's name")).into());
+            }
+            let shown: ShownPolicy = client.get(&format!("/v1/policies/{name}"))?;
+            print(output, &shown, |shown| policies_text(std::slice::from_ref(&shown.policy)) + &shown.understood)?;
+        }
+        PolicyCommand::Test { files } => {
+            let tested = policy_tool::test(files, Instant::now()).map_err(|error| Usage(error.to_string()))?;
+            print(output, &tested, policy_tool::Tested::text)?;
+            return Ok(if tested.agrees() { 0 } else { FAILED });
+        }
+        PolicyCommand::Explain { src, dst, service, offline: Some(folder) } => {
+            let question = Question { source: src.clone(), destination: dst.clone(), service: service.clone() };
+            let explained = policy_tool::explain(folder, &question).map_err(|error| match error {
+                ExplainError::NotFound(what) => NotFound(what).into(),
+                ExplainError::Question(what) => Usage(what).into(),
+                error => anyhow::Error::from(error),
+            })?;
+            print(output, &explained, Explained::text)?;
+            return Ok(if explained.allowed { 0 } else { DENIED });
+        }
+        PolicyCommand::Explain { src, dst, service, offline: None } => {
+            if let Some(odd) = [src, dst, service].into_iter().find(|text| !is_plain(text)) {
+                return Err(Usage(format!("{odd:?} is neither a pod's name nor an address, protocol or port")).into());
+            }
+            let path = format!("/v1/policy/explain?src={src}&dst={dst}&service={service}");
+            let explained: Explained = client.get(&path)?;
+            print(output, &explained, Explained::text)?;
+            return Ok(if explained.allowed { 0 } else { DENIED });
+        }
+    }
+    Ok(0)
+}
+
+/// Whether a text may stand in a request as it is.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/:.-_".contains(&b))
+}
+
+/// Prints samples, one a line (JSON: one object a line).
+pub(crate) fn flows(output: Output, client: &Client, follow: bool, denied: bool) -> anyhow::Result<u8> {
+    let mut after = 0;
+    loop {
+        let samples: Vec<FlowSample> = client.get(&format!("/v1/flows?after={after}"))?;
+        after = samples.last().map_or(after, |sample| sample.number);
+        for sample in samples.iter().filter(|sample| !denied || sample.verdict != SampledVerdict::Allowed) {
+            let line = match output {
+                Output::Json => serde_json::to_string(sample)?,
+                Output::Table => sample.to_string(),
+            };
+            write_out(&(line + "\n"))?;
+        }
+        if !follow {
+            return Ok(0);
+        }
+        std::thread::sleep(FOLLOW);
+    }
+}
+
+fn policies_text(policies: &[Policy]) -> String {
+    let mut text = String::new();
+    for policy in policies {
+        let directions = policy.directions.join("+");
+        let of = if directions.is_empty() { "nothing".to_owned() } else { directions };
+        text += &format!("{}  {of}, {} rules, {}\n", policy.key, policy.rules, policy.state);
+    }
+    text
+}

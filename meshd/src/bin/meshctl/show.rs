@@ -1,0 +1,146 @@
+//! `meshctl status`, `peers` and `routes`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use meshd::api::{Client, Path, Peer, Route, State, Status};
+
+use crate::{
+    exit::{DEGRADED, Usage},
+    output::{Output, Tone, bytes, print, table, toned, write_out},
+};
+
+pub(crate) fn status(output: Output, client: &Client, check: bool) -> anyhow::Result<u8> {
+    let status: Status = client.get("/v1/status")?;
+    print(output, &status, status_text)?;
+    let well = status.state == State::Running && status.problems.is_empty();
+    Ok(if check && !well { DEGRADED } else { 0 })
+}
+
+pub(crate) fn peers(output: Output, client: &Client) -> anyhow::Result<u8> {
+    let peers: Vec<Peer> = client.get("/v1/peers")?;
+    print(output, &peers, |peers| peers_text(peers))?;
+    Ok(0)
+}
+
+pub(crate) fn peer_config(client: &Client, name: &str) -> anyhow::Result<u8> {
+    let name: etcd_schema::PeerName = name.parse().map_err(|error| Usage(format!("{name}: {error}")))?;
+    write_out(&client.get_text(&format!("/v1/peers/{name}/config"))?)?;
+    Ok(0)
+}
+
+pub(crate) fn routes(output: Output, client: &Client) -> anyhow::Result<u8> {
+    let routes: Vec<Route> = client.get("/v1/routes")?;
+    print(output, &routes, |routes| routes_text(routes))?;
+    Ok(0)
+}
+
+fn status_text(status: &Status) -> String {
+    let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
+    let etcd = match (status.etcd.connected, &status.etcd.endpoint) {
+        (true, Some(endpoint)) => format!("connected to {endpoint}"),
+        (false, Some(endpoint)) => format!("not connected, last to {endpoint}{}", age(status.etcd.age)),
+        (_, None) => "not reached yet".to_owned(),
+    };
+    let mut lines = vec![
+        format!("node      {} ({})", status.node, status.id),
+        format!("site      {}", status.site.as_deref().unwrap_or("none")),
+        format!("subnets   {}", list(status.subnets.iter().map(ToString::to_string).collect())),
+        format!("overlay   {}", list(status.overlay.iter().map(ToString::to_string).collect())),
+        format!("etcd      {etcd}, revision {}", status.revision),
+        format!("state     {}", toned(state_name(status.state), state_tone(status.state))),
+    ];
+    for problem in &status.problems {
+        lines.push(format!("problem   {}: {}", toned(&problem.code, Tone::Bad), problem.cause));
+        lines.push(format!("  remedy  {}", problem.remedy));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn age(seconds: Option<f64>) -> String {
+    seconds.map_or_else(String::new, |seconds| format!(" {seconds:.0} s ago"))
+}
+
+fn state_name(state: State) -> &'static str {
+    match state {
+        State::Starting => "starting",
+        State::Joining => "joining",
+        State::Running => "running",
+        State::Degraded => "degraded",
+        State::Removed => "removed",
+    }
+}
+
+const fn state_tone(state: State) -> Tone {
+    match state {
+        State::Running => Tone::Good,
+        State::Starting | State::Joining => Tone::Waiting,
+        State::Degraded | State::Removed => Tone::Bad,
+    }
+}
+
+const fn path_tone(path: Path) -> Tone {
+    match path {
+        Path::Direct | Path::Wireguard => Tone::Good,
+        Path::Unreachable => Tone::Bad,
+    }
+}
+
+fn peers_text(peers: &[Peer]) -> String {
+    let mut table = table(&[
+        "NAME",
+        "SITE",
+        "SUBNETS",
+        &toned("PATH", Tone::Plain),
+        "ENDPOINT",
+        "HANDSHAKE",
+        "RX",
+        "TX",
+        "MTU",
+        "REASON",
+    ]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    for peer in peers {
+        let handshake =
+            peer.latest_handshake.map_or_else(|| "-".to_owned(), |at| format!("{} s ago", now.saturating_sub(at)));
+        table.add_row([
+            peer.name.clone(),
+            peer.site.clone().unwrap_or_else(|| "-".to_owned()),
+            peer.subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            toned(&peer.path.to_string(), path_tone(peer.path)),
+            peer.endpoint.map_or_else(|| "-".to_owned(), |endpoint| endpoint.to_string()),
+            handshake,
+            bytes(peer.rx),
+            bytes(peer.tx),
+            peer.mtu.map_or_else(|| "-".to_owned(), |mtu| mtu.to_string()),
+            peer.reason.clone(),
+        ]);
+    }
+    let mut text = table.to_string() + "\n";
+    for peer in peers.iter().filter(|peer| peer.path == Path::Unreachable) {
+        let cause = if peer.reason.is_empty() { "nothing gets there" } else { &peer.reason };
+        text +=
+            &format!("{}: {cause}\n  remedy  meshctl ping {} shows the layer where it ends\n", peer.name, peer.name);
+    }
+    text
+}
+
+fn routes_text(routes: &[Route]) -> String {
+    let mut table = table(&["DESTINATION", &toned("PATH", Tone::Plain), "PEER", "VIA", "DEV", "MTU", "SRC"]);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    for route in routes {
+        table.add_row([
+            route.dst.to_string(),
+            toned(&route.path.to_string(), if route.peer.is_empty() { Tone::Quiet } else { path_tone(route.path) }),
+            if route.peer.is_empty() && route.path == Path::Unreachable {
+                "(floor)".into()
+            } else {
+                route.peer.clone()
+            },
+            or_dash(route.via.map(|via| via.to_string())),
+            or_dash(route.dev.clone()),
+            or_dash(route.mtu.map(|mtu| mtu.to_string())),
+            or_dash(route.src.map(|src| src.to_string())),
+        ]);
+    }
+    table.to_string() + "\n"
+}

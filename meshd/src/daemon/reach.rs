@@ -1,0 +1,357 @@
+//! How far packets to a node or an address get, layer by layer. Blocking: for a thread that may wait.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use ipnet::IpNet;
+
+use super::published::Published;
+use crate::{
+    api::{Layer, LayerKind, Path, Ping, Question, QuestionError},
+    echo::{Echo, EchoError, UdpPort, knock},
+    mesh::{
+        address::Family,
+        plan::ChosenPath,
+        snapshot::{Owner, Snapshot},
+    },
+};
+
+/// Echoes that are tried before there is no answer.
+const TRIES: usize = 3;
+/// How long a handshake is waited for: it is sent again after 5 s.
+const HANDSHAKE: Duration = Duration::from_secs(6);
+/// A session is renewed after two minutes while there is traffic; an older one may be over.
+const FRESH: Duration = Duration::from_secs(120);
+/// Between two looks at the tunnel.
+const LOOK: Duration = Duration::from_millis(5);
+/// How long a closed port may take to say so.
+const KNOCK: Duration = Duration::from_millis(500);
+/// Endpoints of one peer that are knocked at.
+const KNOCKED: usize = 4;
+
+/// Who is asked: looked up once, so that no lock is held while answers are waited for.
+struct Asked {
+    peer: String,
+    /// The tunnel's name for it.
+    owner: String,
+    path: Path,
+    mtu: Option<u16>,
+    reason: String,
+    /// Where its overlay addresses, or what was asked for, are.
+    overlay: Vec<IpAddr>,
+    /// What is asked for behind it.
+    inner: Option<IpAddr>,
+    endpoints: Vec<SocketAddr>,
+    /// Which families go by the plain route, and how.
+    direct: Vec<(Family, String)>,
+    tunnelled: bool,
+}
+
+impl Published {
+    /// Asks every layer between here and `target`: a node's or outside peer's name, its id, or an address of the mesh.
+    pub(super) fn reach(&self, target: &str) -> Result<Ping, QuestionError> {
+        let asked = self.look_up(target)?;
+        let overlay: Vec<Layer> =
+            asked.overlay.iter().map(|address| self.echo_layer(&asked, LayerKind::Overlay, *address)).collect();
+        let inner = asked.inner.map(|address| self.echo_layer(&asked, LayerKind::Pod, address));
+        let answered = overlay.iter().chain(&inner).any(|layer| layer.passes == Some(true));
+        let mut layers = Vec::new();
+        if asked.tunnelled {
+            // A session may outlive the way that it was made by: without an answer only a new one shows anything.
+            self.tunnel_layers(&asked, !answered, &mut layers);
+        }
+        for (family, how) in &asked.direct {
+            layers.push(Layer {
+                layer: LayerKind::Direct,
+                address: how.clone(),
+                passes: Some(true),
+                round_trip: None,
+                text: format!("proven for {} by an authenticated echo over this very path", family_name(*family)),
+                remedy: String::new(),
+            });
+        }
+        layers.extend(overlay.into_iter().chain(inner));
+        Ok(Ping { target: target.to_owned(), peer: asked.peer, path: asked.path, mtu: asked.mtu, layers })
+    }
+
+    fn look_up(&self, target: &str) -> Result<Asked, QuestionError> {
+        let unknown =
+            || QuestionError::NotFound(format!("{target} is no node, no outside peer and no address of the mesh"));
+        let peers = self.peers_by_owner();
+        let address: Option<IpAddr> = target.parse().ok();
+        let in_force = self.lock();
+        let snapshot = &in_force.snapshot;
+        if address.is_some_and(|address| snapshot.own_prefixes().any(|net| net.contains(&address)))
+            || target == self.identity.name
+            || target == self.identity.id
+        {
+            return Ok(Asked {
+                peer: self.identity.name.clone(),
+                owner: String::new(),
+                path: Path::Direct,
+                mtu: None,
+                reason: String::new(),
+                overlay: if address.is_some() { Vec::new() } else { snapshot.own_overlay() },
+                inner: address,
+                endpoints: Vec::new(),
+                direct: Vec::new(),
+                tunnelled: false,
+            });
+        }
+        let owner = match address {
+            Some(address) => owner_of(snapshot, address),
+            None => owner_named(snapshot, target),
+        }
+        .ok_or_else(unknown)?;
+        let Some(plan) = &in_force.plan else { return Err(unknown()) };
+        let (peer, overlay, mut endpoints) = match &owner {
+            Owner::Outside(name) => {
+                let outside = snapshot.outside.get(name).ok_or_else(unknown)?;
+                // Those prefixes that are one address: what else is behind the peer is not known.
+                let hosts = outside.allowed_ips.iter().filter(|net| net.prefix_len() == net.max_prefix_len());
+                (name.to_string(), hosts.map(IpNet::addr).collect(), outside.endpoint.into_iter().collect())
+            }
+            Owner::Node(_) | Owner::Lease(_) => {
+                let member = snapshot.members.get(&owner).ok_or_else(unknown)?;
+                (member.name.clone(), member.overlay().collect::<Vec<_>>(), member.endpoints.clone())
+            }
+        };
+        let overlay = match address {
+            // Only the family that is asked for.
+            Some(address) => overlay.into_iter().filter(|own| own.is_ipv4() == address.is_ipv4()).collect(),
+            None => overlay,
+        };
+        let families: Vec<_> = Family::BOTH
+            .into_iter()
+            .filter(|family| address.is_none_or(|address| Family::of(address) == *family))
+            .filter_map(|family| Some((family, plan.paths.get(&(owner.clone(), family))?)))
+            .collect();
+        let direct = families.iter().filter_map(|(family, chosen)| match &chosen.path {
+            ChosenPath::Direct(link) => Some((*family, format!("via {}", link.next_hop))),
+            _ => None,
+        });
+        let direct: Vec<_> = direct.collect();
+        let known = peers.iter().find(|(name, _)| *name == owner.to_string()).map(|(_, peer)| peer);
+        endpoints.extend(known.and_then(|peer| peer.endpoint).filter(|at| !endpoints.contains(at)));
+        Ok(Asked {
+            peer,
+            owner: owner.to_string(),
+            path: known.map_or(Path::Unreachable, |peer| peer.path),
+            mtu: Some(known.and_then(|peer| peer.mtu).map_or(plan.mtu, |carried| carried.min(plan.mtu))),
+            reason: known.map_or_else(String::new, |peer| peer.reason.clone()),
+            inner: address.filter(|address| !overlay.contains(address)),
+            overlay,
+            endpoints,
+            tunnelled: direct.len() < families.len().max(1),
+            direct,
+        })
+    }
+
+    /// The outer path and the session.
+    fn tunnel_layers(&self, asked: &Asked, anew: bool, layers: &mut Vec<Layer>) {
+        let shake = self.handshake(&asked.owner, anew);
+        let at = match (shake.endpoint, asked.endpoints.first()) {
+            (Some(at), _) | (None, Some(&at)) => at.to_string(),
+            (None, None) => "no endpoint is known".to_owned(),
+        };
+        let udp = |passes, round_trip, text: String, remedy: String| Layer {
+            layer: LayerKind::Udp,
+            address: at.clone(),
+            passes,
+            round_trip,
+            text,
+            remedy,
+        };
+        let well = shake.age.is_some();
+        layers.push(if well {
+            udp(Some(true), None, "authentic datagrams come from there".to_owned(), String::new())
+        } else {
+            let (passes, round_trip, text, remedy) = outer(&asked.endpoints);
+            udp(passes, round_trip, text, remedy)
+        });
+        let (text, remedy) = match shake.age {
+            Some(age) if shake.took.is_some() => (format!("a new handshake, {} s old", age.as_secs()), String::new()),
+            Some(age) => (format!("the handshake is {} s old", age.as_secs()), String::new()),
+            None if asked.path == Path::Unreachable && !asked.reason.is_empty() => {
+                (asked.reason.clone(), "meshctl status on both nodes says more".to_owned())
+            }
+            None => (
+                format!("no handshake within {} s", HANDSHAKE.as_secs()),
+                format!(
+                    "meshctl status on {}: is it up, and does its record have the key that it runs with?",
+                    asked.peer
+                ),
+            ),
+        };
+        layers.push(Layer {
+            layer: LayerKind::Wireguard,
+            address: at,
+            passes: Some(well),
+            round_trip: shake.took.map(|took| took.as_secs_f64()),
+            text,
+            remedy,
+        });
+    }
+
+    /// Makes a session where there is no fresh one, or `anew` in any case.
+    fn handshake(&self, owner: &str, anew: bool) -> Shake {
+        let look = || self.tunnel.peers().into_iter().find(|peer| peer.name == owner);
+        let age = |at: Option<SystemTime>| at.and_then(|at| at.elapsed().ok());
+        let Some(before) = look() else { return Shake::default() };
+        let before_age = age(before.latest_handshake);
+        if !anew && before.alive && before_age.is_some_and(|age| age < FRESH) {
+            return Shake { endpoint: before.endpoint, age: before_age, took: None };
+        }
+        let start = Instant::now();
+        self.tunnel.initiate(owner);
+        while start.elapsed() < HANDSHAKE {
+            if let Some(now) = look() {
+                let (took, since) = (start.elapsed(), age(now.latest_handshake));
+                if since.is_some_and(|since| since <= took) {
+                    return Shake { endpoint: now.endpoint, age: since, took: Some(took) };
+                }
+            }
+            thread::sleep(LOOK);
+        }
+        Shake { endpoint: before.endpoint, age: None, took: None }
+    }
+
+    fn echo_layer(&self, asked: &Asked, layer: LayerKind, address: IpAddr) -> Layer {
+        let mut last = EchoError::NoAnswer;
+        for _ in 0..TRIES {
+            match Echo::to(address).ask() {
+                Ok(took) => {
+                    return Layer {
+                        layer,
+                        address: address.to_string(),
+                        passes: Some(true),
+                        round_trip: Some(took.as_secs_f64()),
+                        text: "answers".to_owned(),
+                        remedy: String::new(),
+                    };
+                }
+                Err(error) => last = error,
+            }
+        }
+        let (text, remedy) = self.why_silent(asked, layer, address, &last);
+        Layer { layer, address: address.to_string(), passes: Some(false), round_trip: None, text, remedy }
+    }
+
+    /// What an echo without an answer may be due to.
+    fn why_silent(&self, asked: &Asked, layer: LayerKind, address: IpAddr, error: &EchoError) -> (String, String) {
+        if let EchoError::Socket(_) = error {
+            return (error.to_string(), "give the daemon CAP_NET_RAW (AmbientCapabilities= in its unit)".to_owned());
+        }
+        if layer == LayerKind::Pod {
+            let source = self.lock().snapshot.own_overlay().into_iter().find(|own| own.is_ipv4() == address.is_ipv4());
+            let question = source.map(|source| Question {
+                source: source.to_string(),
+                destination: address.to_string(),
+                service: "icmp".to_owned(),
+            });
+            let explained = question.and_then(|question| self.enforcement.explain(&question).ok());
+            if let Some(explained) = explained.filter(|explained| !explained.allowed) {
+                return (
+                    format!("{error}: policy refuses it to this node; {}", explained.ingress.text),
+                    format!("ask from a pod that may; meshctl policy explain SRC {address} icmp tells which"),
+                );
+            }
+            return (
+                error.to_string(),
+                format!(
+                    "is there a pod with this address, and does it answer pings? meshctl status on {} says more",
+                    asked.peer
+                ),
+            );
+        }
+        (error.to_string(), format!("meshctl doctor on {}: a firewall there, or its daemon is not up", asked.peer))
+    }
+}
+
+/// How it stands with a session.
+#[derive(Default)]
+struct Shake {
+    endpoint: Option<SocketAddr>,
+    /// Of the handshake that the session in use comes from.
+    age: Option<Duration>,
+    /// Of one that was made now.
+    took: Option<Duration>,
+}
+
+/// What can be told of the way to hosts that answer no handshake.
+fn outer(endpoints: &[SocketAddr]) -> (Option<bool>, Option<f64>, String, String) {
+    if endpoints.is_empty() {
+        let remedy = "nothing to do here: it must call; look at it there, with meshctl ping to this node";
+        return (None, None, "it only calls out, and has not called".to_owned(), remedy.to_owned());
+    }
+    for at in endpoints.iter().take(KNOCKED) {
+        match knock(*at, KNOCK) {
+            Ok(UdpPort::Closed) => {
+                return (
+                    Some(false),
+                    None,
+                    format!("{} says that nobody listens at UDP port {}", at.ip(), at.port()),
+                    format!(
+                        "start meshd there; is it --listen-port {}, or a port forwarding at a NAT that is wrong?",
+                        at.port()
+                    ),
+                );
+            }
+            Ok(UdpPort::NoWay) => {
+                return (
+                    Some(false),
+                    None,
+                    format!("there is no way to {}", at.ip()),
+                    format!("ip route get {}: mend the route or the link below", at.ip()),
+                );
+            }
+            Ok(UdpPort::Silent) | Err(_) => {}
+        }
+    }
+    let answered = endpoints.iter().take(KNOCKED).find_map(|at| Some((at, Echo::to(at.ip()).ask().ok()?)));
+    match answered {
+        Some((at, took)) => (
+            Some(false),
+            Some(took.as_secs_f64()),
+            format!("the host {} answers a ping, its UDP port {} answers no handshake", at.ip(), at.port()),
+            format!("open UDP {} to it in the firewalls on the way and on it, and start meshd there", at.port()),
+        ),
+        None => (
+            None,
+            None,
+            "neither ping nor UDP is answered: it is down, or there is no way to it".to_owned(),
+            format!("is it up? ip route get {}; open UDP {} on the way", endpoints[0].ip(), endpoints[0].port()),
+        ),
+    }
+}
+
+fn owner_of(snapshot: &Snapshot, address: IpAddr) -> Option<Owner> {
+    let members = snapshot.members.iter().flat_map(|(owner, member)| member.prefixes().map(|net| (net, owner.clone())));
+    let outside = snapshot
+        .outside
+        .iter()
+        .flat_map(|(name, outside)| outside.allowed_ips.iter().map(|net| (*net, Owner::Outside(name.clone()))));
+    let holding = members.chain(outside).filter(|(net, _)| net.contains(&address));
+    holding.max_by_key(|(net, _)| net.prefix_len()).map(|(_, owner)| owner)
+}
+
+fn owner_named(snapshot: &Snapshot, name: &str) -> Option<Owner> {
+    let member = snapshot
+        .members
+        .iter()
+        .find(|(owner, member)| member.name == name || matches!(owner, Owner::Node(id) if id.to_string() == name));
+    member.map(|(owner, _)| owner.clone()).or_else(|| {
+        let outside = snapshot.outside.iter().find(|(outside, _)| outside.to_string() == name);
+        outside.map(|(outside, _)| Owner::Outside(outside.clone()))
+    })
+}
+
+const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}

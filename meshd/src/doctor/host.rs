@@ -1,0 +1,169 @@
+//! Settings and programs of this machine.
+
+use std::{collections::BTreeSet, env, fs, path::Path};
+
+use super::routes;
+use crate::api::{Finding, Severity};
+
+/// What to look at.
+#[derive(Debug, Clone, Default)]
+pub struct Interfaces {
+    /// The tunnel's device.
+    pub tun: String,
+    /// Those that carry the outer packets; those of the default routes when empty.
+    pub underlay: Vec<String>,
+}
+
+/// What is not as the mesh needs it, in the network namespace of this thread.
+#[must_use]
+pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
+    let table = routes::main_table();
+    let mut underlay: BTreeSet<String> = interfaces.underlay.iter().cloned().collect();
+    if underlay.is_empty() {
+        underlay.extend(table.iter().filter(|route| route.net.prefix_len() == 0).map(|route| route.device.clone()));
+        underlay.remove("lo");
+    }
+    let advertised: BTreeSet<String> =
+        table.iter().filter(|route| route.advertised).map(|route| route.device.clone()).collect();
+    let mut findings = settings(&setting, &interfaces.tun, &underlay, &advertised);
+    if !Path::new("/dev/net/tun").exists() {
+        findings.push(Finding::new(
+            Severity::Error,
+            "tun_missing",
+            "/dev/net/tun is not there: the kernel has no TUN devices",
+            "modprobe tun; echo tun > /etc/modules-load.d/meshd.conf",
+        ));
+    }
+    let has_nft = env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|dir| dir.join("nft").exists()));
+    if !has_nft {
+        findings.push(Finding::new(
+            Severity::Error,
+            "nft_missing",
+            "nft is not in PATH: policies and the guard cannot be laid",
+            "apt-get install nftables",
+        ));
+    }
+    findings
+}
+
+/// The value of a key below `/proc/sys`.
+fn setting(key: &str) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/sys/{key}")).ok()?.trim().to_owned())
+}
+
+/// Kernel settings; `read` gives the value of a key below `/proc/sys`, `None` where there is none.
+fn settings(
+    read: &dyn Fn(&str) -> Option<String>,
+    tun: &str,
+    underlay: &BTreeSet<String>,
+    advertised: &BTreeSet<String>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let set = |key: &str, value: &str| format!("sysctl -w {}={value}", key.replace('/', "."));
+    let is = |key: &str, value: &str| read(key).is_some_and(|found| found == value);
+    for (key, family) in [("net/ipv4/ip_forward", "IPv4"), ("net/ipv6/conf/all/forwarding", "IPv6")] {
+        if is(key, "0") {
+            findings.push(Finding::new(
+                Severity::Error,
+                "forwarding_off",
+                format!(
+                    "{} is 0: the kernel forwards no {family} packets between pods and the mesh",
+                    key.replace('/', ".")
+                ),
+                set(key, "1"),
+            ));
+        }
+    }
+    // The stricter of both counts: 1 is strict, 2 loose (ip-sysctl).
+    let filter = |interface: &str| read(&format!("net/ipv4/conf/{interface}/rp_filter"));
+    let all = filter("all").unwrap_or_default();
+    for interface in underlay.iter().map(String::as_str).chain([tun]) {
+        let own = filter(interface);
+        if own.is_some() && all.as_str().max(own.as_deref().unwrap_or("0")) == "1" {
+            findings.push(Finding::new(
+                Severity::Warning,
+                "rp_filter_strict",
+                format!("the reverse path filter of {interface} is strict: packets that come by another path than they go are dropped"),
+                set(&format!("net/ipv4/conf/{interface}/rp_filter"), "2"),
+            ));
+        }
+    }
+    for interface in advertised {
+        let key = format!("net/ipv6/conf/{interface}/accept_ra");
+        if is("net/ipv6/conf/all/forwarding", "1") && is(&key, "1") {
+            findings.push(Finding::new(
+                Severity::Error,
+                "default_route_will_go",
+                format!("{interface} has a default route by router advertisement, and with forwarding on the kernel takes no more of them"),
+                set(&key, "2"),
+            ));
+        }
+    }
+    for key in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
+        if is(key, "0") {
+            findings.push(Finding::new(
+                Severity::Warning,
+                "bridge_not_filtered",
+                format!(
+                    "{} is 0: policies do not see what a bridge passes from pod to pod, and so it is refused",
+                    key.replace('/', ".")
+                ),
+                set(key, "1"),
+            ));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn codes(settings_of: &[(&str, &str)]) -> Vec<(String, String)> {
+        let read =
+            |key: &str| settings_of.iter().find(|(known, _)| *known == key).map(|(_, value)| (*value).to_owned());
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let found = settings(&read, "meshd0", &names(&["eth0"]), &names(&["eth0"]));
+        found.into_iter().map(|finding| (finding.code, finding.remedy)).collect()
+    }
+
+    #[test]
+    fn a_machine_that_is_as_it_should_be_has_no_findings() {
+        let well = [
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/eth0/rp_filter", "2"),
+            ("net/ipv4/conf/meshd0/rp_filter", "0"),
+            ("net/ipv6/conf/eth0/accept_ra", "2"),
+            ("net/bridge/bridge-nf-call-iptables", "1"),
+        ];
+        assert_eq!(codes(&well), []);
+        assert_eq!(codes(&[]), [], "what is not there is not wrong");
+    }
+
+    #[test]
+    fn each_fault_is_named_with_the_command_that_mends_it() {
+        let one = |code: &str, remedy: &str| vec![(code.to_owned(), remedy.to_owned())];
+        for (faulty, code, remedy) in [
+            (vec![("net/ipv4/ip_forward", "0")], "forwarding_off", "sysctl -w net.ipv4.ip_forward=1"),
+            (
+                vec![("net/ipv4/conf/all/rp_filter", "1"), ("net/ipv4/conf/meshd0/rp_filter", "0")],
+                "rp_filter_strict",
+                "sysctl -w net.ipv4.conf.meshd0.rp_filter=2",
+            ),
+            (
+                vec![("net/ipv6/conf/all/forwarding", "1"), ("net/ipv6/conf/eth0/accept_ra", "1")],
+                "default_route_will_go",
+                "sysctl -w net.ipv6.conf.eth0.accept_ra=2",
+            ),
+            (
+                vec![("net/bridge/bridge-nf-call-ip6tables", "0")],
+                "bridge_not_filtered",
+                "sysctl -w net.bridge.bridge-nf-call-ip6tables=1",
+            ),
+        ] {
+            assert_eq!(codes(&faulty), one(code, remedy));
+        }
+    }
+}
