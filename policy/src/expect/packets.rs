@@ -230,7 +230,17 @@ fn chunk(value: &Value) -> Result<u8, Problem> {
         "error" => 9,
         "cookieecho" => 10,
         "cookieack" => 11,
+        "ecne" => 12,
+        "cwr" => 13,
         "shutdowncomplete" => 14,
+        "auth" => 15,
+        "idata" => 64,
+        "asconfack" => 128,
+        "reconfig" => 130,
+        "pad" => 132,
+        "forwardtsn" => 192,
+        "asconf" => 193,
+        "iforwardtsn" => 194,
         _ => return Err(problem("chunk", format!("{text}: no such chunk"))),
     })
 }

@@ -37,3 +37,17 @@ fn what_cannot_be_read_is_no_agreement() {
         assert!(run(&world, Instant::now()).is_err(), "{world}");
     }
 }
+
+#[test]
+fn chunks_go_by_the_names_of_their_specifications() {
+    let packet =
+        |chunk: &str| json!({"src": "10.0.0.2", "dst": "10.0.0.1", "proto": "SCTP", "chunk": chunk, "expect": "drop"});
+    let world = |chunk: &str| {
+        json!({"name": "sctp", "pods": [{"ns": "a", "name": "b", "ip": "10.0.0.1"}],
+        "policies": [{"metadata": {"namespace": "a", "name": "closed"}, "spec": {}}], "packets": [packet(chunk)]})
+    };
+    for chunk in ["INIT", "INIT ACK", "COOKIE-ECHO", "AUTH", "ASCONF-ACK", "FORWARD-TSN", "I-DATA", "RE-CONFIG"] {
+        assert!(run(&world(chunk), Instant::now()).unwrap().differences.is_empty(), "{chunk}");
+    }
+    assert!(run(&world("COOKIE-JAR"), Instant::now()).is_err());
+}
