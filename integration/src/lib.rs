@@ -25,6 +25,7 @@ mod etcd_writer;
 mod flow;
 mod iperf;
 mod lab;
+mod machine;
 pub mod measure;
 mod meshd_node;
 mod ping;
@@ -55,6 +56,7 @@ pub use lab::{
     router::{Nat, Router},
     switch::Switch,
 };
+pub use machine::Machine;
 pub use meshd_node::{Meshd, MeshdNode, binary};
 pub use ping::{Ping, PingReport, ping};
 pub use podman::Podman;

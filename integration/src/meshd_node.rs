@@ -253,13 +253,24 @@ impl MeshdNode {
     /// `meshd cleanup` of what this node has left, with these arguments. It may fail.
     #[must_use]
     pub fn cleanup(&self, args: &[&str]) -> Output {
+        self.beside_daemon("cleanup", args)
+    }
+
+    /// `meshd floor`, from this node's cache. It may fail.
+    #[must_use]
+    pub fn floor(&self) -> Output {
+        self.beside_daemon("floor", &[])
+    }
+
+    /// A command of `meshd` on this node's directories.
+    fn beside_daemon(&self, command: &str, args: &[&str]) -> Output {
         let program = binary("meshd");
         let (program, state, run) =
             (program.to_string_lossy(), self.state.to_string_lossy(), self.run.to_string_lossy());
-        let mut command = vec![&*program, "cleanup", "--interface", &self.interface];
-        command.extend(["--state-dir", &*state, "--run-dir", &*run]);
-        command.extend(args);
-        self.host.try_run(&command)
+        let mut line = vec![&*program, command, "--interface", &self.interface];
+        line.extend(["--state-dir", &*state, "--run-dir", &*run]);
+        line.extend(args);
+        self.host.try_run(&line)
     }
 
     /// `meshctl` with this node's run directory.

@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::whole_file;
 
@@ -23,6 +24,10 @@ const PLUGIN: &str = "meshd-cni";
 const CONFLIST: &str = "10-meshd.conflist";
 /// Where the daemon is when nothing is said.
 const RUN_DIR: &str = "/run/meshd";
+/// Where distributions' packages put plugins.
+const PACKAGED: &str = "/usr/lib/cni";
+/// With `--keep`: between two looks whether all is still there.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Between two looks whether the daemon is ready.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest configuration of another plugin that is read.
@@ -40,7 +45,7 @@ pub struct InstallCniFlags {
     /// The daemon's --run-dir, as the container runtime's host sees it
     #[arg(long, env = "MESHD_RUN_DIR", value_name = "DIR", default_value = RUN_DIR)]
     pub run_dir: PathBuf,
-    /// The plugin's binary to install [default: meshd-cni beside this binary]
+    /// The plugin's binary to install [default: meshd-cni beside this binary, or in /usr/lib/cni]
     #[arg(long, value_name = "FILE")]
     pub plugin: Option<PathBuf>,
     /// Put the plugin at the end of this conflist of others instead of writing one of its own
@@ -49,6 +54,9 @@ pub struct InstallCniFlags {
     /// Take plugin and configuration away again: its own, and out of the conflists of others
     #[arg(long, conflicts_with_all = ["plugin", "chain"])]
     pub remove: bool,
+    /// Stay, and put back what is missing, until told to stop (SIGTERM): for a container beside the daemon's
+    #[arg(long, conflicts_with = "remove")]
+    pub keep: bool,
     /// Seconds to wait for the daemon before giving up without a configuration
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub timeout: u64,
@@ -93,6 +101,34 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
     Ok(Installed::Done)
 }
 
+/// Installs the plugin, and again whatever of it goes missing, until SIGTERM or SIGINT. What is installed stays.
+///
+/// # Errors
+/// When the signals cannot be caught. What keeps it from installing is logged, and tried again.
+pub async fn keep_cni_installed(flags: InstallCniFlags) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
+    // Each look is a short one, so that a signal is heard.
+    let flags = InstallCniFlags { timeout: 0, ..flags };
+    let mut told = String::new();
+    loop {
+        let trouble = match install_cni(&flags) {
+            Ok(Installed::Done) => String::new(),
+            Ok(Installed::NotReady(reason)) => format!("the daemon is not ready: {reason}"),
+            Err(error) => format!("{error:#}"),
+        };
+        if !trouble.is_empty() && trouble != told {
+            tracing::warn!("{trouble}; trying again");
+        }
+        told = trouble;
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+        }
+    }
+}
+
 /// The configurations first: a runtime that finds one without its binary fails every container.
 fn remove(flags: &InstallCniFlags) -> anyhow::Result<()> {
     remove_file(&flags.conf_dir.join(CONFLIST))?;
@@ -120,8 +156,9 @@ fn source(flags: &InstallCniFlags) -> anyhow::Result<PathBuf> {
     if let Some(plugin) = &flags.plugin {
         return Ok(plugin.clone());
     }
-    let own = std::env::current_exe().context("the path of this binary")?;
-    Ok(own.with_file_name(PLUGIN))
+    let own = std::env::current_exe().context("the path of this binary")?.with_file_name(PLUGIN);
+    let packaged = Path::new(PACKAGED).join(PLUGIN);
+    Ok(if !own.exists() && packaged.exists() { packaged } else { own })
 }
 
 /// A container may be started at any moment: it finds the old binary or the new one, whole.
@@ -253,6 +290,7 @@ mod tests {
             plugin: Some(at("plugin")),
             chain: None,
             remove: false,
+            keep: false,
             timeout: 0,
         };
         Machine { dir, flags }

@@ -212,6 +212,63 @@ fn a_cache_that_is_too_old_waits_for_etcd_and_lets_nothing_out() {
     mesh.sniffer.assert_clean();
 }
 
+/// After a boot: nothing of the mesh is in the kernel, containers are there, and something else has enabled forwarding.
+fn as_after_a_boot(node: &MeshdNode) {
+    let cleaned = node.cleanup(&["--force"]);
+    assert!(cleaned.success(), "{}", cleaned.describe());
+    node.host().enable_forwarding();
+}
+
+#[test]
+fn after_a_boot_the_floor_lies_before_etcd_and_the_daemon_are_there() {
+    let mesh = Mesh::start("floor");
+    mesh.await_all_reach_each_other();
+    let (node, from) = (mesh.node("east1"), mesh.pod("east1"));
+    let addresses = mesh.pod("west1").addresses();
+    let is_unreachable = || {
+        let lookup = |to: &std::net::IpAddr| node.host().try_run(&["ip", "route", "get", &to.to_string()]);
+        addresses.iter().map(lookup).all(|output| !output.success() && output.stderr.contains("No route to host"))
+    };
+    mesh.etcd.stop();
+    node.term();
+    as_after_a_boot(node);
+    assert!(!is_unreachable(), "the default route leads out in the clear");
+    for _ in 0..2 {
+        let floor = node.floor();
+        assert!(floor.success(), "{}", floor.describe());
+        assert!(is_unreachable());
+    }
+    assert_eq!(node.host().run("ip route show proto 158").stdout.lines().count(), 1);
+    assert_eq!(node.host().run("ip -6 route show proto 158").stdout.lines().count(), 1);
+    for address in addresses {
+        ping(from, *address).assert_none_answered();
+    }
+
+    // The daemon lays it by itself, too: also from a cache that it must not forward by.
+    as_after_a_boot(node);
+    let mut document = cached(node).unwrap();
+    document["writtenAt"] = json!(document["writtenAt"].as_u64().unwrap() - 8 * 86_400);
+    fs::write(cache_of(node), document.to_string()).unwrap();
+    node.start();
+    node.await_status("to wait for etcd", SOON, |status| {
+        problems(status).any(|problem| problem["code"] == "waiting_for_etcd")
+    });
+    assert!(is_unreachable());
+
+    // Where etcd lies in the network, a floor would cut it off.
+    node.term();
+    as_after_a_boot(node);
+    let mut document = cached(node).unwrap();
+    let entries = document["entries"].as_array_mut().unwrap();
+    let config = entries.iter_mut().find(|entry| entry["key"] == "config").unwrap();
+    config["value"] = json!(r#"{"Network": "192.0.0.0/8"}"#);
+    fs::write(cache_of(node), document.to_string()).unwrap();
+    let refused = node.floor();
+    assert!(refused.success() && refused.stderr.contains("no floor is laid under"), "{}", refused.describe());
+    assert_eq!(node.host().run("ip route show proto 158").stdout, "");
+    mesh.sniffer.assert_clean();
+}
+
 #[test]
 fn cleanup_leaves_the_host_as_it_was() {
     let sites = TwoSites::new("cleanup");

@@ -6,9 +6,9 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use meshd::{
     daemon::{self, Outcome},
-    install_cni::{InstallCniFlags, Installed, install_cni},
+    install_cni::{InstallCniFlags, Installed, install_cni, keep_cni_installed},
     manual,
-    settings::{CleanupFlags, CleanupSettings, Log, LogFormat, RunFlags, Settings, SettingsError},
+    settings::{CleanupFlags, CleanupSettings, FloorSettings, Log, LogFormat, RunFlags, Settings, SettingsError},
 };
 
 const FAILED: u8 = 1;
@@ -29,6 +29,11 @@ enum Command {
     ///
     /// Each setting can also be given as a variable or as a key of the settings file.
     Run(Box<RunFlags>),
+    /// Makes the mesh networks of the last run unreachable until the daemon says otherwise
+    ///
+    /// To be run before containers start: until the daemon is up, what they send to the mesh then goes nowhere, and not
+    /// out in the clear. It takes the settings of meshd run, asks nothing of etcd, and can be said again.
+    Floor(Box<RunFlags>),
     /// Removes all that meshd has put into the kernel of this machine, once the daemon is stopped
     ///
     /// Routes, rules, the tunnel's device and the firewall table go, and kernel settings get back what they were. It
@@ -65,6 +70,14 @@ fn main() -> ExitCode {
             log_to_stderr(settings.log);
             to_its_end(daemon::run(settings))
         }
+        Command::Floor(flags) => {
+            let settings = FloorSettings::load(*flags);
+            log_to_stderr(settings.log);
+            for mistake in &settings.mistakes {
+                tracing::warn!("the settings do not hold: {mistake}");
+            }
+            to_its_end(daemon::floor(settings))
+        }
         Command::Cleanup(flags) => {
             let settings = match CleanupSettings::load(&flags) {
                 Ok(settings) => settings,
@@ -75,6 +88,9 @@ fn main() -> ExitCode {
         }
         Command::InstallCni(flags) => {
             log_to_stderr(Log { level: tracing::Level::INFO, format: LogFormat::Text });
+            if flags.keep {
+                return exit_code(to_its_end(async { keep_cni_installed(flags).await.map(|()| Outcome::Done) }));
+            }
             match install_cni(&flags) {
                 Ok(Installed::Done) => Ok(Outcome::Done),
                 Ok(Installed::NotReady(reason)) => {
@@ -97,6 +113,10 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    exit_code(outcome)
+}
+
+fn exit_code(outcome: anyhow::Result<Outcome>) -> ExitCode {
     match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Refused(reason)) => {

@@ -1,9 +1,10 @@
-//! The daemon, read top to bottom: settings → state directory → kernel, tunnel, prober, control → loop → stop.
+//! The daemon, read top to bottom: settings → state directory → floor, kernel, tunnel, prober, control → loop → stop.
 
 mod acceptance;
 mod cleanup;
 mod diagnose;
 mod enforced;
+mod floor;
 mod node;
 mod peer_config;
 mod published;
@@ -21,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 pub use cleanup::cleanup;
+pub use floor::floor;
 
 use crate::{
     control::{
@@ -31,7 +33,7 @@ use crate::{
     kernel::{self, Kernel},
     mesh::address::prefixes,
     private_key::PrivateKey,
-    settings::Settings,
+    settings::{FloorSettings, Settings},
     tunnel::{self, Tunnel},
 };
 
@@ -59,6 +61,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     tracing::info!(node = %settings.node, %id, public_key = %private_key.public(), "starting");
 
     let kernel = Kernel::new(kernel::Options::new(settings.interface.clone(), settings.state_dir.clone()))?;
+    if let Err(error) = floor::lay(&kernel, &FloorSettings::of(&settings)).await {
+        // The loop lays it too, and goes on trying.
+        tracing::error!("{error:#}");
+    }
     let enforcement = Enforcement::start(enforcement::Options {
         node: id.clone(),
         tun: settings.interface.to_string(),

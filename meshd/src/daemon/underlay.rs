@@ -1,9 +1,6 @@
 //! What this machine is to the others: the facts it publishes, from its settings and its underlay.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -45,34 +42,37 @@ pub(super) fn local(
     etcd_addresses: &[(IpAddr, String)],
     has_endpoint: bool,
 ) -> Local {
-    let mut links = BTreeMap::new();
-    let mut protected: Vec<(IpAddr, String)> = Vec::new();
-    for family in Family::BOTH {
-        let Some(link) = of(underlay, family) else { continue };
-        protected
-            .extend(link.addresses.iter().map(|net| (net.addr(), format!("this node's address on {}", link.name))));
-        protected.extend(link.gateway.map(|gateway| (gateway, "this node's next hop".to_owned())));
-        links.insert(
-            family,
-            UnderlayLink {
-                name: link.name.clone(),
-                index: link.index,
-                mtu: link.mtu,
-                addresses: link.addresses.clone(),
-            },
-        );
-    }
-    let etcd = settings.etcd.endpoints.iter().filter_map(|url| Some((literal_address(url)?, format!("etcd's {url}"))));
-    protected.extend(etcd.chain(etcd_addresses.iter().cloned()).filter(|(ip, _)| !ip.is_loopback()));
+    let links = Family::BOTH.into_iter().filter_map(|family| {
+        let link = of(underlay, family)?;
+        let (name, addresses) = (link.name.clone(), link.addresses.clone());
+        Some((family, UnderlayLink { name, index: link.index, mtu: link.mtu, addresses }))
+    });
     Local {
         site: settings.site.as_ref().map(ToString::to_string),
-        underlay: links,
+        underlay: links.collect(),
         has_endpoint,
         listen_port: settings.listen_port,
-        protected,
+        protected: protected(&settings.etcd.endpoints, underlay, etcd_addresses),
         ip_masq: settings.ip_masq,
         forward_accept: settings.forward_accept,
     }
+}
+
+/// Addresses that must never be routed into the mesh, each with what it is: this machine's own, its next hops, etcd's.
+pub(super) fn protected(
+    etcd_endpoints: &[String],
+    underlay: &Underlay,
+    etcd_addresses: &[(IpAddr, String)],
+) -> Vec<(IpAddr, String)> {
+    let mut protected: Vec<(IpAddr, String)> = Vec::new();
+    for link in Family::BOTH.into_iter().filter_map(|family| of(underlay, family)) {
+        protected
+            .extend(link.addresses.iter().map(|net| (net.addr(), format!("this node's address on {}", link.name))));
+        protected.extend(link.gateway.map(|gateway| (gateway, "this node's next hop".to_owned())));
+    }
+    let etcd = etcd_endpoints.iter().filter_map(|url| Some((literal_address(url)?, format!("etcd's {url}"))));
+    protected.extend(etcd.chain(etcd_addresses.iter().cloned()).filter(|(ip, _)| !ip.is_loopback()));
+    protected
 }
 
 pub(super) fn of(underlay: &Underlay, family: Family) -> Option<&UnderlayFamily> {

@@ -59,10 +59,7 @@ pub fn plan(options: &Options, desired: &Desired, observed: &Observed) -> Plan {
     }
 
     let routes = wanted_routes(options, desired, observed, &mut plan.failures);
-    let mut seen: BTreeMap<_, Vec<&KernelRoute>> = BTreeMap::new();
-    for route in &observed.routes {
-        seen.entry(route.key()).or_default().push(route);
-    }
+    let seen = by_key(&observed.routes);
 
     routes_of(&routes.floor, &seen, &mut plan.changes);
     sysctl::plan_underlay(desired, observed, &mut plan);
@@ -79,6 +76,13 @@ pub fn plan(options: &Options, desired: &Desired, observed: &Observed) -> Plan {
         plan.changes.push(Change::FirewallAfter(diff.after));
     }
     plan
+}
+
+/// The step that lays the floor under `networks` where ours are these routes, and withdraws nothing.
+pub(super) fn floor(networks: &[IpNet], routes: &[KernelRoute]) -> Vec<Change> {
+    let mut changes = Vec::new();
+    routes_of(&floor_under(networks), &by_key(routes), &mut changes);
+    changes
 }
 
 /// What differs between two pictures of what is to be, as far as it is routes: `before` and `desired` without the routes
@@ -110,11 +114,7 @@ struct Wanted {
 }
 
 fn wanted_routes(options: &Options, desired: &Desired, observed: &Observed, failures: &mut Vec<Failure>) -> Wanted {
-    let mut wanted = Wanted::default();
-    let floors: BTreeSet<IpNet> = desired.floor.iter().map(IpNet::trunc).collect();
-    for dst in floors {
-        wanted.floor.push(unreachable(dst, MAIN_TABLE));
-    }
+    let mut wanted = Wanted { floor: floor_under(&desired.floor), ..Wanted::default() };
     for ipv4 in families(desired) {
         wanted.probe_floor.push(unreachable(default_of(ipv4), options.probe_table));
     }
@@ -182,6 +182,19 @@ fn peer_routes(
     if observed.tun.is_none() && (want_tun || !desired.overlay.is_empty()) {
         failures.push(Failure::new(format!("device {}", options.tun), Problem::NoTun));
     }
+}
+
+fn floor_under(networks: &[IpNet]) -> Vec<KernelRoute> {
+    let networks: BTreeSet<IpNet> = networks.iter().map(IpNet::trunc).collect();
+    networks.into_iter().map(|dst| unreachable(dst, MAIN_TABLE)).collect()
+}
+
+fn by_key(routes: &[KernelRoute]) -> BTreeMap<(IpNet, u32, u32), Vec<&KernelRoute>> {
+    let mut by_key: BTreeMap<_, Vec<&KernelRoute>> = BTreeMap::new();
+    for route in routes {
+        by_key.entry(route.key()).or_default().push(route);
+    }
+    by_key
 }
 
 fn direct(dst: IpNet, via: IpAddr, dev: &InterfaceName, observed: &Observed) -> Result<Target, Problem> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
 
+use ipnet::IpNet;
 use thiserror::Error;
 use tracing::{debug, info, warn};
 
@@ -13,7 +14,7 @@ use super::foreign::{self, ForeignChain, ForeignDrop};
 use super::netlink::{self, NetlinkError, Rtnetlink};
 use super::nft::{Counter, Generation, ObservedTable, Ruleset as _, RulesetError, Transaction, parse_table};
 use super::observed::Observed;
-use super::plan::{differing, plan, routes_after};
+use super::plan::{self, differing, plan, routes_after};
 use super::sysctl;
 use super::{Desired, InterfaceName, Kernel};
 
@@ -92,6 +93,22 @@ impl Kernel {
         if ruleset.is_known() && report.changes.iter().all(is_followed) {
             self.keep(desired, observed, &report);
         }
+        Ok(report)
+    }
+
+    /// Lays the floor under `networks` where it is missing, and changes nothing else: the first step of a pass, for when
+    /// no more is known yet than which networks must not be reached in the clear.
+    ///
+    /// # Errors
+    /// [`ReconcileError`], when the routes could not be read.
+    pub async fn lay_floor(&self, networks: &[IpNet]) -> Result<Report, ReconcileError> {
+        *self.settled() = None;
+        let netlink = Rtnetlink::open_known(&self.ports)?;
+        let routes = netlink.routes(self.options.route_protocol).await?;
+        let mut report = Report::default();
+        // Of these steps none lets a packet pass, so none waits for the firewall.
+        self.apply(&netlink, plan::floor(networks, &routes), true, &mut report).await;
+        self.tell(&report);
         Ok(report)
     }
 

@@ -27,6 +27,10 @@ use super::observed::Observed;
 use super::plan::Plan;
 use crate::whole_file;
 
+/// Container runtimes make `/proc/sys` read-only unless the container is privileged. Where the host's is mounted here,
+/// settings are made through it; both show the network namespace of whoever opens them.
+const WRITABLE_IN_CONTAINER: &str = "/host/proc/sys";
+
 const FORWARD4: &str = "net/ipv4/ip_forward";
 const FORWARD6: &str = "net/ipv6/conf/all/forwarding";
 const RP_FILTER_ALL: &str = "net/ipv4/conf/all/rp_filter";
@@ -217,7 +221,7 @@ pub(crate) fn apply(state_dir: &Path, setting: &Setting) -> Result<(), Problem> 
         entry.set.clone_from(&setting.value);
         store(state_dir, &saved).map_err(|e| Problem::Saved { message: e.to_string() })?;
     }
-    fs::write(Path::new("/proc/sys").join(&setting.key), &setting.value).map_err(|e| failed(e.to_string()))
+    write(&setting.key, &setting.value).map_err(|e| failed(e.to_string()))
 }
 
 /// Gives back earlier values where ours still stand, and forgets them. Returns what was done and what failed.
@@ -233,7 +237,7 @@ pub(crate) fn restore(state_dir: &Path) -> Result<(Vec<String>, Vec<Failure>), S
             continue;
         };
         let restored = match read(&key) {
-            Ok(now) if now == entry.set => fs::write(Path::new("/proc/sys").join(&key), &entry.earlier).map(|()| true),
+            Ok(now) if now == entry.set => write(&key, &entry.earlier).map(|()| true),
             Ok(_) => Ok(false),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
@@ -282,6 +286,12 @@ fn store(state_dir: &Path, saved: &BTreeMap<String, Saved>) -> Result<(), StateE
 
 fn read(key: &str) -> io::Result<String> {
     fs::read_to_string(Path::new("/proc/sys").join(key)).map(|text| text.trim().to_owned())
+}
+
+fn write(key: &str, value: &str) -> io::Result<()> {
+    let in_container = Path::new(WRITABLE_IN_CONTAINER).join(key);
+    let path = if in_container.exists() { in_container } else { Path::new("/proc/sys").join(key) };
+    fs::write(path, value)
 }
 
 fn rp_filter(dev: &InterfaceName) -> String {

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use super::{
     address::prefixes,
     claims::{Claims, Precedence, SiteAddresses},
-    snapshot::{Member, Outside, Owner},
+    snapshot::{Member, Outside, Owner, networks},
 };
 use crate::{
     control::view::{Record, View},
@@ -425,13 +425,6 @@ fn unusable(name: String, reason: String) -> Member {
         unusable: Some(reason),
         version: String::new(),
     }
-}
-
-/// The networks of a configuration.
-fn networks(config: Option<&NetworkConfig>) -> impl Iterator<Item = IpNet> {
-    let v4 = config.and_then(|config| config.ipv4).map(|pool| IpNet::V4(pool.network));
-    let v6 = config.and_then(|config| config.ipv6).map(|pool| IpNet::V6(pool.network));
-    v4.into_iter().chain(v6)
 }
 
 /// Records in the order in which their claims count; the order that they come in, that of the keys, breaks ties.

@@ -467,21 +467,12 @@ impl<'a> Inputs<'a> {
             ));
         }
         let networks: Vec<IpNet> = self.snapshot.networks().collect();
-        self.covered(&networks).map(|(net, address, what)| {
+        covered(&networks, &self.local.protected).map(|(net, address, what)| {
             Problem::new(
                 "covers_underlay",
                 format!("config: the network {net} covers {address}, {what}"),
                 "put a config whose networks do not hold addresses of the underlay",
             )
-        })
-    }
-
-    /// An address in `nets` that must not be routed into the mesh. Endpoints of nodes are judged with the records: one
-    /// bad record must not cost the whole mesh.
-    fn covered(&self, nets: &[IpNet]) -> Option<(IpNet, IpAddr, String)> {
-        self.local.protected.iter().find_map(|(address, what)| {
-            let net = nets.iter().find(|net| net.contains(address))?;
-            Some((*net, *address, what.clone()))
         })
     }
 
@@ -515,7 +506,7 @@ impl<'a> Inputs<'a> {
         let snapshot = self.snapshot;
         let mut accepted = Vec::new();
         for (name, peer) in snapshot.outside.iter() {
-            match self.covered(&peer.allowed_ips) {
+            match covered(&peer.allowed_ips, &self.local.protected) {
                 None => accepted.push((name, peer.as_ref())),
                 Some((net, address, what)) => problems.push(Problem::new(
                     "covers_underlay",
@@ -656,6 +647,15 @@ impl<'a> Inputs<'a> {
             forward_accept: self.local.forward_accept,
         }
     }
+}
+
+/// An address in `nets` that must not be routed into the mesh. Endpoints of nodes are judged with the records: one bad
+/// record must not cost the whole mesh.
+pub(crate) fn covered(nets: &[IpNet], protected: &[(IpAddr, String)]) -> Option<(IpNet, IpAddr, String)> {
+    protected.iter().find_map(|(address, what)| {
+        let net = nets.iter().find(|net| net.contains(address))?;
+        Some((*net, *address, what.clone()))
+    })
 }
 
 #[cfg(test)]

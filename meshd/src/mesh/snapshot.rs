@@ -115,12 +115,17 @@ pub struct Snapshot {
     pub problems: Arc<Vec<Problem>>,
 }
 
+/// The networks of a configuration, IPv4 first.
+pub(crate) fn networks(config: Option<&NetworkConfig>) -> impl Iterator<Item = IpNet> {
+    let v4 = config.and_then(|config| config.ipv4).map(|pool| IpNet::V4(pool.network));
+    let v6 = config.and_then(|config| config.ipv6).map(|pool| IpNet::V6(pool.network));
+    v4.into_iter().chain(v6)
+}
+
 impl Snapshot {
     /// The networks of the mesh, IPv4 first.
     pub fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
-        let v4 = self.network.as_ref().and_then(|config| config.ipv4).map(|pool| IpNet::V4(pool.network));
-        let v6 = self.network.as_ref().and_then(|config| config.ipv6).map(|pool| IpNet::V6(pool.network));
-        v4.into_iter().chain(v6)
+        networks(self.network.as_ref())
     }
 
     /// This node's own prefixes.

@@ -92,6 +92,23 @@ pub struct CleanupSettings {
     pub log: Log,
 }
 
+/// What `meshd floor` needs: what the daemon would protect, and where its state is.
+#[derive(Debug, Clone)]
+pub struct FloorSettings {
+    /// The TUN device.
+    pub interface: InterfaceName,
+    /// Underlay interface; `None`: per family, that of the default route.
+    pub iface: Option<InterfaceName>,
+    /// URLs of the members of etcd.
+    pub etcd_endpoints: Vec<String>,
+    /// What outlives a boot.
+    pub state_dir: PathBuf,
+    /// How the log looks.
+    pub log: Log,
+    /// What is wrong with the settings, where a default took its place.
+    pub mistakes: Vec<String>,
+}
+
 /// What is logged, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Log {
@@ -229,6 +246,40 @@ impl CleanupSettings {
                 log,
             }),
             _ => Err(SettingsError(mistakes)),
+        }
+    }
+}
+
+impl FloorSettings {
+    /// Reads the file that `flags` name (or the default one) and takes from both what the floor needs. Mistakes are for
+    /// `meshd run` to refuse: they must not keep the floor away.
+    #[must_use]
+    pub fn load(flags: RunFlags) -> Self {
+        let (run, mut mistakes) = over_file(flags);
+        let iface = name(run.iface.filter(|iface| iface != "auto"), "--iface", &mut mistakes);
+        let interface = interface(run.interface, &mut mistakes)
+            .or_else(|| interface(None, &mut mistakes))
+            .unwrap_or_else(|| unreachable!("the default is a name"));
+        Self {
+            interface,
+            iface,
+            etcd_endpoints: run.etcd.endpoints.unwrap_or_default(),
+            state_dir: run.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+            log: log(run.log_level, run.log_format, &mut mistakes),
+            mistakes,
+        }
+    }
+
+    /// What the daemon itself lays the floor by.
+    #[must_use]
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            interface: settings.interface.clone(),
+            iface: settings.iface.clone(),
+            etcd_endpoints: settings.etcd.endpoints.clone(),
+            state_dir: settings.state_dir.clone(),
+            log: settings.log,
+            mistakes: Vec::new(),
         }
     }
 }

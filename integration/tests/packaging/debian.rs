@@ -1,0 +1,108 @@
+//! The Debian package: installed, run by systemd, upgraded, removed, purged.
+//!
+//! ```text
+//!   east1: machine with systemd ── switch ── router ── switch ── west1: a node
+//!                                              │
+//!                                            etcd
+//! ```
+
+use integration::{
+    Host, Machine, Meshd, await_ok,
+    topology::{CONFIG, TwoSites},
+};
+use serde_json::Value;
+
+use crate::{SOON, package::package};
+
+/// What of a mesh is in the kernel: routes, rules, tables, devices.
+fn left_in_kernel(host: &Host) -> Vec<String> {
+    let commands = [
+        "ip route show table all proto 158",
+        "ip -6 route show table all proto 158",
+        "ip rule show priority 15800",
+        "ip -6 rule show priority 15800",
+        "nft list tables",
+        "ip -o link show type tun",
+    ];
+    commands
+        .iter()
+        .flat_map(|command| host.run(command).stdout.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect()
+}
+
+fn status(machine: &Machine) -> Result<Value, String> {
+    let output = machine.try_sh("meshctl -o json status");
+    serde_json::from_str(&output.stdout).map_err(|_| output.describe())
+}
+
+#[track_caller]
+fn await_running(machine: &Machine) -> Value {
+    await_ok("the daemon to have its subnets", SOON, || {
+        let status = status(machine)?;
+        if status["state"] == "running" { Ok(status) } else { Err(status.to_string()) }
+    })
+}
+
+#[test]
+fn is_installed_run_by_systemd_removed_and_purged() {
+    let sites = TwoSites::with_hosts("package", 1);
+    let etcd = sites.start_etcd(1);
+    etcd.put("/meshd/config", CONFIG);
+    let other = Meshd::on(&sites.west.hosts[0], &etcd).site("west").start();
+    let host = &sites.east.hosts[0];
+    let machine = Machine::boot(host, "east-1");
+    machine.put(package(), "/root/meshd.deb");
+
+    machine.sh("apt-get install -y ./meshd.deb");
+    machine.sh("systemd-analyze verify meshd.service");
+    // Of 100, which is a service that may do anything.
+    machine.sh("systemd-analyze security --no-pager --threshold=30 meshd.service");
+    assert_eq!(left_in_kernel(host), Vec::<String>::new(), "nothing runs before it is configured");
+    assert_eq!(machine.try_sh("systemctl is-enabled meshd").stdout.trim(), "disabled");
+
+    machine.sh(&format!(
+        "cat > /etc/meshd/meshd.toml <<'.'\nsite = \"east\"\netcd-endpoints = [\"{}\"]\netcd-allow-plaintext = true\n.\n\
+         meshd run --check\nsystemctl enable --now meshd",
+        etcd.endpoints().split(',').next().unwrap()
+    ));
+    let id = await_running(&machine)["id"].clone();
+    other.await_path("east-1", "wireguard", SOON);
+    let overlay = other.overlay()[0];
+    await_ok("the other node to answer", SOON, || {
+        let ping = machine.try_sh(&format!("ping -c 1 -W 1 {overlay}"));
+        if ping.success() { Ok(()) } else { Err(ping.describe()) }
+    });
+    let process = machine.sh("cat /proc/$(systemctl show -P MainPID meshd)/status").stdout;
+    assert!(process.contains("CapEff:\t0000000000003000"), "CAP_NET_ADMIN and CAP_NET_RAW alone: {process}");
+
+    // The same version again is an upgrade to the maintainer scripts: the daemon starts anew, the node is the same.
+    let before = machine.sh("systemctl show -P MainPID meshd").stdout;
+    machine.sh("apt-get install -y --reinstall ./meshd.deb");
+    assert_ne!(machine.sh("systemctl show -P MainPID meshd").stdout, before);
+    let status = await_running(&machine);
+    assert_eq!(status["id"], id);
+
+    // While something is attached it stays, and goes on.
+    let subnet: ipnet::IpNet = status["subnets"][0].as_str().unwrap().parse().unwrap();
+    let address = subnet.hosts().nth(20).unwrap();
+    let pod = host.pod("attached", &[address]);
+    let refused = machine.try_sh("apt-get remove -y meshd");
+    assert!(!refused.success(), "{}", refused.describe());
+    let said = format!("{}{}", refused.stdout, refused.stderr);
+    assert!(said.contains("containers are still attached") && said.contains("dpkg --purge meshd"), "{said}");
+    machine.sh("systemctl is-active meshd");
+    await_running(&machine);
+
+    host.ip(&[&format!("link delete {}", pod.host_interface().name())]);
+    machine.sh("apt-get remove -y meshd");
+    assert_eq!(left_in_kernel(host), Vec::<String>::new());
+    machine.sh("test -s /var/lib/meshd/key -a -s /etc/meshd/meshd.toml");
+
+    machine.sh("apt-get install -y ./meshd.deb && systemctl enable --now meshd");
+    let status = await_running(&machine);
+    assert_eq!(status["id"], id, "it is the same node again");
+    let _pod = host.pod("attached-again", &[address]);
+    machine.sh("dpkg --purge meshd");
+    assert_eq!(left_in_kernel(host), Vec::<String>::new());
+    machine.sh("test ! -e /var/lib/meshd -a ! -e /etc/meshd/meshd.toml");
+}

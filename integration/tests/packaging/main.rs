@@ -1,0 +1,11 @@
+//! What is installed, and how: the Debian package on machines with systemd, and the
+//! documentation followed on them.
+
+mod debian;
+#[cfg(test)]
+mod package;
+
+use std::time::Duration;
+
+/// For whatever comes up by itself, on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
