@@ -27,7 +27,19 @@ fn every_example_is_taken_by_etcd_and_accepted() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/etcd.md");
     let examples = examples(&fs::read_to_string(file).unwrap());
     let kinds: BTreeSet<&str> = examples.iter().map(|(key, _)| key.split('/').next().unwrap()).collect();
-    for kind in ["config", "subnets", "nodes", "peers", "removed"] {
+    for kind in [
+        "config",
+        "subnets",
+        "nodes",
+        "peers",
+        "removed",
+        "alive",
+        "endpoints",
+        "namespaces",
+        "pods",
+        "networkpolicies",
+        "clusternetworkpolicies",
+    ] {
         assert!(kinds.contains(kind), "docs/etcd.md has an example of {kind}");
     }
     let lab = Lab::new("docs");
