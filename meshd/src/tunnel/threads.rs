@@ -20,7 +20,7 @@ use super::{
     drops::{DropReason, Drops},
     event::TunnelEvent,
     inbound::{Admitted, HandshakeQueue, Inbound, Received},
-    offload::{Joinable, Merger, Switches, VNET_HEADER, merge},
+    offload::{Joinable, Merger, Switches, VNET_HEADER, Vnet, merge, merge::Group},
     outbound::Outbound,
     shared::{Cached, Shared},
     sys::{Lost, RECEIVE, ReceiveBuffers, SendError, Sender, TunDevice, UdpSockets, Waker, drain_errors, wait},
@@ -131,27 +131,17 @@ impl Shell {
         }
     }
 
-    /// Writes one packet, or a group of them, to the TUN. Returns whether the kernel found fault with what it was told.
-    fn write(&self, device: &Arc<Option<TunDevice>>, pieces: &[IoSlice<'_>], packets: u64, drops: &Drops) -> bool {
-        let Some(tun) = &**device else {
-            drops.add(DropReason::TunGone, packets);
-            return false;
-        };
-        let result = match pieces {
-            [whole] => tun.write(whole),
-            pieces => tun.write_pieces(pieces),
-        };
-        let Err(error) = result else { return false };
-        match error.raw_os_error() {
-            Some(libc::EBADF | EBADFD) => {
+    /// Takes in that `packets` packets could not be written to the TUN.
+    fn not_written(&self, device: &Arc<Option<TunDevice>>, errno: i32, packets: u64, drops: &Drops) {
+        match errno {
+            libc::EBADF | EBADFD => {
                 drops.add(DropReason::TunGone, packets);
                 self.tun_gone(device);
             }
-            // The device is down.
-            Some(libc::EIO) => drops.add(DropReason::TunGone, packets),
+            // There is none, or it is down.
+            libc::ENODEV | libc::EIO => drops.add(DropReason::TunGone, packets),
             _ => drops.add(DropReason::TunWriteFailed, packets),
         }
-        error.raw_os_error() == Some(libc::EINVAL)
     }
 }
 
@@ -245,7 +235,9 @@ impl OutboundSide {
         shell.flush(&mut self.sender, &mut self.out, &self.worker.drops);
         for at in 0..self.back.len() {
             self.back.write_vnet(at);
-            shell.write(device, &[IoSlice::new(self.back.with_vnet(at))], 1, &self.worker.drops);
+            if let Err(errno) = write(device, &[IoSlice::new(self.back.with_vnet(at))]) {
+                shell.not_written(device, errno, 1, &self.worker.drops);
+            }
         }
         self.back.clear();
     }
@@ -297,7 +289,7 @@ impl InboundSide {
     fn turn(&mut self, shell: &Shell, is_v4: bool) {
         let mut received = ArrayVec::<Received<'_>, RECEIVE>::new();
         let drops = Arc::clone(&self.worker.drops);
-        self.buffers.receive(&shell.sockets, is_v4, &mut received, |lost, count| {
+        self.buffers.receive(&shell.sockets, is_v4, &shell.switches.udp_gro, &mut received, |lost, count| {
             drops.add(
                 match lost {
                     Lost::Truncated => DropReason::InTruncated,
@@ -341,8 +333,25 @@ fn chunk<'a>(
     chunk
 }
 
+/// Writes one packet, or several that are joined, to the TUN. The error is the system's number; `ENODEV` without a
+/// device.
+fn write(device: &Arc<Option<TunDevice>>, pieces: &[IoSlice<'_>]) -> Result<(), i32> {
+    let Some(tun) = &**device else { return Err(libc::ENODEV) };
+    let result = match pieces {
+        [whole] => tun.write(whole),
+        pieces => tun.write_pieces(pieces),
+    };
+    result.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+}
+
 /// Writes the packets of `batch` that are not dropped, those that can be joined in one piece.
-fn write_merged(shell: &Shell, device: &Arc<Option<TunDevice>>, batch: &mut Batch, merger: &mut Merger, drops: &Drops) {
+pub(super) fn write_merged(
+    shell: &Shell,
+    device: &Arc<Option<TunDevice>>,
+    batch: &mut Batch,
+    merger: &mut Merger,
+    drops: &Drops,
+) {
     let switches = &shell.switches;
     merger.merge(batch, Joinable { tcp: switches.tun_tcp.is_on(), udp: switches.tun_udp.is_on() });
     for group in merger.groups() {
@@ -350,16 +359,43 @@ fn write_merged(shell: &Shell, device: &Arc<Option<TunDevice>>, batch: &mut Batc
         let Some(head) = slots.next() else { continue };
         batch.slots_mut()[head].vnet = group.vnet();
         batch.write_vnet(head);
-        let batch = &*batch;
         let mut pieces = ArrayVec::<IoSlice<'_>, { merge::MAX_GROUP }>::new();
         pieces.push(IoSlice::new(batch.with_vnet(head)));
         pieces.extend(slots.map(|at| IoSlice::new(batch.bytes_from(at, group.header_len()))));
-        let refused = shell.write(device, &pieces, group.count() as u64, drops);
-        if refused && group.count() > 1 {
+        let Err(errno) = write(device, &pieces) else { continue };
+        drop(pieces);
+        if group.count() == 1 || !matches!(errno, libc::EINVAL | libc::EIO | libc::EMSGSIZE) {
+            shell.not_written(device, errno, group.count() as u64, drops);
+        } else if write_apart(shell, device, batch, merger.slots(group), group, drops) {
+            // The kernel does not do what it promised.
             let switch = if group.is_tcp() { &switches.tun_tcp } else { &switches.tun_udp };
-            switch.refused(libc::EINVAL);
+            switch.refused(errno);
         }
     }
+}
+
+/// Writes the packets of a group, which are at `slots`, each by itself; returns whether all of them went.
+fn write_apart(
+    shell: &Shell,
+    device: &Arc<Option<TunDevice>>,
+    batch: &mut Batch,
+    slots: impl Iterator<Item = usize>,
+    group: &Group,
+    drops: &Drops,
+) -> bool {
+    let mut all = true;
+    for (nth, at) in slots.enumerate() {
+        if nth == 0 {
+            group.restore_head(batch.bytes_mut(at));
+        }
+        batch.slots_mut()[at].vnet = Vnet::NOTHING;
+        batch.write_vnet(at);
+        if let Err(errno) = write(device, &[IoSlice::new(batch.with_vnet(at))]) {
+            all = false;
+            shell.not_written(device, errno, 1, drops);
+        }
+    }
+    all
 }
 
 /// Handshakes and alarms, until the shell stops.

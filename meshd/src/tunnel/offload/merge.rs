@@ -21,7 +21,7 @@ mod tests;
 use policy::packet::{Fragment, Packet, Transport};
 
 use super::{
-    checksum::{finish, fold, pseudo_header, sum},
+    checksum::{finish, finish_nonzero, fold, pseudo_header, sum},
     vnet::{GsoKind, Vnet},
 };
 use crate::tunnel::batch::{BATCH, Batch, MAX_PACKET};
@@ -106,8 +106,7 @@ impl Merger {
         for group in &self.groups {
             if group.count > 1 {
                 let tail = &batch.slots()[usize::from(group.tail)];
-                let last_flags =
-                    if group.kind == GsoKind::Udp { 0 } else { batch.bytes(tail)[usize::from(group.transport) + 13] };
+                let last_flags = if group.is_tcp() { batch.bytes(tail)[group.flags_field()] } else { 0 };
                 group.write_headers(batch.bytes_mut(usize::from(group.head)), last_flags);
             }
         }
@@ -246,31 +245,57 @@ impl Group {
 
     /// Makes the headers of the first packet those of the whole.
     fn write_headers(&self, head: &mut [u8], last_flags: u8) {
+        let pseudo = self.write_lengths(head, self.len as usize);
+        if self.is_tcp() {
+            head[self.flags_field()] |= last_flags & (FIN | PSH);
+        }
+        // The kernel completes it, or trusts it if the packet stays here.
+        head[self.checksum_field()].copy_from_slice(&fold(pseudo).to_ne_bytes());
+    }
+
+    /// Makes the headers of the first packet, `head`, its own again, so that each packet of the group can be written by
+    /// itself.
+    pub(in super::super) fn restore_head(&self, head: &mut [u8]) {
+        let mut total = self.write_lengths(head, head.len());
+        if self.is_tcp() {
+            // A packet that has one of them is the last of its group.
+            head[self.flags_field()] &= !(FIN | PSH);
+        }
+        head[self.checksum_field()].fill(0);
+        total += sum(&head[usize::from(self.transport)..]);
+        let checksum = if self.is_tcp() { finish(total) } else { finish_nonzero(total) };
+        head[self.checksum_field()].copy_from_slice(&checksum);
+    }
+
+    /// Writes what in the headers tells of a packet of `len` bytes, but for the transport checksum; returns the sum over
+    /// the pseudo-header.
+    fn write_lengths(&self, head: &mut [u8], len: usize) -> u64 {
         let transport = usize::from(self.transport);
-        let transport_len = (self.len as usize - transport) as u16;
+        let transport_len = (len - transport) as u16;
         let (addresses, protocol) = if head[0] >> 4 == 4 {
-            head[2..4].copy_from_slice(&(self.len as u16).to_be_bytes());
+            head[2..4].copy_from_slice(&(len as u16).to_be_bytes());
             head[10..12].fill(0);
             let checksum = finish(sum(&head[..transport]));
             head[10..12].copy_from_slice(&checksum);
             (12..20, head[9])
         } else {
-            head[4..6].copy_from_slice(&((self.len - 40) as u16).to_be_bytes());
+            head[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes());
             (8..40, head[6])
         };
-        // The kernel completes it, or trusts it if the packet stays here.
-        let partial = fold(pseudo_header(&head[addresses], protocol, transport_len)).to_ne_bytes();
-        let head = &mut head[transport..];
-        match self.kind {
-            GsoKind::Tcp4 | GsoKind::Tcp6 => {
-                head[13] |= last_flags & (FIN | PSH);
-                head[16..18].copy_from_slice(&partial);
-            }
-            GsoKind::Udp => {
-                head[4..6].copy_from_slice(&transport_len.to_be_bytes());
-                head[6..8].copy_from_slice(&partial);
-            }
+        if !self.is_tcp() {
+            head[transport + 4..transport + 6].copy_from_slice(&transport_len.to_be_bytes());
         }
+        pseudo_header(&head[addresses], protocol, transport_len)
+    }
+
+    /// Where TCP's flags are.
+    fn flags_field(&self) -> usize {
+        usize::from(self.transport) + 13
+    }
+
+    fn checksum_field(&self) -> std::ops::Range<usize> {
+        let at = usize::from(self.transport) + if self.is_tcp() { 16 } else { 6 };
+        at..at + 2
     }
 }
 

@@ -83,6 +83,12 @@ impl TunDevice {
         Ok(device)
     }
 
+    /// What is no TUN device, but gives out and takes messages as one does.
+    #[cfg(test)]
+    pub(in super::super) fn stand_in(fd: std::os::fd::OwnedFd) -> Self {
+        Self(fd.into())
+    }
+
     /// Tells the kernel what it may leave to us.
     pub(in super::super) fn offload(&self, switches: &Switches) -> io::Result<()> {
         // SAFETY: the descriptor is open, and the argument is a number.

@@ -1,5 +1,8 @@
 //! The UDP sockets, one per address family, and system calls on many datagrams at once.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     io,
     mem::MaybeUninit,
@@ -453,11 +456,13 @@ impl ReceiveBuffers {
     }
 
     /// Receives what waits at the socket of one family, up to [`RECEIVE`] messages, into `into`, which has room for
-    /// them. `lost` is told of datagrams that were not received whole, or not at all.
+    /// them. `lost` is told of datagrams that were not received whole, or not at all. `gro` is switched off when the
+    /// kernel fails at it.
     pub(in super::super) fn receive<'a, const N: usize>(
         &'a mut self,
         sockets: &UdpSockets,
         v4: bool,
+        gro: &Switch,
         into: &mut arrayvec::ArrayVec<Received<'a>, N>,
         mut lost: impl FnMut(Lost, u64),
     ) {
@@ -485,8 +490,18 @@ impl ReceiveBuffers {
                 std::ptr::null_mut(),
             )
         };
-        // Errors are "nothing there", or those of datagrams sent earlier, which the error queue tells better.
-        let count = usize::try_from(count).unwrap_or(0);
+        let count = usize::try_from(count).unwrap_or_else(|_| {
+            // Errors are "nothing there", or those of datagrams sent earlier, which the error queue tells better; none of
+            // these are among either.
+            let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+            if matches!(errno, libc::EINVAL | libc::EIO) && gro.is_on() {
+                for fd in sockets.fds().into_iter().flatten() {
+                    let _ = set_int(fd, libc::SOL_UDP, libc::UDP_GRO, 0);
+                }
+                gro.refused(errno);
+            }
+            0
+        });
         let mut bytes = 0;
         for at in 0..count {
             let header = &self.headers[at];

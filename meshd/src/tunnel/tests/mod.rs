@@ -1,6 +1,8 @@
 mod harness;
 mod mesh;
 mod net;
+mod refusals;
+mod renewal;
 mod retry;
 mod segmentation;
 mod superpackets;

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// TCP from 10.1.0.1 to 10.2.0.1 or the same in IPv6.
-fn stream(v4: bool, len: usize) -> Like {
+pub(super) fn stream(v4: bool, len: usize) -> Like {
     Like {
         v4,
         tcp: true,

@@ -140,6 +140,20 @@ proptest! {
     }
 
     #[test]
+    fn what_was_joined_can_be_taken_apart_again(packets in traffic()) {
+        let mut batch = batch(&packets);
+        let mut merger = Merger::new();
+        merger.merge(&mut batch, ALL);
+        for group in merger.groups().iter().filter(|group| group.count() > 1) {
+            let head = merger.slots(group).next().unwrap();
+            group.restore_head(batch.bytes_mut(head));
+        }
+        for (slot, packet) in batch.slots().iter().zip(&packets) {
+            prop_assert_eq!(batch.bytes(slot), packet.as_slice());
+        }
+    }
+
+    #[test]
     fn joins_a_whole_stream(mut like in any_packet(3000..9000), size in 1000usize..1400) {
         like.flags = 0x18;
         let packets = like.cut(size);
