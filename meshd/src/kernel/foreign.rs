@@ -109,7 +109,7 @@ pub(crate) fn accept_chain(options: &Options) -> String {
     format!("{}-FORWARD", options.table_name.to_ascii_uppercase())
 }
 
-/// Reads all chains at the forward hook outside our table.
+/// Reads all chains at the forward hook outside our tables.
 pub(crate) async fn observe(options: &Options, nft: &Nft) -> Result<Vec<ForeignChain>, RulesetError> {
     let Some(json) = nft.list(&["list", "chains"]).await? else {
         return Ok(Vec::new());
@@ -118,8 +118,9 @@ pub(crate) async fn observe(options: &Options, nft: &Nft) -> Result<Vec<ForeignC
     let accept_name = accept_chain(options);
     let mut accepts: BTreeMap<(String, String), Option<Vec<Option<String>>>> = BTreeMap::new();
     let mut found = Vec::new();
+    let policies = super::policy_table(&options.table_name);
     for chain in forward {
-        let ours = chain.family == "inet" && chain.table == options.table_name;
+        let ours = (chain.family == "inet" && chain.table == options.table_name) || chain.table == policies;
         if ours || !matches!(chain.family.as_str(), "ip" | "ip6" | "inet") {
             continue;
         }

@@ -12,11 +12,11 @@ use super::failure::{Failure, Problem};
 use super::firewall;
 use super::foreign::{self, ForeignChain, ForeignDrop};
 use super::netlink::{self, NetlinkError, Rtnetlink};
-use super::nft::{Counter, Generation, ObservedTable, Ruleset as _, RulesetError, Transaction, parse_table};
+use super::nft::{Counter, Heard, ObservedTable, Ruleset as _, RulesetError, Transaction, Watch, parse_table};
 use super::observed::Observed;
 use super::plan::{self, differing, plan, routes_after};
 use super::sysctl;
-use super::{Desired, InterfaceName, Kernel};
+use super::{Desired, InterfaceName, Kernel, policy_table};
 
 /// What one pass did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,10 +38,10 @@ pub enum ReconcileError {
     Netlink(#[from] NetlinkError),
 }
 
-/// What nftables holds at one generation.
+/// What nftables holds besides policies, while nothing else is heard.
 #[derive(Debug)]
 pub(super) struct KnownRuleset {
-    generation: Generation,
+    watch: Watch,
     table: Option<ObservedTable>,
     foreign: Vec<ForeignChain>,
 }
@@ -55,18 +55,18 @@ pub(super) struct Settled {
 }
 
 /// How well a pass knows what nftables holds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 enum ReadRuleset {
     /// Our own table could not be read.
     Unreadable,
-    /// It was read, but not all at one generation that is known.
+    /// It was read, but others may have changed it meanwhile.
     Sometime,
-    /// All of it was so at this generation.
-    At(Generation),
+    /// All of it is so unless this hears of something.
+    While(Watch),
 }
 
 impl ReadRuleset {
-    fn is_known(self) -> bool {
+    fn is_known(&self) -> bool {
         !matches!(self, Self::Unreadable)
     }
 }
@@ -85,12 +85,13 @@ impl Kernel {
         let plan = plan(&self.options, desired, &observed);
         report.failures.extend(plan.failures);
         let firewall_changes = plan.changes.iter().filter(|change| change.is_firewall()).count();
-        self.apply(&netlink, plan.changes, ruleset.is_known(), &mut report).await;
+        let known = ruleset.is_known();
+        self.apply(&netlink, plan.changes, known, &mut report).await;
         self.remember(desired, &observed, ruleset, firewall_changes, &report);
         report.foreign_drops = self.foreign_drops(desired, &observed, &report).await;
         self.tell(&report);
         // What changed besides routes and our table must be seen once to be known.
-        if ruleset.is_known() && report.changes.iter().all(is_followed) {
+        if known && report.changes.iter().all(is_followed) {
             self.keep(desired, observed, &report);
         }
         Ok(report)
@@ -136,7 +137,7 @@ impl Kernel {
             let netlink = Rtnetlink::open_known(&self.ports)?;
             self.apply(&netlink, plan.changes, true, &mut report).await;
             if let Some(known) = known {
-                self.remember(desired, &observed, ReadRuleset::At(known.generation), firewall_changes, &report);
+                self.remember(desired, &observed, ReadRuleset::While(known.watch), firewall_changes, &report);
             }
         }
         self.tell(&report);
@@ -186,16 +187,17 @@ impl Kernel {
         }
     }
 
-    /// Keeps what nftables holds after a pass, if that is certain: at [`ReadRuleset::At`] that generation it was
-    /// `observed`, all of the `planned` changes were made, and nobody else has committed anything since.
+    /// Keeps what nftables holds after a pass, if that is certain: it was `observed`, all of the `planned` changes were
+    /// made, and nobody has committed anything else since. Policies come and go with every pod, in tables of their own
+    /// that no pass looks at.
     fn remember(&self, desired: &Desired, observed: &Observed, read: ReadRuleset, planned: usize, report: &Report) {
         let made = report.changes.iter().filter(|change| change.is_firewall()).count();
         let foreign = report.changes.iter().any(|change| matches!(change, Change::Foreign(_)));
-        let known = match (read, u32::try_from(made)) {
-            (ReadRuleset::At(generation), Ok(count)) if made == planned && !foreign => {
-                let generation = generation.after(count);
-                Generation::now().is_ok_and(|now| now == generation).then(|| KnownRuleset {
-                    generation,
+        let known = match read {
+            ReadRuleset::While(mut watch) if made == planned && !foreign => {
+                let ours = if made == 0 { Heard::Nothing } else { Heard::Transactions(made) };
+                watch.heard().is_ok_and(|heard| heard == ours).then(|| KnownRuleset {
+                    watch,
                     table: match made {
                         0 => observed.table.clone(),
                         _ => Some(firewall::render(&self.options, desired).as_observed()),
@@ -208,10 +210,10 @@ impl Kernel {
         *self.ruleset.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
-    /// What nftables holds, as of the last pass, if nobody has committed anything since.
+    /// What nftables holds, as of the last pass, if nobody has committed anything but policies since.
     fn remembered(&self) -> Option<KnownRuleset> {
-        let known = self.ruleset.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        (Generation::now().ok()? == known.generation).then_some(known)
+        let mut known = self.ruleset.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        (known.watch.heard().ok()? == Heard::Nothing).then_some(known)
     }
 
     /// Reads everything that a plan compares. What of nftables or of earlier settings cannot be read is a failure.
@@ -244,9 +246,9 @@ impl Kernel {
         if let Some(known) = self.remembered() {
             observed.table = known.table;
             observed.foreign = known.foreign;
-            return ReadRuleset::At(known.generation);
+            return ReadRuleset::While(known.watch);
         }
-        let before = Generation::now();
+        let watch = Watch::open_others(&policy_table(&self.options.table_name)).ok();
         match self.nft.table(&self.options.table_name).await {
             Ok(table) => observed.table = table,
             Err(e) => {
@@ -261,8 +263,8 @@ impl Kernel {
                 return ReadRuleset::Sometime;
             }
         }
-        match (before, Generation::now()) {
-            (Ok(before), Ok(after)) if before == after => ReadRuleset::At(after),
+        match watch.map(|mut watch| (watch.heard(), watch)) {
+            Some((Ok(Heard::Nothing), watch)) => ReadRuleset::While(watch),
             _ => ReadRuleset::Sometime,
         }
     }

@@ -20,7 +20,6 @@ mod frame;
 mod nft;
 #[cfg(test)]
 mod tests;
-mod watch;
 
 use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr};
 
@@ -30,10 +29,9 @@ pub(super) use self::{bridge::switched_judged, frame::Frame, nft::NftError};
 use self::{
     frame::{BASE_CHAINS, CLOSED, base, base_chains, closed},
     nft::{Listing, apply, list},
-    watch::{Heard, Watch},
 };
 use super::conntrack::Conntrack;
-use crate::kernel::nft::Generation;
+use crate::kernel::nft::{Generation, Heard, Watch};
 
 /// Bits of the connection mark that hold generations, unless others are chosen. Others use the lower half.
 pub const DEFAULT_MARKS: Marks = Marks { egress: Field { shift: 16, bits: 7 }, ingress: Field { shift: 24, bits: 7 } };

@@ -1,11 +1,13 @@
 //! nftables: a table as data, its difference to the kernel's, and the `nft` binary that reads and writes it.
 
 mod generation;
+mod heard;
 mod listing;
 mod process;
 mod table;
 
 pub(crate) use generation::Generation;
+pub(crate) use heard::{Heard, Watch};
 pub use listing::ListingError;
 pub(crate) use listing::{parse_chains, parse_foreign_chain, parse_table};
 pub(crate) use process::run;

@@ -327,7 +327,7 @@ fn sets_follow_any_change() {
 }
 
 /// A pass runs `nft` only when somebody has committed something since: every node of a mesh makes a pass for every
-/// record that changes.
+/// record that changes, and for every pod of its own that comes or goes.
 #[test]
 fn lists_the_ruleset_again_only_when_it_has_changed() {
     isolated(|| async {
@@ -344,6 +344,14 @@ fn lists_the_ruleset_again_only_when_it_has_changed() {
         settle(&kernel, &desired).await;
         kernel.nft = Nft::with_program("false");
         settled(&kernel, &desired).await;
+
+        // Policies change with every pod, in tables that a pass has nothing to do with.
+        let table = super::super::policy_table("meshd");
+        run(&format!("nft add table inet {table}"));
+        run(&format!("nft add chain inet {table} forward {{ type filter hook forward priority 0; policy drop; }}"));
+        run(&format!("nft add table bridge {table}"));
+        let report = kernel.reconcile(&desired).await.unwrap();
+        assert_eq!((report.changes.len(), report.failures.len(), report.foreign_drops.len()), (0, 0, 0), "{report:?}");
 
         // Others' tables count too: one of them may drop what is forwarded.
         run("nft add table ip other");
