@@ -346,7 +346,7 @@ fn lists_the_ruleset_again_only_when_it_has_changed() {
         settled(&kernel, &desired).await;
 
         // Policies change with every pod, in tables that a pass has nothing to do with.
-        let table = super::super::policy_table("meshd");
+        let table = policy_table("meshd");
         run(&format!("nft add table inet {table}"));
         run(&format!("nft add chain inet {table} forward {{ type filter hook forward priority 0; policy drop; }}"));
         run(&format!("nft add table bridge {table}"));

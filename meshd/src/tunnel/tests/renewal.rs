@@ -49,7 +49,7 @@ fn a_session_that_is_renewed_under_load_loses_and_reorders_nothing() {
         let confirmation = if a_calls { a.receive(now, &response) } else { b.receive(now, &response) };
         let after = both(&mut a, &mut b);
         let (to_b, to_a) = if a_calls { (confirmation, Vec::new()) } else { (Vec::new(), confirmation) };
-        let mut arrive = |node: &mut Node, bursts: [&[Wire]; 4]| {
+        let arrive = |node: &mut Node, bursts: [&[Wire]; 4]| {
             for datagrams in bursts {
                 assert_eq!(node.receive(now, datagrams), [], "in round {round}");
             }
