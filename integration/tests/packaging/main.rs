@@ -2,7 +2,7 @@
 //! documentation followed on them.
 
 mod debian;
-#[cfg(test)]
+mod docs;
 mod package;
 
 use std::time::Duration;
