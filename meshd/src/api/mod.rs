@@ -23,6 +23,8 @@
 //! GET /metrics                 OpenMetrics
 //! ```
 //!
+//! A page for browsers on this machine (`ui`) is served over TCP as well where it is asked for.
+//!
 //! WireGuard's own way of asking, `wg show`, is answered as well (`uapi`).
 //!
 //! Who may open the socket may look. Only root, and the user that the daemon runs as, may change something.
@@ -35,8 +37,10 @@ mod health;
 mod metrics;
 mod monitor;
 mod server;
+mod tcp;
 mod types;
 mod uapi;
+mod ui;
 
 pub use client::{Client, ClientError};
 pub use diagnosis::{Diagnosis, Echoed, Finding, Layer, LayerKind, Ping, Severity};
@@ -49,6 +53,7 @@ pub use types::{
     Status,
 };
 pub use uapi::{Device, DevicePeer, wireguard};
+pub use ui::page;
 
 /// Name of the socket in the run directory.
 pub const SOCKET: &str = "meshd.sock";

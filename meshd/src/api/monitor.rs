@@ -1,7 +1,7 @@
 //! What monitoring asks over TCP: `/livez`, `/readyz`, `/metrics`. Nothing can be changed here, and nothing secret is
 //! told, but names and addresses of the mesh are; so it listens on loopback unless it is told otherwise.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -10,18 +10,14 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    connection::Bounded,
     health::{Check, all_hold, text},
     metrics,
     server::Source,
+    tcp,
 };
-
-/// Between two tries to have an address that is not to be had.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// Serves `source` at `address` until `stop`. An address that cannot be had is tried for again and again; `tell` hears
 /// why, and `None` once it is had.
@@ -37,23 +33,7 @@ pub fn monitor(
         .route("/readyz", get(readyz))
         .route("/metrics", get(move |State(source): State<Arc<dyn Source>>| scrape(source, per_peer)))
         .with_state(source);
-    tokio::spawn(async move {
-        let listener = loop {
-            match TcpListener::bind(address).await {
-                Ok(listener) => break listener,
-                Err(error) => tell(Some(error)),
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(RETRY) => {}
-            }
-        };
-        tell(None);
-        let server = axum::serve(Bounded::new(listener), router).with_graceful_shutdown(stop.cancelled_owned());
-        if let Err(error) = server.await {
-            tracing::error!(%error, "metrics and health are not served any more");
-        }
-    });
+    tcp::serve(address, router, stop, "metrics and health", tell);
 }
 
 async fn livez(State(source): State<Arc<dyn Source>>, RawQuery(query): RawQuery) -> Response {

@@ -196,7 +196,11 @@ async fn ping(State(source): State<Arc<dyn Source>>, extract::RawQuery(query): e
     answer(move || source.reach(&target)).await
 }
 
-async fn echo(State(source): State<Arc<dyn Source>>, extract::RawQuery(query): extract::RawQuery) -> Response {
+/// `GET /v1/echo`
+pub(super) async fn echo(
+    State(source): State<Arc<dyn Source>>,
+    extract::RawQuery(query): extract::RawQuery,
+) -> Response {
     let query = query.unwrap_or_default();
     let address: Option<IpAddr> = part(&query, "address").and_then(|text| text.parse().ok());
     let size: Option<u16> = part(&query, "size").and_then(|text| text.parse().ok());

@@ -242,6 +242,12 @@ pub struct Peer {
     pub site: Option<String>,
     /// Its prefixes.
     pub subnets: Vec<IpNet>,
+    /// Its own addresses in the mesh; of an outside peer those prefixes that are a single address.
+    #[serde(default)]
+    pub overlay: Vec<IpAddr>,
+    /// Whether it is an outside peer.
+    #[serde(default)]
+    pub outside: bool,
     /// How packets reach it: by the family that fares worse, when the two differ.
     pub path: Path,
     /// Why that path and not a better one; empty when there is nothing to say.

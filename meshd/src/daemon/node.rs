@@ -709,6 +709,17 @@ fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn a
         };
         api::monitor(address, settings.metrics.per_peer, Arc::clone(source), stop.clone(), tell);
     }
+    if let Some(address) = settings.ui {
+        let told = Arc::clone(published);
+        let tell = move |error: Option<std::io::Error>| {
+            let problem = |error| {
+                let cause = format!("the browser page is not served at {address}: {error}");
+                Problem::new("ui_address", cause, "free that address, or set another one with --ui-addr")
+            };
+            told.warn("ui_address", error.map(problem));
+        };
+        api::page(address, Arc::clone(source), stop.clone(), tell);
+    }
     let told = Arc::clone(published);
     let tell = move |error: Option<std::io::Error>| {
         let problem = |error| {

@@ -133,10 +133,8 @@ impl Published {
                 Owner::Lease(_) | Owner::Outside(_) => member.name.clone(),
             };
             let site = member.site.as_ref().map(ToString::to_string);
-            peers.push((
-                owner.to_string(),
-                peer(member.name.clone(), id, site, member.prefixes().collect(), path, reason, status),
-            ));
+            let peer = peer(member.name.clone(), id, site, member.prefixes().collect(), path, reason, status);
+            peers.push((owner.to_string(), Peer { overlay: member.overlay().collect(), ..peer }));
         }
         for (name, outside) in in_force.snapshot.outside.iter() {
             let owner = Owner::Outside(name.clone());
@@ -148,7 +146,10 @@ impl Published {
             let site = outside.site.as_ref().map(ToString::to_string);
             let name = name.to_string();
             let allowed = outside.allowed_ips.clone();
-            peers.push((owner.to_string(), peer(name.clone(), name, site, allowed, path, reason, status)));
+            let alone = allowed.iter().filter(|net| net.prefix_len() == net.max_prefix_len());
+            let overlay = alone.map(IpNet::addr).collect();
+            let peer = peer(name.clone(), name, site, allowed, path, reason, status);
+            peers.push((owner.to_string(), Peer { overlay, outside: true, ..peer }));
         }
         peers
     }
@@ -439,6 +440,8 @@ fn peer(
         id,
         site,
         subnets,
+        overlay: Vec::new(),
+        outside: false,
         path,
         reason,
         public_key: status.and_then(|status| status.keys.first()).map(ToString::to_string),

@@ -124,6 +124,10 @@ pub struct RunFlags {
     /// Also have metrics for each peer; with N nodes that is N times N of each
     #[arg(long, env = "MESHD_METRICS_PER_PEER")]
     pub metrics_per_peer: bool,
+    /// Loopback address and TCP port of a page for browsers on this machine that shows the mesh, without a password and
+    /// only to look at: 127.0.0.1:9474. none: nowhere [default: none]
+    #[arg(long, env = "MESHD_UI_ADDR", value_name = "IP:PORT|none")]
+    pub ui_addr: Option<String>,
     /// Bits of netfilter's connection mark that policies use, as two masks of neighbouring bits, at least three each; no
     /// other program on this machine may use them [default: 0x7f0000,0x7f000000]
     #[arg(long, env = "MESHD_POLICY_MARKS", value_name = "MASK,MASK", value_delimiter = ',')]
@@ -205,6 +209,7 @@ impl RunFlags {
             tun_offload: self.tun_offload.or(below.tun_offload),
             metrics_addr: self.metrics_addr.or(below.metrics_addr),
             metrics_per_peer: self.metrics_per_peer || below.metrics_per_peer,
+            ui_addr: self.ui_addr.or(below.ui_addr),
             policy_marks: self.policy_marks.or(below.policy_marks),
             policy_log_group: self.policy_log_group.or(below.policy_log_group),
             log_level: self.log_level.or(below.log_level),

@@ -60,6 +60,8 @@ pub struct Settings {
     pub offloads: OffloadSettings,
     /// Where metrics and health are served.
     pub metrics: MetricsSettings,
+    /// Loopback address and TCP port of the page for browsers; `None`: nowhere.
+    pub ui: Option<SocketAddr>,
     /// Bits of the connection mark that policies use.
     pub policy_marks: Marks,
     /// The group of nfnetlink_log that nftables reports verdicts to.
@@ -196,6 +198,24 @@ impl Settings {
                 }
             },
         };
+        let ui = match flags.ui_addr.as_deref() {
+            None | Some("none") => None,
+            Some(text) => match text.parse::<SocketAddr>() {
+                Ok(at) if at.port() != 0 && at.ip().is_loopback() => Some(at),
+                Ok(at) if at.port() != 0 => {
+                    mistakes.push(format!(
+                        "--ui-addr {text}: not a loopback address; the page has no password, so it is for this machine \
+                         alone: 127.0.0.1:{port}, and ssh -L {port}:127.0.0.1:{port} from elsewhere",
+                        port = at.port()
+                    ));
+                    None
+                }
+                _ => {
+                    mistakes.push(format!("--ui-addr {text}: not 127.0.0.1:PORT, [::1]:PORT or none"));
+                    None
+                }
+            },
+        };
         let policy_marks = marks(flags.policy_marks, &mut mistakes);
         let log = log(flags.log_level, flags.log_format, &mut mistakes);
         match (node, interface) {
@@ -218,6 +238,7 @@ impl Settings {
                     tun_offload: flags.tun_offload.unwrap_or_default(),
                 },
                 metrics: MetricsSettings { address: metrics_addr, per_peer: flags.metrics_per_peer },
+                ui,
                 policy_marks,
                 policy_log_group: flags.policy_log_group.unwrap_or(DEFAULT_LOG_GROUP),
                 log,

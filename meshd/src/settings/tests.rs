@@ -25,6 +25,20 @@ fn defaults_are_those_of_the_documentation() {
 }
 
 #[test]
+fn the_page_is_served_where_it_is_asked_for_and_on_loopback_only() {
+    let ui = |text: &str| check(&format!("node = 'a'\nui-addr = '{text}'")).map(|settings| settings.ui);
+    assert_eq!(check("node = 'a'").unwrap().ui, None);
+    assert_eq!(ui("none").unwrap(), None);
+    for address in ["127.0.0.1:9474", "[::1]:9474"] {
+        assert_eq!(ui(address).unwrap(), Some(address.parse().unwrap()));
+    }
+    for wrong in ["0.0.0.0:9474", "[::]:9474", "10.0.0.1:9474", "127.0.0.1:0", "127.0.0.1", "9474", "localhost:9474"] {
+        let error = ui(wrong).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("--ui-addr {wrong}: not ")) && error.lines().count() == 1, "{error}");
+    }
+}
+
+#[test]
 fn each_offload_has_its_switch() {
     use crate::tunnel::OffloadSetting::{Auto, Off};
     let settings = check("node = 'a'\nudp-gso = 'off'\ntun-offload = 'auto'").unwrap();
