@@ -1,6 +1,8 @@
 //! What is installed, and how: the Debian package on machines with systemd, and the
 //! documentation followed on them.
 
+#![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
+
 mod debian;
 mod docs;
 mod package;
