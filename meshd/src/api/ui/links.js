@@ -56,9 +56,9 @@ export class Link {
   // { level, text }: level is `well`, `idle` (nothing to worry about), `warn` or `bad`.
   get health() {
     if (this.peer.path === "unreachable") return { level: "bad", text: "unreachable" };
+    if (this.peer.outside && !this.peer.latestHandshake) return { level: "idle", text: "never connected" };
     if (this.misses >= MISSES) return { level: this.peer.outside ? "idle" : "warn", text: this.why === "no answer" ? this.why : "no echo" };
     if (this.echoes.length > 0) return { level: "well", text: "answers" };
-    if (this.peer.outside && !this.peer.latestHandshake) return { level: "idle", text: "never connected" };
     if (this.address === null) return { level: "well", text: "not measured" };
     return { level: "well", text: "being measured" };
   }
@@ -107,7 +107,8 @@ export class Link {
 
 export function median(values) {
   const sorted = [...values].sort((a, b) => a - b);
-  return sorted.length ? sorted[Math.floor(sorted.length / 2)] : null;
+  const middle = sorted.length / 2;
+  return sorted.length ? (sorted[Math.ceil(middle) - 1] + sorted[Math.floor(middle)]) / 2 : null;
 }
 
 export function duration(seconds) {
