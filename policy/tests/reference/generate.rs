@@ -191,7 +191,9 @@ fn cluster_policy(dice: &mut Dice) -> Value {
             for _ in 0..=dice.roll(2) {
                 if name == "egress" && dice.chance(30) {
                     addresses = true;
-                    list.push(json!({"networks": [dice.pick(&BLOCKS), dice.pick(&BLOCKS)]}));
+                    let mut networks = vec![dice.pick(&BLOCKS), dice.pick(&BLOCKS)];
+                    networks.dedup();
+                    list.push(json!({"networks": networks}));
                 } else {
                     list.push(pods(dice));
                 }
@@ -207,7 +209,10 @@ fn cluster_policy(dice: &mut Dice) -> Value {
                         _ => json!({protocol: {"destinationPort": {"number": dice.pick(&PORTS)}}}),
                     }
                 });
-                rule["protocols"] = protocols.into();
+                // An empty list is no policy.
+                if !protocols.is_empty() {
+                    rule["protocols"] = protocols.into();
+                }
             }
             rule
         });
