@@ -45,13 +45,13 @@ enum Command {
     InstallCni(InstallCniFlags),
     /// Prints a completion script for a shell
     Completions {
-        /// The shell
+        /// The shell that is to read the script
         shell: manual::Shell,
     },
     /// Writes the manual pages into a folder
     #[command(hide = true)]
     Man {
-        /// The folder
+        /// The folder, which is made where it is missing
         folder: PathBuf,
     },
 }
