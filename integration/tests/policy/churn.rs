@@ -55,9 +55,11 @@ impl History {
     /// Which of these verdicts the side gives between what was in force and the `newest` that there was.
     fn verdicts(&self, side: Side, flow: &Flow, in_force: u64, newest: usize) -> [bool; 2] {
         let history = self.0.lock().unwrap();
+        // A removal of what is not there has the revision of the change before it, and may have come after the packet.
+        let history = &history[..newest];
         let first = history.iter().rposition(|(revision, _)| *revision <= in_force).unwrap_or(0);
         let mut found = [false; 2];
-        for (_, world) in &history[first..newest] {
+        for (_, world) in &history[first..] {
             found[usize::from(world.allowed(side, flow))] = true;
         }
         found
@@ -171,10 +173,12 @@ fn send(from: &Pod, to: IpAddr, first: u32, in_force: [&AtomicU64; 2], over: &At
     sent
 }
 
-/// Notes how long the history was when each packet came to one of these ports.
-fn receive(at: &Pod, ports: &[u16], history: &History, over: &AtomicBool) -> HashMap<u32, usize> {
-    let sockets: Vec<UdpSocket> =
-        at.enter(|| ports.iter().map(|port| UdpSocket::bind(SocketAddr::new(at.v4(), *port)).unwrap()).collect());
+fn listen(at: &Pod, ports: &[u16]) -> Vec<UdpSocket> {
+    at.enter(|| ports.iter().map(|port| UdpSocket::bind(SocketAddr::new(at.v4(), *port)).unwrap()).collect())
+}
+
+/// Notes how long the history was when each packet came to one of these sockets.
+fn receive(sockets: &[UdpSocket], history: &History, over: &AtomicBool) -> HashMap<u32, usize> {
     let mut come = HashMap::new();
     thread::scope(|scope| {
         let threads: Vec<_> = sockets
@@ -208,7 +212,6 @@ fn look(node: &MeshdNode, in_force: &AtomicU64, over: &AtomicBool) {
 }
 
 #[test]
-#[ignore = "not understood yet: on a busy machine a packet did not arrive that the reference lets through"]
 fn a_hundred_changes_a_second_give_no_wrong_verdict() {
     let mesh = mesh("policy-churn", 1);
     let (west, db) = (mesh.node("west1"), mesh.pod("west1"));
@@ -225,11 +228,12 @@ fn a_hundred_changes_a_second_give_no_wrong_verdict() {
 
     let [east_in_force, west_in_force] = [(); 2].map(|()| AtomicU64::new(0));
     let [no_more, over] = [(); 2].map(|()| AtomicBool::new(false));
+    let (judged, unjudged) = (listen(db, &PORTS), listen(db, &[WITNESS]));
     let (sent, come, witnesses) = thread::scope(|scope| {
         scope.spawn(|| look(mesh.node("east1"), &east_in_force, &over));
         scope.spawn(|| look(west, &west_in_force, &over));
-        let come = scope.spawn(|| receive(db, &PORTS, &history, &over));
-        let witnesses = scope.spawn(|| receive(db, &[WITNESS], &history, &over));
+        let come = scope.spawn(|| receive(&judged, &history, &over));
+        let witnesses = scope.spawn(|| receive(&unjudged, &history, &over));
         let near = scope.spawn(|| send(&neighbour, db.v4(), 0, [&west_in_force; 2], &no_more));
         let far = scope.spawn(|| send(far, db.v4(), 1 << 31, [&east_in_force, &west_in_force], &no_more));
         let mut dice = Dice(1);
