@@ -241,12 +241,12 @@ impl Client {
         self.call("POST", &path(name), Some(begin))
     }
 
-    /// Ends an ADD: returns once policy is in force for it.
+    /// Ends an ADD. The daemon puts policy in force for it while the caller goes on, until it needs the answer.
     ///
     /// # Errors
-    /// When there is no such answer.
-    pub fn attach(&self, name: &AttachmentName, attach: &Attach) -> Result<(), ClientError> {
-        self.request("PUT", &path(name), Some(attach)).map(drop)
+    /// When there is no JSON for it.
+    pub fn attach(&self, name: &AttachmentName, attach: &Attach) -> Result<Attaching<'_>, ClientError> {
+        Ok(Attaching(self.ask("PUT", &path(name), Some(attach))?))
     }
 
     /// Withdraws an attachment; one that is not there is no error.
@@ -303,40 +303,47 @@ impl Client {
     }
 
     fn request(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<String, ClientError> {
+        self.ask(method, path, body)?.answer()
+    }
+
+    /// Sends a request. One that nobody took is told with its answer.
+    fn ask(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Asked<'_>, ClientError> {
         let body = match body {
             Some(body) => serde_json::to_string(body).map_err(|error| ClientError::Malformed(error.to_string()))?,
             None => String::new(),
         };
-        let end = Instant::now() + DEADLINE;
-        let mut restarts = if self.patience.is_zero() { 0 } else { RESTARTS };
-        loop {
-            match self.try_request(method, path, &body, end) {
-                // Every request may be made twice.
-                Err(ClientError::Broken { source, .. }) if restarts > 0 && hung_up(&source) => restarts -= 1,
-                answer => return answer,
-            }
-        }
-    }
-
-    fn try_request(&self, method: &str, path: &str, body: &str, end: Instant) -> Result<String, ClientError> {
-        let mut stream = self.connect()?;
-        let broken = |source| ClientError::Broken { socket: self.socket.display().to_string(), source };
-        stream.set_write_timeout(Some(DEADLINE)).map_err(broken)?;
         // HTTP/1.0: the answer ends with the connection and is never chunked.
         let head = format!(
             "{method} {path} HTTP/1.0\r\nHost: meshd\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        stream.write_all((head + body).as_bytes()).map_err(broken)?;
-        let answer = read_until(&mut stream, end).map_err(broken)?;
+        let (text, end) = (head + &body, Instant::now() + DEADLINE);
+        let sent = self.send(&text);
+        Ok(Asked { client: self, text, end, sent })
+    }
+
+    fn send(&self, text: &str) -> Result<UnixStream, ClientError> {
+        let mut stream = self.connect()?;
+        let written = stream.set_write_timeout(Some(DEADLINE)).and_then(|()| stream.write_all(text.as_bytes()));
+        written.map_err(|error| self.broken(error))?;
+        Ok(stream)
+    }
+
+    fn receive(&self, mut stream: UnixStream, end: Instant) -> Result<String, ClientError> {
+        let answer = read_until(&mut stream, end).map_err(|error| self.broken(error))?;
         let answer = String::from_utf8(answer).map_err(|_| ClientError::Malformed("no text".to_owned()))?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| broken(io::ErrorKind::UnexpectedEof.into()))?;
+        let (head, body) =
+            answer.split_once("\r\n\r\n").ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))?;
         let status = head.lines().next().unwrap_or_default();
         match status.split(' ').nth(1) {
             Some("200" | "204") => Ok(body.to_owned()),
             _ => Err(serde_json::from_str(body)
                 .map_or_else(|_| ClientError::Malformed(status.to_owned()), ClientError::Refused)),
         }
+    }
+
+    fn broken(&self, source: io::Error) -> ClientError {
+        ClientError::Broken { socket: self.socket.display().to_string(), source }
     }
 
     fn connect(&self) -> Result<UnixStream, ClientError> {
@@ -354,6 +361,46 @@ impl Client {
                     return Err(ClientError::Unreachable { socket: self.socket.display().to_string(), source });
                 }
             }
+        }
+    }
+}
+
+/// The end of an ADD that the daemon was told of.
+#[derive(Debug)]
+#[must_use = "policy is in force only once it has answered"]
+pub struct Attaching<'a>(Asked<'a>);
+
+impl Attaching<'_> {
+    /// Returns once policy is in force.
+    ///
+    /// # Errors
+    /// When there is no such answer.
+    pub fn in_force(self) -> Result<(), ClientError> {
+        self.0.answer().map(drop)
+    }
+}
+
+/// A request that waits for its answer.
+#[derive(Debug)]
+struct Asked<'a> {
+    client: &'a Client,
+    text: String,
+    /// When it has taken too long.
+    end: Instant,
+    sent: Result<UnixStream, ClientError>,
+}
+
+impl Asked<'_> {
+    fn answer(self) -> Result<String, ClientError> {
+        let Self { client, text, end, mut sent } = self;
+        let mut restarts = if client.patience.is_zero() { 0 } else { RESTARTS };
+        loop {
+            match sent.and_then(|stream| client.receive(stream, end)) {
+                // Every request may be made twice.
+                Err(ClientError::Broken { source, .. }) if restarts > 0 && hung_up(&source) => restarts -= 1,
+                answer => return answer,
+            }
+            sent = client.send(&text);
         }
     }
 }
@@ -467,6 +514,44 @@ mod tests {
             stream.write_all(answer).unwrap();
         }
         assert_eq!(asked.join().unwrap().unwrap(), []);
+    }
+
+    /// What a client may do between telling the end of an ADD and hearing that policy is in force.
+    #[test]
+    fn an_add_goes_on_before_the_answer_and_ends_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        let client = Client::new(dir.path());
+        let attach =
+            Attach { pod: Pod::default(), addresses: vec!["10.0.0.1".parse().unwrap()], interface: "v".to_owned() };
+        let read = |stream: &mut UnixStream| {
+            let mut asked = vec![0; 4096];
+            let length = stream.read(&mut asked).unwrap();
+            String::from_utf8_lossy(&asked[..length]).into_owned()
+        };
+        // Nobody has answered yet: one thread does both sides.
+        let attaching = client.attach(&name(), &attach).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let first = read(&mut stream);
+        assert!(first.starts_with("PUT /v1/attachments/c1/e%230 HTTP/1.0\r\n"), "{first}");
+        // The daemon dies meanwhile, and the next one gets the whole request.
+        drop(stream);
+        let ended = std::thread::spawn({
+            let listener = listener.try_clone().unwrap();
+            move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let again = read(&mut stream);
+                stream.write_all(b"HTTP/1.1 503 x\r\n\r\n{\"code\":\"not_in_force\",\"message\":\"m\"}").unwrap();
+                again
+            }
+        });
+        assert_eq!(CniError::from(attaching.in_force().unwrap_err()).code, Code::TryAgainLater);
+        assert_eq!(ended.join().unwrap(), first);
+        // One that is not there is told of where the answer is needed.
+        drop(listener);
+        let attaching = client.clone().impatient();
+        let error = attaching.attach(&name(), &attach).unwrap().in_force().unwrap_err();
+        assert_eq!(CniError::from(error).code, Code::DaemonUnreachable);
     }
 
     #[test]

@@ -77,9 +77,7 @@ fn with_addresses(
         addresses,
         run_dir: call.run_dir(),
     };
-    let prepared = interface::prepare(netlink, &plan)?;
-    // Nothing reaches the container before this has returned: its addresses lead nowhere yet.
-    daemon.attach(
+    let attaching = daemon.attach(
         name,
         &Attach {
             pod: identity::pod(call.environment, call.config),
@@ -87,6 +85,10 @@ fn with_addresses(
             interface: interface::host_name(name),
         },
     )?;
+    // The interface is made while the daemon puts policy in force.
+    let prepared = interface::prepare(netlink, &plan)?;
+    // Nothing reaches the container before: its addresses lead nowhere yet.
+    attaching.in_force()?;
     interface::open(netlink, &plan, network, &prepared)?;
     Ok(AddResult { dns: given.dns, ..prepared.result(&plan) })
 }

@@ -43,10 +43,11 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, CniError> {
     )?;
     let attached = (|| {
         let interface = host_end(&namespace, &name.ifname, &made)?;
+        let pod = identity::pod(call.environment, call.config);
+        let attaching = daemon.attach(&name, &Attach { pod, addresses: addresses.clone(), interface })?;
         let mtu = u32::from(network.mtu);
         let lowered = namespace.enter(|netlink| lower_mtu(netlink, &name.ifname, &network, mtu))?;
-        let pod = identity::pod(call.environment, call.config);
-        daemon.attach(&name, &Attach { pod, addresses: addresses.clone(), interface })?;
+        attaching.in_force()?;
         Ok(lowered)
     })();
     match attached {

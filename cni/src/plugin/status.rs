@@ -24,7 +24,9 @@ pub(super) fn status(call: &Call<'_>) -> Result<(), CniError> {
         };
         CniError { code, ..error.into() }
     })?;
-    if call.config.ipam.contains_key("ranges") || ipam::kind(call.config) != ipam::HOST_LOCAL {
+    // Where the operator has named ranges or a folder, only the plugin knows how much is left.
+    let named = ["ranges", "subnet"].iter().any(|field| call.config.ipam.contains_key(*field));
+    if named || !call.config.uses_own_addresses() {
         return of_delegate(call);
     }
     exhausted(call, &network)
