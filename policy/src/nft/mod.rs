@@ -100,6 +100,32 @@ pub struct Ruleset {
     pub maps: BTreeMap<&'static str, BTreeMap<IpAddr, String>>,
     /// The generation of each pod's chain.
     pub generations: BTreeMap<String, Generation>,
+    /// The last generation that each address was given, by side: the highest that its connections can bear. An address
+    /// keeps it when its chain goes, so that the chain of whoever has it next takes no earlier judgement for its own.
+    pub given: [BTreeMap<IpAddr, u32>; 2],
+}
+
+/// Addresses without a chain whose last generation is remembered. More than this many are forgotten together.
+const REMEMBERED: usize = 4096;
+
+impl Ruleset {
+    /// Whether connections that were judged under `before` may bear what a chain of this one marks, although it never
+    /// judged them. They have to lose their marks, before this comes into force and behind it.
+    #[must_use]
+    pub fn repeats(&self, before: &Self) -> bool {
+        let mut sides = before.given.iter().zip(&self.given);
+        sides.any(|(old, new)| old.iter().any(|(address, old)| new.get(address).is_none_or(|new| new < old)))
+    }
+
+    /// Takes over what addresses without a chain were given before.
+    fn remember(&mut self, before: &Self) {
+        for (new, old) in self.given.iter_mut().zip(&before.given) {
+            let gone: Vec<_> = old.iter().filter(|(address, _)| !new.contains_key(address)).collect();
+            if gone.len() <= REMEMBERED {
+                new.extend(gone);
+            }
+        }
+    }
 }
 
 /// A pod's chain and what it marks.

@@ -32,9 +32,20 @@ impl Engine {
             }
         }
         let Draft { mut out, used, .. } = draft;
+        out.remember(before);
         out.sets = used.values().map(|made| (made.name.clone(), made.set.clone())).collect();
         self.set_cache.made = used.into_iter().collect();
         out
+    }
+}
+
+/// The generation after these, of at most `values`. Where it has to begin again it is none of these, since connections
+/// are still given them until the change is made.
+fn next_generation<'g>(last: impl Iterator<Item = &'g u32> + Clone, values: u32) -> u32 {
+    match last.clone().max() {
+        None => 1,
+        Some(newest) if *newest < values => newest + 1,
+        Some(_) => (1..=values).find(|value| last.clone().all(|of| of != value)).unwrap_or(1),
     }
 }
 
@@ -67,9 +78,8 @@ impl Draft<'_> {
         let content = self.content(&drafted);
         let values = marks.of(side).values();
         chain.value = match before.generations.get(&name) {
-            Some(old) if old.content == content => old.value,
-            Some(old) => old.value % values + 1,
-            None => 1,
+            Some(old) if old.content == content && old.addresses == pod.addresses => old.value,
+            _ => next_generation(pod.addresses.iter().filter_map(|of| before.given[side as usize].get(of)), values),
         };
         let chains = if chain.value == 1 { drafted } else { self.chains(&chain, owner) };
         self.out.chains.extend(chains);
@@ -83,6 +93,7 @@ impl Draft<'_> {
             if let Some(map) = self.out.maps.get_mut(map) {
                 map.insert(*address, name.clone());
             }
+            self.out.given[side as usize].insert(*address, chain.value);
         }
         let generation = Generation { addresses: pod.addresses.clone(), side, value: chain.value, content };
         self.out.generations.insert(name, generation);

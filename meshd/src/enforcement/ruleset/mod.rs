@@ -73,12 +73,14 @@ impl RuleTable {
     pub(super) fn put(&mut self, frame: &Frame, ruleset: Ruleset) -> Result<(), NftError> {
         let table = format!("inet {}", self.name);
         let mut text = String::new();
-        let fresh = !self.is_whole()?;
+        let mut forget = !self.is_whole()?;
         match &self.held {
             Some(held) => {
                 // The base chains' rules refer to maps, which must be there first.
-                if comes_round(&held.ruleset, &ruleset) {
+                if ruleset.repeats(&held.ruleset) {
                     self.forget_judgements();
+                    // And what the old chains judge until they are gone.
+                    forget = true;
                 }
                 text.push_str(&transaction(&table, &self.marks, &held.ruleset, &ruleset));
                 text.push_str(&pods(&table, Some(&held.ruleset), &ruleset));
@@ -123,7 +125,7 @@ impl RuleTable {
             _ => return Err(NftError::Tampered),
         }
         self.held = Some(held);
-        if fresh {
+        if forget {
             self.forget_judgements();
         }
         Ok(())
@@ -155,7 +157,8 @@ impl RuleTable {
         Ok(heard? == Heard::Nothing)
     }
 
-    /// Marks of an earlier run say nothing about these chains: every connection is judged again.
+    /// Marks of an earlier run, or of generations that begin again, say nothing about these chains: every connection is
+    /// judged again.
     fn forget_judgements(&self) {
         let cleared = Conntrack::open().and_then(|mut conntrack| {
             let mask = self.marks.egress.mask() | self.marks.ingress.mask();
@@ -165,13 +168,6 @@ impl RuleTable {
             tracing::warn!(%error, table = self.name, "connections of before cannot be marked for judging anew");
         }
     }
-}
-
-/// Whether a generation is used again that connections may bear since before.
-fn comes_round(old: &Ruleset, new: &Ruleset) -> bool {
-    let newer = |name: &String| new.generations.get(name).map(|generation| generation.value);
-    old.generations.iter().any(|(name, old)| newer(name).is_some_and(|value| value < old.value))
-        || new.generations.keys().any(|name| !old.generations.contains_key(name))
 }
 
 /// The sets of all pods that have chains: what is in this node's subnets besides is a pod of which nothing is known.
