@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help build demo test lint fmt man bench deps peers
+.PHONY: help build demo test lint fmt man chart bench deps peers
 
 # Scenarios mostly wait, so more of them than cores run at once; many more would disturb each other.
 TEST_THREADS ?= 4
@@ -40,6 +40,9 @@ man: build ## Write manual pages and shell completions to target/man and target/
 		release/$$tool man man
 		for shell in bash zsh fish; do release/$$tool completions $$shell >completions/$$tool.$$shell; done
 	done
+
+chart: ## Render deploy/kubernetes from the Helm chart and check both (builds helm: minutes)
+	@scripts/chart
 
 bench: deps ## Benchmarks of tunnel, policy and control plane, next to others (an hour; BENCH_QUICK=1 tries them out)
 	@scripts/install-peers --bench

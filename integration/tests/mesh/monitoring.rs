@@ -1,4 +1,4 @@
-//! What others see of a daemon: a real Prometheus, health checks, `wg`, systemd.
+//! What others see of a daemon: a real Prometheus (alerts, the dashboard), health checks, `wg`, systemd.
 //!
 //! ```text
 //!   east1 (pod) ─┐                               ┌─ west1 (pod)
@@ -101,6 +101,22 @@ fn a_prometheus_scrapes_it_and_knows_the_alerts() {
     await_until("the counter to rise", SOON, || (ask("meshd_tunnel_sent_bytes_total")? > before).then_some(()));
     is("meshd_tunnel_received_bytes_total > bool 0", 1.0);
     is(r#"wireguard_sent_bytes_total{friendly_name="west1"} > bool 0"#, 1.0);
+
+    // Every query of the dashboard is one that this Prometheus answers with series that are there.
+    let dashboard: Value = serde_json::from_str(&fs::read_to_string(deployed("grafana/meshd.json")).unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row");
+    let mut queries = 0;
+    for target in panels.flat_map(|panel| panel["targets"].as_array().unwrap()) {
+        let expression = target["expr"].as_str().unwrap();
+        let asked = expression.replace("$instance", ".*").replace("$job", "meshd").replace("$__rate_interval", "5s");
+        assert!(!asked.contains('$'), "{expression}");
+        // A mesh that is well has no problem to count.
+        let well = if asked.contains("meshd_problems") { " or vector(0)" } else { "" };
+        let asked = format!("{}{well}", asked.trim_end_matches(" > 0"));
+        await_until(expression, SOON, || ask(&asked).filter(|value| value.is_finite()));
+        queries += 1;
+    }
+    assert!(queries > 15, "{queries} queries");
 
     // A rule that fires names what is wrong.
     mesh.etcd.stop();

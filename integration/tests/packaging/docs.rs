@@ -14,6 +14,12 @@ use serde_json::Value;
 
 use crate::package::package;
 
+/// As `kubectl get -A -o json` prints several.
+const OBJECTS: &str = r#"{"apiVersion": "v1", "kind": "List", "items": [
+    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}},
+    {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "web", "namespace": "shop"},
+     "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}]}"#;
+
 /// One block of commands.
 struct Block {
     line: usize,
@@ -127,4 +133,13 @@ fn the_readme_alone_brings_up_a_mesh() {
     let status: Value = serde_json::from_str(&machines.at("east-2").sh("meshctl -o json status").stdout).unwrap();
     let overlay = status["overlay"][0].as_str().unwrap();
     machines.at("west-1").sh(&format!("ping -c 3 -i 0.2 {overlay}"));
+
+    for block in blocks("docs/kubernetes.md") {
+        machines.run("docs/kubernetes.md", &block);
+    }
+    machines.at("etcd-1").sh(&format!("put-objects <<'.'\n{OBJECTS}\n."));
+    integration::await_ok("the policy to be in force", crate::SOON, || {
+        let shown = machines.at("east-1").try_sh("meshctl policy show shop/web");
+        if shown.success() { Ok(()) } else { Err(shown.describe()) }
+    });
 }

@@ -5,6 +5,7 @@
 
 mod debian;
 mod docs;
+mod kubernetes;
 mod package;
 
 use std::time::Duration;
