@@ -32,6 +32,8 @@ struct Pair {
     delegate_add: Duration,
     delegate_del: Duration,
     bare: Duration,
+    /// The same once more: how far two deletions of the same kind differ.
+    bare_again: Duration,
 }
 
 /// Who makes the pairs.
@@ -130,9 +132,15 @@ impl Bench<'_> {
 
     fn report(&self, at_once: usize, pairs: usize) {
         let (elapsed, measured) = self.run(at_once, pairs);
-        let beside: Duration = measured.iter().map(|pair| pair.bare + pair.delegate_add + pair.delegate_del).sum();
+        let beside: Duration =
+            measured.iter().map(|pair| pair.bare + pair.bare_again + pair.delegate_add + pair.delegate_del).sum();
         let own = elapsed.as_secs_f64() - beside.as_secs_f64() / at_once as f64;
         println!("| {pairs} pairs of ADD and DEL, {at_once} at a time: rate | {:.1} /s |", pairs as f64 / own);
+        let p99 = |of: &dyn Fn(&Pair) -> Duration| {
+            let mut times: Vec<Duration> = measured.iter().map(of).collect();
+            times.sort();
+            quantile(&times, 0.99)
+        };
         let row = |what: &str, of: &dyn Fn(&Pair) -> Duration| {
             let mut times: Vec<Duration> = measured.iter().map(of).collect();
             times.sort();
@@ -146,7 +154,17 @@ impl Bench<'_> {
         row("its address plugin alone", &|pair| pair.delegate_del);
         row("a bare `ip link delete` of a veth pair", &|pair| pair.bare);
         row("DEL beyond that", &|pair| pair.del.saturating_sub(pair.bare));
+        row("a second bare deletion beyond the first", &|pair| pair.bare_again.saturating_sub(pair.bare));
         row("DEL beyond both", &|pair| pair.del.saturating_sub(pair.bare + pair.delegate_del));
+        // A deletion waits for the kernel's grace periods, now longer and now shorter: what differs from pair to pair is mostly
+        // that, so the tails are compared as well.
+        let [add, del] = [p99(&|pair| pair.add), p99(&|pair| pair.del)];
+        let less = |whole: Duration, part: Duration| millis(whole.saturating_sub(part));
+        println!(
+            "| {at_once} at a time, p99 of ADD less p99 of its plugin | {} |",
+            less(add, p99(&|pair| pair.delegate_add))
+        );
+        println!("| {at_once} at a time, p99 of DEL less p99 of a bare one | {} |", less(del, p99(&|pair| pair.bare)));
     }
 
     fn pair(&self, namespace: &Namespace, worker: usize, name: &str) -> Pair {
@@ -165,9 +183,11 @@ impl Bench<'_> {
         let (delegate_add, delegate_del) = (add(&self.addresses), del(&self.addresses));
         let host = self.node.host();
         let veth = format!("bare{worker}");
-        host.ip(&[&format!("link add {veth} up type veth peer name eth0 netns {}", namespace.path().display())]);
-        let bare = timed(&|| drop(host.run(&format!("ip link delete {veth}"))));
-        Pair { add: own_add, del: own_del, delegate_add, delegate_del, bare }
+        let bare = || {
+            host.ip(&[&format!("link add {veth} up type veth peer name eth0 netns {}", namespace.path().display())]);
+            timed(&|| drop(host.run(&format!("ip link delete {veth}"))))
+        };
+        Pair { add: own_add, del: own_del, delegate_add, delegate_del, bare: bare(), bare_again: bare() }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
-    io::{self, Write as _},
+    io::{self, BufWriter, Write},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -13,8 +13,16 @@ use std::{
 /// # Errors
 /// What the system says; `path` is then as it was, except when only its directory could not be synced.
 pub fn write(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    write_by(path, mode, |file| file.write_all(bytes))
+}
+
+/// [`write`] for content that is not held in one piece: `content` writes it.
+///
+/// # Errors
+/// What the system says, or `content`; `path` is then as it was, except when only its directory could not be synced.
+pub fn write_by(path: &Path, mode: u32, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let beside = beside(path)?;
-    let written = write_new(&beside, mode, bytes).and_then(|()| fs::rename(&beside, path));
+    let written = write_new(&beside, mode, content).and_then(|()| fs::rename(&beside, path));
     if let Err(error) = written {
         // What is left of it would be in nobody's way, but it may hold a secret.
         let _ = fs::remove_file(&beside);
@@ -34,16 +42,17 @@ fn beside(path: &Path) -> io::Result<PathBuf> {
     Ok(path.with_file_name(name))
 }
 
-fn write_new(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+fn write_new(path: &Path, mode: u32, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     // A file that a crash has left may have another mode, and others may have it open.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.set_permissions(Permissions::from_mode(mode))?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    let mut buffered = BufWriter::new(file);
+    content(&mut buffered)?;
+    buffered.into_inner()?.sync_all()
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ fn is_installed_run_by_systemd_removed_and_purged() {
     machine.put(package(), "/root/meshd.deb");
 
     machine.sh("apt-get install -y ./meshd.deb");
-    machine.sh("zcat /usr/share/man/man1/meshctl-ping.1.gz | grep -q -- --size");
+    machine.sh("zcat /usr/share/man/man1/meshctl-ping.1.gz | grep -q gets");
     machine.sh("bash -c 'source /usr/share/bash-completion/completions/meshctl && complete -p meshctl'");
     machine.sh("systemd-analyze verify meshd.service");
     // Of 100, which is a service that may do anything.

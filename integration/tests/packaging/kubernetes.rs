@@ -134,7 +134,7 @@ impl Node {
     /// A pod that does nothing; returns its addresses.
     fn pod(&self, name: &str) -> Vec<String> {
         self.machine.sh(&format!(
-            "{PODMAN} run -d --name {name} --network meshd {LIMITS} --rootfs /root/pod /bin/sleep 1000000"
+            "{PODMAN} run -d --name {name} --network meshd --cap-add NET_RAW {LIMITS} --rootfs /root/pod /bin/sleep 1000000"
         ));
         let shown = self.machine.sh(&format!("{PODMAN} exec {name} /bin/ip addr show dev eth0 scope global")).stdout;
         let lines = shown.lines().map(str::trim).filter(|line| line.starts_with("inet"));
@@ -156,7 +156,8 @@ impl Node {
         let url = format!("http://{}:{}{}", text(&get["host"]), get["port"], text(&get["path"]));
         await_ok(&url, SOON, || {
             let output = self.machine.try_sh(&format!("curl -sf -m 5 {url}"));
-            if output.success() { Ok(()) } else { Err(output.describe()) }
+            let why = || format!("curl -s -m 5 '{url}?verbose'; {PODMAN} logs {}", text(&container["name"]));
+            if output.success() { Ok(()) } else { Err(self.machine.try_sh(&why()).describe()) }
         });
     }
 }
@@ -193,7 +194,7 @@ fn the_daemon_set_brings_pods_onto_the_mesh() {
         }
         // The plugin's container needs no daemon to start with.
         node.run(&pod, containers["cni"], "-d");
-        assert!(!node.machine.try_sh("ls /etc/cni/net.d/*.conflist").success(), "before the daemon is ready");
+        assert!(!node.machine.try_sh("ls /etc/cni/net.d/10-meshd.conflist").success(), "before the daemon is ready");
         node.run(&pod, containers["meshd"], "-d");
     }
     for node in &nodes {

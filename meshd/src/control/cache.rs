@@ -3,14 +3,15 @@
 mod writer;
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_schema::{Key, SubnetKey};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 pub(crate) use self::writer::CacheWriter;
 use super::{
@@ -99,8 +100,9 @@ impl Cached {
         }
         let bytes = fs::read(&path).map_err(|source| CacheError::Io { path: at(), source })?;
         let unreadable = |reason: String| CacheError::Unreadable { path: at(), reason };
-        let document: Document =
+        let document: Document<Vec<Line<String>>> =
             serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("not a cache: {error}")))?;
+        drop(bytes);
         if document.version != VERSION {
             return Err(unreadable(format!("version {} is not {VERSION}", document.version)));
         }
@@ -115,14 +117,39 @@ impl Cached {
         let path = file(state_dir);
         let at = || path.display().to_string();
         let io = |source| CacheError::Io { path: at(), source };
-        let bytes = serde_json::to_vec(&Document::of(self)).map_err(|error| io(error.into()))?;
-        if bytes.len() > MAX_CACHE {
-            return Err(CacheError::TooLong { path: at(), length: bytes.len() });
-        }
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(io)?;
         }
-        whole_file::write(&path, FILE_MODE, &bytes).map_err(io)
+        let mut length = 0;
+        let written = whole_file::write_by(&path, FILE_MODE, |file| {
+            let mut measured = Measured { file, length: &mut length };
+            serde_json::to_writer(&mut measured, &Document::of(self))?;
+            if length > MAX_CACHE { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
+        });
+        match written {
+            Err(_) if length > MAX_CACHE => Err(CacheError::TooLong { path: at(), length }),
+            written => written.map_err(io),
+        }
+    }
+}
+
+/// Writes what is not too much, and counts all of it.
+struct Measured<'f> {
+    file: &'f mut dyn Write,
+    length: &'f mut usize,
+}
+
+impl Write for Measured<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        *self.length += bytes.len();
+        if *self.length <= MAX_CACHE {
+            self.file.write_all(bytes)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
@@ -130,24 +157,34 @@ fn file(state_dir: &Path) -> PathBuf {
     state_dir.join("cache").join("store.json")
 }
 
+/// The file. What is written has its entries as [`Lines`], so that a large mesh is not held a second time.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Document {
+struct Document<E> {
     version: u32,
     written_at: u64,
     revision: Revision,
     lease_ttl: Option<u64>,
     subnet: Option<String>,
-    entries: Vec<Line>,
+    entries: E,
+}
+
+/// Entries that become lines one by one.
+struct Lines<'a>(&'a [Entry]);
+
+impl Serialize for Lines<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(Line::of))
+    }
 }
 
 /// One key. The value is text, as all of ours are; bytes that are not go in base64.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Line {
-    key: String,
+struct Line<T> {
+    key: T,
     #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<String>,
+    value: Option<T>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<String>,
     create_revision: Revision,
@@ -156,18 +193,20 @@ struct Line {
     lease: i64,
 }
 
-impl Document {
-    fn of(cached: &Cached) -> Self {
+impl<'a> Document<Lines<'a>> {
+    fn of(cached: &'a Cached) -> Self {
         Self {
             version: VERSION,
             written_at: cached.written_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             revision: cached.revision,
             lease_ttl: cached.lease_ttl.map(|ttl| ttl.as_secs()),
             subnet: cached.subnet.map(|subnet| Key::Subnet(subnet).to_string()),
-            entries: cached.entries.iter().map(Line::of).collect(),
+            entries: Lines(&cached.entries),
         }
     }
+}
 
+impl Document<Vec<Line<String>>> {
     fn read(self) -> Option<Cached> {
         let subnet = match self.subnet {
             None => None,
@@ -186,11 +225,11 @@ impl Document {
     }
 }
 
-impl Line {
-    fn of(entry: &Entry) -> Self {
-        let text = std::str::from_utf8(&entry.value).ok().map(str::to_owned);
+impl<'a> Line<&'a str> {
+    fn of(entry: &'a Entry) -> Self {
+        let text = std::str::from_utf8(&entry.value).ok();
         Self {
-            key: entry.key.clone(),
+            key: &entry.key,
             bytes: text.is_none().then(|| STANDARD.encode(&entry.value)),
             value: text,
             create_revision: entry.create_revision,
@@ -198,7 +237,9 @@ impl Line {
             lease: entry.lease.map_or(0, LeaseId::get),
         }
     }
+}
 
+impl Line<String> {
     fn read(self) -> Option<Entry> {
         let value = match (self.value, self.bytes) {
             (Some(text), None) => text.into_bytes(),
@@ -246,6 +287,19 @@ mod tests {
         assert_eq!(Cached::load(dir.path()).unwrap(), Some(cached()));
         // It holds outside peers' pre-shared keys.
         assert_eq!(fs::metadata(file(dir.path())).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn one_that_is_too_long_leaves_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        cached().save(dir.path()).unwrap();
+        let mut long = cached();
+        let value: std::sync::Arc<[u8]> = vec![b'x'; 1 << 20].into();
+        long.entries =
+            (0..65).map(|_| Entry { value: std::sync::Arc::clone(&value), ..long.entries[0].clone() }).collect();
+        assert!(matches!(long.save(dir.path()), Err(CacheError::TooLong { length, .. }) if length > MAX_CACHE));
+        assert_eq!(Cached::load(dir.path()).unwrap(), Some(cached()));
+        assert_eq!(fs::read_dir(file(dir.path()).parent().unwrap()).unwrap().count(), 1);
     }
 
     #[test]

@@ -18,9 +18,8 @@ pub(super) const PADDING: usize = 16;
 pub(super) const MAX_PACKET: usize = 65535;
 /// Most packets of one batch.
 pub(super) const BATCH: usize = 256;
-/// Bytes of packets after which a batch takes no more. It has room for one more of any size then. Two or three
-/// super-packets are enough to share a system call, stay in the cache, and do not keep the far side waiting for long.
-pub(super) const BATCH_BYTES: usize = 128 * 1024;
+/// Bytes of packets after which a batch takes no more. It has room for one more of any size then.
+pub(super) const BATCH_BYTES: usize = 256 * 1024;
 /// Bytes that WireGuard adds to a plaintext: message header and authentication tag.
 pub(super) const OVERHEAD: usize = 32;
 /// Room that the protocol engine wants for any message it may make instead of data.
@@ -86,6 +85,11 @@ impl Batch {
     #[must_use]
     pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Bytes of all packets, dropped ones included, with what is kept around them.
+    pub(super) fn used(&self) -> usize {
+        self.used
     }
 
     /// Whether a packet of any size still fits.

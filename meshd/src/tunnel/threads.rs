@@ -28,6 +28,9 @@ use super::{
 
 /// After an error of the TUN that is neither "nothing there" nor "gone".
 const TUN_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes read from the TUN after which they are sealed and sent. Two or three super-packets are enough to share a system
+/// call, stay in the cache, and do not keep the far side waiting for long.
+const TUN_BYTES: usize = 128 * 1024;
 /// `linux/errno.h`: file descriptor in bad state, which is what reads from a deleted TUN device give.
 const EBADFD: i32 = 77;
 /// Alarms further away than this are looked at again then.
@@ -243,9 +246,9 @@ impl OutboundSide {
     }
 }
 
-/// Reads what waits at the TUN into `batch`.
+/// Reads what waits at the TUN into `batch`, up to [`TUN_BYTES`].
 fn fill(tun: &TunDevice, batch: &mut Batch) -> io::Result<()> {
-    while batch.has_room() {
+    while batch.has_room() && batch.used() <= TUN_BYTES {
         match tun.read(batch.spare_with_vnet()) {
             Ok(len) if len > VNET_HEADER => batch.push_with_vnet(len - VNET_HEADER),
             Ok(_) => {}

@@ -198,7 +198,7 @@ fn rule_text(rule: &Rule, side: Side, marks: &Marks, direction: Option<&str>) ->
             }
             Match::Error => {
                 let mask = field.mask();
-                write!(out, "ct state related meta l4proto {{ icmp, ipv6-icmp }} ct mark and {mask:#x} == 0 ")
+                write!(out, "ct state related meta l4proto {{ icmp, icmpv6 }} ct mark and {mask:#x} == 0 ")
             }
             Match::NoFlow => write!(out, "ct state invalid,untracked "),
         };

@@ -69,7 +69,8 @@ const NEIGHBOURS: &str =
 /// Listeners' reports to neighbours, for bridges that learn from them.
 const LISTENERS: &str = "ip6 saddr fe80::/10 icmpv6 type mld2-listener-report return";
 const REPLY: &str = "ct direction reply ct state established return";
-const RELATED: &str = "ct state related meta l4proto { icmp, ipv6-icmp } return";
+/// In words that nft knows by itself: other protocols' names it looks up in /etc/protocols, which an image has not.
+const RELATED: &str = "ct state related meta l4proto { icmp, icmpv6 } return";
 
 /// The table and its fixed chains, without rules; base chains that are there stay where they are.
 pub(super) fn base_chains(table: &str) -> String {
