@@ -183,6 +183,8 @@ async fn a_start_without_etcd_shows_what_was_known_and_catches_up() {
     let node = Node::new("a");
     let mut control = node.start(&etcd);
     let subnet = joined(&mut control).await;
+    // What etcd has taken of a node comes back to it by the watch.
+    control.view.wait_for(|view| view.subnets.contains_key(&subnet)).await.unwrap();
     control.stop().await;
     etcd.signal(0, Signal::SIGSTOP);
     let mut control = node.start(&etcd);
