@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, fs, net::IpAddr, os::unix::fs::PermissionsExt a
 use integration::{CniPod, CniRuntime, Namespace, Process, await_ok};
 use serde_json::json;
 
-use crate::{Nodes, SOON};
+use crate::{Nodes, SOON, await_in_force};
 
 const NODE_PORT: u16 = 30080;
 const LOCAL_NODE_PORT: u16 = 30081;
@@ -46,15 +46,26 @@ impl Cluster {
         // A machine that has no part in the mesh.
         mesh.sites.east.add_host(&mesh.sites.lab);
         let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
-        let east = CniRuntime::new(mesh.nodes[0].host(), "1.0.0", &[mesh.nodes[0].cni_plugin(&json!({})), portmap])
+        let labelled = |app: &str| json!({"pod": {"labels": {"app": app}}});
+        let web = mesh.nodes[0].cni_plugin(&labelled("web"));
+        let east = CniRuntime::new(mesh.nodes[0].host(), "1.0.0", &[web, portmap])
             .capability("portMappings", json!([{"hostPort": HOST_PORT, "containerPort": 8080, "protocol": "tcp"}]));
         let near = east.pod("near");
-        let plain = mesh.nodes[0].cni("1.0.0", &json!({}));
-        let near_client = plain.pod("near-client");
-        let west = mesh.nodes[1].cni("1.0.0", &json!({}));
-        let (far, far_client) = (west.pod("far"), west.pod("far-client"));
+        let friends = mesh.nodes[0].cni("1.0.0", &labelled("friend"));
+        let near_client = friends.pod("near-client");
+        let west = mesh.nodes[1].cni("1.0.0", &labelled("web"));
+        let strangers = mesh.nodes[1].cni("1.0.0", &labelled("stranger"));
+        let (far, far_client) = (west.pod("far"), strangers.pod("far-client"));
         let servers = [("near", &near), ("far", &far)].map(|(name, pod)| serve(&mesh, name, pod)).into();
-        Self { near, far, near_client, far_client, _servers: servers, _networks: vec![east, plain, west], mesh }
+        Self {
+            near,
+            far,
+            near_client,
+            far_client,
+            _servers: servers,
+            _networks: vec![east, friends, west, strangers],
+            mesh,
+        }
     }
 
     fn family(&self, v4: bool) -> Family {
@@ -70,6 +81,45 @@ impl Cluster {
             overlay,
             cluster: if v4 { "10.244.0.0/16" } else { "fd42:244::/48" },
         }
+    }
+
+    /// The endpoints let in friends and this block, if any.
+    fn admit(&self, block: Option<IpAddr>) {
+        let mut from = vec![json!({"podSelector": {"matchLabels": {"app": "friend"}}})];
+        let host = |address: IpAddr| if address.is_ipv4() { format!("{address}/32") } else { format!("{address}/128") };
+        from.extend(block.map(|address| json!({"ipBlock": {"cidr": host(address)}})));
+        let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "default", "name": "web"},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+                     "ingress": [{"from": from, "ports": [{"port": 8080}]}]}});
+        self.mesh.etcd.put("/meshd/networkpolicies/default/web", &policy.to_string());
+        await_in_force(&self.mesh);
+    }
+
+    /// Whoever comes by the service is judged as who it is, before its address is rewritten and behind that.
+    fn policies_hold(&self, family: &Family) {
+        let outside: &Namespace = &self.mesh.sites.east.hosts[1];
+        let east = &self.mesh.sites.east;
+        let from: IpAddr = if family.service.is_ipv4() { east.v4(1) } else { east.v6(1) }.parse().unwrap();
+        // Before there is a policy the stranger gets in by every one of these ways.
+        for port in [NODE_PORT, LOCAL_NODE_PORT] {
+            answers(&self.far_client, family.overlay, port, 1);
+        }
+        self.admit(Some(from));
+        reaches_both(&self.near_client, family.service, 80);
+        reaches(outside, family.node, LOCAL_NODE_PORT, &[format!("near sees {from}")]);
+        // Masqueraded as the node, and not.
+        for port in [NODE_PORT, LOCAL_NODE_PORT, NODE_PORT] {
+            is_refused(&self.far_client, family.overlay, port);
+        }
+        self.admit(None);
+        for port in [NODE_PORT, LOCAL_NODE_PORT, NODE_PORT] {
+            is_refused(outside, family.node, port);
+        }
+        reaches_both(&self.near_client, family.service, 80);
+        self.mesh.etcd.del("/meshd/networkpolicies/default/web");
+        await_in_force(&self.mesh);
+        answers(outside, family.node, LOCAL_NODE_PORT, 1);
     }
 
     /// All the ways to the service, with the rules in place.
@@ -142,6 +192,12 @@ fn answers(from: &Namespace, to: IpAddr, port: u16, count: usize) -> BTreeSet<St
         if seen.len() >= count { Ok(()) } else { Err(format!("{seen:?}")) }
     });
     seen
+}
+
+#[track_caller]
+fn is_refused(from: &Namespace, to: IpAddr, port: u16) {
+    let answer = ask(from, to, port);
+    assert!(answer.is_err(), "{} to {to} port {port}: {answer:?}", from.name());
 }
 
 fn ask(from: &Namespace, to: IpAddr, port: u16) -> Result<String, String> {
@@ -268,6 +324,17 @@ fn services_as_kube_proxys_nftables_mode_programs_them() {
 }
 
 #[test]
+fn policies_judge_a_services_clients_as_who_they_are() {
+    let cluster = Cluster::start("cni-kube-policies");
+    let host = cluster.mesh.nodes[0].host();
+    let [v4, v6] = [true, false].map(|v4| cluster.family(v4));
+    iptables(host, &v4);
+    cluster.policies_hold(&v4);
+    nftables(host, &v6);
+    cluster.policies_hold(&v6);
+}
+
+#[test]
 fn the_host_port_of_portmap_from_outside_from_the_node_and_through_the_tunnel() {
     let cluster = Cluster::start("cni-host-port");
     let family = cluster.family(true);
@@ -280,4 +347,10 @@ fn the_host_port_of_portmap_from_outside_from_the_node_and_through_the_tunnel() 
     // The hairpin: the pod by its own node's port.
     let answer = answers(&cluster.near, family.node, HOST_PORT, 1);
     assert!(answer.iter().all(|answer| answer.starts_with("near sees ")), "{answer:?}");
+    // Policies judge who comes by it.
+    cluster.admit(Some(from));
+    reaches(outside, family.node, HOST_PORT, &[format!("near sees {from}")]);
+    is_refused(&cluster.far_client, family.overlay, HOST_PORT);
+    cluster.admit(None);
+    is_refused(outside, family.node, HOST_PORT);
 }
