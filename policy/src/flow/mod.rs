@@ -34,7 +34,7 @@ use asks::Asks;
 use fragments::Fragments;
 use state::{State, Step, step};
 use store::{Entry, FETCHED, FORWARD, LOCAL, STATE, Store, TOMBSTONE};
-use tuple::{Key, quoted};
+use tuple::{Key, NO_PROTOCOL, quoted};
 
 pub use asks::AskLimits;
 pub use tuple::Tuple;
@@ -207,7 +207,7 @@ impl FlowTable {
         if self.len() < MANY {
             return;
         }
-        let mut keys = packets.map(|packet| Key::new(&Tuple::of(packet)).0).peekable();
+        let mut keys = packets.map(|packet| Key::of(packet).0).peekable();
         while keys.peek().is_some() {
             self.store.fetch(keys.by_ref().take(FETCHED));
         }
@@ -318,9 +318,10 @@ impl FlowTable {
     ) -> Judgement {
         let place = (packet.source, packet.destination, packet.protocol);
         match packet.fragment {
-            Fragment::Whole => self.judge_first(rules, packet, bytes, origin, kernel, now).0,
+            Fragment::Whole => self.judge_first(rules, packet, bytes, origin, kernel, now, None),
             Fragment::First(id) => {
-                let (judgement, tuple) = self.judge_first(rules, packet, bytes, origin, kernel, now);
+                let mut tuple = None;
+                let judgement = self.judge_first(rules, packet, bytes, origin, kernel, now, Some(&mut tuple));
                 match (judgement, tuple) {
                     (Judgement::Pass(_), Some(tuple)) => self.fragments.passed(place, id, tuple, now),
                     (Judgement::Drop(_), _) => self.fragments.refused(place, id),
@@ -341,7 +342,10 @@ impl FlowTable {
         }
     }
 
-    /// A whole packet or a first fragment, and the flow that it belongs to.
+    /// A whole packet or a first fragment. `flow` is told what it belongs to, for those who want to know: that costs as
+    /// much as the judgement.
+    #[expect(clippy::too_many_arguments, reason = "a packet and all that its judgement depends on")]
+    #[inline]
     fn judge_first(
         &mut self,
         rules: &impl Rules,
@@ -350,37 +354,45 @@ impl FlowTable {
         origin: Origin,
         kernel: Kernel,
         now: u32,
-    ) -> (Judgement, Option<Tuple>) {
+        flow: Option<&mut Option<Tuple>>,
+    ) -> Judgement {
         if let Transport::Icmp { kind, .. } = packet.transport
             && icmp::Kind::of(packet.source.is_ipv4(), kind) == Some(icmp::Kind::Error)
         {
-            return self.judge_error(rules, packet, bytes, now);
+            let (judgement, quoted) = self.judge_error(rules, packet, bytes, now);
+            if let Some(flow) = flow {
+                *flow = quoted;
+            }
+            return judgement;
         }
-        let Some(step) = step(packet, bytes) else { return (Judgement::Drop(Dropped::Invalid), None) };
-        let tuple = Tuple::of(packet);
-        let (key, forward) = Key::new(&tuple);
-        let Some(place) = self.live(rules, &key, now) else {
-            return (self.judge_new(rules, &tuple, step, origin, kernel, now), Some(tuple));
+        let Some(step) = step(packet, bytes) else { return Judgement::Drop(Dropped::Invalid) };
+        if let Some(flow) = flow {
+            *flow = Some(Tuple::of(packet));
+        }
+        let number = packet.protocol.unwrap_or(NO_PROTOCOL);
+        let (key, forward) = Key::of(packet);
+        let Some(place) = self.live(rules, key, now) else {
+            return self.judge_new(rules, &Tuple::of(packet), step, origin, kernel, now);
         };
         let entry = self.store.get_mut(place);
         let reply = (entry.flags & FORWARD != 0) != forward;
         let state = State::from_bits(entry.flags as u8);
         if entry.flags & TOMBSTONE != 0 {
-            entry.expires = now + ticks(state.tombstone(tuple.protocol));
-            return (Judgement::Drop(Dropped::Tombstone), Some(tuple));
+            entry.expires = now + ticks(state.tombstone(number));
+            return Judgement::Drop(Dropped::Tombstone);
         }
         if step == Step::Open && matches!(state, State::Closed | State::Closing) {
             // The same ends begin anew, whichever of them it is.
             self.forget(place);
-            return (self.judge_new(rules, &tuple, step, origin, kernel, now), Some(tuple));
+            return self.judge_new(rules, &Tuple::of(packet), step, origin, kernel, now);
         }
         if step == Step::Open && reply {
-            return (Judgement::Drop(Dropped::NoFlow), Some(tuple));
+            return Judgement::Drop(Dropped::NoFlow);
         }
         let state = state.after(step, reply);
         entry.flags = (entry.flags & !STATE) | state as u16;
-        entry.expires = now + ticks(state.timeout(tuple.protocol));
-        (Judgement::Pass(Passed::Established), Some(tuple))
+        entry.expires = now + ticks(state.timeout(number));
+        Judgement::Pass(Passed::Established)
     }
 
     fn judge_new(
@@ -474,15 +486,16 @@ impl FlowTable {
     }
 
     /// The flow of this key, judged by the present rules.
-    fn live(&mut self, rules: &impl Rules, key: &Key, now: u32) -> Option<u32> {
+    #[inline]
+    fn live(&mut self, rules: &impl Rules, key: Key, now: u32) -> Option<u32> {
         let place = match &self.last {
-            Some((last, place)) if last == key => {
+            Some((last, place)) if *last == key => {
                 self.counters.shared_lookups += 1;
                 *place
             }
             _ => {
-                let place = self.store.find(key)?;
-                self.last = Some((*key, place));
+                let place = self.store.find(&key)?;
+                self.last = Some((key, place));
                 place
             }
         };
@@ -499,7 +512,7 @@ impl FlowTable {
 
     /// Whether the flow that `tuple` belongs to, whichever way it goes, is there and passes; `None`: it is not there.
     fn passing(&mut self, rules: &impl Rules, tuple: &Tuple, now: u32) -> Option<bool> {
-        let place = self.live(rules, &Key::new(tuple).0, now)?;
+        let place = self.live(rules, Key::new(tuple).0, now)?;
         Some(self.store.get(place).flags & TOMBSTONE == 0)
     }
 

@@ -72,6 +72,7 @@ impl Store {
         self.entries.len() - self.free.len()
     }
 
+    #[inline]
     pub(super) fn find(&self, key: &Key) -> Option<u32> {
         let hash = key.hash(&self.seeds);
         let mask = self.index.len() - 1;

@@ -57,17 +57,7 @@ impl Tuple {
 
     /// The tuple of a packet that is no later fragment. ICMP errors and the like have one without ports.
     pub(crate) fn of(packet: &Packet) -> Self {
-        let (source_port, destination_port) = match packet.transport {
-            Transport::Tcp { source, destination, .. }
-            | Transport::Udp { source, destination }
-            | Transport::Sctp { source, destination } => (source, destination),
-            Transport::Icmp { kind, identifier, .. } => icmp_ports(packet.source.is_ipv4(), kind, identifier),
-            Transport::Unknown => (0, 0),
-        };
-        let answer = match packet.transport {
-            Transport::Icmp { kind, .. } => is_answer(packet.source.is_ipv4(), kind),
-            _ => false,
-        };
+        let ((source_port, destination_port), answer) = ports(packet);
         Self {
             source: packet.source,
             destination: packet.destination,
@@ -79,14 +69,29 @@ impl Tuple {
     }
 }
 
+/// What of a tuple stands behind the addresses: ports, and whether it is an answer.
+#[inline]
+fn ports(packet: &Packet) -> ((u16, u16), bool) {
+    match packet.transport {
+        Transport::Tcp { source, destination, .. }
+        | Transport::Udp { source, destination }
+        | Transport::Sctp { source, destination } => ((source, destination), false),
+        Transport::Icmp { kind, identifier, .. } => {
+            let v4 = packet.source.is_ipv4();
+            (icmp_ports(v4, kind, identifier), is_answer(v4, kind))
+        }
+        Transport::Unknown => ((0, 0), false),
+    }
+}
+
 /// Stands for a protocol that is not known; IANA reserves it.
-const NO_PROTOCOL: u8 = 255;
+pub(super) const NO_PROTOCOL: u8 = 255;
 
 /// In [`Key::rest`]: the lower end sends the requests.
 const LOW_ASKS: u64 = 1 << 8;
 
 /// The same for both directions of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, Eq, Default)]
 pub(super) struct Key {
     /// Upper and lower half of the lower end's address, then of the higher one's. In halves, since a `u128` would
     /// ask for room to be aligned.
@@ -95,16 +100,39 @@ pub(super) struct Key {
     rest: u64,
 }
 
+impl PartialEq for Key {
+    /// Word by word: a key was just put together in words, and reading them back as one vector waits for all of them.
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        let [a, b, c, d] = self.ends;
+        let [e, f, g, h] = other.ends;
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) | (self.rest ^ other.rest) == 0
+    }
+}
+
 impl Key {
     /// The key, and whether the tuple's source is its lower end.
     pub(super) fn new(tuple: &Tuple) -> (Self, bool) {
-        let (source, destination) = (halves(tuple.source), halves(tuple.destination));
         let ports = (tuple.source_port, tuple.destination_port);
+        Self::between(&tuple.source, &tuple.destination, tuple.protocol, ports, tuple.answer)
+    }
+
+    /// [`new`](Self::new) of the packet's tuple, without making that.
+    #[inline]
+    pub(super) fn of(packet: &Packet) -> (Self, bool) {
+        let (ports, answer) = ports(packet);
+        Self::between(&packet.source, &packet.destination, packet.protocol.unwrap_or(NO_PROTOCOL), ports, answer)
+    }
+
+    #[inline]
+    fn between(source: &IpAddr, destination: &IpAddr, number: u8, ports: (u16, u16), answer: bool) -> (Self, bool) {
+        let is_icmp = number == if source.is_ipv4() { protocol::ICMP } else { protocol::ICMPV6 };
+        let (source, destination) = (halves(*source), halves(*destination));
         let forward = (source, ports.0) <= (destination, ports.1);
         let ((low, high), (low_port, high_port)) =
             if forward { ((source, destination), ports) } else { ((destination, source), (ports.1, ports.0)) };
-        let low_asks = if tuple.is_icmp() && forward != tuple.answer { LOW_ASKS } else { 0 };
-        let rest = (u64::from(low_port) << 32) | (u64::from(high_port) << 16) | low_asks | u64::from(tuple.protocol);
+        let low_asks = if is_icmp && forward != answer { LOW_ASKS } else { 0 };
+        let rest = (u64::from(low_port) << 32) | (u64::from(high_port) << 16) | low_asks | u64::from(number);
         (Self { ends: [low.0, low.1, high.0, high.1], rest }, forward)
     }
 
