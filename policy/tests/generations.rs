@@ -1,7 +1,5 @@
 //! What connections bear against a naive model: no chain may take another's judgement for its own.
 
-#![expect(clippy::unwrap_used, reason = "a world that cannot be read is a broken test")]
-
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
