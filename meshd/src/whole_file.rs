@@ -16,7 +16,7 @@ pub fn write(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     write_by(path, mode, |file| file.write_all(bytes))
 }
 
-/// [`write`] for content that is not held in one piece: `content` writes it.
+/// [`write()`] for content that is not held in one piece: `content` writes it.
 ///
 /// # Errors
 /// What the system says, or `content`; `path` is then as it was, except when only its directory could not be synced.
