@@ -142,4 +142,13 @@ fn the_readme_alone_brings_up_a_mesh() {
         let shown = machines.at("east-1").try_sh("meshctl policy show shop/web");
         if shown.success() { Ok(()) } else { Err(shown.describe()) }
     });
+    integration::await_until("the direct path", crate::SOON, || {
+        (machines.path("east-1", "east-2") == "direct").then_some(())
+    });
+    for block in blocks("docs/security.md") {
+        machines.run("docs/security.md", &block);
+    }
+    integration::await_until("the path to be in the tunnel", crate::SOON, || {
+        (machines.path("east-1", "east-2") == "wireguard").then_some(())
+    });
 }
