@@ -16,6 +16,8 @@ const REKEY_AFTER_AS_RESPONDER: Duration = Duration::from_secs(150);
 /// How often time passes in engines with something under way, and in those whose session merely stands.
 const TICK: Duration = Duration::from_millis(250);
 const TICK_IDLE: Duration = Duration::from_secs(1);
+/// How far apart the ticks of peers that were called at once are drawn.
+const TICK_SPREAD: Duration = Duration::from_millis(100);
 /// Beyond this, time must pass in an engine before it may do anything.
 const STALE: Duration = Duration::from_millis(1500);
 /// First byte of an initiation.
@@ -222,10 +224,13 @@ impl PeerState {
         let session = self.sending_key().is_some();
         let tick = self.is_ticking().then(|| {
             let calm = session && !self.busy && self.attempts == 0 && self.waiting.is_empty();
-            // Retries follow the ticks, so a spread here is what keeps peers from retrying all at once.
-            let spread = Duration::from_millis(rand::rng().random_range(0..100));
-            cx.now + if calm { TICK_IDLE } else { TICK } + spread
+            cx.now + if calm { TICK_IDLE } else { TICK }
         });
+        // Retries follow the ticks, so a spread is what keeps peers from retrying all at once. An alarm that rings
+        // within it is as good as a new one: not every packet draws another.
+        let tick = tick
+            .filter(|tick| self.due.is_none_or(|due| *tick + TICK_SPREAD < due))
+            .map(|tick| tick + rand::rng().random_range(Duration::ZERO..TICK_SPREAD));
         let keepalive = self
             .keepalive_interval()
             .filter(|_| session)
