@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .PHONY: help build demo test lint fmt man chart bench deps peers
 
 # Scenarios mostly wait, so more of them than cores run at once; many more would disturb each other.
-TEST_THREADS ?= 4
+TEST_THREADS ?= 6
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/    make \1\t\2/' | expand -t 20
@@ -47,7 +47,7 @@ chart: ## Render deploy/kubernetes from the Helm chart and check both (builds he
 bench: deps ## Benchmarks of tunnel, policy and control plane, next to others (an hour; BENCH_QUICK=1 tries them out)
 	@scripts/install-peers --bench
 	@cargo build --release --workspace --bins
-	cargo bench --workspace
+	PATH="$$(realpath "$${CARGO_TARGET_DIR:-target}")/tools/bin:$$PATH" cargo bench --workspace --bench '*'
 
 deps:
 	@scripts/install-deps

@@ -299,6 +299,22 @@ mod tests {
     }
 
     #[test]
+    fn what_the_documentation_shows_is_read() {
+        let page = include_str!("../../docs/cni.md");
+        let blocks = page.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let mut modes = Vec::new();
+        for block in blocks {
+            let list: Value = serde_json::from_str(block).unwrap();
+            for plugin in list["plugins"].as_array().unwrap().iter().filter(|plugin| plugin["type"] == "meshd-cni") {
+                let mut config = plugin.clone();
+                (config["cniVersion"], config["name"]) = (list["cniVersion"].clone(), list["name"].clone());
+                modes.push(parse(&config).unwrap().mode);
+            }
+        }
+        assert_eq!(modes, [Mode::Routed, Mode::Bridge("shop0".to_owned()), Mode::Routed]);
+    }
+
+    #[test]
     fn all_fields_are_read() {
         let config = parse(&json!({
             "cniVersion": "1.1.0", "name": "mesh", "type": "meshd-cni", "runDir": "/r", "mode": "bridge",

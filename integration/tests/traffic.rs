@@ -5,7 +5,9 @@
 use std::{net::IpAddr, time::Duration};
 
 use integration::{
-    Flow, Host, Impairment, Implementation, Iperf, Lab, TcpCheck, WireguardPeer, await_until, key_pair, ping,
+    Flow, Host, Impairment, Implementation, Iperf, Lab, TcpCheck, WireguardPeer, await_until, key_pair,
+    measure::{Datagrams, Packing},
+    ping,
     topology::TwoSites,
 };
 
@@ -51,6 +53,19 @@ fn flows_notice_what_is_lost_and_streams_survive_it() {
         assert!(report.lost >= 20 && report.longest_gap >= 20 * PACE, "{report}");
     }
     stream.finish().assert_intact();
+}
+
+/// [`TwoSites`]: what a slow flow of datagrams is said to have lost is what the path has lost, however they are packed.
+#[test]
+fn a_part_of_a_super_datagram_that_is_not_due_yet_is_not_lost() {
+    let sites = TwoSites::with_hosts("packed", 1);
+    let (east, west) = (&sites.east.hosts[0], &sites.west.hosts[0]);
+    for (packing, pack) in [(Packing::Single, 1), (Packing::Segmented, 47)] {
+        let flow = Datagrams::new(east, west, address(&sites.west.v4(0)), 1372, packing);
+        let report = flow.send(4000.0, Duration::from_millis(300));
+        assert!(report.received == report.sent && report.sent > 0, "{report:?}");
+        assert_eq!((report.wanted % pack, report.sent % pack), (0, 0), "{report:?}");
+    }
 }
 
 /// [`TwoSites`]: a stream that is reset is noticed.

@@ -63,6 +63,15 @@ fn a_browser_shows_nodes_and_links_and_a_click_tells_more() {
         of("direct", "rate not measured") == 1 && of("wireguard", "B/s") == 2
     });
 
+    // Fifty pings of a kilobyte in a second, and their answers, are some 100 kB/s.
+    let pod = mesh.pod("west1").v4().to_string();
+    let _traffic = mesh.pod("east1").spawn("ping", &["-q", "-i", "0.02", "-s", "1000", &pod]);
+    browser.await_value(labels, "the rate of one link", |found| {
+        let links = found.as_array().into_iter().flatten();
+        let rates = links.filter_map(|link| link[1].as_str()?.strip_suffix(" kB/s")?.rsplit(' ').next()?.parse().ok());
+        rates.filter(|rate: &f64| (50.0..200.0).contains(rate)).count() == 1
+    });
+
     // A click on a node, and on a link.
     let west1 = node.peer("west1").unwrap();
     browser.click("#map button[aria-label^='west1:']");

@@ -133,7 +133,6 @@ pub struct Pair {
 
 impl Pair {
     /// The nodes; the first one has 10.1.0.0/24, the other one 10.2.0.0/24.
-    #[cfg(feature = "fuzzing")]
     pub(super) fn nodes(&mut self) -> &mut [Node; 2] {
         &mut self.nodes
     }

@@ -63,7 +63,6 @@ mod core;
 mod drops;
 mod engine;
 mod event;
-#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod hooks;
 mod icmp;
@@ -74,7 +73,6 @@ mod path;
 mod peer;
 mod prefix;
 pub(crate) mod shared;
-#[cfg(feature = "fuzzing")]
 pub mod steps;
 mod sys;
 mod table;

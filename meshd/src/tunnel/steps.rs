@@ -1,84 +1,142 @@
-//! What the micro benchmark times: each step of a packet's way by itself, without system calls.
+//! What the micro benchmarks run: each step of a packet's way by itself, without system calls.
 
-use std::time::{Duration, Instant};
+use std::{hint::black_box, ops::Range, time::Instant};
+
+use arrayvec::ArrayVec;
 
 use super::{
-    batch::{Batch, Outgoing, PADDING},
+    batch::{Batch, PADDING},
     fuzzing::Pair,
     inbound::Received,
     offload::{Joinable, Merger, Segments, VNET_HEADER, Vnet, vnet::GsoKind},
+    sys::RECEIVE,
 };
 
-/// Time spent in each step, and what went through it.
-#[derive(Debug, Clone, Copy, Default)]
+/// A super-packet on its way from one node to another, in memory. The steps follow each other in the order of the methods.
 pub struct Steps {
-    /// Packets on the wire.
-    pub packets: u64,
-    /// Their inner bytes.
-    pub bytes: u64,
-    /// Cutting super-packets, checksums included.
-    pub split: Duration,
-    /// Parsing, routing, cutting and sealing.
-    pub outbound: Duration,
-    /// Telling datagrams apart, opening and checking.
-    pub inbound: Duration,
-    /// Joining, checksums included.
-    pub merge: Duration,
+    pair: Pair,
+    vnet: Vnet,
+    packet: Vec<u8>,
+    /// The packet again, with room behind it, to be cut in place.
+    scratch: Vec<u8>,
+    merger: Merger,
+    /// What was sent, and where each message is there, with the length of its datagrams.
+    wire: Vec<u8>,
+    messages: Vec<(Range<usize>, usize)>,
+    /// How many packets the super-packet is on the wire.
+    packets: usize,
+    now: Instant,
 }
 
-/// Sends super-packets of `payload` bytes, cut into segments of `size`, from one node to another in memory.
-///
-/// # Panics
-/// When a packet is lost.
-#[must_use]
-pub fn time_steps(payload: usize, size: u16, rounds: u32) -> Steps {
-    let mut pair = Pair::connected();
-    let packet = super_packet(payload);
-    let vnet = Vnet::gso(GsoKind::Tcp4, 52, size, 20);
-    let mut steps = Steps::default();
-    let mut merger = Merger::new();
-    let mut wire: Vec<u8> = Vec::new();
-    let now = Instant::now();
-    for _ in 0..rounds {
-        let [sender, receiver] = pair.nodes();
-        let parsed = policy::packet::Packet::parse(&packet);
-        let mut bytes = packet.clone();
-        bytes.resize(packet.len() + PADDING, 0);
-        let start = Instant::now();
-        if let Ok(mut segments) =
-            parsed.map_err(drop).and_then(|p| Segments::new(&packet, &p, &vnet, GsoKind::Tcp4).map_err(drop))
-        {
-            while segments.next(&mut bytes, |segment| std::hint::black_box(segment.packet().len())).is_some() {}
+/// One of them.
+pub type Step = fn(&mut Steps);
+
+/// All steps in their order, by name.
+pub const STEPS: [(&str, Step); 6] = [
+    ("split", Steps::split),
+    ("load", Steps::load),
+    ("seal", Steps::outbound),
+    ("carry", Steps::carry),
+    ("open", Steps::inbound),
+    ("merge", Steps::merge),
+];
+
+impl Steps {
+    /// TCP with `payload` bytes, to be cut into segments of `size`.
+    #[must_use]
+    pub fn new(payload: usize, size: u16) -> Self {
+        let packet = super_packet(payload);
+        let mut scratch = packet.clone();
+        scratch.resize(packet.len() + PADDING, 0);
+        Self {
+            pair: Pair::connected(),
+            vnet: Vnet::gso(GsoKind::Tcp4, 52, size, 20),
+            packet,
+            scratch,
+            merger: Merger::new(),
+            wire: Vec::new(),
+            messages: Vec::new(),
+            packets: payload.div_ceil(usize::from(size)),
+            now: Instant::now(),
         }
-        steps.split += start.elapsed();
-
-        push(&mut sender.batch, &vnet, &packet);
-        let start = Instant::now();
-        sender.outbound.process(now, &mut sender.batch, &mut sender.out, &mut sender.back, &mut |_| panic!("full"));
-        steps.outbound += start.elapsed();
-
-        let received = take(&mut sender.out, &mut wire);
-        let received: Vec<Received<'_>> = received
-            .into_iter()
-            .map(|(range, stride)| Received { bytes: &wire[range], stride, from: sender.address, to: None })
-            .collect();
-        receiver.batch.clear();
-        let start = Instant::now();
-        receiver.inbound.process(now, &received, &mut receiver.batch, &mut receiver.out, &mut receiver.queue);
-        steps.inbound += start.elapsed();
-        receiver.out.clear();
-
-        let start = Instant::now();
-        merger.merge(&mut receiver.batch, Joinable { tcp: true, udp: true });
-        steps.merge += start.elapsed();
-        let delivered = receiver.batch.slots().iter().filter(|slot| slot.drop.is_none());
-        let lens = delivered.map(|slot| receiver.batch.bytes(slot).len() as u64);
-        let (packets, bytes) = lens.fold((0, 0), |(n, sum), len| (n + 1, sum + len));
-        assert_eq!(packets, payload.div_ceil(usize::from(size)) as u64, "packets lost");
-        steps.packets += packets;
-        steps.bytes += bytes;
     }
-    steps
+
+    /// How many packets the super-packet is on the wire.
+    #[must_use]
+    pub const fn packets(&self) -> usize {
+        self.packets
+    }
+
+    /// Cuts it, checksums included.
+    ///
+    /// # Panics
+    /// When it is not cut into all its packets.
+    pub fn split(&mut self) {
+        let parsed = policy::packet::Packet::parse(&self.packet).ok();
+        let segments = parsed.and_then(|parsed| Segments::new(&self.packet, &parsed, &self.vnet, GsoKind::Tcp4).ok());
+        let mut count = 0;
+        if let Some(mut segments) = segments {
+            while segments.next(&mut self.scratch, |segment| black_box(segment.packet().len())).is_some() {
+                count += 1;
+            }
+        }
+        assert_eq!(count, self.packets, "not cut");
+    }
+
+    /// Puts it into the sender's batch, as if read from its TUN.
+    pub fn load(&mut self) {
+        let [sender, _] = self.pair.nodes();
+        push(&mut sender.batch, &self.vnet, &self.packet);
+    }
+
+    /// Parses, routes, cuts and seals what was loaded.
+    ///
+    /// # Panics
+    /// When one system call's worth of room is not enough.
+    pub fn outbound(&mut self) {
+        let [sender, _] = self.pair.nodes();
+        sender
+            .outbound
+            .process(self.now, &mut sender.batch, &mut sender.out, &mut sender.back, &mut |_| panic!("full"));
+    }
+
+    /// Takes what was sealed to where the receiver takes it.
+    pub fn carry(&mut self) {
+        let [sender, receiver] = self.pair.nodes();
+        self.wire.clear();
+        self.messages.clear();
+        for run in sender.out.runs() {
+            let start = self.wire.len();
+            self.wire.extend(sender.out.bytes(run));
+            self.messages.push((start..self.wire.len(), run.segment as usize));
+        }
+        sender.out.clear();
+        receiver.batch.clear();
+    }
+
+    /// Tells the datagrams apart, opens and checks them.
+    pub fn inbound(&mut self) {
+        let [sender, receiver] = self.pair.nodes();
+        let from = sender.address;
+        let received: ArrayVec<Received<'_>, RECEIVE> = self
+            .messages
+            .iter()
+            .map(|(range, stride)| Received { bytes: &self.wire[range.clone()], stride: *stride, from, to: None })
+            .collect();
+        receiver.inbound.process(self.now, &received, &mut receiver.batch, &mut receiver.out, &mut receiver.queue);
+        receiver.out.clear();
+    }
+
+    /// Joins what was opened, checksums included.
+    ///
+    /// # Panics
+    /// When a packet was lost on the way.
+    pub fn merge(&mut self) {
+        let [_, receiver] = self.pair.nodes();
+        self.merger.merge(&mut receiver.batch, Joinable { tcp: true, udp: true });
+        let delivered = receiver.batch.slots().iter().filter(|slot| slot.drop.is_none()).count();
+        assert_eq!(delivered, self.packets, "packets lost");
+    }
 }
 
 fn push(batch: &mut Batch, vnet: &Vnet, packet: &[u8]) {
@@ -89,19 +147,6 @@ fn push(batch: &mut Batch, vnet: &Vnet, packet: &[u8]) {
     }
     room[VNET_HEADER..][..packet.len()].copy_from_slice(packet);
     batch.push_with_vnet(packet.len());
-}
-
-/// Moves what is to be sent into `wire`; where each message is there, and the length of its datagrams.
-fn take(out: &mut Outgoing, wire: &mut Vec<u8>) -> Vec<(std::ops::Range<usize>, usize)> {
-    wire.clear();
-    let mut messages = Vec::new();
-    for run in out.runs() {
-        let start = wire.len();
-        wire.extend(out.bytes(run));
-        messages.push((start..wire.len(), run.segment as usize));
-    }
-    out.clear();
-    messages
 }
 
 /// TCP with timestamps from 10.1.0.1 to 10.2.0.1.

@@ -169,26 +169,28 @@ impl Datagrams {
         let start = Instant::now();
         loop {
             let elapsed = start.elapsed();
-            if elapsed >= length {
-                return ((per_second * elapsed.as_secs_f64()) as u64, sent, elapsed);
-            }
-            let due = (per_second * elapsed.as_secs_f64()) as u64;
+            // What is due comes in whole packs: a part of one that nobody has sent yet is not lost.
+            let due = (per_second * elapsed.as_secs_f64()) as u64 / segments as u64 * segments as u64;
             // A sender that the machine cannot keep up with must not save up a burst for later.
             let packs = (due.saturating_sub(sent) as usize / segments).min(BATCH);
-            if packs == 0 {
-                thread::sleep(NAP);
-                continue;
-            }
             for buffer in buffers.each().take(packs) {
                 for datagram in buffer.chunks_exact_mut(self.size) {
                     datagram[..8].copy_from_slice(&number.to_be_bytes());
                     number += 1;
                 }
             }
-            match sys::send(socket, &mut buffers, packs) {
-                Ok(count) => sent += (count * segments) as u64,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(error) => panic!("{}: cannot send: {error}", self.from.name()),
+            if packs > 0 {
+                match sys::send(socket, &mut buffers, packs) {
+                    Ok(count) => sent += (count * segments) as u64,
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                    Err(error) => panic!("{}: cannot send: {error}", self.from.name()),
+                }
+            }
+            if elapsed >= length {
+                return (due, sent, elapsed);
+            }
+            if packs == 0 {
+                thread::sleep(NAP);
             }
         }
     }

@@ -124,7 +124,6 @@ impl Segments {
     }
 
     /// Length of each segment's headers.
-    #[cfg(any(test, feature = "fuzzing"))]
     pub(in super::super) fn header_len(&self) -> usize {
         self.header_len
     }
