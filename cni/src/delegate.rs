@@ -61,7 +61,7 @@ impl Delegate {
         let program = environment.plugin_dirs().map(|dir| dir.join(kind)).find(|path| path.is_file());
         let program = program.ok_or_else(|| {
             CniError::new(Code::InvalidConfig, format!("plugin {kind} is in no folder of CNI_PATH"))
-                .details(environment.path.clone())
+                .details(format!("{}; Debian's containernetworking-plugins brings it", environment.path))
         })?;
         let remembered = remembered_version(kind, &program, &run_dir.join(VERSIONS));
         if let Some(version) = remembered.as_deref().and_then(|path| fs::read_to_string(path).ok()?.trim().parse().ok())

@@ -237,7 +237,8 @@ impl Fields {
                 report.add(join(&self.path, name), "not a field of this value", format!("write it \"{meant}\""));
             }
         }
-        self.map
+        // Made anew: this map has kept its room for all that was taken, and thousands of records are held for long.
+        self.map.into_iter().collect()
     }
 }
 

@@ -183,8 +183,10 @@ impl Bench<'_> {
         let (delegate_add, delegate_del) = (add(&self.addresses), del(&self.addresses));
         let host = self.node.host();
         let veth = format!("bare{worker}");
+        // Both ends are up, as a pod's are: the kernel waits longer to take those down.
         let bare = || {
             host.ip(&[&format!("link add {veth} up type veth peer name eth0 netns {}", namespace.path().display())]);
+            namespace.run_args(&["ip", "link", "set", "eth0", "up"]);
             timed(&|| drop(host.run(&format!("ip link delete {veth}"))))
         };
         Pair { add: own_add, del: own_del, delegate_add, delegate_del, bare: bare(), bare_again: bare() }

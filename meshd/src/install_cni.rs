@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use cni::ipam::HOST_LOCAL;
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -195,6 +196,13 @@ fn own_conflist(flags: &InstallCniFlags) -> Value {
     let mut own = plugin(&flags.run_dir);
     own.insert("capabilities".to_owned(), json!({"ips": true, "mac": true}));
     let mut plugins = vec![Value::Object(own)];
+    if !flags.bin_dir.join(HOST_LOCAL).is_file() {
+        let dir = flags.bin_dir.display();
+        tracing::warn!(
+            "no {HOST_LOCAL} in {dir}: the runtime must find it in another of its folders of plugins \
+             (Debian's containernetworking-plugins: /usr/lib/cni)"
+        );
+    }
     for (kind, capability) in [("portmap", "portMappings"), ("bandwidth", "bandwidth")] {
         if flags.bin_dir.join(kind).is_file() {
             plugins.push(json!({"type": kind, "capabilities": {capability: true}}));

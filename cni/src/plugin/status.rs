@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Fails with [`Code::LimitedConnectivity`] while the daemon is away, and with [`Code::NotAvailable`] while it knows no
-/// subnet or has not programmed policy, or while no address is left.
+/// subnet or has not programmed policy, while the IPAM plugin is not there, or while no address is left.
 pub(super) fn status(call: &Call<'_>) -> Result<(), CniError> {
     // The runtime asks again in a moment.
     let network = Client::new(call.run_dir()).impatient().ready().map_err(|error| {
@@ -24,6 +24,8 @@ pub(super) fn status(call: &Call<'_>) -> Result<(), CniError> {
         };
         CniError { code, ..error.into() }
     })?;
+    Delegate::find(ipam::kind(call.config), call.environment, call.run_dir())
+        .map_err(|error| CniError { code: Code::NotAvailable, ..error })?;
     // Where the operator has named ranges or a folder, only the plugin knows how much is left.
     let named = ["ranges", "subnet"].iter().any(|field| call.config.ipam.contains_key(*field));
     if named || !call.config.uses_own_addresses() {

@@ -113,6 +113,51 @@ fn a_flow_that_is_cut_is_cut_in_both_directions() {
     }
 }
 
+/// The same where the pod goes out under its node's own address: what comes back through the tunnel to that address is
+/// turned back to the pod behind it.
+#[test]
+fn a_masqueraded_flow_is_cut_in_both_directions() {
+    let mesh = mesh("policy-cut-masqueraded", 1);
+    let (east1, db, far) = (mesh.node("east1"), mesh.pod("east1"), mesh.pod("west1"));
+    put_pod(&mesh.etcd, ("shop", "db"), &json!({"app": "db"}), "east1", db.addresses());
+    put_pod(&mesh.etcd, ("shop", "far"), &json!({"app": "far"}), "west1", far.addresses());
+    east1.host().nft(&format!(
+        "add table inet others; add chain inet others out {{ type nat hook postrouting priority 100; }}; \
+         add rule inet others out oifname {0} ip saddr {1} masquerade; \
+         add rule inet others out oifname {0} ip6 saddr {2} masquerade",
+        east1.interface(),
+        db.v4(),
+        db.v6()
+    ));
+    await_in_force(&mesh);
+    for (from, to) in [(db.v4(), far.v4()), (db.v6(), far.v6())] {
+        let far = far.enter(|| UdpSocket::bind((to, 5432))).unwrap();
+        far.set_read_timeout(Some(SOON)).unwrap();
+        let client = db.enter(|| UdpSocket::bind((from, 0))).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        client.send_to(b"begin", (to, 5432)).unwrap();
+        let mut buffer = [0; 16];
+        let (_, at) = far.recv_from(&mut buffer).unwrap();
+        assert!(east1.overlay().contains(&at.ip()), "{at} is not masqueraded");
+        let mut hears = || {
+            far.send_to(b"more", at).unwrap();
+            client.recv(&mut buffer).is_ok()
+        };
+        assert!(hears());
+        put_policy(
+            &mesh.etcd,
+            "shop",
+            "closed",
+            &json!({"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Egress"]}),
+        );
+        await_in_force(&mesh);
+        assert!(!hears(), "{to} is still heard in a flow that is cut");
+        delete_policy(&mesh.etcd, "shop", "closed");
+        await_in_force(&mesh);
+        await_ok("the flow to go on", SOON, || if hears() { Ok(()) } else { Err(to.to_string()) });
+    }
+}
+
 #[test]
 fn egress_is_judged_where_it_begins() {
     let mesh = mesh("policy-egress", 2);

@@ -16,7 +16,7 @@ use crate::{
     probe::{Server, round_trip},
 };
 use integration::{
-    await_until,
+    await_ok, await_until,
     topology::{CONFIG, Mesh, TwoSites},
 };
 
@@ -104,6 +104,34 @@ fn nothing_reaches_a_pod_before_policies_are_in_force_not_even_in_audit_mode() {
         east1.await_status("to have no such problem", SOON, |status| !has_problem(status, expected));
     }
     mesh.sniffer.assert_clean();
+}
+
+#[test]
+fn rules_that_others_remove_are_put_back_also_while_nothing_is_known() {
+    let mesh = Mesh::start_on(TwoSites::with_hosts("policy-start-flushed", 1), CONFIG, |meshd| meshd);
+    mesh.await_all_reach_each_other();
+    let neighbour = mesh.node("east1").pod("neighbour");
+    let server = Server::start(mesh.pod("east1"), mesh.pod("east1").v4(), 5432);
+    server.assert_reached(&neighbour);
+    mesh.node("east1").kill9();
+    mesh.etcd.stop();
+    // Older than any lease: what it says of the mesh is not taken for true, but where this node's pods were is.
+    let east1 = mesh.node("east1");
+    let cache = fs::read_dir(east1.state_dir().join("cache")).unwrap().flatten().next().unwrap().path();
+    let mut document: serde_json::Value = serde_json::from_slice(&fs::read(&cache).unwrap()).unwrap();
+    document["writtenAt"] = json!(document["writtenAt"].as_u64().unwrap() - 8 * 86_400);
+    fs::write(&cache, document.to_string()).unwrap();
+    east1.start();
+    east1.await_status("to wait for etcd", SOON, |status| has_problem(status, "waiting_for_etcd"));
+    for _ in 0..2 {
+        east1.host().nft("flush ruleset");
+        await_ok("the way to pods to be closed", SOON, || {
+            let listed = east1.host().try_run(&["nft", "list", "table", "inet", "meshd_policy"]);
+            if listed.stdout.contains("chain closed") { Ok(()) } else { Err(listed.describe()) }
+        });
+        server.assert_not_reached(&neighbour);
+        server.assert_reached(east1.host());
+    }
 }
 
 #[test]

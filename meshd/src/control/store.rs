@@ -372,7 +372,7 @@ impl Store {
                         code: ProblemCode::BadKey,
                         key: Some(text.clone()),
                         cause: error.to_string(),
-                        remedy: format!("etcdctl del {text:?} below the prefix, if nothing else needs it"),
+                        remedy: format!("if nothing else needs it, etcdctl del /meshd/{text} (--etcd-prefix instead of /meshd, where that is set)"),
                     },
                 );
                 None

@@ -160,7 +160,7 @@ impl Published {
                     "etcd_member_unreachable",
                     format!("etcd at {member} does not answer: {error}"),
                     format!(
-                        "etcdctl --endpoints {member} endpoint status; start it, or take it out of --etcd-endpoints"
+                        "start it (etcdctl --endpoints {member} endpoint health tells when it is back), or take it out of --etcd-endpoints"
                     ),
                 )),
             }
@@ -222,7 +222,7 @@ fn translated(peers: &[(String, Peer)], snapshot: &Snapshot, findings: &mut Vec<
                 Severity::Note,
                 "nat_in_the_way",
                 format!("{} is heard from {at}; its record says {recorded}: a NAT translates it", peer.name),
-                "it works while it calls; forward UDP to it and give it --endpoint, or --endpoint none with keepalive",
+                "it works while it calls: start it with --endpoint none, which keeps the NAT open; or forward a UDP port to it and name that with --endpoint",
             ));
         }
     }

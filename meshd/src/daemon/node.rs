@@ -148,7 +148,9 @@ impl Node {
             },
             Arc::new(world),
         )
-        .with_context(|| format!("UDP port {} for probes cannot be had", settings.listen_port + 1))?;
+        .with_context(|| {
+            format!("UDP port {} cannot be had: probes use the port behind --listen-port", settings.listen_port + 1)
+        })?;
         let roamed = Roamed::load(&settings.state_dir);
         let direct_at_start = kernel.direct_routes().await.context("the routes cannot be read")?;
         let accepted = Acceptance::at_start(&direct_at_start, &underlay, Instant::now());
@@ -453,7 +455,7 @@ impl Node {
             .iter()
             .map(|refused| {
                 let cause = format!("{}: {}", refused.peer, refused.reason);
-                Problem::new("tunnel_refused", cause, "put a record with a key and prefixes of its own")
+                Problem::new("tunnel_refused", cause, "each key and each prefix belongs to one record: take what is named here out of nodes/ or peers/ of the one that has it wrongly")
             })
             .collect();
         self.table = Some(table.clone());

@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use policy::{
-    engine::Side,
+    engine::{Classifier, Side},
     flow::{Dropped, FlowTable, Judgement, Limits, Origin, Passed, Tuple},
     packet::Packet,
 };
@@ -138,8 +138,8 @@ impl Gate {
         self.has_flows.store(!table.is_empty(), Ordering::Relaxed);
     }
 
-    /// Takes up a flow that the kernel knows between a local pod and something else.
-    pub(super) fn know(&self, known: &KnownFlow, own: &[IpNet], now: Instant) {
+    /// Takes up a flow that the kernel knows between a local pod and something else; `rules` know whose addresses they are.
+    pub(super) fn know(&self, rules: &Classifier, known: &KnownFlow, own: &[IpNet], now: Instant) {
         let is_own = |address: IpAddr| own.iter().any(|net| net.contains(&address));
         let origin = match (is_own(known.tuple.source), is_own(known.tuple.destination)) {
             (true, false) => Origin::Local,
@@ -150,7 +150,7 @@ impl Gate {
         if known.rewritten {
             return;
         }
-        self.lock().know(&known.tuple, origin, known.answered, now);
+        self.lock().know(rules, &known.tuple, origin, known.answered, now);
         self.has_flows.store(true, Ordering::Relaxed);
     }
 

@@ -93,6 +93,12 @@ impl MeshFacts {
         self.own.iter().any(|prefix| prefix.contains(&address))
     }
 
+    /// Whether an address lies in the mesh's networks.
+    #[must_use]
+    pub fn is_in_networks(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(&address))
+    }
+
     /// The node whose attachment it may be: the one with this identity, if all of these lie in its subnets.
     #[must_use]
     pub fn owner(&self, id: &NodeId, addresses: &[IpAddr]) -> Option<&NodeFacts> {

@@ -48,6 +48,8 @@ pub(super) struct Worker {
     seen: Host,
     /// The same for others, once the kernel has the rules that follow from it.
     host: watch::Sender<Host>,
+    /// This node's subnets as an earlier run knew them: what is closed while nothing is known of the mesh.
+    last_subnets: Vec<IpNet>,
     /// What the kernel refused is tried again then.
     retry_at: Option<Instant>,
     /// Memory is given back then.
@@ -77,6 +79,7 @@ impl Worker {
             log_group,
             seen: Host::default(),
             host,
+            last_subnets,
             retry_at: None,
             give_back_at: None,
             mailbox,
@@ -85,7 +88,7 @@ impl Worker {
             generation: 0,
             took: Duration::ZERO,
         };
-        worker.close(&last_subnets, Instant::now());
+        worker.put_in_force(Instant::now());
         worker
     }
 
@@ -163,7 +166,13 @@ impl Worker {
 
     fn put_in_force(&mut self, now: Instant) {
         self.retry_at = None;
-        let Some(mesh) = self.world.mesh().map(Arc::clone) else { return };
+        let Some(mesh) = self.world.mesh().map(Arc::clone) else {
+            // Also what somebody has removed meanwhile.
+            let last_subnets = std::mem::take(&mut self.last_subnets);
+            self.close(&last_subnets, now);
+            self.last_subnets = last_subnets;
+            return;
+        };
         if self.generation == 0 {
             // Compiling may take a while.
             self.close(&mesh.own, now);
@@ -176,6 +185,7 @@ impl Worker {
         let frame = Frame {
             log_group: self.log_group,
             ports: self.world.ports(),
+            displaced: self.world.displaced(),
             switched_judged: self.seen.switched_judged,
             ..Frame::of(&mesh, &self.tun, closed_to_strangers(&classifier, &mesh.own))
         };
@@ -191,7 +201,7 @@ impl Worker {
             return;
         }
         if self.generation == 0 {
-            self.know_flows(&mesh.own);
+            self.know_flows(&mesh.own, &classifier);
         }
         self.gate.set(InForce { classifier, mesh });
         self.generation += 1;
@@ -251,9 +261,9 @@ impl Worker {
     }
 
     /// Takes up the flows that the kernel knows, so that a restart of the daemon cuts none.
-    fn know_flows(&self, own: &[IpNet]) {
+    fn know_flows(&self, own: &[IpNet], classifier: &Classifier) {
         let known = Conntrack::open()
-            .and_then(|mut conntrack| conntrack.dump(|flow| self.gate.know(&flow, own, Instant::now())));
+            .and_then(|mut conntrack| conntrack.dump(|flow| self.gate.know(classifier, &flow, own, Instant::now())));
         if let Err(error) = known {
             tracing::warn!(%error, "conntrack cannot be listed: flows from before may be asked for one by one");
         }

@@ -137,19 +137,23 @@ impl World {
         self.engine.ruleset(&pods, marks, before)
     }
 
-    /// The host's ends of the interfaces of this node's attachments, each with its addresses.
+    /// The host's ends of the interfaces of this node's attachments, each with those of its addresses that are in the mesh.
     pub(super) fn ports(&self) -> BTreeMap<String, Vec<IpAddr>> {
         let Some(mesh) = &self.mesh else { return BTreeMap::new() };
-        let own = |attached: &&Attached| {
-            attached.node.is_some() && attached.record.addresses.iter().all(|address| mesh.is_own(*address))
-        };
         let mut ports: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
-        for attached in self.attachments.values().filter(own) {
-            let addresses = ports.entry(attached.record.interface.to_string()).or_default();
-            addresses.extend(&attached.record.addresses);
-            addresses.sort_unstable();
+        for (interface, address) in self.own.addresses().filter(|(_, address)| mesh.is_in_networks(*address)) {
+            ports.entry(interface.to_owned()).or_default().push(address);
         }
+        ports.values_mut().for_each(|addresses| addresses.sort_unstable());
         ports
+    }
+
+    /// Addresses of this node's attachments in subnets that were this node's and are not any more. They are another
+    /// node's, or nobody's, and what policies say of them is not said of these pods.
+    pub(super) fn displaced(&self) -> BTreeSet<IpAddr> {
+        let Some(mesh) = &self.mesh else { return BTreeSet::new() };
+        let is_displaced = |address: &IpAddr| mesh.is_in_networks(*address) && !mesh.is_own(*address);
+        self.own.addresses().map(|(_, address)| address).filter(is_displaced).collect()
     }
 
     /// This node's pods, each with its own addresses in order.
@@ -172,6 +176,11 @@ impl World {
             addresses => self.claims.insert(key.clone(), addresses.into()),
         };
         let Some(mesh) = &self.mesh else { return };
+        // Who is known by its Pod object alone: nobody says when it is detached, but its address is free from here on.
+        if self.complete && matches!(key, Key::Pod(..)) {
+            let gone = before.iter().flatten().filter(|address| mesh.is_own(**address) && !addresses.contains(address));
+            self.own.release(gone);
+        }
         for address in addresses.iter().filter(|address| mesh.is_own(**address)) {
             *self.local.entry(*address).or_default() += 1;
         }

@@ -245,9 +245,10 @@ impl FlowTable {
         }
     }
 
-    /// Takes up a flow that the kernel knows, as its first packet went. It is judged at its next packet.
+    /// Takes up a flow that the kernel knows, as its first packet went. It is judged at its next packet, and is no flow any
+    /// more if one of its addresses has come to somebody else than `rules` say by then.
     /// `answered`: the kernel has seen both directions. Returns whether there was room.
-    pub fn know(&mut self, tuple: &Tuple, origin: Origin, answered: bool, now: Instant) -> bool {
+    pub fn know(&mut self, rules: &impl Rules, tuple: &Tuple, origin: Origin, answered: bool, now: Instant) -> bool {
         let now = self.ticks(now);
         let (key, forward) = Key::new(tuple);
         if let Some(place) = self.store.find(&key) {
@@ -261,8 +262,8 @@ impl FlowTable {
         flags |= if forward { FORWARD } else { 0 };
         flags |= if origin == Origin::Local { LOCAL } else { 0 };
         let expires = now + ticks(state.timeout(tuple.protocol));
-        // Never a classifier's generation; owners are taken from whoever judges it first.
-        let entry = Entry { key, expires, generation: u64::MAX, owners: (0, 0), flags };
+        // Never a classifier's generation.
+        let entry = Entry { key, expires, generation: u64::MAX, owners: rules.owners(&tuple.flow()), flags };
         self.last = None;
         self.store.insert(entry, now).is_some()
     }
@@ -273,20 +274,6 @@ impl FlowTable {
         let now = self.ticks(now);
         self.last = None;
         self.store.sweep(now, count);
-    }
-
-    /// Forgets all flows of an address, in either direction.
-    pub fn forget_address(&mut self, address: std::net::IpAddr) {
-        let of_address = |entry: &&Entry| {
-            let tuple = entry.key.tuple(true);
-            tuple.source == address || tuple.destination == address
-        };
-        let keys: Vec<Key> = self.store.iter().filter(of_address).map(|entry| entry.key).collect();
-        for key in keys {
-            if let Some(place) = self.store.find(&key) {
-                self.forget(place);
-            }
-        }
     }
 
     /// Number of flows, tombstones and those that have expired since the last sweep included.
@@ -522,7 +509,7 @@ impl FlowTable {
         let origin = if entry.flags & LOCAL != 0 { Origin::Local } else { Origin::Remote };
         let flow = entry.key.tuple(entry.flags & FORWARD != 0).flow();
         let owners = rules.owners(&flow);
-        if entry.generation != u64::MAX && owners != entry.owners {
+        if owners != entry.owners {
             self.forget(place);
             return false;
         }

@@ -201,10 +201,6 @@ impl Store {
     fn source(&self, entry: &Entry) -> usize {
         entry.key.hash_of_end(entry.flags & FORWARD != 0, &self.seeds) as usize % SOURCES
     }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|entry| entry.expires != 0)
-    }
 }
 
 /// The bits of a hash that a slot of the index holds: not those that chose the slot.

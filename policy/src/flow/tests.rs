@@ -58,11 +58,17 @@ impl Bench {
         Self { table: FlowTable::new(limits, 1, now), now }
     }
 
-    fn inbound(&mut self, rules: &Ports, bytes: &[u8]) -> Judgement {
+    /// Lets all flows expire.
+    fn expire(&mut self) {
+        self.now += Duration::from_secs(6 * 24 * 3600);
+        self.table.sweep(self.now, 1 << 16);
+    }
+
+    fn inbound(&mut self, rules: &impl Rules, bytes: &[u8]) -> Judgement {
         self.table.inbound(rules, &Packet::parse(bytes).unwrap(), bytes, 1, self.now)
     }
 
-    fn outbound(&mut self, rules: &Ports, bytes: &[u8]) -> Judgement {
+    fn outbound(&mut self, rules: &impl Rules, bytes: &[u8]) -> Judgement {
         self.table.outbound(rules, &Packet::parse(bytes).unwrap(), bytes, self.now)
     }
 
@@ -185,7 +191,7 @@ fn one_source_leaves_room_for_others() {
     assert!(bench.inbound(&OPEN, &flow(9, 1)).passes(), "answering is not beginning");
     bench.now += Duration::from_secs(31);
     assert!(bench.inbound(&OPEN, &flow(2, 4)).passes(), "what has expired does not count");
-    bench.table.forget_address(IpAddr::from([10, 0, 0, 1]));
+    bench.expire();
     assert!(bench.table.is_empty());
     for port in 1..=3 {
         assert!(bench.inbound(&OPEN, &flow(2, port)).passes());
@@ -203,11 +209,41 @@ fn known_flows_are_judged_at_their_next_packet() {
         destination_port: port,
         answer: false,
     };
-    assert!(bench.table.know(&tuple(80), Origin::Remote, true, bench.now));
-    assert!(bench.table.know(&tuple(81), Origin::Remote, true, bench.now));
+    assert!(bench.table.know(&OPEN, &tuple(80), Origin::Remote, true, bench.now));
+    assert!(bench.table.know(&OPEN, &tuple(81), Origin::Remote, true, bench.now));
     assert_eq!(bench.inbound(&OPEN, &packet(6, (2, 4000), (1, 80), ACK)), Judgement::Pass(Passed::Established));
     assert_eq!(bench.inbound(&OPEN, &packet(6, (2, 4000), (1, 81), ACK)), Judgement::Drop(Dropped::Tombstone));
     assert_eq!(bench.outbound(&OPEN, &packet(6, (1, 81), (2, 4000), ACK)), Judgement::Drop(Dropped::Tombstone));
+}
+
+/// Lets pods of this node begin anything, and nobody else; the pod with 10.0.0.1 is this one.
+struct Owner(u32);
+
+impl Rules for Owner {
+    fn generation(&self) -> u64 {
+        u64::from(self.0)
+    }
+
+    fn judge(&self, origin: Origin, _: &Flow) -> Verdict {
+        Verdict { allowed: origin == Origin::Local, cause: Cause::NoPolicy }
+    }
+
+    fn owners(&self, flow: &Flow) -> (u32, u32) {
+        let owner = |address| if address == IpAddr::from([10, 0, 0, 1]) { self.0 } else { 0 };
+        (owner(flow.source), owner(flow.destination))
+    }
+}
+
+#[test]
+fn a_known_flow_is_none_of_whoever_has_its_address_next() {
+    let begun = || Tuple::of(&Packet::parse(&packet(protocol::UDP, (1, 53), (2, 4000), 0)).unwrap());
+    let reply = packet(protocol::UDP, (2, 4000), (1, 53), 0);
+    let mut bench = Bench::new(Limits::default());
+    assert!(bench.table.know(&Owner(1), &begun(), Origin::Local, true, bench.now));
+    assert_eq!(bench.inbound(&Owner(1), &reply), Judgement::Pass(Passed::Established), "a reply to who has begun it");
+    let mut bench = Bench::new(Limits::default());
+    assert!(bench.table.know(&Owner(1), &begun(), Origin::Local, true, bench.now));
+    assert!(!bench.inbound(&Owner(2), &reply).passes(), "the address was another's when it was begun");
 }
 
 #[test]
@@ -241,6 +277,6 @@ fn many_flows_come_and_go() {
         }
         assert_eq!(bench.table.len(), live.len());
     }
-    bench.table.forget_address(IpAddr::from([10, 0, 0, 2]));
+    bench.expire();
     assert!(bench.table.is_empty());
 }

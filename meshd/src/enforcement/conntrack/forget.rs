@@ -15,12 +15,12 @@ impl Conntrack {
         self.dump(|flow| {
             let [answers, asks] = flow.reply;
             if [flow.tuple.source, flow.tuple.destination, answers, asks].iter().any(|end| addresses.contains(end)) {
-                theirs.push(flow.tuple);
+                theirs.push(flow);
             }
         })?;
-        for tuple in theirs {
+        for flow in theirs {
             self.sequence = self.sequence.wrapping_add(1);
-            self.send(&removal(&tuple, self.sequence))?;
+            self.send(&removal(&flow, self.sequence))?;
             let length = self.receive()?;
             match answers(&self.buffer[..length], self.sequence).next() {
                 // It may have ended meanwhile.

@@ -10,6 +10,8 @@ use crate::kernel::watch::attribute;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::enforcement) struct KnownFlow {
     pub(in crate::enforcement) tuple: Tuple,
+    /// ICMP's code, which is a part of its name; 0 with other protocols.
+    pub(in crate::enforcement) code: u8,
     /// Packets went both ways.
     pub(in crate::enforcement) answered: bool,
     /// Its mark.
@@ -54,8 +56,13 @@ const CTA_PROTO_ICMPV6: [u16; 3] = [7, 8, 9];
 const IPS_SEEN_REPLY: u32 = 2;
 const HEADER: usize = 16;
 
-/// A question for the flow that begins with `tuple`, or for all flows.
+/// A question for the flow that begins with `tuple` (of ICMP: with code 0), or for all flows.
 pub(super) fn request(tuple: Option<&Tuple>, dump: bool, sequence: u32) -> Vec<u8> {
+    named(tuple.map(|tuple| (tuple, 0)), dump, sequence)
+}
+
+fn named(flow: Option<(&Tuple, u8)>, dump: bool, sequence: u32) -> Vec<u8> {
+    let tuple = flow.map(|(tuple, _)| tuple);
     let mut out = vec![0; HEADER];
     let family = match tuple.map(|tuple| tuple.source) {
         Some(IpAddr::V4(_)) => libc::AF_INET,
@@ -64,8 +71,8 @@ pub(super) fn request(tuple: Option<&Tuple>, dump: bool, sequence: u32) -> Vec<u
     };
     // struct nfgenmsg
     out.extend([u8::try_from(family).unwrap_or_default(), 0, 0, 0]);
-    if let Some(tuple) = tuple {
-        nest(&mut out, CTA_TUPLE_ORIG, |out| write_tuple(out, tuple));
+    if let Some((tuple, code)) = flow {
+        nest(&mut out, CTA_TUPLE_ORIG, |out| write_tuple(out, tuple, code));
     }
     let length = u32::try_from(out.len()).unwrap_or_default();
     let flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { 0 };
@@ -77,8 +84,8 @@ pub(super) fn request(tuple: Option<&Tuple>, dump: bool, sequence: u32) -> Vec<u
 }
 
 /// Sets these bits of a flow's mark to 0. The kernel acknowledges it.
-pub(super) fn clear_mark(tuple: &Tuple, mask: u32, sequence: u32) -> Vec<u8> {
-    let mut out = request(Some(tuple), false, sequence);
+pub(super) fn clear_mark(flow: &KnownFlow, mask: u32, sequence: u32) -> Vec<u8> {
+    let mut out = named(Some((&flow.tuple, flow.code)), false, sequence);
     put(&mut out, CTA_MARK, &0u32.to_be_bytes());
     put(&mut out, CTA_MARK_MASK, &mask.to_be_bytes());
     let length = u32::try_from(out.len()).unwrap_or_default();
@@ -88,9 +95,9 @@ pub(super) fn clear_mark(tuple: &Tuple, mask: u32, sequence: u32) -> Vec<u8> {
     out
 }
 
-/// Removes the flow that begins with `tuple`. The kernel acknowledges it.
-pub(super) fn removal(tuple: &Tuple, sequence: u32) -> Vec<u8> {
-    let mut out = request(Some(tuple), false, sequence);
+/// Removes a flow. The kernel acknowledges it.
+pub(super) fn removal(flow: &KnownFlow, sequence: u32) -> Vec<u8> {
+    let mut out = named(Some((&flow.tuple, flow.code)), false, sequence);
     out[4..6].copy_from_slice(&(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE).to_ne_bytes());
     out[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
     out
@@ -127,8 +134,8 @@ pub(super) fn answers(mut datagram: &[u8], sequence: u32) -> impl Iterator<Item 
 }
 
 fn read_flow(attributes: &[u8]) -> Option<KnownFlow> {
-    let tuple = read_tuple(attribute(attributes, CTA_TUPLE_ORIG)?)?;
-    let reply = read_tuple(attribute(attributes, CTA_TUPLE_REPLY)?)?;
+    let (tuple, code) = read_tuple(attribute(attributes, CTA_TUPLE_ORIG)?)?;
+    let (reply, _) = read_tuple(attribute(attributes, CTA_TUPLE_REPLY)?)?;
     let status = attribute(attributes, CTA_STATUS)
         .and_then(|status| status.first_chunk())
         .map_or(0, |status| u32::from_be_bytes(*status));
@@ -136,10 +143,11 @@ fn read_flow(attributes: &[u8]) -> Option<KnownFlow> {
         attribute(attributes, CTA_MARK).and_then(|mark| mark.first_chunk()).map_or(0, |mark| u32::from_be_bytes(*mark));
     let rewritten = reply != tuple.reversed();
     let reply = [reply.source, reply.destination];
-    Some(KnownFlow { tuple, mark, answered: status & IPS_SEEN_REPLY != 0, rewritten, reply })
+    Some(KnownFlow { tuple, code, mark, answered: status & IPS_SEEN_REPLY != 0, rewritten, reply })
 }
 
-fn read_tuple(attributes: &[u8]) -> Option<Tuple> {
+/// Also ICMP's code.
+fn read_tuple(attributes: &[u8]) -> Option<(Tuple, u8)> {
     let ip = attribute(attributes, CTA_TUPLE_IP)?;
     let (source, destination) = match (attribute(ip, 1), attribute(ip, 2)) {
         (Some(source), Some(destination)) => (v4(source)?, v4(destination)?),
@@ -148,9 +156,10 @@ fn read_tuple(attributes: &[u8]) -> Option<Tuple> {
     let proto = attribute(attributes, CTA_TUPLE_PROTO)?;
     let protocol = *attribute(proto, CTA_PROTO_NUM)?.first()?;
     let number = |kind| Some(u16::from_be_bytes(*attribute(proto, kind)?.first_chunk()?));
-    let mut answer = false;
+    let (mut answer, mut icmp_code) = (false, 0);
     let (source_port, destination_port) = match icmp(protocol) {
-        Some([identifier, kind, _]) => {
+        Some([identifier, kind, code]) => {
+            icmp_code = attribute(proto, code).and_then(|code| code.first().copied()).unwrap_or(0);
             let (identifier, kind) = (number(identifier)?, *attribute(proto, kind)?.first()?);
             answer = !is_request(source.is_ipv4(), kind);
             icmp_ports(source.is_ipv4(), kind, identifier)?
@@ -158,10 +167,10 @@ fn read_tuple(attributes: &[u8]) -> Option<Tuple> {
         // A protocol without ports has zeros for them, or none.
         None => (number(CTA_PROTO_SRC_PORT).unwrap_or(0), number(CTA_PROTO_DST_PORT).unwrap_or(0)),
     };
-    Some(Tuple { source, destination, protocol, source_port, destination_port, answer })
+    Some((Tuple { source, destination, protocol, source_port, destination_port, answer }, icmp_code))
 }
 
-fn write_tuple(out: &mut Vec<u8>, tuple: &Tuple) {
+fn write_tuple(out: &mut Vec<u8>, tuple: &Tuple, icmp_code: u8) {
     nest(out, CTA_TUPLE_IP, |out| match (tuple.source, tuple.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             put(out, 1, &source.octets());
@@ -181,7 +190,7 @@ fn write_tuple(out: &mut Vec<u8>, tuple: &Tuple) {
             Some([identifier, kind, code]) => {
                 put(out, identifier, &tuple.source_port.to_be_bytes());
                 put(out, kind, &[u8::try_from(tuple.destination_port).unwrap_or_default()]);
-                put(out, code, &[0]);
+                put(out, code, &[icmp_code]);
             }
             None => {
                 put(out, CTA_PROTO_SRC_PORT, &tuple.source_port.to_be_bytes());

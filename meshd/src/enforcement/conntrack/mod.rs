@@ -71,12 +71,12 @@ impl Conntrack {
         let mut marked = Vec::new();
         self.dump(|flow| {
             if flow.mark & mask != 0 {
-                marked.push(flow.tuple);
+                marked.push(flow);
             }
         })?;
-        for tuple in marked {
+        for flow in marked {
             self.sequence = self.sequence.wrapping_add(1);
-            self.send(&clear_mark(&tuple, mask, self.sequence))?;
+            self.send(&clear_mark(&flow, mask, self.sequence))?;
             let length = self.receive()?;
             match answers(&self.buffer[..length], self.sequence).next() {
                 // It may have ended meanwhile.

@@ -58,6 +58,7 @@ fn knows_a_reply_from_a_request_and_from_a_stranger() {
             conntrack.dump(|flow| flows.push(flow)).unwrap();
             let known = |answered| KnownFlow {
                 tuple: tuple(at_a, at_b),
+                code: 0,
                 mark: 0,
                 answered,
                 rewritten: false,
@@ -113,6 +114,30 @@ fn flows_of_an_address_are_forgotten_also_behind_a_rewriting_and_no_others() {
         flows.clear();
         conntrack.dump(|flow| flows.push(flow.tuple)).unwrap();
         assert_eq!(flows, [tuple(a.local_addr().unwrap(), b.local_addr().unwrap())]);
+    });
+}
+
+#[test]
+fn pings_with_a_code_are_forgotten_and_lose_their_marks_like_others() {
+    tracked(|| {
+        run(
+            "nft",
+            &["add table ip n; add chain ip n out { type filter hook output priority -300; }; \
+             add rule ip n out icmp type echo-request icmp code set 3; \
+             insert rule inet t c meta l4proto icmp ct mark set 0xff"],
+        );
+        run("ping", &["-c", "1", "-q", "127.0.0.1"]);
+        let mut conntrack = Conntrack::open().unwrap();
+        let seen = |conntrack: &mut Conntrack| {
+            let mut flows = Vec::new();
+            conntrack.dump(|flow| flows.push((flow.code, flow.mark))).unwrap();
+            flows
+        };
+        assert_eq!(seen(&mut conntrack), [(3, 0xff)]);
+        conntrack.clear_marks(0xf0).unwrap();
+        assert_eq!(seen(&mut conntrack), [(3, 0x0f)]);
+        conntrack.forget(&["127.0.0.1".parse().unwrap()].into()).unwrap();
+        assert_eq!(seen(&mut conntrack), []);
     });
 }
 

@@ -1,6 +1,10 @@
 //! The rules outside of the pods' chains.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use policy::nft::{ALLOWED, REFUSED};
@@ -26,6 +30,8 @@ pub(in crate::enforcement) struct Frame {
     pub(in crate::enforcement) log_group: u16,
     /// The host's ends of the interfaces of this node's pods, each with the pod's addresses.
     pub(in crate::enforcement) ports: BTreeMap<String, Vec<IpAddr>>,
+    /// Addresses of this node's pods that are no longer in its subnets.
+    pub(in crate::enforcement) displaced: BTreeSet<IpAddr>,
     /// What a bridge passes from pod to pod goes through the forward chain, too.
     pub(in crate::enforcement) switched_judged: bool,
 }
@@ -111,15 +117,22 @@ pub(super) fn base(table: &str, frame: &Frame, flush: bool) -> String {
         }
     };
     let tun = &frame.tun;
-    // The tunnel's end has judged these. What was rewritten had this node's own address there; what conntrack does not
-    // track cannot have been.
-    rule("forward", format!("iifname \"{tun}\" ct status ! dnat return"));
+    // The tunnel's end has judged these. What was rewritten, at either end, had this node's own address there; what
+    // conntrack does not track cannot have been.
+    rule("forward", format!("iifname \"{tun}\" ct status ! dnat ct status ! snat return"));
     rule("forward", format!("iifname \"{tun}\" ct state invalid,untracked return"));
     for text in [NEIGHBOURS, LISTENERS] {
         rule("forward", text.to_owned());
     }
     for text in [LOCAL, NEIGHBOURS, REPLY, RELATED] {
         rule("input", text.to_owned());
+    }
+    // Nothing is known of who may talk to them: they can answer this node's own processes, and that is all.
+    for address in &frame.displaced {
+        let ip = if address.is_ipv4() { "ip" } else { "ip6" };
+        rule("input", format!("{ip} saddr {address} drop"));
+        rule("forward", format!("{ip} saddr {address} drop"));
+        rule("forward", format!("{ip} daddr {address} drop"));
     }
     for v4 in [true, false] {
         family(frame, v4, &mut rule);

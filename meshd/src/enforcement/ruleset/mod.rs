@@ -43,6 +43,8 @@ pub(super) struct RuleTable {
     marks: Marks,
     /// What the kernel holds; `None` while that is not known.
     held: Option<Held>,
+    /// The marks that connections bear may be of other rules that had the same generations.
+    stale_marks: bool,
     nothing: Ruleset,
 }
 
@@ -56,7 +58,7 @@ struct Held {
 
 impl RuleTable {
     pub(super) fn new(name: String, marks: Marks) -> Self {
-        Self { name, marks, held: None, nothing: Ruleset::default() }
+        Self { name, marks, held: None, stale_marks: false, nothing: Ruleset::default() }
     }
 
     /// Where generations stand in the connection mark.
@@ -73,14 +75,14 @@ impl RuleTable {
     pub(super) fn put(&mut self, frame: &Frame, ruleset: Ruleset) -> Result<(), NftError> {
         let table = format!("inet {}", self.name);
         let mut text = String::new();
-        let mut forget = !self.is_whole()?;
+        self.stale_marks |= !self.is_whole()?;
         match &self.held {
             Some(held) => {
                 // The base chains' rules refer to maps, which must be there first.
                 if ruleset.repeats(&held.ruleset) {
-                    self.forget_judgements();
+                    self.forget_judgements()?;
                     // And what the old chains judge until they are gone.
-                    forget = true;
+                    self.stale_marks = true;
                 }
                 text.push_str(&transaction(&table, &self.marks, &held.ruleset, &ruleset));
                 text.push_str(&pods(&table, Some(&held.ruleset), &ruleset));
@@ -102,7 +104,7 @@ impl RuleTable {
             }
         }
         if text.is_empty() {
-            return Ok(());
+            return self.settle_marks();
         }
         let mut watch = match self.held.take() {
             Some(held) => held.watch,
@@ -125,8 +127,14 @@ impl RuleTable {
             _ => return Err(NftError::Tampered),
         }
         self.held = Some(held);
-        if forget {
-            self.forget_judgements();
+        self.settle_marks()
+    }
+
+    /// Forgets the judgements that are not of these rules, where there may be any; until that is done it is to be done.
+    fn settle_marks(&mut self) -> Result<(), NftError> {
+        if self.stale_marks {
+            self.forget_judgements()?;
+            self.stale_marks = false;
         }
         Ok(())
     }
@@ -159,14 +167,9 @@ impl RuleTable {
 
     /// Marks of an earlier run, or of generations that begin again, say nothing about these chains: every connection is
     /// judged again.
-    fn forget_judgements(&self) {
-        let cleared = Conntrack::open().and_then(|mut conntrack| {
-            let mask = self.marks.egress.mask() | self.marks.ingress.mask();
-            conntrack.clear_marks(mask)
-        });
-        if let Err(error) = cleared {
-            tracing::warn!(%error, table = self.name, "connections of before cannot be marked for judging anew");
-        }
+    fn forget_judgements(&self) -> Result<(), NftError> {
+        let mask = self.marks.egress.mask() | self.marks.ingress.mask();
+        Conntrack::open().and_then(|mut conntrack| conntrack.clear_marks(mask)).map_err(NftError::Marks)
     }
 }
 

@@ -20,6 +20,9 @@ pub(in crate::enforcement) enum NftError {
     /// Its listing has a form that we do not know.
     #[error("cannot read nft's listing: {0}")]
     Listing(#[from] serde_json::Error),
+    /// Marks of judgements that no longer hold are still there.
+    #[error("connections of before cannot be marked for judging anew: {0}")]
+    Marks(io::Error),
     /// What is there now is not known.
     #[error("somebody else changes the tables of policies at the same time")]
     Tampered,

@@ -40,6 +40,7 @@ fn frame(closed: bool) -> Frame {
         audit: false,
         log_group: 9,
         ports: [("veth1".to_owned(), vec!["10.244.1.10".parse().unwrap(), "fd42:244:0:1::1".parse().unwrap()])].into(),
+        displaced: BTreeSet::new(),
         switched_judged: !closed,
     }
 }
@@ -172,6 +173,13 @@ fn before_the_first_picture_nothing_passes_but_what_an_earlier_run_left() {
         let ruleset = world.ruleset(first.ruleset());
         first.put(&frame(false), ruleset.clone()).unwrap();
         assert!(!closes() && first.is_whole().unwrap());
+        // A pod that stays behind in a subnet that was this node's is not judged as whoever has its address now.
+        let displaced: BTreeSet<IpAddr> = ["10.244.9.7".parse().unwrap(), "fd42:244:0:9::7".parse().unwrap()].into();
+        first.put(&Frame { displaced, ..frame(false) }, ruleset.clone()).unwrap();
+        let listed = run("nft", &["list", "table", "inet", "t"]);
+        assert_eq!(["10.244.9.7 drop", "fd42:244:0:9::7 drop"].map(|rule| listed.matches(rule).count()), [3, 3]);
+        first.put(&frame(false), ruleset.clone()).unwrap();
+        assert!(!run("nft", &["list", "table", "inet", "t"]).contains("10.244.9.7"));
         // The rules of an earlier run stand until there is a picture.
         let before = Generation::now().unwrap();
         let mut second = RuleTable::new("t".to_owned(), DEFAULT_MARKS);

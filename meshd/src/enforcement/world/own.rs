@@ -42,6 +42,23 @@ impl Own {
         self.table.is_some()
     }
 
+    /// The addresses of all that is attached here, each with the host's end of its interface.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (&str, IpAddr)> {
+        let attached = self.table.iter().flat_map(|table| table.attachments.values());
+        attached
+            .filter_map(|attached| attached.attach.as_ref())
+            .flat_map(|attach| attach.addresses.iter().map(|address| (attach.interface.as_str(), *address)))
+    }
+
+    /// Notes that these addresses are free, as far as nobody is attached with them.
+    pub(super) fn release<'a>(&mut self, addresses: impl Iterator<Item = &'a IpAddr>) {
+        for address in addresses {
+            if !self.addresses().any(|(_, held)| held == *address) {
+                self.moved.insert(*address);
+            }
+        }
+    }
+
     fn key(&self, name: &AttachmentName) -> Option<Key> {
         Some(Key::Endpoint(self.node.clone(), name.container_id.parse().ok()?, name.ifname.parse().ok()?))
     }
@@ -141,7 +158,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use cni::daemon::{Attach, Begin, Pod};
-    use policy::engine::End;
+    use policy::{engine::End, object::PodObject};
 
     use super::*;
     use crate::{
@@ -255,12 +272,50 @@ mod tests {
     #[test]
     fn attachments_follow_the_nodes_subnets() {
         let mut world = world("10.244.3.0/24");
-        world.take(table(1, &[attached("c1", "db", Some("10.244.3.7"))]));
+        world.take(table(1, &[attached("c1", "db", Some("10.244.3.7")), attached("c2", "else", Some("192.0.2.7"))]));
         assert_eq!(owner(&mut world, "10.244.3.7"), "shop/db");
+        let (is_displaced, of) = (|world: &World| world.displaced().into_iter().collect::<Vec<_>>(), "10.244.3.7");
+        assert_eq!(is_displaced(&world), [] as [IpAddr; 0]);
         world.take(mesh("10.244.4.0/24"));
-        assert_eq!(owner(&mut world, "10.244.3.7"), "UnknownPod");
+        assert_eq!(owner(&mut world, of), "UnknownPod");
+        assert_eq!(is_displaced(&world), [of.parse::<IpAddr>().unwrap()]);
+        assert_eq!(world.ports(), BTreeMap::from([("mesh1".to_owned(), vec![of.parse().unwrap()])]), "judged still");
         world.take(mesh("10.244.3.0/24"));
-        assert_eq!(owner(&mut world, "10.244.3.7"), "shop/db");
+        assert_eq!(owner(&mut world, of), "shop/db");
+        assert_eq!(is_displaced(&world), [] as [IpAddr; 0]);
+    }
+
+    #[test]
+    fn the_address_of_a_pod_that_only_its_object_names_is_free_once_that_is_gone() {
+        let pod = |address: Option<&str>| {
+            let item = address.map(|address| PodObject {
+                addresses: vec![address.parse().unwrap()],
+                node: Some("one".into()),
+                ..PodObject::default()
+            });
+            let record = item.map(|item| WorldRecord { item: WorldItem::Pod(item), create_revision: 3 });
+            Letter { changes: [(Key::parse("pods/shop/db").unwrap(), record)].into(), ..Letter::default() }
+        };
+        let mut world = world("10.244.3.0/24");
+        let free = |world: &mut World| {
+            let free: Vec<String> = world.moved().iter().map(ToString::to_string).collect();
+            world.settled();
+            free
+        };
+        world.take(table(1, &[]));
+        world.take(pod(Some("10.244.3.7")));
+        assert_eq!(free(&mut world), [""; 0], "its connections are its own");
+        world.take(pod(Some("10.244.3.8")));
+        assert_eq!(free(&mut world), ["10.244.3.7"]);
+        world.take(pod(None));
+        assert_eq!(free(&mut world), ["10.244.3.8"]);
+        // Elsewhere, or attached: others say when that is over.
+        world.take(pod(Some("10.244.9.7")));
+        world.take(table(2, &[attached("c1", "db", Some("10.244.3.9"))]));
+        world.settled();
+        world.take(pod(Some("10.244.3.9")));
+        world.take(pod(None));
+        assert_eq!(free(&mut world), [""; 0]);
     }
 
     #[test]
