@@ -1,6 +1,9 @@
 //! `meshctl status`, `peers` and `routes`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeSet,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use meshd::api::{Client, Path, Peer, Route, State, Status};
 
@@ -142,5 +145,31 @@ fn routes_text(routes: &[Route]) -> String {
             or_dash(route.src.map(|src| src.to_string())),
         ]);
     }
-    table.to_string() + "\n"
+    let mut text = table.to_string() + "\n";
+    let lost = |route: &&Route| route.path == Path::Unreachable && !route.peer.is_empty();
+    let lost: BTreeSet<&str> = routes.iter().filter(lost).map(|route| route.peer.as_str()).collect();
+    for peer in lost {
+        text += &format!(
+            "{peer}: nothing leaves for it\n  remedy  meshctl peers says why, meshctl ping {peer} at which layer it ends\n"
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(dst: &str, path: Path, peer: &str) -> Route {
+        let dst = dst.parse().expect("a prefix");
+        Route { dst, path, peer: peer.to_owned(), via: None, dev: None, mtu: None, src: None }
+    }
+
+    #[test]
+    fn a_route_that_leads_nowhere_says_what_to_do_and_the_floor_is_no_fault() {
+        let well = [route("10.244.0.0/16", Path::Unreachable, ""), route("10.244.1.0/24", Path::Wireguard, "west-1")];
+        assert!(!routes_text(&well).contains("remedy"));
+        let lost = ["10.244.2.0/24", "fd42:244:0:2::/64"].map(|dst| route(dst, Path::Unreachable, "west-2"));
+        assert_eq!(routes_text(&lost).matches("meshctl ping west-2").count(), 1, "once for both families");
+    }
 }
