@@ -105,7 +105,7 @@ fn show(style: &Style) -> String {
     measure(&pods, &mut act);
 
     act.opens("A web server in a pod: reached by pods of its node, its site and the other one, and from outside");
-    pods::reach(&nodes, &pods, &laptop, sites.east.v4(0), &mut act);
+    pods::reach(&nodes, &pods, &laptop, [sites.east.v4(0), sites.east.v4(1)], &mut act);
 
     act.opens("What the router saw");
     capture(&sniffer, &sites.store, &pods[0], &mut act);

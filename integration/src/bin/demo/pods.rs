@@ -9,6 +9,8 @@ use super::{Act, SOON, millis, text};
 
 const HOST_PORT: u16 = 8081;
 const PORT: u16 = 8080;
+/// NodePorts with externalTrafficPolicy Cluster and Local.
+const NODE_PORTS: [u16; 2] = [30_080, 30_081];
 const PAGE: &str = "a page of the web pod";
 
 /// The pod's uid, as Kubernetes would give it one.
@@ -41,7 +43,7 @@ pub(super) fn add(nodes: &[MeshdNode], networks: &[CniRuntime], act: &mut Act<'_
 }
 
 /// A server on the first node, and who gets its page by which way.
-pub(super) fn reach(nodes: &[MeshdNode], pods: &[CniPod], laptop: &Host, node: String, act: &mut Act<'_>) {
+pub(super) fn reach(nodes: &[MeshdNode], pods: &[CniPod], laptop: &Host, east: [String; 2], act: &mut Act<'_>) {
     let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
     let network = CniRuntime::new(nodes[0].host(), "1.0.0", &[nodes[0].cni_plugin(&json!({})), portmap])
         .capability("portMappings", json!([{"hostPort": HOST_PORT, "containerPort": PORT, "protocol": "tcp"}]));
@@ -49,22 +51,59 @@ pub(super) fn reach(nodes: &[MeshdNode], pods: &[CniPod], laptop: &Host, node: S
     let web = network.pod("web");
     let server = serve(&nodes[0], &web);
     let overlay = nodes[0].overlay()[0];
-    let node: IpAddr = node.parse().expect("an address");
-    let ways: [(&str, &Namespace, IpAddr, u16); 6] = [
+    let [node, other] = east.map(|address| address.parse::<IpAddr>().expect("an address"));
+    act.command("nft -f -    NodePorts as kube-proxy programs them, on east1 and east2");
+    for node in &nodes[..2] {
+        node_ports(node, web.v4());
+    }
+    let [cluster, local] = NODE_PORTS;
+    let ways: [(&str, &Namespace, IpAddr, u16); 8] = [
         ("pod → pod, same node", &pods[0], web.v4(), PORT),
         ("pod → pod, same site, direct", &pods[1], web.v4(), PORT),
         ("pod → pod, other site, by the tunnel", &pods[2], web.v6(), PORT),
         ("outside → node's hostPort → pod", laptop, node, HOST_PORT),
         ("the node → its own hostPort → pod", nodes[0].host(), node, HOST_PORT),
         ("pod of the other site → hostPort, by the tunnel", &pods[3], overlay, HOST_PORT),
+        ("outside → other node's NodePort, Cluster → pod", laptop, other, cluster),
+        ("outside → its node's NodePort, Local → pod", laptop, node, local),
     ];
     for (way, from, to, port) in ways {
         let took = get(from, to, port);
         act.line(format!("{way:<48} {:<30} {took} ms", format!("{to} port {port}")));
     }
     drop(server);
+    for node in &nodes[..2] {
+        node.host().nft("delete table ip kube-proxy");
+    }
     network.del("web", Some(&web)).unwrap_or_else(|failure| panic!("DEL: {failure}"));
     act.good("every way leads to the pod");
+}
+
+/// What kube-proxy's nftables mode makes of a Service with this one endpoint, on one node. With policy Cluster the pod sees
+/// the node, with Local who asks.
+fn node_ports(node: &MeshdNode, pod: IpAddr) {
+    let [cluster, local] = NODE_PORTS;
+    node.host().nft(&format!(
+        "table ip kube-proxy {{
+            map service-nodeports {{
+                type inet_proto . inet_service : verdict
+                elements = {{ tcp . {cluster} : goto external-cluster, tcp . {local} : goto external-local }}
+            }}
+            chain nat-prerouting {{
+                type nat hook prerouting priority dstnat
+                fib daddr type local meta l4proto . th dport vmap @service-nodeports
+            }}
+            chain nat-postrouting {{
+                type nat hook postrouting priority srcnat
+                mark and 0x4000 == 0 return
+                mark set mark xor 0x4000
+                masquerade fully-random
+            }}
+            chain external-cluster {{ mark set mark or 0x4000; goto endpoint; }}
+            chain external-local {{ goto endpoint; }}
+            chain endpoint {{ meta l4proto tcp dnat to {pod}:{PORT}; }}
+        }}"
+    ));
 }
 
 /// DEL for every pod.
