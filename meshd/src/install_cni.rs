@@ -95,6 +95,10 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
             remove_file(&flags.conf_dir.join(CONFLIST))?;
         }
         None => {
+            // What keeps it installed has said so once.
+            if !flags.keep {
+                warn_without_host_local(flags);
+            }
             fs::create_dir_all(&flags.conf_dir).with_context(|| flags.conf_dir.display().to_string())?;
             write_if_other(&flags.conf_dir.join(CONFLIST), &own_conflist(flags))?;
         }
@@ -109,6 +113,9 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
 pub async fn keep_cni_installed(flags: InstallCniFlags) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
+    if flags.chain.is_none() {
+        warn_without_host_local(&flags);
+    }
     // Each look is a short one, so that a signal is heard.
     let flags = InstallCniFlags { timeout: 0, ..flags };
     let mut told = String::new();
@@ -191,11 +198,7 @@ fn wait_for_daemon(run_dir: &Path, patience: Duration) -> Option<String> {
     }
 }
 
-/// The plugin, and those that runtimes of Kubernetes expect behind it, as far as they are installed.
-fn own_conflist(flags: &InstallCniFlags) -> Value {
-    let mut own = plugin(&flags.run_dir);
-    own.insert("capabilities".to_owned(), json!({"ips": true, "mac": true}));
-    let mut plugins = vec![Value::Object(own)];
+fn warn_without_host_local(flags: &InstallCniFlags) {
     if !flags.bin_dir.join(HOST_LOCAL).is_file() {
         let dir = flags.bin_dir.display();
         tracing::warn!(
@@ -203,6 +206,13 @@ fn own_conflist(flags: &InstallCniFlags) -> Value {
              (Debian's containernetworking-plugins: /usr/lib/cni)"
         );
     }
+}
+
+/// The plugin, and those that runtimes of Kubernetes expect behind it, as far as they are installed.
+fn own_conflist(flags: &InstallCniFlags) -> Value {
+    let mut own = plugin(&flags.run_dir);
+    own.insert("capabilities".to_owned(), json!({"ips": true, "mac": true}));
+    let mut plugins = vec![Value::Object(own)];
     for (kind, capability) in [("portmap", "portMappings"), ("bandwidth", "bandwidth")] {
         if flags.bin_dir.join(kind).is_file() {
             plugins.push(json!({"type": kind, "capabilities": {capability: true}}));

@@ -24,19 +24,18 @@ pub(super) fn status(call: &Call<'_>) -> Result<(), CniError> {
         };
         CniError { code, ..error.into() }
     })?;
-    Delegate::find(ipam::kind(call.config), call.environment, call.run_dir())
+    let delegate = Delegate::find(ipam::kind(call.config), call.environment, call.run_dir())
         .map_err(|error| CniError { code: Code::NotAvailable, ..error })?;
     // Where the operator has named ranges or a folder, only the plugin knows how much is left.
     let named = ["ranges", "subnet"].iter().any(|field| call.config.ipam.contains_key(*field));
     if named || !call.config.uses_own_addresses() {
-        return of_delegate(call);
+        return of_delegate(call, &delegate);
     }
     exhausted(call, &network)
 }
 
 /// A plugin that knows STATUS is asked itself.
-fn of_delegate(call: &Call<'_>) -> Result<(), CniError> {
-    let delegate = Delegate::find(ipam::kind(call.config), call.environment, call.run_dir())?;
+fn of_delegate(call: &Call<'_>, delegate: &Delegate) -> Result<(), CniError> {
     if delegate.version() < CniVersion::V1_1_0 {
         return Ok(());
     }

@@ -136,6 +136,9 @@ fn status_and_add_say_that_no_address_is_left() {
     network.status().unwrap_or_else(|failure| panic!("{failure}"));
     network.add("two", &two).unwrap_or_else(|failure| panic!("{failure}"));
     drop(pod);
+    // No plugin to give any.
+    let failure = node.cni("1.1.0", &json!({"ipam": {"type": "not-there"}})).status().unwrap_err();
+    assert!(failure.code() == Some(50) && failure.to_string().contains("not-there"), "{failure}");
 }
 
 /// Gives all IPv4 addresses that are left to containers that do not exist.

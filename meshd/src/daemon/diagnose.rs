@@ -160,7 +160,8 @@ impl Published {
                     "etcd_member_unreachable",
                     format!("etcd at {member} does not answer: {error}"),
                     format!(
-                        "start it (etcdctl --endpoints {member} endpoint health tells when it is back), or take it out of --etcd-endpoints"
+                        "start it (etcdctl --endpoints {member} endpoint health tells when it is back), or take it out of \
+                         --etcd-endpoints"
                     ),
                 )),
             }
@@ -222,7 +223,8 @@ fn translated(peers: &[(String, Peer)], snapshot: &Snapshot, findings: &mut Vec<
                 Severity::Note,
                 "nat_in_the_way",
                 format!("{} is heard from {at}; its record says {recorded}: a NAT translates it", peer.name),
-                "it works while it calls: start it with --endpoint none, which keeps the NAT open; or forward a UDP port to it and name that with --endpoint",
+                "it works while it calls: start it with --endpoint none, which keeps the NAT open; or forward a UDP port to it \
+                 and name that with --endpoint",
             ));
         }
     }

@@ -455,7 +455,8 @@ impl Node {
             .iter()
             .map(|refused| {
                 let cause = format!("{}: {}", refused.peer, refused.reason);
-                Problem::new("tunnel_refused", cause, "each key and each prefix belongs to one record: take what is named here out of nodes/ or peers/ of the one that has it wrongly")
+                Problem::new("tunnel_refused", cause, "each key and each prefix belongs to one record: take what is named here out of the record under nodes/ or \
+                     peers/ that has it wrongly")
             })
             .collect();
         self.table = Some(table.clone());
