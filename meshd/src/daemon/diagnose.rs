@@ -1,16 +1,15 @@
 //! What keeps packets from getting through, as far as the daemon can tell. Blocking: for a thread that may wait.
 
-use std::{process::Command, thread, time::SystemTime};
+use std::{thread, time::SystemTime};
 
 use ipnet::IpNet;
-use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::published::{Carrier, Published};
 use crate::{
     api::{Diagnosis, Finding, LayerKind, Path, Peer, Severity, Source as _},
     control::session::Dialer,
-    doctor::routes,
+    doctor::{input, routes},
     echo::Echo,
     mesh::{
         address::overlap,
@@ -54,18 +53,30 @@ impl Published {
             )
         };
         if let Some(mtu) = mtu {
-            narrow_paths(&peers, mtu, &mut findings);
+            narrow_paths(&peers, mtu, &self.etcd.prefix, &mut findings);
             narrow_interfaces(&underlay, mtu, &mut findings);
         }
         translated(&peers, &snapshot, &mut findings);
         foreign_routes(&networks, &own, &ours, &self.identity.interface, &mut findings);
-        closed_input(self.tunnel.listen_port(), &mut findings);
+        findings.extend(input::findings(self.tunnel.listen_port()));
         for (name, state) in self.tunnel.offloads().iter().filter(|(_, state)| *state != OffloadState::On) {
             findings.push(Finding::new(
                 Severity::Note,
                 "offload_off",
-                format!("the tunnel goes without {name} ({state:?}): it is slower"),
-                "a newer kernel may have it; see udp_gso, udp_gro and tun_offload in the settings",
+                format!("the tunnel goes without {name} ({}): it is slower", state.name()),
+                match state {
+                    OffloadState::SetOff => {
+                        format!(
+                            "sed -i '/^{}/d' /etc/meshd/meshd.toml && systemctl restart meshd",
+                            name.replace('_', "-")
+                        )
+                    }
+                    OffloadState::Refused => format!(
+                        "journalctl -u meshd | grep {name} # what the kernel said; it is tried again after a restart"
+                    ),
+                    _ => "uname -r # Linux has UDP_SEGMENT from 4.18, UDP_GRO from 5.0, UDP over TUN whole from 6.2"
+                        .to_owned(),
+                },
             ));
         }
         self.clock(&mut findings);
@@ -129,7 +140,7 @@ impl Published {
                      until it has caught up",
                     ahead.as_secs()
                 ),
-                "timedatectl set-ntp true; if the clock was ahead before, meshctl node remove this node and let it join anew",
+                "timedatectl set-ntp true # if the clock was ahead before, meshctl node remove this node and let it join anew",
             ));
         }
     }
@@ -150,7 +161,7 @@ impl Published {
                             Severity::Error,
                             "etcd_too_old",
                             format!("etcd at {member} is {version}; 3.4 is the oldest that works"),
-                            "upgrade etcd, one member after the other",
+                            "apt-get install etcd-server # on one member after the other; https://etcd.io/docs/v3.4/upgrades",
                         ));
                     }
                     versions.push(format!("{member} {version}"));
@@ -160,8 +171,8 @@ impl Published {
                     "etcd_member_unreachable",
                     format!("etcd at {member} does not answer: {error}"),
                     format!(
-                        "start it (etcdctl --endpoints {member} endpoint health tells when it is back), or take it out of \
-                         --etcd-endpoints"
+                        "systemctl start etcd # on that machine; etcdctl --endpoints {member} endpoint health tells when it is \
+                         back. If it is gone for good: take it out of etcd-endpoints"
                     ),
                 )),
             }
@@ -177,7 +188,7 @@ fn is_harmless(code: &str) -> bool {
         || code.starts_with("metrics_")
 }
 
-fn narrow_paths(peers: &[(String, Peer)], mtu: u16, findings: &mut Vec<Finding>) {
+fn narrow_paths(peers: &[(String, Peer)], mtu: u16, prefix: &str, findings: &mut Vec<Finding>) {
     for (_, peer) in peers {
         let Some(carried) = peer.mtu.filter(|carried| *carried < mtu && peer.path == Path::Wireguard) else { continue };
         findings.push(Finding::new(
@@ -185,8 +196,8 @@ fn narrow_paths(peers: &[(String, Peer)], mtu: u16, findings: &mut Vec<Finding>)
             "path_mtu",
             format!("the path to {} carries packets of {carried} bytes inside the tunnel, not {mtu}", peer.name),
             format!(
-                "raise the MTU on the way, or put \"Backend\": {{…, \"MTU\": {carried}}} into config; meshctl ping {} --size \
-                 finds what passes",
+                "config=$(etcdctl get {prefix}/config --print-value-only | jq -e '.Backend.MTU = {carried}') && etcdctl put \
+                 {prefix}/config \"$config\" # or raise the MTU on the way: meshctl ping {} --size finds what passes",
                 peer.name
             ),
         ));
@@ -203,7 +214,7 @@ fn narrow_interfaces(underlay: &[Carrier], mtu: u16, findings: &mut Vec<Finding>
                     "the mesh's MTU is {mtu}; with the tunnel's {OVERHEAD} bytes that is more than {name}'s {link}"
                 ),
                 format!(
-                    "ip link set {name} mtu {}, or a smaller Backend.MTU in config",
+                    "ip link set {name} mtu {} # or a smaller Backend.MTU in config",
                     u32::from(mtu) + u32::from(OVERHEAD)
                 ),
             ));
@@ -223,8 +234,11 @@ fn translated(peers: &[(String, Peer)], snapshot: &Snapshot, findings: &mut Vec<
                 Severity::Note,
                 "nat_in_the_way",
                 format!("{} is heard from {at}; its record says {recorded}: a NAT translates it", peer.name),
-                "it works while it calls: start it with --endpoint none, which keeps the NAT open; or forward a UDP port to it \
-                 and name that with --endpoint",
+                format!(
+                    "echo 'endpoint = \"none\"' >> /etc/meshd/meshd.toml && systemctl restart meshd # on {}: it works while it \
+                     calls, and so it keeps the NAT open. Or forward a UDP port to it and name that as its endpoint",
+                    peer.name
+                ),
             ));
         }
     }
@@ -249,43 +263,6 @@ fn foreign_routes(networks: &[IpNet], own: &[IpNet], ours: &[IpNet], tun: &str, 
     }
 }
 
-/// Chains at the input hook that drop what no rule takes, where no rule speaks of the tunnel's port.
-fn closed_input(port: u16, findings: &mut Vec<Finding>) {
-    let listed = Command::new("nft").args(["-j", "-t", "list", "ruleset"]).output();
-    let Ok(document) = listed.map_err(drop).and_then(|out| serde_json::from_slice(&out.stdout).map_err(drop)) else {
-        return;
-    };
-    for (table, chain) in chains_without(&document, port) {
-        findings.push(Finding::new(
-            Severity::Warning,
-            "udp_port_may_be_closed",
-            format!("chain {chain} of table {table} drops what comes in, and no rule in it speaks of UDP port {port}"),
-            format!("nft insert rule {table} {chain} udp dport {{ {port}, {} }} accept", port + 1),
-        ));
-    }
-}
-
-/// `family table` and chain of those at the input hook that drop by policy, where no rule of the table has the port.
-fn chains_without(document: &Value, port: u16) -> Vec<(String, String)> {
-    let items = || document["nftables"].as_array().into_iter().flatten();
-    let table = |item: &Value| {
-        format!("{} {}", item["family"].as_str().unwrap_or_default(), item["table"].as_str().unwrap_or_default())
-    };
-    let text = port.to_string();
-    let speaks = |of: &str| {
-        items().filter_map(|item| item.get("rule")).filter(|rule| table(rule) == of).any(|rule| {
-            let words = rule["expr"].to_string();
-            words.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == text)
-        })
-    };
-    items()
-        .filter_map(|item| item.get("chain"))
-        .filter(|chain| chain["hook"] == "input" && chain["policy"] == "drop")
-        .map(|chain| (table(chain), chain["name"].as_str().unwrap_or_default().to_owned()))
-        .filter(|(table, _)| !speaks(table))
-        .collect()
-}
-
 fn release(version: &str) -> Option<(u64, u64)> {
     let mut parts = version.split('.').map(str::parse);
     Some((parts.next()?.ok()?, parts.next()?.ok()?))
@@ -293,24 +270,7 @@ fn release(version: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn a_chain_that_drops_all_but_other_ports_is_named() {
-        let chain = |table: &str, hook: &str, policy: &str| json!({"chain": {"family": "inet", "table": table, "name": "in", "hook": hook, "policy": policy}});
-        let rule = |table: &str, port: u16| {
-            json!({"rule": {"family": "inet", "table": table, "chain": "in", "expr": [
-                {"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": {"set": [port]}}}]}})
-        };
-        let document = json!({"nftables": [
-            chain("a", "input", "drop"), rule("a", 5182),
-            chain("b", "input", "drop"), rule("b", 51820),
-            chain("c", "input", "accept"), chain("d", "forward", "drop"),
-        ]});
-        assert_eq!(chains_without(&document, 51820), [("inet a".to_owned(), "in".to_owned())]);
-    }
 
     #[test]
     fn releases_are_read() {

@@ -2,4 +2,5 @@
 //! away. What the daemon knows comes on top of it, from its API.
 
 pub mod host;
+pub mod input;
 pub mod routes;

@@ -30,8 +30,8 @@ impl Enforcement {
                 "bridge_not_filtered",
                 "pods are attached to a bridge, and packets that it passes from pod to pod do not come by nftables: they \
                  are refused",
-                "load the module br_netfilter and set net.bridge.bridge-nf-call-iptables and \
-                 net.bridge.bridge-nf-call-ip6tables to 1",
+                "modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1 \
+                 net.bridge.bridge-nf-call-ip6tables=1 # and the same below /etc/modules-load.d and /etc/sysctl.d, to stay",
             ));
         }
         if !host.strangers.is_empty() {

@@ -16,11 +16,11 @@ use super::Options;
 use super::change::Change;
 use super::desired::Desired;
 use super::failure::{Failure, Problem};
-use super::nft::{Element, Nft, RulesetError, Set, Transaction, is_identifier};
-use super::nft::{parse_chains, parse_foreign_chain};
+use super::nft::{Accepted, Element, Nft, RulesetError, Set, Transaction, is_identifier};
+use super::nft::{parse_accepted, parse_chains, parse_foreign_chain};
 use super::observed::Observed;
 use super::plan::Plan;
-pub(crate) use legacy::legacy;
+pub(crate) use legacy::{has_filter_table, legacy};
 
 /// A chain at the forward hook in another table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct ForeignChain {
     pub owner: Option<Owner>,
     /// Handles of rules in it that lead to our accept chain.
     pub tagged: Vec<u64>,
+    /// What its table lets through by rules of its owner's.
+    pub(crate) accepted: Accepted,
     /// The comments of our accept chain's rules in the same table, if that chain is there.
     pub accept_chain: Option<Vec<Option<String>>>,
 }
@@ -144,8 +146,18 @@ pub(crate) async fn observe(options: &Options, nft: &Nft) -> Result<Vec<ForeignC
             continue;
         };
         let rules = parse_foreign_chain(&json, &accept_name)?;
+        let drops = chain.policy_drop || rules.ends_in_drop;
+        let accepted = match drops && rules.tagged.is_empty() {
+            true => nft
+                .list(&["list", "table", &chain.family, &chain.table])
+                .await?
+                .map(|json| parse_accepted(&json, &accept_name))
+                .transpose()?,
+            false => None,
+        };
         found.push(ForeignChain {
-            drops: chain.policy_drop || rules.ends_in_drop,
+            drops,
+            accepted: accepted.unwrap_or_default(),
             owner: owner(&chain.table, &rules.jumps),
             family: chain.family,
             table: chain.table,
@@ -158,12 +170,13 @@ pub(crate) async fn observe(options: &Options, nft: &Nft) -> Result<Vec<ForeignC
     Ok(found)
 }
 
-/// The chains that drop mesh packets and hold no rule of ours, or will not after this pass.
+/// The chains that drop mesh packets and hold no rule of ours, or will not after this pass; without those whose owner has
+/// rules for the mesh's networks.
 pub(crate) fn unanswered(desired: &Desired, foreign: &[ForeignChain]) -> Vec<ForeignDrop> {
     foreign
         .iter()
         .filter(|c| c.drops && (c.tagged.is_empty() || !desired.forward_accept))
-        .filter(|c| !prefixes(desired, &c.family).is_empty())
+        .filter(|c| !accepts(&c.accepted, &prefixes(desired, &c.family)))
         .map(|c| ForeignDrop {
             family: c.family.clone(),
             table: c.table.clone(),
@@ -172,6 +185,12 @@ pub(crate) fn unanswered(desired: &Desired, foreign: &[ForeignChain]) -> Vec<For
             remedy: remedy(desired, c),
         })
         .collect()
+}
+
+/// Whether there is a rule for each of these, as a packet's source and as its destination.
+fn accepts(accepted: &Accepted, networks: &[IpNet]) -> bool {
+    let all = |by: &[IpNet]| networks.iter().all(|net| by.iter().any(|prefix| prefix.contains(net)));
+    all(&accepted.sources) && all(&accepted.destinations)
 }
 
 /// Adds the edits that bring foreign tables to what is desired.
@@ -277,7 +296,7 @@ fn prefixes(desired: &Desired, family: &str) -> Vec<IpNet> {
     all.into_iter().collect()
 }
 
-fn owner(table: &str, jumps: &[String]) -> Option<Owner> {
+pub(crate) fn owner(table: &str, jumps: &[String]) -> Option<Owner> {
     let jumps_to = |start: &str| jumps.iter().any(|j| j.starts_with(start));
     if table == "firewalld" {
         Some(Owner::Firewalld)
@@ -290,13 +309,30 @@ fn owner(table: &str, jumps: &[String]) -> Option<Owner> {
     }
 }
 
+/// The commands that let the mesh's packets through, in the words of whose chain it is.
 fn remedy(desired: &Desired, chain: &ForeignChain) -> String {
-    let networks = prefixes(desired, &chain.family).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let own = match chain.owner {
-        Some(Owner::Docker) => "set \"ip-forward-no-drop\": true in Docker's daemon.json",
-        Some(Owner::Firewalld) => "put the networks into firewalld's trusted zone, as sources",
-        Some(Owner::Ufw) => "use `ufw route allow` from and to the networks",
-        None => "accept the networks in that chain",
+    let ForeignChain { family, table, chain: name, owner, .. } = chain;
+    let for_each = |commands: &dyn Fn(&IpNet) -> String| {
+        prefixes(desired, family).iter().map(commands).collect::<Vec<_>>().join(" && ")
     };
-    format!("start meshd with --forward-accept, or {own} ({networks})")
+    let commands = match owner {
+        // The chain that Docker leaves to its users.
+        Some(Owner::Docker) if table == "filter" => {
+            let tool = if family == "ip6" { "ip6tables" } else { "iptables" };
+            for_each(&|net| {
+                format!("{tool} -I DOCKER-USER -s {net} -j ACCEPT && {tool} -I DOCKER-USER -d {net} -j ACCEPT")
+            })
+        }
+        Some(Owner::Firewalld) => {
+            let sources = for_each(&|net| format!("firewall-cmd --permanent --zone=trusted --add-source={net}"));
+            format!("{sources} && firewall-cmd --reload")
+        }
+        Some(Owner::Ufw) => for_each(&|net| format!("ufw route allow from {net} && ufw route allow to {net}")),
+        Some(Owner::Docker) | None => for_each(&|net| {
+            let ip = if matches!(net, IpNet::V4(_)) { "ip" } else { "ip6" };
+            let rule = format!("nft insert rule {family} {table} {name} {ip}");
+            format!("{rule} saddr {net} accept && {rule} daddr {net} accept")
+        }),
+    };
+    format!("{commands} # or start meshd with --forward-accept, which keeps such a rule in every such chain")
 }

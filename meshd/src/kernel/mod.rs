@@ -49,6 +49,7 @@ pub use cleanup::{Cleanup, CleanupError};
 pub use desired::{Desired, Firewall, Forwarding, Path, PrefixOn, ProbeRoute, Route, Tun};
 pub use failure::{Failure, Problem};
 pub use foreign::{ForeignChain, ForeignDrop, ForeignEdit, Owner};
+pub(crate) use foreign::{has_filter_table, owner};
 pub use interface::{InterfaceName, InvalidInterfaceName};
 pub use netlink::NetlinkError;
 pub use nft::{

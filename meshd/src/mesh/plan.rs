@@ -471,7 +471,7 @@ impl<'a> Inputs<'a> {
             Problem::new(
                 "covers_underlay",
                 format!("config: the network {net} covers {address}, {what}"),
-                "put a config whose networks do not hold addresses of the underlay",
+                "meshctl check config FILE && etcdctl put /meshd/config < FILE # with networks in it that no site uses",
             )
         })
     }
@@ -511,7 +511,7 @@ impl<'a> Inputs<'a> {
                 Some((net, address, what)) => problems.push(Problem::new(
                     "covers_underlay",
                     format!("peers/{name} is refused here: allowedIPs {net} covers {address}, {what}"),
-                    format!("put peers/{name} with prefixes outside of the underlay"),
+                    format!("etcdctl put /meshd/peers/{name} < FILE # with allowedIPs outside of the underlay"),
                 )),
             }
         }

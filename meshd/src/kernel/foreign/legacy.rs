@@ -32,7 +32,7 @@ pub(crate) async fn legacy(desired: &Desired) -> Vec<ForeignDrop> {
 }
 
 /// Whether the old interface has a filter table in this network namespace.
-fn has_filter_table(file: &str) -> bool {
+pub(crate) fn has_filter_table(file: &str) -> bool {
     std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))
         .is_ok_and(|names| names.lines().any(|name| name.trim() == "filter"))
 }
@@ -68,8 +68,8 @@ fn judge(tool: &str, listing: &str, prefixes: &[IpNet]) -> Option<ForeignDrop> {
         chain: "FORWARD".to_owned(),
         owner: owner("filter", &jumps),
         remedy: format!(
-            "use `{tool} -I FORWARD -s {missing} -j ACCEPT` and `{tool} -I FORWARD -d {missing} -j ACCEPT`; \
-             --forward-accept does not edit these old tables"
+            "{tool} -I FORWARD -s {missing} -j ACCEPT && {tool} -I FORWARD -d {missing} -j ACCEPT # --forward-accept \
+             does not edit these old tables"
         ),
     })
 }

@@ -115,8 +115,47 @@ pub(crate) fn parse_foreign_chain(json: &[u8], accept_chain: &str) -> Result<For
     Ok(rules)
 }
 
+/// Prefixes that rules of a table let through, whatever else a packet is: the rule has no other condition.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Accepted {
+    /// By the packet's source.
+    pub(crate) sources: Vec<IpNet>,
+    /// By its destination.
+    pub(crate) destinations: Vec<IpNet>,
+}
+
+/// `nft -j list table …` of a table that is not ours, without the rules of `accept_chain`, which are. A rule that sends
+/// a prefix to a chain and nowhere else, as firewalld does for a zone's sources, stands for both directions.
+pub(crate) fn parse_accepted(json: &[u8], accept_chain: &str) -> Result<Accepted, ListingError> {
+    let mut accepted = Accepted::default();
+    for rule in items(json)?.iter().filter_map(|item| item.get("rule")) {
+        let expressions = rule.get("expr").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let told: Vec<&Value> = expressions.iter().filter(|e| e.get("counter").is_none()).collect();
+        let ([matched, verdict], false) = (&told[..], text(rule, "chain") == accept_chain) else { continue };
+        let Some(matched) = matched.get("match").filter(|matched| text(matched, "op") == "==") else { continue };
+        let field = matched.pointer("/left/payload/field").and_then(Value::as_str).unwrap_or_default();
+        let right = matched.get("right");
+        let set = right.and_then(|right| right.get("set")?.as_array());
+        let all: Vec<IpNet> = set
+            .map_or_else(|| right.into_iter().collect(), |set| set.iter().collect::<Vec<_>>())
+            .into_iter()
+            .filter_map(prefix)
+            .collect();
+        let goes = verdict.get("goto").is_some();
+        if goes || verdict.get("accept").is_some() {
+            if field == "saddr" {
+                accepted.sources.extend(&all);
+            }
+            if field == "daddr" || (goes && field == "saddr") {
+                accepted.destinations.extend(&all);
+            }
+        }
+    }
+    Ok(accepted)
+}
+
 /// The rule has no condition and drops or rejects. iptables' REJECT is an `xt` target.
-fn takes_all(expressions: &[Value]) -> bool {
+pub(crate) fn takes_all(expressions: &[Value]) -> bool {
     let Some((last, before)) = expressions.split_last() else {
         return false;
     };

@@ -1,5 +1,7 @@
 //! What is not ours is never touched; and other people's firewalls.
 
+use std::process::Command;
+
 use super::namespace::{isolated, try_run};
 use super::*;
 
@@ -135,6 +137,21 @@ fn foreign_drops_are_named_with_their_remedy() {
         }
         assert!(report.foreign_drops[0].remedy.contains("10.244.0.0/16"));
         assert!(!report.foreign_drops[0].remedy.contains("fd42"));
+        // Where the owner's own words are followed, it is not named any longer. ufw and firewalld would make these rules.
+        let remedy = &report.foreign_drops[0].remedy;
+        assert!(Command::new("sh").args(["-c", remedy]).status().unwrap().success(), "{remedy}");
+        run("ip6tables-nft -N ufw6-user-forward");
+        run("ip6tables-nft -A FORWARD -j ufw6-user-forward");
+        run("ip6tables-nft -A ufw6-user-forward -s fd42:244::/48 -j ACCEPT");
+        run("nft add chain inet firewalld filter_FWD_trusted");
+        run("nft insert rule inet firewalld filter_FORWARD ip saddr 10.244.0.0/16 goto filter_FWD_trusted");
+        run("nft insert rule inet firewalld filter_FORWARD ip6 saddr fd42:244::/48 goto filter_FWD_trusted");
+        let left =
+            |report: &Report| -> Vec<String> { report.foreign_drops.iter().map(|drop| drop.family.clone()).collect() };
+        let half = settle(&kernel, &desired()).await;
+        assert_eq!(left(&half), ["ip6"], "what goes there is dropped still");
+        run("ip6tables-nft -A ufw6-user-forward -d fd42:244::/48 -j ACCEPT");
+        assert_eq!(left(&settle(&kernel, &desired()).await), Vec::<String>::new());
     });
 }
 
