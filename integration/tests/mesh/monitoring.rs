@@ -192,6 +192,9 @@ fn wg_shows_the_tunnel_and_cannot_change_it() {
         for subnet in peer["subnets"].as_array().unwrap() {
             assert!(shown.stdout.contains(subnet.as_str().unwrap()), "{subnet}: {}", shown.describe());
         }
+        let endpoints = wg(&["show", device, "endpoints"]).stdout;
+        let at = peer["endpoint"].as_str().unwrap();
+        assert!(endpoints.lines().any(|line| line == format!("{key}\t{at}")), "{at}: {endpoints}");
         let handshakes = wg(&["show", device, "latest-handshakes"]).stdout;
         let line = handshakes.lines().find(|line| line.starts_with(key)).unwrap();
         assert_ne!(line.split_whitespace().nth(1), Some("0"), "{handshakes}");
@@ -202,6 +205,17 @@ fn wg_shows_the_tunnel_and_cannot_change_it() {
     let private = fs::read_to_string(node.state_dir().join("key")).unwrap();
     assert_eq!(wg(&["show", device, "private-key"]).stdout.trim(), private.trim());
     assert!(wg(&["showconf", device]).stdout.contains(&format!("PrivateKey = {}", private.trim())));
+    let all = wg(&["show", "all", "dump"]).stdout;
+    assert!(all.lines().any(|line| line.starts_with(&format!("{device}\t{}", private.trim()))), "{all}");
+    // To others who may open the socket it gives all but that.
+    let socket = format!("/var/run/wireguard/{device}.sock");
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    let ask = "my $s = IO::Socket::UNIX->new($ARGV[0]) or die $!; print $s \"get=1\\n\\n\"; \
+               while (<$s>) { last if /^$/; print }";
+    let program =
+        ["setpriv", "--reuid", "4711", "--regid", "4711", "--clear-groups", "perl", "-MIO::Socket::UNIX", "-e"];
+    let told = node.host().run_args(&[&program[..], &[ask, &socket]].concat()).stdout;
+    assert!(told.contains("public_key=") && told.contains("errno=0") && !told.contains("private_key="), "{told}");
     let before = wg(&["show", device, "peers"]).stdout;
     let set = wg(&["set", device, "listen-port", "1234"]);
     assert!(!set.success() && set.stderr.contains("Operation not permitted"), "{}", set.describe());

@@ -5,6 +5,7 @@
 mod doctor;
 mod ping;
 mod roles;
+mod status;
 
 use std::time::Duration;
 

@@ -104,12 +104,23 @@ pub struct Diagnosis {
     pub interface: String,
     /// Interfaces that carry the outer packets.
     pub underlay: Vec<String>,
+    /// What the mesh carries.
+    pub families: Families,
     /// The tunnel's UDP port.
     pub listen_port: u16,
     /// Versions of the etcd members that answer.
     pub etcd: Vec<String>,
     /// What is not as it should be.
     pub findings: Vec<Finding>,
+}
+
+/// Address families of the mesh's networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Families {
+    /// There is an IPv4 network.
+    pub ipv4: bool,
+    /// There is an IPv6 network.
+    pub ipv6: bool,
 }
 
 /// One thing that keeps packets from getting through, or may.

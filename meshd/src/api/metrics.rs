@@ -14,7 +14,7 @@ use prometheus_client::{
 
 use super::{
     server::Source,
-    types::{Path, Peer, Route, State, Status},
+    types::{DropCount, Path, Peer, Route, State, Status},
 };
 
 /// Of [`encode`]'s text.
@@ -33,6 +33,12 @@ pub struct Figures {
     pub attachments: usize,
     /// How long the last change of policies took from the policy thread's first look at it until it was in force.
     pub policy_apply: Duration,
+    /// Outer payload received in authentic messages and sent, in bytes, also of peers that are gone.
+    pub tunnel_bytes: (u64, u64),
+    /// Dropped packets, for every reason that there is: a series that comes up with its first drop hides it from rates.
+    pub drops: Vec<DropCount>,
+    /// Packets at the tunnel's end, for every verdict that there is.
+    pub verdicts: Vec<DropCount>,
     /// The kernel's offloads, each with whether it is in use.
     pub offloads: Vec<(&'static str, bool)>,
 }
@@ -125,12 +131,11 @@ impl Scrape {
         out.gauge("meshd_routes", "Routes of the mesh, by path", None, |one| {
             PATHS.iter().zip(routes).try_for_each(|((_, name), count)| one([("path", *name)], count))
         })?;
-        let sum = |of: fn(&Peer) -> u64| self.peers.iter().map(of).sum();
-        let (rx, tx) = (sum(|peer| peer.rx), sum(|peer| peer.tx));
+        let (rx, tx) = self.figures.tunnel_bytes;
         out.counter1("meshd_tunnel_received", "Authentic outer payload", Some(Unit::Bytes), rx)?;
         out.counter1("meshd_tunnel_sent", "Outer payload", Some(Unit::Bytes), tx)?;
         out.counter("meshd_dropped_packets", "Packets dropped, by reason", None, |one| {
-            self.status.drops.iter().try_for_each(|drop| one([("reason", drop.reason.as_str())], drop.packets as f64))
+            self.figures.drops.iter().try_for_each(|drop| one([("reason", drop.reason.as_str())], drop.packets as f64))
         })?;
         out.gauge("meshd_offload_active", "Whether the tunnel uses this offload of the kernel", None, |one| {
             self.figures
@@ -157,7 +162,10 @@ impl Scrape {
         let help =
             "Packets at the tunnel's end of this node, by what became of them; those of flows going on are not counted";
         out.counter("meshd_policy_verdicts", help, None, |one| {
-            policy.verdicts.iter().try_for_each(|count| one([("verdict", count.reason.as_str())], count.packets as f64))
+            self.figures
+                .verdicts
+                .iter()
+                .try_for_each(|count| one([("verdict", count.reason.as_str())], count.packets as f64))
         })
     }
 

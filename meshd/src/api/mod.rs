@@ -43,14 +43,14 @@ mod uapi;
 mod ui;
 
 pub use client::{Client, ClientError};
-pub use diagnosis::{Diagnosis, Echoed, Finding, Layer, LayerKind, Ping, Severity};
+pub use diagnosis::{Diagnosis, Echoed, Families, Finding, Layer, LayerKind, Ping, Severity};
 pub use health::Check;
 pub use metrics::Figures;
 pub use monitor::monitor;
 pub use server::{Question, QuestionError, ServeError, Source, serve};
 pub use types::{
-    DropCount, Etcd, Explained, ExplainedEnd, Path, Peer, Policy, PolicyStatus, Problem, Route, ShownPolicy, State,
-    Status,
+    DropCount, Etcd, Explained, ExplainedEnd, Path, Peer, PeerCounts, Policy, PolicyStatus, Problem, Route,
+    ShownPolicy, State, Status,
 };
 pub use uapi::{Device, DevicePeer, wireguard};
 pub use ui::page;

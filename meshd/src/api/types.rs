@@ -24,6 +24,9 @@ pub struct Status {
     pub revision: i64,
     /// etcd.
     pub etcd: Etcd,
+    /// The other nodes and outside peers, by how packets reach them.
+    #[serde(default)]
+    pub peers: PeerCounts,
     /// In one word.
     pub state: State,
     /// What is not well.
@@ -35,6 +38,17 @@ pub struct Status {
     pub drops: Vec<DropCount>,
     /// Version of the daemon.
     pub version: String,
+}
+
+/// Numbers of other nodes and outside peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PeerCounts {
+    /// By a plain route on a common subnet.
+    pub direct: usize,
+    /// By the tunnel, as far as is known: those that nothing was sent to of late count as reached.
+    pub wireguard: usize,
+    /// Nothing gets there.
+    pub unreachable: usize,
 }
 
 /// Policies on this node.
@@ -252,6 +266,9 @@ pub struct Peer {
     pub path: Path,
     /// Why that path and not a better one; empty when there is nothing to say.
     pub reason: String,
+    /// What to do where nothing gets there; else empty.
+    #[serde(default)]
+    pub remedy: String,
     /// The key that its tunnel goes by; `None` without a tunnel.
     #[serde(default)]
     pub public_key: Option<String>,
@@ -267,6 +284,24 @@ pub struct Peer {
     pub mtu: Option<u16>,
 }
 
+impl Route {
+    /// The floor under a network: what has no better route ends there.
+    #[must_use]
+    pub const fn nowhere(dst: IpNet) -> Self {
+        Self {
+            dst,
+            path: Path::Unreachable,
+            peer: String::new(),
+            reason: String::new(),
+            remedy: String::new(),
+            via: None,
+            dev: None,
+            mtu: None,
+            src: None,
+        }
+    }
+}
+
 /// An element of `GET /v1/routes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -277,6 +312,12 @@ pub struct Route {
     pub path: Path,
     /// Whose prefix it is; empty for the floor under the network.
     pub peer: String,
+    /// Why nothing gets to that peer; empty where packets do.
+    #[serde(default)]
+    pub reason: String,
+    /// What to do about it.
+    #[serde(default)]
+    pub remedy: String,
     /// Next hop of a direct path.
     pub via: Option<IpAddr>,
     /// Interface.

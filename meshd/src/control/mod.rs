@@ -38,3 +38,4 @@ mod tests;
 
 pub use daemon::{CacheInfo, Control, ControlStatus, Options, start};
 pub use endpoints::EndpointRecords;
+pub(crate) use unreachable::remedy_of_etcd_error;

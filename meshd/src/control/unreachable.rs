@@ -64,6 +64,11 @@ pub(super) fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
     }
 }
 
+/// What to do about an error that came of asking the member at `endpoint`.
+pub(crate) fn remedy_of_etcd_error(endpoint: &str, error: &str) -> String {
+    remedy(kind(error), endpoint)
+}
+
 /// The problem of a watch that did not bring everything.
 pub(super) fn watch_lost_changes(differences: u64) -> Problem {
     Problem {
@@ -87,8 +92,8 @@ fn remedy(kind: Kind, endpoint: &str) -> String {
     match kind {
         Kind::Tls => {
             "check that --etcd-cafile is the authority of etcd's certificate, that this names the host of the \
-                      endpoint and is valid today, and that --etcd-certfile and --etcd-keyfile are given if etcd asks \
-                      for a client certificate"
+                      endpoint and is valid today by this machine's clock (date; timedatectl set-ntp true), and that \
+                      --etcd-certfile and --etcd-keyfile are given if etcd asks for a client certificate"
                 .into()
         }
         Kind::File => "make the file readable for meshd, or correct the flag that names it".into(),
@@ -98,7 +103,9 @@ fn remedy(kind: Kind, endpoint: &str) -> String {
         Kind::Rights => "grant the node's etcd user the right to read and write below the prefix (etcdctl role \
                          grant-permission ROLE readwrite PREFIX/ --prefix)"
             .into(),
-        Kind::Refused => format!("nothing listens at {endpoint}: start etcd there, or correct --etcd-endpoints"),
+        Kind::Refused => format!(
+            "systemctl start etcd # on {endpoint}, where nothing listens; if it is gone for good, take it out of etcd-endpoints"
+        ),
         Kind::Unknown => {
             "the name does not resolve here: correct --etcd-endpoints, or the name servers of this machine".into()
         }

@@ -7,6 +7,7 @@ mod enforced;
 mod floor;
 mod node;
 mod peer_config;
+mod peers;
 mod published;
 mod pulse;
 mod reach;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use etcd_schema::{NodeId, PublicKey};
+use etcd_schema::{Alive, NodeId, PublicKey};
 use ipnet::IpNet;
 use tokio::{
     net::lookup_host,
@@ -36,7 +36,7 @@ use crate::{
         self, Control, ControlStatus,
         membership::{LocalFacts, MembershipState},
         state_dir::StateDir,
-        view::View,
+        view::{Record, View},
     },
     enforcement::{Enforcement, FactsOfMesh},
     kernel::{self, Kernel, KernelEvents, Underlay, UnderlaySelection},
@@ -53,6 +53,7 @@ use crate::{
     settings::Settings,
     subnet_env::SubnetEnv,
     tunnel::{self, Tunnel, TunnelEvent},
+    versioned_map::VersionedMap,
 };
 
 /// How often everything is looked over although nothing was heard.
@@ -89,6 +90,8 @@ pub(super) struct Node {
     planner: Planner,
     facts_of_mesh: FactsOfMesh,
     record_problems: Arc<Vec<control::view::Problem>>,
+    /// Nodes that show a sign of life in etcd; for status only.
+    alive: VersionedMap<NodeId, Record<Alive>>,
     public_key: PublicKey,
     observed: Observed,
     roamed: Roamed,
@@ -210,6 +213,7 @@ impl Node {
             known: false,
             snapshot: Snapshot::default(),
             record_problems: Arc::default(),
+            alive: VersionedMap::default(),
             public_key,
             observed: Observed { direct_at_start, roamed: Arc::new(roamed.all().clone()), ..Observed::default() },
             roamed,
@@ -304,6 +308,7 @@ impl Node {
         self.picture.see(view);
         self.snapshot = self.picture.snapshot().clone();
         self.record_problems = Arc::clone(&view.problems);
+        self.alive = view.alive.clone();
     }
 
     /// Own subnets while somebody has deleted the key, until it is put back: what is in use stays in use.
@@ -402,6 +407,7 @@ impl Node {
         self.observed.programmed = planned.kernel.floor.clone();
         self.published.set(InForce {
             snapshot: self.snapshot.clone(),
+            alive: self.alive.clone(),
             plan: Some(planned),
             own_endpoints: self.endpoints.clone(),
             record_problems: Arc::clone(&self.record_problems),
@@ -582,7 +588,6 @@ impl Node {
         if let Ok(drops) = self.kernel.drops().await {
             self.firewall_drops = drops
                 .into_iter()
-                .filter(|(_, counter)| counter.packets > 0)
                 .map(|(rule, counter)| DropCount { reason: format!("firewall_{rule}"), packets: counter.packets })
                 .collect();
         }

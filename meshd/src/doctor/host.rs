@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, env, fs, path::Path};
 
 use super::routes;
-use crate::api::{Finding, Severity};
+use crate::api::{Families, Finding, Severity};
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]
@@ -12,6 +12,8 @@ pub struct Interfaces {
     pub tun: String,
     /// Those that carry the outer packets; those of the default routes when empty.
     pub underlay: Vec<String>,
+    /// What is to be forwarded: nothing, as far as is known, while the daemon is away, which sees to it itself.
+    pub families: Families,
 }
 
 /// What is not as the mesh needs it, in the network namespace of this thread.
@@ -25,7 +27,7 @@ pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
     }
     let advertised: BTreeSet<String> =
         table.iter().filter(|route| route.advertised).map(|route| route.device.clone()).collect();
-    let mut findings = settings(&setting, &interfaces.tun, &underlay, &advertised);
+    let mut findings = settings(&setting, interfaces, &underlay, &advertised);
     if !Path::new("/dev/net/tun").exists() {
         findings.push(Finding::new(
             Severity::Error,
@@ -34,12 +36,14 @@ pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
             "modprobe tun; echo tun > /etc/modules-load.d/meshd.conf",
         ));
     }
-    let has_nft = env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|dir| dir.join("nft").exists()));
-    if !has_nft {
+    // The daemon has the administrator's folders in its PATH, who asks may not.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut folders = env::split_paths(&path).chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(Into::into));
+    if !folders.any(|folder| folder.join("nft").exists()) {
         findings.push(Finding::new(
             Severity::Error,
             "nft_missing",
-            "nft is not in PATH: policies and the guard cannot be laid",
+            "there is no program nft: policies and the guard cannot be laid",
             "apt-get install nftables",
         ));
     }
@@ -54,15 +58,18 @@ fn setting(key: &str) -> Option<String> {
 /// Kernel settings; `read` gives the value of a key below `/proc/sys`, `None` where there is none.
 fn settings(
     read: &dyn Fn(&str) -> Option<String>,
-    tun: &str,
+    interfaces: &Interfaces,
     underlay: &BTreeSet<String>,
     advertised: &BTreeSet<String>,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     let set = |key: &str, value: &str| format!("sysctl -w {}={value}", key.replace('/', "."));
     let is = |key: &str, value: &str| read(key).is_some_and(|found| found == value);
-    for (key, family) in [("net/ipv4/ip_forward", "IPv4"), ("net/ipv6/conf/all/forwarding", "IPv6")] {
-        if is(key, "0") {
+    let Families { ipv4, ipv6 } = interfaces.families;
+    for (carried, key, family) in
+        [(ipv4, "net/ipv4/ip_forward", "IPv4"), (ipv6, "net/ipv6/conf/all/forwarding", "IPv6")]
+    {
+        if carried && is(key, "0") {
             findings.push(Finding::new(
                 Severity::Error,
                 "forwarding_off",
@@ -77,7 +84,7 @@ fn settings(
     // The stricter of both counts: 1 is strict, 2 loose (ip-sysctl).
     let filter = |interface: &str| read(&format!("net/ipv4/conf/{interface}/rp_filter"));
     let all = filter("all").unwrap_or_default();
-    for interface in underlay.iter().map(String::as_str).chain([tun]) {
+    for interface in underlay.iter().map(String::as_str).chain([interfaces.tun.as_str()]) {
         let own = filter(interface);
         if own.is_some() && all.as_str().max(own.as_deref().unwrap_or("0")) == "1" {
             findings.push(Finding::new(
@@ -120,10 +127,16 @@ mod tests {
     use super::*;
 
     fn codes(settings_of: &[(&str, &str)]) -> Vec<(String, String)> {
+        codes_of(settings_of, false)
+    }
+
+    fn codes_of(settings_of: &[(&str, &str)], v4_only: bool) -> Vec<(String, String)> {
         let read =
             |key: &str| settings_of.iter().find(|(known, _)| *known == key).map(|(_, value)| (*value).to_owned());
         let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
-        let found = settings(&read, "meshd0", &names(&["eth0"]), &names(&["eth0"]));
+        let families = Families { ipv4: true, ipv6: !v4_only };
+        let interfaces = Interfaces { tun: "meshd0".to_owned(), families, ..Interfaces::default() };
+        let found = settings(&read, &interfaces, &names(&["eth0"]), &names(&["eth0"]));
         found.into_iter().map(|finding| (finding.code, finding.remedy)).collect()
     }
 
@@ -140,6 +153,11 @@ mod tests {
         ];
         assert_eq!(codes(&well), []);
         assert_eq!(codes(&[]), [], "what is not there is not wrong");
+        assert_eq!(
+            codes_of(&[("net/ipv6/conf/all/forwarding", "0")], true),
+            [],
+            "a family that the mesh does not carry"
+        );
     }
 
     #[test]

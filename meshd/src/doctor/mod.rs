@@ -1,6 +1,7 @@
 //! What of this machine keeps packets of the mesh from getting through, as anybody can see it, also while the daemon is
 //! away. What the daemon knows comes on top of it, from its API.
 
+pub mod filters;
+mod firewall;
 pub mod host;
-pub mod input;
 pub mod routes;

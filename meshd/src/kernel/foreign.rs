@@ -328,6 +328,10 @@ fn remedy(desired: &Desired, chain: &ForeignChain) -> String {
             format!("{sources} && firewall-cmd --reload")
         }
         Some(Owner::Ufw) => for_each(&|net| format!("ufw route allow from {net} && ufw route allow to {net}")),
+        Some(Owner::Docker) | None if table == "filter" && family != "inet" => {
+            let tool = if family == "ip6" { "ip6tables" } else { "iptables" };
+            for_each(&|net| format!("{tool} -I {name} -s {net} -j ACCEPT && {tool} -I {name} -d {net} -j ACCEPT"))
+        }
         Some(Owner::Docker) | None => for_each(&|net| {
             let ip = if matches!(net, IpNet::V4(_)) { "ip" } else { "ip6" };
             let rule = format!("nft insert rule {family} {table} {name} {ip}");

@@ -52,6 +52,7 @@ pub use foreign::{ForeignChain, ForeignDrop, ForeignEdit, Owner};
 pub(crate) use foreign::{has_filter_table, owner};
 pub use interface::{InterfaceName, InvalidInterfaceName};
 pub use netlink::NetlinkError;
+pub(crate) use netlink::Rtnetlink;
 pub use nft::{
     BaseChain, Chain, Counter, Element, ListingError, Nft, ObservedChain, ObservedSet, ObservedTable, Rule, Ruleset,
     RulesetError, Set, SetKind, Table, TableDiff, Transaction,
@@ -85,13 +86,16 @@ pub struct Options {
     pub state_dir: PathBuf,
 }
 
+/// [`Options::table_name`], unless set.
+pub(crate) const TABLE: &str = "meshd";
+
 impl Options {
     /// The defaults, with a device and a state directory.
     pub fn new(tun: InterfaceName, state_dir: PathBuf) -> Self {
         Self {
             tun,
             route_protocol: 158,
-            table_name: "meshd".to_owned(),
+            table_name: TABLE.to_owned(),
             probe_mark: 0x6d73_6864,
             probe_table: 15_858,
             rule_priority: 15_800,
@@ -160,7 +164,7 @@ impl Kernel {
             let why = "must lie between the rules for local (0) and main (32766)";
             return refuse("rule priority", options.rule_priority.to_string(), why);
         }
-        netlink::Rtnetlink::open()?;
+        Rtnetlink::open()?;
         Ok(Self {
             options,
             nft: Nft::default(),

@@ -16,7 +16,9 @@ use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, Netlink
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use rtnetlink::packet_route::neighbour::NeighbourMessage;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::AsyncSocket as _;
@@ -204,6 +206,28 @@ impl Rtnetlink {
             routes.extend(messages.iter().filter(|m| m.header.protocol != ours).filter_map(kernel_route));
         }
         Ok(routes)
+    }
+
+    /// The interface by which a packet of this machine to an address would leave, by all rules and tables; `None`: nothing
+    /// leads there.
+    pub(crate) async fn way_to(&self, address: IpAddr) -> Result<Option<u32>, NetlinkError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family_of(address.is_ipv4());
+        request.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        request.attributes.push(RouteAttribute::Destination(match address {
+            IpAddr::V4(v4) => RouteAddress::Inet(v4),
+            IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+        }));
+        let mut answers = Box::pin(self.handle.route().get(request).execute());
+        match answers.next().await {
+            Some(Ok(route)) => Ok(route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            })),
+            // Unreachable is an answer, too.
+            Some(Err(rtnetlink::Error::NetlinkError(_))) => Ok(None),
+            Some(Err(_)) | None => Err(NetlinkError::Ended { what: "a look-up of a route" }),
+        }
     }
 
     /// Default routes of the main table.

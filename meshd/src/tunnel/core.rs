@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicUsize},
     },
     time::Instant,
@@ -40,6 +40,8 @@ pub(super) struct Core {
     pub(super) tables: Shared<Tables>,
     /// Held while a new table is taken in, so that two do not mix.
     applied: Mutex<Applied>,
+    /// Bytes received from and sent to peers that are gone.
+    gone: Mutex<(u64, u64)>,
     next_id: AtomicU32,
     pub(super) alarms: Alarms,
     waiting_total: AtomicUsize,
@@ -237,6 +239,7 @@ impl Core {
             factory,
             tables: Shared::new(Tables::default()),
             applied: Mutex::default(),
+            gone: Mutex::default(),
             next_id: AtomicU32::new(0),
             alarms: Alarms::default(),
             waiting_total: AtomicUsize::new(0),
@@ -296,14 +299,22 @@ impl Core {
             self.put_peer(&mut cx, &mut new, &config, table.mtu);
             holding.insert(name);
         }
+        let mut gone = Vec::new();
         for name in scope.difference(&holding) {
             if let Some(peer) = new.take_out(name) {
                 peer.lock().remove(&mut cx);
+                gone.push(peer);
             }
         }
         new.local.clone_from(&table.local);
         new.overlay.clone_from(&table.overlay);
+        let mut before = self.gone();
+        for peer in gone {
+            let (received, sent) = peer.lock().bytes();
+            *before = (before.0 + received, before.1 + sent);
+        }
         self.tables.set(Arc::new(new));
+        drop(before);
         applied.table = table;
         applied.refused.values().flatten().cloned().collect()
     }
@@ -435,6 +446,18 @@ impl Core {
             }
         }
         true
+    }
+
+    fn gone(&self) -> MutexGuard<'_, (u64, u64)> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes received from and sent to all peers since the start. Neither ever falls.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        // A peer is in the table or among those that are gone, not both.
+        let gone = self.gone();
+        let tables = self.tables.get();
+        tables.peers().map(|peer| peer.lock().bytes()).fold(*gone, |sum, of| (sum.0 + of.0, sum.1 + of.1))
     }
 
     /// Starts a handshake with the peer called `name`, unless one was started within the last 5 seconds.

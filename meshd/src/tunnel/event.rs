@@ -56,6 +56,9 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
     /// Whether the tunnel to it can be believed up; see [`Tunnel::is_alive`](super::Tunnel::is_alive).
     pub alive: bool,
+    /// It was called in vain for 15 s or longer, within the last minutes. One that nothing was sent to is neither alive nor
+    /// silent.
+    pub silent: bool,
     /// Largest inner packet in bytes that the path carries.
     pub inner_mtu: u16,
     /// Outer packets go without DF because the path carries too little.

@@ -336,6 +336,7 @@ impl Tunnel {
                     rx_bytes,
                     tx_bytes,
                     alive: state.is_alive(now),
+                    silent: state.is_silent(now),
                     inner_mtu: state.inner_mtu(),
                     without_df: state.without_df(),
                 }
@@ -359,6 +360,12 @@ impl Tunnel {
     pub fn heard(&self, name: &str) -> Option<Instant> {
         let tables = self.0.shell.core.tables.get();
         tables.named(name).and_then(|peer| peer.lock().heard())
+    }
+
+    /// Bytes received in authentic messages and bytes sent, outer payload, since the start; with those of peers that are gone.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        self.0.shell.core.bytes()
     }
 
     /// Packets dropped since the start, by reason.

@@ -24,6 +24,10 @@ use super::{
     table::{MAX_KEYS, PeerConfig},
 };
 
+/// Calls in vain, over each of its keys, that make a peer silent: the fourth goes out 15 s after the first.
+const CALLS_IN_VAIN: u32 = 4;
+/// A call that is longer ago says nothing of now.
+const STALE_CALL: Duration = Duration::from_secs(300);
 /// Data unanswered for this long means the peer is not there (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT).
 const UNANSWERED: Duration = Duration::from_secs(15);
 
@@ -394,6 +398,14 @@ impl PeerState {
     /// an answer for 15 s.
     pub(super) fn is_alive(&self, now: Instant) -> bool {
         self.sending_key().is_some() && self.unanswered.is_none_or(|at| now.saturating_duration_since(at) < UNANSWERED)
+    }
+
+    /// Whether calls of the last minutes were in vain, the first of them 15 s ago or more. One that nobody called since it
+    /// was last heard, or not of late, is not silent: nothing is known of it.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        let keys = u32::try_from(self.keys.len()).unwrap_or(u32::MAX);
+        let recent = |at: Instant| now.saturating_duration_since(at) < STALE_CALL;
+        self.attempts >= CALLS_IN_VAIN.saturating_mul(keys).max(1) && self.last_attempt.is_some_and(recent)
     }
 
     /// When something authentic last came.

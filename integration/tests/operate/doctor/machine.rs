@@ -46,9 +46,11 @@ fn firewalls_routes_and_settings() {
     );
     mends(east1, "udp_port_may_be_closed");
     host.nft("delete table inet strict");
+    host.run("iptables-nft -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
     host.run("iptables-nft -A INPUT -p tcp --dport 22 -j ACCEPT");
     host.run("iptables-nft -A INPUT -j REJECT");
     mends(east1, "udp_port_may_be_closed");
+    assert!(host.run("iptables-nft -S INPUT").stdout.contains("--dport 51820:51821"), "as iptables keeps it");
     host.run("iptables-nft -F INPUT");
 
     let [v4, ..] = &east1.subnets()[..] else { panic!("no subnets") };
@@ -66,6 +68,22 @@ fn firewalls_routes_and_settings() {
     }
     mends(east1, "foreign_forward_drop");
     mesh.await_all_reach_each_other();
+    // Rules that drop the mesh's packets, in chains that do not drop all.
+    host.run("iptables-nft -P FORWARD ACCEPT");
+    host.run("iptables-nft -F FORWARD");
+    for rules in
+        [&["-A FORWARD -s 10.244.0.0/16 -j DROP"][..], &["-A FORWARD -j SITE", "-A SITE -i meshd+ -j DROP"][..]]
+    {
+        host.run("iptables-nft -N SITE");
+        for rule in rules {
+            host.run(&format!("iptables-nft {}", rule.replace("meshd+", east1.interface())));
+        }
+        mends(east1, "foreign_forward_drop");
+        mesh.await_all_reach_each_other();
+        for line in ["-F FORWARD", "-F SITE", "-X SITE"] {
+            host.run(&format!("iptables-nft {line}"));
+        }
+    }
 
     setting_mends(east1, "net/ipv4/ip_forward", "0", "forwarding_off");
     setting_mends(east1, "net/ipv4/conf/eth0/rp_filter", "1", "rp_filter_strict");
@@ -137,6 +155,8 @@ fn what_the_kernel_or_the_image_lacks() {
         let all = examined["findings"].as_array().unwrap();
         all.iter().map(|finding| finding["code"].as_str().unwrap().to_owned()).collect()
     };
-    assert!(codes(&lacking("PATH=/nowhere")).contains("nft_missing"));
+    let hidden = "mount -t tmpfs none /usr/sbin && PATH=/usr/bin";
+    assert!(codes(&lacking(hidden)).contains("nft_missing"));
+    assert!(!codes(&lacking("PATH=/nowhere")).contains("nft_missing"), "it is not the caller's PATH that counts");
     assert!(codes(&lacking("mount -t tmpfs none /dev/net &&")).contains("tun_missing"));
 }

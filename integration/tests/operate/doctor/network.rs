@@ -6,9 +6,10 @@
 //! ```
 
 use integration::{
-    Meshd, await_ok,
+    Meshd, MeshdNode, await_ok, ping,
     topology::{CONFIG, Mesh, TwoSites},
 };
+use serde_json::json;
 
 use super::{await_gone, await_named, await_well, findings, mends};
 use crate::{SOON, mesh};
@@ -18,11 +19,26 @@ fn a_peer_that_is_away_and_a_nat() {
     let sites = TwoSites::with_hosts("doctor-peers", 1);
     let (_nat, home) = sites.add_home(1);
     let mesh = Mesh::start_on(sites, CONFIG, |meshd| meshd);
-    let home1 = Meshd::on(&home.hosts[0], &mesh.etcd).site("home").args("--endpoint none").start();
+    // It says that it is reached where no packet from outside gets to it.
+    let home1 = Meshd::on(&home.hosts[0], &mesh.etcd).site("home").start();
     home1.await_ready(SOON);
+    let pod = home1.pod("pod");
     let east1 = mesh.node("east1");
+    await_ok("home1 to call", SOON, || {
+        let report = ping(&pod, mesh.pod("east1").v4());
+        if report.lost() == 0 { Ok(()) } else { Err(report.text) }
+    });
     let nat = await_named(east1, "nat_in_the_way");
     assert!(nat["cause"].as_str().unwrap().contains("home1"), "{nat}");
+    assert!(nat["remedy"].as_str().unwrap().contains("endpoint = \"none\""), "{nat}");
+    home1.term();
+    let home1 = Meshd::on(&home.hosts[0], &mesh.etcd)
+        .copy_state(home1.state_dir())
+        .site("home")
+        .args("--endpoint none")
+        .start();
+    home1.await_ready(SOON);
+    await_gone(east1, "nat_in_the_way");
     mesh.node("west1").kill9();
     await_ok("the peer that is away to be told from a closed port", SOON * 2, || {
         let all = findings(east1);
@@ -32,17 +48,48 @@ fn a_peer_that_is_away_and_a_nat() {
     });
 }
 
+/// Two nodes that are up and do not reach each other: seen in all that is looked at, and told from a node that is down.
 #[test]
 fn a_firewall_between_the_sites() {
-    let mesh = mesh("doctor-closed", 1);
-    let east1 = mesh.node("east1");
+    let sites = TwoSites::with_hosts("doctor-closed", 1);
+    let mesh = Mesh::start_on(sites, CONFIG, |meshd| meshd);
+    mesh.await_all_reach_each_other();
+    let (east1, west1) = (mesh.node("east1"), mesh.node("west1"));
+    let counts = |node: &MeshdNode| node.status()["peers"].clone();
+    assert_eq!(counts(east1), json!({"direct": 0, "wireguard": 1, "unreachable": 0}));
     mesh.sites
         .router
         .nft("table inet fault { chain forward { type filter hook forward priority 0; udp dport 51820 drop; }; }");
+    let lost = east1.await_status("to name the peer", SOON * 3, |status| {
+        let _ = ping(mesh.pod("east1"), mesh.pod("west1").v4());
+        status["problems"].as_array().unwrap().iter().any(|problem| problem["code"] == "peers_unreachable")
+    });
+    let problem = lost["problems"].as_array().unwrap().iter().find(|problem| problem["code"] == "peers_unreachable");
+    let problem = problem.unwrap();
+    assert!(problem["cause"].as_str().unwrap().contains("west1 (it answers no handshake)"), "{problem}");
+    assert!(problem["remedy"].as_str().unwrap().starts_with("meshctl ping west1"), "{problem}");
+    assert_eq!((&lost["state"], counts(east1)["unreachable"].as_u64()), (&json!("degraded"), Some(1)));
+    assert_eq!(east1.meshctl(&["status", "--check"]).code(), Some(4));
+    let peer = east1.peer("west1").unwrap();
+    assert_eq!((&peer["path"], &peer["reason"]), (&json!("unreachable"), &json!("it answers no handshake")));
+    assert!(east1.meshctl(&["routes"]).stdout.contains("remedy  meshctl ping west1"));
     let closed = await_named(east1, "udp_not_through");
     assert!(closed["remedy"].as_str().unwrap().contains("open UDP 51820"), "{closed}");
     mesh.sites.router.nft("delete table inet fault");
     await_gone(east1, "udp_not_through");
+    mesh.await_all_reach_each_other();
+    east1.await_status("to be well", SOON, |status| status["state"] == "running");
+    assert_eq!(east1.meshctl(&["status", "--check"]).code(), Some(0));
+
+    // A node that is down is no fault of this one.
+    west1.kill9();
+    let down = east1.await_status("to miss the peer", SOON * 4, |status| {
+        let _ = ping(mesh.pod("east1"), mesh.pod("west1").v4());
+        status["peers"]["unreachable"] == 1 && status["state"] == "running"
+    });
+    assert_eq!(down["problems"], json!([]));
+    let peer = east1.peer("west1").unwrap();
+    assert!(peer["remedy"].as_str().unwrap().contains("meshctl node remove west1"), "{peer}");
 }
 
 #[test]
@@ -76,8 +123,9 @@ fn what_is_narrower_than_the_mesh_believes() {
 #[test]
 fn networks_that_overlap_with_the_machines_own() {
     let mesh = mesh("doctor-overlap", 1);
-    let east1 = mesh.node("east1");
+    let (east1, host) = (mesh.node("east1"), mesh.node("east1").host());
     await_well(east1);
+    // Its own address inside of the mesh's network: nothing may be programmed.
     mesh.sites.east.interfaces[0].add_address("10.244.255.7/30");
     let overlap = await_named(east1, "covers_underlay");
     assert!(overlap["cause"].as_str().unwrap().contains("10.244.255.7"), "{overlap}");
@@ -85,4 +133,32 @@ fn networks_that_overlap_with_the_machines_own() {
     mesh.sites.east.interfaces[0].remove_address("10.244.255.7/30");
     await_gone(east1, "covers_underlay");
     mesh.await_all_reach_each_other();
+
+    // Somebody's bridge, within the network and around it.
+    host.ip(&["link add docker0 type bridge", "link set docker0 up", "addr add 10.244.255.1/28 dev docker0"]);
+    mends(east1, "networks_overlap");
+    host.ip(&["addr add 10.245.0.1/15 dev docker0"]);
+    mends(east1, "networks_overlap");
+    // In the very place of a peer's prefix, and by a rule, as a VPN's.
+    let [west, ..] = &mesh.node("west1").subnets()[..] else { panic!("no subnets") };
+    host.ip(&[&format!("route add {west} dev docker0 metric 1")]);
+    mends(east1, "foreign_route");
+    host.ip(&["route add 10.0.0.0/8 dev docker0 table 99", "rule add to 10.0.0.0/8 lookup 99 priority 100"]);
+    let led = await_named(east1, "foreign_route");
+    assert!(led["cause"].as_str().unwrap().contains("of west1, goes to docker0"), "{led}");
+    host.ip(&["rule del priority 100"]);
+    await_gone(east1, "foreign_route");
+    mesh.await_all_reach_each_other();
+}
+
+#[test]
+fn a_mesh_of_one_family_needs_nothing_of_the_other() {
+    for (title, config) in [
+        ("doctor-v4", r#"{"Network": "10.244.0.0/16"}"#),
+        ("doctor-v6", r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd42:244::/48"}"#),
+    ] {
+        let mesh = Mesh::start_on(TwoSites::with_hosts(title, 1), config, |meshd| meshd);
+        mesh.await_all_reach_each_other();
+        await_well(mesh.node("east1"));
+    }
 }

@@ -3,7 +3,10 @@
 use clap::Args;
 use meshd::{
     api::{Client, ClientError, Diagnosis, Finding, Severity},
-    doctor::host::{self, Interfaces},
+    doctor::{
+        filters::{self, Wanted},
+        host::{self, Interfaces},
+    },
 };
 use serde::Serialize;
 
@@ -17,6 +20,9 @@ pub(crate) struct Doctor {
     /// The tunnel's device, for when the daemon is away and cannot tell
     #[arg(long, env = "MESHD_INTERFACE", default_value = "meshd0")]
     interface: String,
+    /// The tunnel's UDP port, for the same
+    #[arg(long, env = "MESHD_LISTEN_PORT", default_value_t = 51820)]
+    listen_port: u16,
 }
 
 /// What `-o json` prints.
@@ -47,11 +53,15 @@ impl Doctor {
         let asked: Result<Diagnosis, ClientError> = client.get_slowly("/v1/doctor");
         let (interfaces, mut findings) = match &asked {
             Ok(diagnosis) => (
-                Interfaces { tun: diagnosis.interface.clone(), underlay: diagnosis.underlay.clone() },
+                Interfaces {
+                    tun: diagnosis.interface.clone(),
+                    underlay: diagnosis.underlay.clone(),
+                    families: diagnosis.families,
+                },
                 diagnosis.findings.clone(),
             ),
             Err(error) => (
-                Interfaces { tun: self.interface.clone(), underlay: Vec::new() },
+                Interfaces { tun: self.interface.clone(), ..Interfaces::default() },
                 vec![Finding::new(
                     Severity::Error,
                     "daemon_not_reachable",
@@ -60,23 +70,20 @@ impl Doctor {
                 )],
             ),
         };
-        for found in host::findings(&interfaces) {
-            // What the daemon says of it is told once, and knows whether it matters here.
-            if !findings.iter().any(|known| known.code == found.code) && self.matters(&found, asked.is_ok()) {
-                findings.push(found);
-            }
+        let mut seen = host::findings(&interfaces);
+        if asked.is_ok() {
+            // A bridge concerns the mesh only when its pods are on it, which the daemon knows.
+            seen.retain(|found| found.code != "bridge_not_filtered");
+        } else {
+            seen.extend(filters::findings(&Wanted::unknown(self.listen_port)));
         }
+        findings.extend(seen);
         findings.sort_by_key(|finding| finding.severity);
         Examined {
             daemon: asked.is_ok(),
             etcd: asked.map_or_else(|_| Vec::new(), |diagnosis| diagnosis.etcd),
             findings,
         }
-    }
-
-    /// A bridge concerns the mesh only when its pods are on it, which the daemon knows.
-    fn matters(&self, found: &Finding, daemon: bool) -> bool {
-        !(daemon && found.code == "bridge_not_filtered")
     }
 }
 

@@ -1,11 +1,11 @@
 //! `meshctl status`, `peers` and `routes`.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use meshd::api::{Client, Path, Peer, Route, State, Status};
+use meshd::api::{Client, Path, Peer, PeerCounts, Route, State, Status};
 
 use crate::{
     exit::{DEGRADED, Usage},
@@ -50,6 +50,7 @@ fn status_text(status: &Status) -> String {
         format!("subnets   {}", list(status.subnets.iter().map(ToString::to_string).collect())),
         format!("overlay   {}", list(status.overlay.iter().map(ToString::to_string).collect())),
         format!("etcd      {etcd}, revision {}", status.revision),
+        format!("peers     {}", peer_counts(&status.peers)),
         format!("state     {}", toned(state_name(status.state), state_tone(status.state))),
     ];
     for problem in &status.problems {
@@ -57,6 +58,16 @@ fn status_text(status: &Status) -> String {
         lines.push(format!("  remedy  {}", problem.remedy));
     }
     lines.join("\n") + "\n"
+}
+
+fn peer_counts(peers: &PeerCounts) -> String {
+    let PeerCounts { direct, wireguard, unreachable } = *peers;
+    let reached = format!("{direct} direct, {wireguard} by WireGuard");
+    if unreachable == 0 {
+        return reached;
+    }
+    let tone = Tone::Bad;
+    format!("{reached}, {}: meshctl peers says why", toned(&format!("{unreachable} unreachable"), tone))
 }
 
 fn age(seconds: Option<f64>) -> String {
@@ -121,8 +132,7 @@ fn peers_text(peers: &[Peer]) -> String {
     let mut text = table.to_string() + "\n";
     for peer in peers.iter().filter(|peer| peer.path == Path::Unreachable) {
         let cause = if peer.reason.is_empty() { "nothing gets there" } else { &peer.reason };
-        text +=
-            &format!("{}: {cause}\n  remedy  meshctl ping {} shows the layer where it ends\n", peer.name, peer.name);
+        text += &format!("{}: {cause}\n  remedy  {}\n", peer.name, peer.remedy);
     }
     text
 }
@@ -147,11 +157,10 @@ fn routes_text(routes: &[Route]) -> String {
     }
     let mut text = table.to_string() + "\n";
     let lost = |route: &&Route| route.path == Path::Unreachable && !route.peer.is_empty();
-    let lost: BTreeSet<&str> = routes.iter().filter(lost).map(|route| route.peer.as_str()).collect();
-    for peer in lost {
-        text += &format!(
-            "{peer}: nothing leaves for it\n  remedy  meshctl peers says why, meshctl ping {peer} at which layer it ends\n"
-        );
+    let lost: BTreeMap<&str, &Route> = routes.iter().filter(lost).map(|route| (route.peer.as_str(), route)).collect();
+    for (peer, route) in lost {
+        let cause = if route.reason.is_empty() { "nothing leaves for it" } else { &route.reason };
+        text += &format!("{peer}: {cause}\n  remedy  {}\n", route.remedy);
     }
     text
 }
@@ -161,8 +170,8 @@ mod tests {
     use super::*;
 
     fn route(dst: &str, path: Path, peer: &str) -> Route {
-        let dst = dst.parse().expect("a prefix");
-        Route { dst, path, peer: peer.to_owned(), via: None, dev: None, mtu: None, src: None }
+        let remedy = format!("meshctl ping {peer}");
+        Route { path, peer: peer.to_owned(), remedy, ..Route::nowhere(dst.parse().expect("a prefix")) }
     }
 
     #[test]

@@ -155,7 +155,7 @@ pub(crate) fn parse_accepted(json: &[u8], accept_chain: &str) -> Result<Accepted
 }
 
 /// The rule has no condition and drops or rejects. iptables' REJECT is an `xt` target.
-pub(crate) fn takes_all(expressions: &[Value]) -> bool {
+fn takes_all(expressions: &[Value]) -> bool {
     let Some((last, before)) = expressions.split_last() else {
         return false;
     };

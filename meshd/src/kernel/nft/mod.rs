@@ -9,7 +9,7 @@ mod table;
 pub(crate) use generation::Generation;
 pub(crate) use heard::{Heard, Watch};
 pub use listing::ListingError;
-pub(crate) use listing::{Accepted, parse_accepted, parse_chains, parse_foreign_chain, parse_table, takes_all};
+pub(crate) use listing::{Accepted, parse_accepted, parse_chains, parse_foreign_chain, parse_table};
 pub(crate) use process::run;
 pub use process::{Nft, RulesetError};
 pub(crate) use table::is_identifier;

@@ -18,6 +18,7 @@ use super::{
     },
     harness::{Node, SECOND, Wire, packet, peer, table},
 };
+use crate::versioned_map::VersionedMap;
 
 /// The time that engines go by.
 type Clock = Arc<Mutex<Instant>>;
@@ -161,6 +162,11 @@ impl Rig {
         let tables = self.node.core.tables.get();
         tables.named(name).unwrap().lock().is_alive(self.now)
     }
+
+    fn is_silent(&self, name: &str) -> bool {
+        let tables = self.node.core.tables.get();
+        tables.named(name).unwrap().lock().is_silent(self.now)
+    }
 }
 
 const CANDIDATES: [&str; 3] = ["192.0.2.2:1", "192.0.2.3:1", "[2001:db8::2]:1"];
@@ -243,6 +249,46 @@ fn a_peer_nobody_needs_is_left_alone() {
     rig.answer("b", CANDIDATES[0].parse().unwrap());
     assert_eq!(rig.node.dropped(DropReason::OutHandshakeTimeout), 1);
     assert!(rig.is_alive("b"));
+}
+
+#[test]
+fn a_peer_that_is_called_in_vain_is_silent_for_a_while() {
+    let mut rig = Rig::new();
+    let mut table = called();
+    peer_b(&mut table).call_out = false;
+    rig.node.apply(rig.now, table);
+    rig.pass(60 * SECOND);
+    assert!(!rig.is_silent("b"), "nobody called it");
+    rig.node.send(rig.now, &[inner()]);
+    rig.pass(14 * SECOND);
+    assert!(!rig.is_silent("b"), "three calls may be lost");
+    rig.pass(3 * SECOND);
+    assert!(rig.is_silent("b"));
+    rig.pass(300 * SECOND);
+    assert!(rig.is_silent("b"));
+    rig.pass(100 * SECOND);
+    assert!(!rig.is_silent("b"), "that was long ago");
+    rig.node.send(rig.now, &[inner()]);
+    rig.pass(20 * SECOND);
+    assert!(rig.is_silent("b"));
+    rig.node.send(rig.now, &[inner()]);
+    rig.answer("b", CANDIDATES[0].parse().unwrap());
+    assert!(!rig.is_silent("b"));
+}
+
+#[test]
+fn bytes_do_not_fall_when_a_peer_goes() {
+    let mut rig = Rig::new();
+    rig.node.apply(rig.now, called());
+    rig.pass(SECOND);
+    rig.answer("b", CANDIDATES[0].parse().unwrap());
+    rig.node.send(rig.now, &[inner()]);
+    let before = rig.node.core.bytes();
+    assert!(before.0 > 0 && before.1 > 0, "{before:?}");
+    let mut without = called();
+    without.peers = VersionedMap::default();
+    rig.node.apply(rig.now, without);
+    assert_eq!(rig.node.core.bytes(), before);
 }
 
 #[test]

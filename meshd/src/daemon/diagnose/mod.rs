@@ -1,0 +1,169 @@
+//! What keeps packets from getting through, as far as the daemon can tell. Blocking: for a thread that may wait.
+
+mod etcd;
+mod overlaps;
+mod ways;
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::SystemTime,
+};
+
+use ipnet::IpNet;
+
+use self::{
+    overlaps::Prefixes,
+    ways::{narrow_interfaces, narrow_paths, translated},
+};
+use super::published::{Carrier, Published};
+use crate::{
+    api::{Diagnosis, Families, Finding, Path, Peer, Severity, Source as _},
+    doctor::filters::{self, Wanted},
+    kernel,
+    tunnel::OffloadState,
+};
+
+/// Peers whose calls and packets are followed through the firewall.
+const FOLLOWED: usize = 64;
+
+impl Published {
+    /// Looks at everything that the daemon knows of, and asks etcd and those peers that are not reached.
+    pub(super) fn diagnose(&self) -> Diagnosis {
+        let mut findings: Vec<Finding> = self
+            .status()
+            .problems
+            .into_iter()
+            .map(|problem| {
+                let severity = if is_harmless(&problem.code) { Severity::Warning } else { Severity::Error };
+                Finding::new(severity, &problem.code, problem.cause, problem.remedy)
+            })
+            .collect();
+        let peers = self.peers_by_owner();
+        self.unreached(&peers, &mut findings);
+        let (underlay, networks, own, ours, mtu, snapshot) = {
+            let in_force = self.lock();
+            let ours: Vec<IpNet> = in_force.plan.iter().flat_map(|plan| plan.kernel.routes.keys().copied()).collect();
+            (
+                in_force.underlay.clone(),
+                in_force.snapshot.networks().collect::<Vec<_>>(),
+                in_force.snapshot.own_prefixes().collect::<Vec<_>>(),
+                ours,
+                in_force.plan.as_ref().map(|plan| plan.mtu),
+                in_force.snapshot.clone(),
+            )
+        };
+        if let Some(mtu) = mtu {
+            narrow_paths(&peers, mtu, &self.etcd.prefix, &mut findings);
+            narrow_interfaces(&underlay, mtu, &mut findings);
+        }
+        translated(&peers, &snapshot, &mut findings);
+        let mut devices: BTreeSet<String> = underlay.iter().map(|carrier| carrier.name.clone()).collect();
+        devices.insert(self.identity.interface.clone());
+        let mesh = Prefixes { networks: &networks, own: &own, routed: &ours, devices: &devices };
+        self.overlaps(&peers, &mesh, &mut findings);
+        let mut wanted = self.wanted(&peers, &underlay, &networks, &own);
+        if findings.iter().any(|finding| finding.code == "foreign_forward_drop") {
+            // It is named already, with its owner's own words for a remedy.
+            wanted.forwarded.clear();
+        }
+        findings.extend(filters::findings(&wanted));
+        for (name, state) in self.tunnel.offloads().iter().filter(|(_, state)| *state != OffloadState::On) {
+            findings.push(Finding::new(
+                Severity::Note,
+                "offload_off",
+                format!("the tunnel goes without {name} ({}): it is slower", state.name()),
+                match state {
+                    OffloadState::SetOff => {
+                        format!(
+                            "sed -i '/^{}/d' /etc/meshd/meshd.toml && systemctl restart meshd",
+                            name.replace('_', "-")
+                        )
+                    }
+                    OffloadState::Refused => format!(
+                        "journalctl -u meshd | grep {name} # what the kernel said; it is tried again after a restart"
+                    ),
+                    _ => "uname -r # Linux has UDP_SEGMENT from 4.18, UDP_GRO from 5.0, UDP over TUN whole from 6.2"
+                        .to_owned(),
+                },
+            ));
+        }
+        self.clock(&mut findings);
+        let etcd = self.etcd(&mut findings);
+        findings.sort_by_key(|finding| finding.severity);
+        Diagnosis {
+            interface: self.identity.interface.clone(),
+            underlay: underlay.into_iter().map(|carrier| carrier.name).collect(),
+            families: Families {
+                ipv4: networks.iter().any(|net| net.addr().is_ipv4()),
+                ipv6: networks.iter().any(|net| net.addr().is_ipv6()),
+            },
+            listen_port: self.tunnel.listen_port(),
+            etcd,
+            findings,
+        }
+    }
+
+    /// The flows that a mesh with these peers has.
+    fn wanted(&self, peers: &[(String, Peer)], underlay: &[Carrier], networks: &[IpNet], own: &[IpNet]) -> Wanted {
+        let endpoints = self.lock().own_endpoints.clone();
+        let interface = if let [only] = underlay { Some(only.name.clone()) } else { None };
+        let here = |ipv4: bool| {
+            let own = endpoints.iter().map(|at| at.ip()).find(|ip| ip.is_ipv4() == ipv4);
+            let any = if ipv4 { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+            own.unwrap_or(any)
+        };
+        let callers = peers.iter().filter_map(|(_, peer)| Some(peer.endpoint?.ip())).take(FOLLOWED);
+        let mut callers: Vec<_> = callers.map(|from| (from, here(from.is_ipv4()), interface.clone())).collect();
+        if callers.is_empty() {
+            // Nobody calls yet; anybody may.
+            callers.push((Ipv4Addr::new(198, 51, 100, 1).into(), here(true), interface));
+        }
+        let pod = |net: &IpNet| net.hosts().nth(1).unwrap_or_else(|| net.addr());
+        let mut forwarded = Vec::new();
+        for (_, peer) in peers.iter().filter(|(_, peer)| peer.path != Path::Unreachable).take(FOLLOWED) {
+            let device = match (peer.path, underlay) {
+                (Path::Direct, [carrier, ..]) => carrier.name.clone(),
+                _ => self.identity.interface.clone(),
+            };
+            for net in &peer.subnets {
+                if let Some(own) = own.iter().find(|own| own.addr().is_ipv4() == net.addr().is_ipv4()) {
+                    forwarded.push((pod(own), pod(net), device.clone()));
+                }
+            }
+        }
+        Wanted {
+            port: self.tunnel.listen_port(),
+            callers,
+            forwarded,
+            networks: networks.to_vec(),
+            own_tables: vec![kernel::TABLE.to_owned(), kernel::policy_table(kernel::TABLE)],
+        }
+    }
+
+    /// WireGuard refuses handshakes whose time stamp is not newer than the last.
+    fn clock(&self, findings: &mut Vec<Finding>) {
+        let newest = std::fs::read_dir(self.state_dir.join("cache")).into_iter().flatten().flatten();
+        let newest = newest.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max();
+        let ahead = newest.and_then(|newest| newest.duration_since(SystemTime::now()).ok());
+        if let Some(ahead) = ahead.filter(|ahead| ahead.as_secs() > 60) {
+            findings.push(Finding::new(
+                Severity::Error,
+                "clock_went_back",
+                format!(
+                    "the clock is {} s behind what it was when this node last wrote its state: peers refuse its handshakes \
+                     until it has caught up",
+                    ahead.as_secs()
+                ),
+                "timedatectl set-ntp true # if the clock was ahead before, meshctl node remove this node and let it join anew",
+            ));
+        }
+    }
+}
+
+/// Whether packets go as they should all the same.
+fn is_harmless(code: &str) -> bool {
+    matches!(code, "offload_refused" | "flows_not_reported" | "etcd_unreachable")
+        || code.starts_with("uapi_")
+        || code.starts_with("metrics_")
+}

@@ -1,0 +1,122 @@
+//! What of this machine lies where the mesh is: addresses, and routes and rules that lead the mesh's packets elsewhere.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
+use tokio::runtime::Handle;
+
+use super::Published;
+use crate::{
+    api::{Finding, Peer, Severity},
+    doctor::routes,
+    kernel::Rtnetlink,
+    mesh::address::overlap,
+};
+
+/// Peers whose addresses are looked up.
+const LOOKED_UP: usize = 1024;
+
+/// The mesh's prefixes, as this node has them.
+pub(super) struct Prefixes<'a> {
+    pub(super) networks: &'a [IpNet],
+    pub(super) own: &'a [IpNet],
+    /// Destinations of the daemon's own routes.
+    pub(super) routed: &'a [IpNet],
+    /// The tunnel's device and those of the underlay.
+    pub(super) devices: &'a BTreeSet<String>,
+}
+
+impl Published {
+    pub(super) fn overlaps(&self, peers: &[(String, Peer)], mesh: &Prefixes<'_>, findings: &mut Vec<Finding>) {
+        foreign_routes(mesh, &self.identity.interface, findings);
+        let asked: Vec<(&str, IpAddr)> = peers
+            .iter()
+            .take(LOOKED_UP)
+            .flat_map(|(_, peer)| peer.overlay.iter().map(move |address| (peer.name.as_str(), *address)))
+            .collect();
+        let Ok(Seen { addresses, ways }) = Handle::current().block_on(look(&asked)) else { return };
+        for (device, address) in addresses {
+            overlapping(&device, address, mesh, &self.identity.interface, findings);
+        }
+        for ((peer, address), device) in asked.iter().zip(ways) {
+            let Some(device) = device.filter(|device| !mesh.devices.contains(device)) else { continue };
+            let cause = format!("{address}, of {peer}, goes to {device}, by a route or rule that is not the mesh's");
+            if findings.iter().any(|known| known.code == "foreign_route" && known.cause.contains(&device)) {
+                continue;
+            }
+            let remedy = match leading(*address, &device) {
+                Some(net) => format!("ip route delete {net} dev {device}"),
+                None => {
+                    format!("ip route get {address}; ip rule show # delete the rule that leads there: ip rule delete …")
+                }
+            };
+            findings.push(Finding::new(Severity::Error, "foreign_route", cause, remedy));
+        }
+    }
+}
+
+/// Addresses of this machine with their interfaces, and by which interface each address that was asked for is reached.
+struct Seen {
+    addresses: Vec<(String, IpNet)>,
+    ways: Vec<Option<String>>,
+}
+
+async fn look(asked: &[(&str, IpAddr)]) -> Result<Seen, crate::kernel::NetlinkError> {
+    let netlink = Rtnetlink::open()?;
+    let links = netlink.links().await?;
+    let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
+    let addresses = netlink.addresses(None).await?;
+    let addresses = addresses.iter().filter_map(|found| Some((name(found.index)?, found.address))).collect();
+    let mut ways = Vec::with_capacity(asked.len());
+    for (_, address) in asked {
+        ways.push(netlink.way_to(*address).await?.and_then(name));
+    }
+    Ok(Seen { addresses, ways })
+}
+
+/// The route of the main table that leads there by this device, the longest one.
+fn leading(address: IpAddr, device: &str) -> Option<IpNet> {
+    let routes =
+        routes::main_table().into_iter().filter(|route| route.device == device && route.net.contains(&address));
+    routes.map(|route| route.net).max_by_key(IpNet::prefix_len)
+}
+
+/// Addresses inside of the mesh's networks that are none of the mesh's, and networks of this machine around them.
+fn overlapping(device: &str, address: IpNet, mesh: &Prefixes<'_>, tun: &str, findings: &mut Vec<Finding>) {
+    // What is in this node's own subnet is its containers': their bridge, say.
+    let own = mesh.own.iter().any(|own| own.contains(&address.addr()));
+    let Some(network) = mesh.networks.iter().find(|net| overlap(net, &address)).filter(|_| device != tun && !own)
+    else {
+        return;
+    };
+    findings.push(Finding::new(
+        Severity::Error,
+        "networks_overlap",
+        format!("{device} has {address}, which overlaps with the mesh's {network}: one of both is not reached"),
+        format!(
+            "ip addr delete {address} dev {device} # or give the mesh networks that no site uses: docs/operations.md, \
+             \"Change the network\""
+        ),
+    ));
+}
+
+/// Routes of others that take packets for the mesh elsewhere.
+fn foreign_routes(mesh: &Prefixes<'_>, tun: &str, findings: &mut Vec<Finding>) {
+    for route in routes::main_table() {
+        let inside = mesh.networks.iter().any(|net| net.contains(&route.net));
+        let known = route.device == tun
+            || mesh.routed.contains(&route.net)
+            || mesh.own.iter().any(|own| overlap(own, &route.net));
+        if inside && !known && route.device != "lo" {
+            findings.push(Finding::new(
+                Severity::Error,
+                "foreign_route",
+                format!(
+                    "{} goes to {}, by a route that is not the mesh's, inside its network",
+                    route.net, route.device
+                ),
+                format!("ip route delete {} dev {}", route.net, route.device),
+            ));
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The ways to other nodes: who is not reached, what is too narrow, where a NAT stands.
+
+use std::thread;
+
+use super::Published;
+use crate::{
+    api::{Finding, LayerKind, Path, Peer, Severity},
+    daemon::published::Carrier,
+    echo::Echo,
+    mesh::{
+        plan::OVERHEAD,
+        snapshot::{Owner, Snapshot},
+    },
+};
+
+/// Nodes that are asked for an echo; of a larger mesh, those that are known not to be reached come first.
+const ECHOED: usize = 64;
+/// Of those that give none, as many are asked layer by layer: they tell enough.
+const ASKED: usize = 8;
+
+impl Published {
+    /// Nodes that answer no echo, each with the outermost layer that does not let packets pass.
+    pub(super) fn unreached(&self, peers: &[(String, Peer)], findings: &mut Vec<Finding>) {
+        let snapshot = self.lock().snapshot.clone();
+        let overlay = |owner: &String| {
+            let member = snapshot.members.get(&Owner::named(owner)?)?;
+            member.overlay().next()
+        };
+        // Those first that are known not to be reached.
+        let mut asked: Vec<_> = peers.iter().filter_map(|(owner, peer)| Some((peer, overlay(owner)?))).collect();
+        asked.sort_by_key(|(peer, _)| peer.path != Path::Unreachable);
+        let silent: Vec<&Peer> = thread::scope(|scope| {
+            let threads: Vec<_> = asked
+                .iter()
+                .take(ECHOED)
+                .map(|(peer, address)| scope.spawn(move || Echo::to(*address).ask().is_err().then_some(*peer)))
+                .collect();
+            threads.into_iter().filter_map(|thread| thread.join().ok()?).collect()
+        });
+        let asked: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = silent
+                .iter()
+                .take(ASKED)
+                .map(|peer| scope.spawn(move || (*peer, Self::reach(self, &peer.name))))
+                .collect();
+            threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+        });
+        for (peer, reached) in asked {
+            let Ok(reached) = reached else { continue };
+            let Some(layer) = reached.layers.iter().find(|layer| layer.passes != Some(true)) else { continue };
+            let code = if layer.layer == LayerKind::Udp { "udp_not_through" } else { "peer_not_reached" };
+            let cause = format!("{}, at {} {}: {}", peer.name, layer.layer.name(), layer.address, layer.text);
+            findings.push(Finding::new(Severity::Error, code, cause, layer.remedy.clone()));
+        }
+    }
+}
+
+pub(super) fn narrow_paths(peers: &[(String, Peer)], mtu: u16, prefix: &str, findings: &mut Vec<Finding>) {
+    for (_, peer) in peers {
+        let Some(carried) = peer.mtu.filter(|carried| *carried < mtu && peer.path == Path::Wireguard) else { continue };
+        findings.push(Finding::new(
+            Severity::Warning,
+            "path_mtu",
+            format!("the path to {} carries packets of {carried} bytes inside the tunnel, not {mtu}", peer.name),
+            format!(
+                "config=$(etcdctl get {prefix}/config --print-value-only | jq -e '.Backend.MTU = {carried}') && etcdctl put \
+                 {prefix}/config \"$config\" # or raise the MTU on the way: meshctl ping {} --size finds what passes",
+                peer.name
+            ),
+        ));
+    }
+}
+
+pub(super) fn narrow_interfaces(underlay: &[Carrier], mtu: u16, findings: &mut Vec<Finding>) {
+    for Carrier { name, mtu: link } in underlay {
+        if u32::from(mtu) + u32::from(OVERHEAD) > *link {
+            findings.push(Finding::new(
+                Severity::Error,
+                "mtu_beyond_interface",
+                format!(
+                    "the mesh's MTU is {mtu}; with the tunnel's {OVERHEAD} bytes that is more than {name}'s {link}"
+                ),
+                format!(
+                    "ip link set {name} mtu {} # or a smaller Backend.MTU in config",
+                    u32::from(mtu) + u32::from(OVERHEAD)
+                ),
+            ));
+        }
+    }
+}
+
+/// Peers that are heard from where their records do not say they are.
+pub(super) fn translated(peers: &[(String, Peer)], snapshot: &Snapshot, findings: &mut Vec<Finding>) {
+    for (owner, peer) in peers {
+        let Some(member) = Owner::named(owner).and_then(|owner| snapshot.members.get(&owner)) else { continue };
+        let (Some(at), Some(_)) = (peer.endpoint, peer.latest_handshake) else { continue };
+        // One that has none calls out, which is what is to be done about a NAT.
+        if !member.endpoints.is_empty() && !member.endpoints.contains(&at) {
+            let recorded: Vec<String> = member.endpoints.iter().map(ToString::to_string).collect();
+            let recorded = recorded.join(", ");
+            findings.push(Finding::new(
+                Severity::Note,
+                "nat_in_the_way",
+                format!("{} is heard from {at}; its record says {recorded}: a NAT translates it", peer.name),
+                format!(
+                    "echo 'endpoint = \"none\"' >> /etc/meshd/meshd.toml && systemctl restart meshd # on {}: it works while it \
+                     calls, and so it keeps the NAT open. Or forward a UDP port to it and name that as its endpoint",
+                    peer.name
+                ),
+            ));
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The other nodes and outside peers as the API shows them: how packets reach each, why, and what to do where they do not.
+
+use std::{collections::BTreeMap, time::UNIX_EPOCH};
+
+use ipnet::IpNet;
+
+use super::published::{InForce, Published};
+use crate::{
+    api::{self, Peer, PeerCounts, Route},
+    kernel,
+    mesh::{
+        address::Family,
+        plan::{Chosen, ChosenPath, Plan},
+        snapshot::{Owner, Snapshot},
+    },
+    problem::Problem,
+    tunnel::PeerStatus,
+};
+
+/// Names that one line of status has room for.
+const NAMED: usize = 5;
+
+impl Published {
+    /// The other nodes and outside peers, each with the tunnel's name for it.
+    pub(super) fn peers_by_owner(&self) -> Vec<(String, Peer)> {
+        let tunnel = self.tunnel_peers();
+        let in_force = self.lock();
+        let Some(plan) = &in_force.plan else { return Vec::new() };
+        let mut peers = Vec::new();
+        for (owner, member) in in_force.snapshot.members.iter() {
+            let status = tunnel.get(&owner.to_string());
+            let (path, reason) = worse_path(plan, owner, status);
+            let id = match owner {
+                Owner::Node(id) => id.to_string(),
+                Owner::Lease(_) | Owner::Outside(_) => member.name.clone(),
+            };
+            let reached = Reached { path, reason, remedy: remedy(path, &member.name, shows_life(&in_force, owner)) };
+            let site = member.site.as_ref().map(ToString::to_string);
+            let peer = peer(member.name.clone(), id, site, member.prefixes().collect(), reached, status);
+            peers.push((owner.to_string(), Peer { overlay: member.overlay().collect(), ..peer }));
+        }
+        for (name, outside) in in_force.snapshot.outside.iter() {
+            let owner = Owner::Outside(name.clone());
+            let status = tunnel.get(&owner.to_string());
+            let name = name.to_string();
+            let reached = match status {
+                Some(status) if status.silent => Reached {
+                    path: api::Path::Unreachable,
+                    reason: SILENT.to_owned(),
+                    remedy: remedy(api::Path::Unreachable, &name, None),
+                },
+                Some(_) => Reached { path: api::Path::Wireguard, reason: String::new(), remedy: String::new() },
+                None => Reached {
+                    path: api::Path::Unreachable,
+                    reason: "it is refused here".to_owned(),
+                    remedy: "meshctl status # says why".to_owned(),
+                },
+            };
+            let site = outside.site.as_ref().map(ToString::to_string);
+            let allowed = outside.allowed_ips.clone();
+            let alone = allowed.iter().filter(|net| net.prefix_len() == net.max_prefix_len());
+            let overlay = alone.map(IpNet::addr).collect();
+            let peer = peer(name.clone(), name, site, allowed, reached, status);
+            peers.push((owner.to_string(), Peer { overlay, outside: true, ..peer }));
+        }
+        peers
+    }
+
+    pub(super) fn tunnel_peers(&self) -> BTreeMap<String, PeerStatus> {
+        self.tunnel.peers().into_iter().map(|peer| (peer.name.clone(), peer)).collect()
+    }
+
+    pub(super) fn mesh_routes(&self) -> Vec<Route> {
+        let peers: BTreeMap<String, Peer> =
+            self.peers_by_owner().into_iter().map(|(_, peer)| (peer.name.clone(), peer)).collect();
+        let tunnel = self.tunnel_peers();
+        let in_force = self.lock();
+        let Some(plan) = &in_force.plan else { return Vec::new() };
+        let mut routes = routes(&in_force.snapshot, plan, &tunnel, &self.identity.interface);
+        for route in routes.iter_mut().filter(|route| route.path == api::Path::Unreachable) {
+            if let Some(peer) = peers.get(&route.peer) {
+                (route.reason, route.remedy) = (peer.reason.clone(), peer.remedy.clone());
+            }
+        }
+        routes
+    }
+}
+
+/// How packets reach a peer, why so, and what to do where they do not.
+struct Reached {
+    path: api::Path,
+    reason: String,
+    remedy: String,
+}
+
+/// Said of a peer whose tunnel is called in vain.
+const SILENT: &str = "it answers no handshake";
+
+/// Whether a node shows a sign of life in etcd; `None` for peers that never do.
+fn shows_life(in_force: &InForce, owner: &Owner) -> Option<bool> {
+    match owner {
+        Owner::Node(id) => Some(in_force.alive.get(id).is_some()),
+        Owner::Lease(_) | Owner::Outside(_) => None,
+    }
+}
+
+fn remedy(path: api::Path, name: &str, alive: Option<bool>) -> String {
+    match (path, alive) {
+        (api::Path::Direct | api::Path::Wireguard, _) => String::new(),
+        (api::Path::Unreachable, Some(false)) => format!(
+            "systemctl status meshd # on {name}, which shows no sign of life in etcd; if it is gone for good: meshctl node \
+             remove {name}"
+        ),
+        (api::Path::Unreachable, _) => format!("meshctl ping {name} # shows the layer where it ends"),
+    }
+}
+
+/// How many peers are reached by which path.
+pub(super) fn counts(paths: impl Iterator<Item = api::Path>) -> PeerCounts {
+    let mut counts = PeerCounts::default();
+    for path in paths {
+        *match path {
+            api::Path::Direct => &mut counts.direct,
+            api::Path::Wireguard => &mut counts.wireguard,
+            api::Path::Unreachable => &mut counts.unreachable,
+        } += 1;
+    }
+    counts
+}
+
+/// Nodes that are up by what etcd says and that nothing gets to: a fault of the network between, or of this node. One that
+/// shows no sign of life is down, which is no fault here.
+pub(super) fn not_reached(peers: &[(String, Peer)], in_force: &InForce) -> Option<Problem> {
+    let is_up = |owner: &str| Owner::named(owner).and_then(|owner| shows_life(in_force, &owner)) == Some(true);
+    let lost: Vec<&Peer> = peers
+        .iter()
+        .filter(|(owner, peer)| peer.path == api::Path::Unreachable && is_up(owner))
+        .map(|(_, peer)| peer)
+        .collect();
+    let first = lost.first()?;
+    let named: Vec<String> = lost.iter().take(NAMED).map(|peer| format!("{} ({})", peer.name, peer.reason)).collect();
+    let others = if lost.len() > NAMED { " and others" } else { "" };
+    Some(Problem::new(
+        "peers_unreachable",
+        format!("of {} peers {} are up and not reached: {}{others}", peers.len(), lost.len(), named.join(", ")),
+        format!(
+            "meshctl ping {} # shows the layer where it ends; most often UDP is closed between the two",
+            first.name
+        ),
+    ))
+}
+
+/// The mesh's routes, by destination; `tun` is the tunnel's device.
+fn routes(snapshot: &Snapshot, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus>, tun: &str) -> Vec<Route> {
+    let is_silent = |owner: &Owner| tunnel.get(&owner.to_string()).is_some_and(|status| status.silent);
+    let members = snapshot.members.iter().flat_map(|(owner, member)| {
+        let tunnel_silent = is_silent(owner);
+        member.prefixes().map(move |net| {
+            let chosen = plan.paths.get(&(owner.clone(), Family::of_net(&net)));
+            let silent = tunnel_silent || chosen.is_some_and(|chosen| chosen.path == ChosenPath::Silent);
+            (net, (member.name.clone(), silent))
+        })
+    });
+    let outside = snapshot.outside.iter().flat_map(|(name, peer)| {
+        let silent = is_silent(&Owner::Outside(name.clone()));
+        peer.allowed_ips.iter().map(move |net| (*net, (name.to_string(), silent)))
+    });
+    let owners: BTreeMap<IpNet, (String, bool)> = members.chain(outside).collect();
+    let mut routes: Vec<Route> = plan
+        .kernel
+        .routes
+        .values()
+        .map(|route| {
+            let (peer, silent) = owners.get(&route.dst).cloned().unwrap_or_default();
+            let (path, via, dev) = match &route.path {
+                kernel::Path::Direct { via, dev } => (api::Path::Direct, Some(*via), Some(dev.to_string())),
+                // It leads into the tunnel, where nobody answers.
+                kernel::Path::Tunnel if silent => (api::Path::Unreachable, None, Some(tun.to_owned())),
+                kernel::Path::Tunnel => (api::Path::Wireguard, None, Some(tun.to_owned())),
+                kernel::Path::Unreachable => (api::Path::Unreachable, None, None),
+            };
+            Route { path, peer, via, dev, mtu: route.mtu, src: route.src, ..Route::nowhere(route.dst) }
+        })
+        .collect();
+    routes.extend(plan.kernel.floor.iter().map(|net| Route::nowhere(*net)));
+    routes.sort_by_key(|route| (Family::of_net(&route.dst), route.dst));
+    routes
+}
+
+/// The path of the family that fares worse.
+fn worse_path(plan: &Plan, owner: &Owner, status: Option<&PeerStatus>) -> (api::Path, String) {
+    let rank = |chosen: &Chosen| match chosen.path {
+        ChosenPath::Direct(_) => 0,
+        ChosenPath::Wireguard => 1,
+        ChosenPath::Silent => 2,
+        ChosenPath::Unreachable => 3,
+    };
+    let families: Vec<(Family, &Chosen)> = Family::BOTH
+        .into_iter()
+        .filter_map(|family| Some((family, plan.paths.get(&(owner.clone(), family))?)))
+        .collect();
+    let Some((family, chosen)) = families.iter().max_by_key(|(_, chosen)| rank(chosen)) else {
+        return (api::Path::Unreachable, "it has no subnet that holds".to_owned());
+    };
+    let differ = families.iter().any(|(_, other)| rank(other) != rank(chosen));
+    let path = match chosen.path {
+        ChosenPath::Direct(_) => api::Path::Direct,
+        ChosenPath::Wireguard if status.is_some_and(|status| status.silent) => {
+            return (api::Path::Unreachable, SILENT.to_owned());
+        }
+        ChosenPath::Wireguard => api::Path::Wireguard,
+        ChosenPath::Silent | ChosenPath::Unreachable => api::Path::Unreachable,
+    };
+    let mut reason = match family {
+        _ if !differ || chosen.reason.is_empty() => chosen.reason.clone(),
+        Family::V4 => format!("IPv4: {}", chosen.reason),
+        Family::V6 => format!("IPv6: {}", chosen.reason),
+    };
+    if status.is_some_and(|status| status.without_df) {
+        let note = "the path carries less than an inner packet of 1280 bytes: outer packets are fragmented";
+        reason = if reason.is_empty() { note.to_owned() } else { format!("{reason}; {note}") };
+    }
+    (path, reason)
+}
+
+fn peer(
+    name: String,
+    id: String,
+    site: Option<String>,
+    subnets: Vec<IpNet>,
+    Reached { path, reason, remedy }: Reached,
+    status: Option<&PeerStatus>,
+) -> Peer {
+    let handshake = status.and_then(|status| status.latest_handshake);
+    Peer {
+        name,
+        id,
+        site,
+        subnets,
+        overlay: Vec::new(),
+        outside: false,
+        path,
+        reason,
+        remedy,
+        public_key: status.and_then(|status| status.keys.first()).map(ToString::to_string),
+        endpoint: status.and_then(|status| status.endpoint),
+        latest_handshake: handshake.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs()),
+        rx: status.map_or(0, |status| status.rx_bytes),
+        tx: status.map_or(0, |status| status.tx_bytes),
+        mtu: status.map(|status| status.inner_mtu),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        mesh::{
+            path::DirectState,
+            plan::{Local, Observed, UnderlayLink, plan},
+            snapshot::Member,
+        },
+        private_key::PrivateKey,
+    };
+
+    fn neighbour() -> Member {
+        Member {
+            name: "b".to_owned(),
+            site: Some("east".parse().unwrap()),
+            keys: vec![PrivateKey::from_bytes([2; 32]).public()],
+            listen_port: 51820,
+            endpoints: vec!["192.168.1.2:51820".parse().unwrap()],
+            addresses: vec!["192.168.1.2/24".parse().unwrap()],
+            subnets: vec!["10.244.2.0-24&fd42:244:0:2::-64".parse().unwrap()],
+            unusable: None,
+            version: String::new(),
+        }
+    }
+
+    /// The routes to a neighbour whose IPv4 path is in `state`.
+    fn routes_while(
+        state: DirectState,
+        tunnel: &BTreeMap<String, PeerStatus>,
+    ) -> Vec<(String, api::Path, Option<String>)> {
+        let config = br#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd42:244::/48"}"#;
+        let id: etcd_schema::NodeId = "bb".parse().unwrap();
+        let snapshot = Snapshot {
+            network: Some(etcd_schema::NetworkConfig::parse(config).unwrap()),
+            own_subnets: vec!["10.244.1.0-24&fd42:244:0:1::-64".parse().unwrap()],
+            members: [(Owner::Node(id.clone()), Arc::new(neighbour()))].into_iter().collect(),
+            ..Snapshot::default()
+        };
+        let link = UnderlayLink {
+            name: "eth0".parse().unwrap(),
+            index: 7,
+            mtu: 1500,
+            addresses: vec!["192.168.1.1/24".parse().unwrap()],
+        };
+        let local = Local {
+            site: Some("east".to_owned()),
+            underlay: BTreeMap::from([(Family::V4, link)]),
+            has_endpoint: true,
+            listen_port: 51820,
+            protected: Vec::new(),
+            ip_masq: true,
+            forward_accept: false,
+        };
+        let observed = Observed { paths: BTreeMap::from([((id, Family::V4), state)]), ..Observed::default() };
+        routes(&snapshot, &plan(&snapshot, &local, &observed), tunnel, "meshd0")
+            .into_iter()
+            .filter(|route| route.peer == "b")
+            .map(|route| (route.dst.to_string(), route.path, route.dev))
+            .collect()
+    }
+
+    #[test]
+    fn a_silent_peer_is_unreachable_in_the_family_that_it_is_silent_in() {
+        let route = |dst: &str, path, dev: &str| (dst.to_owned(), path, Some(dev.to_owned()));
+        let v6 = || route("fd42:244:0:2::/64", api::Path::Wireguard, "meshd0");
+        let nothing = BTreeMap::new();
+        assert_eq!(
+            routes_while(DirectState::Silent, &nothing),
+            [route("10.244.2.0/24", api::Path::Unreachable, "meshd0"), v6()]
+        );
+        assert_eq!(
+            routes_while(DirectState::Direct, &nothing),
+            [route("10.244.2.0/24", api::Path::Direct, "eth0"), v6()]
+        );
+    }
+
+    #[test]
+    fn a_tunnel_that_is_called_in_vain_leads_nowhere() {
+        let status = PeerStatus {
+            name: "nodes/bb".to_owned(),
+            keys: Vec::new(),
+            endpoint: None,
+            latest_handshake: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            alive: false,
+            silent: true,
+            inner_mtu: 1420,
+            without_df: false,
+        };
+        let tunnel = BTreeMap::from([(status.name.clone(), status)]);
+        let paths = |state| routes_while(state, &tunnel).into_iter().map(|(_, path, _)| path).collect::<Vec<_>>();
+        assert_eq!(paths(DirectState::Silent), [api::Path::Unreachable; 2]);
+        assert_eq!(paths(DirectState::Direct), [api::Path::Direct, api::Path::Unreachable]);
+    }
+}

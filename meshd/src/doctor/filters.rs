@@ -1,0 +1,189 @@
+//! What keeps the tunnel's packets out of this machine, and pods' packets from being forwarded.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    process::Command,
+};
+
+use ipnet::IpNet;
+
+use super::firewall::{Dropped, Packet, Ruleset};
+use crate::{
+    api::{Finding, Severity},
+    kernel::{Owner, has_filter_table, owner},
+};
+
+/// Flows that are to get through.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// The tunnel's UDP port; the one after is for finding out whether direct paths work.
+    pub port: u16,
+    /// Hosts that call: address there and here, and the interface that they come by, where these are known.
+    pub callers: Vec<(IpAddr, IpAddr, Option<String>)>,
+    /// Pods' packets: an address of this node's subnet, one of another node's, and the device that leads there.
+    pub forwarded: Vec<(IpAddr, IpAddr, String)>,
+    /// The mesh's networks.
+    pub networks: Vec<IpNet>,
+    /// The daemon's own tables.
+    pub own_tables: Vec<String>,
+}
+
+impl Wanted {
+    /// What can be asked while the daemon is away: a call from anywhere.
+    #[must_use]
+    pub fn unknown(port: u16) -> Self {
+        let (from, here) = (Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::UNSPECIFIED);
+        Self { port, callers: vec![(from.into(), here.into(), None)], ..Self::default() }
+    }
+}
+
+/// The chains that let one of these flows not through, each with what opens it; in the network namespace of this thread.
+#[must_use]
+pub fn findings(wanted: &Wanted) -> Vec<Finding> {
+    let listed = Command::new("nft").args(["-j", "list", "ruleset"]).output();
+    let document = listed.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default();
+    let ruleset = Ruleset::new(document);
+    let own: Vec<&str> = wanted.own_tables.iter().map(String::as_str).collect();
+    let mut findings = Vec::new();
+    let mut add = |finding: Finding| {
+        if !findings.contains(&finding) {
+            findings.push(finding);
+        }
+    };
+    for (source, destination, interface) in &wanted.callers {
+        let packet = Packet {
+            source: *source,
+            destination: *destination,
+            protocol: "udp",
+            port: Some(wanted.port),
+            comes_by: interface.clone(),
+            leaves_by: None,
+        };
+        for dropped in ruleset.dropping("input", &packet, &own) {
+            add(closed(&dropped, wanted.port));
+        }
+    }
+    let mut shut: Vec<(Dropped, Packet)> = Vec::new();
+    for (pod, peer, device) in &wanted.forwarded {
+        let flow = |source: &IpAddr, destination: &IpAddr, comes_by, leaves_by| Packet {
+            source: *source,
+            destination: *destination,
+            protocol: "tcp",
+            port: None,
+            comes_by,
+            leaves_by,
+        };
+        for packet in [flow(pod, peer, None, Some(device.clone())), flow(peer, pod, Some(device.clone()), None)] {
+            for dropped in ruleset.dropping("forward", &packet, &own) {
+                // One of both families tells enough.
+                if !shut.iter().any(|(known, _)| *known == dropped) {
+                    shut.push((dropped, packet.clone()));
+                }
+            }
+        }
+    }
+    for (dropped, packet) in &shut {
+        add(not_forwarded(dropped, packet, &wanted.networks));
+    }
+    for (tool, file) in [("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names")] {
+        // Never without a table: asking would load it.
+        let listed = has_filter_table(file).then(|| Command::new(tool).args(["-w", "5", "-S"]).output());
+        if let Some(Ok(output)) = listed
+            && closes(&String::from_utf8_lossy(&output.stdout), wanted.port)
+        {
+            let table = format!("{tool} filter");
+            let remedy = format!("{tool} -I INPUT -p udp --dport {}:{} -j ACCEPT", wanted.port, wanted.port + 1);
+            add(finding(&table, "INPUT", wanted.port, remedy));
+        }
+    }
+    findings
+}
+
+fn finding(table: &str, chain: &str, port: u16, remedy: String) -> Finding {
+    let cause = format!("chain {chain} of table {table} drops what comes to UDP port {port}");
+    Finding::new(Severity::Warning, "udp_port_may_be_closed", cause, remedy)
+}
+
+fn closed(dropped: &Dropped, port: u16) -> Finding {
+    let Dropped { table, chain, at, jumps } = dropped;
+    let last = port + 1;
+    let remedy = match owner(table.split(' ').nth(1).unwrap_or_default(), jumps) {
+        Some(Owner::Firewalld) => {
+            format!("firewall-cmd --permanent --add-port={port}-{last}/udp && firewall-cmd --reload")
+        }
+        Some(Owner::Ufw) => format!("ufw allow {port}:{last}/udp"),
+        Some(Owner::Docker) | None => match iptables(table) {
+            Some(tool) => format!("{tool} -I {chain} -p udp --dport {port}:{last} -j ACCEPT"),
+            None => format!("nft insert rule {table} {chain} udp dport {port}-{last} accept"),
+        },
+    };
+    finding(table, at, port, remedy)
+}
+
+/// What writes to a table: rules that `nft` puts into one of iptables' are lost when that saves and restores it.
+fn iptables(table: &str) -> Option<&'static str> {
+    match table {
+        "ip filter" => Some("iptables"),
+        "ip6 filter" => Some("ip6tables"),
+        _ => None,
+    }
+}
+
+fn not_forwarded(dropped: &Dropped, packet: &Packet, networks: &[IpNet]) -> Finding {
+    let Dropped { table, chain, at, .. } = dropped;
+    let (source, destination) = (packet.source, packet.destination);
+    let of_table = |net: &&IpNet| match table.split(' ').next() {
+        Some("ip") => net.addr().is_ipv4(),
+        Some("ip6") => net.addr().is_ipv6(),
+        _ => true,
+    };
+    let commands = networks.iter().filter(of_table).map(|net| match iptables(table) {
+        Some(tool) => format!("{tool} -I {chain} -s {net} -j ACCEPT && {tool} -I {chain} -d {net} -j ACCEPT"),
+        None => {
+            let rule = format!("nft insert rule {table} {chain} {}", if net.addr().is_ipv4() { "ip" } else { "ip6" });
+            format!("{rule} saddr {net} accept && {rule} daddr {net} accept")
+        }
+    });
+    let remedy = commands.collect::<Vec<_>>().join(" && ");
+    Finding::new(
+        Severity::Error,
+        "foreign_forward_drop",
+        format!("chain {at} of table {table} drops what is forwarded from {source} to {destination}"),
+        format!("{remedy} # or take out of chain {at} what drops it"),
+    )
+}
+
+/// Whether what `iptables -S` printed drops at the end of INPUT and has no rule with the port.
+fn closes(listing: &str, port: u16) -> bool {
+    let input: Vec<&str> = listing.lines().filter(|line| line.starts_with("-A INPUT")).collect();
+    let drops = listing.lines().any(|line| line.trim() == "-P INPUT DROP")
+        || input
+            .last()
+            .is_some_and(|line| ["-A INPUT -j DROP", "-A INPUT -j REJECT"].iter().any(|rule| line.starts_with(rule)));
+    let holds = |ports: &str| {
+        ports.split(',').any(|part| {
+            let (from, to) = part.split_once(':').unwrap_or((part, part));
+            matches!((from.parse::<u16>(), to.parse::<u16>()), (Ok(from), Ok(to)) if (from..=to).contains(&port))
+        })
+    };
+    let words: Vec<&str> = listing.split_whitespace().collect();
+    drops && !words.windows(2).any(|pair| matches!(pair, ["--dport" | "--dports", ports] if holds(ports)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_old_tables_are_read() {
+        let closed = "-P INPUT DROP\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n";
+        assert!(closes(closed, 51820));
+        assert!(closes(
+            "-P INPUT ACCEPT\n-A INPUT -i lo -j ACCEPT\n-A INPUT -j REJECT --reject-with icmp-host-prohibited\n",
+            51820
+        ));
+        assert!(!closes(&format!("{closed}-A INPUT -p udp -m udp --dport 51820:51821 -j ACCEPT\n"), 51820));
+        assert!(!closes(&format!("{closed}-A INPUT -p udp -m multiport --dports 53,51820 -j ACCEPT\n"), 51820));
+        assert!(!closes("-P INPUT ACCEPT\n", 51820));
+    }
+}
