@@ -60,8 +60,13 @@ pub(super) fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
         code: ProblemCode::EtcdUnreachable,
         key: None,
         cause: format!("{endpoint}: {error}; what was known before stays in force"),
-        remedy: remedy(kind(error), endpoint),
+        remedy: remedy_of(error, endpoint),
     }
+}
+
+/// What mends an error in reaching `endpoint`.
+pub(super) fn remedy_of(error: &str, endpoint: &str) -> String {
+    remedy(kind(error), endpoint)
 }
 
 /// The problem of a watch that did not bring everything.
