@@ -12,8 +12,9 @@ TEST_THREADS ?= 6
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/    make \1\t\2/' | expand -t 20
 
-build: deps ## Build the release binaries: meshd, meshctl, and meshd-cni in a profile of its own
-	@cargo build --release --workspace --bins
+build: ## Build the release binaries: meshd, meshctl, and meshd-cni in a profile of its own
+	@scripts/install-deps --build
+	cargo build --release --workspace --bins
 	cargo build --profile cni -p cni
 
 demo: deps ## Show a mesh of two sites at work, in network namespaces (KEEP=1 leaves it up)

@@ -7,7 +7,17 @@ use std::{
 
 use cni::{config::MAX_BYTES, environment::Environment, plugin};
 
+/// What a person gets who tries it out. A runtime gives no arguments.
+const HELP: &str = "\
+meshd-cni, the CNI plugin of meshd: a container runtime runs it, with CNI_* variables and a configuration on standard input.
+meshd install-cni puts it where the runtime looks for it; its configuration is described in docs/cni.md of meshd.";
+
 fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some("--help" | "-h" | "help") => return say(HELP),
+        Some("--version" | "-V") => return say(concat!("meshd-cni ", env!("CARGO_PKG_VERSION"))),
+        _ => {}
+    }
     let environment = Environment::of_process();
     let mut stdin = Vec::new();
     if let Err(error) = io::stdin().take(MAX_BYTES as u64 + 1).read_to_end(&mut stdin) {
@@ -19,4 +29,10 @@ fn main() -> ExitCode {
     // A runtime that has gone away wants no answer.
     let told = outcome.stdout.is_empty() || writeln!(io::stdout(), "{}", outcome.stdout).is_ok();
     if outcome.success && told { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn say(text: &str) -> ExitCode {
+    // A reader that closes the pipe early has had enough.
+    let _ = writeln!(io::stdout(), "{text}");
+    ExitCode::SUCCESS
 }

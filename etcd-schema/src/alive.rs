@@ -20,7 +20,7 @@ pub struct Alive {
     pub incarnation: u64,
 }
 
-const KNOWN: [&str; 3] = ["bootId", "startCount", "incarnation"];
+pub(crate) const KNOWN: [&str; 3] = ["bootId", "startCount", "incarnation"];
 
 /// Longest `bootId`, in bytes.
 const MAX_BOOT_ID: usize = 64;

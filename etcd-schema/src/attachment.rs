@@ -40,7 +40,7 @@ pub struct AttachedPod {
     pub labels: Labels,
 }
 
-const KNOWN: [&str; 4] = ["pod", "uid", "addresses", "interface"];
+pub(crate) const KNOWN: [&str; 4] = ["pod", "uid", "addresses", "interface"];
 
 impl Attachment {
     /// Most entries of `addresses`.

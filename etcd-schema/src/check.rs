@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use crate::{
     Alive, Attachment, Key, KeyError, Namespace, NetworkConfig, NodeRecord, OutsidePeer, Pod, PolicyEnvelope, Removed,
-    SubnetKey, SubnetLease, Violations,
+    SubnetKey, SubnetLease, UnknownField, Violations, unknown::unknown_fields,
 };
 
 /// What a key and its value mean, when both hold.
@@ -14,6 +14,8 @@ pub struct Checked {
     pub key: Key,
     /// One line for people: what the value says. It holds no secret and no control character.
     pub summary: String,
+    /// Fields that are kept and not read.
+    pub unknown: Vec<UnknownField>,
 }
 
 /// Why a key and its value do not hold.
@@ -55,7 +57,8 @@ pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
         }
         Key::Endpoint(id, ..) => attachment(id, &Attachment::parse(value)?),
     };
-    Ok(Checked { key, summary })
+    let unknown = unknown_fields(&key, value);
+    Ok(Checked { key, summary, unknown })
 }
 
 fn config(config: &NetworkConfig) -> String {

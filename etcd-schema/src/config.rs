@@ -84,7 +84,7 @@ pub enum PolicyMode {
     Audit,
 }
 
-const KNOWN: [&str; 13] = [
+pub(crate) const KNOWN: [&str; 13] = [
     "EnableIPv4",
     "Network",
     "SubnetLen",
@@ -100,7 +100,7 @@ const KNOWN: [&str; 13] = [
     "policyMode",
 ];
 
-const KNOWN_BACKEND: [&str; 5] = ["Type", "DirectRouting", "MTU", "PersistentKeepalive", FLANNEL_KEEPALIVE];
+pub(crate) const KNOWN_BACKEND: [&str; 5] = ["Type", "DirectRouting", "MTU", "PersistentKeepalive", FLANNEL_KEEPALIVE];
 
 /// Flannel's name for `PersistentKeepalive`; read, not written.
 const FLANNEL_KEEPALIVE: &str = "PersistentKeepaliveInterval";
@@ -219,6 +219,12 @@ impl Default for Backend {
 }
 
 impl Backend {
+    /// Smallest `MTU`: IPv6 needs links of 1280 (RFC 8200); IPv4 alone gets by with what every host must reassemble, 576.
+    #[must_use]
+    pub const fn least_mtu(ipv6: bool) -> u16 {
+        if ipv6 { 1280 } else { 576 }
+    }
+
     fn to_object(&self, extra: &Map<String, Value>) -> Map<String, Value> {
         let mut out = Writer::default();
         out.put("Type", self.kind.as_str())
@@ -280,9 +286,8 @@ fn read_backend(fields: &mut Fields, report: &mut Report, ipv6: bool) -> (Backen
     (backend, fields.rest(report, &KNOWN_BACKEND))
 }
 
-/// IPv6 needs links of 1280 (RFC 8200); IPv4 alone gets by with what every host must reassemble, 576.
 fn read_mtu(fields: &mut Fields, report: &mut Report, ipv6: bool) -> Option<NonZeroU16> {
-    let least = if ipv6 { 1280 } else { 576 };
+    let least = Backend::least_mtu(ipv6);
     let mtu = fields.integer(report, "MTU", 0..=u16::MAX, &format!(": 0 (measured), or {least} and more"))?;
     if (1..least).contains(&mtu) {
         let why = if ipv6 { " (IPv6 needs it)" } else { "" };

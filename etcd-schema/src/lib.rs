@@ -40,6 +40,7 @@ mod peer;
 mod pool;
 mod removed;
 mod subnet;
+mod unknown;
 mod violation;
 mod wireguard;
 
@@ -59,5 +60,6 @@ pub use node::NodeRecord;
 pub use peer::{Endpoint, OutsidePeer};
 pub use removed::Removed;
 pub use subnet::{SubnetLease, WireguardData};
+pub use unknown::UnknownField;
 pub use violation::{Violation, Violations};
 pub use wireguard::{PresharedKey, PublicKey};

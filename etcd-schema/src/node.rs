@@ -37,7 +37,7 @@ pub struct NodeRecord {
     pub extra: Map<String, Value>,
 }
 
-const KNOWN: [&str; 8] =
+pub(crate) const KNOWN: [&str; 8] =
     ["name", "site", "publicKey", "nextPublicKey", "listenPort", "endpoints", "addresses", "version"];
 
 /// Longest `version`, in bytes.

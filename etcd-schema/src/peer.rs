@@ -37,7 +37,8 @@ pub struct OutsidePeer {
     pub extra: Map<String, Value>,
 }
 
-const KNOWN: [&str; 6] = ["publicKey", "allowedIPs", "endpoint", PRESHARED_KEY, "persistentKeepalive", "site"];
+pub(crate) const KNOWN: [&str; 6] =
+    ["publicKey", "allowedIPs", "endpoint", PRESHARED_KEY, "persistentKeepalive", "site"];
 
 const PRESHARED_KEY: &str = "presharedKey";
 

@@ -23,7 +23,7 @@ pub struct Removed {
     pub time: String,
 }
 
-const KNOWN: [&str; 3] = ["name", "publicKeys", "time"];
+pub(crate) const KNOWN: [&str; 3] = ["name", "publicKeys", "time"];
 
 impl Removed {
     /// Most entries of `publicKeys`: room for each key that a node had in several removals and rotations.

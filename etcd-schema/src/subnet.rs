@@ -46,7 +46,7 @@ pub struct WireguardData {
     pub port: u16,
 }
 
-const KNOWN: [&str; 6] = ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node"];
+pub(crate) const KNOWN: [&str; 6] = ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node"];
 
 /// Longest `BackendType`, in bytes.
 const MAX_BACKEND_TYPE: usize = 64;

@@ -11,13 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use cni::ipam::HOST_LOCAL;
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::whole_file;
+use crate::{causes::with_causes, whole_file};
 
 /// The plugin, and its `type`.
 const PLUGIN: &str = "meshd-cni";
@@ -123,7 +123,7 @@ pub async fn keep_cni_installed(flags: InstallCniFlags) -> anyhow::Result<()> {
         let trouble = match install_cni(&flags) {
             Ok(Installed::Done) => String::new(),
             Ok(Installed::NotReady(reason)) => format!("the daemon is not ready: {reason}"),
-            Err(error) => format!("{error:#}"),
+            Err(error) => with_causes(error.as_ref()),
         };
         if !trouble.is_empty() && trouble != told {
             tracing::warn!("{trouble}; trying again");
@@ -252,7 +252,14 @@ fn read_conflist(path: &Path) -> anyhow::Result<Map<String, Value>> {
     let mut text = String::new();
     let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let read = file.and_then(|file| file.take(MAX_CONFIG).read_to_string(&mut text));
-    read.with_context(|| path.display().to_string())?;
+    read.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => anyhow!(
+            "{}: there is no such conflist: name one that is there (ls /etc/cni/net.d), or leave --chain out for one of its \
+             own",
+            path.display()
+        ),
+        _ => anyhow::Error::from(error).context(path.display().to_string()),
+    })?;
     let list: Map<String, Value> =
         serde_json::from_str(&text).with_context(|| format!("{} is not a configuration list", path.display()))?;
     match list.get("plugins").and_then(Value::as_array) {

@@ -10,6 +10,7 @@
 
 pub mod api;
 pub mod attachments;
+pub mod causes;
 pub mod control;
 pub mod daemon;
 pub mod doctor;

@@ -209,7 +209,9 @@ fn wg_shows_the_tunnel_and_cannot_change_it() {
     assert!(all.lines().any(|line| line.starts_with(&format!("{device}\t{}", private.trim()))), "{all}");
     // To others who may open the socket it gives all but that.
     let socket = format!("/var/run/wireguard/{device}.sock");
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    for (path, mode) in [("/var/run/wireguard", 0o711), (socket.as_str(), 0o666)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
     let ask = "my $s = IO::Socket::UNIX->new($ARGV[0]) or die $!; print $s \"get=1\\n\\n\"; \
                while (<$s>) { last if /^$/; print }";
     let program =

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
+mod command_line;
 mod doctor;
 mod ping;
 mod roles;

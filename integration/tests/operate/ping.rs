@@ -38,6 +38,8 @@ fn every_layer_answers_by_either_path() {
     assert_eq!(east1.meshctl(&["ping", "a b"]).code(), Some(2));
     let table = east1.meshctl(&["ping", "west1", "--size"]).stdout;
     assert!(table.contains("wireguard") && table.contains("passes") && table.contains("up to 1420 bytes"), "{table}");
+    let one = east1.meshctl(&["ping", "--size=56", "west1"]);
+    assert!(one.success() && one.stdout.contains("a packet of 56 bytes gets through"), "{}", one.describe());
 }
 
 #[test]
@@ -59,7 +61,18 @@ fn the_layer_where_it_ends_is_named() {
     assert_eq!((code, &udp["passes"]), (1, &false.into()), "{closed}");
     assert!(udp["remedy"].as_str().unwrap().contains("open UDP 51820"), "{udp}");
     assert_eq!(layer(&closed, "overlay")["passes"], false);
+    let skipped = east1.meshctl(&["ping", "--size", "west1"]);
+    assert!(skipped.stdout.contains("--size were not tried on west1: it is not reached"), "{}", skipped.describe());
     router.nft("delete table inet fault");
+    // A firewall on this very machine.
+    east1
+        .host()
+        .nft("table inet fault { chain output { type filter hook output priority 0; udp dport 51820 drop; }; }");
+    let (barred, _) = json(east1, &["ping", "west1"]);
+    let udp = layer(&barred, "udp");
+    assert!(udp["text"].as_str().unwrap().contains("a firewall on this machine"), "{udp}");
+    assert!(udp["remedy"].as_str().unwrap().starts_with("nft list ruleset"), "{udp}");
+    east1.host().nft("delete table inet fault");
     // Nobody is there.
     west1.kill9();
     let (away, code) = json(east1, &["ping", "west1"]);

@@ -1,7 +1,9 @@
 //! Least roles in etcd: what `meshctl etcd-roles` prints is what a node needs, and no more.
 //!
 //! ```text
-//!   east1 (pod) ── switch ── router ── etcd, with users
+//!   east1 ── switch ── router ── etcd, with users
+//!                        │
+//!   west1 ── switch ─────┘
 //! ```
 
 use std::fs;
@@ -15,6 +17,7 @@ use crate::SOON;
 
 /// A node that gets no more of subnets/ than its reservation.
 const CLOSED: &str = "n0000000000000002";
+const RESERVED: &str = "10.244.7.0-24&fd42:244:0:7::-64";
 
 #[test]
 fn a_node_joins_with_its_role_and_cannot_write_what_is_others() {
@@ -29,9 +32,10 @@ fn a_node_joins_with_its_role_and_cannot_write_what_is_others() {
     etcd.del_prefix("/meshd/subnets/");
 
     // As an operator would: what is printed goes to a shell.
-    let printed = node.meshctl(&["etcd-roles", &id]).stdout;
-    let closed = node.meshctl(&["etcd-roles", CLOSED, "--subnet", "10.244.7.0-24"]).stdout;
-    let closed: String = closed.lines().filter(|line| line.contains(CLOSED)).map(|line| format!("{line}\n")).collect();
+    let roles = |args: &[&str]| node.meshctl(&[&["etcd-roles"], args].concat()).stdout;
+    let printed = roles(&["--operator", "--reader"]) + &roles(&[&id]) + &roles(&[CLOSED, "--subnet", RESERVED]);
+    assert_eq!(node.meshctl(&["etcd-roles"]).code(), Some(2), "whose?");
+    etcd.put(&format!("/meshd/subnets/{RESERVED}"), &format!(r#"{{"Node": "{CLOSED}"}}"#));
     let users = format!(
         "etcdctl user add root:secret && etcdctl user grant-role root root
          etcdctl user add node:word && etcdctl user grant-role node meshd-node-{id}
@@ -40,7 +44,7 @@ fn a_node_joins_with_its_role_and_cannot_write_what_is_others() {
          etcdctl user add operator:word && etcdctl user grant-role operator meshd-operator
          etcdctl auth enable"
     );
-    sites.store.run_args(&["sh", "-ec", &format!("export ETCDCTL_API=3\n{printed}{closed}{users}")]);
+    sites.store.run_args(&["sh", "-ec", &format!("export ETCDCTL_API=3\n{printed}{users}")]);
 
     let password = node.state_dir().join("../password");
     fs::write(&password, "word\n").unwrap();
@@ -49,6 +53,16 @@ fn a_node_joins_with_its_role_and_cannot_write_what_is_others() {
         Meshd::on(&sites.east.hosts[0], &etcd).copy_state(node.state_dir()).site("east").args(&login).start();
     let status = with_role.await_ready(SOON);
     assert_eq!(status["id"].as_str(), Some(id.as_str()), "{status}");
+
+    // One that may write one subnet alone joins with that.
+    let state = node.state_dir().join("../closed-state");
+    fs::create_dir(&state).unwrap();
+    fs::write(state.join("node-id"), format!("{CLOSED}\n")).unwrap();
+    let login = format!("--etcd-username closed --etcd-password-file {}", password.display());
+    let closed = Meshd::on(&sites.west.hosts[0], &etcd).copy_state(&state).site("west").args(&login).start();
+    let status = closed.await_ready(SOON);
+    assert_eq!((&status["id"], &status["subnets"][0]), (&CLOSED.into(), &"10.244.7.0/24".into()), "{status}");
+    closed.await_path("east1", "wireguard", SOON);
 
     let put = |user: &str, key: &str| -> Output {
         let user = format!("{user}:word");
@@ -78,7 +92,6 @@ fn a_node_joins_with_its_role_and_cannot_write_what_is_others() {
     }
     assert!(put("node", &format!("nodes/{id}")).success(), "its own it may");
     // Which subnet a node draws is not known beforehand, so that all of them are open to it; unless it has a reservation.
-    assert!(put("closed", "subnets/10.244.7.0-24").success());
     assert!(!put("closed", "subnets/10.244.8.0-24").success());
     assert!(put("operator", "peers/laptop").success());
     with_role.await_status("its record to be its own again", SOON, |status| status["state"] == "running");

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{SOON, package::package};
 
 /// What of a mesh is in the kernel: routes, rules, tables, devices.
-fn left_in_kernel(host: &Host) -> Vec<String> {
+pub(crate) fn left_in_kernel(host: &Host) -> Vec<String> {
     let commands = [
         "ip route show table all proto 158",
         "ip -6 route show table all proto 158",
@@ -74,8 +74,29 @@ fn is_installed_run_by_systemd_removed_and_purged() {
         let ping = machine.try_sh(&format!("ping -c 1 -W 1 {overlay}"));
         if ping.success() { Ok(()) } else { Err(ping.describe()) }
     });
+    // The check names what the service cannot read, though root can.
+    let unreadable = machine.try_sh(
+        "umask 077; echo word > /etc/meshd/password; meshd run --check --etcd-username u --etcd-password-file /etc/meshd/password",
+    );
+    assert!(unreadable.stderr.contains("chown meshd: /etc/meshd/password"), "{}", unreadable.describe());
+    machine.sh("rm /etc/meshd/password");
     let process = machine.sh("cat /proc/$(systemctl show -P MainPID meshd)/status").stdout;
     assert!(process.contains("CapEff:\t0000000000003000"), "CAP_NET_ADMIN and CAP_NET_RAW alone: {process}");
+
+    // A daemon that hangs is started anew, as often as it takes.
+    assert_eq!(machine.sh("systemctl show -P StartLimitIntervalUSec meshd").stdout.trim(), "0");
+    machine.sh("mkdir -p /run/systemd/system/meshd.service.d
+         printf '[Service]\nWatchdogSec=2\n' > /run/systemd/system/meshd.service.d/short.conf
+         systemctl daemon-reload && systemctl restart meshd");
+    await_running(&machine);
+    machine.sh("kill -STOP $(systemctl show -P MainPID meshd)");
+    await_ok("the watchdog to start it anew", SOON, || {
+        let restarts = machine.sh("systemctl show -P NRestarts meshd").stdout;
+        if restarts.trim() != "0" { Ok(()) } else { Err(restarts) }
+    });
+    await_running(&machine);
+    machine.sh("rm -r /run/systemd/system/meshd.service.d; systemctl daemon-reload; systemctl restart meshd");
+    await_running(&machine);
 
     // The same version again is an upgrade to the maintainer scripts: the daemon starts anew, the node is the same.
     let before = machine.sh("systemctl show -P MainPID meshd").stdout;
@@ -96,9 +117,12 @@ fn is_installed_run_by_systemd_removed_and_purged() {
     await_running(&machine);
 
     host.ip(&[&format!("link delete {}", pod.host_interface().name())]);
+    // A mistake in the settings keeps nobody from removing it.
+    machine.sh("echo 'no-such-setting = 1' >> /etc/meshd/meshd.toml");
     machine.sh("apt-get remove -y meshd");
     assert_eq!(left_in_kernel(host), Vec::<String>::new());
     machine.sh("test -s /var/lib/meshd/key -a -s /etc/meshd/meshd.toml");
+    machine.sh("sed -i /no-such-setting/d /etc/meshd/meshd.toml");
 
     machine.sh("apt-get install -y ./meshd.deb && systemctl enable --now meshd");
     let status = await_running(&machine);

@@ -15,7 +15,7 @@ use integration::{
 };
 use serde_json::Value;
 
-use crate::SOON;
+use crate::{SOON, debian::left_in_kernel};
 
 /// podman as these machines can run it, its containers in the machine's own files.
 const PODMAN: &str = "podman --runtime runc --storage-driver vfs --cgroup-manager cgroupfs";
@@ -131,6 +131,16 @@ impl Node {
         ));
     }
 
+    /// Runs a command of `meshd` as `kubectl debug node --profile=sysadmin` would: with the node's files at /host.
+    fn debug(&self, command: &str) {
+        let files: String = ["/var/lib/meshd", "/run/meshd", "/opt/cni", "/etc/cni"]
+            .map(|path| format!("-v {path}:/host{path} "))
+            .concat();
+        self.machine.sh(&format!(
+            "{PODMAN} run --rm --privileged --network host {LIMITS} {files} --rootfs /root/image /usr/bin/meshd {command}"
+        ));
+    }
+
     /// A pod that does nothing; returns its addresses.
     fn pod(&self, name: &str) -> Vec<String> {
         self.machine.sh(&format!(
@@ -225,6 +235,14 @@ fn the_daemon_set_brings_pods_onto_the_mesh() {
     }
     for node in &nodes {
         node.machine.sh(&format!("{PODMAN} rm -f -t 0 app"));
+    }
+    // The documentation's way to uninstall it.
+    for node in &nodes {
+        node.machine.sh(&format!("{PODMAN} rm -f -t 10 meshd cni"));
+        node.debug("install-cni --remove --bin-dir /host/opt/cni/bin --conf-dir /host/etc/cni/net.d");
+        node.debug("cleanup --state-dir /host/var/lib/meshd --run-dir /host/run/meshd");
+        assert_eq!(left_in_kernel(node.machine.host()), Vec::<String>::new());
+        node.machine.sh("test ! -e /etc/cni/net.d/10-meshd.conflist -a ! -e /opt/cni/bin/meshd-cni");
     }
     sniffer.assert_clean();
 }

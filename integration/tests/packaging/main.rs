@@ -1,8 +1,9 @@
-//! What is installed, and how: the Debian package on machines with systemd, and the
-//! documentation followed on them.
+//! What is installed, and how: the Debian package on machines with systemd, the documentation followed on them, the
+//! alerts.
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
+mod alerts;
 mod debian;
 mod docs;
 mod kubernetes;

@@ -34,6 +34,11 @@ pub enum ClientError {
         /// What the system said.
         source: io::Error,
     },
+    /// The socket is not for this user.
+    #[error(
+        "permission denied on {0}: use sudo, or add the user to the group meshd (usermod -aG meshd USER) and log in anew"
+    )]
+    NotAllowed(String),
     /// The connection broke.
     #[error("the daemon at {socket} did not answer: {source}")]
     Broken {
@@ -90,8 +95,10 @@ impl Client {
 
     fn get_text_within(&self, path: &str, patience: Duration) -> Result<String, ClientError> {
         let socket = || self.socket.display().to_string();
-        let mut stream = UnixStream::connect(&self.socket)
-            .map_err(|source| ClientError::Unreachable { socket: socket(), source })?;
+        let mut stream = UnixStream::connect(&self.socket).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::NotAllowed(socket()),
+            _ => ClientError::Unreachable { socket: socket(), source },
+        })?;
         let broken = |source| ClientError::Broken { socket: socket(), source };
         stream.set_read_timeout(Some(patience)).map_err(broken)?;
         stream.set_write_timeout(Some(TIMEOUT)).map_err(broken)?;

@@ -5,10 +5,13 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use meshd::{
+    causes::with_causes,
     daemon::{self, Outcome},
     install_cni::{InstallCniFlags, Installed, install_cni, keep_cni_installed},
     manual,
-    settings::{CleanupFlags, CleanupSettings, FloorSettings, Log, LogFormat, RunFlags, Settings, SettingsError},
+    settings::{
+        CleanupFlags, CleanupSettings, FloorSettings, Log, LogFormat, RunFlags, Settings, SettingsError, Trial,
+    },
 };
 
 const FAILED: u8 = 1;
@@ -16,8 +19,11 @@ const USAGE: u8 = 2;
 const NOT_READY: u8 = 4;
 
 /// WireGuard-encrypted overlay network for clusters over several sites.
+///
+/// Exit codes: 0 done, 1 failed or refused, 2 wrong call or settings that do not hold, 4 the daemon was not ready in time
+/// (install-cni).
 #[derive(Parser)]
-#[command(name = "meshd", version, disable_help_subcommand = true)]
+#[command(name = "meshd", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -27,12 +33,13 @@ struct Cli {
 enum Command {
     /// Joins the mesh and stays in it until it is told to stop (SIGTERM); then traffic goes on as it is
     ///
-    /// Each setting can also be given as a variable or as a key of the settings file.
+    /// Each setting can also be given as a variable or as a key of the settings file. A flag without a value is true as a
+    /// variable with 1, true, yes or on, and false with 0, false, no or off.
     Run(Box<RunFlags>),
-    /// Makes the mesh networks of the last run unreachable until the daemon says otherwise
+    /// Puts unreachable routes for the mesh networks of the last run into the kernel, under those of the daemon
     ///
     /// To be run before containers start: until the daemon is up, what they send to the mesh then goes nowhere, and not
-    /// out in the clear. It takes the settings of meshd run, asks nothing of etcd, and can be said again.
+    /// out in the clear by the default route. It takes the settings of meshd run, asks nothing of etcd, and can be run again.
     Floor(Box<RunFlags>),
     /// Removes all that meshd has put into the kernel of this machine, once the daemon is stopped
     ///
@@ -41,7 +48,7 @@ enum Command {
     Cleanup(CleanupFlags),
     /// Puts the CNI plugin where the container runtime finds it, and its configuration once the daemon is ready
     ///
-    /// It can be said again: what is as it should be stays untouched. It ends with 4 when the daemon is not ready in time.
+    /// It can be run again: what is as it should be stays untouched. It exits with 4 when the daemon is not ready in time.
     InstallCni(InstallCniFlags),
     /// Prints a completion script for a shell
     Completions {
@@ -65,7 +72,7 @@ fn main() -> ExitCode {
                 Err(mistakes) => return refuse(&mistakes),
             };
             if only_check {
-                return ExitCode::SUCCESS;
+                return tell(&settings.try_out());
             }
             log_to_stderr(settings.log);
             to_its_end(daemon::run(settings))
@@ -73,9 +80,7 @@ fn main() -> ExitCode {
         Command::Floor(flags) => {
             let settings = FloorSettings::load(*flags);
             log_to_stderr(settings.log);
-            for mistake in &settings.mistakes {
-                tracing::warn!("the settings do not hold: {mistake}");
-            }
+            warn_of(&settings.mistakes);
             to_its_end(daemon::floor(settings))
         }
         Command::Cleanup(flags) => {
@@ -84,6 +89,7 @@ fn main() -> ExitCode {
                 Err(mistakes) => return refuse(&mistakes),
             };
             log_to_stderr(settings.log);
+            warn_of(&settings.mistakes);
             to_its_end(daemon::cleanup(settings))
         }
         Command::InstallCni(flags) => {
@@ -124,7 +130,7 @@ fn exit_code(outcome: anyhow::Result<Outcome>) -> ExitCode {
             ExitCode::from(FAILED)
         }
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", with_causes(error.as_ref()));
             ExitCode::from(FAILED)
         }
     }
@@ -133,6 +139,24 @@ fn exit_code(outcome: anyhow::Result<Outcome>) -> ExitCode {
 fn refuse(mistakes: &SettingsError) -> ExitCode {
     complain(&format!("meshd: the settings do not hold:\n{mistakes}"));
     ExitCode::from(USAGE)
+}
+
+/// What came of `run --check`.
+fn tell(trial: &Trial) -> ExitCode {
+    for warning in &trial.warnings {
+        complain(&format!("meshd: warning: {warning}"));
+    }
+    if trial.mistakes.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    complain(&format!("meshd: the settings do not hold:\n{}", trial.mistakes.join("\n")));
+    ExitCode::from(USAGE)
+}
+
+fn warn_of(mistakes: &[String]) {
+    for mistake in mistakes {
+        tracing::warn!("the settings do not hold: {mistake}");
+    }
 }
 
 fn to_its_end(work: impl Future<Output = anyhow::Result<Outcome>>) -> anyhow::Result<Outcome> {

@@ -15,7 +15,7 @@ use etcd_client::{
 };
 
 pub(crate) use self::dialer::Files;
-pub use self::dialer::{Dialer, OpenError};
+pub use self::dialer::{Dialer, NoMember, OpenError};
 use self::failure::{Failure, bounded, classify, within_deadline};
 use super::{
     etcd_options::Member,

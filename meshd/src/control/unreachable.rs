@@ -60,11 +60,11 @@ pub(super) fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
         code: ProblemCode::EtcdUnreachable,
         key: None,
         cause: format!("{endpoint}: {error}; what was known before stays in force"),
-        remedy: remedy(kind(error), endpoint),
+        remedy: remedy_of_etcd_error(endpoint, error),
     }
 }
 
-/// What to do about an error that came of asking the member at `endpoint`.
+/// What mends an error in reaching `endpoint`.
 pub(crate) fn remedy_of_etcd_error(endpoint: &str, error: &str) -> String {
     remedy(kind(error), endpoint)
 }

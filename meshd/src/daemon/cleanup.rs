@@ -15,7 +15,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-use super::{Outcome, subnets_in_cache};
+use super::{Outcome, privilege, subnets_in_cache};
 use crate::{
     api,
     control::state_dir::StateDirError,
@@ -29,6 +29,7 @@ use crate::{
 /// # Errors
 /// When something cannot be looked at or removed.
 pub async fn cleanup(settings: CleanupSettings) -> anyhow::Result<Outcome> {
+    privilege::demand("cleanup", &[privilege::NET_ADMIN])?;
     // Held to the end, so that no daemon starts meanwhile.
     let _lock = match hold(&settings.state_dir) {
         Ok(lock) => lock,
@@ -168,6 +169,7 @@ mod tests {
     fn both_files_tell_subnets_and_damage_to_one_hides_nothing_of_the_other() {
         let dir = tempfile::tempdir().unwrap();
         let settings = CleanupSettings {
+            mistakes: Vec::new(),
             interface: "meshd0".parse().unwrap(),
             state_dir: dir.path().to_owned(),
             run_dir: dir.path().to_owned(),

@@ -6,7 +6,7 @@ use std::{path::Path, time::Instant};
 use etcd_schema::Key;
 use ipnet::IpNet;
 
-use super::{Outcome, underlay};
+use super::{Outcome, privilege, underlay};
 use crate::{
     control::{
         cache::{CacheError, Cached},
@@ -22,6 +22,7 @@ use crate::{
 /// # Errors
 /// When the kernel refuses a route of it.
 pub async fn floor(settings: FloorSettings) -> anyhow::Result<Outcome> {
+    privilege::demand("floor", &[privilege::NET_ADMIN])?;
     let kernel = Kernel::new(kernel::Options::new(settings.interface.clone(), settings.state_dir.clone()))?;
     lay(&kernel, &settings).await?;
     Ok(Outcome::Done)

@@ -8,6 +8,7 @@ mod floor;
 mod node;
 mod peer_config;
 mod peers;
+mod privilege;
 mod published;
 mod pulse;
 mod reach;
@@ -55,6 +56,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
 
+    privilege::demand("run", &[privilege::NET_ADMIN, privilege::NET_RAW])?;
     make_dir(&settings.run_dir, 0o755)?;
     let state = StateDir::open(&settings.state_dir)?;
     let id = state.identity().id.clone();

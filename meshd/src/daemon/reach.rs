@@ -245,6 +245,9 @@ impl Published {
         if let EchoError::Socket(_) = error {
             return (error.to_string(), "give the daemon CAP_NET_RAW (AmbientCapabilities= in its unit)".to_owned());
         }
+        if let EchoError::Barred = error {
+            return (error.to_string(), format!("nft list ruleset: at the output hook, accept what goes to {address}"));
+        }
         if layer == LayerKind::Pod {
             let source = self.lock().snapshot.own_overlay().into_iter().find(|own| own.is_ipv4() == address.is_ipv4());
             let question = source.map(|source| Question {
@@ -298,6 +301,14 @@ fn outer(endpoints: &[SocketAddr]) -> (Option<bool>, Option<f64>, String, String
                         "start meshd there; is it --listen-port {}, or a port forwarding at a NAT that is wrong?",
                         at.port()
                     ),
+                );
+            }
+            Ok(UdpPort::Barred) => {
+                return (
+                    Some(false),
+                    None,
+                    format!("a firewall on this machine refuses what goes to {} at UDP port {}", at.ip(), at.port()),
+                    format!("nft list ruleset: at the output hook, accept UDP to port {}", at.port()),
                 );
             }
             Ok(UdpPort::NoWay) => {

@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use serde::Deserialize;
 
 use crate::{
@@ -46,7 +46,7 @@ pub struct EtcdFlags {
     #[serde(rename = "etcd-password-file")]
     pub password_file: Option<PathBuf>,
     /// Allow plain http to an etcd that is not on this machine: whoever can read or change that traffic owns the mesh
-    #[arg(long = "etcd-allow-plaintext", env = "MESHD_ETCD_ALLOW_PLAINTEXT")]
+    #[arg(long = "etcd-allow-plaintext", env = "MESHD_ETCD_ALLOW_PLAINTEXT", value_parser = BoolishValueParser::new())]
     #[serde(rename = "etcd-allow-plaintext")]
     pub allow_plaintext: bool,
 }
@@ -100,11 +100,11 @@ pub struct RunFlags {
     pub run_dir: Option<PathBuf>,
     /// Where another program's firewall (Docker, firewalld, ufw) would drop forwarded pod traffic, put one rule on top
     /// of its chain that accepts it; without this, meshctl status only names the chain
-    #[arg(long, env = "MESHD_FORWARD_ACCEPT")]
+    #[arg(long, env = "MESHD_FORWARD_ACCEPT", value_parser = BoolishValueParser::new())]
     pub forward_accept: bool,
     /// Do not give traffic from pods to addresses outside of the mesh this node's address (masquerading); something
     /// else must then do that or route the answers back
-    #[arg(long, env = "MESHD_NO_IP_MASQ")]
+    #[arg(long, env = "MESHD_NO_IP_MASQ", value_parser = BoolishValueParser::new())]
     pub no_ip_masq: bool,
     /// Send many packets to one node in one system call (UDP GSO). auto does so until the kernel refuses it [default:
     /// auto]
@@ -122,7 +122,7 @@ pub struct RunFlags {
     #[arg(long, env = "MESHD_METRICS_ADDR", value_name = "IP:PORT|none")]
     pub metrics_addr: Option<String>,
     /// Also have metrics for each peer; with N nodes that is N times N of each
-    #[arg(long, env = "MESHD_METRICS_PER_PEER")]
+    #[arg(long, env = "MESHD_METRICS_PER_PEER", value_parser = BoolishValueParser::new())]
     pub metrics_per_peer: bool,
     /// Loopback address and TCP port of a page for browsers on this machine that shows the mesh, without a password and
     /// only to look at: 127.0.0.1:9474. none: nowhere [default: none]
@@ -142,7 +142,8 @@ pub struct RunFlags {
     /// How log lines on standard error look [default: text]
     #[arg(long, env = "MESHD_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// Only check the settings: print everything that is wrong with them and exit with 2, or exit with 0
+    /// Only check the settings, and that the files they name can be read, by the user meshd too: print everything that is
+    /// wrong and exit with 2, or exit with 0
     #[arg(long)]
     #[serde(skip)]
     pub check: bool,
@@ -151,8 +152,8 @@ pub struct RunFlags {
 /// Flags of `meshd cleanup`: what says where the daemon's state is. `None` means not given.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CleanupFlags {
-    /// Settings file of meshd run; where the daemon's state is is read from it [default: /etc/meshd/meshd.toml, if
-    /// there]
+    /// Settings file of meshd run, for interface, state-dir and run-dir; mistakes in it are only warned of [default:
+    /// /etc/meshd/meshd.toml, if there]
     #[arg(long, env = "MESHD_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Name of the tunnel's network device [default: meshd0]

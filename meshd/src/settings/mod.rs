@@ -2,6 +2,7 @@
 //! reports all of them.
 
 mod flags;
+mod trial;
 
 use std::{
     fmt, fs,
@@ -17,6 +18,7 @@ use etcd_schema::{NodeName, SiteName};
 pub use flags::{CleanupFlags, EtcdFlags, LogFormat, RunFlags};
 use policy::nft::{Field, Marks};
 use serde::Deserialize as _;
+pub use trial::Trial;
 
 /// The file that is read when none is named; its absence is no mistake.
 pub const DEFAULT_FILE: &str = "/etc/meshd/meshd.toml";
@@ -32,6 +34,8 @@ const DEFAULT_LOG_GROUP: u16 = 15_858;
 /// Everything `meshd run` needs, checked.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The file that they come from, if any.
+    pub file: Option<PathBuf>,
     /// Unique name of this node; the host name unless set.
     pub node: NodeName,
     /// Site, if any: nodes of one site may be direct to each other.
@@ -92,6 +96,8 @@ pub struct CleanupSettings {
     pub force: bool,
     /// How the log looks.
     pub log: Log,
+    /// What is wrong with the file, where a default took its place.
+    pub mistakes: Vec<String>,
 }
 
 /// What `meshd floor` needs: what the daemon would protect, and where its state is.
@@ -154,6 +160,7 @@ impl Settings {
     }
 
     fn check(flags: RunFlags, mut mistakes: Vec<String>) -> Result<Self, SettingsError> {
+        let file = file_of(&flags).map(Path::to_owned);
         let etcd = flags.etcd.check(&mut mistakes);
         let node = name(flags.node.or_else(host_name), "--node", &mut mistakes);
         if node.is_none() && mistakes.iter().all(|mistake| !mistake.starts_with("--node")) {
@@ -220,6 +227,7 @@ impl Settings {
         let log = log(flags.log_level, flags.log_format, &mut mistakes);
         match (node, interface) {
             (Some(node), Some(interface)) if mistakes.is_empty() => Ok(Self {
+                file,
                 node,
                 site,
                 etcd,
@@ -250,24 +258,27 @@ impl Settings {
 
 impl CleanupSettings {
     /// Reads the file that `flags` name (or the default one) and takes from both what a cleanup needs. What the file
-    /// says of the node and of etcd is not judged: a password file that is gone keeps nobody from cleaning up.
+    /// says of the node and of etcd is not judged, and its mistakes are for `meshd run` to refuse: nothing in it keeps
+    /// anybody from cleaning up, or from removing the package.
     ///
     /// # Errors
-    /// Every mistake, one line each.
+    /// Every mistake of the flags themselves, one line each.
     pub fn load(flags: &CleanupFlags) -> Result<Self, SettingsError> {
-        let (run, mut mistakes) = over_file(flags.as_run_flags());
-        let interface = interface(run.interface, &mut mistakes);
-        let log = log(run.log_level, run.log_format, &mut mistakes);
-        match interface {
-            Some(interface) if mistakes.is_empty() => Ok(Self {
-                interface,
-                state_dir: run.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
-                run_dir: run.run_dir.unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
-                force: flags.force,
-                log,
-            }),
-            _ => Err(SettingsError(mistakes)),
+        let mut mistakes = Vec::new();
+        name::<InterfaceName>(flags.interface.clone(), "--interface", &mut mistakes);
+        log(flags.log_level.clone(), flags.log_format, &mut mistakes);
+        if !mistakes.is_empty() {
+            return Err(SettingsError(mistakes));
         }
+        let (run, mut mistakes) = over_file(flags.as_run_flags());
+        Ok(Self {
+            interface: interface_or_default(run.interface, &mut mistakes),
+            state_dir: run.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+            run_dir: run.run_dir.unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
+            force: flags.force,
+            log: log(run.log_level, run.log_format, &mut mistakes),
+            mistakes,
+        })
     }
 }
 
@@ -278,11 +289,8 @@ impl FloorSettings {
     pub fn load(flags: RunFlags) -> Self {
         let (run, mut mistakes) = over_file(flags);
         let iface = name(run.iface.filter(|iface| iface != "auto"), "--iface", &mut mistakes);
-        let interface = interface(run.interface, &mut mistakes)
-            .or_else(|| interface(None, &mut mistakes))
-            .unwrap_or_else(|| unreachable!("the default is a name"));
         Self {
-            interface,
+            interface: interface_or_default(run.interface, &mut mistakes),
             iface,
             etcd_endpoints: run.etcd.endpoints.unwrap_or_default(),
             state_dir: run.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -305,13 +313,15 @@ impl FloorSettings {
     }
 }
 
+/// The file that `flags` name, or the default one where it is there.
+fn file_of(flags: &RunFlags) -> Option<&Path> {
+    let default = || Some(Path::new(DEFAULT_FILE)).filter(|file| file.exists());
+    flags.config.as_deref().or_else(default)
+}
+
 /// Lays `flags` over the file that they name, or over the default one; the mistakes in the file beside.
 fn over_file(flags: RunFlags) -> (RunFlags, Vec<String>) {
-    let path = match &flags.config {
-        Some(path) => path.as_path(),
-        None if Path::new(DEFAULT_FILE).exists() => Path::new(DEFAULT_FILE),
-        None => return (flags, Vec::new()),
-    };
+    let Some(path) = file_of(&flags) else { return (flags, Vec::new()) };
     let (file, mistakes) = match fs::read_to_string(path) {
         Ok(text) => parse_file(&text),
         Err(error) => (RunFlags::default(), vec![error.to_string()]),
@@ -351,6 +361,12 @@ fn parse_file(text: &str) -> (RunFlags, Vec<String>) {
 
 fn interface(given: Option<String>, mistakes: &mut Vec<String>) -> Option<InterfaceName> {
     name(Some(given.unwrap_or_else(|| "meshd0".to_owned())), "--interface", mistakes)
+}
+
+fn interface_or_default(given: Option<String>, mistakes: &mut Vec<String>) -> InterfaceName {
+    interface(given, mistakes)
+        .or_else(|| interface(None, mistakes))
+        .unwrap_or_else(|| unreachable!("the default is a name"))
 }
 
 /// The two fields of the connection mark, egress first.

@@ -181,7 +181,17 @@ fn a_cleanup_takes_its_places_from_the_file_and_judges_nothing_else_in_it() {
     let settings = CleanupSettings::load(&given).unwrap();
     assert_eq!(settings.interface.as_str(), "tun7");
     assert_eq!((settings.state_dir.as_path(), settings.run_dir.as_path()), (Path::new("/s"), Path::new("/r")));
-    let mistyped = file("interfce = 'tun7'\n");
-    let given = CleanupFlags { config: Some(mistyped.path().to_owned()), ..given };
-    assert!(CleanupSettings::load(&given).unwrap_err().to_string().contains("interfce: no such setting"));
+}
+
+#[test]
+fn mistakes_in_the_file_do_not_keep_anybody_from_cleaning_up() {
+    let wrong = file("interfce = 'tun7'\ninterface = 'no/name'\nlog-level = 'loud'\nstate-dir = '/s'\n");
+    let given = CleanupFlags { config: Some(wrong.path().to_owned()), ..CleanupFlags::default() };
+    let settings = CleanupSettings::load(&given).unwrap();
+    assert_eq!((settings.interface.as_str(), settings.state_dir.as_path()), ("meshd0", Path::new("/s")));
+    assert_eq!(settings.mistakes.len(), 3, "{:?}", settings.mistakes);
+    assert!(settings.mistakes[0].contains("interfce: no such setting"), "{:?}", settings.mistakes);
+    // Those of the command line are of this very moment.
+    let given = CleanupFlags { interface: Some("no/name".to_owned()), ..CleanupFlags::default() };
+    assert!(CleanupSettings::load(&given).unwrap_err().to_string().starts_with("--interface no/name"));
 }

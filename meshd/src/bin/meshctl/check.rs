@@ -2,33 +2,59 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io::{self, Read as _, Write as _},
     path::Path,
 };
 
-use anyhow::Context as _;
-use meshd::policy_tool;
+use anyhow::{Context as _, bail};
+use meshd::{causes::with_causes, policy_tool};
 use serde::Serialize;
 
 use crate::{
-    exit::Usage,
+    exit::{FAILED, Usage},
     output::{Output, print},
 };
 
-/// What `check` prints of a value that holds; one that does not is an error.
+/// What `check` prints.
 #[derive(Serialize)]
 struct Checked {
     /// Without the prefix.
     key: String,
     holds: bool,
-    summary: String,
+    /// What the value says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary: Option<String>,
+    /// Fields that are kept and not read.
+    unknown: Vec<Unknown>,
+    /// Why it does not hold, one mistake a line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
-/// Prints what the value says, or fails with why it does not hold.
+#[derive(Serialize)]
+struct Unknown {
+    path: String,
+    /// The field that may be meant.
+    meant: Option<&'static str>,
+    /// For people.
+    #[serde(skip)]
+    text: String,
+}
+
+/// Prints what the value says, or why it does not hold.
 pub(crate) fn run(output: Output, key: &str, file: &Path, prefix: &str) -> anyhow::Result<u8> {
     let checked = check(key, file, prefix)?;
-    print(output, &checked, |checked| format!("{} holds: {}\n", checked.key, checked.summary))?;
-    Ok(0)
+    if let (Some(error), Output::Table) = (&checked.error, output) {
+        bail!("{error}");
+    }
+    for Unknown { text, .. } in checked.unknown.iter().filter(|_| output == Output::Table) {
+        // Beside what is printed: a warning, not the answer.
+        let _ = writeln!(io::stderr(), "meshctl: warning: {text}");
+    }
+    print(output, &checked, |checked| {
+        format!("{} holds: {}\n", checked.key, checked.summary.as_deref().unwrap_or_default())
+    })?;
+    Ok(if checked.holds { 0 } else { FAILED })
 }
 
 fn check(key: &str, file: &Path, prefix: &str) -> anyhow::Result<Checked> {
@@ -43,8 +69,19 @@ fn check(key: &str, file: &Path, prefix: &str) -> anyhow::Result<Checked> {
         let opened = File::open(file).map_err(|error| Usage(format!("{}: {error}", file.display())))?;
         opened.take(limit).read_to_end(&mut value).with_context(|| file.display().to_string())?;
     }
-    let checked = policy_tool::check(relative, &value)?;
-    Ok(Checked { key: relative.to_owned(), holds: true, summary: checked.summary })
+    let key = relative.to_owned();
+    Ok(match policy_tool::check(relative, &value) {
+        Ok(checked) => {
+            let unknown = checked.unknown.into_iter();
+            let unknown = unknown
+                .map(|field| Unknown { text: field.to_string(), path: field.path, meant: field.meant })
+                .collect();
+            Checked { key, holds: true, summary: Some(checked.summary), unknown, error: None }
+        }
+        Err(error) => {
+            Checked { key, holds: false, summary: None, unknown: Vec::new(), error: Some(with_causes(&error)) }
+        }
+    })
 }
 
 #[cfg(test)]
@@ -59,7 +96,25 @@ mod tests {
         let json = serde_json::to_value(&checked).unwrap();
         assert_eq!((&json["key"], &json["holds"]), (&"config".into(), &true.into()));
         assert!(json["summary"].as_str().is_some_and(|summary| summary.contains("10.244.0.0/16")), "{json}");
+        assert_eq!(json["unknown"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn a_value_that_does_not_hold_is_told_as_json_too() {
+        let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), r#"{"Network": "nonsense"}"#).unwrap();
-        assert!(check("config", file.path(), "/meshd").is_err());
+        let json = serde_json::to_value(check("config", file.path(), "/meshd").unwrap()).unwrap();
+        assert_eq!(json["holds"], false);
+        assert!(json["error"].as_str().is_some_and(|error| error.contains("Network")), "{json}");
+        assert!(run(Output::Table, "config", file.path(), "/meshd").is_err());
+    }
+
+    #[test]
+    fn a_misspelt_field_is_told() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), r#"{"Network": "10.244.0.0/16", "Backend": {"DirectRoutin": false}}"#).unwrap();
+        let json = serde_json::to_value(check("config", file.path(), "/meshd").unwrap()).unwrap();
+        let unknown = serde_json::json!([{"path": "Backend.DirectRoutin", "meant": "DirectRouting"}]);
+        assert_eq!((&json["holds"], &json["unknown"]), (&true.into(), &unknown));
     }
 }

@@ -10,16 +10,27 @@ use crate::{
     output::{Output, print},
 };
 
-/// Prints the etcdctl commands for the least roles that nodes, operators and readers need. Nothing is changed.
+/// Prints the etcdctl commands that make roles in etcd, each with no more rights than nodes, operators or readers need
+///
+/// Nothing is changed: the commands are for a shell (sh -e), once for each role. A node's role reads everything below the
+/// prefix and writes that node's own records. With --subnet it writes one key of subnets/ and not all of them.
 #[derive(Args)]
 pub(crate) struct EtcdRoles {
-    /// The ids of the nodes, one role each: meshctl status of a node says its own, STATE/node-id has it
+    /// Ids of nodes, one role each: what /var/lib/meshd/node-id holds on the node, and what its key nodes/ID in etcd is named
+    /// after
     #[arg(value_name = "NODE-ID")]
     nodes: Vec<String>,
-    /// Prefix of all keys
-    #[arg(long, env = "MESHD_ETCD_PREFIX", default_value = "/meshd")]
+    /// The role meshd-operator: reads and writes everything below the prefix
+    #[arg(long)]
+    operator: bool,
+    /// The role meshd-reader: reads everything below the prefix, pre-shared keys of outside peers too
+    #[arg(long)]
+    reader: bool,
+    /// What all keys of this mesh begin with
+    #[arg(long, env = "MESHD_ETCD_PREFIX", default_value = "/meshd", value_name = "PREFIX")]
     etcd_prefix: String,
-    /// Gives each node no more of subnets/ than this key, which must hold its reservation; for one node
+    /// Gives the node this key of subnets/ and no others, such as 10.244.3.0-24; it must hold the node's reservation before
+    /// the node starts. For one node
     #[arg(long, value_name = "SUBNET-KEY")]
     subnet: Option<String>,
 }
@@ -62,45 +73,47 @@ impl EtcdRoles {
                 Some(key.to_string())
             }
         };
-        print(output, &roles(&prefix, &nodes, subnet.as_deref()), |roles| commands(roles))?;
+        let roles = self.roles(&prefix, &nodes, subnet.as_deref());
+        if roles.is_empty() {
+            return Err(Usage("say whose role: NODE-ID (one or more), --operator or --reader".to_owned()).into());
+        }
+        print(output, &roles, |roles| commands(roles))?;
         Ok(0)
     }
-}
 
-fn roles(prefix: &str, nodes: &[NodeId], subnet: Option<&str>) -> Vec<Role> {
-    let grant =
-        |permission, key: &str, whole: bool| Grant { permission, key: format!("{prefix}/{key}"), prefix: whole };
-    let mut roles = vec![
-        Role {
+    fn roles(&self, prefix: &str, nodes: &[NodeId], subnet: Option<&str>) -> Vec<Role> {
+        let grant =
+            |permission, key: &str, whole: bool| Grant { permission, key: format!("{prefix}/{key}"), prefix: whole };
+        let operator = self.operator.then(|| Role {
             name: "meshd-operator".to_owned(),
             purpose: "writes config, peers, policies and pods; removes nodes".to_owned(),
             grants: vec![grant("readwrite", "", true)],
-        },
-        Role {
+        });
+        let reader = self.reader.then(|| Role {
             name: "meshd-reader".to_owned(),
             purpose: "looks at everything, pre-shared keys of outside peers too".to_owned(),
             grants: vec![grant("read", "", true)],
-        },
-    ];
-    roles.extend(nodes.iter().map(|id| {
-        let subnets = match subnet {
-            Some(subnet) => grant("readwrite", &format!("subnets/{subnet}"), false),
-            // A node does not know beforehand which one it will draw.
-            None => grant("readwrite", "subnets/", true),
-        };
-        Role {
-            name: format!("meshd-node-{id}"),
-            purpose: format!("node {id}: reads the mesh, writes its own records"),
-            grants: vec![
-                grant("read", "", true),
-                subnets,
-                grant("readwrite", &format!("nodes/{id}"), false),
-                grant("readwrite", &format!("alive/{id}"), false),
-                grant("readwrite", &format!("endpoints/{id}/"), true),
-            ],
-        }
-    }));
-    roles
+        });
+        let nodes = nodes.iter().map(|id| {
+            let subnets = match subnet {
+                Some(subnet) => grant("readwrite", &format!("subnets/{subnet}"), false),
+                // A node does not know beforehand which one it will draw.
+                None => grant("readwrite", "subnets/", true),
+            };
+            Role {
+                name: format!("meshd-node-{id}"),
+                purpose: format!("node {id}: reads the mesh, writes its own records"),
+                grants: vec![
+                    grant("read", "", true),
+                    subnets,
+                    grant("readwrite", &format!("nodes/{id}"), false),
+                    grant("readwrite", &format!("alive/{id}"), false),
+                    grant("readwrite", &format!("endpoints/{id}/"), true),
+                ],
+            }
+        });
+        operator.into_iter().chain(reader).chain(nodes).collect()
+    }
 }
 
 fn commands(roles: &[Role]) -> String {
@@ -114,7 +127,8 @@ fn commands(roles: &[Role]) -> String {
             text += &format!("etcdctl role grant-permission {prefix}{} {permission} '{}'\n", role.name, quoted(key));
         }
     }
-    text += "# a user for each, such as: etcdctl user add NAME; etcdctl user grant-role NAME ROLE\n";
+    text += "# then a user for each, NAME of the certificate (CN) or with a password: \
+             etcdctl user add NAME --no-password; etcdctl user grant-role NAME ROLE\n";
     text
 }
 
@@ -122,14 +136,28 @@ fn commands(roles: &[Role]) -> String {
 mod tests {
     use super::*;
 
+    fn printed(nodes: &[&str], operator: bool, reader: bool, subnet: Option<&str>) -> String {
+        let ids: Vec<NodeId> = nodes.iter().map(|id| id.parse().unwrap()).collect();
+        let asked = EtcdRoles { nodes: Vec::new(), operator, reader, etcd_prefix: String::new(), subnet: None };
+        commands(&asked.roles("/meshd", &ids, subnet))
+    }
+
     #[test]
     fn a_node_may_write_its_own_records_and_subnets() {
-        let id: NodeId = "n0011223344556677".parse().unwrap();
-        let text = commands(&roles("/meshd", std::slice::from_ref(&id), None));
+        let text = printed(&["n0011223344556677"], false, false, None);
         assert!(text.contains("meshd-node-n0011223344556677 readwrite '/meshd/nodes/n0011223344556677'\n"), "{text}");
         assert!(text.contains("--prefix=true meshd-node-n0011223344556677 readwrite '/meshd/subnets/'\n"), "{text}");
-        let closed = commands(&roles("/meshd", &[id], Some("10.244.3.0-24")));
+        let closed = printed(&["n0011223344556677"], false, false, Some("10.244.3.0-24"));
         assert!(closed.contains(" readwrite '/meshd/subnets/10.244.3.0-24'\n"), "{closed}");
         assert!(!closed.contains("readwrite '/meshd/subnets/'"), "{closed}");
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_printed() {
+        let added = |text: &str| text.matches("etcdctl role add ").count();
+        let node = printed(&["a", "b"], false, false, None);
+        assert!(added(&node) == 2 && !node.contains("meshd-operator") && !node.contains("meshd-reader"), "{node}");
+        assert_eq!(added(&printed(&[], true, false, None)), 1);
+        assert_eq!(added(&printed(&["a"], true, true, None)), 3);
     }
 }

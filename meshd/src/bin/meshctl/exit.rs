@@ -21,7 +21,9 @@ pub(crate) struct NotFound(pub(crate) String);
 
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ClientError>() {
-        Some(ClientError::Unreachable { .. } | ClientError::Broken { .. }) => NOT_REACHABLE,
+        Some(ClientError::Unreachable { .. } | ClientError::NotAllowed(_) | ClientError::Broken { .. }) => {
+            NOT_REACHABLE
+        }
         Some(ClientError::NotFound(_)) => NOT_FOUND,
         Some(ClientError::Invalid(_)) => USAGE,
         _ if error.is::<Usage>() => USAGE,
@@ -41,6 +43,7 @@ mod tests {
         let refused = || io::Error::from(io::ErrorKind::ConnectionReset);
         for (error, code) in [
             (ClientError::Unreachable { socket: String::new(), source: refused() }, 3),
+            (ClientError::NotAllowed(String::new()), 3),
             (ClientError::Broken { socket: String::new(), source: refused() }, 3),
             (ClientError::NotFound(String::new()), 5),
             (ClientError::Malformed(String::new()), 1),

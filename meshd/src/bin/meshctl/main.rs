@@ -17,22 +17,25 @@ use std::{
 };
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use meshd::{api::Client, manual};
+use meshd::{api::Client, causes::with_causes, manual};
 
 use crate::{exit::exit_code, output::Output};
 
 /// Looks into the mesh daemon of this node, and checks and changes what etcd holds for the mesh.
 ///
-/// Exit codes: 0 well, 1 failed, 2 wrong call, 3 the daemon is not reachable, 4 degraded (status --check, doctor), 5 not
-/// found, 6 denied (policy explain).
+/// What asks the daemon takes root or a user of the group meshd; check, etcd-roles, policy test and policy explain --offline
+/// ask nobody, and node remove asks etcd alone.
+///
+/// Exit codes: 0 well, 1 failed, 2 wrong call, 3 the daemon is not reachable or its socket not for this user, 4 degraded
+/// (status --check, doctor), 5 not found, 6 denied (policy explain).
 #[derive(Parser)]
-#[command(name = "meshctl", version, disable_help_subcommand = true)]
+#[command(name = "meshctl", version)]
 struct Cli {
-    /// Directory of the daemon's socket
-    #[arg(long, env = "MESHD_RUN_DIR", default_value = "/run/meshd", global = true)]
+    /// The daemon's --run-dir: where its socket is
+    #[arg(long, env = "MESHD_RUN_DIR", default_value = "/run/meshd", global = true, value_name = "DIR")]
     run_dir: PathBuf,
-    /// How to print
-    #[arg(short, long, value_enum, default_value_t = Output::Table, global = true)]
+    /// How to print the answer: for people, or for programs
+    #[arg(short, long, value_enum, default_value_t = Output::Table, global = true, value_name = "FORMAT")]
     output: Output,
     #[command(subcommand)]
     command: Command,
@@ -40,53 +43,52 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// This node at a glance, and what is not well
+    /// Shows this node at a glance: state, subnets, etcd, peers, and what is not well with cause and remedy
     Status {
-        /// Exit with 4 unless all is well
+        /// Exits with 4 when this node is not running or anything is not well
         #[arg(long)]
         check: bool,
     },
-    /// The other nodes and the outside peers, and how packets reach them
+    /// Lists the other nodes and the outside peers, and how packets reach each: direct, wireguard or unreachable
     Peers {
         #[command(subcommand)]
         command: Option<PeersCommand>,
     },
-    /// The mesh routes of this node
+    /// Lists the mesh routes of this node, and the peer that each leads to
     Routes,
-    /// Asks a node or an address for an echo, and shows each layer on the way: which one answers, and how fast
+    /// Asks a node or an address for an echo, and shows which layer on the way answers, and how fast
     Ping(ping::Ping),
     /// Looks for what keeps packets from getting through, and names the command that mends it
     Doctor(doctor::Doctor),
-    /// Changes the set of nodes, in etcd itself
+    /// Takes nodes out of the mesh, in etcd itself; works without a daemon here
     Node {
         #[command(subcommand)]
         command: node::NodeCommand,
     },
-    /// Policies: what is in force on this node, what they say, and what they would say
+    /// Shows the policies in force on this node, and whether they let a connection through
     Policy {
         #[command(subcommand)]
         command: policy::PolicyCommand,
     },
-    /// Verdicts of this node, a sample of them
+    /// Prints recent connections to and from this node's pods that policies judged: a sample, not every one
     Flows {
-        /// Goes on printing what comes
+        /// Goes on printing as more are judged
         #[arg(long)]
         follow: bool,
-        /// Only what was refused, or would have been but for audit mode
+        /// Only those that were refused, or would have been if policyMode were not audit
         #[arg(long)]
         denied: bool,
     },
-    /// Validates a value before `etcdctl put`
+    /// Checks a value as the daemons would read it, before `etcdctl put`; exits with 1 when it does not hold
     Check {
         /// The key, with or without the prefix: peers/laptop, /meshd/config
         key: String,
         /// The file that holds the value; - reads standard input
         file: PathBuf,
-        /// Prefix of all keys
-        #[arg(long, env = "MESHD_ETCD_PREFIX", default_value = "/meshd")]
+        /// What all keys of this mesh begin with
+        #[arg(long, env = "MESHD_ETCD_PREFIX", default_value = "/meshd", value_name = "PREFIX")]
         etcd_prefix: String,
     },
-    /// Prints the etcdctl commands for the least roles that nodes, operators and readers need
     EtcdRoles(etcd_roles::EtcdRoles),
     /// Prints a completion script for a shell
     Completions {
@@ -103,7 +105,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum PeersCommand {
-    /// Prints a wg-quick file for an outside peer
+    /// Prints a wg-quick file for an outside peer; the private key is left for its owner to fill in
     Config {
         /// The peer's name: peers/NAME in etcd
         name: String,
@@ -115,7 +117,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // Nothing is left to tell it to when standard error is gone too.
-            let _ = writeln!(io::stderr(), "meshctl: {error:#}");
+            let _ = writeln!(io::stderr(), "meshctl: {}", with_causes(error.as_ref()));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -19,12 +19,15 @@ use crate::{
 #[derive(Subcommand)]
 pub(crate) enum NodeCommand {
     /// Takes a node out of the mesh for good, also one that is away or stolen
+    ///
+    /// Its keys are refused by every node from then on, and its subnets are free. It comes back when removed/ID in etcd is
+    /// deleted. Done again, it does the same again.
     Remove(Remove),
 }
 
 #[derive(Args)]
 pub(crate) struct Remove {
-    /// The node's name or id
+    /// The node's name, or its id where several have the name or its record cannot be read
     name: String,
     #[command(flatten)]
     etcd: settings::EtcdFlags,
@@ -46,13 +49,15 @@ fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
     let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
     let removed = runtime.block_on(async {
         let dialer = Dialer::new(&etcd).map_err(|errors| Usage(said(&errors)))?;
-        let session = dialer.open_any().await.context("etcd does not answer")?;
+        let session = dialer.open_any().await?;
         node_removal::remove_node(&session, &remove.name, &time).await.map_err(anyhow::Error::from)
     });
+    let not_removed = |error: anyhow::Error| error.context(format!("node {} was not removed", remove.name));
     removed.map_err(|error| match error.downcast::<RemovalError>() {
         Ok(RemovalError::NotFound(name)) => NotFound(RemovalError::NotFound(name).to_string()).into(),
-        Ok(error) => anyhow::Error::from(error).context(format!("node {} was not removed", remove.name)),
-        Err(error) => error,
+        Ok(error) => not_removed(error.into()),
+        Err(error) if error.is::<Usage>() => error,
+        Err(error) => not_removed(error),
     })
 }
 
@@ -101,6 +106,18 @@ fn said(errors: &[impl ToString]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_etcd_that_is_away_is_named_once_with_what_to_do() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).unwrap();
+        let endpoint = format!("http://{free}");
+        let etcd = settings::EtcdFlags { endpoints: Some(vec![endpoint.clone()]), ..Default::default() };
+        let error = remove_node(&Remove { name: "west-1".to_owned(), etcd }).unwrap_err();
+        let told = meshd::causes::with_causes(error.as_ref());
+        assert!(told.starts_with(&format!("node west-1 was not removed: {endpoint}: etcd did not answer: ")), "{told}");
+        assert_eq!(told.matches("did not answer").count(), 1, "{told}");
+        assert!(told.contains("remedy  systemctl start etcd # on"), "{told}");
+    }
 
     #[test]
     fn a_removal_is_told_as_text_and_as_json() {

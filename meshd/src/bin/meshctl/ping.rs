@@ -3,7 +3,11 @@
 use std::{net::IpAddr, thread, time::Duration};
 
 use clap::Args;
-use meshd::api::{self, Client, Echoed, Layer};
+use etcd_schema::Backend;
+use meshd::{
+    api::{self, Client, Echoed, Layer, LayerKind},
+    echo::MIN_PACKET,
+};
 use serde::Serialize;
 
 use crate::{
@@ -19,18 +23,23 @@ const SMALLEST: u16 = 500;
 const LARGEST: u16 = 9000;
 /// An echo may be lost by chance.
 const TRIES: usize = 2;
+/// What mends every hole.
+const RAISE: &str = "let ICMP \"too big\" pass on the way, or raise the MTU there";
 
 #[derive(Args)]
 pub(crate) struct Ping {
     /// A node's or an outside peer's name, a node's id, or an address of the mesh
     #[arg(value_name = "NODE|IP")]
     target: String,
-    /// How often to ask; after the first time only the innermost address
+    /// How often to ask: layer by layer the first time, then only the innermost address, once a second
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
-    /// Length of the whole IP packet, in bytes; without a number: finds the longest that gets through
-    #[arg(short, long, value_name = "BYTES", num_args = 0..=1, default_missing_value = "0")]
-    size: Option<u16>,
+    /// Finds the longest packet that gets through; with a number: tries a packet of this length, its IP header included
+    #[arg(
+        short, long, value_name = "BYTES", num_args = 0..=1, require_equals = true,
+        value_parser = clap::value_parser!(u16).range(i64::from(MIN_PACKET)..)
+    )]
+    size: Option<Option<u16>>,
 }
 
 /// What `-o json` prints.
@@ -45,6 +54,9 @@ struct Pinged {
     further: Vec<Option<f64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<Size>,
+    /// What was asked for and not done, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipped: Option<String>,
 }
 
 /// What `--size` found.
@@ -66,7 +78,7 @@ impl Ping {
             return Err(Usage(format!("{:?} is neither a name nor an address", self.target)).into());
         }
         let ping: api::Ping = client.get_slowly(&format!("/v1/ping?target={}", self.target))?;
-        let mut pinged = Pinged { reached: ping.reached(), ping, further: Vec::new(), size: None };
+        let mut pinged = Pinged { reached: reached(&ping), ping, further: Vec::new(), size: None, skipped: None };
         if output == Output::Table {
             write_out(&layers_text(&pinged.ping))?;
         }
@@ -80,41 +92,50 @@ impl Ping {
                 pinged.further.push(echoed.round_trip);
             }
             if let Some(size) = self.size {
-                pinged.size = Some(find_size(client, address, size, pinged.ping.mtu)?);
+                pinged.size = Some(self.find_size(client, address, size, pinged.ping.mtu)?);
             }
+        } else if self.count > 1 || self.size.is_some() {
+            let why = if pinged.reached { "no address behind it is known: name one" } else { "it is not reached" };
+            pinged.skipped = Some(format!("--count and --size were not tried on {}: {why}", self.target));
         }
         match output {
             Output::Json => print(output, &pinged, |_| String::new())?,
             Output::Table => write_out(&summary(&pinged))?,
         }
         let well = pinged.reached
+            && pinged.skipped.is_none()
             && pinged.further.iter().all(Option::is_some)
             && pinged.size.as_ref().is_none_or(|size| size.well);
         Ok(if well { 0 } else { FAILED })
     }
+
+    /// Tries one length, or looks for the longest that is answered.
+    fn find_size(&self, client: &Client, address: IpAddr, size: Option<u16>, mtu: Option<u16>) -> anyhow::Result<Size> {
+        let mut answered = |size: u16| -> anyhow::Result<bool> {
+            for _ in 0..TRIES {
+                if echo(client, address, size)?.round_trip.is_some() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        match size {
+            Some(size) => Ok(judge_one(&self.target, size, answered(size)?, mtu)),
+            None => Ok(judge(&self.target, longest(mtu.unwrap_or(LARGEST), &mut answered)?, mtu)),
+        }
+    }
+}
+
+/// Whether what can be asked has answered. Behind an outside peer that has prefixes alone there is nobody to ask: then it
+/// is its tunnel that counts.
+fn reached(ping: &api::Ping) -> bool {
+    let is_inner = |layer: &Layer| matches!(layer.layer, LayerKind::Overlay | LayerKind::Pod);
+    ping.reached()
+        || !ping.layers.is_empty() && ping.layers.iter().all(|layer| !is_inner(layer) && layer.passes == Some(true))
 }
 
 fn echo(client: &Client, address: IpAddr, size: u16) -> anyhow::Result<Echoed> {
     Ok(client.get_slowly(&format!("/v1/echo?address={address}&size={size}"))?)
-}
-
-/// Tries one length, or looks for the longest that is answered.
-fn find_size(client: &Client, address: IpAddr, size: u16, mtu: Option<u16>) -> anyhow::Result<Size> {
-    let mut answered = |size: u16| -> anyhow::Result<bool> {
-        for _ in 0..TRIES {
-            if echo(client, address, size)?.round_trip.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    };
-    if size > 0 {
-        let passes = answered(size)?;
-        let text = if passes { "gets through" } else { "does not get through" };
-        let text = format!("a packet of {size} bytes {text}");
-        return Ok(Size { longest: passes.then_some(size), mtu: None, text, well: passes });
-    }
-    Ok(judge(longest(mtu.unwrap_or(LARGEST), &mut answered)?, mtu))
 }
 
 /// The longest length up to `most` for which `answered` says yes, if those up to it are answered and those beyond are not.
@@ -133,14 +154,21 @@ fn longest(most: u16, answered: &mut impl FnMut(u16) -> anyhow::Result<bool>) ->
     Ok(Some(passes))
 }
 
-fn judge(longest: Option<u16>, mtu: Option<u16>) -> Size {
+/// What the longest that passes means, and what to do.
+fn judge(target: &str, longest: Option<u16>, mtu: Option<u16>) -> Size {
     let (text, well) = match (longest, mtu) {
-        (None, _) => (format!("not even {SMALLEST} bytes get through"), false),
+        (None, _) => (
+            format!(
+                "not even {SMALLEST} bytes get through, though short packets do\n  remedy  {RAISE}; meshctl doctor here and on \
+                 {target} says more"
+            ),
+            false,
+        ),
         (Some(longest), Some(mtu)) if longest < mtu => (
             format!(
                 "an MTU hole: packets of more than {longest} bytes are lost, and the route is said to carry {mtu}\n  remedy  \
-                 let ICMP \"too big\" pass on the way, raise the MTU there, or put \"Backend\": {{…, \"MTU\": {longest}}} into \
-                 config"
+                 {RAISE}{}",
+                smaller_mtu(longest)
             ),
             false,
         ),
@@ -149,6 +177,32 @@ fn judge(longest: Option<u16>, mtu: Option<u16>) -> Size {
         }
     };
     Size { longest, mtu, text, well }
+}
+
+/// The other remedy of a hole, where `config` takes an MTU as small as that.
+fn smaller_mtu(longest: u16) -> String {
+    let with = |which: &str| format!(", or{which} put \"Backend\": {{…, \"MTU\": {longest}}} into config");
+    match longest {
+        mtu if mtu >= Backend::least_mtu(true) => with(""),
+        mtu if mtu >= Backend::least_mtu(false) => with(", in a mesh without IPv6,"),
+        _ => String::new(),
+    }
+}
+
+/// What came of one length, and what to do.
+fn judge_one(target: &str, size: u16, passes: bool, mtu: Option<u16>) -> Size {
+    let text = match (passes, mtu) {
+        (true, _) => format!("a packet of {size} bytes gets through"),
+        (false, Some(mtu)) if size > mtu => format!(
+            "a packet of {size} bytes does not get through: the route carries {mtu}\n  remedy  none is needed: no packet of a \
+             pod is longer than that"
+        ),
+        (false, _) => format!(
+            "a packet of {size} bytes does not get through\n  remedy  meshctl ping {target} --size finds the longest that \
+             does, and what to do"
+        ),
+    };
+    Size { longest: passes.then_some(size), mtu, text, well: passes }
 }
 
 fn layers_text(ping: &api::Ping) -> String {
@@ -202,8 +256,8 @@ fn summary(pinged: &Pinged) -> String {
             most * 1e3
         );
     }
-    if let Some(size) = &pinged.size {
-        text += &format!("{}\n", size.text);
+    for said in [pinged.size.as_ref().map(|size| &size.text), pinged.skipped.as_ref()].into_iter().flatten() {
+        text += &format!("{said}\n");
     }
     text
 }
@@ -228,13 +282,64 @@ mod tests {
 
     #[test]
     fn a_hole_is_named_with_what_passes() {
-        assert!(judge(Some(1420), Some(1420)).well);
-        let hole = judge(Some(1300), Some(1420));
-        assert!(
-            !hole.well && hole.text.contains("more than 1300") && hole.text.contains("\"MTU\": 1300"),
-            "{}",
-            hole.text
-        );
-        assert!(!judge(None, Some(1420)).well);
+        assert!(judge("west-1", Some(1420), Some(1420)).well);
+        let hole = judge("west-1", Some(1300), Some(1420));
+        assert!(!hole.well && hole.text.contains("more than 1300") && hole.text.contains("\"MTU\": 1300"), "{hole:?}");
+        assert!(!judge("west-1", None, Some(1420)).well);
+    }
+
+    #[test]
+    fn no_remedy_names_an_mtu_that_config_refuses() {
+        let hole = |longest| judge("west-1", Some(longest), Some(1420)).text;
+        assert!(hole(1280).contains("\"MTU\": 1280") && !hole(1280).contains("IPv6"), "{}", hole(1280));
+        assert!(hole(1279).contains("in a mesh without IPv6, put"), "{}", hole(1279));
+        assert!(!hole(575).contains("\"MTU\""), "{}", hole(575));
+    }
+
+    #[test]
+    fn a_length_that_does_not_pass_has_a_remedy() {
+        let one = |size, passes| judge_one("west-1", size, passes, Some(1420));
+        assert_eq!((one(1400, true).longest, one(1400, true).well), (Some(1400), true));
+        assert!(one(1400, false).text.contains("remedy  meshctl ping west-1 --size"), "{:?}", one(1400, false));
+        assert!(one(1500, false).text.contains("the route carries 1420"), "{:?}", one(1500, false));
+    }
+
+    #[test]
+    fn an_outside_peer_with_prefixes_alone_is_reached_when_its_tunnel_is() {
+        let layer = |kind, passes| Layer {
+            layer: kind,
+            address: "192.0.2.1:51820".to_owned(),
+            passes,
+            round_trip: None,
+            text: String::new(),
+            remedy: String::new(),
+        };
+        let ping = |layers| api::Ping {
+            target: "laptop".to_owned(),
+            peer: "laptop".to_owned(),
+            path: api::Path::Wireguard,
+            mtu: None,
+            layers,
+        };
+        let tunnel = |passes| vec![layer(LayerKind::Udp, Some(true)), layer(LayerKind::Wireguard, passes)];
+        assert!(reached(&ping(tunnel(Some(true)))));
+        assert!(!reached(&ping(tunnel(Some(false)))) && !reached(&ping(Vec::new())));
+        let silent = [tunnel(Some(true)), vec![layer(LayerKind::Overlay, Some(false))]].concat();
+        assert!(!reached(&ping(silent)));
+    }
+
+    #[test]
+    fn the_length_is_part_of_its_flag() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            ping: Ping,
+        }
+        let parse = |args: &[&str]| Line::try_parse_from([&["ping"], args].concat()).map(|line| line.ping);
+        let found = parse(&["--size", "west-1"]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((found.target.as_str(), found.size), ("west-1", Some(None)));
+        assert_eq!(parse(&["west-1", "--size=1400"]).ok().and_then(|ping| ping.size), Some(Some(1400)));
+        assert!(parse(&["west-1", "--size=20"]).err().is_some_and(|error| error.to_string().contains("56..")));
     }
 }

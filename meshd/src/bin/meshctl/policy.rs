@@ -22,29 +22,31 @@ const FOLLOW: Duration = Duration::from_millis(500);
 
 #[derive(Subcommand)]
 pub(crate) enum PolicyCommand {
-    /// All policies in force
+    /// Lists all policies in force
     List,
-    /// One policy: NAMESPACE/NAME, or the NAME of a ClusterNetworkPolicy
+    /// Shows what one policy was understood as
     Show {
-        /// Its name
+        /// NAMESPACE/NAME, or the NAME of a ClusterNetworkPolicy
         name: String,
     },
-    /// Checks worlds and what they expect, without a daemon; exits with 1 on any difference
+    /// Tests policies on invented pods, without a daemon: files say which connections are expected to pass; exits with 1 on any
+    /// difference
     Test {
-        /// JSON Lines or YAML documents, one world each; - reads standard input
+        /// JSON Lines or YAML documents, each with pods, policies and what is expected of them (docs/policy.md); - reads
+        /// standard input
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Tells whether SRC may begin a connection to DST, and which rule says so; exits with 6 if not
+    /// Tells whether SRC may begin a connection to DST, and which rule says so; exits with 6 if it may not
     Explain {
-        /// Namespace/pod, or an address
+        /// Who begins: NAMESPACE/POD, or an address
         src: String,
-        /// Namespace/pod, or an address
+        /// Whom it is for: NAMESPACE/POD, or an address
         dst: String,
         /// tcp/80, udp/53, sctp/5000, icmp, or a protocol's number
         #[arg(value_name = "PROTO/PORT")]
         service: String,
-        /// Asks files instead of the daemon: a folder of Kubernetes objects, JSON or YAML, Lists too
+        /// Asks the Kubernetes objects in the files of this folder (JSON or YAML, Lists too) instead of the daemon
         #[arg(long, value_name = "DIR")]
         offline: Option<PathBuf>,
     },

@@ -9,6 +9,7 @@ use super::{CALL_DEADLINE, Session, failure::within_deadline};
 use crate::control::{
     etcd_options::{Credentials, EtcdOptions, EtcdOptionsError, Member, TlsFiles},
     types::CallError,
+    unreachable::remedy_of_etcd_error,
 };
 
 /// Where certificate authorities are kept when the operator names none.
@@ -43,6 +44,17 @@ pub enum OpenError {
     /// The member did not answer, or refused.
     #[error(transparent)]
     Call(#[from] CallError),
+}
+
+/// No member answers, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{member}: {error}\n  remedy  {remedy}")]
+pub struct NoMember {
+    /// The last one that was tried.
+    member: Member,
+    /// Its text has its causes.
+    error: String,
+    remedy: String,
 }
 
 impl Dialer {
@@ -102,21 +114,23 @@ impl Dialer {
     /// A session with the first member that answers, for a tool that makes a few calls and ends.
     ///
     /// # Errors
-    /// When none answers: the last one's error.
-    pub async fn open_any(&self) -> Result<Session, OpenError> {
-        let mut last = OpenError::Call(CallError::Indeterminate("there is no member".into()));
+    /// When none answers: what came of the last one.
+    pub async fn open_any(&self) -> Result<Session, NoMember> {
+        let mut last = None;
         for member in &self.members {
             let answered = async {
                 let session = self.open(member, 0).await?;
                 session.list_below("config").await?;
-                Ok(session)
+                Ok::<_, OpenError>(session)
             };
             match answered.await {
                 Ok(session) => return Ok(session),
-                Err(error) => last = error,
+                Err(error) => last = Some((member.clone(), error.to_string())),
             }
         }
-        Err(last)
+        let (member, error) = last.unwrap_or_else(|| unreachable!("checked options have a member"));
+        let remedy = remedy_of_etcd_error(member.url(), &error);
+        Err(NoMember { member, error, remedy })
     }
 }
 

@@ -5,7 +5,7 @@ use std::future::Future;
 use etcd_client::Error;
 
 use super::CALL_DEADLINE;
-use crate::control::types::CallError;
+use crate::{causes::followed_by, control::types::CallError};
 
 /// What went wrong, before it is known what that means for the caller.
 #[derive(Debug)]
@@ -83,20 +83,11 @@ pub(super) fn classify(failure: Failure) -> CallError {
 
 /// An error with what caused it: "transport error" or "tcp connect error" alone help nobody.
 fn with_causes(error: &Error) -> String {
-    let (mut text, mut cause) = match error {
-        Error::GRpcStatus(status) => (status.message().to_owned(), std::error::Error::source(status)),
-        Error::TransportError(transport) => (error.to_string(), std::error::Error::source(transport)),
-        _ => (error.to_string(), None),
-    };
-    while let Some(error) = cause {
-        let said = error.to_string();
-        // Some repeat what they wrap.
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
+    match error {
+        Error::GRpcStatus(status) => followed_by(status.message().to_owned(), std::error::Error::source(status)),
+        Error::TransportError(transport) => followed_by(error.to_string(), std::error::Error::source(transport)),
+        _ => error.to_string(),
     }
-    text
 }
 
 pub(super) async fn bounded<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {

@@ -30,13 +30,13 @@ fn remedy(error: &impl ToString) -> String {
     etcd_unreachable("https://127.0.0.1:2379", &error.to_string()).remedy
 }
 
-async fn sees_peer(control: &mut Control, name: &str) {
+pub(super) async fn sees_peer(control: &mut Control, name: &str) {
     let name = name.parse().unwrap();
     let found = control.view.wait_for(|view| view.peers.contains_key(&name));
     tokio::time::timeout(Duration::from_secs(60), found).await.expect("the peer in the view").unwrap();
 }
 
-fn peer(last: u8) -> String {
+pub(super) fn peer(last: u8) -> String {
     let key = etcd_schema::PublicKey::from_bytes([last.max(9); 32]);
     format!(r#"{{"publicKey": "{key}", "allowedIPs": ["198.18.{last}.0/24"]}}"#)
 }

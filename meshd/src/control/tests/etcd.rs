@@ -62,6 +62,17 @@ impl Etcd {
         etcd
     }
 
+    /// One member whose tokens last this many seconds.
+    pub(super) async fn start_with_tokens_of(seconds: u32) -> Self {
+        Self::start_with(1, &["--auth-token-ttl".into(), seconds.to_string()], &TlsFiles::default()).await
+    }
+
+    /// The test's own calls show this certificate.
+    pub(super) fn by(mut self, tls: TlsFiles) -> Self {
+        self.tls = tls;
+        self
+    }
+
     /// A cluster of `size` members.
     pub(super) async fn start_cluster(size: usize) -> Self {
         Self::start_with(size, &[], &TlsFiles::default()).await

@@ -1,6 +1,8 @@
 //! Against a real etcd.
 
+mod authority;
 mod connection;
 mod etcd;
 mod join;
 mod proxy;
+mod users;

@@ -1,0 +1,103 @@
+//! Fields that nobody reads: allowed, kept over a rewrite, and often a typing mistake.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use crate::{
+    Key, alive, attachment, config,
+    document::{Limits, read},
+    node, peer, removed, subnet,
+    violation::{join, quoted},
+};
+
+/// A field that no version of the mesh that we know of reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownField {
+    /// Where it stands, such as `Backend.DirectRoutin`.
+    pub path: String,
+    /// The field that it is nearest to, where it is near to one.
+    pub meant: Option<&'static str>,
+}
+
+impl fmt::Display for UnknownField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is not a field that is read", quoted(&self.path))?;
+        self.meant.map_or(Ok(()), |meant| write!(f, "; is {meant} meant?"))
+    }
+}
+
+/// The unknown fields of a value that holds. Kubernetes' own objects have many that do not matter here: none is told.
+pub(crate) fn unknown_fields(key: &Key, value: &[u8]) -> Vec<UnknownField> {
+    let known: &[&'static str] = match key {
+        Key::Config => &config::KNOWN,
+        Key::Subnet(_) => &subnet::KNOWN,
+        Key::Node(_) => &node::KNOWN,
+        Key::Removed(_) => &removed::KNOWN,
+        Key::Alive(_) => &alive::KNOWN,
+        Key::Peer(_) => &peer::KNOWN,
+        Key::Endpoint(..) => &attachment::KNOWN,
+        Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..) | Key::ClusterNetworkPolicy(_) => return Vec::new(),
+    };
+    let Ok(fields) = read(value, Limits::RECORD) else { return Vec::new() };
+    let mut unknown = beside(known, &fields, "");
+    if let (Key::Config, Some(Value::Object(backend))) = (key, fields.get("Backend")) {
+        unknown.extend(beside(&config::KNOWN_BACKEND, backend, "Backend"));
+    }
+    unknown
+}
+
+fn beside(known: &[&'static str], fields: &Map<String, Value>, path: &str) -> Vec<UnknownField> {
+    let unknown = fields.keys().filter(|name| !known.contains(&name.as_str()));
+    unknown.map(|name| UnknownField { path: join(path, name), meant: nearest(known, name) }).collect()
+}
+
+/// Of names that differ by two characters at most, the one that differs least.
+fn nearest(known: &[&'static str], name: &str) -> Option<&'static str> {
+    const FAR: usize = 3;
+    let distances = known.iter().map(|known| (distance(known, name), *known));
+    distances.filter(|(distance, _)| *distance < FAR).min().map(|(_, known)| known)
+}
+
+/// Characters to put in, take out or exchange (Levenshtein), whatever their case.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, a) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in b.iter().enumerate() {
+            let exchanged = diagonal + usize::from(!a.eq_ignore_ascii_case(b));
+            diagonal = row[j + 1];
+            row[j + 1] = exchanged.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::check;
+
+    #[test]
+    fn a_misspelt_field_is_told_with_the_one_that_it_is_near_to() {
+        let value = br#"{"Network": "10.244.0.0/16", "LeesTTL": 60, "note": "x",
+            "IPv6SubnetLen": 64, "Backend": {"Type": "wireguard", "DirectRoutin": false}}"#;
+        let told: Vec<String> = check("config", value).unwrap().unknown.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "\"LeesTTL\" is not a field that is read; is LeaseTTL meant?",
+                "\"note\" is not a field that is read",
+                "\"Backend.DirectRoutin\" is not a field that is read; is DirectRouting meant?",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_kubernetes_has_more_is_not_told() {
+        let pod = br#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "b", "uid": "c"},
+            "spec": {"restartPolicy": "Never"}}"#;
+        assert!(check("pods/b/a", pod).unwrap().unknown.is_empty());
+    }
+}
