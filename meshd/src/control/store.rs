@@ -47,6 +47,8 @@ pub struct Store {
     retained_subnets: BTreeSet<SubnetKey>,
     revision: Revision,
     lists: u64,
+    /// How often a key under `subnets/` was put or deleted.
+    subnet_changes: u64,
     audit_differences: u64,
     view: Arc<View>,
     /// What policies are made of, as far as it changed since it was last handed on.
@@ -267,6 +269,11 @@ impl Store {
         })
     }
 
+    /// Rises whenever [`subnets`](Self::subnets) may be others than before.
+    pub(crate) const fn subnet_changes(&self) -> u64 {
+        self.subnet_changes
+    }
+
     /// The subnets that etcd holds now and that could be read, with their revision and lease.
     pub(crate) fn subnets(&self) -> impl Iterator<Item = (&SubnetKey, &Kept, &SubnetLease)> {
         self.keys.range("subnets/".to_owned().."subnets0".to_owned()).filter_map(|(_, kept)| {
@@ -323,6 +330,7 @@ impl Store {
         let mut touched = BTreeSet::new();
         let mut withdrawn = Vec::new();
         for (text, entry) in changes {
+            self.subnet_changes += u64::from(text.starts_with("subnets/"));
             match entry {
                 Some(entry) => {
                     self.guard.returned(&text);

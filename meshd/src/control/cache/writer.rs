@@ -18,7 +18,7 @@ const CACHE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What writes may take of the time, as a divisor: a large mesh in which something changes all the time is not written
 /// out once a second. A start from a cache of some seconds ago reads the rest from etcd.
-const SHARE: u32 = 200;
+const SHARE: u32 = 1000;
 
 /// Longest time that a change waits for its write.
 const CACHE_INTERVAL_MAX: Duration = Duration::from_secs(30);

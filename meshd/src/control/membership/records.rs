@@ -33,6 +33,9 @@ pub(super) struct RecordsLane {
     relist: bool,
     /// The subnet in use is ours, and not what the configuration deals out now.
     outdated: bool,
+    /// The changes under `subnets/`, and the subnet in use, at which no [`surplus`] was found: thousands of keys are not
+    /// looked through for every change of another one.
+    without_surplus: Option<(u64, Option<SubnetKey>)>,
 }
 
 /// What the store must have taken in before the next transaction makes sense.
@@ -65,6 +68,7 @@ impl RecordsLane {
             granted: None,
             relist: false,
             outdated: false,
+            without_surplus: None,
         }
     }
 
@@ -113,14 +117,14 @@ impl RecordsLane {
         self.outdated = self.own.is_some_and(|own| is_outdated(context, &own));
         let transaction = match self.own {
             Some(own) => match standing(context, &own) {
-                Standing::Ours => rewrite(context, config, Some(&own), lease),
+                Standing::Ours => rewrite(context, config, Some(&own), lease, &mut self.without_surplus),
                 Standing::Free => Some(take(context, config, &own, lease)),
-                Standing::Lost(_) => rewrite(context, config, None, lease),
+                Standing::Lost(_) => rewrite(context, config, None, lease, &mut self.without_surplus),
             },
             None => match choose(context, config) {
                 Ok(Choice::Reserved(subnet)) => {
                     self.claims = Some(subnet);
-                    rewrite(context, config, Some(&subnet), lease)
+                    rewrite(context, config, Some(&subnet), lease, &mut self.without_surplus)
                 }
                 Ok(Choice::Free(subnet)) => {
                     self.claims = Some(subnet);
@@ -339,6 +343,7 @@ fn rewrite(
     config: &NetworkConfig,
     subnet: Option<&SubnetKey>,
     lease: LeaseId,
+    without_surplus: &mut Option<(u64, Option<SubnetKey>)>,
 ) -> Option<Transaction> {
     let store = context.store;
     let mut transaction = unchanged(context);
@@ -352,8 +357,11 @@ fn rewrite(
             transaction.writes.push(Write::Put { key, value: value.to_json(), lease: kept.lease });
         }
     }
-    if !context.attached {
-        for (key, kept) in surplus(context, subnet) {
+    let seen = (store.subnet_changes(), subnet.copied());
+    if !context.attached && *without_surplus != Some(seen) {
+        let surplus = surplus(context, subnet);
+        *without_surplus = surplus.is_empty().then_some(seen);
+        for (key, kept) in surplus {
             transaction.compares.push(Compare::ModRevision { key: key.clone(), equals: kept });
             transaction.writes.push(Write::Delete { key });
         }

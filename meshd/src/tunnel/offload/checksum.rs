@@ -4,23 +4,40 @@
 //! is folded and stored as it stands is right on every machine; numbers that are not in memory are added with
 //! [`word`].
 
+/// From this length on wider registers are worth asking for.
+const LONG: usize = 128;
+
 /// The words of `bytes` added up; an odd last byte counts as if a zero followed. At most 64 KiB.
 pub(in super::super) fn sum(bytes: &[u8]) -> u64 {
+    if bytes.len() < LONG { halves(bytes) } else { halves_of_many(bytes) }
+}
+
+/// The same in a version for each width of registers that the processor may have.
+#[multiversion::multiversion(targets("x86_64+avx2"))]
+fn halves_of_many(bytes: &[u8]) -> u64 {
+    halves(bytes)
+}
+
+#[inline(always)]
+fn halves(bytes: &[u8]) -> u64 {
     // Sums of 32-bit halves cannot overflow 64 bits, and several independent ones become vector code.
-    let mut sums = [0u64; 4];
-    let (blocks, rest) = bytes.as_chunks::<16>();
+    let mut sums = [0u64; LANES];
+    let (blocks, rest) = bytes.as_chunks::<{ 4 * LANES }>();
     for block in blocks {
         for (sum, half) in sums.iter_mut().zip(block.as_chunks::<4>().0) {
             *sum += u64::from(u32::from_ne_bytes(*half));
         }
     }
-    let mut last = [0u8; 16];
+    let mut last = [0u8; 4 * LANES];
     last[..rest.len()].copy_from_slice(rest);
     for (sum, half) in sums.iter_mut().zip(last.as_chunks::<4>().0) {
         *sum += u64::from(u32::from_ne_bytes(*half));
     }
     sums.iter().sum()
 }
+
+/// Sums that are added to side by side.
+const LANES: usize = 16;
 
 /// A number as the word that it is in memory, in network byte order.
 pub(in super::super) fn word(number: u16) -> u64 {
