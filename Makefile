@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help build demo test lint fmt man chart bench deps peers
+.PHONY: help build demo test lint fmt man chart bench deps peers previous
 
 # Scenarios mostly wait, so more of them than cores run at once; many more would disturb each other.
 TEST_THREADS ?= 6
@@ -21,15 +21,16 @@ demo: deps ## Show a mesh of two sites at work, in network namespaces (KEEP=1 le
 	@cargo build --release --workspace --bins
 	"$${CARGO_TARGET_DIR:-target}/release/demo"
 
-test: deps lint peers ## Everything that must pass: format, lints, documentation, unit, property and scenario tests
+test: deps lint peers previous ## Everything that must pass: format, lints, documentation, unit, property and scenario tests
 	@cargo build --workspace --bins --tests
 	cargo test --workspace -- --test-threads=$(TEST_THREADS)
 	echo "All tests passed."
 
 lint: deps ## Format, lints, documentation, scripts
 	@cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+	scripts/unused-public
 	for script in scripts/* .ci/run integration/src/lab/*.sh; do bash -n "$$script"; done
 
 fmt: ## Format the code
@@ -48,10 +49,13 @@ chart: ## Render deploy/kubernetes from the Helm chart and check both (builds he
 bench: deps ## Benchmarks of tunnel, policy and control plane, next to others (an hour; BENCH_QUICK=1 tries them out)
 	@scripts/install-peers --bench
 	@cargo build --release --workspace --bins
-	PATH="$$(realpath "$${CARGO_TARGET_DIR:-target}")/tools/bin:$$PATH" cargo bench --workspace --bench '*'
+	PATH="$$(realpath "$${CARGO_TARGET_DIR:-target}")/tools/bin:$$PATH" cargo bench --workspace --all-features --bench '*'
 
 deps:
 	@scripts/install-deps
 
 peers: deps
 	@scripts/install-peers
+
+previous: deps
+	@scripts/install-previous

@@ -12,7 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use atomic_file::{FileError, Folder};
 use ipnet::IpNet;
+use netlink::{Link, Mac, Netlink, NetlinkError};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -22,9 +24,8 @@ use crate::{
     daemon::Network,
     environment::AttachmentName,
     error::{CniError, Code},
-    interface::{mac, quiet},
+    interface::{forward, mac, quiet},
     namespace::sysctl,
-    netlink::{Link, Mac, Netlink, NetlinkError},
 };
 
 /// Name of the lock in the run directory.
@@ -49,10 +50,15 @@ pub fn join(netlink: &mut Netlink, run_dir: &Path, name: &str, network: &Network
     if !bridge.is_bridge {
         return Err(CniError::new(Code::InvalidConfig, format!("{name} is not a bridge")));
     }
+    if bridge.learns_from_link_local {
+        netlink.stop_link_local_learning(bridge.index)?;
+    }
     quiet(name)?;
     for subnet in &network.subnets {
         if subnet.addr().is_ipv6() {
             sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+        } else {
+            forward(name)?;
         }
         netlink.add_address(bridge.index, address(subnet))?;
     }
@@ -116,11 +122,13 @@ fn own_mac(name: &str) -> Mac {
 /// `None`: there is no run directory, and nobody who would join.
 fn lock(run_dir: &Path) -> Result<Option<Flock<File>>, CniError> {
     let path = run_dir.join(LOCK);
-    let failed = |error: io::Error| CniError::new(Code::Io, format!("{}: {error}", path.display()));
-    let mut file = match File::options().create(true).truncate(false).write(true).open(&path) {
+    let failed = |error: FileError| CniError::new(Code::Io, format!("{}: {error}", path.display()));
+    let folder = match Folder::open(run_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(failed)?,
+        folder => folder.map_err(|error| failed(error.into()))?,
     };
+    // Root may have created it, and the daemon be another user: a lock needs no right to write.
+    let mut file = folder.open_or_create(LOCK, 0o644).map_err(failed)?;
     let end = Instant::now() + PATIENCE;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -141,10 +149,20 @@ fn lock(run_dir: &Path) -> Result<Option<Flock<File>>, CniError> {
 mod tests {
     use std::os::fd::AsFd as _;
 
+    use netlink::VethEnd;
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
-    use crate::netlink::VethEnd;
+
+    #[test]
+    fn the_lock_is_no_link() {
+        let (outside, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(outside.path().join("new"), run.path().join(LOCK)).unwrap();
+        let error = lock(run.path()).unwrap_err().to_string();
+        assert!(error.contains("is a symbolic link"), "{error}");
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        assert!(lock(&run.path().join("none")).unwrap().is_none());
+    }
 
     #[test]
     fn a_bridge_is_removed_behind_its_last_port_and_others_never_are() {
@@ -175,6 +193,9 @@ mod tests {
             let bridge = netlink.link("meshbr0").unwrap().unwrap();
             let addresses = netlink.addresses(bridge.index).unwrap();
             assert!(network.subnets.iter().all(|subnet| addresses.contains(&address(subnet))), "{addresses:?}");
+            // A port could claim another's hardware address by frames that no rule sees.
+            assert!(!bridge.learns_from_link_local);
+            assert!(netlink.link("other0").unwrap().unwrap().learns_from_link_local);
             for n in 0..2 {
                 assert_eq!(remove_idle(&mut netlink, run.path(), Some("meshbr0")).unwrap(), [""; 0]);
                 assert!(netlink.delete(ends(n)[0].name).unwrap());

@@ -1,18 +1,14 @@
 //! The network configuration that the runtime gives on standard input.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    environment::{check_interface, is_identifier},
+    environment::{Environment, check_interface, is_identifier},
     error::{CniError, Code},
-    ipam,
     version::CniVersion,
 };
 
@@ -20,6 +16,8 @@ use crate::{
 pub const MAX_BYTES: usize = 4 << 20;
 /// Where the daemon is when the configuration does not say.
 const RUN_DIR: &str = "/run/meshd";
+/// Most entries of `allowedSources`.
+const MAX_ALLOWED_SOURCES: usize = 64;
 /// The bridge of `"mode": "bridge"` when the configuration does not say.
 const BRIDGE: &str = "meshbr0";
 
@@ -38,8 +36,11 @@ pub struct Config {
     pub pod: Option<PodConfig>,
     /// `args.cni.labels`
     pub labels: BTreeMap<String, String>,
-    /// The hardware address that is asked for: `runtimeConfig.mac`, else `args.cni.mac`.
-    pub mac: Option<[u8; 6]>,
+    /// `runtimeConfig.mac`, else `args.cni.mac`, as it was given: only an ADD needs it to be valid.
+    mac: Option<String>,
+    /// `allowedSources`: prefixes that containers of this network may send from besides their addresses. From the
+    /// configuration alone: a container could choose its own arguments.
+    pub allowed_sources: Vec<IpNet>,
     /// `ipam` as it stands, empty when it is missing.
     pub ipam: Map<String, Value>,
     /// `prevResult`: this plugin is chained behind others.
@@ -99,6 +100,8 @@ struct Fields {
     args: Option<Args>,
     #[serde(rename = "runtimeConfig", default)]
     runtime: Option<RuntimeConfig>,
+    #[serde(rename = "allowedSources", default)]
+    allowed_sources: Vec<String>,
     #[serde(default)]
     ipam: Map<String, Value>,
     #[serde(rename = "prevResult", default)]
@@ -180,7 +183,8 @@ impl Config {
             mode: mode(fields.mode.as_deref(), fields.bridge)?,
             pod: fields.pod,
             labels,
-            mac: mac.map(|mac| parse_mac(&mac)).transpose()?,
+            mac,
+            allowed_sources: allowed_sources(&fields.allowed_sources)?,
             ipam: fields.ipam,
             prev_result: fields.prev_result.filter(|result| !result.is_null()),
             valid_attachments: fields.valid_attachments,
@@ -190,28 +194,27 @@ impl Config {
 
     /// Whether other plugins have made the interface, for an ADD.
     #[must_use]
-    pub const fn is_chained(&self) -> bool {
+    pub(crate) const fn is_chained(&self) -> bool {
         self.prev_result.is_some()
     }
 
-    /// Whether addresses come from host-local's folder below the run directory.
-    #[must_use]
-    pub fn uses_own_addresses(&self) -> bool {
-        ipam::kind(self) == ipam::HOST_LOCAL && !self.ipam.contains_key("dataDir")
+    /// The hardware address that the runtime asks for: by the capability `mac`, else `args.cni.mac`, else `MAC` in
+    /// `CNI_ARGS`.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] or [`Code::InvalidEnvironment`] when no interface can have it.
+    pub(crate) fn hardware_address(&self, environment: &Environment) -> Result<Option<[u8; 6]>, CniError> {
+        let expected = "must be the six bytes of one interface, such as 02:00:00:00:00:01";
+        let refuse = |code, what, text: &str| {
+            let shown: String = text.chars().take(32).collect();
+            CniError::new(code, format!("{what} is {shown:?}: {expected}"))
+        };
+        if let Some(text) = &self.mac {
+            return parse_mac(text).map(Some).ok_or_else(|| refuse(Code::InvalidConfig, "mac", text));
+        }
+        let Some(text) = environment.arg("MAC") else { return Ok(None) };
+        parse_mac(text).map(Some).ok_or_else(|| refuse(Code::InvalidEnvironment, "MAC in CNI_ARGS", text))
     }
-
-    /// The folder of addresses that host-local has given out, unless the configuration names another one. It lies in
-    /// the run directory, whose content a boot ends: so do the addresses of an earlier boot.
-    #[must_use]
-    pub fn address_dir(&self) -> PathBuf {
-        address_dir(&self.run_dir)
-    }
-}
-
-/// [`Config::address_dir`] of this run directory.
-#[must_use]
-pub fn address_dir(run_dir: &Path) -> PathBuf {
-    run_dir.join("ipam")
 }
 
 /// The version that the configuration names, for the shape of an error about the rest of it.
@@ -241,31 +244,43 @@ fn mode(mode: Option<&str>, bridge: Option<String>) -> Result<Mode, CniError> {
     }
 }
 
-/// Reads a hardware address of six bytes.
-///
-/// # Errors
-/// [`Code::InvalidConfig`].
-pub fn parse_mac(text: &str) -> Result<[u8; 6], CniError> {
-    let bad = || {
-        let shown: String = text.chars().take(32).collect();
-        CniError::new(Code::InvalidConfig, format!("mac {shown:?} must be six bytes such as 02:00:00:00:00:01"))
+/// Whether they are free to be used, only the daemon knows.
+fn allowed_sources(texts: &[String]) -> Result<Vec<IpNet>, CniError> {
+    if texts.len() > MAX_ALLOWED_SOURCES {
+        let message = format!("allowedSources has {} entries, {MAX_ALLOWED_SOURCES} at most are taken", texts.len());
+        return Err(CniError::new(Code::InvalidConfig, message));
+    }
+    let read = |(at, text): (usize, &String)| {
+        let bad = |expected: &str| {
+            let shown: String = text.chars().take(64).collect();
+            CniError::new(Code::InvalidConfig, format!("allowedSources[{at}] {shown:?} must {expected}"))
+        };
+        let prefix: IpNet = text.parse().map_err(|_| bad("be a prefix such as 192.168.7.0/24 or fd07::/64"))?;
+        if prefix != prefix.trunc() {
+            return Err(bad(&format!("have no bits beyond its prefix length: write {}", prefix.trunc())));
+        }
+        Ok(prefix)
     };
+    texts.iter().enumerate().map(read).collect()
+}
+
+/// A hardware address that an interface can have: not that of a group, and not zero.
+pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split([':', '-']);
     for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
-        *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        let part =
+            parts.next().filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
     }
-    // The first bit marks groups: no interface has such an address.
-    if parts.next().is_some() || mac[0] & 1 == 1 || mac == [0; 6] {
-        return Err(bad());
-    }
-    Ok(mac)
+    (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
 }
 
 /// The addresses that the runtime asks for by `runtimeConfig.ips` or `args.cni.ips`, which IPAM plugins read themselves.
-#[must_use]
-pub fn wanted_addresses(raw: &Map<String, Value>) -> Vec<IpAddr> {
+///
+/// # Errors
+/// [`Code::InvalidConfig`] when one of them is no address.
+pub(crate) fn wanted_addresses(raw: &Map<String, Value>) -> Result<Vec<IpAddr>, CniError> {
     let at = |path: &[&str]| {
         let mut value = raw.get(*path.first()?)?;
         for key in &path[1..] {
@@ -274,8 +289,18 @@ pub fn wanted_addresses(raw: &Map<String, Value>) -> Vec<IpAddr> {
         value.as_array()
     };
     let lists = [at(&["runtimeConfig", "ips"]), at(&["args", "cni", "ips"])];
-    let texts = lists.into_iter().flatten().flatten().filter_map(Value::as_str);
-    texts.filter_map(|text| text.split('/').next()?.parse().ok()).collect()
+    let wanted = lists.into_iter().flatten().flatten().map(|value| {
+        value.as_str().and_then(parse_address).ok_or_else(|| {
+            CniError::new(Code::InvalidConfig, format!("ips has {value}: must be an address such as \"10.244.3.7\""))
+        })
+    });
+    wanted.collect()
+}
+
+/// An address, with or without the length of a prefix behind it.
+#[must_use]
+pub(crate) fn parse_address(text: &str) -> Option<IpAddr> {
+    text.split('/').next()?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -293,7 +318,7 @@ mod tests {
         for version in CniVersion::ALL {
             let config = parse(&json!({"cniVersion": version.as_str(), "name": "mesh", "type": "meshd-cni"})).unwrap();
             assert_eq!((config.version, config.mode.clone()), (version, Mode::Routed));
-            assert_eq!(config.run_dir, Path::new("/run/meshd"));
+            assert_eq!(config.run_dir, PathBuf::from("/run/meshd"));
             assert!(!config.is_chained() && config.ipam.is_empty());
         }
     }
@@ -311,7 +336,7 @@ mod tests {
                 modes.push(parse(&config).unwrap().mode);
             }
         }
-        assert_eq!(modes, [Mode::Routed, Mode::Bridge("shop0".to_owned()), Mode::Routed]);
+        assert_eq!(modes, [Mode::Routed, Mode::Bridge("shop0".to_owned()), Mode::Routed, Mode::Routed]);
     }
 
     #[test]
@@ -321,14 +346,16 @@ mod tests {
             "pod": {"namespace": "db", "labels": {"a": "b"}},
             "args": {"cni": {"labels": [{"key": "app", "value": "web"}], "mac": "02:00:00:00:00:01"}},
             "runtimeConfig": {"mac": "02:00:00:00:00:02"}, "prevResult": {"ips": []},
+            "allowedSources": ["192.168.7.0/24", "fd07::/64"],
             "cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}],
         }))
         .unwrap();
         assert_eq!(config.mode, Mode::Bridge("meshbr0".to_owned()));
-        assert_eq!(config.mac, Some([2, 0, 0, 0, 0, 2]));
+        assert_eq!(config.hardware_address(&Environment::default()).unwrap(), Some([2, 0, 0, 0, 0, 2]));
         assert_eq!(config.labels, BTreeMap::from([("app".to_owned(), "web".to_owned())]));
         assert_eq!(config.pod.clone().unwrap().namespace.as_deref(), Some("db"));
         assert!(config.is_chained());
+        assert_eq!(config.allowed_sources, ["192.168.7.0/24", "fd07::/64"].map(|net| net.parse::<IpNet>().unwrap()));
         assert_eq!(config.valid_attachments.unwrap()[0].ifname, "eth0");
     }
 
@@ -346,10 +373,48 @@ mod tests {
         for name in ["", "../x", "a b", "-a"] {
             assert_eq!(with("name", json!(name)), Code::InvalidConfig, "{name}");
         }
-        for mac in ["1", "01:00:00:00:00:01", "00:00:00:00:00:00", "02:00:00:00:00:01:02", "02:00:00:00:00:zz"] {
-            assert_eq!(with("runtimeConfig", json!({"mac": mac})), Code::InvalidConfig, "{mac}");
+        for prefix in ["192.168.7.1/24", "192.168.7.0", "all", ""] {
+            assert_eq!(with("allowedSources", json!([prefix])), Code::InvalidConfig, "{prefix}");
         }
+        assert_eq!(with("allowedSources", json!("192.168.7.0/24")), Code::Decode);
+        assert_eq!(with("allowedSources", json!(vec!["192.168.7.0/24"; 65])), Code::InvalidConfig);
         assert_eq!(Config::parse(b"[]").unwrap_err().code, Code::Decode);
         assert_eq!(Config::parse(&vec![b' '; MAX_BYTES + 1]).unwrap_err().code, Code::Decode);
+    }
+
+    #[test]
+    fn the_hardware_address_is_the_capabilitys_then_the_arguments() {
+        let of = |more: Value, args: &str| {
+            let mut config = json!({"cniVersion": "1.0.0", "name": "mesh", "type": "meshd-cni"});
+            config["runtimeConfig"] = more;
+            let environment = Environment { args: args.to_owned(), ..Environment::default() };
+            // DEL of a container with a malformed one goes through.
+            parse(&config).unwrap().hardware_address(&environment).map_err(|error| error.code)
+        };
+        assert_eq!(of(json!({}), ""), Ok(None));
+        assert_eq!(of(json!({}), "IgnoreUnknown=1;MAC=02-00-00-00-00-0A"), Ok(Some([2, 0, 0, 0, 0, 10])));
+        assert_eq!(of(json!({"mac": "02:00:00:00:00:02"}), "MAC=02:00:00:00:00:01"), Ok(Some([2, 0, 0, 0, 0, 2])));
+        for mac in [
+            "1",
+            "01:00:00:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "02:00:00:00:00:zz",
+            "02:00:00:00:00:+1",
+        ] {
+            assert_eq!(of(json!({"mac": mac}), ""), Err(Code::InvalidConfig), "{mac}");
+            assert_eq!(of(json!({}), &format!("MAC={mac}")), Err(Code::InvalidEnvironment), "{mac}");
+        }
+    }
+
+    #[test]
+    fn a_container_cannot_allow_itself_sources() {
+        let config = parse(&json!({
+            "cniVersion": "1.0.0", "name": "mesh", "type": "meshd-cni",
+            "args": {"cni": {"allowedSources": ["192.168.7.0/24"]}},
+            "runtimeConfig": {"allowedSources": ["192.168.7.0/24"]},
+        }));
+        assert_eq!(config.unwrap().allowed_sources, []);
     }
 }

@@ -1,13 +1,16 @@
 //! What plugin and node daemon say to each other over `RUN/meshd.sock`: HTTP/1 with JSON.
 //!
 //! ```text
-//! POST   /v1/attachments/CONTAINER/IFNAME   Begin → Network      ADD begins; the daemon remembers
+//! POST   /v1/attachments/CONTAINER/IFNAME   BeginAdd → Begun     ADD begins; the daemon records it and allocates addresses
 //! PUT    /v1/attachments/CONTAINER/IFNAME   Attach → 204         the addresses are known; answered once policy is in force
-//! DELETE /v1/attachments/CONTAINER/IFNAME   → 204                also when there is none
+//! DELETE /v1/attachments/CONTAINER/IFNAME   → 204                also when there is none; its addresses are free
 //! GET    /v1/attachments/CONTAINER/IFNAME   → Attached
 //! GET    /v1/attachments                    → [Attached]
-//! GET    /v1/attachments-ready              → Network            as for Begin, and policy is programmed
+//! GET    /v1/attachments-ready              → Network            as for BeginAdd, and policy is programmed
+//! POST   /v1/attachments-ready              AddressRequest → Network     and such addresses are free
 //! ```
+//!
+//! While the daemon is away, DEL leaves a tombstone beside the attachment's file, which the daemon honours: [`Client::forget`].
 //!
 //! Anything but success carries a [`Refusal`]. Readers pass over fields that they do not know, and writers leave no field
 //! out that an earlier version had: daemon and plugin may be of different versions while a node is being upgraded.
@@ -21,7 +24,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use atomic_file::{FileError, Folder};
 use ipnet::IpNet;
+use netlink::Mac;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -33,6 +38,8 @@ use crate::{
 pub const SOCKET: &str = "meshd.sock";
 /// Name of the folder in the run directory where the daemon keeps a file per attachment.
 pub const RECORDS: &str = "attachments";
+/// Begins the name of a tombstone in that folder. No container id begins with a dot.
+const TOMBSTONE: &str = ".deleted@";
 /// How long the daemon may wait for policy to be in force before it answers `PUT`.
 pub const ENFORCEMENT: Duration = Duration::from_secs(10);
 /// How long one request may take in all: more than the daemon itself waits.
@@ -62,6 +69,57 @@ pub struct Begin {
     pub interface: Option<String>,
 }
 
+/// The beginning of an ADD, with the addresses that it needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BeginAdd {
+    /// What the daemon records.
+    #[serde(flatten)]
+    pub begin: Begin,
+    /// The addresses to allocate; `None` if they come from elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<AddressRequest>,
+}
+
+/// The answer to [`BeginAdd`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// This node's place in the mesh.
+    #[serde(flatten)]
+    pub network: Network,
+    /// The allocated addresses, each with the prefix length of its subnet; `None` if none were requested, or by a daemon
+    /// that allocates none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<IpNet>>,
+}
+
+/// Which addresses an attachment needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressRequest {
+    /// One address is allocated from each set; without any set, one from each of the node's subnets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<Vec<AddressRange>>,
+    /// Addresses that must be among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ips: Vec<IpAddr>,
+}
+
+/// A range of addresses, with the fields of host-local's `ranges`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressRange {
+    /// The subnet that the range lies in.
+    pub subnet: IpNet,
+    /// The first address; by default the first one of the subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range_start: Option<IpAddr>,
+    /// The last address; by default the last one of the subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range_end: Option<IpAddr>,
+    /// An address that is never allocated; by default the first one of the subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+}
+
 /// What the node's place in the mesh is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -86,6 +144,29 @@ pub struct Attach {
     pub addresses: Vec<IpAddr>,
     /// Name of the interface's end on the host.
     pub interface: String,
+    /// The hardware address of the interface inside; `None`: a plugin of an earlier version made it.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_mac")]
+    pub mac: Option<Mac>,
+    /// Prefixes that it may send from besides its addresses, as the network's configuration says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_sources: Vec<IpNet>,
+}
+
+/// A hardware address as people write it.
+mod optional_mac {
+    use netlink::Mac;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer, de::Error as _};
+
+    use crate::{config::parse_mac, interface::mac_text};
+
+    pub(super) fn serialize<S: Serializer>(mac: &Option<Mac>, serializer: S) -> Result<S::Ok, S::Error> {
+        mac.as_ref().map(mac_text).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mac>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| parse_mac(&text).ok_or_else(|| D::Error::custom("not a hardware address"))).transpose()
+    }
 }
 
 /// The pod behind an attachment.
@@ -115,6 +196,9 @@ pub struct Attached {
     /// How its ADD began.
     #[serde(flatten)]
     pub begin: Begin,
+    /// The addresses that the daemon has allocated to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allocated: Vec<IpAddr>,
     /// How it ended; `None` while it is under way, or when it broke off.
     #[serde(default)]
     pub attach: Option<Attach>,
@@ -127,6 +211,12 @@ impl Attached {
     #[must_use]
     pub fn name(&self) -> AttachmentName {
         AttachmentName { container_id: self.container_id.clone(), ifname: self.ifname.clone() }
+    }
+
+    /// The addresses that no other attachment may have: those allocated to it, and those that it was announced with.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let announced = self.attach.iter().flat_map(|attach| &attach.addresses);
+        self.allocated.iter().chain(announced.filter(|address| !self.allocated.contains(address))).copied()
     }
 }
 
@@ -153,6 +243,8 @@ pub enum Reason {
     Conflict,
     /// The node has no subnet, or does not know it.
     NoSubnet,
+    /// No address is left, or the requested one belongs to another attachment.
+    NoAddress,
     /// Policy is not in force in time.
     NotInForce,
     /// The daemon could not do it.
@@ -166,7 +258,7 @@ pub enum Reason {
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
-    records: PathBuf,
+    run_dir: PathBuf,
     patience: Duration,
 }
 
@@ -211,6 +303,7 @@ impl From<ClientError> for CniError {
                 Reason::Invalid | Reason::Denied => (Code::InvalidConfig, ""),
                 Reason::NotFound => (Code::UnknownContainer, ""),
                 Reason::NoSubnet => (Code::NoSubnet, "see `meshctl status`"),
+                Reason::NoAddress => (Code::NoAddress, "addresses become free by DEL of their containers, or by GC"),
                 Reason::NotInForce | Reason::Conflict => (Code::TryAgainLater, "see `meshctl status`"),
                 Reason::Failed => (Code::TryAgainLater, "see the daemon's log"),
                 Reason::Other => (Code::DaemonDiffers, "are meshd and meshd-cni of one version?"),
@@ -224,7 +317,7 @@ impl Client {
     /// A client of the daemon that has `run_dir`. It waits for a daemon that is just being started again.
     #[must_use]
     pub fn new(run_dir: &Path) -> Self {
-        Self { socket: run_dir.join(SOCKET), records: run_dir.join(RECORDS), patience: RESTART }
+        Self { socket: run_dir.join(SOCKET), run_dir: run_dir.to_owned(), patience: RESTART }
     }
 
     /// One that does not wait for a daemon.
@@ -237,7 +330,7 @@ impl Client {
     ///
     /// # Errors
     /// When there is no such answer.
-    pub fn begin(&self, name: &AttachmentName, begin: &Begin) -> Result<Network, ClientError> {
+    pub fn begin(&self, name: &AttachmentName, begin: &BeginAdd) -> Result<Begun, ClientError> {
         self.call("POST", &path(name), Some(begin))
     }
 
@@ -257,15 +350,20 @@ impl Client {
         self.request("DELETE", &path(name), None::<&()>).map(drop)
     }
 
-    /// Withdraws an attachment without the daemon: it reads its files when it starts.
+    /// Withdraws an attachment without the daemon: removes its file, and leaves a tombstone for a daemon that has read it
+    /// already, or has only stopped answering. Without the daemon's folder there is nothing to withdraw.
     ///
     /// # Errors
-    /// When the file is there and cannot be removed.
-    pub fn forget(&self, name: &AttachmentName) -> io::Result<()> {
-        match std::fs::remove_file(self.records.join(record_file(name))) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+    /// When the tombstone cannot be written, or the file cannot be removed; also when a link or anything else is in the
+    /// place of the folder or the tombstone.
+    pub fn forget(&self, name: &AttachmentName) -> Result<(), FileError> {
+        let records = match Folder::open(&self.run_dir).map_err(FileError::from).and_then(|run| run.folder(RECORDS)) {
+            Err(error) if error.is_not_found() => return Ok(()),
+            records => records?,
+        };
+        records.open_or_create(&tombstone_file(name), 0o600)?;
+        records.remove(&record_file(name))?;
+        Ok(())
     }
 
     /// One attachment.
@@ -290,6 +388,14 @@ impl Client {
     /// When there is no such answer: the reason why not.
     pub fn ready(&self) -> Result<Network, ClientError> {
         self.call("GET", "/v1/attachments-ready", None::<&()>)
+    }
+
+    /// Whether an ADD that needs these addresses would be taken now.
+    ///
+    /// # Errors
+    /// When there is no such answer: the reason why not.
+    pub fn ready_with(&self, request: &AddressRequest) -> Result<Network, ClientError> {
+        self.call("POST", "/v1/attachments-ready", Some(request))
     }
 
     fn call<T: DeserializeOwned>(
@@ -411,6 +517,25 @@ pub fn record_file(name: &AttachmentName) -> String {
     format!("{}@{}", name.container_id, name.ifname)
 }
 
+/// The attachment that a file of this name would be the record of. Its parts need not be valid.
+#[must_use]
+pub fn recorded_by(file: &str) -> Option<AttachmentName> {
+    let (container_id, ifname) = file.split_once('@')?;
+    Some(AttachmentName { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
+}
+
+/// Name of the tombstone by which a DEL without the daemon withdraws an attachment, below [`RECORDS`].
+#[must_use]
+pub fn tombstone_file(name: &AttachmentName) -> String {
+    format!("{TOMBSTONE}{}", record_file(name))
+}
+
+/// The attachment that a file of this name is a tombstone of.
+#[must_use]
+pub fn withdrawn_by(file: &str) -> Option<AttachmentName> {
+    recorded_by(file.strip_prefix(TOMBSTONE)?)
+}
+
 fn path(name: &AttachmentName) -> String {
     // An interface's name may have characters that mean something in a URL.
     let escaped: String = name
@@ -490,6 +615,27 @@ mod tests {
     }
 
     #[test]
+    fn an_attachment_of_an_earlier_plugin_is_read_and_written_as_it_was() {
+        let earlier = serde_json::json!({
+            "pod": {"namespace": "shop", "name": "db"}, "addresses": ["10.244.3.7"], "interface": "v"
+        });
+        let attach: Attach = serde_json::from_value(earlier.clone()).unwrap();
+        assert_eq!((attach.mac, &attach.allowed_sources[..]), (None, &[][..]));
+        assert_eq!(serde_json::to_value(&attach).unwrap(), earlier);
+        let now = Attach {
+            mac: Some([2, 0, 0, 0, 0, 0xab]),
+            allowed_sources: vec!["192.168.7.0/24".parse().unwrap()],
+            ..attach
+        };
+        let written = serde_json::to_value(&now).unwrap();
+        assert_eq!(
+            (&written["mac"], &written["allowedSources"][0]),
+            (&"02:00:00:00:00:ab".into(), &"192.168.7.0/24".into())
+        );
+        assert_eq!(serde_json::from_value::<Attach>(written).unwrap(), now);
+    }
+
+    #[test]
     fn refusals_become_codes() {
         let code = |answer| CniError::from(told(answer).0.unwrap_err()).code;
         let refused = "HTTP/1.1 503 x\r\n\r\n{\"code\":\"no_subnet\",\"message\":\"m\"}";
@@ -522,8 +668,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
         let client = Client::new(dir.path());
-        let attach =
-            Attach { pod: Pod::default(), addresses: vec!["10.0.0.1".parse().unwrap()], interface: "v".to_owned() };
+        let attach = Attach {
+            pod: Pod::default(),
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            interface: "v".to_owned(),
+            mac: None,
+            allowed_sources: Vec::new(),
+        };
         let read = |stream: &mut UnixStream| {
             let mut asked = vec![0; 4096];
             let length = stream.read(&mut asked).unwrap();
@@ -560,6 +711,32 @@ mod tests {
         let error = Client::new(dir.path()).impatient().attachments().unwrap_err();
         assert_eq!(CniError::from(error).code, Code::DaemonUnreachable);
         assert!(Client::new(dir.path()).forget(&name()).is_ok());
+    }
+
+    #[test]
+    fn a_tombstone_goes_through_no_link() {
+        use std::{fs, os::unix::fs::symlink};
+        let (outside, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (target, client) = (outside.path().join("shadow"), Client::new(run.path()));
+        fs::write(&target, "secret").unwrap();
+        fs::create_dir(run.path().join(RECORDS)).unwrap();
+        symlink(&target, run.path().join(RECORDS).join(tombstone_file(&name()))).unwrap();
+        let error = client.forget(&name()).unwrap_err().to_string();
+        assert!(error.contains("is a symbolic link"), "{error}");
+        // Nor does a record outside of the run directory go.
+        fs::remove_dir_all(run.path().join(RECORDS)).unwrap();
+        let record = outside.path().join(record_file(&name()));
+        fs::write(&record, "").unwrap();
+        symlink(outside.path(), run.path().join(RECORDS)).unwrap();
+        let error = client.forget(&name()).unwrap_err().to_string();
+        assert!(error.contains("attachments is a symbolic link, not a directory"), "{error}");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "secret");
+        assert!(record.exists() && fs::read_dir(outside.path()).unwrap().count() == 2);
+        // A tombstone that is there already is one.
+        fs::remove_file(run.path().join(RECORDS)).unwrap();
+        fs::create_dir(run.path().join(RECORDS)).unwrap();
+        client.forget(&name()).unwrap();
+        client.forget(&name()).unwrap();
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use atomic_file::{FileError, Folder};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -21,6 +22,7 @@ use serde_json::{Map, Value};
 use crate::{
     environment::Environment,
     error::{CniError, Code, WireError},
+    plugin::log,
     version::CniVersion,
 };
 
@@ -50,7 +52,7 @@ impl Delegate {
     /// for as long as the file is the same.
     ///
     /// # Errors
-    /// [`Code::InvalidConfig`] when there is no such plugin, [`Code::IncompatibleVersion`], [`Code::DelegateFailed`].
+    /// [`Code::InvalidConfig`] when there is no such plugin, [`Code::IncompatibleVersion`], [`Code::NoAddress`].
     pub fn find(kind: &str, environment: &Environment, run_dir: &Path) -> Result<Self, CniError> {
         // A name, and never a path: the configuration does not choose what is run.
         let is_name = !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
@@ -63,22 +65,21 @@ impl Delegate {
             CniError::new(Code::InvalidConfig, format!("plugin {kind} is in no folder of CNI_PATH"))
                 .details(format!("{}; Debian's containernetworking-plugins brings it", environment.path))
         })?;
-        let remembered = remembered_version(kind, &program, &run_dir.join(VERSIONS));
-        if let Some(version) = remembered.as_deref().and_then(|path| fs::read_to_string(path).ok()?.trim().parse().ok())
-        {
+        let file = file_of(kind, &program);
+        if let Some(version) = file.as_deref().and_then(|file| remembered(run_dir, file)) {
             return Ok(Self { program, version });
         }
         let asked = run(&program, "VERSION", environment, &format!("{{\"cniVersion\":\"{}\"}}", CniVersion::V1_0_0))?;
         let spoken: Spoken = serde_json::from_slice(&asked).map_err(|error| {
-            CniError::new(Code::DelegateFailed, format!("plugin {kind} does not tell its versions: {error}"))
+            CniError::new(Code::NoAddress, format!("plugin {kind} does not tell its versions: {error}"))
         })?;
         let version = CniVersion::highest_common(spoken.supported.iter().map(String::as_str)).ok_or_else(|| {
             let theirs = spoken.supported.join(", ");
             CniError::new(Code::IncompatibleVersion, format!("plugin {kind} speaks no version that meshd-cni does"))
                 .details(theirs)
         })?;
-        if let Some(path) = remembered {
-            remember(&path, version);
+        if let Some(file) = file {
+            remember(run_dir, &file, version);
         }
         Ok(Self { program, version })
     }
@@ -92,7 +93,7 @@ impl Delegate {
     /// Calls the plugin; `config` gets the common version.
     ///
     /// # Errors
-    /// The plugin's own error as [`Code::DelegateFailed`], or [`Code::TryAgainLater`] when that is what it says.
+    /// The plugin's own error as [`Code::NoAddress`], or [`Code::TryAgainLater`] when that is what it says.
     pub fn call(
         &self,
         command: &str,
@@ -104,28 +105,36 @@ impl Delegate {
     }
 }
 
-/// Where the versions of this very file are remembered; `None` when it cannot be looked at.
-fn remembered_version(kind: &str, program: &Path, dir: &Path) -> Option<PathBuf> {
+/// The name under which the version of this very file is remembered; `None` when it cannot be looked at.
+fn file_of(kind: &str, program: &Path) -> Option<String> {
     let data = fs::metadata(program).ok()?;
-    let name = format!("{kind}-{:x}-{:x}-{:x}-{:x}", data.dev(), data.ino(), data.size(), data.ctime_nsec());
-    Some(dir.join(name))
+    Some(format!("{kind}-{:x}-{:x}-{:x}-{:x}", data.dev(), data.ino(), data.size(), data.ctime_nsec()))
+}
+
+fn remembered(run_dir: &Path, file: &str) -> Option<CniVersion> {
+    let read = Folder::open(run_dir).map_err(FileError::from).and_then(|run| run.folder(VERSIONS)?.read(file, 64));
+    match read {
+        Ok(version) => String::from_utf8(version).ok()?.trim().parse().ok(),
+        Err(error) => {
+            if !error.is_not_found() {
+                log(&format!("{}: {error}", run_dir.join(VERSIONS).display()));
+            }
+            None
+        }
+    }
 }
 
 /// A version that cannot be remembered is asked for again.
-fn remember(path: &Path, version: CniVersion) {
-    let Some(dir) = path.parent() else { return };
-    let beside = path.with_extension(format!("{}", std::process::id()));
-    let written = fs::create_dir_all(dir)
-        .and_then(|()| fs::write(&beside, version.as_str()))
-        .and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&beside);
+fn remember(run_dir: &Path, file: &str, version: CniVersion) {
+    let folder = Folder::open(run_dir).map_err(FileError::from).and_then(|run| run.make_folder(VERSIONS, 0o755));
+    if let Err(error) = folder.and_then(|folder| folder.replace(file, 0o644, version.as_str().as_bytes())) {
+        log(&format!("{}: {error}", run_dir.join(VERSIONS).display()));
     }
 }
 
 fn run(program: &Path, command: &str, environment: &Environment, stdin: &str) -> Result<Vec<u8>, CniError> {
     let kind = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let failed = |error: io::Error| CniError::new(Code::DelegateFailed, format!("plugin {kind}, {command}: {error}"));
+    let failed = |error: io::Error| CniError::new(Code::NoAddress, format!("plugin {kind}, {command}: {error}"));
     let mut child = Process::new(program)
         .env("CNI_COMMAND", command)
         .env("CNI_CONTAINERID", &environment.container_id)
@@ -144,9 +153,9 @@ fn run(program: &Path, command: &str, environment: &Environment, stdin: &str) ->
     }
     let Ok(theirs) = serde_json::from_slice::<WireError>(&answer) else {
         let text: String = String::from_utf8_lossy(&answer).chars().take(500).collect();
-        return Err(CniError::new(Code::DelegateFailed, format!("plugin {kind}, {command}: failed")).details(text));
+        return Err(CniError::new(Code::NoAddress, format!("plugin {kind}, {command}: failed")).details(text));
     };
-    let code = if theirs.code == Code::TryAgainLater.number() { Code::TryAgainLater } else { Code::DelegateFailed };
+    let code = if theirs.code == Code::TryAgainLater.number() { Code::TryAgainLater } else { Code::NoAddress };
     let message = format!("plugin {kind}, {command}: {} (code {})", theirs.msg, theirs.code);
     Err(CniError::new(code, message).details(theirs.details))
 }
@@ -218,7 +227,7 @@ mod tests {
         let environment = plugin(dir.path(), &script);
         let found = Delegate::find("other", &environment, dir.path()).unwrap();
         let error = found.call("ADD", &environment, Map::new()).unwrap_err();
-        assert_eq!(error.code, Code::DelegateFailed);
+        assert_eq!(error.code, Code::NoAddress);
         assert!(error.message.contains("no range (code 7)"), "{error}");
     }
 

@@ -106,7 +106,7 @@ impl Environment {
     }
 
     /// Folders of plugins, in the order of search.
-    pub fn plugin_dirs(&self) -> impl Iterator<Item = PathBuf> + '_ {
+    pub(crate) fn plugin_dirs(&self) -> impl Iterator<Item = PathBuf> + '_ {
         // Relative folders would depend on where the runtime happens to stand.
         self.path.split(':').filter(|dir| dir.starts_with('/')).map(PathBuf::from)
     }

@@ -34,8 +34,9 @@ pub enum Code {
     NoSubnet,
     /// 102: the node daemon answered something else than this plugin understands: they are of different versions.
     DaemonDiffers,
-    /// 103: another plugin that this one calls failed; its own code and message are in the message.
-    DelegateFailed,
+    /// 103: no address: none is left, the requested one is in use, or the IPAM plugin failed, whose own code and message
+    /// are in the message.
+    NoAddress,
     /// 104: the kernel refused.
     Kernel,
     /// 105: CHECK found the attachment other than it was made.
@@ -60,7 +61,7 @@ impl Code {
             Self::DaemonUnreachable => 100,
             Self::NoSubnet => 101,
             Self::DaemonDiffers => 102,
-            Self::DelegateFailed => 103,
+            Self::NoAddress => 103,
             Self::Kernel => 104,
             Self::NotAsMade => 105,
         }
@@ -99,7 +100,7 @@ impl CniError {
 
     /// The form on standard output.
     #[must_use]
-    pub fn to_wire(&self, version: CniVersion) -> WireError {
+    pub(crate) fn to_wire(&self, version: CniVersion) -> WireError {
         WireError {
             cni_version: version.as_str().to_owned(),
             code: self.code.number(),

@@ -5,15 +5,20 @@ use crate::{config::Config, daemon::Pod, environment::Environment};
 /// The namespace of pods of which nobody says one.
 const DEFAULT_NAMESPACE: &str = "default";
 
-/// The pod behind an attachment: by the runtime's arguments where it is a Kubernetes pod, else by the configuration,
-/// else by the container's id.
+/// The pod behind an attachment: by the runtime's arguments if it is a Kubernetes pod, else by the configuration, else by
+/// the container's ID.
 ///
-/// `K8S_POD_NAME` without `K8S_POD_NAMESPACE` is a name that a runtime has given, and no pod's.
+/// Podman 3 gives the container's name as `K8S_POD_NAMESPACE` and as `K8S_POD_NAME`, later versions as the latter alone:
+/// a runtime's own name, which need not be valid in Kubernetes and is ignored. Without a UID, equal names are taken for
+/// that, and so are any if the configuration has a `pod`.
 #[must_use]
 pub fn pod(environment: &Environment, config: &Config) -> Pod {
     let argument = |name| environment.arg(name).map(str::to_owned);
-    if let (Some(namespace), Some(name)) = (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME")) {
-        return Pod { namespace, name, uid: argument("K8S_POD_UID"), labels: config.labels.clone() };
+    let uid = argument("K8S_POD_UID");
+    if let (Some(namespace), Some(name)) = (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME"))
+        && (uid.is_some() || (namespace != name && config.pod.is_none()))
+    {
+        return Pod { namespace, name, uid, labels: config.labels.clone() };
     }
     let named = config.pod.clone().unwrap_or_default();
     let mut labels = named.labels;
@@ -56,6 +61,30 @@ mod tests {
     fn a_name_without_a_namespace_is_a_runtimes_name() {
         let pod = of("K8S_POD_NAME=quirky_turing;K8S_POD_UID=u", &json!({}));
         assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid), ("default", "c1", None));
+    }
+
+    #[test]
+    fn podman_3_gives_the_containers_name_twice() {
+        let named = json!({"pod": {"namespace": "shop", "name": "db", "labels": {"app": "db"}}});
+        let cases = [
+            ("quirky_turing", "quirky_turing", &json!({}), ("default", "c1")),
+            ("web1", "web1", &json!({}), ("default", "c1")),
+            ("quirky_turing", "quirky_turing", &named, ("shop", "db")),
+            ("web1", "web1", &named, ("shop", "db")),
+            // The configuration's `pod` says that these are no pods of Kubernetes.
+            ("some", "quirky_turing", &named, ("shop", "db")),
+            // Runtimes of Kubernetes that give no UID.
+            ("shop", "web-0", &json!({}), ("shop", "web-0")),
+        ];
+        for (namespace, name, config, expected) in cases {
+            let pod = of(&format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"), config);
+            assert_eq!((pod.namespace.as_str(), pod.name.as_str()), expected, "{namespace} {name} {config}");
+            assert_eq!(pod.labels.get("app").map(String::as_str), (config == &named).then_some("db"));
+            assert_eq!(pod.uid, None);
+        }
+        // With a UID it is Kubernetes that speaks.
+        let pod = of("K8S_POD_NAMESPACE=web;K8S_POD_NAME=web;K8S_POD_UID=u1", &named);
+        assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_deref()), ("web", "web", Some("u1")));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use netlink::{Link, Mac, Netlink, NetlinkError, Route, VethEnd};
 use nix::errno::Errno;
 
 use crate::{
@@ -24,7 +25,6 @@ use crate::{
     environment::AttachmentName,
     error::{CniError, Code},
     namespace::{Namespace, sysctl},
-    netlink::{Link, Mac, Netlink, NetlinkError, Route, VethEnd},
     result,
 };
 
@@ -64,6 +64,14 @@ pub struct Plan<'a> {
     pub run_dir: &'a Path,
 }
 
+impl Plan<'_> {
+    /// The hardware address that the interface has inside.
+    #[must_use]
+    pub(crate) fn inside_mac(&self) -> Mac {
+        self.mac.unwrap_or_else(|| mac(self.name, 2))
+    }
+}
+
 /// An interface whose container's end is ready, and whose host's end leads nowhere yet.
 #[derive(Debug)]
 pub struct Prepared {
@@ -89,7 +97,7 @@ pub fn host_name(name: &AttachmentName) -> String {
 pub fn prepare(netlink: &mut Netlink, plan: &Plan<'_>) -> Result<Prepared, CniError> {
     let host_name = host_name(plan.name);
     let here = VethEnd { name: &host_name, mac: mac(plan.name, 1) };
-    let inside = VethEnd { name: &plan.name.ifname, mac: plan.mac.unwrap_or_else(|| mac(plan.name, 2)) };
+    let inside = VethEnd { name: &plan.name.ifname, mac: plan.inside_mac() };
     use std::os::fd::AsFd as _;
     netlink.create_veth(here, inside, plan.namespace.as_fd(), plan.mtu)?;
     let made = (|| {
@@ -124,6 +132,9 @@ pub fn open(netlink: &mut Netlink, plan: &Plan<'_>, network: &Network, prepared:
             // Its one link-local address is the gateway's, and is had at once.
             sysctl(&format!("ipv6/conf/{}/addr_gen_mode", host.name), "1")?;
             netlink.set_up(host.index)?;
+            if plan.addresses.iter().any(|address| address.addr().is_ipv4()) {
+                forward(&host.name)?;
+            }
             if plan.addresses.iter().any(|address| address.addr().is_ipv6()) {
                 sysctl(&format!("ipv6/conf/{}/disable_ipv6", host.name), "0")?;
                 netlink.add_address(host.index, link_local(GATEWAY_V6))?;
@@ -173,6 +184,25 @@ impl Prepared {
             dns: serde_json::Map::new(),
         }
     }
+}
+
+/// Has the kernel forward IPv4 packets that arrive on an interface of the host, whatever its default for new ones is. For
+/// IPv6 it has one setting for all of them.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn forward(interface: &str) -> Result<(), NetlinkError> {
+    sysctl(&forwarding(interface), "1")
+}
+
+/// Whether it does; also where the kernel has no such setting.
+pub(crate) fn forwards(interface: &str) -> bool {
+    let value = std::fs::read_to_string(format!("/proc/sys/net/{}", forwarding(interface)));
+    value.map_or(true, |value| value.trim() != "0")
+}
+
+fn forwarding(interface: &str) -> String {
+    format!("ipv4/conf/{interface}/forwarding")
 }
 
 /// As people write it.

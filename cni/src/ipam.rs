@@ -1,33 +1,46 @@
-//! Addresses: what the IPAM plugin is told, and what it answers.
+//! Where a container's addresses come from: the daemon, or the IPAM plugin that the configuration names.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
 };
 
 use ipnet::IpNet;
-use nix::fcntl::{Flock, FlockArg};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::Config,
-    daemon::Network,
-    environment::AttachmentName,
+    config::{self, Config},
+    daemon::{AddressRange, AddressRequest, Network},
+    environment::Environment,
     error::{CniError, Code},
+    result::{AddResult, Ip, Route},
 };
 
-/// The IPAM plugin of a configuration that names none.
-pub const HOST_LOCAL: &str = "host-local";
+/// The plugin whose `ranges` the daemon understands, too.
+const HOST_LOCAL: &str = "host-local";
 /// Addresses at the start of a subnet that containers do not get: its own, which is the node's overlay address in IPv4 and
 /// the routers' anycast address in IPv6, and the next one, which a bridge takes.
 const RESERVED: u8 = 2;
 
-/// The IPAM plugin that the configuration names.
+/// Where addresses come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// The daemon allocates them.
+    Daemon,
+    /// The plugin of this name.
+    Plugin(&'a str),
+}
+
+/// Where this configuration has addresses from. `host-local` without a `dataDir` of its own is the daemon with that plugin's
+/// configuration: two stores for one subnet would give an address out twice.
 #[must_use]
-pub fn kind(config: &Config) -> &str {
-    config.ipam.get("type").and_then(Value::as_str).unwrap_or(HOST_LOCAL)
+pub fn source(config: &Config) -> Source<'_> {
+    match config.ipam.get("type").and_then(Value::as_str) {
+        None => Source::Daemon,
+        Some(HOST_LOCAL) if !config.ipam.contains_key("dataDir") => Source::Daemon,
+        Some(kind) => Source::Plugin(kind),
+    }
 }
 
 /// The addresses of a subnet that containers get: first and last. `None` when it has none to give.
@@ -53,8 +66,95 @@ pub fn range(subnet: &IpNet, overlay: &[IpAddr]) -> Option<(IpAddr, IpAddr)> {
     (first <= last).then_some((first, last))
 }
 
-/// The configuration for the IPAM plugin: the network's own, with what host-local needs to know of this node where the
-/// operator has not said otherwise. `network` is not needed to give addresses back.
+/// What host-local's configuration says of ranges.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Ranges {
+    #[serde(default)]
+    ranges: Option<Vec<Vec<AddressRange>>>,
+    #[serde(default)]
+    subnet: Option<IpNet>,
+    #[serde(default)]
+    range_start: Option<IpAddr>,
+    #[serde(default)]
+    range_end: Option<IpAddr>,
+    #[serde(default)]
+    gateway: Option<IpAddr>,
+}
+
+/// What the daemon is asked for: the ranges of the configuration and of the capability `ipRanges`, and the addresses that
+/// the runtime wants by the capability `ips`, `args.cni.ips` or `IP` in `CNI_ARGS`.
+///
+/// # Errors
+/// [`Code::InvalidConfig`] or [`Code::InvalidEnvironment`] when one of them is malformed.
+pub fn request(environment: &Environment, config: &Config) -> Result<AddressRequest, CniError> {
+    let malformed = |what: &str| {
+        let what = what.to_owned();
+        move |error: serde_json::Error| CniError::new(Code::InvalidConfig, format!("{what}: {error}"))
+    };
+    let named: Ranges = serde_json::from_value(Value::Object(config.ipam.clone())).map_err(malformed("ipam"))?;
+    let mut ranges: Vec<Vec<AddressRange>> = match config.raw.get("runtimeConfig").and_then(|it| it.get("ipRanges")) {
+        None | Some(Value::Null) => Vec::new(),
+        Some(ranges) => serde_json::from_value(ranges.clone()).map_err(malformed("runtimeConfig.ipRanges"))?,
+    };
+    let Ranges { range_start, range_end, gateway, .. } = named;
+    ranges.extend(named.subnet.map(|subnet| vec![AddressRange { subnet, range_start, range_end, gateway }]));
+    ranges.extend(named.ranges.into_iter().flatten());
+    let mut ips = config::wanted_addresses(&config.raw)?;
+    for text in environment.arg("IP").into_iter().flat_map(|list| list.split(',')) {
+        let bad = || CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS has IP={text}: must be an address"));
+        ips.push(config::parse_address(text).ok_or_else(bad)?);
+    }
+    Ok(AddressRequest { ranges, ips })
+}
+
+/// The result for addresses that the daemon has allocated, with the configuration's `routes` and `resolvConf`.
+///
+/// # Errors
+/// [`Code::InvalidConfig`] when `routes` is malformed, [`Code::Io`] when the file cannot be read.
+pub fn allocated(config: &Config, addresses: &[IpNet]) -> Result<AddResult, CniError> {
+    let routes: Vec<Route> = match config.ipam.get("routes") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(routes) => serde_json::from_value(routes.clone())
+            .map_err(|error| CniError::new(Code::InvalidConfig, format!("ipam.routes: {error}")))?,
+    };
+    let dns = match config.ipam.get("resolvConf").and_then(Value::as_str).filter(|path| !path.is_empty()) {
+        None => Map::new(),
+        Some(path) => {
+            let text = fs::read_to_string(path)
+                .map_err(|error| CniError::new(Code::Io, format!("ipam.resolvConf {path}: {error}")))?;
+            resolver(&text)
+        }
+    };
+    let ips = addresses.iter().map(|address| Ip { version: None, address: *address, gateway: None, interface: None });
+    Ok(AddResult { interfaces: Vec::new(), ips: ips.collect(), routes, dns })
+}
+
+/// `dns` of a result by a `resolv.conf`.
+fn resolver(text: &str) -> Map<String, Value> {
+    let (mut nameservers, mut search, mut options, mut domain) = (Vec::new(), Vec::new(), Vec::new(), None);
+    for line in text.lines().filter(|line| !line.starts_with(['#', ';'])) {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => nameservers.extend(words.next()),
+            Some("domain") => domain = words.next(),
+            Some("search") => search.extend(words),
+            Some("options") => options.extend(words),
+            _ => {}
+        }
+    }
+    let mut dns = Map::new();
+    for (name, list) in [("nameservers", nameservers), ("search", search), ("options", options)] {
+        if !list.is_empty() {
+            dns.insert(name.to_owned(), json!(list));
+        }
+    }
+    dns.extend(domain.map(|domain| ("domain".to_owned(), domain.into())));
+    dns
+}
+
+/// The configuration for an IPAM plugin: the network's own. A host-local without ranges gets those of `network`, which is
+/// not needed to give addresses back.
 ///
 /// # Errors
 /// [`Code::NoSubnet`] when the subnets have no address to give.
@@ -62,12 +162,8 @@ pub fn configuration(config: &Config, network: Option<&Network>) -> Result<Map<S
     let mut whole = config.raw.clone();
     whole.remove("prevResult");
     let mut ipam = config.ipam.clone();
-    if kind(config) == HOST_LOCAL {
-        ipam.insert("type".to_owned(), HOST_LOCAL.into());
-        ipam.entry("dataDir").or_insert_with(|| config.address_dir().to_string_lossy().into());
-        if !ipam.contains_key("ranges") && !ipam.contains_key("subnet") {
-            ipam.insert("ranges".to_owned(), ranges(network)?);
-        }
+    if source(config) == Source::Plugin(HOST_LOCAL) && !ipam.contains_key("ranges") && !ipam.contains_key("subnet") {
+        ipam.insert("ranges".to_owned(), ranges(network)?);
     }
     whole.insert("ipam".to_owned(), Value::Object(ipam));
     Ok(whole)
@@ -83,70 +179,13 @@ fn ranges(network: Option<&Network>) -> Result<Value, CniError> {
         .iter()
         .filter_map(|subnet| {
             let (first, last) = range(subnet, &network.overlay)?;
-            let gateway = match subnet.network() {
-                IpAddr::V4(ip) => IpAddr::from(Ipv4Addr::from(u32::from(ip) + 1)),
-                IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) + 1).into(),
-            };
-            Some(json!([{"subnet": subnet, "rangeStart": first, "rangeEnd": last, "gateway": gateway}]))
+            Some(json!([{"subnet": subnet, "rangeStart": first, "rangeEnd": last}]))
         })
         .collect();
     if sets.len() < network.subnets.len() || sets.is_empty() {
         return Err(CniError::new(Code::NoSubnet, "this node's subnet has no address for a container"));
     }
     Ok(Value::Array(sets))
-}
-
-/// Addresses that host-local has given out of a folder of its own for one network: each with who has it.
-///
-/// # Errors
-/// When the folder is there and cannot be read.
-pub fn reserved(dir: &Path, network: &str) -> io::Result<Vec<(IpAddr, AttachmentName)>> {
-    let entries = match fs::read_dir(dir.join(network)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut reserved = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(address) = name.to_str().and_then(address_of_file) else { continue };
-        // One that is given back meanwhile is none any more.
-        let Ok(text) = fs::read_to_string(entry.path()) else { continue };
-        let mut lines = text.lines();
-        let (container_id, ifname) = (lines.next().unwrap_or_default().trim(), lines.next().unwrap_or_default().trim());
-        reserved.push((address, AttachmentName { container_id: container_id.to_owned(), ifname: ifname.to_owned() }));
-    }
-    Ok(reserved)
-}
-
-/// Gives back what `gone` says of a network's addresses, under host-local's own lock. Returns how many.
-///
-/// # Errors
-/// When the folder is there and cannot be changed.
-pub fn give_back(dir: &Path, network: &str, gone: impl Fn(&AttachmentName) -> bool) -> io::Result<usize> {
-    let dir_of_network = dir.join(network);
-    if !dir_of_network.is_dir() {
-        return Ok(0);
-    }
-    let file = File::options().create(true).truncate(false).write(true).open(dir_of_network.join("lock"))?;
-    let _lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?;
-    let mut count = 0;
-    for (address, holder) in reserved(dir, network)? {
-        if gone(&holder) {
-            fs::remove_file(dir_of_network.join(file_of_address(address)))?;
-            count += 1;
-        }
-    }
-    Ok(count)
-}
-
-/// host-local names a file after its address; where a file system does not take colons, with underscores.
-fn address_of_file(name: &str) -> Option<IpAddr> {
-    name.parse().or_else(|_| name.replace('_', ":").parse()).ok()
-}
-
-fn file_of_address(address: IpAddr) -> String {
-    address.to_string()
 }
 
 #[cfg(test)]
@@ -164,21 +203,82 @@ mod tests {
 
     fn config(ipam: &Value) -> Config {
         let config = json!({"cniVersion": "1.0.0", "name": "mesh", "type": "meshd-cni", "runDir": "/r",
-            "prevResult": {}, "runtimeConfig": {"ips": ["10.244.3.9"]}, "ipam": ipam});
+            "prevResult": {}, "runtimeConfig": {"ips": ["10.244.3.9/24"]}, "ipam": ipam});
         Config::parse(config.to_string().as_bytes()).unwrap()
     }
 
     #[test]
-    fn host_local_gets_both_subnets_without_the_nodes_own_addresses() {
-        let told = configuration(&config(&json!({})), Some(&network())).unwrap();
+    fn a_named_plugin_gives_the_addresses_and_host_local_only_with_a_folder_of_its_own() {
+        for (ipam, named) in [
+            (json!({}), Source::Daemon),
+            (json!({"subnet": "10.244.3.0/24"}), Source::Daemon),
+            (json!({"type": "host-local", "ranges": []}), Source::Daemon),
+            (json!({"type": "host-local", "dataDir": "/d"}), Source::Plugin("host-local")),
+            (json!({"type": "dhcp"}), Source::Plugin("dhcp")),
+        ] {
+            assert_eq!(source(&config(&ipam)), named, "{ipam}");
+        }
+    }
+
+    #[test]
+    fn the_request_has_every_range_and_every_wanted_address() {
+        let ipam = json!({"subnet": "10.244.3.0/24", "rangeStart": "10.244.3.20",
+            "ranges": [[{"subnet": "fd42:244:0:3::/64", "rangeEnd": "fd42:244:0:3::ff", "gateway": "fd42:244:0:3::7"}]]});
+        let mut config = config(&ipam);
+        config.raw["runtimeConfig"]["ipRanges"] = json!([[{"subnet": "10.244.3.128/25"}]]);
+        let environment = Environment { args: "IP=10.244.3.8,fd42::8".to_owned(), ..Environment::default() };
+        let asked = request(&environment, &config).unwrap();
+        assert_eq!(
+            serde_json::to_value(&asked).unwrap(),
+            json!({"ranges": [
+                [{"subnet": "10.244.3.128/25"}],
+                [{"subnet": "10.244.3.0/24", "rangeStart": "10.244.3.20"}],
+                [{"subnet": "fd42:244:0:3::/64", "rangeEnd": "fd42:244:0:3::ff", "gateway": "fd42:244:0:3::7"}],
+            ], "ips": ["10.244.3.9", "10.244.3.8", "fd42::8"]})
+        );
+        let nothing = json!({"cniVersion": "1.0.0", "name": "mesh", "type": "meshd-cni"});
+        let nothing = Config::parse(nothing.to_string().as_bytes()).unwrap();
+        assert_eq!(request(&Environment::default(), &nothing).unwrap(), AddressRequest::default());
+    }
+
+    #[test]
+    fn malformed_wishes_are_refused_with_their_code() {
+        let of = |args: &str, ipam: &Value| {
+            let environment = Environment { args: args.to_owned(), ..Environment::default() };
+            request(&environment, &config(ipam)).unwrap_err().code
+        };
+        assert_eq!(of("IP=10.244.3", &json!({})), Code::InvalidEnvironment);
+        assert_eq!(of("", &json!({"subnet": "10.244.3.0"})), Code::InvalidConfig);
+        assert_eq!(of("", &json!({"ranges": [{"subnet": "10.244.3.0/24"}]})), Code::InvalidConfig);
+        let mut ips = config(&json!({}));
+        ips.raw["runtimeConfig"]["ips"] = json!(["10.244.3.256"]);
+        assert_eq!(request(&Environment::default(), &ips).unwrap_err().code, Code::InvalidConfig);
+    }
+
+    #[test]
+    fn routes_and_name_servers_are_those_of_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("resolv.conf");
+        fs::write(&file, "# by hand\nnameserver 10.96.0.10\nsearch a.example b.example\noptions ndots:5\n").unwrap();
+        let ipam = json!({"routes": [{"dst": "192.0.2.0/24"}], "resolvConf": file});
+        let result = allocated(&config(&ipam), &["10.244.3.2/24".parse().unwrap()]).unwrap();
+        assert_eq!(result.ips[0].address.to_string(), "10.244.3.2/24");
+        assert_eq!(result.routes[0].dst.to_string(), "192.0.2.0/24");
+        let dns = json!({"nameservers": ["10.96.0.10"], "search": ["a.example", "b.example"], "options": ["ndots:5"]});
+        assert_eq!(Value::Object(result.dns), dns);
+    }
+
+    #[test]
+    fn a_named_host_local_without_ranges_gets_both_subnets_without_the_nodes_own_addresses() {
+        let told = configuration(&config(&json!({"type": "host-local", "dataDir": "/d"})), Some(&network())).unwrap();
         assert_eq!(
             told["ipam"],
-            json!({"type": "host-local", "dataDir": "/r/ipam", "ranges": [
-                [{"subnet": "10.244.3.0/24", "rangeStart": "10.244.3.2", "rangeEnd": "10.244.3.254", "gateway": "10.244.3.1"}],
+            json!({"type": "host-local", "dataDir": "/d", "ranges": [
+                [{"subnet": "10.244.3.0/24", "rangeStart": "10.244.3.2", "rangeEnd": "10.244.3.254"}],
                 [{"subnet": "fd42:244:0:3::/64", "rangeStart": "fd42:244:0:3::2",
-                  "rangeEnd": "fd42:244:0:3:ffff:ffff:ffff:fffe", "gateway": "fd42:244:0:3::1"}]]})
+                  "rangeEnd": "fd42:244:0:3:ffff:ffff:ffff:fffe"}]]})
         );
-        assert_eq!(told["runtimeConfig"], json!({"ips": ["10.244.3.9"]}));
+        assert_eq!(told["runtimeConfig"], json!({"ips": ["10.244.3.9/24"]}));
         assert!(!told.contains_key("prevResult"));
     }
 
@@ -199,25 +299,5 @@ mod tests {
         assert_eq!(of("10.0.0.0/31", "10.0.0.0"), None);
         assert_eq!(of("fd00::/126", "fd00::3"), pair("fd00::2", "fd00::2"));
         assert_eq!(of("fd00::/127", "fd00::1"), None);
-    }
-
-    #[test]
-    fn addresses_of_who_is_gone_are_given_back() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(give_back(dir.path(), "mesh", |_| true).unwrap(), 0);
-        let folder = dir.path().join("mesh");
-        fs::create_dir(&folder).unwrap();
-        for (address, id) in [("10.244.3.2", "a"), ("fd42::2", "a"), ("10.244.3.3", "b")] {
-            fs::write(folder.join(address), format!("{id}\r\neth0")).unwrap();
-        }
-        fs::write(folder.join("last_reserved_ip.0"), "10.244.3.3").unwrap();
-        assert_eq!(reserved(dir.path(), "mesh").unwrap().len(), 3);
-        assert_eq!(give_back(dir.path(), "mesh", |holder| holder.container_id == "a").unwrap(), 2);
-        let left = reserved(dir.path(), "mesh").unwrap();
-        assert_eq!(
-            left.iter().map(|(ip, name)| (ip.to_string(), name.container_id.clone())).collect::<Vec<_>>(),
-            [("10.244.3.3".to_owned(), "b".to_owned())]
-        );
-        assert!(folder.join("last_reserved_ip.0").exists());
     }
 }

@@ -3,13 +3,13 @@
 //! what happens inside a container's namespace).
 //!
 //! ```text
-//! stdin, CNI_* ─▶ Config, Environment ─▶ plugin ─┬─▶ daemon     who is attached; waits for policy
-//!                                                ├─▶ delegate   the IPAM plugin
+//! stdin, CNI_* ─▶ Config, Environment ─▶ plugin ─┬─▶ daemon     announces the attachment, gets its addresses; waits for policy
+//!                                                ├─▶ delegate   the IPAM plugin, where the configuration names one
 //!                                                └─▶ interface  veth, addresses, routes by netlink
 //! ```
 //!
-//! An ADD begins by telling the daemon and ends by opening the way to the new addresses: what dies in between has either
-//! nothing, or is known to the daemon, which frees it when its namespace is gone.
+//! An ADD begins by telling the daemon and ends by opening the way to the new addresses: if it dies in between, the daemon
+//! knows the attachment, and frees it once its namespace is gone.
 
 #![forbid(unsafe_code)]
 
@@ -19,12 +19,11 @@ pub mod daemon;
 pub mod delegate;
 pub mod environment;
 pub mod error;
+pub mod host_local;
 pub mod identity;
 pub mod interface;
 pub mod ipam;
 pub mod namespace;
-pub mod netlink;
 pub mod plugin;
 pub mod result;
-pub mod subnet_env;
 pub mod version;

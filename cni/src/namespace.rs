@@ -11,15 +11,13 @@ use std::{
     thread,
 };
 
+use netlink::{Netlink, NetlinkError};
 use nix::{
     sched::{CloneFlags, setns},
     sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs},
 };
 
-use crate::{
-    error::{CniError, Code},
-    netlink::{Netlink, NetlinkError},
-};
+use crate::error::{CniError, Code};
 
 /// An open namespace: it lives at least as long as this value.
 #[derive(Debug)]

@@ -68,7 +68,7 @@ pub(crate) fn interface_address(text: &str) -> Result<IpNet, Expected> {
     Ok(net)
 }
 
-/// A prefix that is routed to one peer: no host bits, no default route, nothing that hosts use for themselves.
+/// A prefix that is routed to one peer, or comes from one pod: no host bits, no default route, nothing that hosts use for themselves.
 pub(crate) fn routed_prefix(text: &str) -> Result<IpNet, Expected> {
     let net = match text.parse::<IpNet>() {
         Ok(net) => net,
@@ -78,7 +78,7 @@ pub(crate) fn routed_prefix(text: &str) -> Result<IpNet, Expected> {
             .map_err(|_| "must be a prefix IP/LEN, such as 10.9.0.0/24 or fd00:9::/64")?,
     };
     if net.prefix_len() == 0 {
-        return Err("must not be a default route: name the prefixes that are the peer's own".into());
+        return Err("must not be a default route: list specific prefixes".into());
     }
     if net != net.trunc() {
         return Err(format!("must have no bits beyond its prefix length: write {}", net.trunc()).into());

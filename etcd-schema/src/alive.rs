@@ -1,4 +1,4 @@
-//! `alive/ID`: a daemon that runs; feeds status and the detection of clones only.
+//! `alive/ID`: the sign of life of a running daemon; feeds status and clone detection only.
 
 use serde_json::Map;
 
@@ -9,18 +9,20 @@ use crate::{
     violation::Report,
 };
 
-/// Value of `alive/ID`: `{"bootId", "startCount", "incarnation"}`. Unknown fields are ignored.
+/// Value of `alive/ID`: `{"bootId", "startCount", "startRevision", "incarnation"}`. Unknown fields are ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alive {
     /// The kernel's boot id (equal for containers on one machine and for snapshots).
     pub boot_id: String,
     /// How often this state directory was started.
     pub start_count: u64,
+    /// etcd's revision when this process first read it. Older daemons do not write it.
+    pub start_revision: Option<u64>,
     /// Random, one per process.
     pub incarnation: u64,
 }
 
-pub(crate) const KNOWN: [&str; 3] = ["bootId", "startCount", "incarnation"];
+pub(crate) const KNOWN: [&str; 4] = ["bootId", "startCount", "startRevision", "incarnation"];
 
 /// Longest `bootId`, in bytes.
 const MAX_BOOT_ID: usize = 64;
@@ -41,8 +43,11 @@ impl Alive {
             fields.integer(&mut report, name, 0..=u64::MAX, "")
         };
         let (start_count, incarnation) = (number("startCount"), number("incarnation"));
+        let start_revision = fields.integer(&mut report, "startRevision", 0..=u64::MAX, "");
         fields.rest(&mut report, &KNOWN);
-        let alive = (|| Some(Self { boot_id: boot_id?, start_count: start_count?, incarnation: incarnation? }))();
+        let alive = (|| {
+            Some(Self { boot_id: boot_id?, start_count: start_count?, start_revision, incarnation: incarnation? })
+        })();
         report.finish(alive)
     }
 
@@ -52,8 +57,22 @@ impl Alive {
         let mut out = Writer::default();
         out.put("bootId", self.boot_id.as_str())
             .put("startCount", self.start_count)
+            .maybe("startRevision", self.start_revision)
             .put("incarnation", self.incarnation);
         out.json(&Map::new())
+    }
+
+    /// Whether this record's process started before the one of `other`. Decides which of two clones keeps the identity:
+    /// it is a function of the two records alone, so both come to the same answer.
+    ///
+    /// etcd's revision at the start is a clock that both share. Where one of them does not say it, or it is the same, the
+    /// start counts decide: that of a copied state directory is at least one higher. The incarnation breaks ties.
+    #[must_use]
+    pub fn started_before(&self, other: &Self) -> bool {
+        match (self.start_revision, other.start_revision) {
+            (Some(own), Some(others)) if own != others => own < others,
+            _ => (self.start_count, self.incarnation) < (other.start_count, other.incarnation),
+        }
     }
 }
 

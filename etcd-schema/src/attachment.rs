@@ -2,11 +2,12 @@
 
 use std::{fmt, net::IpAddr};
 
+use ipnet::IpNet;
 use serde_json::{Map, Value};
 
 use crate::{
     InterfaceName, KubernetesName, Labels, PodName, Violations,
-    address::unicast,
+    address::{routed_prefix, unicast},
     document::{Limits, read},
     fields::{Fields, NamesOf, Writer},
     kubernetes::{read_labels, uid},
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// Value of `endpoints/ID/CONTAINERID/IFNAME`:
-/// `{"pod": {"namespace","name","labels"}, "uid", "addresses": ["IP"], "interface"}`.
+/// `{"pod": {"namespace","name","labels"}, "uid", "addresses": ["IP"], "interface", "allowedSources": ["IP/LEN"]}`.
 #[derive(Clone, PartialEq)]
 pub struct Attachment {
     /// Whom the interface was made for.
@@ -25,6 +26,8 @@ pub struct Attachment {
     pub addresses: Vec<IpAddr>,
     /// The host's end of the interface.
     pub interface: InterfaceName,
+    /// What it may send from besides its addresses, at most [`Self::MAX_ALLOWED_SOURCES`].
+    pub allowed_sources: Vec<IpNet>,
     /// Fields of other versions, kept over a rewrite.
     pub extra: Map<String, Value>,
 }
@@ -40,11 +43,13 @@ pub struct AttachedPod {
     pub labels: Labels,
 }
 
-pub(crate) const KNOWN: [&str; 4] = ["pod", "uid", "addresses", "interface"];
+pub(crate) const KNOWN: [&str; 5] = ["pod", "uid", "addresses", "interface", "allowedSources"];
 
 impl Attachment {
     /// Most entries of `addresses`.
     pub const MAX_ADDRESSES: usize = 16;
+    /// Most entries of `allowedSources`.
+    pub const MAX_ALLOWED_SOURCES: usize = 64;
 
     /// The attachment that `value` holds, in JSON or YAML.
     ///
@@ -73,8 +78,10 @@ impl Attachment {
             "write the name of the interface's end on the host",
             InterfaceName::read,
         );
+        let sources = fields.texts(&mut report, "allowedSources", Self::MAX_ALLOWED_SOURCES, routed_prefix);
+        let allowed_sources = sources.unwrap_or_default();
         let extra = fields.rest(&mut report, &KNOWN);
-        let attachment = (|| Some(Self { pod: pod?, uid, addresses, interface: interface?, extra }))();
+        let attachment = (|| Some(Self { pod: pod?, uid, addresses, interface: interface?, allowed_sources, extra }))();
         report.finish(attachment)
     }
 
@@ -90,6 +97,9 @@ impl Attachment {
             .maybe("uid", self.uid.as_deref())
             .texts("addresses", &self.addresses)
             .put("interface", self.interface.as_str());
+        if !self.allowed_sources.is_empty() {
+            out.texts("allowedSources", &self.allowed_sources);
+        }
         out.json(&self.extra)
     }
 }
@@ -101,6 +111,7 @@ impl fmt::Debug for Attachment {
             .field("uid", &self.uid)
             .field("addresses", &self.addresses)
             .field("interface", &self.interface)
+            .field("allowed_sources", &self.allowed_sources)
             .field("extra", &NamesOf(&self.extra))
             .finish()
     }

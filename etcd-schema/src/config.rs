@@ -107,11 +107,11 @@ const FLANNEL_KEEPALIVE: &str = "PersistentKeepaliveInterval";
 
 impl NetworkConfig {
     /// `LeaseTTL` where none is given: 7 days.
-    pub const DEFAULT_LEASE_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+    pub(crate) const DEFAULT_LEASE_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
     /// Shortest `LeaseTTL`.
-    pub const MIN_LEASE_TTL: Duration = Duration::from_secs(5);
+    pub(crate) const MIN_LEASE_TTL: Duration = Duration::from_secs(5);
     /// Longest `LeaseTTL`: a year.
-    pub const MAX_LEASE_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+    pub(crate) const MAX_LEASE_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
     /// The configuration that `value` holds, in JSON or YAML. (Flannel itself reads JSON only.)
     ///

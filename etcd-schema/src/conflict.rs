@@ -3,38 +3,9 @@
 //! A config or an outside peer that covered an address of the underlay would route the mesh's own outer packets, or
 //! etcd's, into the mesh. Whoever applies records asks these before any route changes.
 
-use std::{fmt, net::IpAddr};
-
 use ipnet::IpNet;
 
-use crate::{
-    NetworkConfig, NodeId, NodeRecord, OutsidePeer, PeerName, Pool, PublicKey, SubnetKey, Violations, violation::Report,
-};
-
-/// An address that must stay reachable outside the mesh.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UnderlayAddress {
-    /// The address.
-    pub address: IpAddr,
-    /// What it is needed for.
-    pub role: UnderlayRole,
-}
-
-/// What an address of the underlay is needed for.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum UnderlayRole {
-    /// An address of this node's own, not in the mesh.
-    Own,
-    /// A router that this node sends to.
-    NextHop,
-    /// A member of etcd.
-    Etcd,
-    /// An endpoint or interface address of a node.
-    Node(NodeId),
-    /// The endpoint of an outside peer.
-    Peer(PeerName),
-}
+use crate::{NetworkConfig, NodeRecord, OutsidePeer, PeerName, Pool, SubnetKey, Violations, violation::Report};
 
 /// What a new `config` changes, by the JSON path of the field.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,37 +63,6 @@ pub fn peer_conflicts(peer: &OutsidePeer, config: &NetworkConfig) -> Result<(), 
     report.finish(Some(()))
 }
 
-/// Judges an outside peer's `allowedIPs` against addresses that must stay outside the mesh.
-///
-/// # Errors
-/// Each prefix that covers one.
-pub fn peer_underlay_conflicts<'a>(
-    peer: &OutsidePeer,
-    underlay: impl IntoIterator<Item = &'a UnderlayAddress>,
-) -> Result<(), Violations> {
-    let mut report = Report::default();
-    for needed in underlay {
-        for (i, prefix) in peer.allowed_ips.iter().enumerate() {
-            if prefix.contains(&needed.address) {
-                report.add(format!("allowedIPs[{i}]"), format!("\"{prefix}\""), format!("must not cover {needed}"));
-            }
-        }
-    }
-    report.finish(Some(()))
-}
-
-/// Judges an outside peer's key against the nodes': one key is one peer's.
-///
-/// # Errors
-/// When a node has that key or will have it.
-pub fn peer_key_conflicts<'a>(
-    peer: &OutsidePeer,
-    nodes: impl IntoIterator<Item = (&'a NodeId, &'a NodeRecord)>,
-) -> Result<(), Violations> {
-    let holder = nodes.into_iter().find(|(_, node)| node.public_keys().any(|key| key == peer.public_key));
-    holder.map_or(Ok(()), |(id, _)| Err(taken_key(peer.public_key, id)))
-}
-
 /// Judges a node's record against the network configuration: an endpoint or interface address in the cluster networks
 /// would have the tunnel run through itself.
 ///
@@ -147,14 +87,13 @@ pub fn node_conflicts(node: &NodeRecord, config: &NetworkConfig) -> Result<(), V
 }
 
 /// Judges a configuration against what is there: its networks may cover no prefix or endpoint of an accepted outside
-/// peer and no address that must stay outside the mesh.
+/// peer.
 ///
 /// # Errors
 /// Each thing that a network covers.
 pub fn config_conflicts<'a>(
     config: &NetworkConfig,
     peers: impl IntoIterator<Item = (&'a PeerName, &'a OutsidePeer)>,
-    underlay: impl IntoIterator<Item = &'a UnderlayAddress>,
 ) -> Result<(), Violations> {
     let mut report = Report::default();
     let networks: Vec<(&str, IpNet)> = networks(config).collect();
@@ -172,13 +111,6 @@ pub fn config_conflicts<'a>(
                 && network.1.contains(&endpoint.ip())
             {
                 note(network, format!("the endpoint {endpoint} of outside peer {peer_name}"));
-            }
-        }
-    }
-    for needed in underlay {
-        for network in &networks {
-            if network.1.contains(&needed.address) {
-                note(network, needed.to_string());
             }
         }
     }
@@ -225,19 +157,6 @@ pub fn config_change(
         }
     }
     report.finish(Some(change))
-}
-
-impl fmt::Display for UnderlayAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.address;
-        match &self.role {
-            UnderlayRole::Own => write!(f, "this node's own address {address}"),
-            UnderlayRole::NextHop => write!(f, "the next hop {address}"),
-            UnderlayRole::Etcd => write!(f, "etcd's address {address}"),
-            UnderlayRole::Node(id) => write!(f, "the address {address} of node {id}"),
-            UnderlayRole::Peer(name) => write!(f, "the endpoint {address} of outside peer {name}"),
-        }
-    }
 }
 
 /// How one family's fields are called.
@@ -334,14 +253,6 @@ fn networks(config: &NetworkConfig) -> impl Iterator<Item = (&'static str, IpNet
 /// Whether one of two prefixes holds the other; never across families.
 fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
-}
-
-fn taken_key(key: PublicKey, holder: &NodeId) -> Violations {
-    Violations::one(
-        "publicKey",
-        format!("\"{key}\""),
-        format!("must not be the key of node {holder}: one key is one peer's"),
-    )
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ impl Key {
     /// Where node records are.
     pub const NODES: &'static str = "nodes/";
     /// Where nodes removed for good are.
-    pub const REMOVED: &'static str = "removed/";
+    pub(crate) const REMOVED: &'static str = "removed/";
     /// Where running daemons are.
     pub const ALIVE: &'static str = "alive/";
     /// Where outside peers are.
@@ -98,7 +98,7 @@ impl Key {
     /// Where ClusterNetworkPolicy objects are.
     pub const CLUSTER_NETWORK_POLICIES: &'static str = "clusternetworkpolicies/";
     /// Where attachments are, by node.
-    pub const ENDPOINTS: &'static str = "endpoints/";
+    pub(crate) const ENDPOINTS: &'static str = "endpoints/";
     /// Every directory below the prefix.
     pub const DIRECTORIES: [&'static str; 10] = [
         Self::SUBNETS,
@@ -204,9 +204,9 @@ impl FromStr for Key {
 
 impl SubnetKey {
     /// Longest IPv4 subnet: room for the overlay address, a bridge and a pod.
-    pub const MAX_V4_LEN: u8 = 30;
+    pub(crate) const MAX_V4_LEN: u8 = 30;
     /// Longest IPv6 subnet.
-    pub const MAX_V6_LEN: u8 = 126;
+    pub(crate) const MAX_V6_LEN: u8 = 126;
 
     /// The prefixes, IPv4 first.
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + use<> {

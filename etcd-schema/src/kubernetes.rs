@@ -10,7 +10,7 @@ mod policy;
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     KubernetesName, Violations,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 pub use namespace::Namespace;
-pub use pod::{NamedPort, Pod, PodPhase, Protocol};
+pub use pod::{MIRROR_ANNOTATIONS, NamedPort, Pod, PodPhase, Protocol};
 pub use policy::PolicyEnvelope;
 
 pub(crate) use labels::read_labels;
@@ -36,7 +36,8 @@ const MAX_UID: usize = 128;
 #[derive(Debug, Clone, Copy)]
 struct Kind {
     name: &'static str,
-    api_version: &'static str,
+    /// The versions that are read; they differ in nothing that is.
+    api_versions: &'static [&'static str],
 }
 
 /// Where the key says that an object belongs.
@@ -54,6 +55,8 @@ struct Object {
     fields: Fields,
     uid: Option<String>,
     labels: Labels,
+    /// `metadata.annotations` as they stand: any text is valid in them, and what is none is ignored.
+    annotations: Map<String, Value>,
     /// `metadata.deletionTimestamp`, RFC 3339.
     deletion_timestamp: Option<String>,
 }
@@ -88,8 +91,12 @@ impl Object {
         }
         let uid = metadata.parsed(report, "uid", uid);
         let labels = read_labels(&mut metadata, report);
+        let annotations = match metadata.take("annotations") {
+            Some(Value::Object(annotations)) => annotations,
+            _ => Map::new(),
+        };
         let deletion_timestamp = metadata.parsed(report, "deletionTimestamp", timestamp);
-        Ok(Self { fields, uid, labels, deletion_timestamp })
+        Ok(Self { fields, uid, labels, annotations, deletion_timestamp })
     }
 }
 
@@ -113,13 +120,13 @@ fn of_kind(fields: &mut Fields, kind: Kind) -> Result<(), Violations> {
         ));
     }
     for (name, found, wanted) in
-        [("kind", found, kind.name), ("apiVersion", fields.take("apiVersion"), kind.api_version)]
+        [("kind", found, &[kind.name][..]), ("apiVersion", fields.take("apiVersion"), kind.api_versions)]
     {
-        if found.as_ref().and_then(Value::as_str) != Some(wanted) {
+        if !found.as_ref().and_then(Value::as_str).is_some_and(|found| wanted.contains(&found)) {
             return Err(Violations::one(
                 name,
                 found.as_ref().map_or_else(|| "missing".to_owned(), describe),
-                format!("this key holds a {} of {}", kind.name, kind.api_version),
+                format!("this key holds a {} of {}", kind.name, kind.api_versions.join(" or ")),
             ));
         }
     }

@@ -48,14 +48,11 @@ pub use alive::Alive;
 pub use attachment::{AttachedPod, Attachment};
 pub use check::{CheckError, Checked, check};
 pub use config::{Backend, BackendKind, NetworkConfig, PolicyMode, Pool};
-pub use conflict::{
-    ConfigChange, UnderlayAddress, UnderlayRole, config_change, config_conflicts, node_conflicts, peer_conflicts,
-    peer_key_conflicts, peer_underlay_conflicts,
-};
+pub use conflict::{ConfigChange, config_change, config_conflicts, node_conflicts, peer_conflicts};
 pub use document::MAX_VALUE_BYTES;
 pub use id::{ContainerId, InterfaceName, KubernetesName, NodeId, NodeName, PeerName, PodName, SiteName};
 pub use key::{Key, KeyError, SubnetKey};
-pub use kubernetes::{Labels, NamedPort, Namespace, Pod, PodPhase, PolicyEnvelope, Protocol};
+pub use kubernetes::{Labels, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase, PolicyEnvelope, Protocol};
 pub use node::NodeRecord;
 pub use peer::{Endpoint, OutsidePeer};
 pub use removed::Removed;

@@ -22,7 +22,7 @@ pub type Endpoint = SocketAddr;
 pub struct OutsidePeer {
     /// Its WireGuard key.
     pub public_key: PublicKey,
-    /// Prefixes that are its own: 1 to [`Self::MAX_ALLOWED_IPS`], without host bits, none inside another, no default
+    /// Prefixes that are its own: 1 to `MAX_ALLOWED_IPS`, without host bits, none inside another, no default
     /// route; in the order they were written, repetitions left out.
     pub allowed_ips: Vec<IpNet>,
     /// Where to call it; without one it calls us.
@@ -44,7 +44,7 @@ const PRESHARED_KEY: &str = "presharedKey";
 
 impl OutsidePeer {
     /// Most entries of `allowedIPs`: enough for the office networks behind one gateway, and a table of every node.
-    pub const MAX_ALLOWED_IPS: usize = 4096;
+    pub(crate) const MAX_ALLOWED_IPS: usize = 4096;
 
     /// The peer that `value` holds, in JSON or YAML.
     ///

@@ -139,12 +139,6 @@ impl SubnetLease {
         self.wireguard(self.backend_v6_data.as_ref())
     }
 
-    /// Whether it is a reservation for nobody: the prefixes are kept from being drawn.
-    #[must_use]
-    pub const fn is_for_nobody(&self) -> bool {
-        self.node.is_none() && self.public_ip.is_none() && self.public_ipv6.is_none()
-    }
-
     fn wireguard(&self, data: Option<&Value>) -> Option<WireguardData> {
         if self.node.is_some() || !self.is_wireguard() {
             return None;
@@ -173,7 +167,7 @@ impl fmt::Debug for SubnetLease {
 
 impl WireguardData {
     /// Flannel's default `ListenPort`, for hosts whose version does not publish one.
-    pub const DEFAULT_PORT: u16 = 51820;
+    pub(crate) const DEFAULT_PORT: u16 = 51820;
 
     /// As flannel's readers expect it in `BackendData` and `BackendV6Data`.
     #[must_use]
@@ -242,14 +236,6 @@ mod tests {
             r#"{{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{{"PublicKey":"{KEY}"}}}}"#
         ));
         assert_eq!(lease.wireguard_v4(), None);
-    }
-
-    #[test]
-    fn for_whom() {
-        assert!(parse("{}").is_for_nobody());
-        assert!(parse(r#"{"PublicIP":"0.0.0.0","PublicIPv6":"::"}"#).is_for_nobody());
-        assert!(!parse(r#"{"PublicIPv6":"2001:db8::1"}"#).is_for_nobody());
-        assert!(!parse(r#"{"Node":"a1"}"#).is_for_nobody());
     }
 
     #[test]

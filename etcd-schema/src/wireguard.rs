@@ -36,7 +36,7 @@ impl PublicKey {
     /// Whether this is the one encoding of its point. The others are the same key to WireGuard and another to us, which
     /// would get them past a list of refused keys.
     #[must_use]
-    pub fn is_canonical(&self) -> bool {
+    pub(crate) fn is_canonical(&self) -> bool {
         // Little endian and below 2^255 - 19.
         let [low, middle @ .., high] = &self.0;
         *high < 0x7f || (*high == 0x7f && (*low < 0xed || middle.iter().any(|b| *b != 0xff)))
@@ -110,7 +110,7 @@ impl PresharedKey {
 
     /// The secret in base64, as values and `wg` have it.
     #[must_use]
-    pub fn secret_base64(&self) -> Zeroizing<String> {
+    pub(crate) fn secret_base64(&self) -> Zeroizing<String> {
         Zeroizing::new(STANDARD.encode(*self.0))
     }
 

@@ -230,8 +230,16 @@ fn attachment() -> impl Strategy<Value = Attachment> {
         .prop_map(|(namespace, name, labels)| AttachedPod { namespace, name, labels });
     let addresses =
         vec(host(), 1..=16).prop_filter("each once", |list| (1..list.len()).all(|i| !list[..i].contains(&list[i])));
-    (pod, option::of("[0-9a-f-]{1,40}"), addresses, text("[a-z][a-z0-9.]{0,14}"), extra())
-        .prop_map(|(pod, uid, addresses, interface, extra)| Attachment { pod, uid, addresses, interface, extra })
+    (pod, option::of("[0-9a-f-]{1,40}"), addresses, text("[a-z][a-z0-9.]{0,14}"), allowed_ips(), extra()).prop_map(
+        |(pod, uid, addresses, interface, allowed_sources, extra)| Attachment {
+            pod,
+            uid,
+            addresses,
+            interface,
+            allowed_sources,
+            extra,
+        },
+    )
 }
 
 fn removed() -> impl Strategy<Value = Removed> {
@@ -244,11 +252,14 @@ fn removed() -> impl Strategy<Value = Removed> {
 }
 
 fn alive() -> impl Strategy<Value = Alive> {
-    ("[!-~]{1,64}", any::<u64>(), any::<u64>()).prop_map(|(boot_id, start_count, incarnation)| Alive {
-        boot_id,
-        start_count,
-        incarnation,
-    })
+    ("[!-~]{1,64}", any::<u64>(), any::<Option<u64>>(), any::<u64>()).prop_map(
+        |(boot_id, start_count, start_revision, incarnation)| Alive {
+            boot_id,
+            start_count,
+            start_revision,
+            incarnation,
+        },
+    )
 }
 
 /// The same value in YAML.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, fs,
     io::{Seek as _, Write as _},
     net::IpAddr,
     ops::Deref,
@@ -12,6 +12,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use cni::daemon::Attached;
 use serde_json::{Value, json};
 
 use crate::{
@@ -79,7 +80,37 @@ impl MeshdNode {
         plugin
     }
 
-    /// What host-local must be told by hand where meshd-cni does not do it: this node's subnets, in both families.
+    /// The addresses of this node's attachments, by the daemon's files: it may be away.
+    ///
+    /// # Panics
+    /// When a file is none of an attachment.
+    #[must_use]
+    #[track_caller]
+    pub fn pod_addresses(&self) -> Vec<IpAddr> {
+        let folder = self.run_dir().join(cni::daemon::RECORDS);
+        let names: Vec<String> = fs::read_dir(&folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        let withdrawn: Vec<_> = names.iter().filter_map(|name| cni::daemon::withdrawn_by(name)).collect();
+        let records =
+            names.iter().filter(|name| name.contains('@') && !name.starts_with('.') && !name.ends_with(".new"));
+        let mut addresses = Vec::new();
+        for name in records {
+            // One that is withdrawn meanwhile is none.
+            let Ok(bytes) = fs::read(folder.join(name)) else { continue };
+            let attached: Attached = serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+            if !withdrawn.contains(&attached.name()) {
+                addresses.extend(attached.addresses());
+            }
+        }
+        addresses.sort();
+        addresses
+    }
+
+    /// A configuration of host-local with a store of its own: this node's subnets, in both families.
     ///
     /// # Panics
     /// When the node has a subnet without room for a pod.
@@ -95,7 +126,7 @@ impl MeshdNode {
                 json!([{"subnet": subnet, "rangeStart": first, "rangeEnd": last}])
             })
             .collect();
-        json!({"type": "host-local", "dataDir": self.run_dir().join("ipam"), "ranges": ranges,
+        json!({"type": "host-local", "dataDir": self.run_dir().join("host-local"), "ranges": ranges,
             "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]})
     }
 }
@@ -114,6 +145,13 @@ impl CniRuntime {
             capabilities: BTreeMap::new(),
             results: Mutex::default(),
         }
+    }
+
+    /// Another name than `mesh`.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.list["name"] = name.into();
+        self
     }
 
     /// More for `CNI_ARGS`: `K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop`.
@@ -383,7 +421,7 @@ fn addresses(result: &Value) -> Vec<IpAddr> {
     ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok()).collect()
 }
 
-fn file_with(text: &str) -> std::fs::File {
+fn file_with(text: &str) -> fs::File {
     let file = tempfile::tempfile().and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.rewind()?;

@@ -1,6 +1,7 @@
 //! A real etcd, and `etcdctl` to work with it.
 
 use std::{
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -21,6 +22,8 @@ pub struct Etcd {
     host: Host,
     addresses: Vec<String>,
     members: Vec<Mutex<Option<Process>>>,
+    /// Cluster ids follow from it.
+    token: Mutex<String>,
 }
 
 impl Etcd {
@@ -34,6 +37,7 @@ impl Etcd {
             host: host.clone(),
             addresses: addresses.iter().map(|address| (*address).to_owned()).collect(),
             members: (0..members).map(|_| Mutex::default()).collect(),
+            token: Mutex::new(host.lab().id().to_owned()),
         };
         for member in 0..members {
             etcd.start_member(member);
@@ -126,36 +130,30 @@ impl Etcd {
     pub fn start_member(&self, member: usize) {
         let mut slot = self.members[member].lock().unwrap_or_else(PoisonError::into_inner);
         assert!(slot.is_none(), "etcd member {member} runs already");
-        let url = |address: &str, port: usize| match address.contains(':') {
-            true => format!("http://[{address}]:{port}"),
-            false => format!("http://{address}:{port}"),
-        };
         let client = CLIENT_PORT + STEP * member;
         let advertised: Vec<String> = self.addresses.iter().map(|address| url(address, client)).collect();
         let advertised = advertised.join(",");
-        let peer_url = |member: usize| url("127.0.0.1", PEER_PORT + STEP * member);
         let cluster: Vec<String> =
-            (0..self.members.len()).map(|member| format!("m{member}={}", peer_url(member))).collect();
-        let data = self.host.lab().folder().join(format!("etcd-{}-{member}", self.host.name()));
+            (0..self.members.len()).map(|member| format!("m{member}={}", self.peer_url(member))).collect();
         let process = self.host.spawn(
             "etcd",
             &[
                 "--name",
                 &format!("m{member}"),
                 "--data-dir",
-                &data.to_string_lossy(),
+                &self.data(member).to_string_lossy(),
                 "--listen-client-urls",
                 &format!("{advertised},{}", url("127.0.0.1", client)),
                 "--advertise-client-urls",
                 &advertised,
                 "--listen-peer-urls",
-                &peer_url(member),
+                &self.peer_url(member),
                 "--initial-advertise-peer-urls",
-                &peer_url(member),
+                &self.peer_url(member),
                 "--initial-cluster",
                 &cluster.join(","),
                 "--initial-cluster-token",
-                self.host.lab().id(),
+                &self.token(),
                 "--logger",
                 "zap",
                 "--log-level",
@@ -197,6 +195,66 @@ impl Etcd {
             self.start_member(member);
         }
         self.await_ready();
+    }
+
+    /// Replaces the only member by an empty one: with `token` as another cluster, without as one of the same id.
+    pub fn replace(&self, token: Option<&str>) {
+        self.stop();
+        self.remove_data();
+        self.set_token(token);
+        self.start_again();
+    }
+
+    /// Saves a snapshot.
+    #[must_use]
+    pub fn snapshot(&self) -> PathBuf {
+        let file = self.host.lab().folder().join(format!("etcd-{}.snapshot", self.host.name()));
+        self.ctl(&["snapshot", "save", &file.to_string_lossy()]);
+        file
+    }
+
+    /// Replaces the only member by one made from a snapshot: with `token` as another cluster, without as one of the same
+    /// id.
+    pub fn restore(&self, snapshot: &Path, token: Option<&str>) {
+        self.stop();
+        self.remove_data();
+        self.set_token(token);
+        let peer = self.peer_url(0);
+        let args = [
+            "snapshot",
+            "restore",
+            &snapshot.to_string_lossy(),
+            "--name=m0",
+            &format!("--data-dir={}", self.data(0).display()),
+            &format!("--initial-cluster=m0={peer}"),
+            &format!("--initial-cluster-token={}", self.token()),
+            &format!("--initial-advertise-peer-urls={peer}"),
+        ];
+        self.ctl(&args);
+        self.start_again();
+    }
+
+    fn remove_data(&self) {
+        assert_eq!(self.members.len(), 1, "only for an etcd of one member");
+        std::fs::remove_dir_all(self.data(0)).unwrap_or_else(|error| panic!("etcd's data: {error}"));
+    }
+
+    fn data(&self, member: usize) -> PathBuf {
+        self.host.lab().folder().join(format!("etcd-{}-{member}", self.host.name()))
+    }
+
+    fn set_token(&self, token: Option<&str>) {
+        if let Some(token) = token {
+            token.clone_into(&mut self.token.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    fn token(&self) -> String {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn peer_url(&self, member: usize) -> String {
+        url("127.0.0.1", PEER_PORT + STEP * member)
     }
 
     /// Waits until a quorum answers.
@@ -262,6 +320,10 @@ impl Etcd {
             None => panic!("etcd member {member} does not run"),
         }
     }
+}
+
+fn url(address: &str, port: usize) -> String {
+    if address.contains(':') { format!("http://[{address}]:{port}") } else { format!("http://{address}:{port}") }
 }
 
 #[track_caller]

@@ -31,9 +31,11 @@ mod meshd_node;
 mod ping;
 mod podman;
 mod population;
+mod programs;
 mod relay;
 mod sniffer;
 pub mod stepped;
+#[expect(unsafe_code, reason = "system calls")]
 mod sys;
 mod tcp_check;
 pub mod topology;
@@ -57,10 +59,11 @@ pub use lab::{
     switch::Switch,
 };
 pub use machine::Machine;
-pub use meshd_node::{Meshd, MeshdNode, binary};
+pub use meshd_node::{Meshd, MeshdNode};
 pub use ping::{Ping, PingReport, ping};
 pub use podman::Podman;
 pub use population::{LARGE_CONFIG, PaperNode};
+pub use programs::{binary, previous};
 pub use relay::{Fate, Impairment, Lane, Relay, RelayCount};
 pub use sniffer::{Sniffer, Violation};
 pub use tcp_check::{TcpCheck, TcpReport};

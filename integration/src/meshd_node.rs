@@ -1,7 +1,7 @@
 //! A node daemon on a host.
 
 use std::{
-    env, fs,
+    fs::{self, File},
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::net::UnixStream,
@@ -15,28 +15,16 @@ use std::{
 };
 
 use ipnet::IpNet;
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::{
-    Etcd, Host, Output, Pod, Process, await_until,
+    Etcd, Host, Output, Pod, Process, await_until, binary,
     measure::{process_cpu, resident_bytes},
 };
 
 /// Where pods' addresses begin in a subnet; the ones before are the node's and a bridge's.
 const FIRST_POD: u32 = 16;
-
-/// A binary of this workspace, from the folder that the running test or program was built into.
-///
-/// # Panics
-/// When it has not been built.
-#[must_use]
-#[track_caller]
-pub fn binary(name: &str) -> PathBuf {
-    let own = env::current_exe().unwrap_or_else(|error| panic!("no path to this program: {error}"));
-    // Tests are one folder deeper, in `deps`.
-    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("{name} is not built; run: cargo build --workspace"))
-}
 
 /// How to start a node daemon: `Meshd::on(&host, &etcd).site("east").args("--endpoint none").start()`.
 pub struct Meshd {
@@ -57,7 +45,7 @@ pub struct MeshdNode {
     interface: String,
     state: PathBuf,
     run: PathBuf,
-    program: Option<PathBuf>,
+    program: Mutex<Option<PathBuf>>,
     command: Vec<String>,
     site: Mutex<Option<String>>,
     env: Vec<(String, String)>,
@@ -157,7 +145,7 @@ impl Meshd {
             interface,
             state,
             run,
-            program: self.program,
+            program: Mutex::new(self.program),
             command,
             site: Mutex::new(self.site),
             env: self.env,
@@ -184,21 +172,26 @@ impl MeshdNode {
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         let env: Vec<(&str, &str)> = self.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         self.ended.store(false, Ordering::Relaxed);
-        let program = self.program.clone().unwrap_or_else(|| binary("meshd"));
+        let program = self.program.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let program = program.unwrap_or_else(|| binary("meshd"));
         *slot = Some(self.host.spawn_with_env(program, &command, &env));
     }
 
-    /// `SIGKILL`: the daemon has no chance to tidy up.
+    /// `SIGKILL`: the daemon has no chance to tidy up. A child that it was just forking holds its lock a moment longer; when
+    /// this returns, another daemon can take it.
     pub fn kill9(&self) {
         self.expect_end();
         self.with_process(Process::kill9);
+        if let Ok(lock) = File::options().write(true).open(self.state_dir().join("lock")) {
+            drop(Flock::lock(lock, FlockArg::LockExclusive));
+        }
     }
 
     /// `SIGTERM`, and waits for the end.
     #[track_caller]
     pub fn term(&self) -> ExitStatus {
         self.expect_end();
-        self.with_process(|process| process.term(Duration::from_secs(10)))
+        self.with_process(|process| process.term(Duration::from_secs(30)))
     }
 
     /// Says that the present daemon may end by itself; without this, one that has fails the scenario.
@@ -210,6 +203,11 @@ impl MeshdNode {
     pub fn restart(&self) {
         self.term();
         self.start();
+    }
+
+    /// The build that the next start runs; `None`: this workspace's.
+    pub fn set_program(&self, program: Option<&Path>) {
+        *self.program.lock().unwrap_or_else(PoisonError::into_inner) = program.map(Path::to_owned);
     }
 
     /// The site that the next start is given.

@@ -1,6 +1,17 @@
 //! Pings, by the real `ping`.
+//!
+//! Once `ping` has one answer, it waits for the others for twice the longest round trip only (and at least for the
+//! interval): `-W` is for a host that never answers. On a busy machine an answer then comes after `ping` has ended. A
+//! second socket hears it, so that what came counts as what came.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::Display,
+    io::{self, Read as _},
+    sync::atomic::{AtomicU16, Ordering},
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Namespace;
 
@@ -31,7 +42,8 @@ pub struct PingReport {
     destination: String,
     /// How many were to be sent.
     pub sent: u32,
-    /// Sequence number (from 1) and round-trip time of each answer, in the order of arrival.
+    /// Sequence number (from 1) and round-trip time of each answer, in the order of arrival; of one that came after `ping`
+    /// had ended, the time since the start.
     pub answers: Vec<(u32, Duration)>,
     /// What `ping` printed, errors too.
     pub text: String,
@@ -94,14 +106,80 @@ impl Ping {
         let size = self.size.to_string();
         let mut command = vec!["ping", "-n", "-c", &count, "-i", &interval, "-W", &wait, "-s", &size];
         command.extend(self.options.iter().map(String::as_str));
-        command.push(&self.destination);
+        let identifier = identifier();
+        let listener = Listener::open(from, self.destination.contains(':'), identifier)
+            .unwrap_or_else(|error| panic!("{}: no socket for echo replies: {error}", from.name()));
+        let identifier = identifier.to_string();
+        command.extend(["-e", &identifier, &self.destination]);
+        let start = Instant::now();
         let output = from.try_run(&command);
-        PingReport {
+        let mut report = PingReport {
             from: from.name().to_owned(),
             destination: self.destination.clone(),
             sent: self.count,
             answers: output.stdout.lines().filter_map(answer).collect(),
             text: output.describe(),
+        };
+        // Without any answer `ping` has waited for as long as it was told.
+        let end = Instant::now() + self.wait;
+        while report.lost() > 0 && !report.answers.is_empty() {
+            let Some(number) = listener.next_by(end) else { break };
+            if number <= self.count && report.answers.iter().all(|(answered, _)| *answered != number) {
+                report.text.push_str(&format!("icmp_seq={number} was answered after ping had ended\n"));
+                report.answers.push((number, start.elapsed()));
+            }
+        }
+        report
+    }
+}
+
+/// Another one for each ping of this process.
+fn identifier() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let offset = NEXT.fetch_add(1, Ordering::Relaxed);
+    // 0 means something else to `ping`.
+    (std::process::id() as u16).wrapping_mul(31).wrapping_add(offset).max(1)
+}
+
+/// Hears the echo replies that come to a namespace.
+struct Listener {
+    socket: Socket,
+    v6: bool,
+    identifier: u16,
+}
+
+impl Listener {
+    fn open(namespace: &Namespace, v6: bool, identifier: u16) -> io::Result<Self> {
+        let (domain, protocol) = if v6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
+        let socket = namespace.enter(|| Socket::new(domain, Type::RAW, Some(protocol)))?;
+        Ok(Self { socket, v6, identifier })
+    }
+
+    /// The sequence number of the next reply with the identifier; `None` when none comes until `end`.
+    fn next_by(&self, end: Instant) -> Option<u32> {
+        loop {
+            let left = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+            self.socket.set_read_timeout(Some(left)).ok()?;
+            // What is longer is cut off.
+            let mut message = [0; 128];
+            let Ok(length) = (&self.socket).read(&mut message) else { continue };
+            let number = self.reply(&message[..length]);
+            if number.is_some() {
+                return number;
+            }
+        }
+    }
+
+    /// The sequence number of an echo reply with the identifier.
+    fn reply(&self, message: &[u8]) -> Option<u32> {
+        // An IPv4 socket hands over the header too.
+        let start = if self.v6 { 0 } else { usize::from(message.first()? & 0xf) * 4 };
+        let kind = if self.v6 { 129 } else { 0 };
+        match message.get(start..start + 8)? {
+            [is, _, _, _, i0, i1, s0, s1] if *is == kind && u16::from_be_bytes([*i0, *i1]) == self.identifier => {
+                Some(u16::from_be_bytes([*s0, *s1]).into())
+            }
+            _ => None,
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Other implementations of WireGuard, configured with the stock `wg`.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use crate::{Namespace, Process, await_until};
+use crate::{Namespace, Process, await_until, programs::tool};
 
 const READY: Duration = Duration::from_secs(10);
 /// Where all userspace implementations put their sockets.
@@ -43,9 +43,10 @@ impl Implementation {
 
     #[track_caller]
     fn program(self) -> PathBuf {
-        let built = |name| tool(name).unwrap_or_else(|| panic!("{name} is not built; run: scripts/install-peers"));
+        let built =
+            |name| tool("bin", name).unwrap_or_else(|| panic!("{name} is not built; run: scripts/install-peers"));
         match self {
-            Self::WireguardGo => tool("wireguard-go").unwrap_or_else(|| PathBuf::from("wireguard-go")),
+            Self::WireguardGo => tool("bin", "wireguard-go").unwrap_or_else(|| PathBuf::from("wireguard-go")),
             Self::DebianWireguardGo => PathBuf::from("wireguard-go"),
             Self::BoringtunCli => built("boringtun-cli"),
             Self::GotatunCli => built("gotatun"),
@@ -156,11 +157,4 @@ impl WireguardPeer {
     pub fn process(&self) -> &Process {
         &self.process
     }
-}
-
-/// A program that `scripts/install-peers` has built.
-fn tool(name: &str) -> Option<PathBuf> {
-    let own = env::current_exe().ok()?;
-    // …/target/PROFILE/deps/test or …/target/PROFILE/program
-    own.ancestors().skip(2).take(3).map(|folder| folder.join("tools/bin").join(name)).find(|path| path.is_file())
 }

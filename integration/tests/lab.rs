@@ -4,15 +4,17 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     net::IpAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::{Command, Stdio},
+    thread,
     time::Duration,
 };
 
 use integration::{Lab, Ping, await_until, ping};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -45,6 +47,54 @@ fn hosts_on_a_switch_reach_each_other() {
     Ping::new("192.0.2.1").count(1).wait(Duration::from_millis(200)).run(&b).assert_none_answered();
     cable.up();
     ping(&b, "192.0.2.1").assert_all_answered();
+}
+
+/// Answers echo requests to 192.0.2.2 in the host's place, the last one late.
+fn answer_the_third_late(socket: &Socket, to: &SockAddr) {
+    loop {
+        let mut request = [0; 128];
+        let length = (&mut &*socket).read(&mut request).unwrap();
+        let answer = &mut request[20..length];
+        let number = answer[7];
+        // Type 8 becomes 0, and the checksum says so.
+        if answer[0] != 8 {
+            continue;
+        }
+        answer[0] = 0;
+        let sum = u32::from(u16::from_be_bytes([answer[2], answer[3]])) + 0x0800;
+        answer[2..4].copy_from_slice(&((sum & 0xffff) as u16 + (sum >> 16) as u16).to_be_bytes());
+        if number == 3 {
+            // More than twice what the others took.
+            thread::sleep(Duration::from_millis(100));
+        }
+        socket.send_to(answer, to).unwrap();
+        if number == 3 {
+            return;
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_comes_after_ping_has_ended_is_one() {
+    let lab = Lab::new("late_answer");
+    let switch = lab.switch("lan");
+    let (a, b) = (lab.host("a"), lab.host("b"));
+    a.connect(&switch, &["192.0.2.1/24"]);
+    b.connect(&switch, &["192.0.2.2/24"]);
+    ping(&a, "192.0.2.2").assert_all_answered();
+    b.sysctl("net/ipv4/icmp_echo_ignore_all", "1");
+    let socket = b.enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap());
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let to = SockAddr::from("192.0.2.1:0".parse::<std::net::SocketAddr>().unwrap());
+    let report = thread::scope(|scope| {
+        let answering = scope.spawn(|| answer_the_third_late(&socket, &to));
+        let report = ping(&a, "192.0.2.2");
+        answering.join().unwrap();
+        report
+    });
+    report.assert_all_answered();
+    assert!(report.text.contains("icmp_seq=3 was answered after ping had ended"), "{}", report.text);
+    ping(&a, "192.0.2.2").assert_none_answered();
 }
 
 /// ```text

@@ -4,20 +4,25 @@
 //! comes first, by rename; then the daemon is waited for; then the configuration comes, whole.
 
 use std::{
-    fs, io,
-    io::Read as _,
+    fs,
+    io::{self, Read as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow, bail};
+use atomic_file::{FileError, Folder};
 use clap::Args;
-use cni::ipam::HOST_LOCAL;
+use cni::{
+    daemon::{Attached, RECORDS},
+    environment::is_identifier,
+    version::CniVersion,
+};
+use nix::net::if_::if_nametoindex;
 use serde_json::{Map, Value, json};
+use text::with_causes;
 use tokio::signal::unix::{SignalKind, signal};
-
-use crate::{causes::with_causes, whole_file};
 
 /// The plugin, and its `type`.
 const PLUGIN: &str = "meshd-cni";
@@ -55,6 +60,9 @@ pub struct InstallCniFlags {
     /// Take plugin and configuration away again: its own, and out of the conflists of others
     #[arg(long, conflicts_with_all = ["plugin", "chain"])]
     pub remove: bool,
+    /// With --remove: remove it although containers are attached, which the container runtime cannot delete then
+    #[arg(long, requires = "remove")]
+    pub force: bool,
     /// Stay, and put back what is missing, until told to stop (SIGTERM): for a container beside the daemon's
     #[arg(long, conflicts_with = "remove")]
     pub keep: bool,
@@ -81,7 +89,7 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
         remove(flags)?;
         return Ok(Installed::Done);
     }
-    let chain = flags.chain.as_deref().map(|file| read_conflist(file).map(|list| (file, list))).transpose()?;
+    let chain = flags.chain.as_deref().map(|file| read_chain(file).map(|list| (file, list))).transpose()?;
     put_binary(&source(flags)?, &flags.bin_dir)?;
     if let Some(reason) = wait_for_daemon(&flags.run_dir, Duration::from_secs(flags.timeout)) {
         return Ok(Installed::NotReady(reason));
@@ -89,16 +97,12 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
     match chain {
         Some((file, list)) => {
             // Read before the wait, to fail early; what was written since stays.
-            let now = read_conflist(file).unwrap_or(list);
+            let now = read_chain(file).unwrap_or(list);
             write_if_other(file, &chained(now, &flags.run_dir))?;
             // It would come first, and the chain would not be used.
             remove_file(&flags.conf_dir.join(CONFLIST))?;
         }
         None => {
-            // What keeps it installed has said so once.
-            if !flags.keep {
-                warn_without_host_local(flags);
-            }
             fs::create_dir_all(&flags.conf_dir).with_context(|| flags.conf_dir.display().to_string())?;
             write_if_other(&flags.conf_dir.join(CONFLIST), &own_conflist(flags))?;
         }
@@ -113,9 +117,6 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
 pub async fn keep_cni_installed(flags: InstallCniFlags) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
-    if flags.chain.is_none() {
-        warn_without_host_local(&flags);
-    }
     // Each look is a short one, so that a signal is heard.
     let flags = InstallCniFlags { timeout: 0, ..flags };
     let mut told = String::new();
@@ -139,6 +140,9 @@ pub async fn keep_cni_installed(flags: InstallCniFlags) -> anyhow::Result<()> {
 
 /// The configurations first: a runtime that finds one without its binary fails every container.
 fn remove(flags: &InstallCniFlags) -> anyhow::Result<()> {
+    if !flags.force {
+        refuse_while_attached(flags)?;
+    }
     remove_file(&flags.conf_dir.join(CONFLIST))?;
     let entries = match fs::read_dir(&flags.conf_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -160,6 +164,41 @@ fn remove(flags: &InstallCniFlags) -> anyhow::Result<()> {
     remove_file(&flags.bin_dir.join(PLUGIN))
 }
 
+/// A runtime without any configuration deletes no container: it does not even try.
+fn refuse_while_attached(flags: &InstallCniFlags) -> anyhow::Result<()> {
+    let own = flags.conf_dir.join(CONFLIST);
+    let entries = fs::read_dir(&flags.conf_dir).into_iter().flatten().flatten();
+    let configurations: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == "conflist" || kind == "conf" || kind == "json"))
+        .collect();
+    if configurations != [own] {
+        return Ok(());
+    }
+    let attached = attached(&flags.run_dir);
+    let Some(first) = attached.first() else { return Ok(()) };
+    bail!(
+        "{} still attached, such as {}, and the container runtime has no other network to delete them by: delete \
+         them first (in Kubernetes drain the node, and delete the DaemonSets' pods), or install the configuration of \
+         another network plugin, or use --force",
+        if attached.len() == 1 { "1 container is".to_owned() } else { format!("{} containers are", attached.len()) },
+        first.container_id
+    )
+}
+
+/// Attachments by this plugin whose interface is there.
+fn attached(run_dir: &Path) -> Vec<Attached> {
+    let Ok(folder) = Folder::open(run_dir).map_err(FileError::from).and_then(|run| run.folder(RECORDS)) else {
+        return Vec::new();
+    };
+    let files = folder.names().unwrap_or_default();
+    let records = files
+        .iter()
+        .filter_map(|file| serde_json::from_slice::<Attached>(&folder.read(file.to_str()?, MAX_CONFIG).ok()?).ok());
+    let is_there = |one: &Attached| one.begin.interface.as_deref().is_some_and(|name| if_nametoindex(name).is_ok());
+    records.filter(is_there).collect()
+}
+
 fn source(flags: &InstallCniFlags) -> anyhow::Result<PathBuf> {
     if let Some(plugin) = &flags.plugin {
         return Ok(plugin.clone());
@@ -179,7 +218,7 @@ fn put_binary(source: &Path, dir: &Path) -> anyhow::Result<()> {
     if same {
         return Ok(());
     }
-    whole_file::write(&target, 0o755, &new).with_context(|| target.display().to_string())?;
+    atomic_file::write(&target, 0o755, &new).with_context(|| target.display().to_string())?;
     tracing::info!(plugin = %target.display(), "installed");
     Ok(())
 }
@@ -195,16 +234,6 @@ fn wait_for_daemon(run_dir: &Path, patience: Duration) -> Option<String> {
         }
         tracing::debug!(reason, "the daemon is not ready yet");
         std::thread::sleep(PAUSE);
-    }
-}
-
-fn warn_without_host_local(flags: &InstallCniFlags) {
-    if !flags.bin_dir.join(HOST_LOCAL).is_file() {
-        let dir = flags.bin_dir.display();
-        tracing::warn!(
-            "no {HOST_LOCAL} in {dir}: the runtime must find it in another of its folders of plugins \
-             (Debian's containernetworking-plugins: /usr/lib/cni)"
-        );
     }
 }
 
@@ -268,13 +297,40 @@ fn read_conflist(path: &Path) -> anyhow::Result<Map<String, Value>> {
     }
 }
 
+/// A list that the plugin can be put at the end of. The runtime gives every plugin of a list the version that the list
+/// names: with one that this plugin does not speak every container would fail.
+fn read_chain(path: &Path) -> anyhow::Result<Map<String, Value>> {
+    let list = read_conflist(path)?;
+    let file = path.display();
+    let several = list.get("cniVersions").and_then(Value::as_array).into_iter().flatten();
+    let named: Vec<&str> = list.get("cniVersion").into_iter().chain(several).filter_map(Value::as_str).collect();
+    if CniVersion::highest_common(named.iter().copied()).is_none() {
+        let supported = CniVersion::ALL.map(CniVersion::as_str).join(", ");
+        let found =
+            if named.is_empty() { "no cniVersion".to_owned() } else { format!("cniVersion {}", named.join(", ")) };
+        bail!(
+            "{file} has {found}, and {PLUGIN} supports {supported}: set \"cniVersion\": \"{}\" in it, or the highest of these \
+             that its other plugins support (CNI_COMMAND=VERSION /opt/cni/bin/PLUGIN < /dev/null)",
+            CniVersion::V0_3_1
+        );
+    }
+    let name = list.get("name").and_then(Value::as_str).unwrap_or_default();
+    if !is_identifier(name) {
+        bail!(
+            "{file} has the name {name:?}: set \"name\" to letters, digits, '_', '.' and '-', a letter or digit first, as the \
+             CNI specification wants it"
+        );
+    }
+    Ok(list)
+}
+
 fn write_if_other(path: &Path, config: &Value) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(config)? + "\n";
     if fs::read_to_string(path).is_ok_and(|now| now == text) {
         return Ok(());
     }
     let mode = fs::metadata(path).map_or(0o644, |data| data.permissions().mode() & 0o777);
-    whole_file::write(path, mode, text.as_bytes()).with_context(|| path.display().to_string())?;
+    atomic_file::write(path, mode, text.as_bytes()).with_context(|| path.display().to_string())?;
     tracing::info!(configuration = %path.display(), "written");
     Ok(())
 }
@@ -315,6 +371,7 @@ mod tests {
             plugin: Some(at("plugin")),
             chain: None,
             remove: false,
+            force: false,
             keep: false,
             timeout: 0,
         };
@@ -410,5 +467,62 @@ mod tests {
             install_cni(&InstallCniFlags { remove: true, ..machine.flags.clone() }).unwrap();
             assert_eq!(fs::read_to_string(&file).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn a_list_of_a_version_that_the_plugin_does_not_speak_is_not_touched() {
+        let machine = machine();
+        machine.ready();
+        fs::create_dir(&machine.flags.conf_dir).unwrap();
+        let file = machine.flags.conf_dir.join("20-old.conflist");
+        let plugins = json!([{"type": "bridge"}]);
+        for (list, says) in [
+            (json!({"cniVersion": "0.2.0", "name": "old", "plugins": plugins}), "cniVersion 0.2.0"),
+            (json!({"name": "old", "plugins": plugins}), "no cniVersion"),
+            (json!({"cniVersion": "9.0.0", "name": "old", "plugins": plugins}), "cniVersion 9.0.0"),
+            (json!({"cniVersion": "1.0.0", "plugins": plugins}), "the name \"\""),
+            (json!({"cniVersion": "1.0.0", "name": "a b", "plugins": plugins}), "the name \"a b\""),
+        ] {
+            fs::write(&file, list.to_string()).unwrap();
+            let chained = InstallCniFlags { chain: Some(file.clone()), ..machine.flags.clone() };
+            let error = install_cni(&chained).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains("set \""), "{list}: {error}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), list.to_string());
+            assert!(!machine.flags.bin_dir.join(PLUGIN).exists(), "nothing else is done either");
+        }
+        let several =
+            json!({"cniVersion": "0.2.0", "cniVersions": ["0.2.0", "0.4.0"], "name": "x", "plugins": plugins});
+        fs::write(&file, several.to_string()).unwrap();
+        install_cni(&InstallCniFlags { chain: Some(file), ..machine.flags }).unwrap();
+    }
+
+    #[test]
+    fn is_not_removed_from_under_containers_that_nothing_else_deletes() {
+        let machine = machine();
+        machine.ready();
+        install_cni(&machine.flags).unwrap();
+        let record = |container: &str, interface: &str| {
+            let file = machine.flags.run_dir.join(RECORDS).join(format!("{container}@eth0"));
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            let json = json!({"containerId": container, "ifname": "eth0", "network": "meshd", "netns": "/x",
+                "interface": interface, "bootId": "b"});
+            fs::write(file, json.to_string()).unwrap();
+        };
+        record("gone", "notthere");
+        record("there", "lo");
+        let away = InstallCniFlags { remove: true, ..machine.flags.clone() };
+        let error = install_cni(&away).unwrap_err().to_string();
+        assert!(error.contains("1 container") && error.contains("such as there"), "{error}");
+        assert!(machine.flags.conf_dir.join(CONFLIST).exists() && machine.flags.bin_dir.join(PLUGIN).exists());
+        // Another network's configuration deletes them.
+        let other = machine.flags.conf_dir.join("20-other.conflist");
+        fs::write(&other, json!({"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "ptp"}]}).to_string())
+            .unwrap();
+        install_cni(&away).unwrap();
+        assert!(!machine.flags.bin_dir.join(PLUGIN).exists());
+        fs::remove_file(other).unwrap();
+        install_cni(&machine.flags).unwrap();
+        install_cni(&InstallCniFlags { force: true, ..away }).unwrap();
+        assert!(!machine.flags.conf_dir.exists() || fs::read_dir(&machine.flags.conf_dir).unwrap().count() == 0);
     }
 }

@@ -8,24 +8,18 @@
 //! UDP receive ─▶ decrypt ─▶ source is that peer's, destination is mine ─▶ judge ─▶ TUN write
 //! ```
 
+pub mod addresses;
 pub mod api;
 pub mod attachments;
-pub mod causes;
 pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod echo;
 pub mod enforcement;
 pub mod install_cni;
-pub mod kernel;
+pub mod log;
 pub mod manual;
-pub mod mesh;
 pub mod policy_tool;
-pub mod private_key;
-pub mod prober;
-pub mod problem;
+mod service;
 pub mod settings;
 pub mod subnet_env;
-pub mod tunnel;
-pub mod versioned_map;
-pub mod whole_file;

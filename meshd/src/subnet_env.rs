@@ -1,10 +1,11 @@
 //! `RUN/subnet.env`, as flannel writes it: what CNI plugins and scripts source.
 
-use std::{fmt::Write as _, fs, io, net::IpAddr, path::Path};
+use std::{fmt::Write as _, io, net::IpAddr, path::Path};
 
 use ipnet::IpNet;
 
-use crate::whole_file;
+/// Longest file that is read.
+const MAX_FILE: u64 = 1 << 16;
 
 /// The file's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,11 +49,11 @@ impl SubnetEnv {
     /// When it cannot be written.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let text = self.text();
-        if fs::read_to_string(path).is_ok_and(|now| now == text) {
+        if atomic_file::read(path, MAX_FILE).is_ok_and(|now| now == text.as_bytes()) {
             return Ok(());
         }
         // Plugins and scripts of any user source it.
-        whole_file::write(path, 0o644, text.as_bytes())
+        atomic_file::write(path, 0o644, text.as_bytes())
     }
 }
 
@@ -60,12 +61,13 @@ impl SubnetEnv {
 /// do not hold a subnet are passed over.
 ///
 /// # Errors
-/// When it is there and cannot be read.
+/// When it is there and cannot be read, or is no ordinary file: root reads it, and another user owns its directory.
 pub fn read_subnets(path: &Path) -> io::Result<Vec<IpNet>> {
-    let text = match fs::read_to_string(path) {
+    let bytes = match atomic_file::read(path, MAX_FILE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text?,
+        bytes => bytes?,
     };
+    let text = String::from_utf8_lossy(&bytes);
     let value = |line: &str| {
         let (name, value) = line.split_once('=')?;
         let net: IpNet = value.trim().parse().ok()?;
@@ -84,6 +86,8 @@ fn bridge_address(subnet: &IpNet) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn example() -> SubnetEnv {
@@ -114,6 +118,18 @@ mod tests {
         fs::write(&path, "FLANNEL_SUBNET=\nnonsense\nFLANNEL_IPV6_SUBNET=fd42::1/64\n").unwrap();
         assert_eq!(read_subnets(&path).unwrap(), ["fd42::/64".parse().unwrap()]);
         assert!(read_subnets(dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_link_in_its_place_is_not_read_and_is_replaced() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (path, target) = (dir.path().join("subnet.env"), outside.path().join("target"));
+        example().write(&target).unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        assert!(read_subnets(&path).is_err());
+        example().write(&path).unwrap();
+        assert_eq!(read_subnets(&path).unwrap(), example().subnets);
+        assert!(path.symlink_metadata().unwrap().is_file());
     }
 
     #[test]

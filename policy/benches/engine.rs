@@ -2,6 +2,7 @@
 //!
 //! Prints one line each. Memory is what the process has resident more than before, inputs included.
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on has no figures")]
 
 use std::{
@@ -12,11 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use packet::Packet;
 use policy::{
     engine::{Classifier, Engine, Flow, ObjectName, PolicyState, Side},
     flow::{FlowTable, Limits},
     object::{Labels, NamedPort, NetworkPolicy, PodObject, Protocol},
-    packet::Packet,
 };
 use serde_json::{Value, json};
 

@@ -1,5 +1,7 @@
 //! Every world in `tests/worlds/` and, where POLICY_WORLDS names more files, in those.
 
+#![allow(clippy::disallowed_methods, reason = "a test may begin at any instant")]
+
 use std::{fs, path::PathBuf, time::Instant};
 
 #[test]

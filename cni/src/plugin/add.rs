@@ -3,19 +3,19 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink::{Mac, Netlink};
 use serde_json::Value;
 
 use super::{Call, del, log};
 use crate::{
     config::{self, Mode},
-    daemon::{Attach, Begin, Client, Network},
+    daemon::{Attach, Begin, BeginAdd, Begun, Client, Network},
     environment::AttachmentName,
     error::{CniError, Code},
     identity,
     interface::{self, Plan},
-    ipam,
+    ipam::{self, Source},
     namespace::Namespace,
-    netlink::Netlink,
     result::AddResult,
 };
 
@@ -29,11 +29,16 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, CniError> {
         netns_inode: Some(namespace.inode()),
         interface: Some(interface::host_name(&name)),
     };
+    let addresses = match ipam::source(call.config) {
+        Source::Daemon => Some(ipam::request(call.environment, call.config)?),
+        Source::Plugin(_) => None,
+    };
+    let mac = call.config.hardware_address(call.environment)?;
     let mut netlink = Netlink::open()?;
     refuse_existing(&mut netlink, &name, &namespace)?;
     let daemon = Client::new(call.run_dir());
-    let network = daemon.begin(&name, &begin)?;
-    let added = with_addresses(call, &name, &namespace, &network, &daemon, &mut netlink);
+    let begun = daemon.begin(&name, &BeginAdd { begin, addresses })?;
+    let added = with_addresses(call, &name, &namespace, &begun, mac, &daemon, &mut netlink);
     if added.is_err() {
         take_back(call, &name);
     }
@@ -55,20 +60,19 @@ fn with_addresses(
     call: &Call<'_>,
     name: &AttachmentName,
     namespace: &Namespace,
-    network: &Network,
+    begun: &Begun,
+    mac: Option<Mac>,
     daemon: &Client,
     netlink: &mut Netlink,
 ) -> Result<AddResult, CniError> {
-    let answer = call.ipam("ADD", ipam::configuration(call.config, Some(network))?)?;
-    let given: AddResult = serde_json::from_slice(&answer).map_err(|error| {
-        CniError::new(Code::DelegateFailed, format!("the IPAM plugin's answer cannot be read: {error}"))
-    })?;
-    let addresses = usable(call, &given, network)?;
+    let network = &begun.network;
+    let given = given(call, begun)?;
+    let addresses = given.ips.iter().map(|ip| ip.address).collect();
     let plan = Plan {
         name,
         namespace,
         routes: given.routes,
-        mac: call.config.mac,
+        mac,
         mtu: u32::from(network.mtu),
         bridge: match &call.config.mode {
             Mode::Routed => None,
@@ -83,6 +87,8 @@ fn with_addresses(
             pod: identity::pod(call.environment, call.config),
             addresses: plan.addresses.iter().map(IpNet::addr).collect(),
             interface: interface::host_name(name),
+            mac: Some(plan.inside_mac()),
+            allowed_sources: call.config.allowed_sources.clone(),
         },
     )?;
     // The interface is made while the daemon puts policy in force.
@@ -93,8 +99,24 @@ fn with_addresses(
     Ok(AddResult { dns: given.dns, ..prepared.result(&plan) })
 }
 
-/// The addresses that the IPAM plugin gave, if they can be this node's containers'.
-fn usable(call: &Call<'_>, given: &AddResult, network: &Network) -> Result<Vec<IpNet>, CniError> {
+/// The addresses that the daemon has allocated, or that the IPAM plugin gives now.
+fn given(call: &Call<'_>, begun: &Begun) -> Result<AddResult, CniError> {
+    let Some(delegate) = call.delegate()? else {
+        let addresses = begun.addresses.as_deref().ok_or_else(|| {
+            CniError::new(Code::DaemonDiffers, "the daemon is older than this plugin and allocates no addresses")
+                .details("restart meshd, so that daemon and plugin are of one version")
+        })?;
+        return ipam::allocated(call.config, addresses);
+    };
+    let answer = delegate.call("ADD", call.environment, ipam::configuration(call.config, Some(&begun.network))?)?;
+    let given: AddResult = serde_json::from_slice(&answer)
+        .map_err(|error| CniError::new(Code::NoAddress, format!("the IPAM plugin's answer cannot be read: {error}")))?;
+    check(call, &given, &begun.network)?;
+    Ok(given)
+}
+
+/// Refuses what an IPAM plugin gave if it cannot be the addresses of this node's containers.
+fn check(call: &Call<'_>, given: &AddResult, network: &Network) -> Result<(), CniError> {
     let refuse =
         |message: String| Err(CniError::new(Code::InvalidConfig, message).details("see ipam of the configuration"));
     let addresses: Vec<IpNet> = given.ips.iter().map(|ip| ip.address).collect();
@@ -110,11 +132,11 @@ fn usable(call: &Call<'_>, given: &AddResult, network: &Network) -> Result<Vec<I
             return refuse(format!("the IPAM plugin gave {ip}, which is this node's own address"));
         }
     }
-    let wanted: Vec<IpAddr> = config::wanted_addresses(&call.config.raw);
+    let wanted: Vec<IpAddr> = config::wanted_addresses(&call.config.raw)?;
     if let Some(missing) = wanted.iter().find(|ip| !addresses.iter().any(|given| given.addr() == **ip)) {
         return refuse(format!("the IPAM plugin did not give {missing}, which the runtime asks for"));
     }
-    Ok(addresses)
+    Ok(())
 }
 
 /// In the reverse order. What fails here is freed when the runtime says DEL, or GC, or by the daemon once the container is

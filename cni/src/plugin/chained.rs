@@ -3,15 +3,15 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink::{Netlink, Route};
 use serde_json::Value;
 
 use super::{Call, log};
 use crate::{
-    daemon::{Attach, Begin, Client, Network},
+    daemon::{Attach, Begin, BeginAdd, Client, Network},
     error::{CniError, Code},
     identity,
     namespace::Namespace,
-    netlink::{Netlink, Route},
     result::AddResult,
     version::CniVersion,
 };
@@ -32,19 +32,23 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, CniError> {
         ));
     }
     let daemon = Client::new(call.run_dir());
-    let network = daemon.begin(
-        &name,
-        &Begin {
-            network: call.config.name.clone(),
-            netns: call.environment.netns.clone(),
-            netns_inode: Some(namespace.inode()),
-            interface: None,
-        },
-    )?;
+    let begin = Begin {
+        network: call.config.name.clone(),
+        netns: call.environment.netns.clone(),
+        netns_inode: Some(namespace.inode()),
+        interface: None,
+    };
+    let network = daemon.begin(&name, &BeginAdd { begin, addresses: None })?.network;
     let attached = (|| {
         let interface = host_end(&namespace, &name.ifname, &made)?;
-        let pod = identity::pod(call.environment, call.config);
-        let attaching = daemon.attach(&name, &Attach { pod, addresses: addresses.clone(), interface })?;
+        let attach = Attach {
+            pod: identity::pod(call.environment, call.config),
+            addresses: addresses.clone(),
+            interface,
+            mac: namespace.enter(|netlink| netlink.link(&name.ifname))?.and_then(|link| link.mac),
+            allowed_sources: call.config.allowed_sources.clone(),
+        };
+        let attaching = daemon.attach(&name, &attach)?;
         let mtu = u32::from(network.mtu);
         let lowered = namespace.enter(|netlink| lower_mtu(netlink, &name.ifname, &network, mtu))?;
         attaching.in_force()?;

@@ -1,5 +1,6 @@
 //! DEL, which never minds what is not there.
 
+use netlink::Netlink;
 use serde_json::Value;
 
 use super::{Call, log};
@@ -10,7 +11,6 @@ use crate::{
     environment::AttachmentName,
     error::{CniError, Code},
     interface,
-    netlink::Netlink,
 };
 
 /// Detaches a container.
@@ -28,8 +28,8 @@ fn made_here(call: &Call<'_>, name: &AttachmentName) -> bool {
     interfaces.into_iter().flatten().any(|interface| interface.get("name").is_some_and(|name| *name == host_name))
 }
 
-/// Removes the interface, withdraws the attachment, and then gives its addresses back: whoever has them next is not
-/// judged as this one, and finds nobody who has them still.
+/// Removes the interface, and then withdraws the attachment with its addresses: the next container that gets them is not
+/// judged as this one, and finds no interface that has them still.
 pub(super) fn remove(call: &Call<'_>, name: &AttachmentName) -> Result<(), CniError> {
     let mut netlink = Netlink::open()?;
     netlink.delete(&interface::host_name(name))?;
@@ -43,7 +43,7 @@ pub(super) fn remove(call: &Call<'_>, name: &AttachmentName) -> Result<(), CniEr
     call.free_addresses(name)
 }
 
-/// Withdraws it from the daemon, or from its files when it is away.
+/// Withdraws it from the daemon, or by a tombstone when that is away.
 pub(super) fn withdraw(call: &Call<'_>, name: &AttachmentName) -> Result<(), CniError> {
     let daemon = Client::new(call.run_dir()).impatient();
     match daemon.detach(name) {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use netlink::Netlink;
+
 use super::{Call, del, log};
 use crate::{
     bridge,
@@ -11,7 +13,6 @@ use crate::{
     environment::AttachmentName,
     error::{CniError, Code},
     ipam,
-    netlink::Netlink,
     version::CniVersion,
 };
 
@@ -30,7 +31,7 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), CniError> {
         Ok(known) => known,
         Err(error @ ClientError::Refused(_)) => return Err(error.into()),
         Err(error) => {
-            // Addresses are freed without it; it drops the attachments itself once the containers are gone.
+            // It drops the attachments itself once the containers are gone.
             failures.push(error.into());
             Vec::new()
         }
@@ -43,13 +44,12 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), CniError> {
         let removed = if own { del::remove(call, &name) } else { del::withdraw(call, &name) };
         failures.extend(removed.err());
     }
-    if call.config.uses_own_addresses() {
-        // What an ADD that broke off has left, without the daemon knowing.
-        let freed = ipam::give_back(&call.config.address_dir(), &call.config.name, |holder| !is_valid(holder));
-        failures.extend(freed.err().map(|error| CniError::new(Code::Io, format!("addresses: {error}"))));
-    } else {
-        failures.extend(of_delegate(call).err());
-    }
+    let addresses = match call.delegate() {
+        Ok(None) => call.free_host_locals(|holder| !is_valid(holder)),
+        Ok(Some(delegate)) => of_delegate(call, &delegate),
+        Err(error) => Err(error),
+    };
+    failures.extend(addresses.err());
     failures.extend(remove_idle_bridge(call).err());
     failures.into_iter().next().map_or(Ok(()), Err)
 }
@@ -63,8 +63,7 @@ fn remove_idle_bridge(call: &Call<'_>) -> Result<(), CniError> {
 }
 
 /// A plugin that knows GC is told itself.
-fn of_delegate(call: &Call<'_>) -> Result<(), CniError> {
-    let delegate = Delegate::find(ipam::kind(call.config), call.environment, call.run_dir())?;
+fn of_delegate(call: &Call<'_>, delegate: &Delegate) -> Result<(), CniError> {
     if delegate.version() < CniVersion::V1_1_0 {
         return Ok(());
     }

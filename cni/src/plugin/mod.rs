@@ -16,7 +16,8 @@ use crate::{
     delegate::Delegate,
     environment::{AttachmentName, Command, Environment},
     error::{CniError, Code, WireError},
-    ipam,
+    host_local,
+    ipam::{self, Source},
     version::CniVersion,
 };
 
@@ -84,30 +85,33 @@ impl Call<'_> {
         &self.config.run_dir
     }
 
-    /// Calls the IPAM plugin for the attachment that the environment names.
-    fn ipam(&self, command: &str, config: Map<String, Value>) -> Result<Vec<u8>, CniError> {
-        let delegate = Delegate::find(ipam::kind(self.config), self.environment, self.run_dir())?;
-        delegate.call(command, self.environment, config)
+    /// The IPAM plugin, if the configuration names one.
+    fn delegate(&self) -> Result<Option<Delegate>, CniError> {
+        match ipam::source(self.config) {
+            Source::Daemon => Ok(None),
+            Source::Plugin(kind) => Delegate::find(kind, self.environment, self.run_dir()).map(Some),
+        }
     }
 
-    /// Gives the addresses of an attachment back; it may have none.
+    /// Gives back what the daemon does not know of an attachment's addresses: those of an IPAM plugin, and those that
+    /// host-local has given out below the run directory.
     fn free_addresses(&self, name: &AttachmentName) -> Result<(), CniError> {
-        if self.config.uses_own_addresses() {
-            // What host-local would do, under its lock, without the time that a process takes to start. It also works
-            // where host-local was taken away.
-            let dir = self.config.address_dir();
-            return ipam::give_back(&dir, &self.config.name, |holder| holder == name)
-                .map(drop)
-                .map_err(|error| CniError::new(Code::Io, format!("{}: {error}", dir.display())));
-        }
+        let Some(delegate) = self.delegate()? else {
+            return self.free_host_locals(|holder| holder == name);
+        };
         let environment = Environment {
             container_id: name.container_id.clone(),
             ifname: name.ifname.clone(),
             ..self.environment.clone()
         };
-        let configuration = ipam::configuration(self.config, None)?;
-        let delegate = Delegate::find(ipam::kind(self.config), &environment, self.run_dir())?;
-        delegate.call("DEL", &environment, configuration).map(drop)
+        delegate.call("DEL", &environment, ipam::configuration(self.config, None)?).map(drop)
+    }
+
+    fn free_host_locals(&self, gone: impl Fn(&AttachmentName) -> bool) -> Result<(), CniError> {
+        let freed = host_local::give_back(self.run_dir(), &self.config.name, gone);
+        freed.map(drop).map_err(|error| {
+            CniError::new(Code::Io, format!("{}: {error}", host_local::folder(self.run_dir()).display()))
+        })
     }
 }
 
@@ -119,7 +123,7 @@ fn versions(stdin: &[u8]) -> Value {
 }
 
 /// Says something to whoever reads the runtime's log; standard output is for the runtime itself.
-fn log(text: &str) {
+pub(crate) fn log(text: &str) {
     use std::io::Write as _;
     // Nobody is left to tell when standard error is gone.
     let _ = writeln!(std::io::stderr(), "meshd-cni: {text}");

@@ -1,7 +1,6 @@
 use super::*;
 
 const KEY: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
-const OTHER_KEY: &str = "AgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4fICE=";
 
 fn config(value: &str) -> NetworkConfig {
     NetworkConfig::parse(value.as_bytes()).unwrap()
@@ -22,10 +21,6 @@ fn node(key: &str, next: Option<&str>, endpoints: &[&str], addresses: &[&str]) -
         "endpoints": endpoints, "addresses": addresses,
     });
     NodeRecord::parse(value.to_string().as_bytes()).unwrap()
-}
-
-fn needed(address: &str, role: UnderlayRole) -> UnderlayAddress {
-    UnderlayAddress { address: address.parse().unwrap(), role }
 }
 
 /// The fields that were named, in order.
@@ -49,34 +44,6 @@ fn a_peer_keeps_out_of_the_cluster_networks() {
 }
 
 #[test]
-fn a_peer_keeps_off_the_underlay() {
-    let underlay = [
-        needed("192.0.2.7", UnderlayRole::Own),
-        needed("192.0.2.1", UnderlayRole::NextHop),
-        needed("2001:db8::7", UnderlayRole::Etcd),
-    ];
-    let judged = |allowed: &[&str]| peer_underlay_conflicts(&peer(allowed, None), &underlay);
-    assert!(judged(&["192.0.3.0/24", "2001:db9::/32"]).is_ok());
-    let said = judged(&["192.0.3.0/24", "192.0.2.0/24", "2001:db8::/32"]).unwrap_err().to_string();
-    assert!(
-        said.contains("allowedIPs[1] is \"192.0.2.0/24\": must not cover this node's own address 192.0.2.7"),
-        "{said}"
-    );
-    assert!(said.contains("the next hop 192.0.2.1"), "{said}");
-    assert!(said.contains("allowedIPs[2] is \"2001:db8::/32\": must not cover etcd's address 2001:db8::7"), "{said}");
-}
-
-#[test]
-fn a_peer_has_no_nodes_key() {
-    let id: NodeId = "a1".parse().unwrap();
-    let peer = peer(&["192.168.7.0/24"], None);
-    let judged = |node: &NodeRecord| peer_key_conflicts(&peer, [(&id, node)]);
-    assert!(judged(&node(OTHER_KEY, None, &[], &[])).is_ok());
-    assert!(judged(&node(KEY, None, &[], &[])).unwrap_err().to_string().contains("node a1"));
-    assert!(judged(&node(OTHER_KEY, Some(KEY), &[], &[])).is_err());
-}
-
-#[test]
 fn a_node_is_not_reached_inside_the_mesh() {
     let judged = |endpoints: &[&str], addresses: &[&str]| {
         fields(node_conflicts(&node(KEY, None, endpoints, addresses), &dual()))
@@ -92,18 +59,13 @@ fn a_node_is_not_reached_inside_the_mesh() {
 fn a_config_covers_nothing_that_is_there() {
     let name: PeerName = "laptop".parse().unwrap();
     let laptop = peer(&["192.168.7.0/24", "10.9.0.0/24"], Some("203.0.113.5:51820"));
-    let underlay =
-        [needed("192.0.2.7", UnderlayRole::Own), needed("172.16.0.9", UnderlayRole::Node("b2".parse().unwrap()))];
-    let judged = |network: &str| {
-        config_conflicts(&config(&format!("{{\"Network\": \"{network}\"}}")), [(&name, &laptop)], &underlay)
-    };
+    let judged =
+        |network: &str| config_conflicts(&config(&format!("{{\"Network\": \"{network}\"}}")), [(&name, &laptop)]);
     assert!(judged("10.244.0.0/16").is_ok());
     for (network, thing) in [
         ("10.0.0.0/8", "10.9.0.0/24 of outside peer laptop"),
         ("192.168.0.0/16", "192.168.7.0/24 of outside peer laptop"),
         ("203.0.113.0/24", "the endpoint 203.0.113.5:51820 of outside peer laptop"),
-        ("192.0.2.0/24", "this node's own address 192.0.2.7"),
-        ("172.16.0.0/12", "the address 172.16.0.9 of node b2"),
     ] {
         let said = judged(network).unwrap_err().to_string();
         assert_eq!(said, format!("Network is \"{network}\": must not cover {thing}"));

@@ -3,7 +3,7 @@
 use super::{Kind, Labels, Object, Place};
 use crate::{KubernetesName, Violations, violation::Report};
 
-const KIND: Kind = Kind { name: "Namespace", api_version: "v1" };
+const KIND: Kind = Kind { name: "Namespace", api_versions: &["v1"] };
 
 /// Value of `namespaces/NS`, as far as it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]

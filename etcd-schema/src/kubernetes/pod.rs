@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::{Kind, Labels, Object, Place};
+use serde_json::{Map, Value};
+
+use super::{Kind, Labels, Object, Place, uid};
 use crate::{
     KubernetesName, NodeName, Violations,
     address::unicast,
@@ -10,7 +12,7 @@ use crate::{
     violation::Report,
 };
 
-const KIND: Kind = Kind { name: "Pod", api_version: "v1" };
+const KIND: Kind = Kind { name: "Pod", api_versions: &["v1"] };
 
 /// Value of `pods/NS/NAME`, as far as it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,9 @@ pub struct Pod {
     pub name: KubernetesName,
     /// `metadata.uid`
     pub uid: Option<String>,
+    /// Of the mirror object of a static pod: the pod's UID at its node, which is the hash of its manifest. The object
+    /// has a UID of its own.
+    pub static_uid: Option<String>,
     /// `metadata.labels`
     pub labels: Labels,
     /// Ports with a name, of containers and of init containers that go on running (`restartPolicy: Always`). One name
@@ -95,6 +100,7 @@ impl Pod {
             namespace: namespace.clone(),
             name: name.clone(),
             uid: object.uid,
+            static_uid: static_uid(&object.annotations),
             labels: object.labels,
             ports: Vec::new(),
             pod_ips: Vec::new(),
@@ -133,6 +139,15 @@ impl Protocol {
             Self::Sctp => "SCTP",
         }
     }
+}
+
+/// Which annotation of a mirror object says that it is one, and which says what of; both hold the manifest's hash.
+pub const MIRROR_ANNOTATIONS: [&str; 2] = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
+
+/// What both annotations of a mirror object hold.
+fn static_uid(annotations: &Map<String, Value>) -> Option<String> {
+    let [mirror, hash] = MIRROR_ANNOTATIONS.map(|name| annotations.get(name).and_then(Value::as_str));
+    hash.filter(|hash| mirror == Some(*hash)).and_then(|hash| uid(hash).ok())
 }
 
 /// Adds the named ports of those containers in list `name` that `counts`.

@@ -9,9 +9,11 @@ use crate::{
     violation::Report,
 };
 
-const NETWORK_POLICY: Kind = Kind { name: "NetworkPolicy", api_version: "networking.k8s.io/v1" };
-const CLUSTER_NETWORK_POLICY: Kind =
-    Kind { name: "ClusterNetworkPolicy", api_version: "policy.networking.k8s.io/v1alpha2" };
+const NETWORK_POLICY: Kind = Kind { name: "NetworkPolicy", api_versions: &["networking.k8s.io/v1"] };
+const CLUSTER_NETWORK_POLICY: Kind = Kind {
+    name: "ClusterNetworkPolicy",
+    api_versions: &["policy.networking.k8s.io/v1alpha2", "policy.networking.k8s.io/v1beta1"],
+};
 
 /// A policy object whose envelope holds.
 #[derive(Debug, Clone, PartialEq, Eq)]

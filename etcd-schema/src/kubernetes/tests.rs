@@ -127,3 +127,41 @@ fn a_policys_spec_is_kept_as_it_was_written() {
     assert_eq!(policy.spec, serde_json::json!({"podSelector": {}, "ingress": null, "later": [{}]}));
     assert_eq!((policy.namespace, policy.uid), (Some(name("shop")), Some("u".into())));
 }
+
+#[test]
+fn a_mirror_object_has_the_uid_of_its_static_pod() {
+    let static_uid = |annotations: &str| {
+        let value = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: shop, uid: u, annotations: {annotations}}}"
+        );
+        Pod::parse(&name("shop"), &name("web-0"), value.as_bytes()).unwrap().static_uid
+    };
+    let both = "{kubernetes.io/config.mirror: 5f, kubernetes.io/config.hash: 5f, kubernetes.io/config.source: file}";
+    assert_eq!(static_uid(both).as_deref(), Some("5f"));
+    for other in [
+        "{}",
+        "null",
+        "{kubernetes.io/config.mirror: 5f}",
+        "{kubernetes.io/config.hash: 5f}",
+        "{kubernetes.io/config.mirror: 5f, kubernetes.io/config.hash: 60}",
+        "{kubernetes.io/config.mirror: 5, kubernetes.io/config.hash: 5}",
+        "{kubernetes.io/config.mirror: '', kubernetes.io/config.hash: ''}",
+        "[no, object]",
+    ] {
+        assert_eq!(static_uid(other), None, "{other}");
+    }
+}
+
+#[test]
+fn cluster_network_policies_of_both_versions_are_one_kind() {
+    let parse = |version: &str| {
+        let value = format!(
+            r#"{{"apiVersion":"policy.networking.k8s.io/{version}","kind":"ClusterNetworkPolicy","metadata":{{"name":"p"}},"spec":{{}}}}"#
+        );
+        PolicyEnvelope::parse_cluster_network_policy(&name("p"), value.as_bytes())
+    };
+    assert_eq!(parse("v1alpha2").unwrap(), parse("v1beta1").unwrap());
+    for other in ["v1alpha1", "v1beta2", "v1", ""] {
+        assert!(parse(other).is_err(), "{other}");
+    }
+}

@@ -270,7 +270,7 @@ impl Namespace {
         let file_name = file.to_string_lossy();
         let words: Vec<&str> = options.split(' ').chain([&*file_name, filter]).collect();
         let process = self.spawn("tcpdump", &words);
-        process.await_log("listening on", Duration::from_secs(10));
+        process.await_log("listening on", Duration::from_secs(30));
         (process, file)
     }
 

@@ -151,9 +151,23 @@ impl Process {
         self.await_exit(deadline)
     }
 
-    /// `SIGSTOP`: it stands still until [`cont`](Self::cont).
+    /// `SIGSTOP`: it stands still until [`cont`](Self::cont). Each thread stops only when it next has a processor, which on a
+    /// busy machine takes a while: until then it would still answer.
+    ///
+    /// # Panics
+    /// When one does not stop.
+    #[track_caller]
     pub fn stop(&self) {
         self.signal(Signal::SIGSTOP);
+        let threads = PathBuf::from(format!("/proc/{}/task", self.pid));
+        await_until("every thread to stop", Duration::from_secs(30), || {
+            let stopped = |thread: fs::DirEntry| {
+                // `PID (NAME) STATE …`; a thread that has just ended is gone.
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['T', 't', 'Z', 'X']))
+            };
+            fs::read_dir(&threads).ok()?.flatten().all(stopped).then_some(())
+        });
     }
 
     /// `SIGCONT`.

@@ -82,7 +82,7 @@ fn a_daemon_that_stands_still_costs_an_add_its_time_and_leaves_nothing() {
     let node = &mesh.nodes[0];
     let network = node.cni("1.1.0", &json!({}));
     let namespace = network.namespace("undisturbed");
-    // From here on it is remembered which versions the address plugin speaks.
+    // The daemon has settled.
     network.add("first", &namespace).unwrap_or_else(|failure| panic!("{failure}"));
     network.del("first", Some(&namespace)).unwrap_or_else(|failure| panic!("{failure}"));
     let steps = network.stepped("ADD", "undisturbed", &namespace, usize::MAX, || unreachable!());

@@ -4,9 +4,8 @@
 //!   east1 (pods by bridge or ptp) ── switch ── router ── switch ── west1 (pods by meshd-cni)
 //! ```
 
-use std::fs;
-
 use integration::{CniPod, CniRuntime, MeshdNode, await_ok};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::{Nodes, SOON, attachments, await_reaches, reserved};
@@ -124,15 +123,15 @@ fn behind_what_flannels_plugin_makes_of_subnet_env() {
     let mesh = Nodes::start("cni-flannel", 1, 1);
     let (east, west) = (&mesh.nodes[0], &mesh.nodes[1]);
     let far = west.cni("1.0.0", &json!({})).pod("far");
-    let env =
-        cni::subnet_env::SubnetEnv::parse(&fs::read_to_string(east.run_dir().join("subnet.env")).unwrap()).unwrap();
-    let (v4, v6) = (env.ipv4.unwrap(), env.ipv6.unwrap());
+    let env = |name: &str| east.subnet_env(name).expect("a running node");
+    let subnet = |name: &str| env(name).parse::<IpNet>().expect("a subnet").trunc();
+    let mtu: u16 = env("FLANNEL_MTU").parse().expect("an MTU");
     let delegate = json!({
-        "type": "bridge", "bridge": "cni0", "mtu": env.mtu, "isGateway": true, "ipMasq": !env.ip_masq,
+        "type": "bridge", "bridge": "cni0", "mtu": mtu, "isGateway": true, "ipMasq": env("FLANNEL_IPMASQ") != "true",
         "hairpinMode": true,
         "ipam": {"type": "host-local", "dataDir": east.run_dir().join("ipam"),
-            "ranges": [[{"subnet": v4.subnet.trunc()}], [{"subnet": v6.subnet.trunc()}]],
-            "routes": [{"dst": v4.network}, {"dst": v6.network}]},
+            "ranges": [[{"subnet": subnet("FLANNEL_SUBNET")}], [{"subnet": subnet("FLANNEL_IPV6_SUBNET")}]],
+            "routes": [{"dst": env("FLANNEL_NETWORK")}, {"dst": env("FLANNEL_IPV6_NETWORK")}]},
     });
     let chain =
         [delegate, json!({"type": "portmap", "capabilities": {"portMappings": true}}), east.cni_plugin(&json!({}))];

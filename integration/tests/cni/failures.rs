@@ -2,9 +2,10 @@
 //!   east1 (pods) ── switch ── router ── etcd
 //! ```
 
-use std::{collections::BTreeSet, fs, thread};
+use std::{collections::BTreeSet, thread};
 
-use integration::{CniPod, MeshdNode, await_ok};
+use cni::environment::AttachmentName;
+use integration::{CniPod, CniRuntime, MeshdNode, await_ok};
 use serde_json::json;
 
 use crate::{Nodes, SOON, assert_nothing_left, attachments, await_reaches, pod_interfaces, reserved};
@@ -58,6 +59,43 @@ fn a_failed_add_leaves_nothing_and_del_never_fails() {
     assert_nothing_left(node);
     mesh.await_endpoints(0);
     network.status().unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// As after an uninstall in the wrong order.
+#[test]
+fn del_succeeds_when_daemon_state_and_mesh_are_gone() {
+    let mesh = Nodes::start("cni-del-alone", 1, 0);
+    let node = &mesh.nodes[0];
+    let networks = [("routed", json!({})), ("bridged", json!({"mode": "bridge"}))].map(|(name, more)| {
+        let network = node.cni("1.0.0", &more);
+        drop((network.pod(&format!("{name}-one")), network.pod(&format!("{name}-two"))));
+        (name, network)
+    });
+    // Another network's plugins delete what they did not make, as a runtime whose configuration was replaced has them do.
+    let namespace = networks[0].1.namespace("replaced");
+    networks[0].1.add("replaced", &namespace).unwrap_or_else(|failure| panic!("{failure}"));
+    let bridge = json!({"type": "bridge", "bridge": "cni0", "ipam": node.host_local()});
+    let other = CniRuntime::new(node.host(), "1.0.0", &[bridge, json!({"type": "portmap"})]).named("other");
+    other.del("replaced", Some(&namespace)).unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(namespace.run("ip -brief link").stdout.lines().count(), 1, "only lo");
+    node.term();
+    let cleaned = node.cleanup(&["--force"]);
+    assert!(cleaned.success(), "{}", cleaned.describe());
+    for (name, network) in &networks {
+        let deleted = network.del(&format!("{name}-one"), None);
+        deleted.unwrap_or_else(|failure| panic!("without the mesh: {failure}"));
+    }
+    for dir in [node.run_dir(), node.state_dir()] {
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+    for (name, network) in &networks {
+        for number in ["one", "two"] {
+            let deleted = network.del(&format!("{name}-{number}"), None);
+            deleted.unwrap_or_else(|failure| panic!("without its folders: {failure}"));
+        }
+    }
+    assert_eq!(pod_interfaces(node), [""; 0]);
+    assert!(!node.host().try_run(&["ip", "link", "show", "meshbr0"]).success());
 }
 
 #[test]
@@ -130,7 +168,8 @@ fn status_and_add_say_that_no_address_is_left() {
     let two = network.namespace("two");
     let failure = network.add("two", &two).unwrap_err();
     assert_eq!(failure.code(), Some(103), "{failure}");
-    assert_eq!(attachments(node), ["one"]);
+    assert!(failure.to_string().contains("no address is left"), "{failure}");
+    assert_eq!(attachments(node).len(), 253);
     // What nobody is attached with is free again.
     network.gc(&["one"]).unwrap_or_else(|failure| panic!("{failure}"));
     network.status().unwrap_or_else(|failure| panic!("{failure}"));
@@ -141,13 +180,14 @@ fn status_and_add_say_that_no_address_is_left() {
     assert!(failure.code() == Some(50) && failure.to_string().contains("not-there"), "{failure}");
 }
 
-/// Gives all IPv4 addresses that are left to containers that do not exist.
+/// Gives all IPv4 addresses that are left to containers that do not come to anything.
 fn fill(node: &MeshdNode, prefix: &str) {
-    let dir = node.run_dir().join("ipam/mesh");
-    for last in 2..255 {
-        let path = dir.join(format!("{prefix}{last}"));
-        if !path.exists() {
-            fs::write(path, format!("nobody{last}\r\neth0")).unwrap();
-        }
+    let client = cni::daemon::Client::new(node.run_dir());
+    let range = json!({"subnet": format!("{prefix}0/24")});
+    let addresses = json!({"ranges": [[range]]});
+    for number in 0..252 {
+        let begin = json!({"network": "mesh", "netns": "/proc/1/ns/net", "addresses": addresses});
+        let name = AttachmentName { container_id: format!("nobody{number}"), ifname: "eth0".to_owned() };
+        client.begin(&name, &serde_json::from_value(begin).unwrap()).unwrap_or_else(|error| panic!("{error}"));
     }
 }

@@ -42,11 +42,7 @@ fn a_plugin_that_is_killed_leaves_nothing_that_del_does_not_free() {
         assert_eq!((pod_interfaces(node), attachments(node)), (vec![], vec![]), "after kill {i}");
     }
     assert!(ended < KILLS, "no ADD was caught");
-    // The address plugin that an ADD had just started may have outlived it.
-    await_ok("all addresses to be free", SOON, || {
-        let left = reserved(node);
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
-    });
+    assert_eq!(reserved(node), [""; 0]);
     mesh.await_endpoints(0);
     let pod = network.pod("after");
     await_reaches(node.host(), &pod);

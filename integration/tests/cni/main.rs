@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a scenario that fails says where")]
 
+mod addresses;
 mod api;
 mod chained;
+mod closed;
 mod containers;
 mod failures;
+mod forwarding;
 mod kills;
 mod pods;
 mod race;
@@ -13,7 +16,7 @@ mod refused;
 mod services;
 mod steps;
 
-use std::{fs, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use integration::{CniPod, Etcd, MeshdNode, Namespace, await_ok, ping, topology::TwoSites};
 
@@ -86,13 +89,12 @@ pub(crate) fn await_reaches_address(from: &Namespace, address: IpAddr) {
     });
 }
 
-/// Addresses that host-local holds for this node's pods.
+/// Addresses that attachments of this node have, or that host-local holds for chained ones.
 pub(crate) fn reserved(node: &MeshdNode) -> Vec<String> {
-    let entries = fs::read_dir(node.run_dir().join("ipam/mesh")).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names: Vec<String> = names.filter(|name| name.parse::<IpAddr>().is_ok()).collect();
-    names.sort();
-    names
+    let of_host_local = reserved_by_host_local(node);
+    let addresses = node.pod_addresses().into_iter().chain(of_host_local);
+    let names: BTreeSet<String> = addresses.map(|address| address.to_string()).collect();
+    names.into_iter().collect()
 }
 
 /// Interfaces of pods on this node's host.
@@ -114,4 +116,11 @@ pub(crate) fn assert_nothing_left(node: &MeshdNode) {
     assert_eq!(pod_interfaces(node), [""; 0]);
     assert_eq!(reserved(node), [""; 0]);
     assert_eq!(attachments(node), [""; 0]);
+}
+
+/// The addresses that host-local has given out in a folder of its own.
+pub(crate) fn reserved_by_host_local(node: &MeshdNode) -> BTreeSet<IpAddr> {
+    let networks = std::fs::read_dir(node.run_dir().join("host-local")).into_iter().flatten();
+    let files = networks.flat_map(|network| std::fs::read_dir(network.unwrap().path()).unwrap());
+    files.filter_map(|file| file.unwrap().file_name().to_str()?.parse().ok()).collect()
 }

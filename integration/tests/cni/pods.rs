@@ -5,6 +5,8 @@
 //!                               etcd
 //! ```
 
+use std::net::IpAddr;
+
 use cni::version::CniVersion;
 use integration::{CniPod, CniRuntime};
 use serde_json::{Value, json};
@@ -129,6 +131,25 @@ fn what_the_runtime_asks_for_is_given() {
     assert_eq!((&record["pod"]["namespace"], &record["pod"]["name"]), (&json!("shop"), &json!("web-0")));
     assert_eq!(record["uid"], "u-1");
 
+    // The same by CNI_ARGS, for runtimes without the capabilities.
+    let args = node.cni("1.0.0", &json!({}));
+    let by_args = args.args(&format!("IP={};MAC=02:11:22:33:44:66", v4_next(&pod)));
+    let named = by_args.pod("named");
+    assert_eq!(named.v4(), v4_next(&pod));
+    assert!(named.run("ip link show eth0").stdout.contains("02:11:22:33:44:66"));
+    by_args.check("named", &named).unwrap_or_else(|failure| panic!("{failure}"));
+    named.run("ip link set eth0 address 02:11:22:33:44:67");
+    let failure = by_args.check("named", &named).unwrap_err();
+    assert!(failure.code() == Some(105) && failure.to_string().contains("02:11:22:33:44:67"), "{failure}");
+    by_args.del("named", Some(&named)).unwrap_or_else(|failure| panic!("{failure}"));
+    let namespace = network.namespace("wrong");
+    for wrong in ["MAC=01:00:5e:00:00:01", "MAC=02:11:22:33:44", "IP=10.244"] {
+        let network = node.cni("1.0.0", &json!({})).args(wrong);
+        let failure = network.add("wrong", &namespace).unwrap_err();
+        assert_eq!(failure.code(), Some(4), "{wrong}: {failure}");
+        network.del("wrong", Some(&namespace)).unwrap_or_else(|failure| panic!("{wrong}: {failure}"));
+    }
+
     // The next one with the same wish cannot have it, and leaves nothing.
     let second = network.namespace("second");
     let failure = network.add("second", &second).unwrap_err();
@@ -136,4 +157,29 @@ fn what_the_runtime_asks_for_is_given() {
     assert_eq!(crate::attachments(node), ["wishes"]);
     assert_eq!(pod_interfaces(node).len(), 1);
     assert_eq!(second.run("ip -brief link").stdout.lines().count(), 1, "only lo");
+}
+
+/// The address behind a pod's.
+fn v4_next(pod: &CniPod) -> IpAddr {
+    let IpAddr::V4(address) = pod.v4() else { panic!("{}", pod.v4()) };
+    std::net::Ipv4Addr::from(u32::from(address) + 1).into()
+}
+
+#[test]
+fn a_name_that_the_runtime_made_up_refuses_no_container_and_keeps_the_configured_pod() {
+    let mesh = Nodes::start("cni-runtime-names", 1, 0);
+    let node = &mesh.nodes[0];
+    let configured = json!({"pod": {"namespace": "shop", "labels": {"app": "web"}}});
+    // As podman 3 gives them: the first is no valid name in Kubernetes.
+    for (number, name) in ["quirky_turing", "web1"].into_iter().enumerate() {
+        let network = node.cni("1.0.0", &configured).args(&format!("K8S_POD_NAMESPACE={name};K8S_POD_NAME={name}"));
+        let pod = network.pod(&format!("c{number}"));
+        await_reaches(node.host(), &pod);
+        mesh.await_endpoints(number + 1);
+    }
+    for (_, record) in mesh.etcd.get_prefix("/meshd/endpoints/") {
+        let record: Value = serde_json::from_str(&record).unwrap();
+        assert_eq!((&record["pod"]["namespace"], &record["pod"]["labels"]["app"]), (&json!("shop"), &json!("web")));
+        assert!(record.get("uid").is_none(), "{record}");
+    }
 }

@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::{
     SOON,
     outside_peer::{OutsidePeer, add_abroad, await_reaches},
+    underlay::ipv6_underlay_on,
 };
 
 #[test]
@@ -88,4 +89,38 @@ fn a_node_that_changes_its_address_is_found_again() {
         if report.lost() == 0 && at.contains("198.51.100.88:") { Ok(()) } else { Err(format!("{at}\n{}", report.text)) }
     });
     mesh.await_all_reach_each_other();
+}
+
+/// The endpoints in the record of the node with this name.
+fn published(mesh: &Mesh, name: &str) -> Vec<String> {
+    let records = mesh.etcd.get_prefix("/meshd/nodes/").into_iter();
+    let mut records = records.map(|(_, value)| serde_json::from_str::<Value>(&value).unwrap());
+    let record = records.find(|record| record["name"] == name).unwrap();
+    record["endpoints"].as_array().unwrap().iter().map(|at| at.as_str().unwrap().to_owned()).collect()
+}
+
+/// The kernel lists the newest address first: that may be one that leads nowhere, or that another machine has next.
+#[test]
+fn a_floating_and_a_unique_local_address_do_not_hide_the_global_one() {
+    let sites = TwoSites::with_hosts("ipv6-addresses", 1);
+    sites.west.interfaces[0].add_address("2001:db8:2::77/128");
+    sites.west.interfaces[0].add_address("fd99:2::11/64");
+    let mesh = ipv6_underlay_on(sites);
+    mesh.await_all_reach_each_other();
+    assert_eq!(published(&mesh, "west1"), ["[2001:db8:2::11]:51820", "[fd99:2::11]:51820"]);
+}
+
+#[test]
+fn a_candidate_that_does_not_answer_is_followed_by_the_next() {
+    let sites = TwoSites::with_hosts("ipv6-candidates", 1);
+    sites.west.interfaces[0].add_address("2001:db8:2::61/64");
+    sites.router.nft(
+        "table ip6 cut {\nchain forward {\ntype filter hook forward priority 0; policy accept\n\
+         ip6 daddr 2001:db8:2::11 udp dport 51820 drop\nip6 saddr 2001:db8:2::11 udp sport 51820 drop\n}\n}",
+    );
+    let mesh = ipv6_underlay_on(sites);
+    assert_eq!(published(&mesh, "west1"), ["[2001:db8:2::11]:51820", "[2001:db8:2::61]:51820"]);
+    await_reaches(mesh.pod("east1"), mesh.pod("west1").v4());
+    let at = mesh.node("east1").peer("west1").unwrap()["endpoint"].clone();
+    assert_eq!(at, "[2001:db8:2::61]:51820", "what authenticated is kept");
 }

@@ -6,6 +6,7 @@ mod addresses;
 mod crypto_routing;
 mod docs;
 mod etcd;
+mod fallback;
 mod families;
 mod joins;
 mod kernel_repair;

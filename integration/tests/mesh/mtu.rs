@@ -7,7 +7,10 @@
 //!                               etcd
 //! ```
 
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, TcpListener, TcpStream},
+};
 
 use integration::{
     Iperf, Namespace, Ping, Pod, TcpCheck, await_ok, await_until,
@@ -37,9 +40,14 @@ fn offered(pod: &Pod, traffic: impl Fn()) -> Vec<u16> {
     let file = file.to_string_lossy().into_owned();
     let segments = || -> Vec<u16> {
         let text = pod.run(&format!("tcpdump -nn -v -r {file}")).stdout;
-        // The options of SYNs only: nothing else has an mss.
-        let rest = text.split("mss ").skip(1);
-        rest.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect()
+        // The options of SYNs only: nothing else has an mss. One that is sent again has the same ends and flags.
+        let offers = text.lines().filter_map(|line| {
+            let (head, rest) = line.split_once(" > ")?;
+            let (to, _) = rest.split_once(", cksum")?;
+            let size = rest.split_once("mss ")?.1.split(|c: char| !c.is_ascii_digit()).next()?;
+            Some(((head.split_whitespace().next_back()?, to), size.parse::<u16>().ok()?))
+        });
+        offers.collect::<BTreeMap<(&str, &str), u16>>().into_values().collect()
     };
     let segments = await_until("the SYNs of four connections", SOON, || Some(segments()).filter(|all| all.len() >= 8));
     drop(capture);

@@ -90,7 +90,9 @@ fn streams_live_through_sigterm_and_kill() {
     let direct = stream("east2", false);
     let across = [stream("west1", false), stream("west1", true)];
     for kill in [false, true] {
-        for node in [east1, west1] {
+        for (node, neighbour) in [(east1, "east2"), (west1, "west2")] {
+            // A route that turns direct between the two looks is a change, too.
+            node.await_path(neighbour, "direct", SOON * 3);
             let before = kernel_state(node);
             if kill {
                 node.kill9();

@@ -10,7 +10,12 @@ use crate::SOON;
 /// A mesh of both families on [`TwoSites`] whose machines have IPv6 addresses only.
 #[track_caller]
 pub(crate) fn ipv6_underlay(title: &str, hosts: u8) -> Mesh {
-    let sites = TwoSites::with_hosts(title, hosts);
+    ipv6_underlay_on(TwoSites::with_hosts(title, hosts))
+}
+
+/// The same on sites that have been prepared.
+#[track_caller]
+pub(crate) fn ipv6_underlay_on(sites: TwoSites) -> Mesh {
     for site in [&sites.east, &sites.west] {
         for (index, interface) in site.interfaces.iter().enumerate() {
             interface.remove_address(&format!("{}/24", site.v4(index)));

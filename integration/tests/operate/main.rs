@@ -4,7 +4,11 @@
 
 mod command_line;
 mod doctor;
+mod events;
+mod hostile;
 mod ping;
+mod refused;
+mod removal;
 mod roles;
 mod status;
 

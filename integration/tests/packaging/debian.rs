@@ -7,7 +7,7 @@
 //! ```
 
 use integration::{
-    Host, Machine, Meshd, await_ok,
+    Etcd, Host, Machine, Meshd, await_ok,
     topology::{CONFIG, TwoSites},
 };
 use serde_json::Value;
@@ -36,11 +36,21 @@ fn status(machine: &Machine) -> Result<Value, String> {
 }
 
 #[track_caller]
-fn await_running(machine: &Machine) -> Value {
+pub(crate) fn await_running(machine: &Machine) -> Value {
     await_ok("the daemon to have its subnets", SOON, || {
         let status = status(machine)?;
         if status["state"] == "running" { Ok(status) } else { Err(status.to_string()) }
     })
+}
+
+/// Settings for this etcd; the daemon starts with them.
+#[track_caller]
+pub(crate) fn configure(machine: &Machine, etcd: &Etcd) {
+    machine.sh(&format!(
+        "cat > /etc/meshd/meshd.toml <<'.'\nsite = \"east\"\netcd-endpoints = [\"{}\"]\netcd-allow-plaintext = true\n.\n\
+         meshd run --check\nsystemctl enable --now meshd",
+        etcd.endpoints().split(',').next().unwrap()
+    ));
 }
 
 #[test]
@@ -62,11 +72,7 @@ fn is_installed_run_by_systemd_removed_and_purged() {
     assert_eq!(left_in_kernel(host), Vec::<String>::new(), "nothing runs before it is configured");
     assert_eq!(machine.try_sh("systemctl is-enabled meshd").stdout.trim(), "disabled");
 
-    machine.sh(&format!(
-        "cat > /etc/meshd/meshd.toml <<'.'\nsite = \"east\"\netcd-endpoints = [\"{}\"]\netcd-allow-plaintext = true\n.\n\
-         meshd run --check\nsystemctl enable --now meshd",
-        etcd.endpoints().split(',').next().unwrap()
-    ));
+    configure(&machine, &etcd);
     let id = await_running(&machine)["id"].clone();
     other.await_path("east-1", "wireguard", SOON);
     let overlay = other.overlay()[0];
@@ -97,6 +103,22 @@ fn is_installed_run_by_systemd_removed_and_purged() {
     await_running(&machine);
     machine.sh("rm -r /run/systemd/system/meshd.service.d; systemctl daemon-reload; systemctl restart meshd");
     await_running(&machine);
+
+    // Wrong settings end it once, and the journal has the reason as an error.
+    machine.sh("cp /etc/meshd/meshd.toml /root/good.toml; echo 'no-such-setting = 1' >> /etc/meshd/meshd.toml");
+    let _fails = machine.try_sh("systemctl restart meshd");
+    await_ok("systemd to leave it at that", SOON, || {
+        let state = machine.try_sh("systemctl is-failed meshd").stdout;
+        if state.trim() == "failed" { Ok(()) } else { Err(state) }
+    });
+    assert_eq!(machine.sh("systemctl show -P NRestarts meshd").stdout.trim(), "0");
+    await_ok("the reason in the journal", SOON, || {
+        let told = machine.try_sh("journalctl -u meshd -p err -o cat");
+        if told.stdout.contains("no-such-setting: no such setting") { Ok(()) } else { Err(told.describe()) }
+    });
+    machine.sh("mv /root/good.toml /etc/meshd/meshd.toml; systemctl restart meshd");
+    await_running(&machine);
+    machine.sh("journalctl -u meshd -p info -o cat | grep -q '^starting node='");
 
     // The same version again is an upgrade to the maintainer scripts: the daemon starts anew, the node is the same.
     let before = machine.sh("systemctl show -P MainPID meshd").stdout;

@@ -93,10 +93,16 @@ impl Machines {
         self.at(to).put(&passed, file);
     }
 
-    fn path(&self, from: &str, to: &str) -> String {
-        let peers: Value = serde_json::from_str(&self.at(from).sh("meshctl -o json peers").stdout).unwrap();
-        let peer = peers.as_array().unwrap().iter().find(|peer| peer["name"] == to).unwrap();
-        peer["path"].as_str().unwrap().to_owned()
+    /// Waits until this machine reaches that one by this path.
+    #[track_caller]
+    fn await_path(&self, from: &str, to: &str, path: &str) {
+        integration::await_ok(&format!("{from} to reach {to} by {path}"), crate::SOON, || {
+            let told = self.at(from).try_sh("meshctl -o json peers");
+            let peers: Value = serde_json::from_str(&told.stdout).map_err(|_| told.describe())?;
+            let mut peers = peers.as_array().into_iter().flatten();
+            let is_so = peers.any(|peer| peer["name"] == to && peer["path"] == path);
+            if is_so { Ok(()) } else { Err(told.describe()) }
+        });
     }
 }
 
@@ -112,10 +118,8 @@ fn operations_from_top_to_bottom() {
         }
         machines.run(page, &block);
         if block.script.contains("meshctl peers") {
-            assert_eq!(machines.path("east-1", "west-1"), "wireguard");
-            integration::await_until("the direct path", crate::SOON, || {
-                (machines.path("east-1", "east-2") == "direct").then_some(())
-            });
+            machines.await_path("east-1", "west-1", "wireguard");
+            machines.await_path("east-1", "east-2", "direct");
         }
     }
     let network = machines.at("east-1").sh("cat /run/meshd/subnet.env").stdout;
@@ -129,10 +133,13 @@ fn the_readme_alone_brings_up_a_mesh() {
     for block in blocks(page) {
         machines.run(page, &block);
     }
-    assert_eq!(machines.path("west-1", "east-2"), "wireguard");
+    machines.await_path("west-1", "east-2", "wireguard");
     let status: Value = serde_json::from_str(&machines.at("east-2").sh("meshctl -o json status").stdout).unwrap();
     let overlay = status["overlay"][0].as_str().unwrap();
-    machines.at("west-1").sh(&format!("ping -c 3 -i 0.2 {overlay}"));
+    integration::await_ok("east-2 to answer", crate::SOON, || {
+        let ping = machines.at("west-1").try_sh(&format!("ping -c 3 -i 0.2 {overlay}"));
+        if ping.success() { Ok(()) } else { Err(ping.describe()) }
+    });
 
     for block in blocks("docs/kubernetes.md") {
         machines.run("docs/kubernetes.md", &block);
@@ -142,13 +149,9 @@ fn the_readme_alone_brings_up_a_mesh() {
         let shown = machines.at("east-1").try_sh("meshctl policy show shop/web");
         if shown.success() { Ok(()) } else { Err(shown.describe()) }
     });
-    integration::await_until("the direct path", crate::SOON, || {
-        (machines.path("east-1", "east-2") == "direct").then_some(())
-    });
+    machines.await_path("east-1", "east-2", "direct");
     for block in blocks("docs/security.md") {
         machines.run("docs/security.md", &block);
     }
-    integration::await_until("the path to be in the tunnel", crate::SOON, || {
-        (machines.path("east-1", "east-2") == "wireguard").then_some(())
-    });
+    machines.await_path("east-1", "east-2", "wireguard");
 }

@@ -10,7 +10,7 @@
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use integration::{
-    Machine, await_ok, binary,
+    Machine, Output, await_ok, binary,
     topology::{CONFIG, TwoSites},
 };
 use serde_json::Value;
@@ -18,13 +18,14 @@ use serde_json::Value;
 use crate::{SOON, debian::left_in_kernel};
 
 /// podman as these machines can run it, its containers in the machine's own files.
-const PODMAN: &str = "podman --runtime runc --storage-driver vfs --cgroup-manager cgroupfs";
-const LIMITS: &str = "--ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
+pub(crate) const PODMAN: &str = "podman --runtime runc --storage-driver vfs --cgroup-manager cgroupfs";
+pub(crate) const LIMITS: &str = "--ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
 
+/// What unpacks the image, and leaves the node without a network as a cluster's is.
+const UNPACK: &str = "mkdir image && tar -C image -xf image.tar && rm image.tar && rm -rf /etc/cni/net.d/*";
 /// What makes a pod's root file system and has podman use the plugins of the node.
-const PREPARE: &str = r#"
-mkdir -p image pod/{bin,proc,sys,dev,etc,tmp,run,var} /etc/containers
-tar -C image -xf image.tar && rm image.tar
+pub(crate) const PREPARE: &str = r#"
+mkdir -p pod/{bin,proc,sys,dev,etc,tmp,run,var} /etc/containers
 cp /bin/busybox pod/bin/busybox
 for applet in sh sleep ping ip; do ln -s busybox pod/bin/$applet; done
 printf '%s\n' '[engine]' 'events_logger = "none"' '[containers]' 'pids_limit = 0' '[network]' 'network_backend = "cni"' \
@@ -132,13 +133,19 @@ impl Node {
     }
 
     /// Runs a command of `meshd` as `kubectl debug node --profile=sysadmin` would: with the node's files at /host.
+    #[track_caller]
     fn debug(&self, command: &str) {
+        let output = self.try_debug(command);
+        assert!(output.success(), "{}", output.describe());
+    }
+
+    fn try_debug(&self, command: &str) -> Output {
         let files: String = ["/var/lib/meshd", "/run/meshd", "/opt/cni", "/etc/cni"]
             .map(|path| format!("-v {path}:/host{path} "))
             .concat();
-        self.machine.sh(&format!(
+        self.machine.try_sh(&format!(
             "{PODMAN} run --rm --privileged --network host {LIMITS} {files} --rootfs /root/image /usr/bin/meshd {command}"
-        ));
+        ))
     }
 
     /// A pod that does nothing; returns its addresses.
@@ -198,6 +205,7 @@ fn the_daemon_set_brings_pods_onto_the_mesh() {
         .into();
     for node in &nodes {
         node.machine.put(&tar, "/root/image.tar");
+        node.machine.sh(UNPACK);
         node.machine.sh(PREPARE);
         for container in list(&pod, "initContainers") {
             node.run(&pod, container, "--rm");
@@ -214,9 +222,11 @@ fn the_daemon_set_brings_pods_onto_the_mesh() {
             let shown = node.machine.try_sh("cat /etc/cni/net.d/10-meshd.conflist");
             if shown.success() { Ok(()) } else { Err(shown.describe()) }
         });
-        let status = node.machine.sh(&format!("{PODMAN} exec meshd /usr/bin/meshctl -o json status")).stdout;
-        let status: Value = serde_json::from_str(&status).unwrap();
-        assert_eq!(status["state"], "running", "{status}");
+        await_ok("the node to be well", SOON, || {
+            let told = node.machine.try_sh(&format!("{PODMAN} exec meshd /usr/bin/meshctl -o json status"));
+            let status: Value = serde_json::from_str(&told.stdout).map_err(|_| told.describe())?;
+            if status["state"] == "running" { Ok(()) } else { Err(status.to_string()) }
+        });
         for (container, capabilities) in [("meshd", "0000000000003000"), ("cni", "0000000000000000")] {
             let pid = format!("$({PODMAN} inspect --format '{{{{.State.Pid}}}}' {container})");
             let of = node.machine.sh(&format!("grep CapEff /proc/{pid}/status")).stdout;
@@ -233,14 +243,16 @@ fn the_daemon_set_brings_pods_onto_the_mesh() {
     for address in &addresses[1] {
         nodes[0].reaches("app", address);
     }
-    for node in &nodes {
-        node.machine.sh(&format!("{PODMAN} rm -f -t 0 app"));
-    }
-    // The documentation's way to uninstall it.
+    // The documentation's way to uninstall it. A pod that was left behind is deleted without the daemon.
+    let remove =
+        "install-cni --remove --bin-dir /host/opt/cni/bin --conf-dir /host/etc/cni/net.d --run-dir /host/run/meshd";
     for node in &nodes {
         node.machine.sh(&format!("{PODMAN} rm -f -t 10 meshd cni"));
-        node.debug("install-cni --remove --bin-dir /host/opt/cni/bin --conf-dir /host/etc/cni/net.d");
+        let refused = node.try_debug(remove);
+        assert!(!refused.success() && refused.stderr.contains("still attached"), "{}", refused.describe());
+        node.machine.sh(&format!("{PODMAN} rm -f -t 0 app"));
         node.debug("cleanup --state-dir /host/var/lib/meshd --run-dir /host/run/meshd");
+        node.debug(remove);
         assert_eq!(left_in_kernel(node.machine.host()), Vec::<String>::new());
         node.machine.sh("test ! -e /etc/cni/net.d/10-meshd.conflist -a ! -e /opt/cni/bin/meshd-cni");
     }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
 mod alerts;
+mod containers;
 mod debian;
 mod docs;
 mod kubernetes;

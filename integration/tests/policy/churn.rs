@@ -187,9 +187,13 @@ fn receive(sockets: &[UdpSocket], history: &History, over: &AtomicBool) -> HashM
                 scope.spawn(move || {
                     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
                     let (mut come, mut buffer) = (Vec::new(), [0; 4]);
-                    while !over.load(Ordering::Relaxed) {
+                    // What has come is read to its end, also by a thread that had to wait for a processor.
+                    loop {
+                        let ends = over.load(Ordering::Relaxed);
                         if socket.recv(&mut buffer).is_ok() {
                             come.push((u32::from_be_bytes(buffer), history.len()));
+                        } else if ends {
+                            break;
                         }
                     }
                     come

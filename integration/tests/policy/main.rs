@@ -4,7 +4,16 @@
 
 mod bridged;
 mod churn;
+mod evidence;
+mod forged;
+mod fragments;
+mod frames;
+mod groups;
+mod identity;
 mod kernel;
+mod masqueraded;
+mod names;
+mod nodes;
 mod objects;
 mod packets;
 mod probe;
@@ -12,6 +21,8 @@ mod raw;
 mod reported;
 mod start;
 mod tunnel;
+mod untracked;
+mod upgrade;
 mod values;
 mod worlds;
 

@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, UdpSocket};
 
-use integration::{Namespace, Ping, Pod, await_ok, topology::Mesh};
+use integration::{Namespace, Ping, Pod, await_ok, await_until, topology::Mesh};
 use serde_json::{Value, json};
 
 use crate::{
@@ -216,7 +216,8 @@ fn a_reply_by_the_other_path_passes_and_a_beginning_does_not() {
     for server in &servers {
         server.assert_reached(client);
     }
-    assert!(asked() > before, "the answers came by the tunnel, which knew nothing of what they answer");
+    // The answers came by the tunnel, which knew nothing of what they answer.
+    await_until("conntrack to have been asked", SOON, || (asked() > before).then_some(()));
     for server in &back {
         server.assert_not_reached(friend);
         server.assert_reached(mesh.node("east1").host());

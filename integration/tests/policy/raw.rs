@@ -13,6 +13,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub(crate) const SCTP: u8 = 132;
 /// IANA's number of UDP.
 pub(crate) const UDP: u8 = 17;
+/// IANA's number of ICMP.
+pub(crate) const ICMP: u8 = 1;
 /// A socket that sends whole packets.
 const IPPROTO_RAW: i32 = 255;
 /// How long is waited for what should not come.
@@ -26,8 +28,7 @@ pub(crate) fn ipv4(source: IpAddr, destination: IpAddr, protocol: u8, payload: &
     packet.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
     packet.extend(source.octets());
     packet.extend(destination.octets());
-    let sum = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
-    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    let sum = internet_checksum(&packet);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet.extend(payload);
     packet
@@ -41,6 +42,23 @@ pub(crate) fn udp(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
     out.extend([0, 0]);
     out.extend(data);
     out
+}
+
+/// An ICMP error, port unreachable, that quotes an IPv4 packet and ends with a number of its own.
+pub(crate) fn icmp_error(quoted: &[u8], number: u8) -> Vec<u8> {
+    let mut out = vec![3, 3, 0, 0, 0, 0, 0, 0];
+    out.extend(quoted);
+    out.extend([number; 2]);
+    out.resize(out.len().next_multiple_of(2), number);
+    let sum = internet_checksum(&out);
+    out[2..4].copy_from_slice(&sum.to_be_bytes());
+    out
+}
+
+fn internet_checksum(bytes: &[u8]) -> u16 {
+    let sum = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap()
 }
 
 /// An SCTP packet that begins an association.

@@ -13,7 +13,7 @@ use crate::{
 };
 use integration::{MeshdNode, await_until, topology::CONFIG};
 
-fn await_flow(node: &MeshdNode, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+pub(crate) fn await_flow(node: &MeshdNode, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     await_until(&format!("a flow: {what}"), SOON, || {
         let printed = node.meshctl(&["-o", "json", "flows"]).stdout;
         let list: Vec<Value> = printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -55,8 +55,9 @@ fn verdicts_of_nftables_are_reported_and_audit_mode_lets_pass() {
 }
 
 #[test]
-fn marks_and_the_log_group_can_be_moved() {
-    let sites = integration::topology::TwoSites::with_hosts("policy-marks", 1);
+fn the_log_group_can_be_moved_and_marks_of_others_stay() {
+    let sites = integration::topology::TwoSites::with_hosts("policy-log-group", 1);
+    // Masks for marks are of an earlier version, and change nothing.
     let args = "--policy-marks 0x70,0x700 --policy-log-group 77";
     let mesh = integration::topology::Mesh::start_on(sites, CONFIG, |meshd| meshd.args(args));
     let (east1, db) = (mesh.node("east1"), mesh.pod("east1"));
@@ -64,11 +65,7 @@ fn marks_and_the_log_group_can_be_moved() {
     put_pod(&mesh.etcd, ("shop", "db"), &json!({"app": "db"}), "east1", db.addresses());
     put_pod(&mesh.etcd, ("shop", "neighbour"), &json!({"app": "neighbour"}), "east1", neighbour.addresses());
     let server = Server::start(db, db.v4(), 5432);
-    // Another program's bits are left as they are; three bits are seven generations, and come round.
-    east1
-        .host()
-        .nft("table inet other {\nchain c {\ntype filter hook prerouting priority 0\nct mark set ct mark or 0x8\n}\n}");
-    for round in 0..10 {
+    for round in 0..4 {
         let port = if round % 2 == 0 { 5432 } else { 1 };
         let spec = json!({"podSelector": {"matchLabels": {"app": "db"}},
             "ingress": [{"from": [{"podSelector": {}}], "ports": [{"port": port}, {"port": port, "protocol": "UDP"}]}]});
@@ -81,6 +78,41 @@ fn marks_and_the_log_group_can_be_moved() {
     }
     let rules = east1.host().run("nft list table inet meshd_policy").stdout;
     assert!(rules.contains("log prefix \"meshd refused ingress\" group 77"), "{rules}");
-    assert!(!rules.contains("0x7f"), "{rules}");
+    assert!(!rules.contains("mark"), "{rules}");
+    assert!(east1.log().contains("--policy-marks has no effect"));
     await_flow(east1, "refused", |flow| flow["at"] == "nftables" && flow["verdict"] == "denied");
+}
+
+/// Another program's rules log into the daemon's group with its prefix. It can say what it likes there: nothing follows.
+#[test]
+fn what_others_log_with_the_daemons_prefix_changes_no_verdict() {
+    let mesh = mesh("policy-nflog-forged", 1);
+    let (east1, db) = (mesh.node("east1"), mesh.pod("east1"));
+    let neighbour = east1.pod("neighbour");
+    for (pod, name) in [(db, "db"), (&neighbour, "neighbour")] {
+        put_pod(&mesh.etcd, ("shop", name), &json!({"app": name}), "east1", pod.addresses());
+    }
+    let server = Server::start(db, db.v4(), 5432);
+    await_in_force(&mesh);
+    let log = |prefix: &str| {
+        east1.host().nft(&format!(
+            "add table ip other; delete table ip other; table ip other {{ chain c {{ \
+             type filter hook forward priority filter; ip daddr {} log prefix \"{prefix}\" group 15858; }}; }}",
+            db.v4()
+        ));
+    };
+    let logged = |flow: &Value, verdict: &str| flow["port"] == 5432 && flow["verdict"] == verdict;
+    // What passes is said to be refused, and passes.
+    log("meshd refused ingress");
+    server.assert_reached(&neighbour);
+    await_flow(east1, "forged refusal", |flow| logged(flow, "denied"));
+    server.assert_reached(&neighbour);
+    // What is refused is said to be allowed, and is refused.
+    log("meshd allowed ingress");
+    put_policy(&mesh.etcd, "shop", "closed", &json!({"podSelector": {"matchLabels": {"app": "db"}}}));
+    await_in_force(&mesh);
+    let before = await_flow(east1, "the last one", |flow| logged(flow, "denied"))["number"].as_u64().unwrap();
+    server.assert_not_reached(&neighbour);
+    await_flow(east1, "refusal", |flow| logged(flow, "denied") && flow["number"].as_u64() > Some(before));
+    assert_eq!(east1.status()["problems"], json!([]), "it is no problem of the node");
 }

@@ -21,12 +21,12 @@ use integration::{
 };
 
 /// An `nft` that refuses what a switch says: `pods` the rules of pods, `all` every change of policies.
-struct Nft {
+pub(crate) struct Nft {
     folder: PathBuf,
 }
 
 impl Nft {
-    fn new(sites: &TwoSites) -> Self {
+    pub(crate) fn new(sites: &TwoSites) -> Self {
         let folder = sites.lab.folder().join("nft");
         fs::create_dir_all(&folder).unwrap();
         let script = format!(
@@ -43,19 +43,19 @@ impl Nft {
         nft
     }
 
-    fn refuse(&self, what: &str) {
+    pub(crate) fn refuse(&self, what: &str) {
         // In place of the old one at once: a half written one would refuse nothing.
         let path = self.folder.join("refused.new");
         fs::write(&path, what).unwrap();
         fs::rename(path, self.folder.join("refused")).unwrap();
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("{}:{}", self.folder.display(), std::env::var("PATH").unwrap())
     }
 }
 
-fn has_problem(status: &serde_json::Value, code: &str) -> bool {
+pub(crate) fn has_problem(status: &serde_json::Value, code: &str) -> bool {
     status["problems"].as_array().is_some_and(|problems| problems.iter().any(|problem| problem["code"] == code))
 }
 
@@ -113,12 +113,14 @@ fn rules_that_others_remove_are_put_back_also_while_nothing_is_known() {
     let neighbour = mesh.node("east1").pod("neighbour");
     let server = Server::start(mesh.pod("east1"), mesh.pod("east1").v4(), 5432);
     server.assert_reached(&neighbour);
-    mesh.node("east1").kill9();
-    mesh.etcd.stop();
     // Older than any lease: what it says of the mesh is not taken for true, but where this node's pods were is.
     let east1 = mesh.node("east1");
-    let cache = fs::read_dir(east1.state_dir().join("cache")).unwrap().flatten().next().unwrap().path();
-    let mut document: serde_json::Value = serde_json::from_slice(&fs::read(&cache).unwrap()).unwrap();
+    let cache = east1.state_dir().join("cache/store.json");
+    let cached = || serde_json::from_slice::<serde_json::Value>(&fs::read(&cache).ok()?).ok();
+    await_until("the node's subnet to be on disk", SOON, || cached().filter(|cache| !cache["subnet"].is_null()));
+    east1.kill9();
+    mesh.etcd.stop();
+    let mut document = cached().unwrap();
     document["writtenAt"] = json!(document["writtenAt"].as_u64().unwrap() - 8 * 86_400);
     fs::write(&cache, document.to_string()).unwrap();
     east1.start();

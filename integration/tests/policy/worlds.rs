@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use generate::{Both, Dice, MARKS, PORTS, address};
+use generate::{Both, Dice, PORTS, address, source};
 use integration::{Host, Lab, Wire};
 use policy::{
     engine::{Flow, Side},
@@ -30,7 +30,8 @@ use crate::{
 };
 
 const TABLE: &str = "inet t";
-const MACS: [&str; 2] = ["02:00:00:00:00:01", "02:00:00:00:00:02"];
+/// Of the two ends, and the source of frames that the router does not track.
+const MACS: [&str; 3] = ["02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"];
 /// Worlds, states of each, and packets in each state.
 const SIZE: (u64, usize, usize) = (6, 8, 150);
 
@@ -43,6 +44,8 @@ fn frame() -> String {
     for chain in REFUSED {
         let _ = writeln!(text, "add rule {TABLE} {chain} drop");
     }
+    let _ = writeln!(text, "add chain {TABLE} raw {{ type filter hook prerouting priority raw; }}");
+    let _ = writeln!(text, "add rule {TABLE} raw ether saddr {} notrack", MACS[2]);
     text
 }
 
@@ -51,8 +54,9 @@ fn dispatch() -> String {
     for (ip, digit) in [("ip", 4), ("ip6", 6)] {
         let _ = writeln!(text, "add rule {TABLE} forward ct original {ip} saddr vmap @egress{digit}");
         let _ = writeln!(text, "add rule {TABLE} forward ct reply {ip} saddr vmap @ingress{digit}");
-        let _ = writeln!(text, "add rule {TABLE} forward ct state invalid,untracked {ip} saddr vmap @egress{digit}");
-        let _ = writeln!(text, "add rule {TABLE} forward ct state invalid,untracked {ip} daddr vmap @ingress{digit}");
+        let untracked = "ct state invalid,untracked";
+        let _ = writeln!(text, "add rule {TABLE} forward {untracked} {ip} saddr vmap @packet_egress{digit}");
+        let _ = writeln!(text, "add rule {TABLE} forward {untracked} {ip} daddr vmap @packet_ingress{digit}");
     }
     text
 }
@@ -83,7 +87,7 @@ fn router(lab: &Lab) -> (Host, Wire) {
     (router, Wire::on(&outside, far))
 }
 
-/// An Ethernet frame with the first packet of a flow, whose last four bytes are its number.
+/// An Ethernet frame with the first packet of a flow, whose last four bytes are its number. Every second one is not tracked.
 fn first_packet(flow: &Flow, number: u32) -> Vec<u8> {
     let source_port = 1024 + u16::try_from(number % 60_000).unwrap();
     let ports = || [source_port.to_be_bytes(), flow.port.unwrap_or(0).to_be_bytes()].concat();
@@ -101,7 +105,7 @@ fn first_packet(flow: &Flow, number: u32) -> Vec<u8> {
     payload.extend(number.to_be_bytes());
     let octet = |text: &str| u8::from_str_radix(text, 16).unwrap();
     let mac = |mac: &str| mac.split(':').map(octet).collect::<Vec<u8>>();
-    let mut frame = [mac(MACS[1]), mac(MACS[0])].concat();
+    let mut frame = [mac(MACS[1]), mac(if number.is_multiple_of(2) { MACS[0] } else { MACS[2] })].concat();
     let length = u16::try_from(payload.len()).unwrap();
     match (flow.source, flow.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -155,20 +159,20 @@ fn the_kernel_agrees_with_the_specification_on_generated_worlds() {
         let mut both = Both::new();
         // A packet without ports is of the same flow as the one before, which the daemon would have judged anew.
         let mut portless = HashSet::new();
-        router.nft(&(frame() + &transaction(TABLE, &MARKS, &Ruleset::default(), &ruleset(&mut both)) + &dispatch()));
+        router.nft(&(frame() + &transaction(TABLE, &Ruleset::default(), &ruleset(&mut both)) + &dispatch()));
         for state in 0..states {
             for _ in 0..if state == 0 { 25 } else { 1 + dice.roll(4) } {
                 both.change(&mut dice);
             }
             let before = both.rules.clone();
             let after = ruleset(&mut both);
-            let change = transaction(TABLE, &MARKS, &before, &after);
+            let change = transaction(TABLE, &before, &after);
             if !change.is_empty() {
                 router.nft(&change);
             }
             let mut flows = Vec::new();
             while flows.len() < packets {
-                let (source, destination) = (address(&mut dice), address(&mut dice));
+                let (source, destination) = (source(&mut dice), address(&mut dice));
                 let itself = both.world.owner(source).is_some_and(|pod| pod.ips.contains(&destination));
                 if source.is_ipv4() != destination.is_ipv4() || source == destination || itself {
                     continue;
@@ -217,7 +221,7 @@ fn ruleset(both: &mut Both) -> Ruleset {
     let addresses: BTreeSet<IpAddr> = both.world.pods.iter().flat_map(|pod| pod.ips.iter().copied()).collect();
     let owned = addresses.into_iter().filter(|address| both.world.owner(*address).is_some());
     let local: Vec<LocalPod> = owned.map(|address| LocalPod { addresses: vec![address] }).collect();
-    let rules = both.engine.ruleset(&local, &MARKS, &both.rules);
+    let rules = both.engine.ruleset(&local);
     both.rules = rules.clone();
     rules
 }

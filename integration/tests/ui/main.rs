@@ -123,7 +123,7 @@ fn it_is_off_unless_asked_for_and_answers_to_no_other_name() {
     for node in &nodes {
         node.await_ready(SOON);
     }
-    assert_eq!(code(&on, &[PAGE]), "200");
+    integration::await_until("the page", SOON, || (code(&on, &[PAGE]) == "200").then_some(()));
     assert_eq!(code(&off, &[PAGE]), "000");
 
     for path in ["", "v1/status", "v1/peers", "v1/echo?address=10.244.0.0&size=84"] {

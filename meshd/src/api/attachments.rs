@@ -10,13 +10,16 @@ use axum::{
     routing::{get, post},
 };
 use cni::{
-    daemon::{Attach, Attached, Begin, ENFORCEMENT, Network, Reason, Refusal},
+    daemon::{AddressRequest, Attach, Attached, BeginAdd, Begun, ENFORCEMENT, Network, Reason, Refusal},
     environment::AttachmentName,
 };
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{connection::Caller, server::Source};
-use crate::attachments::{AttachError, Attachments};
+use crate::{
+    addresses::AddressError,
+    attachments::{AttachError, Attachments},
+};
 
 /// Longest request, in bytes: labels are all that can be long in it.
 const MAX_REQUEST: usize = 256 << 10;
@@ -39,7 +42,7 @@ pub(super) fn router(source: Arc<dyn Source>, attachments: Arc<Attachments>) -> 
     Router::new()
         .route("/v1/attachments", get(all))
         .route("/v1/attachments/{container}/{ifname}", one)
-        .route("/v1/attachments-ready", get(ready))
+        .route("/v1/attachments-ready", get(ready).post(ready_with))
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
         .with_state(Arc::new(Served { source, attachments, started: Instant::now() }))
 }
@@ -48,13 +51,17 @@ async fn begin(
     State(served): Shared,
     ConnectInfo(caller): ConnectInfo<Caller>,
     Path(name): Path<(String, String)>,
-    begin: Result<Json<Begin>, JsonRejection>,
-) -> Result<Json<Network>, Refused> {
+    begin: Result<Json<BeginAdd>, JsonRejection>,
+) -> Result<Json<Begun>, Refused> {
     may_change(caller)?;
     let Json(begin) = begin.map_err(malformed)?;
     let network = served.await_network().await?;
-    served.attachments.begin(&attachment(name), begin)?;
-    Ok(Json(network))
+    let attachments = Arc::clone(&served.attachments);
+    blocking(move || {
+        let addresses = attachments.begin(&attachment(name), begin, &network)?;
+        Ok(Json(Begun { network, addresses }))
+    })
+    .await
 }
 
 async fn attach(
@@ -65,6 +72,13 @@ async fn attach(
 ) -> Result<StatusCode, Refused> {
     may_change(caller)?;
     let Json(attach) = attach.map_err(malformed)?;
+    for prefix in &attach.allowed_sources {
+        let conflict = served.source.source_conflict(prefix).map_err(|reason| refused(Reason::NotInForce, &reason))?;
+        if let Some(conflict) = conflict {
+            let message = format!("allowedSources {prefix} overlaps {conflict}: take it out of the CNI configuration");
+            return Err(refused(Reason::Invalid, &message));
+        }
+    }
     let generation = served.attachments.attach(&attachment(name), attach)?;
     match timeout(ENFORCEMENT, served.attachments.in_force(generation)).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
@@ -99,6 +113,25 @@ async fn ready(State(served): Shared) -> Result<Json<Network>, Refused> {
         return Err(refused(Reason::NotInForce, "policy is not in force on this node yet"));
     }
     Ok(Json(network(&served)?))
+}
+
+async fn ready_with(
+    State(served): Shared,
+    request: Result<Json<AddressRequest>, JsonRejection>,
+) -> Result<Json<Network>, Refused> {
+    let Json(request) = request.map_err(malformed)?;
+    let Json(network) = ready(State(Arc::clone(&served))).await?;
+    blocking(move || {
+        served.attachments.has_addresses(&request, &network)?;
+        Ok(Json(network))
+    })
+    .await
+}
+
+/// Does something that may wait for host-local's lock.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refused> + Send + 'static) -> Result<T, Refused> {
+    let worked = tokio::task::spawn_blocking(work).await;
+    worked.unwrap_or_else(|_| Err(refused(Reason::Failed, "the daemon is stopping")))
 }
 
 impl Served {
@@ -140,7 +173,7 @@ fn refused(code: Reason, message: &str) -> Refused {
         Reason::Invalid => StatusCode::BAD_REQUEST,
         Reason::Denied => StatusCode::FORBIDDEN,
         Reason::NotFound => StatusCode::NOT_FOUND,
-        Reason::Conflict => StatusCode::CONFLICT,
+        Reason::Conflict | Reason::NoAddress => StatusCode::CONFLICT,
         Reason::NoSubnet | Reason::NotInForce => StatusCode::SERVICE_UNAVAILABLE,
         Reason::Failed | Reason::Other => StatusCode::INTERNAL_SERVER_ERROR,
     };
@@ -150,9 +183,15 @@ fn refused(code: Reason, message: &str) -> Refused {
 impl From<AttachError> for Refused {
     fn from(error: AttachError) -> Self {
         let code = match &error {
-            AttachError::Invalid(_) | AttachError::BadName(_) => Reason::Invalid,
+            AttachError::Invalid(_)
+            | AttachError::BadName(_)
+            | AttachError::BadInterface(_)
+            | AttachError::SourceTaken { .. } => Reason::Invalid,
             AttachError::Unknown(_) => Reason::NotFound,
             AttachError::Taken { .. } => Reason::Conflict,
+            AttachError::NoAddress(AddressError::Exhausted { .. } | AddressError::Taken { .. }) => Reason::NoAddress,
+            AttachError::NoAddress(AddressError::TooSmall(_)) => Reason::NoSubnet,
+            AttachError::NoAddress(_) => Reason::Invalid,
             AttachError::TooMany | AttachError::File { .. } => Reason::Failed,
         };
         if code == Reason::Failed {

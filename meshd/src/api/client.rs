@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
+use text::printable;
 
 /// How long one read or write may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +40,9 @@ pub enum ClientError {
         "permission denied on {0}: use sudo, or add the user to the group meshd (usermod -aG meshd USER) and log in anew"
     )]
     NotAllowed(String),
+    /// This user may look, and change nothing.
+    #[error("permission denied: {0}")]
+    Denied(String),
     /// The connection broke.
     #[error("the daemon at {socket} did not answer: {source}")]
     Broken {
@@ -93,7 +97,19 @@ impl Client {
         self.get_text_within(path, TIMEOUT)
     }
 
+    /// `POST path` without a body.
+    ///
+    /// # Errors
+    /// When it was not done, or there is no answer.
+    pub fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        Self::read(&self.request("POST", path, TIMEOUT)?)
+    }
+
     fn get_text_within(&self, path: &str, patience: Duration) -> Result<String, ClientError> {
+        self.request("GET", path, patience)
+    }
+
+    fn request(&self, method: &str, path: &str, patience: Duration) -> Result<String, ClientError> {
         let socket = || self.socket.display().to_string();
         let mut stream = UnixStream::connect(&self.socket).map_err(|source| match source.kind() {
             io::ErrorKind::PermissionDenied => ClientError::NotAllowed(socket()),
@@ -103,7 +119,7 @@ impl Client {
         stream.set_read_timeout(Some(patience)).map_err(broken)?;
         stream.set_write_timeout(Some(TIMEOUT)).map_err(broken)?;
         // HTTP/1.0: the answer ends with the connection and is never chunked.
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: meshd\r\n\r\n").map_err(broken)?;
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: meshd\r\n\r\n").map_err(broken)?;
         let mut answer = String::new();
         stream.take(MAX_ANSWER).read_to_string(&mut answer).map_err(broken)?;
         let (head, body) =
@@ -111,9 +127,10 @@ impl Client {
         let status = head.lines().next().unwrap_or_default();
         match status.split(' ').nth(1) {
             Some("200") => Ok(body.to_owned()),
-            Some("400") => Err(ClientError::Invalid(body.trim_end().to_owned())),
-            Some("404") => Err(ClientError::NotFound(body.trim_end().to_owned())),
-            _ => Err(ClientError::Malformed(status.to_owned())),
+            Some("400") => Err(ClientError::Invalid(printable(body.trim_end()).into_owned())),
+            Some("403") => Err(ClientError::Denied(printable(body.trim_end()).into_owned())),
+            Some("404") => Err(ClientError::NotFound(printable(body.trim_end()).into_owned())),
+            _ => Err(ClientError::Malformed(printable(status).into_owned())),
         }
     }
 }

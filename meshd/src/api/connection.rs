@@ -1,32 +1,50 @@
 //! Connections: who is at the other end, and what each may cost.
+//!
+//! Anybody who may connect could hold every place that there is by saying nothing. So a request has a deadline, and a
+//! connection that comes when all places are taken gets that of the oldest one without a complete request.
 
 use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    collections::BTreeMap,
+    convert::Infallible,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use axum::{extract::connect_info::Connected, serve::IncomingStream};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{ConnectInfo, Request},
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+    serve::Listener,
 };
+use hyper::{body::Incoming, server::conn::http1, service::Service as _};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    sync::Notify,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
-/// Most connections at one time; more wait to be accepted.
-const CONNECTIONS: usize = 256;
-/// How long one may last. An ADD waits for policy on one, and `meshctl` makes one per request.
-const LIFETIME: Duration = Duration::from_secs(60);
-
-/// A listener, with bounds on its connections.
-pub(super) struct Bounded<L> {
-    listener: L,
-    free: Arc<Semaphore>,
+/// What connections to one listener may cost.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Most at one time. While all of them are being answered, more wait to be accepted.
+    connections: usize,
+    /// How long one may last. An ADD waits for policy on one, and `meshctl` makes one per request.
     lifetime: Duration,
+    /// How long the head of a request may take, also the next one on the same connection, and then its body.
+    request: Duration,
 }
+
+const LIMITS: Limits = Limits { connections: 256, lifetime: Duration::from_secs(60), request: Duration::from_secs(10) };
+/// Most bytes of a request's body.
+const MAX_BODY: usize = 1 << 20;
 
 /// What can say who is at its other end.
 pub(super) trait Accepted {
@@ -52,50 +70,6 @@ pub(super) struct Caller {
     pub(super) uid: Option<u32>,
 }
 
-/// A connection that ends by itself.
-pub(super) struct Connection<S> {
-    stream: S,
-    end: Pin<Box<Sleep>>,
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl<L> Bounded<L> {
-    pub(super) fn new(listener: L) -> Self {
-        Self::with(listener, CONNECTIONS, LIFETIME)
-    }
-
-    fn with(listener: L, connections: usize, lifetime: Duration) -> Self {
-        Self { listener, free: Arc::new(Semaphore::new(connections)), lifetime }
-    }
-}
-
-impl<L> axum::serve::Listener for Bounded<L>
-where
-    L: axum::serve::Listener<Io: Accepted>,
-{
-    type Io = Connection<L::Io>;
-    type Addr = Caller;
-
-    async fn accept(&mut self) -> (Connection<L::Io>, Caller) {
-        // The semaphore is never closed.
-        let place = Arc::clone(&self.free).acquire_owned().await.ok();
-        // It waits a moment when the process has no file left.
-        let (stream, _) = self.listener.accept().await;
-        let caller = stream.caller();
-        (Connection { stream, end: Box::pin(sleep(self.lifetime)), _place: place }, caller)
-    }
-
-    fn local_addr(&self) -> io::Result<Caller> {
-        Ok(Caller { uid: None })
-    }
-}
-
-impl Connected<IncomingStream<'_, Bounded<UnixListener>>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, Bounded<UnixListener>>) -> Self {
-        *stream.remote_addr()
-    }
-}
-
 impl Caller {
     /// Whether it may change something: it is root, or runs as the daemon does.
     pub(super) fn may_change(self) -> bool {
@@ -103,60 +77,200 @@ impl Caller {
     }
 }
 
-impl<S> Connection<S> {
-    fn check_end(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        match self.end.as_mut().poll(context) {
-            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
-            Poll::Pending => Ok(()),
+/// Serves `router` on `listener` until `stop`. Handlers get the [`Caller`] as [`ConnectInfo`].
+pub(super) async fn serve<L: Listener<Io: Accepted>>(listener: L, router: Router, stop: CancellationToken) {
+    serve_within(LIMITS, listener, router, stop).await;
+}
+
+async fn serve_within<L: Listener<Io: Accepted>>(
+    limits: Limits,
+    mut listener: L,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let places = Arc::new(Places::default());
+    let accept_all = async {
+        loop {
+            // It waits a moment when the process has no file left.
+            let (stream, _) = listener.accept().await;
+            places.make_room(limits.connections).await;
+            tokio::spawn(attend(limits, stream, router.clone(), Place::take(&places), stop.clone()));
+        }
+    };
+    tokio::select! {
+        () = accept_all => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Answers one connection.
+async fn attend<S>(limits: Limits, stream: S, router: Router, place: Place, stop: CancellationToken)
+where
+    S: Accepted + tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let caller = stream.caller();
+    let (service, place) = (&TowerToHyperService::new(router), &place);
+    let answer = move |request: hyper::Request<Incoming>| async move {
+        let mut request = match whole(request, limits.request).await {
+            Ok(request) => request,
+            Err(status) => return Ok::<Response, Infallible>(status.into_response()),
+        };
+        request.extensions_mut().insert(ConnectInfo(caller));
+        let _answering = place.answering();
+        service.call(request).await
+    };
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.request);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer)));
+    // How it ends is the other end's affair.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = place.evicted.cancelled() => {}
+        () = sleep(limits.lifetime) => {}
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = timeout(limits.request, connection).await;
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.check_end(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+/// The request with its body.
+///
+/// # Errors
+/// The status of the answer if the body does not come in time or is too long.
+async fn whole(request: hyper::Request<Incoming>, within: Duration) -> Result<Request, StatusCode> {
+    let (head, body) = request.into_parts();
+    let read = timeout(within, to_bytes(Body::new(body), MAX_BODY)).await.map_err(|_| StatusCode::REQUEST_TIMEOUT)?;
+    let body = read.map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
+    Ok(Request::from_parts(head, Body::from(body)))
+}
+
+/// The connections to one listener.
+#[derive(Default)]
+struct Places {
+    state: Mutex<PlacesState>,
+    /// One has ended, or waits for a request again.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct PlacesState {
+    /// How many there ever were.
+    count: u64,
+    /// By number, so the oldest first.
+    held: BTreeMap<u64, Held>,
+}
+
+struct Held {
+    /// Its request is complete, and the answer is being worked out.
+    answering: bool,
+    evicted: CancellationToken,
+}
+
+/// The place of one connection; free when dropped.
+struct Place {
+    number: u64,
+    evicted: CancellationToken,
+    places: Arc<Places>,
+}
+
+/// While it lives, the connection has a complete request and keeps its place.
+struct Answering<'a>(&'a Place);
+
+impl Places {
+    /// Waits until fewer than `most` places are taken; takes that of the oldest connection without a complete request.
+    async fn make_room(&self, most: usize) {
+        while !self.try_make_room(most) {
+            self.changed.notified().await;
+        }
+    }
+
+    fn try_make_room(&self, most: usize) -> bool {
+        let mut state = self.lock();
+        if state.held.len() < most {
+            return true;
+        }
+        let oldest = state.held.iter().find(|(_, held)| !held.answering).map(|(number, _)| *number);
+        let evicted = oldest.and_then(|number| state.held.remove(&number));
+        if let Some(held) = &evicted {
+            held.evicted.cancel();
+        }
+        evicted.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PlacesState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        self.check_end(context)?;
-        Pin::new(&mut self.stream).poll_write(context, buffer)
+impl Place {
+    fn take(places: &Arc<Places>) -> Self {
+        let mut state = places.lock();
+        state.count += 1;
+        let (number, evicted) = (state.count, CancellationToken::new());
+        state.held.insert(number, Held { answering: false, evicted: evicted.clone() });
+        drop(state);
+        Self { number, evicted, places: Arc::clone(places) }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn answering(&self) -> Answering<'_> {
+        self.set_answering(true);
+        Answering(self)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn set_answering(&self, answering: bool) {
+        if let Some(held) = self.places.lock().held.get_mut(&self.number) {
+            held.answering = answering;
+        }
+        self.places.changed.notify_one();
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.set_answering(false);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.lock().held.remove(&self.number);
+        self.places.changed.notify_one();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::{Router, routing::get};
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use axum::routing::{get, post};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, UnixListener},
+    };
 
     use super::*;
 
-    /// Serves at most two connections at a time, each for a moment.
-    fn serve(path: &std::path::Path) {
-        let router =
-            Router::new().route("/", get(|| async { "here" })).route("/never", get(std::future::pending::<()>));
-        let listener = UnixListener::bind(path).unwrap();
-        let bounded = Bounded::with(listener, 2, Duration::from_millis(300));
-        let service = router.into_make_service_with_connect_info::<Caller>();
-        tokio::spawn(async move { axum::serve(bounded, service).await });
+    const FOREVER: Duration = Duration::from_secs(3600);
+    const MOMENT: Duration = Duration::from_millis(300);
+
+    fn router() -> Router {
+        Router::new()
+            .route("/", get(|| async { "here" }))
+            .route("/never", get(std::future::pending::<()>))
+            .route("/body", post(|body: String| async move { body }))
+    }
+
+    fn serve_at(path: &std::path::Path, limits: Limits) {
+        tokio::spawn(serve_within(limits, UnixListener::bind(path).unwrap(), router(), CancellationToken::new()));
     }
 
     async fn ask(path: &std::path::Path, request: &[u8]) -> String {
-        let mut stream = UnixStream::connect(path).await.unwrap();
+        read_after(UnixStream::connect(path).await.unwrap(), request).await
+    }
+
+    async fn read_after<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+        mut stream: S,
+        request: &[u8],
+    ) -> String {
         stream.write_all(request).await.unwrap();
         let mut answer = String::new();
         // One that is ended is an end of the stream, or a reset where something was left unread.
@@ -164,30 +278,80 @@ mod tests {
         answer
     }
 
+    const GET: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
+    const HALF_BODY: &[u8] = b"POST /body HTTP/1.1\r\nHost: m\r\nContent-Length: 9\r\n\r\nhalf";
+
     #[tokio::test]
-    async fn whoever_says_nothing_or_half_or_waits_for_ever_is_hung_up_on() {
+    async fn an_incomplete_request_has_a_deadline() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sock");
-        serve(&path);
-        for request in [&b""[..], b"GET / HT", b"GET /never HTTP/1.1\r\nHost: m\r\n\r\n"] {
+        serve_at(&path, Limits { connections: 2, lifetime: FOREVER, request: MOMENT });
+        for request in [&b""[..], b"GET / HT", b"GET / HTTP/1.1\r\nHost: m\r\n"] {
             assert_eq!(ask(&path, request).await, "");
         }
-        // One after the other is answered until the connection's time is over, and then it ends.
+        let answer = ask(&path, HALF_BODY).await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+        let whole = ask(&path, b"POST /body HTTP/1.0\r\nContent-Length: 4\r\n\r\nhalf").await;
+        assert!(whole.ends_with("half"), "{whole}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_by_itself_also_while_it_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sock");
+        serve_at(&path, Limits { connections: 2, lifetime: MOMENT, request: FOREVER });
+        assert_eq!(ask(&path, b"GET /never HTTP/1.1\r\nHost: m\r\n\r\n").await, "");
+        // One request after the other is answered until the connection's time is over.
         let kept = ask(&path, b"GET / HTTP/1.1\r\nHost: m\r\n\r\n").await;
         assert!(kept.ends_with("here"), "{kept}");
     }
 
     #[tokio::test]
-    async fn idle_connections_keep_others_out_for_no_longer_than_they_may_last() {
+    async fn connections_without_a_request_keep_nobody_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sock");
-        serve(&path);
+        let limits = Limits { connections: 4, lifetime: FOREVER, request: FOREVER };
+        serve_at(&path, limits);
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = tcp.local_addr().unwrap();
+        tokio::spawn(serve_within(limits, tcp, router(), CancellationToken::new()));
         let mut idle = Vec::new();
-        for _ in 0..4 {
-            idle.push(UnixStream::connect(&path).await.unwrap());
+        for half in [&b""[..], b"GET / HTTP/1.1\r\n", HALF_BODY] {
+            for _ in 0..20 {
+                let mut stream = UnixStream::connect(&path).await.unwrap();
+                let mut over_tcp = TcpStream::connect(at).await.unwrap();
+                // Those before may have been evicted meanwhile.
+                let _ = (stream.write_all(half).await, over_tcp.write_all(half).await);
+                idle.push((stream, over_tcp));
+            }
+            let answer = ask(&path, GET).await;
+            assert!(answer.ends_with("here"), "{answer}");
+            let answer = read_after(TcpStream::connect(at).await.unwrap(), GET).await;
+            assert!(answer.ends_with("here"), "{answer}");
         }
-        let answer = ask(&path, b"GET / HTTP/1.0\r\n\r\n").await;
-        assert!(answer.ends_with("here"), "{answer}");
-        drop(idle);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_being_answered_keeps_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sock");
+        let asked = Arc::new(Notify::new());
+        let tell = Arc::clone(&asked);
+        let never = move || async move {
+            tell.notify_one();
+            std::future::pending::<()>().await;
+        };
+        let router = router().route("/asked", get(never));
+        let limits = Limits { connections: 2, lifetime: FOREVER, request: FOREVER };
+        tokio::spawn(serve_within(limits, UnixListener::bind(&path).unwrap(), router, CancellationToken::new()));
+        let mut waiting = UnixStream::connect(&path).await.unwrap();
+        waiting.write_all(b"GET /asked HTTP/1.1\r\nHost: m\r\n\r\n").await.unwrap();
+        asked.notified().await;
+        let ended = tokio::spawn(async move { waiting.read_to_end(&mut Vec::new()).await });
+        for _ in 0..20 {
+            let answer = ask(&path, GET).await;
+            assert!(answer.ends_with("here"), "{answer}");
+        }
+        assert!(!ended.is_finished());
     }
 }

@@ -44,6 +44,8 @@ pub struct Layer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LayerKind {
+    /// Forwarding of pods' packets by this node's kernel; listed only where it fails.
+    Forwarding,
     /// The host below, and the tunnel's UDP port.
     Udp,
     /// The tunnel's session.
@@ -61,6 +63,7 @@ impl LayerKind {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Forwarding => "forwarding",
             Self::Udp => "udp",
             Self::Wireguard => "wireguard",
             Self::Direct => "direct",
@@ -71,12 +74,13 @@ impl LayerKind {
 }
 
 impl Ping {
-    /// Whether the innermost layer was reached.
+    /// Whether the innermost layer was reached, and pods' packets get there, too.
     #[must_use]
     pub fn reached(&self) -> bool {
         let inner = |layer: &&Layer| matches!(layer.layer, LayerKind::Overlay | LayerKind::Pod);
         let mut inner = self.layers.iter().filter(inner).peekable();
-        inner.peek().is_some() && inner.all(|layer| layer.passes == Some(true))
+        let forwarded = self.layers.iter().all(|layer| layer.layer != LayerKind::Forwarding);
+        forwarded && inner.peek().is_some() && inner.all(|layer| layer.passes == Some(true))
     }
 
     /// The innermost address that was asked, for asking it again.

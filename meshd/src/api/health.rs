@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use text::printable;
+
 /// One thing that must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
@@ -35,7 +37,7 @@ pub(super) fn text(name: &str, checks: &[Check], verbose: bool) -> String {
         // Writing to a string does not fail.
         let _ = match &check.failure {
             None => writeln!(text, "[+]{} ok", check.name),
-            Some(failure) => writeln!(text, "[-]{} failed: {failure}", check.name),
+            Some(failure) => writeln!(text, "[-]{} failed: {}", check.name, printable(failure)),
         };
     }
     let _ = writeln!(text, "{name} check {}", if holds { "passed" } else { "failed" });

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, fmt, fs, time::Duration};
 
+use ::text::printable;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, text},
@@ -93,6 +94,12 @@ impl Scrape {
         out.gauge("meshd_build_info", "Version of the daemon; always 1", None, |one| {
             one([("version", status.version.as_str())], 1.0)
         })?;
+        let help = "Name, id and site of the node, and version of its daemon, for joins; always 1";
+        let site = status.site.as_deref().unwrap_or_default();
+        out.gauge("meshd_node_info", help, None, |one| {
+            let (node, id, version) = (status.node.as_str(), status.id.as_str(), status.version.as_str());
+            one([("node", node), ("id", id), ("site", site), ("version", version)], 1.0)
+        })?;
         out.gauge("meshd_state", "The daemon's state: 1 for the one it is in", None, |one| {
             for (state, name) in STATES {
                 one([("state", name)], f64::from(u8::from(state == status.state)))?;
@@ -126,6 +133,14 @@ impl Scrape {
         let peers = by_path(&mut self.peers.iter().map(|peer| peer.path));
         out.gauge("meshd_peers", "Other nodes and outside peers, by how packets reach them", None, |one| {
             PATHS.iter().zip(peers).try_for_each(|((_, name), count)| one([("path", *name)], count))
+        })?;
+        let help =
+            "Peers that nothing gets to: online ones show a sign of life in etcd, offline ones do not, others never do";
+        out.gauge("meshd_unreachable_peers", help, None, |one| {
+            let lost = || self.peers.iter().filter(|peer| peer.path == Path::Unreachable);
+            [(Some(true), "online"), (Some(false), "offline"), (None, "unknown")].into_iter().try_for_each(
+                |(online, name)| one([("state", name)], lost().filter(|peer| peer.online == online).count() as f64),
+            )
         })?;
         let routes = by_path(&mut self.routes.iter().map(|route| route.path));
         out.gauge("meshd_routes", "Routes of the mesh, by path", None, |one| {
@@ -182,7 +197,7 @@ impl Scrape {
                 ("interface", interface.to_owned()),
                 ("public_key", peer.public_key.clone().unwrap_or_default()),
                 ("allowed_ips", allowed.to_owned()),
-                ("friendly_name", peer.name.clone()),
+                ("friendly_name", printable(&peer.name).into_owned()),
             ]
         };
         out.counter("wireguard_sent", "Bytes sent to the peer", Some(Unit::Bytes), |one| {
@@ -200,12 +215,13 @@ impl Scrape {
     }
 }
 
-const STATES: [(State, &str); 5] = [
+const STATES: [(State, &str); 6] = [
     (State::Starting, "starting"),
     (State::Joining, "joining"),
     (State::Running, "running"),
     (State::Degraded, "degraded"),
     (State::Removed, "removed"),
+    (State::Cloned, "cloned"),
 ];
 
 /// In the order of their numbers.

@@ -12,6 +12,7 @@
 //! GET /v1/echo?address=IP&size=BYTES   Echoed: one echo to an address of the mesh, the whole packet that long
 //! GET /v1/doctor               Diagnosis: what keeps packets from getting through
 //! GET /v1/flows?after=NUMBER   [FlowSample], those with a higher number
+//! POST /v1/etcd/accept         EtcdAccepted: nothing stays in force any longer that etcd does not hold
 //! …   /v1/attachments…         the CNI plugin's, see `cni::daemon`
 //! ```
 //!
@@ -49,8 +50,8 @@ pub use metrics::Figures;
 pub use monitor::monitor;
 pub use server::{Question, QuestionError, ServeError, Source, serve};
 pub use types::{
-    DropCount, Etcd, Explained, ExplainedEnd, Path, Peer, PeerCounts, Policy, PolicyStatus, Problem, Route,
-    ShownPolicy, State, Status,
+    DropCount, Etcd, EtcdAccepted, Explained, ExplainedEnd, Path, Peer, PeerCounts, Policy, PolicyStatus, Problem,
+    Route, ShownPolicy, State, Status,
 };
 pub use uapi::{Device, DevicePeer, wireguard};
 pub use ui::page;

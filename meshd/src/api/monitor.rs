@@ -33,7 +33,7 @@ pub fn monitor(
         .route("/readyz", get(readyz))
         .route("/metrics", get(move |State(source): State<Arc<dyn Source>>| scrape(source, per_peer)))
         .with_state(source);
-    tcp::serve(address, router, stop, "metrics and health", tell);
+    tcp::serve(address, router, stop, tell);
 }
 
 async fn livez(State(source): State<Arc<dyn Source>>, RawQuery(query): RawQuery) -> Response {

@@ -4,18 +4,19 @@ use std::{fs, io, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path, sy
 
 use axum::{
     Json, Router,
-    extract::{self, State},
+    extract::{self, ConnectInfo, State},
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
-    routing::get,
+    routing::{get, post},
 };
+use ipnet::IpNet;
 use serde::Serialize;
 use tokio::{net::UnixListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     attachments,
-    connection::{Bounded, Caller},
+    connection::{self, Caller},
     diagnosis::{Diagnosis, Echoed, Ping},
     health::Check,
     metrics::Figures,
@@ -64,6 +65,16 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// The reason, for people.
     fn network(&self) -> Result<cni::daemon::Network, String>;
+    /// `POST /v1/etcd/accept`: nothing stays in force that etcd does not hold. Waits for the control plane.
+    ///
+    /// # Errors
+    /// When that has ended.
+    fn accept_etcd(&self) -> Result<types::EtcdAccepted, QuestionError>;
+    /// Why a pod may not send from this prefix besides its own addresses, for people; `None`: it may.
+    ///
+    /// # Errors
+    /// When that cannot be told yet.
+    fn source_conflict(&self, prefix: &IpNet) -> Result<Option<String>, String>;
     /// A wg-quick file for the outside peer `name`, if there is such a peer.
     fn outside_peer_config(&self, name: &str) -> Option<String>;
 }
@@ -134,11 +145,9 @@ pub fn serve(
     let failed = |error| ServeError::Socket { path: path.display().to_string(), source: error };
     // Bound beside and renamed, so that whoever finds the socket finds it with its mode.
     let beside = path.with_extension("new");
-    for stale in [&beside] {
-        match fs::remove_file(stale) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
     }
     let listener = UnixListener::bind(&beside).map_err(failed)?;
     fs::set_permissions(&beside, fs::Permissions::from_mode(0o660)).map_err(failed)?;
@@ -155,15 +164,10 @@ pub fn serve(
         .route("/v1/echo", get(echo))
         .route("/v1/doctor", get(diagnose))
         .route("/v1/flows", get(flows))
+        .route("/v1/etcd/accept", post(accept_etcd))
         .with_state(Arc::clone(&source))
         .merge(attachments::router(source, attached));
-    tokio::spawn(async move {
-        let service = router.into_make_service_with_connect_info::<Caller>();
-        let server = axum::serve(Bounded::new(listener), service).with_graceful_shutdown(stop.cancelled_owned());
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the local API has stopped");
-        }
-    });
+    tokio::spawn(connection::serve(listener, router, stop));
     Ok(())
 }
 
@@ -222,6 +226,13 @@ pub(super) async fn echo(
     .await
 }
 
+async fn accept_etcd(State(source): State<Arc<dyn Source>>, ConnectInfo(caller): ConnectInfo<Caller>) -> Response {
+    if !caller.may_change() {
+        return (StatusCode::FORBIDDEN, "only root may accept what etcd holds: use sudo\n").into_response();
+    }
+    answer(move || source.accept_etcd()).await
+}
+
 async fn diagnose(State(source): State<Arc<dyn Source>>) -> Response {
     answer(move || Ok(source.diagnose())).await
 }
@@ -259,7 +270,18 @@ async fn peer_config(State(source): State<Arc<dyn Source>>, extract::Path(name):
     match source.outside_peer_config(&name) {
         Some(text) => ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response(),
         None => {
-            (StatusCode::NOT_FOUND, format!("there is no outside peer {name}; see peers/ in etcd\n")).into_response()
+            let status = source.status();
+            let key = format!("peers/{name}");
+            let of_key = |rest: &str| rest.starts_with([' ', ':']);
+            let refused = status.problems.iter().find(|problem| problem.cause.strip_prefix(&key).is_some_and(of_key));
+            let why = match refused {
+                Some(problem) => format!("the outside peer {name} is not taken: {}", problem.cause),
+                None => format!(
+                    "there is no outside peer {name} up to revision {} of etcd: put {key} first",
+                    status.etcd.revision
+                ),
+            };
+            (StatusCode::NOT_FOUND, format!("{why}\n")).into_response()
         }
     }
 }

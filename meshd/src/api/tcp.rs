@@ -6,18 +6,17 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Bounded;
+use super::connection;
 
 /// Between two tries to have an address that is not to be had.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Serves `router` at `address` until `stop`. An address that cannot be had is tried for again and again; `tell` hears
-/// why, and `None` once it is had. `what` names it in the log.
+/// why, and `None` once it is had.
 pub(super) fn serve(
     address: SocketAddr,
     router: Router,
     stop: CancellationToken,
-    what: &'static str,
     tell: impl Fn(Option<io::Error>) + Send + 'static,
 ) {
     tokio::spawn(async move {
@@ -32,9 +31,6 @@ pub(super) fn serve(
             }
         };
         tell(None);
-        let server = axum::serve(Bounded::new(listener), router).with_graceful_shutdown(stop.cancelled_owned());
-        if let Err(error) = server.await {
-            tracing::error!(%error, "{what} is not served any more");
-        }
+        connection::serve(listener, router, stop).await;
     });
 }

@@ -38,6 +38,9 @@ pub struct Status {
     pub drops: Vec<DropCount>,
     /// Version of the daemon.
     pub version: String,
+    /// Seconds since the daemon started.
+    #[serde(default)]
+    pub uptime: u64,
 }
 
 /// Numbers of other nodes and outside peers.
@@ -49,6 +52,9 @@ pub struct PeerCounts {
     pub wireguard: usize,
     /// Nothing gets there.
     pub unreachable: usize,
+    /// Those of the unreachable ones that are down: nodes without a sign of life in etcd.
+    #[serde(default)]
+    pub offline: usize,
 }
 
 /// Policies on this node.
@@ -168,6 +174,16 @@ impl From<Explanation> for ExplainedEnd {
     }
 }
 
+/// `POST /v1/etcd/accept`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EtcdAccepted {
+    /// Keys whose records are no longer in force.
+    pub withdrawn: usize,
+    /// Keys that have another value in force now, or one for the first time.
+    pub changed: usize,
+}
+
 /// The connection to etcd.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -178,6 +194,9 @@ pub struct Etcd {
     pub endpoint: Option<String>,
     /// Seconds since etcd last answered; `None`: never since the start.
     pub age: Option<f64>,
+    /// The newest revision that this node has seen. [`Status::revision`] is behind it while nothing of the mesh changes.
+    #[serde(default)]
+    pub revision: i64,
 }
 
 /// The daemon's state.
@@ -192,8 +211,10 @@ pub enum State {
     Running,
     /// It forwards, and something is not well.
     Degraded,
-    /// `removed/ID` stands.
+    /// `removed/ID` is in etcd.
     Removed,
+    /// Another daemon runs with this node's identity: this one forwards nothing.
+    Cloned,
 }
 
 /// One thing that is not well.
@@ -207,8 +228,8 @@ pub struct Problem {
     pub remedy: String,
 }
 
-impl From<&crate::problem::Problem> for Problem {
-    fn from(problem: &crate::problem::Problem) -> Self {
+impl From<&mesh::problem::Problem> for Problem {
+    fn from(problem: &mesh::problem::Problem) -> Self {
         Self { code: problem.code.to_owned(), cause: problem.cause.clone(), remedy: problem.remedy.clone() }
     }
 }
@@ -262,6 +283,9 @@ pub struct Peer {
     /// Whether it is an outside peer.
     #[serde(default)]
     pub outside: bool,
+    /// Whether it shows a sign of life in etcd; `None` for peers that never do: outside ones, and Flannel's.
+    #[serde(default)]
+    pub online: Option<bool>,
     /// How packets reach it: by the family that fares worse, when the two differ.
     pub path: Path,
     /// Why that path and not a better one; empty when there is nothing to say.

@@ -16,6 +16,7 @@ use std::{
 
 use etcd_schema::{PresharedKey, PublicKey};
 use ipnet::IpNet;
+use keys::PrivateKey;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
@@ -26,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::server::Source;
-use crate::private_key::PrivateKey;
 
 /// Where WireGuard's tools look.
 const DIRECTORY: &str = "/var/run/wireguard";

@@ -37,6 +37,10 @@ pub(super) fn value(attach: &Attach) -> Vec<u8> {
         "addresses": attach.addresses,
         "interface": attach.interface,
     });
+    if !attach.allowed_sources.is_empty() {
+        let sources: Vec<String> = attach.allowed_sources.iter().map(ToString::to_string).collect();
+        value["allowedSources"] = sources.into();
+    }
     if let Some(uid) = &pod.uid {
         value["uid"] = uid.as_str().into();
     }

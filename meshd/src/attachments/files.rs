@@ -1,101 +1,148 @@
-//! RUN/attachments: a file per attachment, and one that says which boot they are of.
+//! RUN/attachments: a file per attachment, tombstones of those that were withdrawn without the daemon, and the addresses
+//! that were allocated last.
 
 use std::{
-    fs, io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::Path,
 };
 
+use atomic_file::{FileError, Folder};
 use cni::{
-    daemon::{Attached, record_file},
+    daemon::{Attached, RECORDS, record_file, tombstone_file, withdrawn_by},
     environment::AttachmentName,
 };
 
 use super::AttachError;
 
-/// Which boot the addresses in RUN/ipam are of. No attachment's file has this name: it has no `@`.
+/// An earlier version's. No attachment's file has this name, nor the next one: they have no `@`.
 const BOOT: &str = "boot";
+/// The last allocated address of each family, a line each: a hint where to go on after a start.
+const LAST: &str = "last-allocated";
 
-/// The attachments of this boot, and the names of those of others, whose files are gone then. A file that cannot be read
-/// is none of ours, and stays out of the way.
-pub(super) fn read_all(dir: &Path, boot_id: &str) -> io::Result<(Vec<Attached>, Vec<AttachmentName>)> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let (mut present, mut stale) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.file_name().is_some_and(|name| name == BOOT) {
-            continue;
-        }
-        let read = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<Attached>(&bytes)?));
-        match read {
-            Ok(attached) if attached.boot_id == boot_id && path == dir.join(record_file(&attached.name())) => {
-                present.push(attached);
-            }
-            Ok(attached) => {
-                fs::remove_file(&path)?;
-                stale.push(attached.name());
-            }
-            Err(error) => {
-                // Half a file that was never renamed, or something of another version.
-                tracing::warn!(file = %path.display(), %error, "not an attachment; it is removed");
-                fs::remove_file(&path)?;
-            }
-        }
-    }
-    Ok((present, stale))
+/// Longest record that is read: labels and addresses of one container.
+const MAX_RECORD: u64 = 1 << 20;
+
+/// What the folder holds.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// The attachments of this boot.
+    pub(super) present: Vec<Attached>,
+    /// The names of those of others, whose files are gone now.
+    pub(super) stale: Vec<AttachmentName>,
+    /// Files that could not be read, by name, and entries that are no files. They are left alone.
+    pub(super) unread: BTreeMap<String, FileError>,
 }
 
-/// Frees all addresses but those of `present` when they were given out in another boot.
-pub(super) fn end_boot(dir: &Path, addresses: &Path, boot_id: &str, present: &[Attached]) -> io::Result<()> {
-    let file = dir.join(BOOT);
-    if fs::read_to_string(&file).is_ok_and(|known| known == boot_id) {
-        return Ok(());
+/// Reads the folder, which is created if it is not there. Only a file that was read whole, and is no attachment of this
+/// boot, is removed.
+pub(super) fn read_all(run_dir: &Path, boot_id: &str) -> Result<Found, FileError> {
+    let folder = Folder::open(run_dir)?.make_folder(RECORDS, 0o700)?;
+    let mut found = Found::default();
+    for name in folder.names()? {
+        match name.into_string() {
+            Ok(name) if name == BOOT || name == LAST || withdrawn_by(&name).is_some() => {}
+            Ok(name) => read_one(&folder, name, boot_id, &mut found)?,
+            Err(name) => {
+                let name = name.to_string_lossy().into_owned();
+                found.unread.insert(name, io::Error::from(io::ErrorKind::InvalidFilename).into());
+            }
+        }
     }
-    let networks = match fs::read_dir(addresses) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        entries => Some(entries?),
+    Ok(found)
+}
+
+/// Reads these files again.
+pub(super) fn read_again(run_dir: &Path, names: BTreeSet<String>, boot_id: &str) -> Result<Found, FileError> {
+    let folder = folder(run_dir)?;
+    let mut found = Found::default();
+    for name in names {
+        read_one(&folder, name, boot_id, &mut found)?;
+    }
+    Ok(found)
+}
+
+fn read_one(folder: &Folder, file: String, boot_id: &str, found: &mut Found) -> Result<(), FileError> {
+    let bytes = match folder.read(&file, MAX_RECORD) {
+        Ok(bytes) => bytes,
+        // It was withdrawn meanwhile.
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => {
+            tracing::warn!(file, %error, "failed to read a file in the folder of the attachments; it stays there");
+            found.unread.insert(file, error);
+            return Ok(());
+        }
     };
-    for network in networks.into_iter().flatten() {
-        let name = network?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let freed = cni::ipam::give_back(addresses, name, |holder| present.iter().all(|one| one.name() != *holder))?;
-        if freed > 0 {
-            tracing::info!(network = name, addresses = freed, "addresses of an earlier boot are free");
+    match serde_json::from_slice::<Attached>(&bytes) {
+        Ok(attached) if attached.boot_id == boot_id && file == record_file(&attached.name()) => {
+            found.present.push(attached);
+        }
+        Ok(attached) => {
+            folder.remove(&file)?;
+            found.stale.push(attached.name());
+        }
+        Err(error) => {
+            // Half a file that was never renamed, or something of another version.
+            tracing::warn!(file, %error, "not an attachment; it is removed");
+            folder.remove(&file)?;
         }
     }
-    put(&file, boot_id.as_bytes())
+    Ok(())
 }
 
-pub(super) fn write(dir: &Path, attached: &Attached) -> Result<(), AttachError> {
-    let path = dir.join(record_file(&attached.name()));
-    let written = serde_json::to_vec(attached).map_err(io::Error::from).and_then(|bytes| put(&path, &bytes));
-    written.map_err(failed(&path))
+fn folder(run_dir: &Path) -> Result<Folder, FileError> {
+    Folder::open(run_dir)?.folder(RECORDS)
 }
 
-pub(super) fn remove(dir: &Path, name: &AttachmentName) -> Result<(), AttachError> {
-    let path = dir.join(record_file(name));
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path)(error)),
-        _ => Ok(()),
+/// The attachments that were withdrawn while the daemon did not answer.
+pub(super) fn tombstones(run_dir: &Path) -> Result<Vec<AttachmentName>, FileError> {
+    let names = folder(run_dir)?.names()?;
+    Ok(names.iter().filter_map(|name| name.to_str().and_then(withdrawn_by)).collect())
+}
+
+/// Removes a tombstone, if there is one.
+pub(super) fn bury(run_dir: &Path, name: &AttachmentName) -> Result<(), AttachError> {
+    remove_file(run_dir, &tombstone_file(name))
+}
+
+/// The last allocated addresses, as far as they are known.
+pub(super) fn last_allocated(run_dir: &Path) -> Vec<IpAddr> {
+    let read = folder(run_dir).and_then(|folder| folder.read(LAST, MAX_RECORD)).unwrap_or_default();
+    String::from_utf8_lossy(&read).lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// Writes the last allocated addresses down. Without them the order after a start is another one; that is no reason to fail
+/// an ADD.
+pub(super) fn write_last_allocated(run_dir: &Path, addresses: impl Iterator<Item = IpAddr>) {
+    let text: String = addresses.map(|address| format!("{address}\n")).collect();
+    if let Err(error) = put(run_dir, LAST, text.as_bytes()) {
+        tracing::debug!(%error, "the last allocated addresses are not written down");
     }
 }
 
-/// Whole or not at all for whoever reads it after this process is gone; not for after a crash of the machine, which ends
-/// what these files speak of.
-fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use io::Write as _;
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    let written = file.write_all(bytes).and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&beside);
-    }
-    written
+pub(super) fn write(run_dir: &Path, attached: &Attached) -> Result<(), AttachError> {
+    let file = record_file(&attached.name());
+    let written = serde_json::to_vec(attached).map_err(|error| io::Error::from(error).into());
+    written.and_then(|bytes| put(run_dir, &file, &bytes)).map_err(failed(run_dir, &file))
 }
 
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> AttachError {
-    let path = path.display().to_string();
-    move |source| AttachError::File { path, source }
+pub(super) fn remove(run_dir: &Path, name: &AttachmentName) -> Result<(), AttachError> {
+    remove_file(run_dir, &record_file(name))
+}
+
+fn remove_file(run_dir: &Path, file: &str) -> Result<(), AttachError> {
+    let removed = folder(run_dir).and_then(|folder| folder.remove(file));
+    removed.map(drop).map_err(failed(run_dir, file))
+}
+
+/// Whole or not at all for a reader after this process is gone; not for after a crash of the machine, which ends what these
+/// files describe.
+fn put(run_dir: &Path, file: &str, bytes: &[u8]) -> Result<(), FileError> {
+    folder(run_dir)?.replace(file, 0o600, bytes)
+}
+
+fn failed(run_dir: &Path, file: &str) -> impl FnOnce(FileError) -> AttachError {
+    let path = run_dir.join(RECORDS).join(file).display().to_string();
+    move |source| AttachError::File { path, source: source.into() }
 }

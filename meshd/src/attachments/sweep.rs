@@ -6,10 +6,10 @@ use cni::{
     bridge,
     daemon::{Attached, Begin},
     environment::AttachmentName,
+    host_local,
     interface::host_name,
-    ipam,
-    netlink::Netlink,
 };
+use netlink::Netlink;
 use nix::net::if_::if_nametoindex;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -19,8 +19,7 @@ use super::Attachments;
 /// How often it is looked. What is gone at two looks in a row is gone.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Forgets attachments whose container is gone, and frees their addresses and those that belong to no attachment, until
-/// `stop`.
+/// Forgets attachments that were withdrawn while the daemon did not answer, and those whose container is gone, until `stop`.
 pub async fn sweep(attachments: Arc<Attachments>, stop: CancellationToken) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -39,37 +38,48 @@ pub async fn sweep(attachments: Arc<Attachments>, stop: CancellationToken) {
 
 /// Frees what was gone `before` and still is; returns what else is gone now.
 pub(super) fn look(attachments: &Attachments, before: &BTreeSet<AttachmentName>) -> BTreeSet<AttachmentName> {
+    attachments.read_again();
+    attachments.honour_tombstones();
     let table = attachments.table.borrow().clone();
-    let mut gone: BTreeSet<AttachmentName> =
-        table.attachments.iter().filter(|(_, one)| is_gone(one)).map(|(name, _)| name.clone()).collect();
-    let networks = networks(attachments.address_dir());
-    for network in &networks {
-        let reserved = ipam::reserved(attachments.address_dir(), network).unwrap_or_default();
-        let orphans = reserved.into_iter().map(|(_, holder)| holder).filter(|holder| {
-            !table.attachments.contains_key(holder) && if_nametoindex(host_name(holder).as_str()).is_err()
-        });
-        gone.extend(orphans);
-    }
+    let of_host_local = reserved_by_host_local(attachments.run_dir());
+    let orphans = of_host_local.iter().map(|(_, holder)| holder).filter(|holder| {
+        !table.attachments.contains_key(holder) && if_nametoindex(host_name(holder).as_str()).is_err()
+    });
+    let attached = table.attachments.iter().filter(|(_, one)| is_gone(one)).map(|(name, _)| name);
+    let gone: BTreeSet<AttachmentName> = attached.chain(orphans).cloned().collect();
     let (over, suspected): (BTreeSet<_>, BTreeSet<_>) = gone.into_iter().partition(|name| before.contains(name));
-    for network in &networks {
-        // Addresses first: one that is not freed now is found again as long as its attachment is known.
-        match ipam::give_back(attachments.address_dir(), network, |holder| over.contains(holder)) {
-            Ok(0) => {}
-            Ok(addresses) => tracing::info!(network, addresses, "addresses of containers that are gone are free"),
-            Err(error) => {
-                tracing::warn!(network, %error, "addresses of containers that are gone cannot be freed");
-                return suspected.into_iter().chain(over).collect();
-            }
-        }
-    }
     for name in over.iter().filter(|name| table.attachments.contains_key(name)) {
         match attachments.detach(name) {
             Ok(_) => tracing::info!(container = name.container_id, interface = name.ifname, "the container is gone"),
-            Err(error) => tracing::warn!(container = name.container_id, %error, "cannot be forgotten"),
+            Err(error) => tracing::warn!(container = name.container_id, %error, "failed to detach a container"),
         }
     }
+    remove_host_locals_files(attachments.run_dir(), &of_host_local, &over);
+    let holders: BTreeSet<AttachmentName> = of_host_local.into_iter().map(|(_, holder)| holder).collect();
+    attachments.lock().gone = over.intersection(&holders).cloned().collect();
     remove_idle_bridges(attachments.run_dir());
-    suspected
+    // A holder whose file stays is looked at again, and is gone until it is found there.
+    suspected.into_iter().chain(over.into_iter().filter(|name| holders.contains(name))).collect()
+}
+
+/// The network and the holder of each address that host-local has given out.
+fn reserved_by_host_local(run_dir: &Path) -> Vec<(String, AttachmentName)> {
+    let reserved = host_local::reserved(run_dir).unwrap_or_else(|error| {
+        tracing::warn!(%error, "failed to read the addresses that host-local has given out");
+        Vec::new()
+    });
+    reserved.into_iter().filter_map(|one| Some((one.network, one.holder?))).collect()
+}
+
+/// Files of host-local reserve nothing once their container is gone. A daemon that is not root leaves them to the plugin.
+fn remove_host_locals_files(run_dir: &Path, reserved: &[(String, AttachmentName)], gone: &BTreeSet<AttachmentName>) {
+    let with_gone = reserved.iter().filter(|(_, holder)| gone.contains(holder)).map(|(network, _)| network);
+    for network in with_gone.collect::<BTreeSet<_>>() {
+        match host_local::give_back(run_dir, network, |holder| gone.contains(holder)) {
+            Ok(addresses) => tracing::info!(network, addresses, "freed addresses of containers that are gone"),
+            Err(error) => tracing::debug!(network, %error, "files of containers that are gone stay"),
+        }
+    }
 }
 
 /// A DEL that broke off may have left a bridge without containers.
@@ -96,9 +106,4 @@ fn namespace_is_gone(begin: &Begin) -> bool {
         Ok(data) => begin.netns_inode.is_some_and(|inode| inode != (data.dev(), data.ino())),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
-}
-
-fn networks(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }

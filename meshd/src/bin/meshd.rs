@@ -5,14 +5,14 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use meshd::{
-    causes::with_causes,
     daemon::{self, Outcome},
     install_cni::{InstallCniFlags, Installed, install_cni, keep_cni_installed},
-    manual,
+    log, manual,
     settings::{
         CleanupFlags, CleanupSettings, FloorSettings, Log, LogFormat, RunFlags, Settings, SettingsError, Trial,
     },
 };
+use text::with_causes;
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -74,12 +74,12 @@ fn main() -> ExitCode {
             if only_check {
                 return tell(&settings.try_out());
             }
-            log_to_stderr(settings.log);
+            log::to_stderr(settings.log);
             to_its_end(daemon::run(settings))
         }
         Command::Floor(flags) => {
             let settings = FloorSettings::load(*flags);
-            log_to_stderr(settings.log);
+            log::to_stderr(settings.log);
             warn_of(&settings.mistakes);
             to_its_end(daemon::floor(settings))
         }
@@ -88,12 +88,12 @@ fn main() -> ExitCode {
                 Ok(settings) => settings,
                 Err(mistakes) => return refuse(&mistakes),
             };
-            log_to_stderr(settings.log);
+            log::to_stderr(settings.log);
             warn_of(&settings.mistakes);
             to_its_end(daemon::cleanup(settings))
         }
         Command::InstallCni(flags) => {
-            log_to_stderr(Log { level: tracing::Level::INFO, format: LogFormat::Text });
+            log::to_stderr(Log { level: tracing::Level::INFO, format: LogFormat::Text });
             if flags.keep {
                 return exit_code(to_its_end(async { keep_cni_installed(flags).await.map(|()| Outcome::Done) }));
             }
@@ -113,7 +113,7 @@ fn main() -> ExitCode {
         }
         Command::Man { folder } => {
             if let Err(error) = manual::man_pages(Cli::command(), &folder) {
-                complain(&format!("meshd: {}: {error}", folder.display()));
+                log::print_error(&format!("meshd: {}: {error}", folder.display()));
                 return ExitCode::from(FAILED);
             }
             return ExitCode::SUCCESS;
@@ -137,19 +137,19 @@ fn exit_code(outcome: anyhow::Result<Outcome>) -> ExitCode {
 }
 
 fn refuse(mistakes: &SettingsError) -> ExitCode {
-    complain(&format!("meshd: the settings do not hold:\n{mistakes}"));
+    log::print_error(&format!("meshd: the settings do not hold:\n{mistakes}"));
     ExitCode::from(USAGE)
 }
 
 /// What came of `run --check`.
 fn tell(trial: &Trial) -> ExitCode {
     for warning in &trial.warnings {
-        complain(&format!("meshd: warning: {warning}"));
+        log::print_error(&format!("meshd: warning: {warning}"));
     }
     if trial.mistakes.is_empty() {
         return ExitCode::SUCCESS;
     }
-    complain(&format!("meshd: the settings do not hold:\n{}", trial.mistakes.join("\n")));
+    log::print_error(&format!("meshd: the settings do not hold:\n{}", trial.mistakes.join("\n")));
     ExitCode::from(USAGE)
 }
 
@@ -162,21 +162,6 @@ fn warn_of(mistakes: &[String]) {
 fn to_its_end(work: impl Future<Output = anyhow::Result<Outcome>>) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("no runtime")?.block_on(work)
-}
-
-fn complain(text: &str) {
-    // Nothing is left to tell it to when standard error is gone.
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-fn log_to_stderr(log: Log) {
-    // Libraries speak up from `warn` on; boringtun calls an idle peer's expired session an error.
-    let filter = tracing_subscriber::EnvFilter::new(format!("warn,boringtun=off,meshd={}", log.level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match log.format {
-        LogFormat::Text => builder.with_target(false).with_ansi(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
 }
 
 #[cfg(test)]

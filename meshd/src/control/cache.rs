@@ -9,21 +9,24 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use atomic_file::{FileError, Folder};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_schema::{Key, SubnetKey};
 use serde::{Deserialize, Serialize, Serializer};
 
 pub(crate) use self::writer::CacheWriter;
-use super::{
-    state_dir::FILE_MODE,
-    types::{Entry, LeaseId, Revision},
-};
-use crate::whole_file;
+use mesh::records::{LeaseId, Revision};
+
+use super::{guard::Evidence, state_dir::FILE_MODE, types::Entry};
 
 /// Longest file that is written or read.
 pub const MAX_CACHE: usize = 64 << 20;
 
 const VERSION: u32 = 1;
+/// Below the state directory.
+const FOLDER: &str = "cache";
+/// In that folder.
+const FILE: &str = "store.json";
 
 /// What was in force when the cache was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,8 @@ pub struct Cached {
     pub subnet: Option<SubnetKey>,
     /// The last good value of every key.
     pub entries: Vec<Entry>,
+    /// Which etcd they come from, and which of them it no longer held.
+    pub evidence: Evidence,
 }
 
 /// Why the cache could not be read or written.
@@ -90,15 +95,12 @@ impl Cached {
     pub fn load(state_dir: &Path) -> Result<Option<Self>, CacheError> {
         let path = file(state_dir);
         let at = || path.display().to_string();
-        let length = match fs::metadata(&path) {
-            Ok(metadata) => usize::try_from(metadata.len()).unwrap_or(usize::MAX),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(CacheError::Io { path: at(), source }),
+        // `meshd cleanup` reads it as root, and the daemon's user owns the directory.
+        let state = Folder::open(state_dir).map_err(FileError::from);
+        let bytes = match state.and_then(|state| state.folder(FOLDER)?.read(FILE, MAX_CACHE as u64)) {
+            Err(error) if error.is_not_found() => return Ok(None),
+            bytes => bytes.map_err(|error| CacheError::Io { path: at(), source: error.into() })?,
         };
-        if length > MAX_CACHE {
-            return Err(CacheError::TooLong { path: at(), length });
-        }
-        let bytes = fs::read(&path).map_err(|source| CacheError::Io { path: at(), source })?;
         let unreadable = |reason: String| CacheError::Unreadable { path: at(), reason };
         let document: Document<Vec<Line<String>>> =
             serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("not a cache: {error}")))?;
@@ -121,7 +123,7 @@ impl Cached {
             fs::create_dir_all(parent).map_err(io)?;
         }
         let mut length = 0;
-        let written = whole_file::write_by(&path, FILE_MODE, |file| {
+        let written = atomic_file::write_by(&path, FILE_MODE, |file| {
             let mut measured = Measured { file, length: &mut length };
             serde_json::to_writer(&mut measured, &Document::of(self))?;
             if length > MAX_CACHE { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
@@ -154,7 +156,7 @@ impl Write for Measured<'_> {
 }
 
 fn file(state_dir: &Path) -> PathBuf {
-    state_dir.join("cache").join("store.json")
+    state_dir.join(FOLDER).join(FILE)
 }
 
 /// The file. What is written has its entries as [`Lines`], so that a large mesh is not held a second time.
@@ -166,6 +168,9 @@ struct Document<E> {
     revision: Revision,
     lease_ttl: Option<u64>,
     subnet: Option<String>,
+    /// Absent from files of earlier versions.
+    #[serde(default)]
+    evidence: Evidence,
     entries: E,
 }
 
@@ -201,6 +206,7 @@ impl<'a> Document<Lines<'a>> {
             revision: cached.revision,
             lease_ttl: cached.lease_ttl.map(|ttl| ttl.as_secs()),
             subnet: cached.subnet.map(|subnet| Key::Subnet(subnet).to_string()),
+            evidence: cached.evidence.clone(),
             entries: Lines(&cached.entries),
         }
     }
@@ -221,6 +227,7 @@ impl Document<Vec<Line<String>>> {
             lease_ttl: self.lease_ttl.map(Duration::from_secs),
             subnet,
             entries: self.entries.into_iter().map(Line::read).collect::<Option<_>>()?,
+            evidence: self.evidence,
         })
     }
 }
@@ -261,6 +268,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::control::{
+        guard::{Doubt, Lineage, Sign},
+        types::ClusterId,
+    };
 
     fn cached() -> Cached {
         let entry = |key: &str, value: &[u8], lease| Entry {
@@ -276,7 +287,24 @@ mod tests {
             lease_ttl: Some(Duration::from_secs(60)),
             subnet: Some(SubnetKey { v4: "10.0.1.0/24".parse().ok(), v6: "fd00::/64".parse().ok() }),
             entries: vec![entry("config", b"{}", 0), entry("pods/a/b", &[0xff, 0], -7)],
+            evidence: Evidence {
+                lineage: Some(Lineage { cluster: ClusterId::new(0xfeed_0000_0000_0001), revision: 12 }),
+                doubt: Some(Doubt { sign: Sign::Key, seen: Lineage { cluster: None, revision: 9 }, since: 4 }),
+                held: ["pods/a/b".to_owned()].into(),
+            },
         }
+    }
+
+    #[test]
+    fn one_of_an_earlier_version_says_nothing_of_its_etcd() {
+        let dir = tempfile::tempdir().unwrap();
+        cached().save(dir.path()).unwrap();
+        let mut document: serde_json::Value = serde_json::from_slice(&fs::read(file(dir.path())).unwrap()).unwrap();
+        assert_eq!(document["evidence"]["lineage"]["cluster"], "feed000000000001");
+        document.as_object_mut().unwrap().remove("evidence");
+        fs::write(file(dir.path()), document.to_string()).unwrap();
+        let expected = Cached { evidence: Evidence::default(), ..cached() };
+        assert_eq!(Cached::load(dir.path()).unwrap(), Some(expected));
     }
 
     #[test]
@@ -308,6 +336,30 @@ mod tests {
         assert!(cached.is_usable(cached.written_at + Duration::from_secs(60)));
         assert!(!cached.is_usable(cached.written_at + Duration::from_secs(61)));
         assert!(!Cached { lease_ttl: None, ..cached.clone() }.is_usable(cached.written_at));
+    }
+
+    #[test]
+    fn neither_a_link_nor_a_fifo_is_a_cache() {
+        use std::os::unix::fs::symlink;
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        cached().save(outside.path()).unwrap();
+        let (path, theirs) = (file(dir.path()), file(outside.path()));
+        let folder = path.parent().unwrap();
+        let refused = || matches!(Cached::load(dir.path()), Err(CacheError::Io { .. }));
+        symlink(theirs.parent().unwrap(), folder).unwrap();
+        assert!(refused());
+        fs::remove_file(folder).unwrap();
+        fs::create_dir(folder).unwrap();
+        for target in [theirs.as_path(), Path::new("/dev/zero")] {
+            symlink(target, &path).unwrap();
+            assert!(refused());
+            fs::remove_file(&path).unwrap();
+        }
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(refused());
+        fs::remove_file(&path).unwrap();
+        fs::File::create(&path).unwrap().set_len(MAX_CACHE as u64 + 1).unwrap();
+        assert!(refused());
     }
 
     #[test]

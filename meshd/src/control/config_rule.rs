@@ -8,13 +8,12 @@
 //! configuration from before judges by the subnets that nodes hold, and takes it whatever the outside peers say:
 //! then it is those peers that are refused.
 
+use cow_map::CowMap;
 use etcd_schema::{
     BackendKind, Key, NetworkConfig, OutsidePeer, PeerName, SubnetKey, SubnetLease, Violations, config_change,
     config_conflicts, peer_conflicts,
 };
-
-use super::view::{Problem, ProblemCode, Record};
-use crate::versioned_map::VersionedMap;
+use mesh::records::{Problem, ProblemCode, Record};
 
 /// Longest configuration, as JSON, that a problem repeats.
 const MAX_REPEATED: usize = 4096;
@@ -26,9 +25,9 @@ pub(crate) struct Judge<'a> {
     /// Whether anything stands under `config`, readable or not.
     pub(crate) present: bool,
     /// The subnets in force. Retained ones count: their nodes are about to put them back, or may live on them.
-    pub(crate) subnets: &'a VersionedMap<SubnetKey, Record<SubnetLease>>,
+    pub(crate) subnets: &'a CowMap<SubnetKey, Record<SubnetLease>>,
     /// The outside peers in force.
-    pub(crate) peers: &'a VersionedMap<PeerName, Record<OutsidePeer>>,
+    pub(crate) peers: &'a CowMap<PeerName, Record<OutsidePeer>>,
 }
 
 /// Whether every prefix of `key` is inside the network of its family and of the length that is dealt out there.
@@ -77,9 +76,11 @@ impl Judge<'_> {
             );
             return Some(problem(
                 cause,
-                "put a Network and SubnetLen that hold every leased subnet; to move to other addresses, drain the \
+                self.put_family_back(&new.value).unwrap_or_else(|| {
+                    "put a Network and SubnetLen that hold every leased subnet; to move to other addresses, drain the \
                  nodes and delete their keys first"
-                    .into(),
+                        .into()
+                }),
             ));
         }
         let violations = self.before.and_then(|before| self.covered_peers(before, new).err())?;
@@ -108,7 +109,22 @@ impl Judge<'_> {
         let accepted = self.peers.iter().filter(|(_, peer)| {
             peer.mod_revision < new.mod_revision && peer_conflicts(&peer.value, &before.value).is_ok()
         });
-        config_conflicts(&new.value, accepted.map(|(name, peer)| (name, &*peer.value)), [])
+        config_conflicts(&new.value, accepted.map(|(name, peer)| (name, &*peer.value)))
+    }
+
+    /// What to do when `new` is without an address family that the mesh has.
+    fn put_family_back(&self, new: &NetworkConfig) -> Option<String> {
+        let before = &self.before?.value;
+        let (fields, example) = match (&before.ipv6, &before.ipv4) {
+            (Some(pool), _) if new.ipv6.is_none() => {
+                ("EnableIPv6", format!("\"EnableIPv6\": true, \"IPv6Network\": \"{}\"", pool.network))
+            }
+            (_, Some(pool)) if new.ipv4.is_none() => {
+                ("EnableIPv4", format!("\"EnableIPv4\": true, \"Network\": \"{}\"", pool.network))
+            }
+            _ => return None,
+        };
+        Some(format!("put a config with {example} again: {fields} stays while a subnet of that family is leased"))
     }
 
     fn put_back(&self) -> String {

@@ -2,14 +2,16 @@
 //! each call under way.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use etcd_schema::SubnetKey;
+use etcd_schema::{Key, SubnetKey};
+use mesh::records::{Problem, ProblemCode, Revision, View};
 use rand::Rng as _;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -19,14 +21,13 @@ use super::{
     cache::{CacheWriter, Cached},
     endpoints::{EndpointRecords, Endpoints},
     etcd_options::{EtcdOptions, EtcdOptionsError},
-    membership::{Answer, Call, CallId, Effect, Input, LocalFacts, Membership, MembershipState},
-    problem_log,
+    membership::{Answer, Call, CallId, Effect, Identity, Input, LocalFacts, Membership, MembershipState},
+    predecessor, problem_log,
     session::{Dialer, Session},
     state_dir::StateDir,
-    store::{Store, Wanted},
-    types::{CallError, Committed, Entry, Revision},
+    store::{Accepted, Store, Wanted},
+    types::{CallError, Committed, Entry},
     unreachable::{self, LOST_CHANGES_SHOWN},
-    view::{Problem, ProblemCode, View},
     watcher::{Pace, StoreInput, Watcher, WatcherRequest},
     world::WorldSink,
 };
@@ -37,6 +38,8 @@ pub struct Options {
     pub etcd: EtcdOptions,
     /// The locked state directory.
     pub state: StateDir,
+    /// RUN, which no copy of the state directory comes with.
+    pub run_dir: PathBuf,
     /// What this node says about itself; changes go through [`Control::facts`].
     pub facts: LocalFacts,
     /// Whether anything is attached to this node's subnet; changes go through [`Control::attached`].
@@ -60,10 +63,26 @@ pub struct Control {
     pub attached: watch::Sender<bool>,
     /// This node's `endpoints/` records; those in etcd are left alone until they are known.
     pub endpoints: watch::Sender<Option<EndpointRecords>>,
+    /// Takes the operator's word that what etcd holds is right.
+    pub etcd_acceptor: EtcdAcceptor,
     /// The cache that the view started with.
     pub cached: Option<CacheInfo>,
     cancel: CancellationToken,
     task: Option<JoinHandle<()>>,
+}
+
+/// Lets go of records that stay in force without etcd, see [`Store::accept`].
+#[derive(Debug, Clone)]
+pub struct EtcdAcceptor(mpsc::Sender<oneshot::Sender<Accepted>>);
+
+impl EtcdAcceptor {
+    /// Accepts what etcd holds; `None`: the control plane has ended. Blocks until that is done: not for async code.
+    #[must_use]
+    pub fn accept(&self) -> Option<Accepted> {
+        let (answer, answered) = oneshot::channel();
+        self.0.blocking_send(answer).ok()?;
+        answered.blocking_recv().ok()
+    }
 }
 
 /// What was known at the start without etcd.
@@ -92,8 +111,12 @@ pub struct ControlStatus {
     pub state: MembershipState,
     /// The subnet in use: also while etcd is away; `None` before the first and when it is lost.
     pub subnet: Option<SubnetKey>,
+    /// Whether this daemon may act as the node, see [`Membership::holds_identity`].
+    pub holds_identity: bool,
     /// Problems of this node itself, its connection to etcd among them; those of records are in [`View::problems`].
     pub problems: Vec<Problem>,
+    /// Whether etcd was read, and has never had a Kubernetes object since the start.
+    pub no_kubernetes_objects: bool,
     /// Lists read so far.
     pub lists: u64,
     /// Records that an audit found changed and the watch had not brought: a fault of etcd or of this program.
@@ -132,10 +155,17 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         CacheInfo { age: cached.age(now), usable: cached.is_usable(now) }
     });
     let previous = cached.as_ref().and_then(|cached| cached.subnet);
-    let store =
-        cached.map_or_else(Store::default, |cached| Store::from_cache(cached.revision, cached.entries, Instant::now()));
+    let store = Store::new(&options.etcd.prefix);
+    let store = match cached {
+        Some(cached) => store.with_cache(cached.revision, cached.entries, Instant::now()).recall(cached.evidence),
+        None => store,
+    };
+    let mut identity = options.state.identity().clone();
+    identity.predecessor = predecessor::load(&options.run_dir, &identity);
+    let own = identity.clone();
     let membership = Membership::new(
-        options.state.identity().clone(),
+        Instant::now(),
+        identity,
         options.facts.clone(),
         previous,
         options.attached,
@@ -152,6 +182,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
     let (endpoints, endpoints_out) = watch::channel(None);
     let (endpoint_answers_in, endpoint_answers) = mpsc::channel(1);
     let cancel = CancellationToken::new();
+    let (acceptance_in, acceptance) = mpsc::channel(1);
     let (earlier_in, earlier) = mpsc::channel(16);
     let status = ControlStatus {
         connected: false,
@@ -161,7 +192,9 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         known_until: None,
         state: membership.state().clone(),
         subnet: membership.subnet(),
+        holds_identity: false,
         problems: Vec::new(),
+        no_kubernetes_objects: false,
         lists: 0,
         audit_differences: 0,
     };
@@ -178,6 +211,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         unreachable: None,
         lost_changes: None,
         known_until: None,
+        away_since: None,
         view: view_in,
         status: status_in,
         answers: answers_in,
@@ -190,6 +224,10 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         told: None,
         earlier: earlier_in,
         looking_back: false,
+        kubernetes: false,
+        run_dir: options.run_dir,
+        identity: own,
+        noted: None,
     };
     let stop = cancel.clone();
     let task = tokio::spawn(async move {
@@ -201,11 +239,23 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
             endpoints: endpoints_out,
             endpoint_answers,
             earlier,
+            acceptance,
         };
         daemon.run(&mut inputs, &stop).await;
         watcher.abort();
     });
-    Ok(Control { view, status, facts, attached, endpoints, cached: cache_info, cancel, task: Some(task) })
+    let etcd_acceptor = EtcdAcceptor(acceptance_in);
+    Ok(Control {
+        view,
+        status,
+        facts,
+        attached,
+        endpoints,
+        etcd_acceptor,
+        cached: cache_info,
+        cancel,
+        task: Some(task),
+    })
 }
 
 impl Control {
@@ -231,6 +281,7 @@ struct Inputs {
     facts: watch::Receiver<LocalFacts>,
     attached: watch::Receiver<bool>,
     earlier: mpsc::Receiver<Earlier>,
+    acceptance: mpsc::Receiver<oneshot::Sender<Accepted>>,
     endpoints: watch::Receiver<Option<EndpointRecords>>,
     endpoint_answers: mpsc::Receiver<Result<Committed, CallError>>,
 }
@@ -258,6 +309,8 @@ struct Daemon {
     /// When an audit last found differences.
     lost_changes: Option<Instant>,
     known_until: Option<Instant>,
+    /// Since when the log calls etcd unreachable.
+    away_since: Option<Instant>,
     view: watch::Sender<Arc<View>>,
     status: watch::Sender<ControlStatus>,
     answers: mpsc::Sender<(CallId, Answer)>,
@@ -273,6 +326,12 @@ struct Daemon {
     earlier: mpsc::Sender<Earlier>,
     /// A task looks for earlier values.
     looking_back: bool,
+    /// A Kubernetes object was seen.
+    kubernetes: bool,
+    run_dir: PathBuf,
+    identity: Identity,
+    /// Whether RUN says that this process holds the identity; `None`: it says what an earlier one left.
+    noted: Option<bool>,
 }
 
 impl Daemon {
@@ -306,13 +365,14 @@ impl Daemon {
                     let wanted = inputs.endpoints.borrow_and_update().clone();
                     self.endpoints.want(wanted);
                 }
-                Some(answer) = inputs.endpoint_answers.recv() => self.endpoints.answered(Instant::now(), &answer),
+                Some(answer) = inputs.endpoint_answers.recv() => self.endpoints.answered(Instant::now(), &self.store, &answer),
                 () = sleep_until(deadline) => {
                     let view = self.store.tick(Instant::now());
                     self.publish(view);
                     self.step(Input::Tick);
                 }
                 Some(earlier) = inputs.earlier.recv() => self.on_earlier(earlier),
+                Some(answer) = inputs.acceptance.recv() => self.accept(answer),
                 () = self.cache.written() => {}
                 () = stop.cancelled() => break,
             }
@@ -338,14 +398,26 @@ impl Daemon {
                 if self.session.take().is_some() {
                     self.known_until = Some(now);
                 }
+                if self.away_since.is_none() {
+                    self.away_since = Some(now);
+                    warn!(endpoint, error, "etcd unreachable");
+                }
                 self.announced = true;
                 self.error = Some(format!("{endpoint}: {error}"));
                 self.unreachable = Some(unreachable::etcd_unreachable(&endpoint, &error));
                 self.step(Input::Disconnected);
             }
-            StoreInput::Listed { revision, entries } => {
-                let view = self.store.listed(now, revision, entries);
+            StoreInput::Listed(listing) => {
+                let revision = listing.revision;
+                let view = self.store.listed(now, listing);
                 self.publish(view);
+                if let (Some(since), Some(session)) = (self.away_since.take(), &self.session) {
+                    let after = humantime::format_duration(Duration::from_secs(since.elapsed().as_secs()));
+                    info!(endpoint = %session.member(), revision, %after, "etcd reachable");
+                }
+                self.list_again();
+                // Which etcd it was that was listed must outlive a restart, also when no record differs.
+                self.cache.changed();
                 if !self.announced {
                     self.announced = true;
                     self.known_until = None;
@@ -359,8 +431,9 @@ impl Daemon {
                 self.publish(view);
                 self.step(Input::Store);
             }
-            StoreInput::Audited { revision, entries, deleted_since } => {
-                let (view, lost) = self.store.audited(now, revision, entries, &deleted_since);
+            StoreInput::Audited { listing, deleted_since } => {
+                let revision = listing.revision;
+                let (view, lost) = self.store.audited(now, listing, &deleted_since);
                 if lost.is_empty() {
                     debug!(revision, "audit: the watch lost nothing");
                 } else {
@@ -369,9 +442,28 @@ impl Daemon {
                         "audit: the watch did not bring these changes; they are taken from the list");
                 }
                 self.publish(view);
+                self.list_again();
                 self.step(Input::Store);
             }
         }
+    }
+
+    /// Asks for the list that confirms what the last one lacked.
+    fn list_again(&self) {
+        if self.store.awaits_list() {
+            // A full queue holds a suspicion: a list follows from that as well.
+            let _full = self.suspects.try_send(WatcherRequest::ListAgain);
+        }
+    }
+
+    fn accept(&mut self, answer: oneshot::Sender<Accepted>) {
+        let (accepted, view) = self.store.accept();
+        info!(withdrawn = accepted.withdrawn, changed = accepted.changed, "operator accepted what etcd holds");
+        self.publish(view);
+        self.cache.changed_now();
+        self.step(Input::Store);
+        // The caller may have gone.
+        let _gone = answer.send(accepted);
     }
 
     /// Tells whoever enforces policies what changed.
@@ -449,15 +541,7 @@ impl Daemon {
         }
         let after = self.membership.state();
         if before != *after {
-            match after {
-                MembershipState::Refused { .. } | MembershipState::SubnetLost { .. } | MembershipState::Removed => {
-                    error!(state = ?after, "membership");
-                }
-                MembershipState::NoConfig | MembershipState::PoolExhausted { .. } => {
-                    warn!(state = ?after, "membership")
-                }
-                _ => info!(state = ?after, "membership"),
-            }
+            log_membership(after);
         }
     }
 
@@ -487,7 +571,9 @@ impl Daemon {
     /// Brings this node's `endpoints/` records up to date, once it has a place in the mesh.
     fn write_endpoints(&mut self) {
         let Some(session) = self.session.clone().filter(|_| self.announced) else { return };
-        if !matches!(self.membership.state(), MembershipState::Joined { .. }) {
+        let joined = matches!(self.membership.state(), MembershipState::Joined { .. });
+        // A copy of a node would withdraw the containers of the original.
+        if !joined || !self.membership.may_write(Instant::now()) {
             return;
         }
         let Some(transaction) = self.endpoints.next(Instant::now(), &self.store) else { return };
@@ -519,7 +605,15 @@ impl Daemon {
 
     /// The problems of this node itself.
     fn problems(&self) -> Vec<Problem> {
-        let mut problems = self.membership.problems();
+        let mut problems = self.membership.problems(self.store.prefix());
+        // A config that cannot be read, or is refused, is named already, with what is wrong with it.
+        let config = Some(Key::CONFIG);
+        if self.store.view().problems.iter().any(|problem| problem.key.as_deref() == config) {
+            problems.retain(|problem| problem.code != ProblemCode::NoConfig);
+        }
+        let mut refusals = self.membership.refusals();
+        refusals.extend(self.endpoints.refusal());
+        problems.extend(refusals.into_iter().map(|reason| unreachable::etcd_refuses(reason, self.membership.id())));
         problems.extend(self.unreachable.clone());
         if self.lost_changes.is_some_and(|at| at.elapsed() < LOST_CHANGES_SHOWN) {
             problems.push(unreachable::watch_lost_changes(self.store.audit_differences()));
@@ -527,7 +621,21 @@ impl Daemon {
         problems
     }
 
+    /// Tells the next start on this machine who held the identity last.
+    fn note_identity(&mut self) {
+        let cloned = matches!(self.membership.state(), MembershipState::Cloned { .. });
+        if cloned && self.noted != Some(false) {
+            self.noted = Some(false);
+            predecessor::remove(&self.run_dir);
+        } else if !cloned && self.noted != Some(true) && self.membership.may_write(Instant::now()) {
+            self.noted = Some(true);
+            predecessor::save(&self.run_dir, &self.identity);
+        }
+    }
+
     fn report(&mut self) {
+        self.note_identity();
+        self.kubernetes |= self.store.has_kubernetes_objects();
         let status = ControlStatus {
             connected: self.session.is_some() && self.announced,
             endpoint: self.endpoint.clone(),
@@ -536,7 +644,9 @@ impl Daemon {
             known_until: self.known_until,
             state: self.membership.state().clone(),
             subnet: self.membership.subnet(),
+            holds_identity: self.membership.holds_identity(),
             problems: self.problems(),
+            no_kubernetes_objects: self.store.lists() > 0 && !self.kubernetes,
             lists: self.store.lists(),
             audit_differences: self.store.audit_differences(),
         };
@@ -549,6 +659,19 @@ impl Daemon {
             *current = status;
             modified
         });
+    }
+}
+
+fn log_membership(state: &MembershipState) {
+    match state {
+        MembershipState::Connecting => info!("waiting for etcd"),
+        MembershipState::NoConfig => warn!("no valid config in etcd"),
+        MembershipState::Joining => info!("leasing a subnet"),
+        MembershipState::Joined { subnet } => info!(%subnet, "subnet leased"),
+        MembershipState::PoolExhausted { family, total } => warn!(%family, total, "no free subnet"),
+        MembershipState::SubnetLost { subnet, reason } => error!(%subnet, reason, "subnet lost"),
+        MembershipState::Removed => error!("this node was removed from the mesh"),
+        MembershipState::Cloned { reason } => error!(reason, "identity in use by another daemon"),
     }
 }
 

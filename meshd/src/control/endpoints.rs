@@ -8,10 +8,11 @@ use std::{
 };
 
 use etcd_schema::{Key, NodeId};
+use mesh::records::Revision;
 
 use super::{
     store::Store,
-    types::{CallError, Committed, Compare, Revision, Transaction, Write},
+    types::{CallError, Committed, Compare, Transaction, Write},
 };
 
 /// The records that are to be there: keys below the prefix, and values.
@@ -30,10 +31,15 @@ pub(super) struct Endpoints {
     prefix: String,
     removed: String,
     wanted: Option<EndpointRecords>,
-    under_way: bool,
+    /// A transaction is under way, sent to the etcd of this history, see [`Store::lineage_changes`].
+    under_way: Option<u64>,
+    /// The history that the two below are of.
+    lineage: u64,
     /// Nothing is written before then, unless the store has reached `until_revision`.
     wait_until: Option<Instant>,
     until_revision: Option<Revision>,
+    /// Why etcd refused the last transaction.
+    refusal: Option<String>,
 }
 
 impl Endpoints {
@@ -42,9 +48,11 @@ impl Endpoints {
             prefix: Key::endpoints_of(id),
             removed: Key::Removed(id.clone()).to_string(),
             wanted: None,
-            under_way: false,
+            under_way: None,
+            lineage: 0,
             wait_until: None,
             until_revision: None,
+            refusal: None,
         }
     }
 
@@ -54,10 +62,14 @@ impl Endpoints {
 
     /// The next transaction, if etcd does not hold what is wanted. It gets exactly one answer.
     pub(super) fn next(&mut self, now: Instant, store: &Store) -> Option<Transaction> {
+        if self.lineage != store.lineage_changes() {
+            self.lineage = store.lineage_changes();
+            (self.until_revision, self.wait_until) = (None, None);
+        }
         if self.until_revision.is_some_and(|revision| store.revision() >= revision) {
             (self.until_revision, self.wait_until) = (None, None);
         }
-        if self.under_way || self.wait_until.is_some_and(|until| now < until) {
+        if self.under_way.is_some() || self.wait_until.is_some_and(|until| now < until) {
             return None;
         }
         (self.until_revision, self.wait_until) = (None, None);
@@ -71,14 +83,22 @@ impl Endpoints {
         if writes.is_empty() {
             return None;
         }
-        self.under_way = true;
+        self.under_way = Some(self.lineage);
         // A node that an operator has removed does not come back by its containers.
         let compares = vec![Compare::CreateRevision { key: self.removed.clone(), equals: 0 }];
         Some(Transaction { compares, writes })
     }
 
-    pub(super) fn answered(&mut self, now: Instant, answer: &Result<Committed, CallError>) {
-        self.under_way = false;
+    pub(super) fn answered(&mut self, now: Instant, store: &Store, answer: &Result<Committed, CallError>) {
+        if self.under_way.take() != Some(store.lineage_changes()) {
+            // It is of another etcd.
+            return;
+        }
+        match answer {
+            Ok(_) => self.refusal = None,
+            Err(CallError::Refused(reason)) => self.refusal = Some(reason.clone()),
+            Err(_) => {}
+        }
         match answer {
             Ok(Committed { succeeded: true, revision }) => {
                 self.until_revision = Some(*revision);
@@ -86,6 +106,11 @@ impl Endpoints {
             }
             Ok(_) | Err(_) => self.wait_until = Some(now + RETRY),
         }
+    }
+
+    /// Why etcd does not take the records, while it does not.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
     }
 
     /// When [`next`](Self::next) is to be called at the latest.
@@ -97,7 +122,7 @@ impl Endpoints {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::types::Entry;
+    use crate::control::types::{Entry, KeyListing};
 
     fn records(names: &[(&str, &str)]) -> EndpointRecords {
         let record = |(name, value): &(&str, &str)| (format!("endpoints/n1/{name}/eth0"), value.as_bytes().to_vec());
@@ -121,7 +146,8 @@ mod tests {
             lease: None,
         };
         let mut store = Store::default();
-        store.listed(now, revision, held.iter().map(entry).chain([foreign]).collect());
+        let entries = held.iter().map(entry).chain([foreign]).collect();
+        store.listed(now, KeyListing { cluster: None, revision, entries });
         store
     }
 
@@ -156,7 +182,7 @@ mod tests {
         endpoints.want(Some(records(&[("a", "1")])));
         let before = store(now, 5, &records(&[]));
         assert!(endpoints.next(now, &before).is_some());
-        endpoints.answered(now, &Ok(Committed { succeeded: true, revision: 6 }));
+        endpoints.answered(now, &before, &Ok(Committed { succeeded: true, revision: 6 }));
         assert_eq!(endpoints.next(now, &before), None);
         let after = store(now, 6, &records(&[("a", "1")]));
         assert_eq!(endpoints.next(now, &after), None);
@@ -166,19 +192,46 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_to_another_etcd_is_written_to_this_one_at_once() {
+        let now = Instant::now();
+        let empty = |revision| KeyListing { cluster: None, revision, entries: Vec::new() };
+        for answered_before in [true, false] {
+            let mut endpoints = Endpoints::new(&"n1".parse().unwrap());
+            endpoints.want(Some(records(&[("a", "1")])));
+            let mut store = store(now, 5, &records(&[]));
+            assert!(endpoints.next(now, &store).is_some());
+            let answer = Ok(Committed { succeeded: true, revision: 6 });
+            if answered_before {
+                endpoints.answered(now, &store, &answer);
+            }
+            store.listed(now, empty(3));
+            if !answered_before {
+                assert_eq!(endpoints.next(now, &store), None);
+                endpoints.answered(now, &store, &answer);
+            }
+            assert_eq!(keys(endpoints.next(now, &store)), ["+a/eth0"]);
+        }
+    }
+
+    #[test]
     fn what_etcd_did_not_take_is_tried_again() {
         let store = |now| store(now, 5, &records(&[]));
-        for answer in
-            [Err(CallError::Indeterminate("gone".to_owned())), Ok(Committed { succeeded: false, revision: 5 })]
-        {
+        for answer in [
+            Err(CallError::Indeterminate("gone".to_owned())),
+            Err(CallError::Refused("mvcc: database space exceeded".to_owned())),
+            Ok(Committed { succeeded: false, revision: 5 }),
+        ] {
             let now = Instant::now();
             let mut endpoints = Endpoints::new(&"n1".parse().unwrap());
             endpoints.want(Some(records(&[("a", "1")])));
             assert!(endpoints.next(now, &store(now)).is_some());
-            endpoints.answered(now, &answer);
+            endpoints.answered(now, &store(now), &answer);
             assert_eq!(endpoints.next(now, &store(now)), None);
             assert_eq!(endpoints.next_deadline(now), Some(now + RETRY));
+            assert_eq!(endpoints.refusal().is_some(), matches!(answer, Err(CallError::Refused(_))), "{answer:?}");
             assert_eq!(keys(endpoints.next(now + RETRY, &store(now))), ["+a/eth0"]);
+            endpoints.answered(now, &store(now), &Ok(Committed { succeeded: true, revision: 6 }));
+            assert_eq!(endpoints.refusal(), None);
         }
     }
 

@@ -1,10 +1,25 @@
-//! The guard against mass withdrawal: a wrong `etcdctl del --prefix`, or leases that ran out together, must not
-//! take the mesh down before the nodes that live have put their records back.
+//! Which withdrawals count: the evidence that a key is gone, and what stays in force without it.
+//!
+//! A key that etcd does not hold may have been deleted, or etcd may have been replaced by an empty or an older one. The
+//! guard decides by what it has seen, without I/O and without a clock:
+//!
+//! | evidence | effect |
+//! |---|---|
+//! | a delete event on the watch | the key is withdrawn at once, unless too many go together: then after 30 s |
+//! | a list lacks the key, no delete event came | held until a second list lacks it too |
+//! | another cluster id, a revision below the highest seen, or a key whose last write went back | *doubt*: nothing is withdrawn, and of what operators write only what is in force already, or was written since, counts; until everything held is back or the operator accepts this etcd |
+//!
+//! Held records are kept here, each with its reason.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
+
+use mesh::records::Revision;
+use serde::{Deserialize, Serialize};
+
+use super::types::ClusterId;
 
 /// How long withdrawals wait when too many came together.
 pub(super) const HOLD: Duration = Duration::from_secs(30);
@@ -12,82 +27,399 @@ pub(super) const HOLD: Duration = Duration::from_secs(30);
 /// Withdrawals that are less than this apart count as one.
 pub(super) const WINDOW: Duration = Duration::from_secs(5);
 
-/// Fewer than this are never held.
-pub(super) const AT_LEAST: usize = 3;
+/// What a key is to the guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// `nodes/` and `subnets/`: each node puts its own back.
+    Node,
+    /// `endpoints/`: likewise.
+    Attachment,
+    /// `networkpolicies/` and `clusternetworkpolicies/`.
+    Policy,
+    /// `pods/` and `namespaces/`: what policies select by.
+    Object,
+    /// `config`, `peers/` and `removed/`.
+    Setting,
+}
 
-/// Withdrawals of the last [`WINDOW`], each with what was withdrawn while that is not yet held.
+impl Class {
+    /// Whether nodes write these keys themselves: what an older etcd holds of them, their owner puts right.
+    const fn is_written_by_nodes(self) -> bool {
+        matches!(self, Self::Node | Self::Attachment)
+    }
+
+    /// How many of a class have to go together, and be more than a third of it, to be held.
+    const fn mass(self) -> Option<usize> {
+        match self {
+            Self::Node => Some(3),
+            Self::Policy => Some(10),
+            Self::Attachment | Self::Object | Self::Setting => None,
+        }
+    }
+}
+
+/// An etcd history: one cluster, up to a revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lineage {
+    /// The cluster; `None`: it has not been seen yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterId>,
+    /// The highest revision seen of it.
+    pub revision: Revision,
+}
+
+impl Lineage {
+    fn is_other(&self, cluster: Option<ClusterId>) -> bool {
+        matches!((self.cluster, cluster), (Some(known), Some(seen)) if known != seen)
+    }
+}
+
+/// Why etcd is not taken for the one that was known before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Sign {
+    /// It has another cluster id.
+    Cluster,
+    /// Its revision is below the highest seen.
+    Revision,
+    /// It holds a key whose last write is older than the one seen before.
+    Key,
+}
+
+/// An etcd that is not taken for the one that was known before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Doubt {
+    /// Why.
+    pub sign: Sign,
+    /// Its history so far.
+    pub seen: Lineage,
+    /// Its revision when it was first listed: what was written later was written to this very etcd.
+    pub since: Revision,
+}
+
+/// What has to outlive a restart, next to the records in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Evidence {
+    /// The history that what is in force comes from.
+    pub lineage: Option<Lineage>,
+    /// The etcd that was found instead.
+    pub doubt: Option<Doubt>,
+    /// Keys in force that etcd does not hold, or not with this value.
+    pub held: BTreeSet<String>,
+}
+
+/// How it was seen that a key is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Absence {
+    /// The watch brought a delete event.
+    Deleted,
+    /// A list lacks it.
+    Listed,
+}
+
+/// Why a record is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// etcd is in doubt.
+    Doubt,
+    /// The list of this number lacked it; the next one decides.
+    SecondList { list: u64 },
+    /// Too many went together.
+    Mass { until: Instant },
+}
+
+/// A record in force that etcd does not hold, or not with this value.
+#[derive(Debug)]
+pub(crate) struct Held<T> {
+    pub(crate) class: Class,
+    pub(crate) reason: Reason,
+    /// The record; `None`: the key was not there, and what etcd in doubt holds of it is not in force.
+    pub(crate) record: Option<T>,
+}
+
+#[derive(Debug)]
+struct Withdrawal<T> {
+    at: Instant,
+    key: String,
+    class: Class,
+    /// `None`: it is held again.
+    record: Option<T>,
+    /// Not yet reported.
+    fresh: bool,
+}
+
+/// What has become of the withdrawals that were reported.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Judged {
+    /// No longer in force.
+    pub(crate) withdrawn: Vec<String>,
+    /// In force, or in force again.
+    pub(crate) held: Vec<String>,
+}
+
+/// See the head of this file. `T` is a record as its owner keeps it.
 #[derive(Debug)]
 pub(crate) struct Guard<T> {
-    recent: VecDeque<(Instant, String, Option<T>)>,
+    lineage: Option<Lineage>,
+    doubt: Option<Doubt>,
+    held: BTreeMap<String, Held<T>>,
+    /// Withdrawals of the last [`WINDOW`].
+    recent: VecDeque<Withdrawal<T>>,
+    lists: u64,
 }
 
 impl<T> Default for Guard<T> {
     fn default() -> Self {
-        Self { recent: VecDeque::new() }
+        Self { lineage: None, doubt: None, held: BTreeMap::new(), recent: VecDeque::new(), lists: 0 }
     }
 }
 
 impl<T> Guard<T> {
-    /// A record was withdrawn.
-    pub(crate) fn withdrawn(&mut self, now: Instant, key: String, record: T) {
-        self.recent.push_back((now, key, Some(record)));
+    /// What was seen before a restart.
+    pub(crate) fn recall(&mut self, lineage: Option<Lineage>, doubt: Option<Doubt>) {
+        (self.lineage, self.doubt) = (lineage, doubt);
     }
 
-    /// A record came back.
+    /// For the next start.
+    pub(crate) fn evidence(&self) -> Evidence {
+        let in_force = self.held.iter().filter(|(_, held)| held.record.is_some());
+        Evidence { lineage: self.lineage, doubt: self.doubt, held: in_force.map(|(key, _)| key.clone()).collect() }
+    }
+
+    /// The etcd that is not taken for the one known before, if it is so.
+    pub(crate) const fn doubt(&self) -> Option<&Doubt> {
+        self.doubt.as_ref()
+    }
+
+    /// The history that what is in force comes from.
+    pub(crate) const fn lineage(&self) -> Option<&Lineage> {
+        self.lineage.as_ref()
+    }
+
+    /// A whole list arrives. `went_back`: it holds a key whose last write is older than the one known. To be called
+    /// before its keys are reported; [`confirm`](Self::confirm) comes after them. Returns whether it is of another history
+    /// than the list before.
+    pub(crate) fn list_begins(&mut self, cluster: Option<ClusterId>, revision: Revision, went_back: bool) -> bool {
+        let seen = self.doubt.map(|doubt| doubt.seen).or(self.lineage);
+        self.take_list(cluster, revision, went_back);
+        went_back || seen.is_some_and(|seen| seen.is_other(cluster) || revision < seen.revision)
+    }
+
+    fn take_list(&mut self, cluster: Option<ClusterId>, revision: Revision, went_back: bool) {
+        self.lists += 1;
+        let Some(lineage) = &mut self.lineage else {
+            self.lineage = Some(Lineage { cluster, revision });
+            return;
+        };
+        let list = self.lists;
+        if let Some(doubt) = &mut self.doubt {
+            if doubt.seen.is_other(cluster) && !lineage.is_other(cluster) && revision >= lineage.revision {
+                // The etcd from before is back. What it lacks, this is the first list to show.
+                lineage.revision = revision;
+                self.doubt = None;
+                for held in self.held.values_mut().filter(|held| held.reason == Reason::Doubt) {
+                    held.reason = Reason::SecondList { list };
+                }
+            } else {
+                if doubt.seen.is_other(cluster) || revision < doubt.seen.revision {
+                    doubt.since = revision;
+                }
+                doubt.seen = Lineage { cluster, revision };
+            }
+            return;
+        }
+        let sign = if lineage.is_other(cluster) {
+            Some(Sign::Cluster)
+        } else if revision < lineage.revision {
+            Some(Sign::Revision)
+        } else {
+            went_back.then_some(Sign::Key)
+        };
+        match sign {
+            None => *lineage = Lineage { cluster: cluster.or(lineage.cluster), revision },
+            Some(sign) => {
+                self.doubt = Some(Doubt { sign, seen: Lineage { cluster, revision }, since: revision });
+                for held in self.held.values_mut() {
+                    if let Reason::SecondList { .. } = held.reason {
+                        held.reason = Reason::Doubt;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The watch has come to `revision`.
+    pub(crate) fn reached(&mut self, revision: Revision) {
+        let seen = self.doubt.as_mut().map(|doubt| &mut doubt.seen).or(self.lineage.as_mut());
+        if let Some(seen) = seen {
+            seen.revision = seen.revision.max(revision);
+        }
+    }
+
+    /// Whether a value that etcd holds goes into force. `same`: it is in force already, whatever its revision.
+    pub(crate) fn counts(&self, class: Class, mod_revision: Revision, same: bool) -> bool {
+        self.doubt.is_none_or(|doubt| class.is_written_by_nodes() || same || mod_revision > doubt.since)
+    }
+
+    /// The record held for `key`.
+    pub(crate) fn held(&self, key: &str) -> Option<&Held<T>> {
+        self.held.get(key)
+    }
+
+    /// All that is held, by key.
+    pub(crate) fn all_held(&self) -> impl Iterator<Item = (&String, &Held<T>)> + Clone {
+        self.held.iter()
+    }
+
+    /// All that is held of the keys that begin with `prefix`.
+    pub(crate) fn held_below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Held<T>> + Clone {
+        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
+        self.held.range::<str, _>(from).take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, held)| held)
+    }
+
+    /// Keeps `record` in force instead of the value that etcd in doubt holds; `None`: neither is.
+    pub(crate) fn keep(&mut self, key: String, class: Class, record: Option<T>) {
+        self.held.insert(key, Held { class, reason: Reason::Doubt, record });
+    }
+
+    /// A record that was held before a restart: no list has shown it since.
+    pub(crate) fn keep_held(&mut self, key: String, class: Class, record: T) {
+        let reason = if self.doubt.is_some() { Reason::Doubt } else { Reason::SecondList { list: self.lists } };
+        self.held.insert(key, Held { class, reason, record: Some(record) });
+    }
+
+    /// The key has a value that counts.
     pub(crate) fn returned(&mut self, key: &str) {
-        self.recent.retain(|(_, recent, _)| recent != key);
+        self.held.remove(key);
+        self.recent.retain(|recent| recent.key != key);
     }
 
-    /// What has to be held from now on: too many, or `all` of them; `left` counts the records that are left.
-    pub(crate) fn judge(&mut self, now: Instant, all: bool, left: usize) -> Vec<(String, T)> {
-        while self.recent.front().is_some_and(|(at, _, _)| now.saturating_duration_since(*at) > WINDOW) {
+    /// Lets go of one record.
+    pub(crate) fn release(&mut self, key: &str) -> Option<Held<T>> {
+        self.held.remove(key)
+    }
+
+    /// Whether a delete event is no evidence: an etcd in doubt may take away only what was written to it since.
+    fn doubts_deletion(&self, class: Class, written: Revision) -> bool {
+        self.doubt.is_some_and(|doubt| !class.is_written_by_nodes() && written <= doubt.since)
+    }
+
+    /// The key is gone; `record` was in force, by a write at revision `written`. Returns whether it is held from now on, else [`judge`](Self::judge)
+    /// decides.
+    pub(crate) fn absent(
+        &mut self,
+        now: Instant,
+        key: String,
+        (class, written): (Class, Revision),
+        record: T,
+        absence: Absence,
+    ) -> bool {
+        let reason = match absence {
+            Absence::Deleted if self.doubts_deletion(class, written) => Reason::Doubt,
+            Absence::Deleted => {
+                self.recent.push_back(Withdrawal { at: now, key, class, record: Some(record), fresh: true });
+                return false;
+            }
+            Absence::Listed if self.doubt.is_some() => Reason::Doubt,
+            Absence::Listed => Reason::SecondList { list: self.lists },
+        };
+        self.held.insert(key, Held { class, reason, record: Some(record) });
+        true
+    }
+
+    /// All keys of a list have been reported: what an earlier one lacked too is gone.
+    pub(crate) fn confirm(&mut self, now: Instant) {
+        let lists = self.lists;
+        let twice = |held: &Held<T>| matches!(held.reason, Reason::SecondList { list } if list < lists);
+        let gone: Vec<String> = self.held.iter().filter(|(_, held)| twice(held)).map(|(key, _)| key.clone()).collect();
+        for key in gone {
+            if let Some(Held { class, record, .. }) = self.held.remove(&key) {
+                self.recent.push_back(Withdrawal { at: now, key, class, record, fresh: true });
+            }
+        }
+    }
+
+    /// Decides on what has gone since the last call. `all`: hold everything; `left` counts the records of a class that
+    /// are left.
+    pub(crate) fn judge(&mut self, now: Instant, all: bool, left: impl Fn(Class) -> usize) -> Judged {
+        while self.recent.front().is_some_and(|recent| now.saturating_duration_since(recent.at) > WINDOW) {
             self.recent.pop_front();
         }
-        let gone = self.recent.len();
-        if !all && (gone < AT_LEAST || gone * 3 <= left + gone) {
-            return Vec::new();
+        let mut judged = Judged::default();
+        if self.recent.is_empty() {
+            return judged;
         }
-        self.recent.iter_mut().filter_map(|(_, key, record)| Some((key.clone(), record.take()?))).collect()
+        let together = |class: Class| {
+            let gone = self.recent.iter().filter(|recent| recent.class == class).count();
+            class.mass().is_some_and(|least| gone >= least && gone * 3 > left(class) + gone)
+        };
+        let (nodes, policies) = (together(Class::Node), together(Class::Policy));
+        let held_policy = |held: &Held<T>| held.class == Class::Policy && matches!(held.reason, Reason::Mass { .. });
+        // A policy that is held without the pods and namespaces that it selects by says something else.
+        let objects = policies || self.held.values().any(held_policy);
+        for recent in &mut self.recent {
+            let hold = match recent.class {
+                Class::Node => nodes || all,
+                Class::Policy => policies || all,
+                Class::Attachment | Class::Object => objects || all,
+                Class::Setting => false,
+            };
+            let fresh = std::mem::take(&mut recent.fresh);
+            if !hold {
+                judged.withdrawn.extend(fresh.then(|| recent.key.clone()));
+            } else if let Some(record) = recent.record.take() {
+                let reason = Reason::Mass { until: now + HOLD };
+                self.held.insert(recent.key.clone(), Held { class: recent.class, reason, record: Some(record) });
+                judged.held.push(recent.key.clone());
+            }
+        }
+        judged
+    }
+
+    /// Ends the doubt once nothing is held for it. Returns what the etcd was doubted for, when that has just ended.
+    pub(crate) fn settle(&mut self) -> Option<Sign> {
+        if self.held.values().any(|held| held.reason == Reason::Doubt) {
+            return None;
+        }
+        let doubt = self.doubt.take()?;
+        self.lineage = Some(doubt.seen);
+        Some(doubt.sign)
+    }
+
+    /// Lets go of what went together long enough ago.
+    pub(crate) fn tick(&mut self, now: Instant) -> Vec<String> {
+        let over = |held: &Held<T>| matches!(held.reason, Reason::Mass { until } if until <= now);
+        let keys: Vec<String> = self.held.iter().filter(|(_, held)| over(held)).map(|(key, _)| key.clone()).collect();
+        for key in &keys {
+            self.held.remove(key);
+        }
+        keys
+    }
+
+    /// When [`tick`](Self::tick) next has something to do.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let until = |held: &Held<T>| match held.reason {
+            Reason::Mass { until } => Some(until),
+            _ => None,
+        };
+        self.held.values().filter_map(until).min()
+    }
+
+    /// Whether a second list is needed.
+    pub(crate) fn awaits_list(&self) -> bool {
+        self.held.values().any(|held| matches!(held.reason, Reason::SecondList { .. }))
+    }
+
+    /// The operator says that etcd is right: all that is held is let go of, and returned.
+    pub(crate) fn accept(&mut self) -> BTreeMap<String, Held<T>> {
+        let held = std::mem::take(&mut self.held);
+        self.settle();
+        held
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn after(guard: &mut Guard<()>, at: Instant, keys: &[&str], left: usize) -> usize {
-        for key in keys {
-            guard.withdrawn(at, (*key).to_owned(), ());
-        }
-        guard.judge(at, false, left).len()
-    }
-
-    #[test]
-    fn holds_more_than_a_third_and_at_least_three() {
-        let now = Instant::now();
-        assert_eq!(after(&mut Guard::default(), now, &["a", "b"], 0), 0);
-        assert_eq!(after(&mut Guard::default(), now, &["a", "b", "c"], 6), 0);
-        assert_eq!(after(&mut Guard::default(), now, &["a", "b", "c"], 5), 3);
-    }
-
-    #[test]
-    fn adds_up_what_goes_within_the_window_and_forgets_what_came_back() {
-        let mut guard = Guard::default();
-        let now = Instant::now();
-        assert_eq!(after(&mut guard, now, &["a", "b"], 5), 0);
-        assert_eq!(after(&mut guard, now + Duration::from_secs(4), &["c"], 4), 3);
-        // Already over the line: the next one is held as well, and only that one is new.
-        assert_eq!(after(&mut guard, now + Duration::from_secs(5), &["d"], 3), 1);
-        assert_eq!(after(&mut guard, now + Duration::from_secs(20), &["e"], 2), 0);
-
-        // What went within the window is held as well once all has to be.
-        let mut guard = Guard::default();
-        assert_eq!(after(&mut guard, now, &["a"], 5), 0);
-        assert_eq!(guard.judge(now, true, 5).len(), 1);
-
-        let mut guard = Guard::default();
-        assert_eq!(after(&mut guard, now, &["a", "b"], 5), 0);
-        guard.returned("a");
-        assert_eq!(after(&mut guard, now, &["c"], 5), 0);
-    }
-}
+mod tests;

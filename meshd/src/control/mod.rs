@@ -20,22 +20,22 @@ pub mod config_rule;
 mod daemon;
 mod endpoints;
 pub mod etcd_options;
-mod guard;
+pub mod guard;
 pub mod membership;
 pub mod node_removal;
+mod predecessor;
 mod problem_log;
 pub mod session;
 pub mod state_dir;
 pub mod store;
 pub mod types;
 mod unreachable;
-pub mod view;
 mod watcher;
 pub mod world;
 
 #[cfg(test)]
 mod tests;
 
-pub use daemon::{CacheInfo, Control, ControlStatus, Options, start};
+pub use daemon::{CacheInfo, Control, ControlStatus, EtcdAcceptor, Options, start};
 pub use endpoints::EndpointRecords;
-pub(crate) use unreachable::remedy_of_etcd_error;
+pub(crate) use unreachable::{KEPT_WHILE_AWAY, remedy_of_etcd_error};

@@ -3,13 +3,14 @@
 //! One transaction puts `removed/ID` and deletes the node's own keys, so no reader sees one without the other. While
 //! `removed/ID` stands every node refuses that id and its WireGuard keys, and the node itself, if it runs, does not
 //! put its keys back. Attachments of the node's pods (`endpoints/ID/…`) name subnets it no longer owns and are
-//! ignored from then on.
+//! ignored from then on. A node that is online and has pods attached is removed only by [`Live::Removed`].
 
-use etcd_schema::{Key, NodeId, NodeName, NodeRecord, PublicKey, Removed, SubnetKey, SubnetLease};
+use etcd_schema::{Attachment, Key, NodeId, NodeName, NodeRecord, PublicKey, Removed, SubnetKey, SubnetLease};
+use mesh::records::Revision;
 
 use super::{
     session::Session,
-    types::{CallError, Compare, Entry, Transaction, Write},
+    types::{CallError, Compare, Entry, KeyListing, Transaction, Write},
 };
 
 /// How often a removal is tried while the node's records change under it.
@@ -31,6 +32,17 @@ pub struct Removal {
     pub public_keys: Vec<PublicKey>,
     /// Whether it had been removed before; anything left of it is gone now.
     pub repeated: bool,
+    /// Pods that were attached there, `NAMESPACE/NAME`, by what etcd says: they are cut off.
+    pub pods: Vec<String>,
+}
+
+/// What to do with a node that is online and has pods attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Live {
+    /// It stays.
+    Refused,
+    /// It is removed as any other.
+    Removed,
 }
 
 /// Why a node was not removed.
@@ -42,13 +54,28 @@ pub enum RemovalError {
         "no node has the name or id {0:?} (meshctl peers lists them; a node without a readable record goes by its id)"
     )]
     NotFound(String),
-    /// Several nodes have this name.
-    #[error("{} nodes are named {name:?}: say which by its id ({})", ids.len(), list(ids))]
+    /// Several nodes that were removed had this name.
+    #[error("{} removed nodes were named {name:?}: say which by its id ({})", ids.len(), list(ids))]
     Ambiguous {
         /// The name.
         name: String,
         /// Who has it.
         ids: Vec<NodeId>,
+    },
+    /// It is online and has pods attached.
+    #[error(
+        "node {} ({id}) is online and has {} attached, which removal would cut off: {}",
+        name.as_ref().map_or("without a readable name", NodeName::as_str),
+        if pods.len() == 1 { "1 pod".to_owned() } else { format!("{} pods", pods.len()) },
+        first(pods)
+    )]
+    Live {
+        /// The node.
+        id: NodeId,
+        /// Its name, where a record has it.
+        name: Option<NodeName>,
+        /// Its pods, `NAMESPACE/NAME`.
+        pods: Vec<String>,
     },
     /// Its records changed each time they had been read.
     #[error("the node's records keep changing: try again")]
@@ -58,7 +85,8 @@ pub enum RemovalError {
     Call(#[from] CallError),
 }
 
-/// Removes the node with this name or id; `time` (RFC 3339) is noted for people.
+/// Removes the node with this name or id; `time` (RFC 3339) is noted for people. Of several nodes with this name, the
+/// oldest is meant.
 ///
 /// Does the same again when repeated, and works for a node that is away, whose record cannot be read, or of which
 /// only its subnet is left.
@@ -66,13 +94,15 @@ pub enum RemovalError {
 /// # Errors
 /// When nothing or too much goes by that name, or etcd does not do it. After [`CallError::Indeterminate`] it may
 /// have happened: repeat it.
-pub async fn remove_node(session: &Session, name_or_id: &str, time: &str) -> Result<Removal, RemovalError> {
+pub async fn remove_node(session: &Session, name_or_id: &str, live: Live, time: &str) -> Result<Removal, RemovalError> {
     for _ in 0..ATTEMPTS {
-        let (_, mut entries) = session.list_below("nodes/").await?;
+        let KeyListing { revision, mut entries, .. } = session.list_below("nodes/").await?;
         for kind in ["subnets/", "removed/", "alive/"] {
-            entries.extend(session.list_below(kind).await?.1);
+            entries.extend(session.list_below(kind).await?.entries);
         }
-        let (removal, transaction) = plan(&entries, name_or_id, time)?;
+        let id = find(&parse(&entries), name_or_id)?;
+        entries.extend(session.list_below(&Key::endpoints_of(&id)).await?.entries);
+        let (removal, transaction) = plan(&entries, revision, name_or_id, live, time)?;
         if session.transact(&transaction).await?.succeeded {
             return Ok(removal);
         }
@@ -80,13 +110,26 @@ pub async fn remove_node(session: &Session, name_or_id: &str, time: &str) -> Res
     Err(RemovalError::Contended)
 }
 
-fn plan(entries: &[Entry], name_or_id: &str, time: &str) -> Result<(Removal, Transaction), RemovalError> {
-    let parsed: Vec<(Key, &Entry)> =
-        entries.iter().filter_map(|entry| Some((Key::parse(&entry.key).ok()?, entry))).collect();
+/// `revision`: nothing of `entries` was read before it.
+fn plan(
+    entries: &[Entry],
+    revision: Revision,
+    name_or_id: &str,
+    live: Live,
+    time: &str,
+) -> Result<(Removal, Transaction), RemovalError> {
+    let parsed = parse(entries);
     let id = find(&parsed, name_or_id)?;
 
-    let mut removal =
-        Removal { id: id.clone(), name: None, subnets: Vec::new(), public_keys: Vec::new(), repeated: false };
+    let mut removal = Removal {
+        id: id.clone(),
+        name: None,
+        subnets: Vec::new(),
+        public_keys: Vec::new(),
+        repeated: false,
+        pods: Vec::new(),
+    };
+    let mut online = false;
     let mut compares = Vec::new();
     let mut writes = Vec::new();
     for (key, entry) in &parsed {
@@ -106,7 +149,19 @@ fn plan(entries: &[Entry], name_or_id: &str, time: &str) -> Result<(Removal, Tra
                 }
                 ours
             }
-            Key::Alive(node) => *node == id,
+            Key::Alive(node) => {
+                online |= *node == id;
+                *node == id
+            }
+            // Its daemon takes it back itself, and without the node it counts for nothing.
+            Key::Endpoint(node, container, _) if *node == id => {
+                let attachment = Attachment::parse(&entry.value);
+                removal.pods.push(attachment.map_or_else(
+                    |_| format!("container {container}"),
+                    |attachment| format!("{}/{}", attachment.pod.namespace, attachment.pod.name),
+                ));
+                false
+            }
             Key::Removed(node) if *node == id => {
                 removal.repeated = true;
                 if let Ok(before) = Removed::parse(&entry.value) {
@@ -126,6 +181,15 @@ fn plan(entries: &[Entry], name_or_id: &str, time: &str) -> Result<(Removal, Tra
             writes.push(Write::Delete { key: entry.key.clone() });
         }
     }
+    removal.pods.sort_unstable();
+    removal.pods.dedup();
+    if live == Live::Refused {
+        if online && !removal.pods.is_empty() {
+            return Err(RemovalError::Live { id, name: removal.name, pods: removal.pods });
+        }
+        // A pod that is attached meanwhile is looked at too.
+        compares.push(Compare::AllModifiedBefore { prefix: Key::endpoints_of(&id), revision: revision + 1 });
+    }
     removal.public_keys.sort_unstable();
     removal.public_keys.dedup();
     removal.public_keys.truncate(Removed::MAX_KEYS);
@@ -140,6 +204,10 @@ fn plan(entries: &[Entry], name_or_id: &str, time: &str) -> Result<(Removal, Tra
     let value = Removed { name: removal.name.clone(), public_keys: removal.public_keys.clone(), time: time.to_owned() };
     writes.push(Write::Put { key, value: value.to_json(), lease: None });
     Ok((removal, Transaction { compares, writes }))
+}
+
+fn parse(entries: &[Entry]) -> Vec<(Key, &Entry)> {
+    entries.iter().filter_map(|entry| Some((Key::parse(&entry.key).ok()?, entry))).collect()
 }
 
 /// The one node that goes by this name or id. An id wins over a name.
@@ -161,12 +229,16 @@ fn find(parsed: &[(Key, &Entry)], name_or_id: &str) -> Result<NodeId, RemovalErr
             return Ok(id);
         }
         if name.is_some_and(|name| name.as_str() == name_or_id) {
-            named.push((matches!(key, Key::Removed(_)), id));
+            named.push((matches!(key, Key::Removed(_)), entry.create_revision, id));
         }
     }
-    // A name may have gone over to a new node: then that one is meant, not the one that was removed.
-    let present: Vec<NodeId> = named.iter().filter(|(removed, _)| !removed).map(|(_, id)| id.clone()).collect();
-    let mut ids = if present.is_empty() { named.into_iter().map(|(_, id)| id).collect() } else { present };
+    // A name may have gone over to a new node: then that one is meant, not the one that was removed. Of several, the
+    // oldest has the name, as at every node.
+    let present = named.iter().filter(|(removed, ..)| !removed).min();
+    if let Some((_, _, id)) = present {
+        return Ok(id.clone());
+    }
+    let mut ids: Vec<NodeId> = named.into_iter().map(|(_, _, id)| id).collect();
     ids.sort();
     ids.dedup();
     match <[NodeId; 1]>::try_from(ids) {
@@ -178,6 +250,13 @@ fn find(parsed: &[(Key, &Entry)], name_or_id: &str) -> Result<NodeId, RemovalErr
 
 fn unchanged(entry: &Entry) -> Compare {
     Compare::ModRevision { key: entry.key.clone(), equals: entry.mod_revision }
+}
+
+/// The first few of these, and how many follow.
+fn first(pods: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = pods[..pods.len().min(SHOWN)].join(", ");
+    if pods.len() > SHOWN { format!("{shown} and {} more", pods.len() - SHOWN) } else { shown }
 }
 
 fn list(ids: &[NodeId]) -> String {
@@ -217,7 +296,7 @@ mod tests {
             entry("subnets/10.0.2.0-24", r#"{"Node":"b"}"#, 5),
             entry("alive/a", "{}", 6),
         ];
-        let (removal, transaction) = plan(&entries, "a", "2026-01-31T12:00:00Z").unwrap();
+        let (removal, transaction) = plan(&entries, 9, "a", Live::Refused, "2026-01-31T12:00:00Z").unwrap();
         assert_eq!(removal.subnets.len(), 1);
         assert!(removal.public_keys.is_empty() && !removal.repeated);
         assert_eq!(deleted(&transaction), ["nodes/a", "subnets/10.0.1.0-24", "alive/a"]);
@@ -229,14 +308,51 @@ mod tests {
         let key = PublicKey::from_bytes([9; 32]);
         let before = format!(r#"{{"name":"gone","publicKeys":["{key}"],"time":"2026-01-31T12:00:00Z"}}"#);
         let entries = [entry("removed/a", &before, 7), entry("subnets/10.0.1.0-24", r#"{"Node":"a"}"#, 8)];
-        let (removal, transaction) = plan(&entries, "gone", "2026-02-01T12:00:00Z").unwrap();
+        let (removal, transaction) = plan(&entries, 9, "gone", Live::Refused, "2026-02-01T12:00:00Z").unwrap();
         assert!(removal.repeated);
         assert_eq!(removal.public_keys, [key]);
         assert_eq!(deleted(&transaction), ["subnets/10.0.1.0-24"]);
     }
 
     #[test]
+    fn a_name_means_the_oldest_node_and_an_id_its_own() {
+        let record = |key: u8| {
+            let key = PublicKey::from_bytes([key; 32]);
+            format!(r#"{{"name": "east-1", "publicKey": "{key}", "listenPort": 51820}}"#)
+        };
+        let entries =
+            [entry("nodes/a", &record(1), 9), entry("nodes/b", &record(2), 5), entry("nodes/c", &record(3), 7)];
+        let removed = |name| plan(&entries, 9, name, Live::Refused, "2026-01-31T12:00:00Z").unwrap().0.id;
+        assert_eq!(removed("east-1").as_str(), "b");
+        assert_eq!(removed("c").as_str(), "c");
+    }
+
+    #[test]
     fn what_nobody_is_named_is_not_found() {
-        assert!(matches!(plan(&[], "a", ""), Err(RemovalError::NotFound(_))));
+        assert!(matches!(plan(&[], 9, "a", Live::Refused, ""), Err(RemovalError::NotFound(_))));
+    }
+
+    #[test]
+    fn a_node_that_is_online_with_pods_stays_unless_that_is_asked_for() {
+        let pod = r#"{"pod":{"namespace":"shop","name":"web"},"addresses":["10.0.1.2"],"interface":"eth0"}"#;
+        let mut entries = vec![
+            entry("nodes/a", "garbage", 3),
+            entry("subnets/10.0.1.0-24", r#"{"Node":"a"}"#, 4),
+            entry("alive/a", "{}", 6),
+            entry("endpoints/a/c1/eth0", pod, 7),
+            entry("endpoints/b/c2/eth0", pod, 7),
+        ];
+        let removed = |entries: &[Entry], live| plan(entries, 9, "a", live, "2026-01-31T12:00:00Z");
+        match removed(&entries, Live::Refused) {
+            Err(RemovalError::Live { pods, .. }) => assert_eq!(pods.len(), 1),
+            other => panic!("{other:?}"),
+        }
+        let (removal, transaction) = removed(&entries, Live::Removed).unwrap();
+        assert_eq!((removal.pods.len(), deleted(&transaction).len()), (1, 3));
+        // One that is off has nothing to lose.
+        entries.remove(2);
+        let (_, transaction) = removed(&entries, Live::Refused).unwrap();
+        let unchanged = Compare::AllModifiedBefore { prefix: "endpoints/a/".into(), revision: 10 };
+        assert!(transaction.compares.contains(&unchanged), "{transaction:?}");
     }
 }

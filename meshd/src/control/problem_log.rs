@@ -1,8 +1,7 @@
 //! Says in the log what came to be wrong and what no longer is.
 
+use mesh::records::Problem;
 use tracing::{info, warn};
-
-use super::view::Problem;
 
 /// Lines that one change may write; a last one tells how many more there were.
 const MOST_LINES: usize = 20;
@@ -48,8 +47,9 @@ fn change<'a>(before: &'a [Problem], after: &'a [Problem]) -> Change<'a> {
 
 #[cfg(test)]
 mod tests {
+    use mesh::records::ProblemCode;
+
     use super::*;
-    use crate::control::view::ProblemCode;
 
     fn problem(key: &str, cause: &str) -> Problem {
         let (key, cause) = (Some(key.to_owned()), cause.to_owned());

@@ -16,10 +16,12 @@ use etcd_client::{
 
 pub(crate) use self::dialer::Files;
 pub use self::dialer::{Dialer, NoMember, OpenError};
+use mesh::records::{LeaseId, Revision};
+
 use self::failure::{Failure, bounded, classify, within_deadline};
 use super::{
     etcd_options::Member,
-    types::{CallError, Committed, Compare, Entry, Granted, LeaseId, Revision, Transaction, Write},
+    types::{CallError, ClusterId, Committed, Compare, Entry, Granted, KeyListing, Transaction, Write},
 };
 
 /// How long a call may take before the member counts as gone.
@@ -45,6 +47,8 @@ pub struct Session {
 pub struct Watch {
     stream: WatchStream,
     prefix: Arc<str>,
+    /// The cluster that the list before it came from.
+    cluster: Option<ClusterId>,
 }
 
 /// What a watch brings.
@@ -114,20 +118,19 @@ impl Session {
         self.generation
     }
 
-    /// Every key below the prefix, and the revision at which they stood so. Linearizable.
+    /// Every key below the prefix. Linearizable.
     ///
     /// # Errors
     /// When etcd does not answer or refuses.
-    pub async fn list(&self) -> Result<(Revision, Vec<Entry>), CallError> {
+    pub async fn list(&self) -> Result<KeyListing, CallError> {
         self.list_below("").await
     }
 
-    /// The keys that start with `prefix` (below the session's own), and the revision at which they stood so.
-    /// Linearizable; as long as it takes, in pages.
+    /// The keys that start with `prefix` (below the session's own). Linearizable; as long as it takes, in pages.
     ///
     /// # Errors
     /// When etcd does not answer or refuses.
-    pub async fn list_below(&self, prefix: &str) -> Result<(Revision, Vec<Entry>), CallError> {
+    pub async fn list_below(&self, prefix: &str) -> Result<KeyListing, CallError> {
         let range = range_of(self.full(prefix));
         loop {
             match self.list_at_one_revision(range.clone()).await? {
@@ -218,21 +221,6 @@ impl Session {
         }
     }
 
-    /// Ends a lease and deletes what hangs on it. One that is gone already is no error.
-    ///
-    /// # Errors
-    /// When etcd does not answer or refuses.
-    pub async fn revoke(&self, lease: LeaseId) -> Result<(), CallError> {
-        let revoked = self
-            .authenticated(|mut client| async move { client.lease_revoke(lease.get()).await })
-            .await
-            .map_err(classify);
-        match revoked {
-            Ok(_) | Err(CallError::LeaseNotFound) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     /// The version of the member's etcd.
     ///
     /// # Errors
@@ -242,14 +230,14 @@ impl Session {
         Ok(answered.version().to_owned())
     }
 
-    /// A watch on every key below the prefix, from `from` on.
+    /// A watch on every key below the prefix, from `from` on, of the `cluster` that was listed.
     ///
     /// Fragments are not asked for: the client crate does not tell which message is the last of a revision, and a
     /// transaction must not be made on half of one.
     ///
     /// # Errors
     /// When etcd does not answer or refuses.
-    pub async fn watch(&self, from: Revision) -> Result<Watch, CallError> {
+    pub async fn watch(&self, from: Revision, cluster: Option<ClusterId>) -> Result<Watch, CallError> {
         let (start, end) = range_of(self.full(""));
         let stream = self
             .authenticated(|client| {
@@ -261,17 +249,17 @@ impl Session {
             })
             .await
             .map_err(classify)?;
-        Ok(Watch { stream, prefix: Arc::clone(&self.prefix) })
+        Ok(Watch { stream, prefix: Arc::clone(&self.prefix), cluster })
     }
 
     async fn list_at_one_revision(
         &self,
         (mut start, end): (Vec<u8>, Vec<u8>),
-    ) -> Result<Option<(Revision, Vec<Entry>)>, CallError> {
-        let mut revision = 0;
+    ) -> Result<Option<KeyListing>, CallError> {
+        let mut listing = KeyListing::default();
         let mut limit = PAGE;
-        let mut entries = Vec::new();
         loop {
+            let revision = listing.revision;
             let page = self
                 .authenticated(|client| {
                     let (start, end) = (start.clone(), end.clone());
@@ -290,9 +278,12 @@ impl Session {
                 Err(failure) if failure.is_compacted() && revision > 0 => return Ok(None),
                 Err(failure) => return Err(classify(failure)),
             };
+            let cluster = page.header().and_then(|header| ClusterId::new(header.cluster_id()));
             if revision == 0 {
-                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+                listing.revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+                listing.cluster = cluster;
             }
+            same_cluster(listing.cluster, cluster)?;
             let more = page.more();
             let kvs = page.take_kvs();
             if let Some(last) = kvs.last() {
@@ -300,9 +291,9 @@ impl Session {
                 start.push(0);
             }
             let empty = kvs.is_empty();
-            entries.extend(kvs.into_iter().map(|kv| entry(&self.prefix, kv)));
+            listing.entries.extend(kvs.into_iter().map(|kv| entry(&self.prefix, kv)));
             if !more || empty {
-                return Ok(Some((revision, entries)));
+                return Ok(Some(listing));
             }
         }
     }
@@ -364,6 +355,7 @@ impl Watch {
         let Some(message) = message else {
             return Err(CallError::Indeterminate("the watch ended".into()));
         };
+        same_cluster(self.cluster, message.header().and_then(|header| ClusterId::new(header.cluster_id())))?;
         if message.compact_revision() > 0 {
             return Ok(WatchMessage::Compacted);
         }
@@ -393,6 +385,16 @@ impl Watch {
                 })
             })
             .collect()
+    }
+}
+
+/// What one session brings must come from one cluster: behind a proxy there may be several.
+pub(super) fn same_cluster(first: Option<ClusterId>, now: Option<ClusterId>) -> Result<(), CallError> {
+    match (first, now) {
+        (Some(first), Some(now)) if first != now => {
+            Err(CallError::Indeterminate(format!("etcd cluster {now} answered instead of {first}")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,25 +1,28 @@
 //! STATE: the lock and the node's identity.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
+use atomic_file::{FileError, Folder};
 use etcd_schema::NodeId;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
-
 use tracing::{debug, warn};
 
 use super::membership::Identity;
-use crate::whole_file;
 
 /// What is kept in STATE is for this daemon alone.
 pub(crate) const FILE_MODE: u32 = 0o600;
+/// Name of the file that a running daemon holds a lock on.
+const LOCK: &str = "lock";
+/// Longest file of the identity that is read.
+const MAX_FILE: u64 = 4096;
 
 /// The state directory of one running daemon. The lock goes with the value (or the process, however it ends).
 #[derive(Debug)]
@@ -60,6 +63,20 @@ pub enum StateDirError {
         /// What is wrong.
         reason: String,
     },
+    /// `node-id` holds an id, but not the one that this node started with.
+    #[error(
+        "{path} holds \"{id}\", but {sum} was made for another id: the file is damaged (half an id is an id too), or \
+         was edited. Write back the id that this node had (the part after `nodes/` of its key in etcd). If \"{id}\" is \
+         intended, delete {sum}. To join as a new node with a new subnet, delete {path}"
+    )]
+    NodeIdChanged {
+        /// The file.
+        path: String,
+        /// What it holds.
+        id: NodeId,
+        /// The file with the checksum.
+        sum: String,
+    },
 }
 
 impl StateDir {
@@ -71,22 +88,22 @@ impl StateDir {
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error(path))?;
         let lock = lock(path)?;
-        let id = node_id(&path.join("node-id"))?;
+        let id = node_id(path)?;
         let count_file = path.join("starts");
-        let start_count = fs::read_to_string(&count_file)
+        let start_count = atomic_file::read(&count_file, MAX_FILE)
             .ok()
-            .and_then(|text| text.trim().parse::<u64>().ok())
+            .and_then(|bytes| str::from_utf8(&bytes).ok()?.trim().parse::<u64>().ok())
             .unwrap_or(0)
             .saturating_add(1);
         // Only people read the count: a full or read-only disk must not keep the node from starting.
-        if let Err(error) = whole_file::write(&count_file, FILE_MODE, format!("{start_count}\n").as_bytes()) {
+        if let Err(error) = atomic_file::write(&count_file, FILE_MODE, format!("{start_count}\n").as_bytes()) {
             warn!(file = %count_file.display(), %error, "this start could not be counted; state that is kept here may \
                 be missing after the next one: make room, or the file system writable");
         }
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned());
         let incarnation = u64::from_ne_bytes(random().map_err(io_error(path))?);
-        let identity = Identity { id, boot_id, start_count, incarnation };
+        let identity = Identity { id, boot_id, start_count, incarnation, predecessor: None };
         Ok(Self { path: path.to_owned(), identity, _lock: lock })
     }
 
@@ -104,51 +121,105 @@ impl StateDir {
 }
 
 fn lock(dir: &Path) -> Result<Flock<File>, StateDirError> {
-    let path = dir.join("lock");
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let file = match options.open(&path) {
-        // A lock on a file that can only be read is as good.
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
-        opened => opened,
+    let open = || -> Result<File, FileError> {
+        let folder = Folder::open(dir)?;
+        let readable = folder.open_or_create(LOCK, FILE_MODE)?;
+        match folder.open_for_writing(LOCK) {
+            // A lock on a file that can only be read is as good.
+            Err(FileError::Io(error)) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(readable),
+            opened => opened,
+        }
     };
-    let file = file.map_err(io_error(&path))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            // For the message of whoever comes second; the lock itself is the kernel's.
-            let written =
-                lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
-            if let Err(error) = written {
-                debug!(file = %path.display(), %error, "the lock does not name its holder");
-            }
-            Ok(lock)
-        }
-        Err((mut file, Errno::EWOULDBLOCK)) => {
-            let mut holder = String::new();
-            let read = file.read_to_string(&mut holder);
-            let holder = if read.is_ok() && !holder.trim().is_empty() { holder.trim() } else { "unknown" };
-            Err(StateDirError::InUse { path: dir.display().to_string(), holder: holder.to_owned() })
-        }
-        Err((_, errno)) => Err(io_error(&path)(errno.into())),
+    let mut lock = hold(dir, open().map_err(|error| lock_error(dir, error))?)?;
+    // For the message of another daemon's start; the lock itself is the kernel's.
+    let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
+    if let Err(error) = written {
+        debug!(file = %dir.join(LOCK).display(), %error, "the lock does not name its holder");
+    }
+    Ok(lock)
+}
+
+/// Locks a state directory and changes nothing in it; `None`: no daemon has ever run on it.
+pub(crate) fn lock_existing(dir: &Path) -> Result<Option<Flock<File>>, StateDirError> {
+    match Folder::open(dir).map_err(FileError::from).and_then(|folder| folder.open_for_writing(LOCK)) {
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(lock_error(dir, error)),
+        Ok(file) => hold(dir, file).map(Some),
     }
 }
 
-fn node_id(path: &Path) -> Result<NodeId, StateDirError> {
-    match fs::read(path) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).trim().parse().map_err(|violations: etcd_schema::Violations| {
-            StateDirError::BadNodeId { path: path.display().to_string(), reason: violations.to_string() }
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let random: [u8; 8] = random().map_err(io_error(path))?;
-            let text = format!("n{:016x}", u64::from_ne_bytes(random));
-            whole_file::write(path, FILE_MODE, format!("{text}\n").as_bytes()).map_err(io_error(path))?;
-            text.parse().map_err(|violations: etcd_schema::Violations| StateDirError::BadNodeId {
-                path: path.display().to_string(),
-                reason: violations.to_string(),
-            })
+fn hold(dir: &Path, file: File) -> Result<Flock<File>, StateDirError> {
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(file, errno)| match errno {
+        Errno::EWOULDBLOCK => {
+            let mut text = String::new();
+            // Shown to root, and written by the daemon's user: a process id, or nothing.
+            let holder = match file.take(MAX_FILE).read_to_string(&mut text).map(|_| text.trim().parse::<u32>()) {
+                Ok(Ok(holder)) => holder.to_string(),
+                _ => "unknown".to_owned(),
+            };
+            StateDirError::InUse { path: dir.display().to_string(), holder }
         }
-        Err(source) => Err(io_error(path)(source)),
+        errno => lock_error(dir, errno.into()),
+    })
+}
+
+fn lock_error(dir: &Path, error: FileError) -> StateDirError {
+    io_error(&dir.join(LOCK))(error.into())
+}
+
+/// The node's id, made at the first start. Half an id, as a crash or a hand may leave it, is a valid id of another node:
+/// so the first start that finds or makes the id keeps its checksum beside it.
+fn node_id(dir: &Path) -> Result<NodeId, StateDirError> {
+    let (path, sum_path) = (dir.join("node-id"), dir.join("node-id.sum"));
+    match atomic_file::read(&path, MAX_FILE) {
+        Ok(bytes) => {
+            let id = parse_node_id(&path, &String::from_utf8_lossy(&bytes))?;
+            let sum = checksum(&id);
+            match atomic_file::read(&sum_path, MAX_FILE) {
+                Ok(kept) if kept.split(|byte| byte.is_ascii_whitespace()).next() == Some(sum.as_bytes()) => {}
+                Ok(_) => {
+                    let (path, sum) = (path.display().to_string(), sum_path.display().to_string());
+                    return Err(StateDirError::NodeIdChanged { path, id, sum });
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    // An operator wrote the id, or an older daemon. A read-only disk must not keep the node from starting.
+                    if let Err(error) = write_checksum(&sum_path, &sum) {
+                        warn!(file = %sum_path.display(), %error, "the checksum of the node id could not be written; \
+                            a damaged id would go unnoticed: make room, or the file system writable");
+                    }
+                }
+                Err(source) => return Err(io_error(&sum_path)(source)),
+            }
+            Ok(id)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let random: [u8; 8] = random().map_err(io_error(&path))?;
+            let id = parse_node_id(&path, &format!("n{:016x}", u64::from_ne_bytes(random)))?;
+            // In this order: a checksum without an id is replaced, an id with the checksum of another one is refused.
+            write_checksum(&sum_path, &checksum(&id)).map_err(io_error(&sum_path))?;
+            atomic_file::write(&path, FILE_MODE, format!("{id}\n").as_bytes()).map_err(io_error(&path))?;
+            Ok(id)
+        }
+        Err(source) => Err(io_error(&path)(source)),
     }
+}
+
+fn parse_node_id(path: &Path, text: &str) -> Result<NodeId, StateDirError> {
+    text.trim().parse().map_err(|violations: etcd_schema::Violations| StateDirError::BadNodeId {
+        path: path.display().to_string(),
+        reason: violations.to_string(),
+    })
+}
+
+/// SHA-256 of the file as it is written, in hexadecimal.
+fn checksum(id: &NodeId) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, format!("{id}\n").as_bytes());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// In the format of `sha256sum`.
+fn write_checksum(path: &Path, sum: &str) -> io::Result<()> {
+    atomic_file::write(path, FILE_MODE, format!("{sum}  node-id\n").as_bytes())
 }
 
 fn random() -> io::Result<[u8; 8]> {
@@ -193,6 +264,33 @@ mod tests {
         assert!(StateDir::open(dir.path()).is_ok());
     }
 
+    /// Root may start a daemon in a directory that another user owns.
+    #[test]
+    fn no_link_in_it_is_read_or_written_through() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = outside.path().join("target");
+        fs::write(&target, "rack-7\n").unwrap();
+        for name in ["lock", "node-id", "node-id.sum"] {
+            let link = dir.path().join(name);
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(&target, &link).unwrap();
+            let error = StateDir::open(dir.path()).unwrap_err();
+            assert!(error.to_string().contains("is a symbolic link"), "{error}");
+            fs::remove_file(&link).unwrap();
+            StateDir::open(dir.path()).unwrap();
+        }
+        let starts = dir.path().join("starts");
+        fs::remove_file(&starts).unwrap();
+        fs::write(&target, "41\n").unwrap();
+        std::os::unix::fs::symlink(&target, &starts).unwrap();
+        let identity = StateDir::open(dir.path()).unwrap().identity().clone();
+        assert_eq!(identity.start_count, 1);
+        assert_eq!(fs::read_to_string(&target).unwrap(), "41\n");
+        fs::write(&target, format!("{} {} 7\n", identity.id, identity.boot_id)).unwrap();
+        std::os::unix::fs::symlink(&target, dir.path().join("incarnation")).unwrap();
+        assert_eq!(super::super::predecessor::load(dir.path(), &identity), None);
+    }
+
     #[test]
     fn a_damaged_id_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
@@ -204,6 +302,54 @@ mod tests {
             assert!(error.to_string().contains("delete the file"), "{error}");
             assert_eq!(fs::read(dir.path().join("node-id")).unwrap(), damaged);
         }
+    }
+
+    #[test]
+    fn half_an_id_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node-id");
+        let id = StateDir::open(dir.path()).unwrap().identity().id.clone();
+        let whole = fs::read_to_string(&path).unwrap();
+        for length in 1..id.as_str().len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let error = StateDir::open(dir.path()).unwrap_err();
+            assert!(matches!(error, StateDirError::NodeIdChanged { .. }), "{error}");
+            assert!(error.to_string().contains("node-id.sum"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), whole[..length]);
+        }
+        // Written back, with or without the end of line.
+        for text in [whole.as_str(), whole.trim_end()] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(StateDir::open(dir.path()).unwrap().identity().id, id);
+        }
+        fs::remove_file(&path).unwrap();
+        assert_ne!(StateDir::open(dir.path()).unwrap().identity().id, id, "a new node");
+        assert!(StateDir::open(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn an_id_that_an_operator_wrote_is_taken_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, sum) = (dir.path().join("node-id"), dir.path().join("node-id.sum"));
+        fs::write(&path, "rack-7-west\n").unwrap();
+        assert_eq!(StateDir::open(dir.path()).unwrap().identity().id.as_str(), "rack-7-west");
+        fs::write(&path, "rack-7").unwrap();
+        assert!(matches!(StateDir::open(dir.path()), Err(StateDirError::NodeIdChanged { .. })));
+        fs::remove_file(&sum).unwrap();
+        assert_eq!(StateDir::open(dir.path()).unwrap().identity().id.as_str(), "rack-7");
+        // A checksum that is damaged confirms nothing.
+        for damaged in [&b""[..], b"12ab", &[0; 64], &[0xff; 64]] {
+            fs::write(&sum, damaged).unwrap();
+            assert!(matches!(StateDir::open(dir.path()), Err(StateDirError::NodeIdChanged { .. })));
+        }
+    }
+
+    #[test]
+    fn a_checksum_that_cannot_be_written_keeps_no_node_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("node-id"), "by-hand").unwrap();
+        fs::create_dir(dir.path().join("node-id.sum.new")).unwrap();
+        assert_eq!(StateDir::open(dir.path()).unwrap().identity().id.as_str(), "by-hand");
     }
 
     #[test]

@@ -2,38 +2,53 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-/// An etcd revision. The store's own count; 0 means "before any write".
-pub type Revision = i64;
+use mesh::records::{LeaseId, Revision};
+use serde::{Deserialize, Serialize};
 
-/// The id of an etcd lease; never 0.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LeaseId(i64);
+/// The id of an etcd cluster; it comes with every response. A cluster that was made from a backup has another one, unless
+/// it was made with the same member URLs and the same token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct ClusterId(u64);
 
-impl LeaseId {
-    /// The lease with this id; `None` for 0, which is how etcd writes "no lease".
+impl ClusterId {
+    /// The cluster with this id; `None` for 0, which is how a response says nothing of it.
     #[must_use]
-    pub const fn new(id: i64) -> Option<Self> {
+    pub const fn new(id: u64) -> Option<Self> {
         if id == 0 { None } else { Some(Self(id)) }
-    }
-
-    /// The id as etcd's API has it.
-    #[must_use]
-    pub const fn get(self) -> i64 {
-        self.0
     }
 }
 
-impl fmt::Display for LeaseId {
+impl From<ClusterId> for String {
+    fn from(id: ClusterId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for ClusterId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        u64::from_str_radix(&text, 16).ok().and_then(Self::new).ok_or("not a cluster id in hexadecimal digits")
+    }
+}
+
+impl fmt::Display for ClusterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // As etcdctl prints it.
+        // As `etcdctl member list` has ids.
         write!(f, "{:x}", self.0)
     }
 }
 
-impl fmt::Debug for LeaseId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
+/// Every key below a prefix, at one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyListing {
+    /// The cluster that answered, where it says so.
+    pub cluster: Option<ClusterId>,
+    /// The revision.
+    pub revision: Revision,
+    /// The keys, in order.
+    pub entries: Vec<Entry>,
 }
 
 /// One key as etcd holds it.

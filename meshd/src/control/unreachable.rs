@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::view::{Problem, ProblemCode};
+use etcd_schema::NodeId;
+use mesh::records::{Problem, ProblemCode};
 
 /// How long it is said that an audit found differences, from the last time that one did.
 pub(super) const LOST_CHANGES_SHOWN: Duration = Duration::from_secs(24 * 3600);
@@ -11,6 +12,8 @@ pub(super) const LOST_CHANGES_SHOWN: Duration = Duration::from_secs(24 * 3600);
 /// through a client crate that keeps no more of them than their text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    TlsFiles,
+    NotTls,
     Tls,
     File,
     User,
@@ -21,8 +24,13 @@ enum Kind {
     Other,
 }
 
+/// How the text of [`OpenError::Tls`](super::session::OpenError::Tls) begins.
+const TLS_FILES: &str = "TLS files rejected";
+
 /// In this order: a certificate that is refused often breaks the connection too.
-const WORDS: [(Kind, &[&str]); 7] = [
+const WORDS: [(Kind, &[&str]); 9] = [
+    (Kind::TlsFiles, &[TLS_FILES]),
+    (Kind::NotTls, &["tls handshake eof", "corrupt message"]),
     (Kind::File, &["cannot read "]),
     (
         Kind::Tls,
@@ -54,13 +62,36 @@ const WORDS: [(Kind, &[&str]); 7] = [
     (Kind::Silent, &["no answer within", "timed out", "no sign of life", "went without an answer", "deadline"]),
 ];
 
+/// What the problem ends with, of a node that has something to keep.
+pub(crate) const KEPT_WHILE_AWAY: &str = "; what was known before stays in force";
+
 /// The problem of having no connection, by what came of the last attempt.
 pub(super) fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
     Problem {
         code: ProblemCode::EtcdUnreachable,
         key: None,
-        cause: format!("{endpoint}: {error}; what was known before stays in force"),
+        cause: format!("etcd is not reached: {endpoint}: {error}{KEPT_WHILE_AWAY}"),
         remedy: remedy_of_etcd_error(endpoint, error),
+    }
+}
+
+/// The problem of an etcd that is reached and does not take what `node` writes.
+pub(super) fn etcd_refuses(reason: &str, node: &NodeId) -> Problem {
+    let remedy = if reason.contains("database space exceeded") {
+        "etcdctl compact $(etcdctl endpoint status -w json | grep -o '\"revision\":[0-9]*' | head -n 1 | cut -d : -f 2) && \
+         etcdctl defrag --cluster && etcdctl alarm disarm # etcd has reached its quota (etcdctl alarm list); a larger one is \
+         --quota-backend-bytes"
+            .into()
+    } else if kind(reason) == Kind::Rights {
+        format!("meshctl etcd-roles {node} # prints the commands that give this node's etcd user the rights it needs")
+    } else {
+        "etcdctl endpoint health --cluster; etcdctl alarm list # and see etcd's log".into()
+    };
+    Problem {
+        code: ProblemCode::EtcdRefuses,
+        key: None,
+        cause: format!("etcd refuses what this node writes: {reason}; what is in force stays in force"),
+        remedy,
     }
 }
 
@@ -90,6 +121,17 @@ fn kind(error: &str) -> Kind {
 
 fn remedy(kind: Kind, endpoint: &str) -> String {
     match kind {
+        Kind::TlsFiles => "meshd run --check # tries the files: the private key must be RSA, ECDSA P-256 or P-384, or Ed25519, \
+                           and the one of the certificate; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 \
+                           makes one"
+            .into(),
+        Kind::NotTls => {
+            let plain = endpoint.replacen("https://", "http://", 1);
+            format!(
+                "etcd at {endpoint} seems not to speak TLS: give it a certificate, or write {plain} in --etcd-endpoints (beyond this \
+                 machine only with --etcd-allow-plaintext)"
+            )
+        }
         Kind::Tls => {
             "check that --etcd-cafile is the authority of etcd's certificate, that this names the host of the \
                       endpoint and is valid today by this machine's clock (date; timedatectl set-ntp true), and that \
@@ -113,6 +155,9 @@ fn remedy(kind: Kind, endpoint: &str) -> String {
             "check that {endpoint} is reached from here (a firewall, a route) and that etcd has a leader there \
              (etcdctl endpoint health)"
         ),
+        Kind::Other if endpoint.starts_with("http://") => format!(
+            "check etcd at {endpoint} (etcdctl endpoint health) and --etcd-endpoints: https:// if etcd there speaks TLS"
+        ),
         Kind::Other => format!("check etcd at {endpoint} (etcdctl endpoint health) and --etcd-endpoints"),
     }
 }
@@ -126,6 +171,8 @@ mod tests {
         for (error, expected) in [
             ("etcd did not answer: transport error: invalid peer certificate: UnknownIssuer", Kind::Tls),
             ("etcd did not answer: transport error: received fatal alert: CertificateRequired", Kind::Tls),
+            ("TLS files rejected: invalid private key", Kind::TlsFiles),
+            ("etcd did not answer: transport error: tls handshake eof", Kind::NotTls),
             ("cannot read /etc/etcd/tls.key: No such file or directory (os error 2)", Kind::File),
             ("etcd refused: etcdserver: authentication failed, invalid user ID or password", Kind::User),
             ("etcd refused: etcdserver: user name is empty", Kind::User),
@@ -142,6 +189,6 @@ mod tests {
             assert_eq!(kind(error), expected, "{error}");
         }
         let problem = etcd_unreachable("https://etcd:2379", "etcd did not answer: no answer within 5s");
-        assert!(problem.cause.starts_with("https://etcd:2379: ") && problem.remedy.contains("https://etcd:2379"));
+        assert!(problem.cause.contains("https://etcd:2379: ") && problem.remedy.contains("https://etcd:2379"));
     }
 }

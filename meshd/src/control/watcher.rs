@@ -21,8 +21,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     backoff::Backoff,
-    session::{CALL_DEADLINE, Dialer, Files, OpenError, Session, Watch, WatchEvent, WatchMessage},
-    types::{CallError, Entry, Revision},
+    session::{CALL_DEADLINE, Dialer, Files, OpenError, Session, Watch, WatchEvent, WatchMessage, same_cluster},
+    types::{CallError, ClusterId, KeyListing},
 };
 
 /// Failures in a row between two warnings: some minutes.
@@ -38,13 +38,12 @@ pub(crate) enum StoreInput {
     /// A session stands; nothing is known through it yet.
     Connected(Box<Session>),
     /// Every key, as it stood at one revision.
-    Listed { revision: Revision, entries: Vec<Entry> },
+    Listed(KeyListing),
     /// Changes of whole revisions, in order; the last one's revision is reached.
     Changed(Vec<WatchEvent>),
     /// Every key at one revision, read beside the watch; the watch has had time to bring all of it.
     Audited {
-        revision: Revision,
-        entries: Vec<Entry>,
+        listing: KeyListing,
         /// Keys that the watch reported as deleted since before the list was asked for.
         deleted_since: BTreeSet<String>,
     },
@@ -62,6 +61,8 @@ pub(crate) enum StoreInput {
 pub(crate) enum WatcherRequest {
     /// A call on the session of this generation went without an answer.
     Suspect { generation: u64 },
+    /// The last list lacked keys that the watch had not reported as deleted: audit soon.
+    ListAgain,
 }
 
 /// How often things happen.
@@ -73,11 +74,19 @@ pub(crate) struct Pace {
     pub(crate) audit: Duration,
     /// Time that the watch gets to bring what an audit has listed.
     pub(crate) audit_grace: Duration,
+    /// Mean time until the audit that confirms what a list lacked; each is drawn within half of it, so that nodes that
+    /// connect together do not list together.
+    pub(crate) confirm: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { idle: Duration::from_secs(10), audit: Duration::from_secs(600), audit_grace: Duration::from_secs(5) }
+        Self {
+            idle: Duration::from_secs(10),
+            audit: Duration::from_secs(600),
+            audit_grace: Duration::from_secs(5),
+            confirm: Duration::from_secs(4),
+        }
     }
 }
 
@@ -111,26 +120,22 @@ impl Trial {
     }
 }
 
-/// A list read: its revision and every key.
-type Listed = (Revision, Vec<Entry>);
-
 /// Where the audit stands. Each state can be waited in, left for an event, and waited in again.
 enum Audit {
     Waiting {
         until: Instant,
     },
-    Listing(Pin<Box<dyn Future<Output = Result<Listed, CallError>> + Send>>),
+    Listing(Pin<Box<dyn Future<Output = Result<KeyListing, CallError>> + Send>>),
     /// Listed; the watch gets time to bring what the list shows.
     Grace {
         until: Instant,
-        revision: Revision,
-        entries: Vec<Entry>,
+        listing: KeyListing,
     },
 }
 
 impl Audit {
     /// Waits until this state is over; what was listed, if it is that.
-    async fn step(&mut self) -> Result<Option<Listed>, CallError> {
+    async fn step(&mut self) -> Result<Option<KeyListing>, CallError> {
         match self {
             Self::Waiting { until } | Self::Grace { until, .. } => {
                 tokio::time::sleep_until(*until).await;
@@ -191,8 +196,9 @@ impl Watcher {
             };
             failures = if self.served { 1 } else { failures + 1 };
             self.served = false;
-            // Each member once, then a reminder now and then: an outage of days must not fill the log.
-            if failures <= members.len() || failures.is_multiple_of(REMINDER) {
+            // The control plane says that etcd is away. Then each further member once, and a reminder now and then: an outage
+            // of days must not fill the log.
+            if (2..=members.len()).contains(&failures) || failures.is_multiple_of(REMINDER) {
                 warn!(endpoint = %member, error, failures, "etcd member does not serve, trying the next");
             } else {
                 debug!(endpoint = %member, error, failures, "etcd member does not serve, trying the next");
@@ -218,16 +224,17 @@ impl Watcher {
     async fn follow(&mut self, session: &Session) -> Result<Infallible, End> {
         let mut announced = false;
         loop {
-            let (revision, entries) = self.unless_closed(session.list()).await??;
-            let mut watch = self.unless_closed(session.watch(revision + 1)).await??;
+            let listing = self.unless_closed(session.list()).await??;
+            let (revision, cluster) = (listing.revision, listing.cluster);
+            let mut watch = self.unless_closed(session.watch(revision + 1, cluster)).await??;
             if !announced {
-                info!(endpoint = %session.member(), revision, keys = entries.len(), "connected to etcd");
+                info!(endpoint = %session.member(), revision, keys = listing.entries.len(), "connected to etcd");
                 self.send(StoreInput::Connected(Box::new(session.clone()))).await?;
                 announced = true;
             }
-            self.send(StoreInput::Listed { revision, entries }).await?;
+            self.send(StoreInput::Listed(listing)).await?;
             let mut trial = Trial::new(Instant::now());
-            let ended = self.watch_until_compacted(session, &mut watch, &mut trial).await;
+            let ended = self.watch_until_compacted(session, cluster, &mut watch, &mut trial).await;
             if trial.passed(Instant::now()) {
                 self.backoff.reset();
                 self.served = true;
@@ -242,6 +249,7 @@ impl Watcher {
     async fn watch_until_compacted(
         &mut self,
         session: &Session,
+        cluster: Option<ClusterId>,
         watch: &mut Watch,
         trial: &mut Trial,
     ) -> Result<(), End> {
@@ -293,12 +301,13 @@ impl Watcher {
                             let session = session.clone();
                             Audit::Listing(Box::pin(async move { session.list().await }))
                         }
-                        (Audit::Listing(_), Some((revision, entries))) => {
-                            Audit::Grace { until: Instant::now() + self.pace.audit_grace, revision, entries }
+                        (Audit::Listing(_), Some(listing)) => {
+                            same_cluster(cluster, listing.cluster)?;
+                            Audit::Grace { until: Instant::now() + self.pace.audit_grace, listing }
                         }
-                        (Audit::Grace { revision, entries, .. }, _) => {
+                        (Audit::Grace { listing, .. }, _) => {
                             let deleted_since = std::mem::take(&mut deleted_since);
-                            self.send(StoreInput::Audited { revision, entries, deleted_since }).await?;
+                            self.send(StoreInput::Audited { listing, deleted_since }).await?;
                             Audit::Waiting { until: Instant::now() + self.audit_interval() }
                         }
                         (listing @ Audit::Listing(_), None) => listing,
@@ -309,6 +318,12 @@ impl Watcher {
                         return Err(End::Suspected);
                     }
                     Some(WatcherRequest::Suspect { .. }) => {}
+                    Some(WatcherRequest::ListAgain) => {
+                        if let Audit::Waiting { until } = &mut audit {
+                            let soon = self.pace.confirm.mul_f64(self.rng.random_range(0.5..1.5));
+                            *until = (*until).min(Instant::now() + soon);
+                        }
+                    }
                     None => return Err(End::Closed),
                 },
             }

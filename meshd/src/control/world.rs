@@ -1,20 +1,20 @@
 //! What policies are made of: Kubernetes objects and attachments, each read strictly, handed on one by one.
 //!
-//! There may be many thousands of them, of which one changes: they are in no [`View`](super::view::View). Whoever
-//! enforces policies is told what differs, key by key, through a [`WorldSink`].
+//! There may be many thousands of them, of which one changes: they are in no `View`. The
+//! enforcement of policies receives what differs, key by key, through a [`WorldSink`].
 
 use std::{collections::HashMap, sync::Arc};
 
 use etcd_schema::{
-    Attachment, Key, MAX_VALUE_BYTES, NamedPort, Namespace, Pod, PodPhase, PolicyEnvelope, Protocol, Violations,
+    Attachment, Key, MAX_VALUE_BYTES, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase, PolicyEnvelope,
+    Protocol, Violations,
 };
+use mesh::records::Revision;
 use policy::{
     engine::PolicyState,
     object::{ClusterPolicy, Labels, NetworkPolicy, PodObject},
 };
 use serde_json::{Value, json};
-
-use super::types::Revision;
 
 /// What a key says, in the form that it is enforced in.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,9 @@ pub struct WorldRecord {
     pub item: WorldItem,
     /// Revision at which its key came into being: of two pods with one address the newer one has it.
     pub create_revision: Revision,
+    /// etcd does not hold it, or not with this value, and it stays in force for want of evidence: it yields an address to
+    /// whatever claims it by a record that etcd holds.
+    pub held: bool,
 }
 
 /// The newest state of each key that changed; `None`: nothing is in force for it any more.
@@ -216,11 +219,17 @@ fn pod_item(pod: &Pod) -> Read {
     if let Some(uid) = &pod.uid {
         object["metadata"]["uid"] = uid.as_str().into();
     }
+    if let Some(uid) = &pod.static_uid {
+        for annotation in MIRROR_ANNOTATIONS {
+            object["metadata"]["annotations"][annotation] = uid.as_str().into();
+        }
+    }
     if let Some(node) = &pod.node_name {
         object["spec"]["nodeName"] = node.as_str().into();
     }
     let item = WorldItem::Pod(PodObject {
         uid: pod.uid.as_deref().map(Into::into),
+        static_uid: pod.static_uid.as_deref().map(Into::into),
         labels: labels(&pod.labels),
         ports: pod
             .ports
@@ -273,7 +282,8 @@ mod tests {
     #[test]
     fn what_the_cache_keeps_says_the_same() {
         let pod = r#"{"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "db", "namespace": "shop", "uid": "u1", "labels": {"app": "db"}, "managedFields": [{}]},
+            "metadata": {"name": "db", "namespace": "shop", "uid": "u1", "labels": {"app": "db"}, "managedFields": [{}],
+                "annotations": {"kubernetes.io/config.mirror": "5f", "kubernetes.io/config.hash": "5f", "a": "b"}},
             "spec": {"nodeName": "n1", "initContainers": [{"restartPolicy": "Always",
                 "ports": [{"name": "metrics", "containerPort": 9100}]}],
                 "containers": [{"image": "x", "ports": [{"name": "pg", "containerPort": 5432, "protocol": "TCP"}]}]},

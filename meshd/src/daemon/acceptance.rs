@@ -6,13 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cow_map::CowMap;
 use ipnet::IpNet;
-
-use crate::{
-    kernel::{PrefixOn, Underlay},
-    mesh::snapshot::Owner,
-    versioned_map::VersionedMap,
-};
+use kernel::Underlay;
+use mesh::{kernel_state::PrefixOn, snapshot::Owner};
 
 /// How long sources that were accepted direct are accepted still: the other end may not know yet.
 const LINGER: Duration = Duration::from_secs(10);
@@ -50,7 +47,7 @@ impl Acceptance {
 
     /// Adds to `accepted`, the sources that the plan accepts, what it accepted until a moment ago. A prefix whose owner
     /// is gone, or that has another one, is not accepted on: it would have two senders. `owners` says whose each prefix is.
-    pub(super) fn linger(&mut self, accepted: &mut Vec<PrefixOn>, owners: &VersionedMap<IpNet, Owner>, now: Instant) {
+    pub(super) fn linger(&mut self, accepted: &mut Vec<PrefixOn>, owners: &CowMap<IpNet, Owner>, now: Instant) {
         if accepted.is_empty() && self.0.is_empty() {
             return;
         }

@@ -1,25 +1,18 @@
 //! `meshd cleanup`: takes out of the kernel what runs of the daemon have left there. It makes nothing: on a machine that
 //! never had a daemon it finds nothing and leaves no trace of itself.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
 use anyhow::Context as _;
-use cni::{bridge, netlink::Netlink};
+use cni::bridge;
 use ipnet::IpNet;
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use kernel::{self, Attachments, Kernel};
+use netlink::Netlink;
 
 use super::{Outcome, privilege, subnets_in_cache};
 use crate::{
     api,
-    control::state_dir::StateDirError,
-    kernel::{self, Attachments, Kernel},
+    control::state_dir::{StateDirError, lock_existing},
     settings::CleanupSettings,
     subnet_env,
 };
@@ -31,7 +24,7 @@ use crate::{
 pub async fn cleanup(settings: CleanupSettings) -> anyhow::Result<Outcome> {
     privilege::demand("cleanup", &[privilege::NET_ADMIN])?;
     // Held to the end, so that no daemon starts meanwhile.
-    let _lock = match hold(&settings.state_dir) {
+    let _lock = match lock_existing(&settings.state_dir) {
         Ok(lock) => lock,
         Err(error @ StateDirError::InUse { .. }) => {
             return Ok(Outcome::Refused(format!("{error}; stop the daemon first")));
@@ -75,35 +68,15 @@ fn remove_idle_bridges(run_dir: &Path) {
     }
 }
 
-/// Holds the lock of a state directory without making anything; `None` where no daemon ever ran on it.
-fn hold(state_dir: &Path) -> Result<Option<Flock<File>>, StateDirError> {
-    let path = state_dir.join("lock");
-    let failed = |source| StateDirError::Io { path: path.display().to_string(), source };
-    let file = match OpenOptions::new().read(true).write(true).open(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(failed)?,
-    };
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(lock)),
-        Err((mut file, Errno::EWOULDBLOCK)) => {
-            let mut holder = String::new();
-            let read = file.read_to_string(&mut holder);
-            let holder = if read.is_ok() && !holder.trim().is_empty() { holder.trim() } else { "unknown" };
-            Err(StateDirError::InUse { path: state_dir.display().to_string(), holder: holder.to_owned() })
-        }
-        Err((_, errno)) => Err(failed(errno.into())),
-    }
-}
-
 /// The subnets that this node had when it last wrote them down: in its cache, for plugins. Neither file has to be there.
 fn known_subnets(settings: &CleanupSettings) -> Vec<IpNet> {
     let env = settings.run_dir.join("subnet.env");
     let mut subnets = subnets_in_cache(&settings.state_dir).unwrap_or_else(|error| {
-        tracing::warn!(%error, "the cache tells no subnet");
+        tracing::warn!(%error, "cache unreadable");
         Vec::new()
     });
     subnets.extend(subnet_env::read_subnets(&env).unwrap_or_else(|error| {
-        tracing::warn!(file = %env.display(), %error, "it tells no subnet");
+        tracing::warn!(file = %env.display(), %error, "subnet.env unreadable");
         Vec::new()
     }));
     subnets
@@ -139,21 +112,21 @@ mod tests {
     fn a_running_daemon_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let daemon = StateDir::open(dir.path()).unwrap();
-        let error = hold(dir.path()).unwrap_err();
+        let error = lock_existing(dir.path()).unwrap_err();
         assert!(
             matches!(&error, StateDirError::InUse { holder, .. } if *holder == std::process::id().to_string()),
             "{error}"
         );
         drop(daemon);
-        let lock = hold(dir.path()).unwrap();
+        let lock = lock_existing(dir.path()).unwrap();
         assert!(lock.is_some() && matches!(StateDir::open(dir.path()), Err(StateDirError::InUse { .. })));
     }
 
     #[test]
     fn nothing_is_made_where_nothing_is() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(hold(dir.path()).unwrap().is_none());
-        assert!(hold(&dir.path().join("never")).unwrap().is_none());
+        assert!(lock_existing(dir.path()).unwrap().is_none());
+        assert!(lock_existing(&dir.path().join("never")).unwrap().is_none());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
@@ -162,20 +135,52 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(matches!(hold(&file), Err(StateDirError::Io { .. })));
+        assert!(matches!(lock_existing(&file), Err(StateDirError::Io { .. })));
+    }
+
+    fn settings(dir: &Path) -> CleanupSettings {
+        CleanupSettings {
+            mistakes: Vec::new(),
+            interface: "meshd0".parse().unwrap(),
+            state_dir: dir.to_owned(),
+            run_dir: dir.to_owned(),
+            force: false,
+            log: crate::settings::Log { level: tracing::Level::INFO, format: crate::settings::LogFormat::Text },
+        }
+    }
+
+    /// Root runs it, and the user of the daemon owns both directories.
+    #[test]
+    fn no_planted_file_is_followed_or_awaited() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = outside.path().join("target");
+        fs::write(&target, "FLANNEL_SUBNET=10.244.3.1/24\n").unwrap();
+        for name in ["subnet.env", "lock"] {
+            let planted = dir.path().join(name);
+            std::os::unix::fs::symlink(&target, &planted).unwrap();
+            assert_eq!(known_subnets(&settings(dir.path())), []);
+            assert!(name != "lock" || matches!(lock_existing(dir.path()), Err(StateDirError::Io { .. })));
+            fs::remove_file(&planted).unwrap();
+            nix::unistd::mkfifo(&planted, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            assert_eq!(known_subnets(&settings(dir.path())), []);
+            assert!(name != "lock" || matches!(lock_existing(dir.path()), Err(StateDirError::Io { .. })));
+        }
+    }
+
+    /// The holder's name is the daemon's to write, and root's terminal shows it.
+    #[test]
+    fn only_a_process_is_shown_as_the_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let _daemon = StateDir::open(dir.path()).unwrap();
+        fs::write(dir.path().join("lock"), "\u{1b}[2J").unwrap();
+        let error = lock_existing(dir.path()).unwrap_err();
+        assert!(matches!(&error, StateDirError::InUse { holder, .. } if holder == "unknown"), "{error}");
     }
 
     #[test]
     fn both_files_tell_subnets_and_damage_to_one_hides_nothing_of_the_other() {
         let dir = tempfile::tempdir().unwrap();
-        let settings = CleanupSettings {
-            mistakes: Vec::new(),
-            interface: "meshd0".parse().unwrap(),
-            state_dir: dir.path().to_owned(),
-            run_dir: dir.path().to_owned(),
-            force: false,
-            log: crate::settings::Log { level: tracing::Level::INFO, format: crate::settings::LogFormat::Text },
-        };
+        let settings = settings(dir.path());
         assert_eq!(known_subnets(&settings), []);
         fs::write(dir.path().join("subnet.env"), "FLANNEL_SUBNET=10.244.3.1/24\n").unwrap();
         fs::create_dir(dir.path().join("cache")).unwrap();

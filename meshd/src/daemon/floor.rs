@@ -1,10 +1,17 @@
-//! The floor under the mesh networks, from what the last run kept of the configuration: the first thing that a start
-//! lays, and what `meshd floor` lays before containers start, whether the daemon comes up or not.
+//! Fallback routes for what the mesh claimed in the last run, from the cache: the first thing that a start does, and what
+//! `meshd floor` does before containers start, whether the daemon comes up or not.
 
-use std::{path::Path, time::Instant};
+use std::{net::IpAddr, path::Path, time::Instant};
 
-use etcd_schema::Key;
+use etcd_schema::{Key, NodeId};
 use ipnet::IpNet;
+use kernel::{self, Kernel, Underlay, UnderlaySelection};
+use mesh::{
+    kernel_state::Floor,
+    picture::Picture,
+    plan::covered,
+    snapshot::{Owner, Snapshot},
+};
 
 use super::{Outcome, privilege, underlay};
 use crate::{
@@ -12,15 +19,13 @@ use crate::{
         cache::{CacheError, Cached},
         store::Store,
     },
-    kernel::{self, Kernel, Underlay, UnderlaySelection},
-    mesh::{plan::covered, snapshot::networks},
     settings::FloorSettings,
 };
 
-/// Lays the floor and ends. Nothing else of this machine changes, and nothing is asked of etcd.
+/// Adds the fallback routes and ends. Nothing else of this machine changes, and etcd is not asked.
 ///
 /// # Errors
-/// When the kernel refuses a route of it.
+/// When the kernel refuses one of the routes.
 pub async fn floor(settings: FloorSettings) -> anyhow::Result<Outcome> {
     privilege::demand("floor", &[privilege::NET_ADMIN])?;
     let kernel = Kernel::new(kernel::Options::new(settings.interface.clone(), settings.state_dir.clone()))?;
@@ -28,35 +33,64 @@ pub async fn floor(settings: FloorSettings) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Lays the floor under the networks of the last run. A cache that may no longer be forwarded by still tells what must
-/// not leave in the clear.
+/// Makes everything that the mesh claimed in the last run unreachable, unless a claim covers an address that this machine
+/// needs to reach etcd. A cache that is too old to forward by still says what must not leave in the clear.
 pub(super) async fn lay(kernel: &Kernel, settings: &FloorSettings) -> anyhow::Result<()> {
-    let networks = match last_networks(&settings.state_dir) {
-        Ok(networks) => networks,
+    let claims = match last_claims(&settings.state_dir) {
+        Ok(claims) => claims,
         Err(error) => {
-            tracing::warn!(%error, "the cache tells no network: there is no floor until etcd tells one");
+            tracing::warn!(%error, "cache unreadable: no fallback routes until etcd has been read");
             return Ok(());
         }
     };
-    // Before the network is up there are no addresses to protect: the floor then lies under whatever comes.
+    // Before the network is up there are no addresses to protect: a start with the network up removes what covers them.
     let selection = settings.iface.clone().map_or(UnderlaySelection::Auto, UnderlaySelection::Named);
     let underlay = kernel.underlay(&selection).await.unwrap_or_else(|_| Underlay::default());
     let protected = underlay::protected(&settings.etcd_endpoints, &underlay, &[]);
-    if let Some((network, address, what)) = covered(&networks, &protected) {
-        tracing::warn!("no floor is laid under {network}: it covers {address}, {what}");
-        return Ok(());
-    }
-    let report = kernel.lay_floor(&networks).await?;
+    let floor = floor_of(claims, &protected);
+    let addresses: Vec<IpAddr> = protected.into_iter().map(|(address, _)| address).collect();
+    let report = kernel.lay_floor(&floor, &addresses).await?;
     if let Some(failure) = report.failures.first() {
         anyhow::bail!("{}: {}; {}", failure.what, failure.problem, failure.remedy());
     }
     Ok(())
 }
 
-/// The networks of the configuration that was in force when the cache was written; none without a cache.
-fn last_networks(state_dir: &Path) -> Result<Vec<IpNet>, CacheError> {
+/// Prefixes that are refused together where one of them covers a protected address: the networks of the configuration
+/// (`None`), or those of an outside peer.
+type Claim = (Option<Owner>, Vec<IpNet>);
+
+fn floor_of(claims: Vec<Claim>, protected: &[(IpAddr, String)]) -> Floor {
+    let mut floor = Floor::default();
+    for (owner, prefixes) in claims {
+        if let Some((prefix, address, what)) = covered(&prefixes, protected) {
+            tracing::warn!("no floor is laid under {prefix}: it covers {address}, {what}");
+            continue;
+        }
+        let of = if owner.is_none() { &mut floor.networks } else { &mut floor.outside };
+        of.extend(prefixes);
+    }
+    floor
+}
+
+/// What was claimed when the cache was written; nothing without a cache.
+fn last_claims(state_dir: &Path) -> Result<Vec<Claim>, CacheError> {
     let Some(cached) = Cached::load(state_dir)? else { return Ok(Vec::new()) };
-    let config = cached.entries.into_iter().filter(|entry| entry.key == Key::Config.to_string()).collect();
-    let view = Store::from_cache(cached.revision, config, Instant::now()).view();
-    Ok(networks(view.config.as_ref().map(|config| config.value.as_ref())).collect())
+    let concerns = |key: &str| {
+        matches!(Key::parse(key), Ok(Key::Config | Key::Node(_) | Key::Subnet(_) | Key::Removed(_) | Key::Peer(_)))
+    };
+    let entries = cached.entries.into_iter().filter(|entry| concerns(&entry.key)).collect();
+    let view = Store::from_cache(cached.revision, entries, Instant::now()).view();
+    // What is claimed is the same at every node: any id will do.
+    let snapshot = "any".parse().map_or_else(
+        |_| Snapshot::default(),
+        |id: NodeId| {
+            let mut picture = Picture::new(id);
+            picture.see(&view);
+            picture.snapshot().clone()
+        },
+    );
+    let outside = snapshot.outside.iter();
+    let outside = outside.map(|(name, peer)| (Some(Owner::Outside(name.clone())), peer.allowed_ips.clone()));
+    Ok(std::iter::once((None, snapshot.networks().collect())).chain(outside).collect())
 }

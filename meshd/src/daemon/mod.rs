@@ -5,10 +5,15 @@ mod cleanup;
 mod diagnose;
 mod enforced;
 mod floor;
+mod forwarding;
+mod handshakes;
 mod node;
+mod pace;
 mod peer_config;
+mod peer_log;
 mod peers;
 mod privilege;
+mod proven;
 mod published;
 mod pulse;
 mod reach;
@@ -16,7 +21,7 @@ mod roamed;
 mod told;
 mod underlay;
 
-use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
+use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -26,17 +31,20 @@ use tokio_util::sync::CancellationToken;
 pub use cleanup::cleanup;
 pub use floor::floor;
 
+use kernel::{self, Kernel};
+use keys::PrivateKey;
+use mesh::address::prefixes;
+use tunnel::{self, Tunnel};
+
+use self::handshakes::Handshakes;
 use crate::{
+    attachments::Attachments,
     control::{
         cache::{CacheError, Cached},
         state_dir::StateDir,
     },
     enforcement::{self, Enforcement},
-    kernel::{self, Kernel},
-    mesh::address::prefixes,
-    private_key::PrivateKey,
     settings::{FloorSettings, Settings},
-    tunnel::{self, Tunnel},
 };
 
 /// How a run ended, when it did not fail.
@@ -61,6 +69,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     let state = StateDir::open(&settings.state_dir)?;
     let id = state.identity().id.clone();
     let private_key = PrivateKey::load_or_create(&settings.state_dir.join("key"))?;
+    for warning in &settings.obsolete {
+        tracing::warn!("{warning}");
+    }
     tracing::info!(node = %settings.node, %id, public_key = %private_key.public(), "starting");
 
     let kernel = Kernel::new(kernel::Options::new(settings.interface.clone(), settings.state_dir.clone()))?;
@@ -68,12 +79,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
         // The loop lays it too, and goes on trying.
         tracing::error!("{error:#}");
     }
+    let attachments = Attachments::open(&settings.run_dir, &state.identity().boot_id).context("attachments")?;
+    let attachments = Arc::new(attachments);
     let enforcement = Enforcement::start(enforcement::Options {
         node: id.clone(),
         tun: settings.interface.to_string(),
         table: kernel::policy_table(&kernel.options().table_name),
-        last_subnets: cached_subnets(&state),
-        marks: settings.policy_marks,
+        last_subnets: last_pods(cached_subnets(&state), &attachments),
         log_group: settings.policy_log_group,
     })
     .context("the policy thread cannot be started")?;
@@ -81,11 +93,23 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     options.offloads = settings.offloads;
     options.track = enforcement.track();
     options.judge = enforcement.judge();
+    let handshakes = Handshakes::load(&settings.state_dir, Instant::now());
+    options.seen = handshakes.seen();
     let tunnel = Tunnel::start(options)?;
     let stop = CancellationToken::new();
-    let node =
-        node::Node::start(settings, state, id, private_key, kernel, tunnel.clone(), Arc::clone(&enforcement), &stop)
-            .await?;
+    let node = node::Node::start(
+        settings,
+        state,
+        id,
+        private_key,
+        kernel,
+        tunnel.clone(),
+        handshakes,
+        Arc::clone(&enforcement),
+        attachments,
+        &stop,
+    )
+    .await?;
     let asked_to_stop = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -102,6 +126,17 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
         tracing::info!("stopped; the TUN device, addresses, routes and rules stay (`meshd cleanup` removes them)");
     }
     outcome
+}
+
+/// Where this node's pods were in the last run: its subnets then, and the addresses of those that are attached, which
+/// outlive the cache.
+fn last_pods(subnets: Vec<IpNet>, attachments: &Attachments) -> Vec<IpNet> {
+    let table = attachments.table();
+    let table = table.borrow();
+    let attached = table.attachments.values().filter_map(|one| one.attach.as_ref());
+    let addresses = attached.flat_map(|attach| &attach.addresses).map(|address| IpNet::from(*address));
+    let outside: Vec<IpNet> = addresses.filter(|pod| !subnets.iter().any(|subnet| subnet.contains(pod))).collect();
+    subnets.into_iter().chain(outside).collect()
 }
 
 /// The subnets that this node had when it last wrote its cache.

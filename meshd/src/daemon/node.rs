@@ -2,27 +2,49 @@
 //! difference.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
+use cow_map::CowMap;
 use etcd_schema::{Alive, NodeId, PublicKey};
 use ipnet::IpNet;
+use kernel::{self, Kernel, KernelEvents, SeenOthers, Underlay, UnderlaySelection};
+use keys::PrivateKey;
+use mesh::{
+    address::{Family, overlap, prefixes},
+    interface::InterfaceName,
+    kernel_state,
+    path::MacAddress,
+    picture::Picture,
+    plan::{Observed, Plan, Planner},
+    problem::Problem,
+    records::{Record, View},
+    snapshot::{Owner, Snapshot},
+    target::Targets,
+    tunnel_table,
+};
+use prober::{self, Neighbours, Prober};
 use tokio::{
     net::lookup_host,
     sync::{broadcast, mpsc, watch},
     time::{MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tunnel::{self, Tunnel, TunnelEvent};
 
 use super::{
     Outcome, SharedState,
     acceptance::Acceptance,
     cached_subnets,
     enforced::enforce,
+    handshakes::{self, Handshakes},
+    pace::Pace,
+    peer_log::log_peers,
+    proven::Proven,
     published::{Carrier, Identity, InForce, Published},
     pulse::Pulse,
     roamed::Roamed,
@@ -36,24 +58,11 @@ use crate::{
         self, Control, ControlStatus,
         membership::{LocalFacts, MembershipState},
         state_dir::StateDir,
-        view::{Record, View},
     },
+    doctor::host::not_forwarding,
     enforcement::{Enforcement, FactsOfMesh},
-    kernel::{self, Kernel, KernelEvents, Underlay, UnderlaySelection},
-    mesh::{
-        address::{Family, overlap, prefixes},
-        path::MacAddress,
-        picture::Picture,
-        plan::{Observed, Plan, Planner},
-        snapshot::{Owner, Snapshot},
-    },
-    private_key::PrivateKey,
-    prober::{self, Neighbours, Prober, Targets},
-    problem::Problem,
     settings::Settings,
     subnet_env::SubnetEnv,
-    tunnel::{self, Tunnel, TunnelEvent},
-    versioned_map::VersionedMap,
 };
 
 /// How often everything is looked over although nothing was heard.
@@ -68,6 +77,8 @@ const RESOLVE: Duration = Duration::from_secs(1);
 const ETCD_FIRST: Duration = Duration::from_millis(500);
 /// How long the first routes wait for policies to be in force.
 const POLICIES_FIRST: Duration = Duration::from_secs(5);
+/// Settings come many at once, at boot or by `sysctl --system`: they are looked at when all are made.
+const SETTINGS_SETTLE: Duration = Duration::from_secs(5);
 /// How long to wait before trying again what the kernel refused.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -85,29 +96,39 @@ pub(super) struct Node {
     /// Whether there was ever a picture to act on; until then the kernel stays as an earlier run left it.
     known: bool,
     picture: Picture,
-    /// The picture's, with this node's own subnet while that is put back.
+    /// The picture's as this node may act on it, see [`Self::act_on`].
     snapshot: Snapshot,
     planner: Planner,
     facts_of_mesh: FactsOfMesh,
-    record_problems: Arc<Vec<control::view::Problem>>,
-    /// Nodes that show a sign of life in etcd; for status only.
-    alive: VersionedMap<NodeId, Record<Alive>>,
+    record_problems: Arc<Vec<mesh::records::Problem>>,
+    /// Nodes that show a sign of life in etcd; for status, and to call those that have started anew.
+    alive: CowMap<NodeId, Record<Alive>>,
+    /// Boot and start of each node as they were last seen, also while it shows no sign of life.
+    starts: HashMap<NodeId, (String, u64)>,
     public_key: PublicKey,
     observed: Observed,
+    proven: Proven,
     roamed: Roamed,
+    handshakes: Handshakes,
+    /// Clocks that make handshakes fail.
+    clock_problems: Vec<Problem>,
+    /// Peers to call as soon as the tunnel has them.
+    to_call: Vec<String>,
     accepted: Acceptance,
     /// What the kernel was last made to be, and what of that it refused.
-    desired: Option<kernel::Desired>,
+    desired: Option<kernel_state::Desired>,
     kernel_problems: Vec<Problem>,
     /// Others may have changed the kernel's state since.
     look_at_kernel: bool,
     /// What the tunnel has.
-    table: Option<tunnel::Table>,
+    table: Option<tunnel_table::Table>,
     tunnel_problems: Vec<Problem>,
     /// What the prober has.
     targets: Targets,
     firewall_drops: Vec<DropCount>,
     retry_at: Option<Instant>,
+    /// When other programs' rules, and settings, are looked at.
+    others: Pace,
     /// The TUN device is gone, or has another name.
     tun_missing: bool,
     told: Told,
@@ -129,7 +150,9 @@ impl Node {
         private_key: PrivateKey,
         kernel: Kernel,
         tunnel: Tunnel,
+        handshakes: Handshakes,
         enforcement: Arc<Enforcement>,
+        attachments: Arc<Attachments>,
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let kernel = Arc::new(kernel);
@@ -159,12 +182,11 @@ impl Node {
         let accepted = Acceptance::at_start(&direct_at_start, &underlay, Instant::now());
         let subnets = cached_subnets(&state);
         let attached = !kernel.foreign_routes_within(&subnets).await.context("the routes cannot be read")?.is_empty();
-        let boot_id = state.identity().boot_id.clone();
-        let attachments = Arc::new(Attachments::open(&settings.run_dir, &boot_id).context("attachments")?);
         enforce(&attachments, Arc::clone(&enforcement));
         let control = control::start(control::Options {
             etcd: settings.etcd.clone(),
             state,
+            run_dir: settings.run_dir.clone(),
             facts,
             attached,
             world: Some(enforcement.sink()),
@@ -179,9 +201,11 @@ impl Node {
                 public_key,
                 interface: settings.interface.to_string(),
             },
+            started: Instant::now(),
             tunnel: tunnel.clone(),
             enforcement: Arc::clone(&enforcement),
             control: control.status.clone(),
+            etcd_acceptor: control.etcd_acceptor.clone(),
             in_force: Mutex::new(InForce::default()),
             attachments: Arc::clone(&attachments),
             pulse: Arc::new(Pulse::new(Instant::now())),
@@ -194,8 +218,10 @@ impl Node {
         Arc::clone(&published.pulse).feel(tunnel.clone(), stop.clone());
         open_windows(&settings, &published, &source, stop);
         tokio::spawn(announce(id.clone(), attachments.table(), control.status.clone(), control.endpoints.clone()));
-        tokio::spawn(sweep(Arc::clone(&attachments), stop.clone()));
-        api::serve(&settings.run_dir.join(api::SOCKET), source, attachments, stop.clone())?;
+        tokio::spawn(log_peers(Arc::clone(&published), stop.clone()));
+        api::serve(&settings.run_dir.join(api::SOCKET), source, Arc::clone(&attachments), stop.clone())?;
+        // Its first look honours what was withdrawn between the reading of the files and now.
+        tokio::spawn(sweep(attachments, stop.clone()));
         Ok(Self {
             settings,
             picture: Picture::new(id.clone()),
@@ -213,10 +239,15 @@ impl Node {
             known: false,
             snapshot: Snapshot::default(),
             record_problems: Arc::default(),
-            alive: VersionedMap::default(),
+            alive: CowMap::default(),
+            starts: HashMap::new(),
             public_key,
             observed: Observed { direct_at_start, roamed: Arc::new(roamed.all().clone()), ..Observed::default() },
+            proven: Proven::default(),
             roamed,
+            to_call: handshakes.talking(),
+            clock_problems: handshakes.behind(SystemTime::now()).into_iter().collect(),
+            handshakes,
             accepted,
             desired: None,
             kernel_problems: Vec::new(),
@@ -226,6 +257,7 @@ impl Node {
             targets: Targets::default(),
             firewall_drops: Vec::new(),
             retry_at: None,
+            others: Pace::new(Instant::now()),
             tun_missing: false,
             told: Told::default(),
             etcd_addresses: Vec::new(),
@@ -245,7 +277,12 @@ impl Node {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What etcd says now goes before what the cache says, which may lack the last second before a crash: what is in
         // the kernel is not taken back for it. An error only means that nothing will come.
-        let _ = timeout(ETCD_FIRST, view.wait_for(|view| view.synced)).await;
+        let known = async {
+            // What these return locks the value: it must not live on, or the control plane waits for it.
+            drop(view.wait_for(|view| view.synced).await);
+            drop(status.wait_for(|status| status.holds_identity).await);
+        };
+        let _ = timeout(ETCD_FIRST, known).await;
         let mut seen = view.borrow_and_update().clone();
         self.see(&seen);
         self.resolve_etcd().await;
@@ -259,9 +296,6 @@ impl Node {
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             }
             self.keep_endpoints();
-            if let MembershipState::Refused { reason } = &status.borrow_and_update().state {
-                return Ok(Outcome::Refused(reason.clone()));
-            }
             if let Some(thread) = self.failed {
                 anyhow::bail!("the tunnel's thread {thread} has ended: a defect; it starts anew with the daemon");
             }
@@ -306,9 +340,37 @@ impl Node {
         }
         self.known = true;
         self.picture.see(view);
-        self.snapshot = self.picture.snapshot().clone();
         self.record_problems = Arc::clone(&view.problems);
+        self.call_restarted(view);
         self.alive = view.alive.clone();
+    }
+
+    /// Calls peers whose daemon has started anew: this node's session with them is of before. That one shows no sign of
+    /// life, or comes back as it was, leads to nothing.
+    fn call_restarted(&mut self, view: &View) {
+        for id in view.alive.changes(&self.alive) {
+            let Some(record) = view.alive.get(id).filter(|_| *id != self.id) else { continue };
+            let start = (record.value.boot_id.clone(), record.value.start_count);
+            if self.starts.insert(id.clone(), start.clone()).is_some_and(|before| before != start) {
+                self.tunnel.restarted(&Owner::Node(id.clone()).to_string());
+            }
+        }
+        let members = &self.picture.snapshot().members;
+        if self.starts.len() > 2 * members.len() + 16 {
+            self.starts.retain(|id, _| members.get(&Owner::Node(id.clone())).is_some());
+        }
+    }
+
+    /// The mesh as this node may act on it now; `cloned`: another daemon has its identity.
+    fn act_on(&mut self, cloned: bool) {
+        self.snapshot = self.picture.snapshot().clone();
+        if cloned {
+            // Nothing to send, and nothing to answer with; outside peers' prefixes stay guarded.
+            self.snapshot.own_subnets.clear();
+            self.snapshot.members = CowMap::default();
+        } else {
+            self.keep_own_subnet();
+        }
     }
 
     /// Own subnets while somebody has deleted the key, until it is put back: what is in use stays in use.
@@ -338,7 +400,8 @@ impl Node {
     fn wake_at(&self) -> Instant {
         let lingering = self.accepted.next_deadline();
         let idle = Instant::now() + SWEEP;
-        [lingering, self.retry_at, self.roamed.save_at()].into_iter().flatten().min().unwrap_or(idle)
+        let save_at = [self.roamed.save_at(), self.handshakes.save_at()];
+        [lingering, self.retry_at, self.others.due()].into_iter().chain(save_at).flatten().min().unwrap_or(idle)
     }
 
     /// Makes the plan and applies what differs.
@@ -348,6 +411,7 @@ impl Node {
         if due {
             self.retry_at = None;
         }
+        self.look_at_kernel |= self.others.take_due(now);
         if self.tun_missing {
             self.reopen_tun(now);
         }
@@ -358,16 +422,18 @@ impl Node {
         if self.retry_at.is_some() {
             self.read_attached().await;
         }
-        if !self.known {
+        let (cloned, holds_identity) = {
+            let status = self.control.status.borrow();
+            (matches!(status.state, MembershipState::Cloned { .. }), status.holds_identity)
+        };
+        if !self.known || !(cloned || holds_identity) {
             // What an earlier run left stands: its floor keeps pods' packets from leaving in the clear.
-            let problems = vec![self.uninformed()];
-            self.published.set(InForce { problems, ..InForce::default() });
+            let problem = if self.known { unconfirmed_identity() } else { self.uninformed() };
+            self.published.set(InForce { problems: vec![problem], ..InForce::default() });
             return;
         }
-        self.keep_own_subnet();
-        let addresses = underlay::addresses(&self.underlay).into_iter().map(|net| net.addr());
-        let facts = self.facts_of_mesh.of(&self.snapshot, &self.id, &self.settings.node, addresses);
-        self.enforcement.mesh(facts);
+        self.act_on(cloned);
+        self.tell_enforcement(now);
         if !self.await_policies().await {
             self.retry_at = Some(now + RETRY);
             self.told.tell([&unguarded()].into_iter());
@@ -380,10 +446,19 @@ impl Node {
             // A path that was in use before a restart stays in use: its state must be known before routes are made.
             self.observed.paths = self.prober.set_targets(planned.probes.clone()).await;
             self.targets = planned.probes;
+            self.tell_enforcement(now);
             planned = self.planner.plan(&self.snapshot, &local, &self.observed);
         }
-        self.accepted.linger(&mut planned.kernel.firewall.accepted, &planned.owners, now);
+        if cloned {
+            planned.tunnel.peers = CowMap::default();
+        } else {
+            self.accepted.linger(&mut planned.kernel.firewall.accepted, &planned.owners, now);
+        }
+        planned.kernel.pods = self.pod_interfaces();
         self.apply_tunnel(&planned.tunnel);
+        if !self.to_call.is_empty() && !planned.tunnel.peers.is_empty() {
+            self.tunnel.call(&std::mem::take(&mut self.to_call));
+        }
         let look = std::mem::take(&mut self.look_at_kernel) || due;
         if look || self.desired.as_ref() != Some(&planned.kernel) {
             self.reconcile(&planned.kernel, look, now).await;
@@ -398,6 +473,7 @@ impl Node {
                 "bring the interface up, or name another one with --iface",
             ));
         }
+        problems.extend(self.clock_problems.iter().cloned());
         self.write_subnet_env(&planned, &mut problems);
         if !planned.probes.own.is_empty() {
             // From here on the prober's own states count.
@@ -407,6 +483,7 @@ impl Node {
         self.observed.programmed = planned.kernel.floor.clone();
         self.published.set(InForce {
             snapshot: self.snapshot.clone(),
+            subnet_holds: !self.picture.snapshot().own_subnets.is_empty(),
             alive: self.alive.clone(),
             plan: Some(planned),
             own_endpoints: self.endpoints.clone(),
@@ -415,6 +492,14 @@ impl Node {
             firewall_drops: self.firewall_drops.clone(),
             underlay: self.carriers(),
         });
+    }
+
+    /// Tells enforcement what the mesh looks like, and where its nodes are proven to be.
+    fn tell_enforcement(&mut self, now: Instant) {
+        self.proven.follow(now, &self.observed.paths, &self.targets);
+        let addresses: Vec<IpAddr> = underlay::own_addresses(&self.underlay).collect();
+        let (mesh, me) = ((self.picture.view(), &self.snapshot), (&self.id, &self.settings.node));
+        self.enforcement.mesh(self.facts_of_mesh.of(mesh, self.proven.addresses(), me, &addresses));
     }
 
     /// The interfaces that carry the outer packets.
@@ -452,7 +537,7 @@ impl Node {
     }
 
     /// Gives the tunnel its table, if it is another one.
-    fn apply_tunnel(&mut self, table: &tunnel::Table) {
+    fn apply_tunnel(&mut self, table: &tunnel_table::Table) {
         if self.table.as_ref() == Some(table) {
             return;
         }
@@ -469,10 +554,20 @@ impl Node {
     }
 
     /// Makes the kernel's state what is desired; `look`: something may have changed there that was not told.
-    async fn reconcile(&mut self, desired: &kernel::Desired, look: bool, now: Instant) {
+    async fn reconcile(&mut self, desired: &kernel_state::Desired, look: bool, now: Instant) {
         let problems = &mut self.kernel_problems;
         problems.clear();
-        let report = if look { self.kernel.reconcile(desired).await } else { self.kernel.follow(desired).await };
+        let others = self.others.others(now);
+        let report = match look {
+            true => self.kernel.reconcile(desired, others).await,
+            false => self.kernel.follow(desired, others).await,
+        };
+        match report.as_ref().map(|report| report.others) {
+            Ok(SeenOthers::Read) => self.others.read(now, Instant::now()),
+            Ok(SeenOthers::Kept) => self.others.left_out(),
+            Ok(SeenOthers::Unchanged) if look => self.others.nothing_new(),
+            Ok(SeenOthers::Unchanged) | Err(_) => {}
+        }
         let report = match report {
             Ok(report) => report,
             Err(error) => {
@@ -488,11 +583,40 @@ impl Node {
             problems.push(Problem::new("kernel_refused", cause, failure.remedy()));
             self.retry_at = Some(now + RETRY);
         }
+        if let Some(interface) = &report.not_forwarding {
+            let (cause, remedy) = not_forwarding(interface.as_str());
+            problems.push(Problem::new("forwarding_off", cause, remedy));
+        }
+        for met in &report.met {
+            let (source, destination) = met.packet;
+            let at = format!("chain {} of table {}", met.chain, met.table);
+            let (code, cause) = if met.translates {
+                let effect = "the far end sees an address of this node, and policies by label judge the wrong sender";
+                (
+                    "pods_masqueraded",
+                    format!("{at} rewrites the source of packets from {source} to {destination}: {effect}"),
+                )
+            } else {
+                (
+                    "probes_dropped",
+                    format!("{at} drops probes from {source} to {destination}: direct paths do not come up"),
+                )
+            };
+            problems.push(Problem::new(code, cause, met.remedy.clone()));
+        }
         for drop in &report.foreign_drops {
             let cause =
                 format!("chain {} of table {} {} drops forwarded pod packets", drop.chain, drop.family, drop.table);
             problems.push(Problem::new("foreign_forward_drop", cause, drop.remedy.clone()));
         }
+    }
+
+    /// The host's ends of the interfaces of attached pods.
+    fn pod_interfaces(&self) -> Vec<InterfaceName> {
+        let table = self.published.attachments.table();
+        let table = table.borrow();
+        let attached = table.attachments.values().filter_map(|one| one.attach.as_ref());
+        attached.filter_map(|attach| attach.interface.parse().ok()).collect()
     }
 
     fn write_subnet_env(&self, planned: &Plan, problems: &mut Vec<Problem>) {
@@ -501,7 +625,7 @@ impl Node {
         if subnets.is_empty() {
             let gone = matches!(
                 self.control.status.borrow().state,
-                MembershipState::SubnetLost { .. } | MembershipState::Removed
+                MembershipState::SubnetLost { .. } | MembershipState::Removed | MembershipState::Cloned { .. }
             );
             // Plugins that read it would go on giving out addresses that are another node's.
             if gone
@@ -529,14 +653,28 @@ impl Node {
         match event {
             Ok(TunnelEvent::TunGone) => self.tun_missing = true,
             Ok(TunnelEvent::Failed { thread }) => self.failed = Some(thread),
-            Ok(TunnelEvent::Handshake { peer }) => tracing::debug!(peer, "handshake completed"),
-            Ok(TunnelEvent::Endpoint { peer, endpoint }) => {
-                tracing::info!(peer, %endpoint, "endpoint moved");
-                self.roamed.note(Instant::now(), &peer, endpoint);
+            Ok(TunnelEvent::Handshake { peer }) => {
+                tracing::debug!(peer = self.name_of(&peer), "handshake completed");
+                self.handshakes.changed(Instant::now());
             }
-            Ok(TunnelEvent::PeerMtu { .. }) | Err(broadcast::error::RecvError::Lagged(_)) => self.read_mtus(),
+            Ok(TunnelEvent::Endpoint { peer, endpoint }) => {
+                tracing::info!(peer = self.name_of(&peer), %endpoint, "endpoint moved");
+                self.roamed.note(Instant::now(), &peer, endpoint);
+                self.proven.heard(Instant::now(), &peer, endpoint);
+            }
+            Ok(TunnelEvent::PeerMtu { .. }) => self.read_mtus(),
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                self.read_mtus();
+                self.proven.resync(Instant::now(), self.tunnel.heard_from());
+            }
             Err(broadcast::error::RecvError::Closed) => {}
         }
+    }
+
+    /// The name of a peer of the tunnel, for people.
+    fn name_of(&self, owner: &str) -> String {
+        let member = Owner::named(owner).and_then(|owner| self.snapshot.members.get(&owner));
+        member.map_or_else(|| owner.to_owned(), |member| member.name.clone())
     }
 
     /// Only what is below the device's MTU: else a larger one that comes with a new config would not reach the routes.
@@ -546,9 +684,24 @@ impl Node {
         self.observed.inner_mtu = peers.map(|peer| (peer.name, peer.inner_mtu)).collect();
     }
 
+    /// Keeps for the next start which peers there are sessions with, and what was seen of their handshakes.
+    fn keep_handshakes(&mut self) {
+        if self.table.is_none() {
+            // The tunnel has no peers yet, and so no handshakes: what the run before has left stays as it is.
+            return;
+        }
+        let (peers, seen, clock) = (self.tunnel.peers(), self.tunnel.seen_stamps(), SystemTime::now());
+        self.clock_problems = handshakes::ahead(&peers, &seen, clock, |peer| self.name_of(peer));
+        self.clock_problems.extend(self.handshakes.behind(clock));
+        self.handshakes.keep(Instant::now(), &peers, &seen, clock);
+    }
+
     /// Keeps where peers are for the next start.
     fn keep_endpoints(&mut self) {
         let now = Instant::now();
+        if self.handshakes.save_at().is_some_and(|at| at <= now) {
+            self.keep_handshakes();
+        }
         if let (Some(table), true) = (&self.table, self.roamed.save_at().is_some_and(|at| at <= now)) {
             self.roamed.save_if_due(now, |name| table.peers.contains_key(name));
         }
@@ -570,6 +723,11 @@ impl Node {
     }
 
     async fn kernel_events(&mut self, events: KernelEvents) {
+        if events.can_wait() {
+            let now = Instant::now();
+            self.others.changed(if events.settings { now + SETTINGS_SETTLE } else { now });
+            return;
+        }
         self.look_at_kernel = true;
         if events.links || events.addresses || events.routes || events.resync {
             self.read_underlay().await;
@@ -585,6 +743,8 @@ impl Node {
         self.read_attached().await;
         self.resolve_etcd().await;
         self.read_mtus();
+        self.proven.resync(Instant::now(), self.tunnel.heard_from());
+        self.keep_handshakes();
         if let Ok(drops) = self.kernel.drops().await {
             self.firewall_drops = drops
                 .into_iter()
@@ -630,9 +790,12 @@ impl Node {
     async fn read_underlay(&mut self) {
         match self.kernel.underlay(&selection(&self.settings)).await {
             Ok(underlay) if underlay != self.underlay => {
-                tracing::info!(?underlay, "the underlay has changed");
                 self.underlay = underlay;
                 self.endpoints = underlay::endpoints(&self.settings, &self.underlay);
+                let list = |words: Vec<String>| words.join(", ");
+                let interfaces = list(self.carriers().into_iter().map(|carrier| carrier.name).collect());
+                let endpoints = list(self.endpoints.iter().map(ToString::to_string).collect());
+                tracing::info!(interfaces, endpoints, "underlay changed");
                 let facts = facts(&self.settings, self.public_key, &self.underlay, &self.endpoints);
                 self.control.facts.send_replace(facts);
                 // Peers need not wait for the record: the endpoint of a live one follows what it receives.
@@ -651,6 +814,15 @@ fn unguarded() -> Problem {
         "pods_not_guarded",
         "nftables takes no rules for the way to this node's pods, so no routes are made, see the log",
         "install nftables, and check that the kernel has nf_tables; it is tried again",
+    )
+}
+
+/// Why there are no routes and no peers although the mesh is known.
+fn unconfirmed_identity() -> Problem {
+    Problem::new(
+        "identity_unconfirmed",
+        "another daemon may run with this node's identity: until etcd shows that none does, for 5 s at most, no peer is called",
+        "none: if another one runs, `cloned` follows and names it",
     )
 }
 
@@ -688,7 +860,8 @@ fn watch_kernel(
         let hand_on = async {
             loop {
                 let events = watch.next().await;
-                if events.ruleset || events.policy_ruleset || events.foreign_ruleset || events.links || events.resync {
+                let ruleset = events.ruleset || events.policy_ruleset || events.foreign_ruleset;
+                if ruleset || events.ruleset_volume || events.links || events.addresses || events.resync {
                     enforcement.look();
                 }
                 if events.calls_for_reconcile() && events_in.send(events).await.is_err() {

@@ -4,9 +4,9 @@ use std::{fmt::Write as _, net::SocketAddr};
 
 use etcd_schema::{PeerName, PublicKey};
 use ipnet::IpNet;
+use mesh::snapshot::{Owner, Snapshot};
 
 use super::published::Identity;
-use crate::mesh::snapshot::{Owner, Snapshot};
 
 /// The file for `name`, with one `[Peer]` per node that it can call or that can call it; `None` if there is no such
 /// outside peer. `mtu` is that of pods, in bytes: what the mesh's paths carry inside the tunnel. Secrets are not in it: the peer's own private key never leaves its machine, and a pre-shared key is
@@ -77,8 +77,10 @@ fn list(nets: &[IpNet]) -> String {
 mod tests {
     use std::sync::Arc;
 
+    use keys::PrivateKey;
+    use mesh::snapshot::Outside;
+
     use super::*;
-    use crate::{mesh::snapshot::Outside, private_key::PrivateKey};
 
     fn key(seed: u8) -> PublicKey {
         PrivateKey::from_bytes([seed; 32]).public()

@@ -3,19 +3,17 @@
 use std::{collections::BTreeMap, time::UNIX_EPOCH};
 
 use ipnet::IpNet;
+use mesh::{
+    address::Family,
+    kernel_state,
+    plan::{Chosen, ChosenPath, Plan},
+    problem::Problem,
+    snapshot::{Owner, Snapshot},
+};
+use tunnel::PeerStatus;
 
 use super::published::{InForce, Published};
-use crate::{
-    api::{self, Peer, PeerCounts, Route},
-    kernel,
-    mesh::{
-        address::Family,
-        plan::{Chosen, ChosenPath, Plan},
-        snapshot::{Owner, Snapshot},
-    },
-    problem::Problem,
-    tunnel::PeerStatus,
-};
+use crate::api::{self, Peer, PeerCounts, Route};
 
 /// Names that one line of status has room for.
 const NAMED: usize = 5;
@@ -29,15 +27,21 @@ impl Published {
         let mut peers = Vec::new();
         for (owner, member) in in_force.snapshot.members.iter() {
             let status = tunnel.get(&owner.to_string());
-            let (path, reason) = worse_path(plan, owner, status);
+            let (path, mut reason) = worse_path(plan, owner, status);
+            let dropped = in_force.problems.iter().find(|problem| problem.code == "probes_dropped");
+            if let Some(problem) = dropped.filter(|_| reason.contains("no echo")) {
+                reason = format!("{reason}; {}", problem.cause);
+            }
             let id = match owner {
                 Owner::Node(id) => id.to_string(),
                 Owner::Lease(_) | Owner::Outside(_) => member.name.clone(),
             };
-            let reached = Reached { path, reason, remedy: remedy(path, &member.name, shows_life(&in_force, owner)) };
+            let remedy = remedy(path, argument(&member.name, &id), shows_life(&in_force, owner));
+            let reached = Reached { path, reason, remedy };
             let site = member.site.as_ref().map(ToString::to_string);
+            let online = shows_life(&in_force, owner);
             let peer = peer(member.name.clone(), id, site, member.prefixes().collect(), reached, status);
-            peers.push((owner.to_string(), Peer { overlay: member.overlay().collect(), ..peer }));
+            peers.push((owner.to_string(), Peer { overlay: member.overlay().collect(), online, ..peer }));
         }
         for (name, outside) in in_force.snapshot.outside.iter() {
             let owner = Owner::Outside(name.clone());
@@ -104,6 +108,11 @@ fn shows_life(in_force: &InForce, owner: &Owner) -> Option<bool> {
     }
 }
 
+/// By what a command takes a peer: by its name, unless that is an older node's.
+fn argument<'a>(name: &'a str, id: &'a str) -> &'a str {
+    if name.contains(' ') { id } else { name }
+}
+
 fn remedy(path: api::Path, name: &str, alive: Option<bool>) -> String {
     match (path, alive) {
         (api::Path::Direct | api::Path::Wireguard, _) => String::new(),
@@ -116,27 +125,24 @@ fn remedy(path: api::Path, name: &str, alive: Option<bool>) -> String {
 }
 
 /// How many peers are reached by which path.
-pub(super) fn counts(paths: impl Iterator<Item = api::Path>) -> PeerCounts {
+pub(super) fn counts(peers: &[(String, Peer)]) -> PeerCounts {
     let mut counts = PeerCounts::default();
-    for path in paths {
-        *match path {
+    for (_, peer) in peers {
+        *match peer.path {
             api::Path::Direct => &mut counts.direct,
             api::Path::Wireguard => &mut counts.wireguard,
             api::Path::Unreachable => &mut counts.unreachable,
         } += 1;
+        counts.offline += usize::from(peer.path == api::Path::Unreachable && peer.online == Some(false));
     }
     counts
 }
 
 /// Nodes that are up by what etcd says and that nothing gets to: a fault of the network between, or of this node. One that
 /// shows no sign of life is down, which is no fault here.
-pub(super) fn not_reached(peers: &[(String, Peer)], in_force: &InForce) -> Option<Problem> {
-    let is_up = |owner: &str| Owner::named(owner).and_then(|owner| shows_life(in_force, &owner)) == Some(true);
-    let lost: Vec<&Peer> = peers
-        .iter()
-        .filter(|(owner, peer)| peer.path == api::Path::Unreachable && is_up(owner))
-        .map(|(_, peer)| peer)
-        .collect();
+pub(super) fn not_reached(peers: &[(String, Peer)]) -> Option<Problem> {
+    let is_lost = |peer: &&Peer| peer.path == api::Path::Unreachable && peer.online == Some(true);
+    let lost: Vec<&Peer> = peers.iter().map(|(_, peer)| peer).filter(is_lost).collect();
     let first = lost.first()?;
     let named: Vec<String> = lost.iter().take(NAMED).map(|peer| format!("{} ({})", peer.name, peer.reason)).collect();
     let others = if lost.len() > NAMED { " and others" } else { "" };
@@ -145,7 +151,7 @@ pub(super) fn not_reached(peers: &[(String, Peer)], in_force: &InForce) -> Optio
         format!("of {} peers {} are up and not reached: {}{others}", peers.len(), lost.len(), named.join(", ")),
         format!(
             "meshctl ping {} # shows the layer where it ends; most often UDP is closed between the two",
-            first.name
+            argument(&first.name, &first.id)
         ),
     ))
 }
@@ -173,16 +179,16 @@ fn routes(snapshot: &Snapshot, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus
         .map(|route| {
             let (peer, silent) = owners.get(&route.dst).cloned().unwrap_or_default();
             let (path, via, dev) = match &route.path {
-                kernel::Path::Direct { via, dev } => (api::Path::Direct, Some(*via), Some(dev.to_string())),
+                kernel_state::Path::Direct { via, dev } => (api::Path::Direct, Some(*via), Some(dev.to_string())),
                 // It leads into the tunnel, where nobody answers.
-                kernel::Path::Tunnel if silent => (api::Path::Unreachable, None, Some(tun.to_owned())),
-                kernel::Path::Tunnel => (api::Path::Wireguard, None, Some(tun.to_owned())),
-                kernel::Path::Unreachable => (api::Path::Unreachable, None, None),
+                kernel_state::Path::Tunnel if silent => (api::Path::Unreachable, None, Some(tun.to_owned())),
+                kernel_state::Path::Tunnel => (api::Path::Wireguard, None, Some(tun.to_owned())),
+                kernel_state::Path::Unreachable => (api::Path::Unreachable, None, None),
             };
             Route { path, peer, via, dev, mtu: route.mtu, src: route.src, ..Route::nowhere(route.dst) }
         })
         .collect();
-    routes.extend(plan.kernel.floor.iter().map(|net| Route::nowhere(*net)));
+    routes.extend(plan.kernel.floor.networks.iter().map(|net| Route::nowhere(*net)));
     routes.sort_by_key(|route| (Family::of_net(&route.dst), route.dst));
     routes
 }
@@ -239,6 +245,7 @@ fn peer(
         subnets,
         overlay: Vec::new(),
         outside: false,
+        online: None,
         path,
         reason,
         remedy,
@@ -255,15 +262,14 @@ fn peer(
 mod tests {
     use std::sync::Arc;
 
-    use super::*;
-    use crate::{
-        mesh::{
-            path::DirectState,
-            plan::{Local, Observed, UnderlayLink, plan},
-            snapshot::Member,
-        },
-        private_key::PrivateKey,
+    use keys::PrivateKey;
+    use mesh::{
+        path::DirectState,
+        plan::{Local, Observed, UnderlayLink, plan},
+        snapshot::Member,
     };
+
+    use super::*;
 
     fn neighbour() -> Member {
         Member {

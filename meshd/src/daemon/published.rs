@@ -7,8 +7,18 @@ use std::{
     time::Instant,
 };
 
+use cow_map::CowMap;
 use etcd_schema::{Alive, NodeId, PeerName};
 use ipnet::IpNet;
+use keys::PrivateKey;
+use mesh::{
+    plan::Plan,
+    problem::Problem,
+    records::Record,
+    snapshot::{OwnRecord, Snapshot},
+};
+use text::quote;
+use tunnel::{OffloadState, Tunnel};
 
 use super::{
     peer_config,
@@ -18,13 +28,8 @@ use super::{
 use crate::{
     api::{self, Check, Device, DevicePeer, DropCount, Figures, Peer, Route, Source, Status},
     attachments::Attachments,
-    control::{self, ControlStatus, etcd_options::EtcdOptions, membership::MembershipState, view::Record},
+    control::{self, ControlStatus, EtcdAcceptor, etcd_options::EtcdOptions, membership::MembershipState},
     enforcement::{Enforcement, FlowSample},
-    mesh::{plan::Plan, snapshot::Snapshot},
-    private_key::PrivateKey,
-    problem::Problem,
-    tunnel::{OffloadState, Tunnel},
-    versioned_map::VersionedMap,
 };
 
 /// Who this node is; does not change while it runs.
@@ -42,12 +47,14 @@ pub(super) struct Identity {
 #[derive(Debug, Default)]
 pub(super) struct InForce {
     pub(super) snapshot: Snapshot,
+    /// The records give this node a subnet. It may use one without that, while its key is being put back.
+    pub(super) subnet_holds: bool,
     /// Nodes that show a sign of life in etcd.
-    pub(super) alive: VersionedMap<NodeId, Record<Alive>>,
+    pub(super) alive: CowMap<NodeId, Record<Alive>>,
     pub(super) plan: Option<Plan>,
     pub(super) own_endpoints: Vec<std::net::SocketAddr>,
     /// Records that could not be taken in.
-    pub(super) record_problems: Arc<Vec<control::view::Problem>>,
+    pub(super) record_problems: Arc<Vec<mesh::records::Problem>>,
     /// Problems of this machine: the kernel's, the tunnel's.
     pub(super) problems: Vec<Problem>,
     pub(super) firewall_drops: Vec<DropCount>,
@@ -66,9 +73,11 @@ pub(super) struct Carrier {
 /// The shared state behind the API.
 pub(super) struct Published {
     pub(super) identity: Identity,
+    pub(super) started: Instant,
     pub(super) tunnel: Tunnel,
     pub(super) enforcement: Arc<Enforcement>,
     pub(super) control: tokio::sync::watch::Receiver<ControlStatus>,
+    pub(super) etcd_acceptor: EtcdAcceptor,
     pub(super) in_force: Mutex<InForce>,
     pub(super) attachments: Arc<Attachments>,
     pub(super) pulse: Arc<Pulse>,
@@ -119,6 +128,38 @@ impl Published {
         }
     }
 
+    /// That policies refuse nothing: asked for, and still nothing to forget.
+    fn audit(&self) -> Option<Problem> {
+        let audit = self.enforcement.in_force().is_some_and(|in_force| in_force.mesh.audit);
+        let key = quote(&format!("{}/config", self.etcd.prefix.trim_end_matches('/'))).into_owned();
+        audit.then(|| {
+            Problem::new(
+                "policy_audit",
+                "policyMode in config is audit: policies are evaluated and nothing is refused",
+                format!(
+                    "config=$(etcdctl get {key} --print-value-only | jq -e '.policyMode = \"enforce\"') && etcdctl put {key} \
+                     \"$config\" # meshctl flows --denied shows what that refuses"
+                ),
+            )
+        })
+    }
+
+    /// That pods of Kubernetes run here, and nothing brings their labels and policies into etcd.
+    fn not_copied(&self, control: &ControlStatus) -> Option<Problem> {
+        let table = self.attachments.table();
+        let table = table.borrow();
+        let mut pods = table.attachments.values().filter_map(|attached| attached.attach.as_ref()?.pod.uid.as_ref());
+        let first = pods.next().filter(|_| control.no_kubernetes_objects)?;
+        Some(Problem::new(
+            "kubernetes_not_copied",
+            format!(
+                "pods of Kubernetes are attached here (uid {first}), and etcd holds no pod, namespace or policy: nothing copies \
+                 them, so no NetworkPolicy is in force"
+            ),
+            "copy them into etcd, see \"Pods and policies into etcd\" in docs/kubernetes.md (/usr/share/doc/meshd)",
+        ))
+    }
+
     /// Packets that came out of the tunnel by what policies made of them, for every verdict that there is.
     fn verdicts(&self) -> Vec<DropCount> {
         let counts = self.enforcement.counts();
@@ -147,15 +188,9 @@ impl Source for Published {
         problems.extend(in_force.snapshot.problems.iter().cloned());
         problems.extend(in_force.problems.iter().cloned());
         problems.extend(self.enforcement.problems(in_force.plan.is_some()));
-        problems.extend(not_reached(&peers, &in_force));
-        if !control.connected {
-            let why = control.error.as_deref().unwrap_or("no member has answered yet");
-            problems.push(Problem::new(
-                "etcd_unreachable",
-                format!("etcd is not reached: {why}"),
-                "start etcd, or correct --etcd-endpoints; what is in force stays in force meanwhile",
-            ));
-        }
+        problems.extend(self.attachments.problem());
+        problems.extend(not_reached(&peers));
+        one_for_etcd(&mut problems);
         problems.extend(self.tunnel.offloads().refused().map(|offload| {
             Problem::new(
                 "offload_refused",
@@ -165,6 +200,9 @@ impl Source for Published {
         }));
         let state = state(&control, &in_force, !problems.is_empty());
         problems.extend(self.warnings.lock().unwrap_or_else(PoisonError::into_inner).values().cloned());
+        problems.extend(self.enforcement.hints());
+        problems.extend(self.audit());
+        problems.extend(self.not_copied(&control));
         // One cause is told once, by whoever sees it first.
         let mut seen = std::collections::HashSet::new();
         problems.retain(|problem| seen.insert((problem.code, problem.cause.clone())));
@@ -179,13 +217,15 @@ impl Source for Published {
                 connected: control.connected,
                 endpoint: control.endpoint.clone(),
                 age: control.age(Instant::now()).map(|age| age.as_secs_f64()),
+                revision: control.revision,
             },
-            peers: counts(peers.iter().map(|(_, peer)| peer.path)),
+            peers: counts(&peers),
             state,
             problems: problems.iter().map(Into::into).collect(),
             policy: self.policy(),
             drops,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime: self.started.elapsed().as_secs(),
         }
     }
 
@@ -229,9 +269,11 @@ impl Source for Published {
         let in_force = self.lock();
         let no_subnet = || match in_force.snapshot.network {
             None => "there is no picture of the mesh yet, from etcd or a cache",
-            Some(_) => "this node has no subnet",
+            Some(_) if in_force.snapshot.own_subnets.is_empty() => "this node has no subnet",
+            Some(_) => "the key of this node's subnet is not in etcd",
         };
-        let subnet = in_force.snapshot.own_subnets.is_empty().then(|| no_subnet().to_owned());
+        let subnet =
+            (!in_force.subnet_holds || in_force.snapshot.own_subnets.is_empty()).then(|| no_subnet().to_owned());
         let refused = |problem: &&Problem| matches!(problem.code, "kernel_unreadable" | "kernel_refused");
         let data_plane = match &in_force.plan {
             None => Some("nothing was programmed yet".to_owned()),
@@ -243,7 +285,18 @@ impl Source for Published {
             _ if applied.generation == 0 => Some("there is no complete picture of the policies yet".to_owned()),
             _ => None,
         };
-        vec![Check::new("subnet", subnet), Check::new("data_plane", data_plane), Check::new("policy", policy)]
+        let identity = match (&self.control.borrow().state, &in_force.snapshot.own_record) {
+            (MembershipState::Cloned { reason }, _) => Some(reason.clone()),
+            (_, OwnRecord::Holds { .. }) => None,
+            (_, OwnRecord::Refused { cause }) => Some(format!("the other nodes refuse this node: {cause}")),
+            (_, OwnRecord::Missing) => Some("this node's record is not in etcd".to_owned()),
+        };
+        vec![
+            Check::new("identity", identity),
+            Check::new("subnet", subnet),
+            Check::new("data_plane", data_plane),
+            Check::new("policy", policy),
+        ]
     }
 
     fn figures(&self) -> Figures {
@@ -298,6 +351,17 @@ impl Source for Published {
         Ok(cni::daemon::Network { networks: in_force.snapshot.networks().collect(), subnets, overlay, mtu: plan.mtu })
     }
 
+    fn accept_etcd(&self) -> Result<api::EtcdAccepted, api::QuestionError> {
+        let accepted = self.etcd_acceptor.accept();
+        let accepted = accepted.ok_or_else(|| api::QuestionError::NotFound("the daemon is stopping".to_owned()))?;
+        Ok(api::EtcdAccepted { withdrawn: accepted.withdrawn, changed: accepted.changed })
+    }
+
+    fn source_conflict(&self, prefix: &IpNet) -> Result<Option<String>, String> {
+        let in_force = self.enforcement.in_force().ok_or("policy is not in force on this node yet")?;
+        Ok(in_force.mesh.source_conflict(prefix))
+    }
+
     fn outside_peer_config(&self, name: &str) -> Option<String> {
         let name: PeerName = name.parse().ok()?;
         let in_force = self.lock();
@@ -306,9 +370,23 @@ impl Source for Published {
     }
 }
 
+/// A node that has read nothing yet, and cannot, has one problem: that it waits for etcd, and what is wrong there.
+fn one_for_etcd(problems: &mut Vec<Problem>) {
+    let with = |code: &str| problems.iter().position(|problem| problem.code == code);
+    if let (Some(waiting), Some(unreachable)) = (with("waiting_for_etcd"), with("etcd_unreachable")) {
+        let Problem { cause, remedy, .. } = problems[unreachable].clone();
+        let cause = cause.strip_suffix(control::KEPT_WHILE_AWAY).unwrap_or(&cause);
+        problems[waiting].cause = format!("{}; {cause}", problems[waiting].cause);
+        problems[waiting].remedy = remedy;
+        problems.remove(unreachable);
+    }
+}
+
 fn state(control: &ControlStatus, in_force: &InForce, problems: bool) -> api::State {
     if control.state == MembershipState::Removed {
         api::State::Removed
+    } else if matches!(control.state, MembershipState::Cloned { .. }) {
+        api::State::Cloned
     } else if in_force.snapshot.network.is_none() {
         api::State::Starting
     } else if in_force.snapshot.own_subnets.is_empty() {

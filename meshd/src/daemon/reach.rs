@@ -7,16 +7,16 @@ use std::{
 };
 
 use ipnet::IpNet;
+use mesh::{
+    address::Family,
+    plan::ChosenPath,
+    snapshot::{Owner, Snapshot},
+};
 
 use super::published::Published;
 use crate::{
-    api::{Layer, LayerKind, Path, Ping, Question, QuestionError},
+    api::{Finding, Layer, LayerKind, Path, Ping, Question, QuestionError, Severity, Source as _},
     echo::{Echo, EchoError, UdpPort, knock},
-    mesh::{
-        address::Family,
-        plan::ChosenPath,
-        snapshot::{Owner, Snapshot},
-    },
 };
 
 /// Echoes that are tried before there is no answer.
@@ -58,7 +58,7 @@ impl Published {
             asked.overlay.iter().map(|address| self.echo_layer(&asked, LayerKind::Overlay, *address)).collect();
         let inner = asked.inner.map(|address| self.echo_layer(&asked, LayerKind::Pod, address));
         let answered = overlay.iter().chain(&inner).any(|layer| layer.passes == Some(true));
-        let mut layers = Vec::new();
+        let mut layers = self.forwarding_layers(&asked);
         if asked.tunnelled {
             // A session may outlive the way that it was made by: without an answer only a new one shows anything.
             self.tunnel_layers(&asked, !answered, &mut layers);
@@ -77,16 +77,56 @@ impl Published {
         Ok(Ping { target: target.to_owned(), peer: asked.peer, path: asked.path, mtu: asked.mtu, layers })
     }
 
+    /// What keeps pods' packets from being forwarded between here and there, although the node's own get through.
+    fn forwarding_layers(&self, asked: &Asked) -> Vec<Layer> {
+        let others: Vec<IpAddr> = if asked.owner.is_empty() {
+            // A pod of this node: what any other node sends to it.
+            let in_force = self.lock();
+            in_force.snapshot.members.values().take(1).flat_map(|member| member.overlay()).collect()
+        } else {
+            asked.overlay.iter().copied().chain(asked.inner).collect()
+        };
+        let mut found = self.not_forwarded(&others);
+        let families: Vec<bool> = others.iter().map(IpAddr::is_ipv4).collect();
+        let known = self.status().problems.into_iter().filter(|problem| problem.code == "forwarding_off");
+        for problem in known.filter(|_| families.contains(&true)) {
+            let finding = Finding::new(Severity::Error, &problem.code, problem.cause, problem.remedy);
+            if !found.contains(&finding) {
+                found.push(finding);
+            }
+        }
+        let layer = |finding: Finding| Layer {
+            layer: LayerKind::Forwarding,
+            address: self.identity.name.clone(),
+            passes: Some(false),
+            round_trip: None,
+            text: finding.cause,
+            remedy: finding.remedy,
+        };
+        found.into_iter().map(layer).collect()
+    }
+
     fn look_up(&self, target: &str) -> Result<Asked, QuestionError> {
-        let unknown =
-            || QuestionError::NotFound(format!("{target} is no node, no outside peer and no address of the mesh"));
+        let networks: Vec<IpNet> = self.lock().snapshot.networks().collect();
+        let unknown = || {
+            let address = target.parse::<IpAddr>().ok();
+            let network = address.and_then(|address| networks.iter().find(|net| net.contains(&address)));
+            QuestionError::NotFound(match network {
+                Some(network) => format!(
+                    "{target} is inside the mesh's network {network}, and no node leases a subnet with it: meshctl routes lists \
+                     those that are leased"
+                ),
+                None => format!("{target} is no node, no outside peer and no address of the mesh"),
+            })
+        };
         let peers = self.peers_by_owner();
         let address: Option<IpAddr> = target.parse().ok();
         let in_force = self.lock();
         let snapshot = &in_force.snapshot;
         if address.is_some_and(|address| snapshot.own_prefixes().any(|net| net.contains(&address)))
-            || target == self.identity.name
             || target == self.identity.id
+            // A name that an older node has means that one.
+            || target == self.identity.name && owner_named(snapshot, target).is_none()
         {
             return Ok(Asked {
                 peer: self.identity.name.clone(),

@@ -12,15 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{control::state_dir::FILE_MODE, whole_file};
+use crate::control::state_dir::FILE_MODE;
 
 /// How long news may wait: what comes together is written together, and a peer that roams a lot costs little.
 const SAVE_AFTER: Duration = Duration::from_secs(2);
 /// Largest file that is read: some hundred thousand peers.
 const MAX_FILE: u64 = 16 << 20;
 
-/// `STATE/cache/endpoints.json`: peers' names and addresses. What is in it is a hint, to be tried last; losing it
-/// costs patience only.
+/// `STATE/cache/endpoints.json`: peers' names and addresses. What is in it is a hint, to be tried first: losing
+/// it, or a peer that has moved since, costs patience only.
 #[derive(Debug)]
 pub(super) struct Roamed {
     path: PathBuf,
@@ -86,17 +86,14 @@ impl Drop for Roamed {
 }
 
 fn read(path: &Path) -> io::Result<BTreeMap<String, SocketAddr>> {
-    if fs::metadata(path)?.len() > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large"));
-    }
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    Ok(serde_json::from_slice(&atomic_file::read(path, MAX_FILE)?)?)
 }
 
 fn write(path: &Path, at: &BTreeMap<String, SocketAddr>) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    whole_file::write(path, FILE_MODE, &serde_json::to_vec(at)?)
+    atomic_file::write(path, FILE_MODE, &serde_json::to_vec(at)?)
 }
 
 #[cfg(test)]
@@ -127,6 +124,21 @@ mod tests {
         roamed.note(due, "nodes/a", at("192.0.2.2:1"));
         drop(roamed);
         assert_eq!(Roamed::load(dir.path()).all()["nodes/a"], at("192.0.2.2:1"));
+    }
+
+    #[test]
+    fn a_link_in_the_cache_is_not_followed() {
+        use super::super::handshakes::Handshakes;
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(dir.path().join("cache")).unwrap();
+        for (name, text) in
+            [("endpoints.json", r#"{"nodes/a": "192.0.2.1:1"}"#), ("handshakes.json", r#"{"talking": ["nodes/a"]}"#)]
+        {
+            fs::write(outside.path().join(name), text).unwrap();
+            std::os::unix::fs::symlink(outside.path().join(name), dir.path().join("cache").join(name)).unwrap();
+        }
+        assert!(Roamed::load(dir.path()).all().is_empty());
+        assert!(Handshakes::load(dir.path(), Instant::now()).talking().is_empty());
     }
 
     #[test]

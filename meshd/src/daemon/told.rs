@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::problem::Problem;
+use mesh::problem::Problem;
 
 /// Lines that one change may write; the rest are counted.
 const MOST_LINES: usize = 20;

@@ -6,12 +6,14 @@ use std::{
 };
 
 use ipnet::IpNet;
-
-use super::firewall::{Dropped, Packet, Ruleset};
-use crate::{
-    api::{Finding, Severity},
-    kernel::{Owner, has_filter_table, owner},
+use kernel::{
+    Owner, has_table,
+    nft::{Packet, Rules, Taken, items},
+    owner,
 };
+use text::quote;
+
+use crate::api::{Finding, Severity};
 
 /// Flows that are to get through.
 #[derive(Debug, Clone, Default)]
@@ -40,9 +42,9 @@ impl Wanted {
 /// The chains that let one of these flows not through, each with what opens it; in the network namespace of this thread.
 #[must_use]
 pub fn findings(wanted: &Wanted) -> Vec<Finding> {
-    let listed = Command::new("nft").args(["-j", "list", "ruleset"]).output();
-    let document = listed.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default();
-    let ruleset = Ruleset::new(document);
+    // Without the elements of named sets, of which there may be very many.
+    let listed = Command::new("nft").args(["-j", "-t", "list", "ruleset"]).output();
+    let ruleset = Rules::new(listed.ok().and_then(|output| items(&output.stdout).ok()).unwrap_or_default());
     let own: Vec<&str> = wanted.own_tables.iter().map(String::as_str).collect();
     let mut findings = Vec::new();
     let mut add = |finding: Finding| {
@@ -58,12 +60,15 @@ pub fn findings(wanted: &Wanted) -> Vec<Finding> {
             port: Some(wanted.port),
             comes_by: interface.clone(),
             leaves_by: None,
+            local: [false, true],
+            mark: 0,
+            tracked: true,
         };
         for dropped in ruleset.dropping("input", &packet, &own) {
             add(closed(&dropped, wanted.port));
         }
     }
-    let mut shut: Vec<(Dropped, Packet)> = Vec::new();
+    let mut shut: Vec<(Taken, Packet)> = Vec::new();
     for (pod, peer, device) in &wanted.forwarded {
         let flow = |source: &IpAddr, destination: &IpAddr, comes_by, leaves_by| Packet {
             source: *source,
@@ -72,6 +77,9 @@ pub fn findings(wanted: &Wanted) -> Vec<Finding> {
             port: None,
             comes_by,
             leaves_by,
+            local: [false, false],
+            mark: 0,
+            tracked: true,
         };
         for packet in [flow(pod, peer, None, Some(device.clone())), flow(peer, pod, Some(device.clone()), None)] {
             for dropped in ruleset.dropping("forward", &packet, &own) {
@@ -87,7 +95,7 @@ pub fn findings(wanted: &Wanted) -> Vec<Finding> {
     }
     for (tool, file) in [("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names")] {
         // Never without a table: asking would load it.
-        let listed = has_filter_table(file).then(|| Command::new(tool).args(["-w", "5", "-S"]).output());
+        let listed = has_table(file, "filter").then(|| Command::new(tool).args(["-w", "5", "-S"]).output());
         if let Some(Ok(output)) = listed
             && closes(&String::from_utf8_lossy(&output.stdout), wanted.port)
         {
@@ -104,8 +112,9 @@ fn finding(table: &str, chain: &str, port: u16, remedy: String) -> Finding {
     Finding::new(Severity::Warning, "udp_port_may_be_closed", cause, remedy)
 }
 
-fn closed(dropped: &Dropped, port: u16) -> Finding {
-    let Dropped { table, chain, at, jumps } = dropped;
+fn closed(dropped: &Taken, port: u16) -> Finding {
+    let Taken { table, chain, at, jumps } = dropped;
+    let (place, chain) = (place(table), quote(chain));
     let last = port + 1;
     let remedy = match owner(table.split(' ').nth(1).unwrap_or_default(), jumps) {
         Some(Owner::Firewalld) => {
@@ -114,10 +123,15 @@ fn closed(dropped: &Dropped, port: u16) -> Finding {
         Some(Owner::Ufw) => format!("ufw allow {port}:{last}/udp"),
         Some(Owner::Docker) | None => match iptables(table) {
             Some(tool) => format!("{tool} -I {chain} -p udp --dport {port}:{last} -j ACCEPT"),
-            None => format!("nft insert rule {table} {chain} udp dport {port}-{last} accept"),
+            None => format!("nft insert rule {place} {chain} udp dport {port}-{last} accept"),
         },
     };
     finding(table, at, port, remedy)
+}
+
+/// Family and name of a table, for a command.
+fn place(table: &str) -> String {
+    table.split_once(' ').map_or_else(String::new, |(family, name)| format!("{family} {}", quote(name)))
 }
 
 /// What writes to a table: rules that `nft` puts into one of iptables' are lost when that saves and restores it.
@@ -129,8 +143,9 @@ fn iptables(table: &str) -> Option<&'static str> {
     }
 }
 
-fn not_forwarded(dropped: &Dropped, packet: &Packet, networks: &[IpNet]) -> Finding {
-    let Dropped { table, chain, at, .. } = dropped;
+fn not_forwarded(dropped: &Taken, packet: &Packet, networks: &[IpNet]) -> Finding {
+    let Taken { table, chain, at, .. } = dropped;
+    let (place, chain) = (place(table), quote(chain));
     let (source, destination) = (packet.source, packet.destination);
     let of_table = |net: &&IpNet| match table.split(' ').next() {
         Some("ip") => net.addr().is_ipv4(),
@@ -140,7 +155,7 @@ fn not_forwarded(dropped: &Dropped, packet: &Packet, networks: &[IpNet]) -> Find
     let commands = networks.iter().filter(of_table).map(|net| match iptables(table) {
         Some(tool) => format!("{tool} -I {chain} -s {net} -j ACCEPT && {tool} -I {chain} -d {net} -j ACCEPT"),
         None => {
-            let rule = format!("nft insert rule {table} {chain} {}", if net.addr().is_ipv4() { "ip" } else { "ip6" });
+            let rule = format!("nft insert rule {place} {chain} {}", if net.addr().is_ipv4() { "ip" } else { "ip6" });
             format!("{rule} saddr {net} accept && {rule} daddr {net} accept")
         }
     });

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, env, fs, path::Path};
 
+use text::quote;
+
 use super::routes;
 use crate::api::{Families, Finding, Severity};
 
@@ -50,9 +52,26 @@ pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
     findings
 }
 
+/// Cause and remedy of an interface whose own setting keeps the kernel from forwarding what arrives on it. IPv6 has such a
+/// setting for all interfaces only.
+pub(crate) fn not_forwarding(interface: &str) -> (String, String) {
+    let key = format!("net.ipv4.conf.{interface}.forwarding");
+    (
+        format!("{key} is 0: the kernel does not forward IPv4 packets that arrive on {interface}"),
+        set(&format!("net/ipv4/conf/{interface}/forwarding"), "1"),
+    )
+}
+
 /// The value of a key below `/proc/sys`.
 fn setting(key: &str) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/sys/{key}")).ok()?.trim().to_owned())
+}
+
+/// The command that sets a key below `/proc/sys`.
+fn set(key: &str, value: &str) -> String {
+    // An interface may have dots in its name: then the parts of the key stay apart by slashes.
+    let key = if key.contains('.') { key.to_owned() } else { key.replace('/', ".") };
+    format!("sysctl -w {}={value}", quote(&key))
 }
 
 /// Kernel settings; `read` gives the value of a key below `/proc/sys`, `None` where there is none.
@@ -63,7 +82,6 @@ fn settings(
     advertised: &BTreeSet<String>,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let set = |key: &str, value: &str| format!("sysctl -w {}={value}", key.replace('/', "."));
     let is = |key: &str, value: &str| read(key).is_some_and(|found| found == value);
     let Families { ipv4, ipv6 } = interfaces.families;
     for (carried, key, family) in
@@ -79,6 +97,14 @@ fn settings(
                 ),
                 set(key, "1"),
             ));
+        }
+    }
+    if ipv4 && is("net/ipv4/ip_forward", "1") {
+        for interface in underlay.iter().map(String::as_str).chain([interfaces.tun.as_str()]) {
+            if is(&format!("net/ipv4/conf/{interface}/forwarding"), "0") {
+                let (cause, remedy) = not_forwarding(interface);
+                findings.push(Finding::new(Severity::Error, "forwarding_off", cause, remedy));
+            }
         }
     }
     // The stricter of both counts: 1 is strict, 2 loose (ip-sysctl).
@@ -145,6 +171,8 @@ mod tests {
         let well = [
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/ipv4/conf/eth0/forwarding", "1"),
+            ("net/ipv6/conf/eth0/forwarding", "0"),
             ("net/ipv4/conf/all/rp_filter", "0"),
             ("net/ipv4/conf/eth0/rp_filter", "2"),
             ("net/ipv4/conf/meshd0/rp_filter", "0"),
@@ -165,6 +193,11 @@ mod tests {
         let one = |code: &str, remedy: &str| vec![(code.to_owned(), remedy.to_owned())];
         for (faulty, code, remedy) in [
             (vec![("net/ipv4/ip_forward", "0")], "forwarding_off", "sysctl -w net.ipv4.ip_forward=1"),
+            (
+                vec![("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/eth0/forwarding", "0")],
+                "forwarding_off",
+                "sysctl -w net.ipv4.conf.eth0.forwarding=1",
+            ),
             (
                 vec![("net/ipv4/conf/all/rp_filter", "1"), ("net/ipv4/conf/meshd0/rp_filter", "0")],
                 "rp_filter_strict",

@@ -2,6 +2,5 @@
 //! away. What the daemon knows comes on top of it, from its API.
 
 pub mod filters;
-mod firewall;
 pub mod host;
 pub mod routes;

@@ -10,20 +10,17 @@ use std::{
 };
 
 use ipnet::IpNet;
+use packet::Packet;
 use policy::{
-    engine::{Classifier, Side},
-    flow::{Dropped, FlowTable, Judgement, Limits, Origin, Passed, Tuple},
-    packet::Packet,
+    engine::{Cause, Classifier, Flow, Side, Verdict},
+    flow::{Dropped, FlowTable, Judgement, Limits, Origin, Passed, Rules, Tuple},
 };
+use tunnel::{Batch, Cached, DropReason, Judge, Shared, Track};
 
 use super::{
     InForce,
     conntrack::{Conntrack, KnownFlow},
-    samples::{SampledVerdict, Samples, Seen},
-};
-use crate::tunnel::{
-    Batch, DropReason, Judge, Track,
-    shared::{Cached, Shared},
+    samples::{SampledVerdict, Samples, Seen, Why},
 };
 
 /// What both hooks share.
@@ -180,7 +177,8 @@ impl Gate {
         let reason = if audited { Reason::Audited } else { reason };
         self.count(reason);
         if let Some(sampled) = sampled(reason) {
-            let seen = Seen { at: "tunnel", side, packet, explained: verdict.is_some() };
+            let why = if verdict.is_some() { Why::Policies } else { Why::Flow };
+            let seen = Seen { at: "tunnel", side, packet, why };
             self.samples.take(in_force, &seen, sampled, now);
         }
         judgement.passes() || audited
@@ -193,6 +191,33 @@ const fn sampled(reason: Reason) -> Option<SampledVerdict> {
         Reason::Refused | Reason::Cut => Some(SampledVerdict::Denied),
         Reason::Audited => Some(SampledVerdict::Audited),
         _ => None,
+    }
+}
+
+/// What the tunnel's end judges by: the policies, but for flows that this node's side begins and others have judged.
+///
+/// - Processes of the node are judged at the far end only, whichever of the node's addresses they send from. One in the
+///   node's subnet would else count as an unknown pod's. No pod gains by it: nftables judges what the node forwards from
+///   such a source as an unknown pod's, and what comes for the node's own address goes to the node.
+/// - In audit mode nftables has reported what policies refuse a local pod to begin. The replies are no second event.
+impl Rules for InForce {
+    fn generation(&self) -> u64 {
+        self.classifier.generation()
+    }
+
+    fn judge(&self, origin: Origin, flow: &Flow) -> Verdict {
+        let verdict = Rules::judge(&*self.classifier, origin, flow);
+        match origin {
+            Origin::Local if verdict.cause == Cause::UnknownPod && self.addresses.contains(&flow.source) => {
+                Verdict { allowed: true, cause: Cause::NoPod }
+            }
+            Origin::Local if self.mesh.audit => Verdict { allowed: true, ..verdict },
+            Origin::Local | Origin::Remote => verdict,
+        }
+    }
+
+    fn owners(&self, flow: &Flow) -> (u32, u32) {
+        self.classifier.owners(flow)
     }
 }
 
@@ -220,7 +245,7 @@ impl Track for Egress {
             if in_force.mesh.overlay.contains(&packet.source) {
                 continue;
             }
-            let judgement = table.outbound(&*in_force.classifier, packet, bytes, now);
+            let judgement = table.outbound(in_force, packet, bytes, now);
             if !judgement.passes() && !in_force.mesh.audit {
                 self.gate.count(Reason::Cut);
                 slot.drop = Some(DropReason::OutRefused);
@@ -272,7 +297,6 @@ impl Judge for Ingress {
             return;
         };
         let now = Instant::now();
-        let rules = &*in_force.classifier;
         self.asked.clear();
         let mut table = self.gate.lock();
         table.fetch(batch.slots().iter().filter_map(|slot| slot.packet.as_ref()));
@@ -283,7 +307,7 @@ impl Judge for Ingress {
             if in_force.mesh.overlay.contains(&packet.destination) {
                 continue;
             }
-            let judgement = table.inbound(rules, packet, bytes, peer, now);
+            let judgement = table.inbound(in_force, packet, bytes, peer, now);
             if let Judgement::Ask(tuple) = judgement {
                 self.asked.push((at, tuple, false));
             } else if !self.gate.decide(in_force, Side::Ingress, packet, &judgement, now) {
@@ -300,10 +324,149 @@ impl Judge for Ingress {
         for (at, _, is_reply) in &self.asked {
             let slot = batch.slots()[*at];
             let Some(packet) = &slot.packet else { continue };
-            let judgement = table.answered(rules, packet, batch.bytes(&slot), *is_reply, now);
+            let judgement = table.answered(in_force, packet, batch.bytes(&slot), *is_reply, now);
             if !self.gate.decide(in_force, Side::Ingress, packet, &judgement, now) {
                 batch.slots_mut()[*at].drop = Some(DropReason::InRefused);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use packet::tcp_flags::{ACK, SYN};
+    use policy::{
+        engine::{Engine, ObjectName, PolicyState},
+        object::{NetworkPolicy, PodObject},
+    };
+
+    use super::*;
+    use crate::enforcement::MeshFacts;
+
+    /// A node with the subnet 10.244.3.0/24, the pod 10.244.3.7 and the gateway 10.244.3.1 of its bridge. Pods may begin
+    /// nothing; no policy isolates ingress.
+    struct Node {
+        engine: Engine,
+        in_force: InForce,
+        gate: Gate,
+        table: FlowTable,
+    }
+
+    impl Node {
+        fn new(audit: bool) -> Self {
+            let mut engine = Engine::new();
+            engine.set_networks(vec!["10.244.0.0/16".parse().unwrap()].into());
+            let pod = PodObject { addresses: vec!["10.244.3.7".parse().unwrap()], ..PodObject::default() };
+            engine.put_pod(ObjectName::new("shop", "db"), pod, 1);
+            let spec = serde_json::json!({"podSelector": {}, "policyTypes": ["Egress"]});
+            let policy = PolicyState::Valid(NetworkPolicy::parse(&spec).unwrap());
+            engine.put_policy(ObjectName::new("shop", "p"), &policy);
+            let mesh = MeshFacts { audit, own: vec!["10.244.3.0/24".parse().unwrap()], ..MeshFacts::default() };
+            let addresses = Arc::new(["10.244.3.1".parse().unwrap()].into());
+            let in_force = InForce { classifier: engine.commit(1), mesh: Arc::new(mesh), addresses };
+            let table = FlowTable::new(Limits::default(), 1, Instant::now());
+            Self { engine, in_force, gate: Gate::new(), table }
+        }
+
+        fn commit(&mut self) {
+            self.in_force.classifier = self.engine.commit(2);
+        }
+
+        fn sends(&mut self, source: u8, flags: u8) -> bool {
+            let bytes = tcp([3, source], [5, 7], flags);
+            self.table.outbound(&self.in_force, &Packet::parse(&bytes).unwrap(), &bytes, Instant::now()).passes()
+        }
+
+        /// A packet from a pod behind the tunnel; `known`: conntrack knows it as a reply.
+        fn gets(&mut self, destination: u8, flags: u8, known: bool) -> bool {
+            let (bytes, now) = (tcp([5, 7], [3, destination], flags), Instant::now());
+            let packet = Packet::parse(&bytes).unwrap();
+            let mut judgement = self.table.inbound(&self.in_force, &packet, &bytes, 1, now);
+            if let Judgement::Ask(_) = judgement {
+                judgement = self.table.answered(&self.in_force, &packet, &bytes, known, now);
+            }
+            self.gate.decide(&self.in_force, Side::Ingress, &packet, &judgement, now)
+        }
+
+        fn count(&self, reason: Reason) -> u64 {
+            self.gate.counts().iter().find(|(counted, _)| *counted == reason).unwrap().1
+        }
+    }
+
+    fn tcp(source: [u8; 2], destination: [u8; 2], flags: u8) -> Vec<u8> {
+        let port = |[_, host]: [u8; 2]| 1000 + u16::from(host);
+        let mut bytes = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 244];
+        bytes.extend(source);
+        bytes.extend([10, 244]);
+        bytes.extend(destination);
+        bytes.extend(port(source).to_be_bytes());
+        bytes.extend(port(destination).to_be_bytes());
+        bytes.resize(32, 0);
+        bytes.extend([0x50, flags]);
+        bytes.resize(40, 0);
+        bytes
+    }
+
+    #[test]
+    fn a_process_of_the_node_begins_flows_from_any_address_of_the_node() {
+        let mut node = Node::new(false);
+        assert!(node.sends(1, SYN) && node.gets(1, SYN | ACK, false), "a flow of its own needs no question");
+        assert!(node.sends(1, ACK) && node.gets(1, ACK, false));
+        // One that began before this table, and after other policies.
+        let mut node = Node::new(false);
+        assert!(node.gets(1, ACK, true));
+        node.commit();
+        assert!(node.gets(1, ACK, false));
+    }
+
+    #[test]
+    fn an_address_of_the_node_is_no_way_around_policies() {
+        // A pod that nothing is known of, and one that is known: nftables judges what they send, the table the replies.
+        for address in [9, 7] {
+            let mut node = Node::new(false);
+            assert!(node.sends(address, SYN));
+            assert!(!node.gets(address, SYN | ACK, true), "{address}");
+            assert!(!node.sends(address, ACK), "{address}");
+        }
+        // A pod behind the tunnel cannot begin a flow to the gateway this way where policies isolate what is not known.
+        let spec = serde_json::json!({"podSelector": {}, "policyTypes": ["Ingress"]});
+        let mut node = Node::new(false);
+        let policy = PolicyState::Valid(NetworkPolicy::parse(&spec).unwrap());
+        node.engine.put_policy(ObjectName::new("shop", "in"), &policy);
+        node.commit();
+        assert!(!node.gets(1, SYN, false));
+        assert!(!node.gets(1, ACK, false));
+        // The address becomes a pod's: its policies apply, also to the flow that there is.
+        assert!(node.sends(1, SYN) && node.gets(1, SYN | ACK, false));
+        let pod = PodObject { addresses: vec!["10.244.3.1".parse().unwrap()], ..PodObject::default() };
+        node.engine.put_pod(ObjectName::new("shop", "taker"), pod, 2);
+        node.commit();
+        assert!(!node.gets(1, ACK, true));
+        // The node no longer has it: it is an unknown pod's.
+        let mut node = Node::new(false);
+        assert!(node.sends(1, SYN) && node.gets(1, SYN | ACK, false));
+        node.in_force.addresses = Arc::default();
+        node.commit();
+        assert!(!node.gets(1, ACK, true));
+    }
+
+    #[test]
+    fn in_audit_mode_replies_to_a_local_pod_are_no_refused_ingress() {
+        let mut node = Node::new(true);
+        assert!(node.sends(7, SYN));
+        for flags in [SYN | ACK, ACK, ACK] {
+            assert!(node.gets(7, flags, true) && node.sends(7, ACK));
+        }
+        // nftables has reported the egress of its first packet.
+        assert_eq!((node.count(Reason::Audited), node.gate.samples().after(0).len()), (0, 0));
+        // A flow that began before this table.
+        let mut node = Node::new(true);
+        assert!(node.gets(7, ACK, true) && node.gets(7, ACK, true));
+        assert_eq!(node.count(Reason::Audited), 0);
+        // Once policies are enforced, it is cut.
+        node.in_force.mesh = Arc::new(MeshFacts { audit: false, ..MeshFacts::clone(&node.in_force.mesh) });
+        node.commit();
+        assert!(!node.gets(7, ACK, true) && !node.sends(7, ACK));
+        assert_eq!(node.count(Reason::Cut), 1);
     }
 }

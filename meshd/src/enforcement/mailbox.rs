@@ -5,13 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh::records::Revision;
+
 use super::{MeshFacts, world::World};
 use crate::{
     attachments::Table,
-    control::{
-        types::Revision,
-        world::{WorldChanges, WorldSink},
-    },
+    control::world::{WorldChanges, WorldSink},
 };
 
 /// Something to look up in the world, in the policy thread.
@@ -156,7 +155,7 @@ mod tests {
         let key = Key::parse("namespaces/a").unwrap();
         let record = |revision| {
             let item = WorldItem::Namespace(policy::object::Labels::default());
-            Some(WorldRecord { item, create_revision: revision })
+            Some(WorldRecord { item, create_revision: revision, held: false })
         };
         for revision in 1..=1000 {
             mailbox.changed(WorldChanges::from([(key.clone(), record(revision))]), revision, revision == 7);

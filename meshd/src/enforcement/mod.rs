@@ -20,16 +20,21 @@ mod explain;
 mod gate;
 mod host;
 mod mailbox;
+mod masqueraded;
 mod mesh_facts;
 mod nflog;
 mod problems;
 mod ruleset;
 mod samples;
+mod sources;
+mod unmatched;
 mod worker;
 mod world;
 
 use std::{
+    collections::BTreeSet,
     io,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
     time::Duration,
@@ -37,7 +42,7 @@ use std::{
 
 use etcd_schema::NodeId;
 use ipnet::IpNet;
-use policy::{engine::Classifier, nft::Marks};
+use policy::engine::Classifier;
 use tokio::sync::watch;
 
 use self::{
@@ -45,6 +50,7 @@ use self::{
     host::Host,
     mailbox::{Mailbox, Question},
     nflog::Reports,
+    unmatched::Unmatched,
     worker::Worker,
     world::World,
 };
@@ -52,14 +58,11 @@ pub use self::{
     gate::{GateCounts, Reason},
     mesh_facts::{FactsOfMesh, MeshFacts, NodeFacts},
     samples::{FlowSample, SampledVerdict},
+    sources::{NodeSource, ProvenAddresses},
 };
-use crate::{
-    attachments::Table,
-    control::world::WorldSink,
-    tunnel::{Judge, Track},
-};
+use tunnel::{Judge, Track};
 
-pub use self::ruleset::DEFAULT_MARKS;
+use crate::{attachments::Table, control::world::WorldSink};
 
 /// How long a question to the policy thread waits: it may be compiling.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -73,10 +76,9 @@ pub struct Options {
     pub tun: String,
     /// The nftables table, of family `inet`, that holds policies and nothing else.
     pub table: String,
-    /// The subnets that this node had when it ran last: closed until there is a picture, unless its rules still stand.
+    /// Where this node's pods were when it ran last, subnets and single addresses: closed until policies are in force,
+    /// unless the rules of that run are still in the kernel.
     pub last_subnets: Vec<IpNet>,
-    /// Bits of the connection mark that no other program uses.
-    pub marks: Marks,
     /// The group of nfnetlink_log that nftables reports verdicts to.
     pub log_group: u16,
 }
@@ -88,6 +90,8 @@ pub struct InForce {
     pub classifier: Arc<Classifier>,
     /// The mesh that it was made for.
     pub mesh: Arc<MeshFacts>,
+    /// Addresses of this machine in the node's own subnets.
+    pub addresses: Arc<BTreeSet<IpAddr>>,
 }
 
 /// How far enforcement is.
@@ -120,6 +124,7 @@ pub struct Enforcement {
     applied: watch::Receiver<Applied>,
     thread: Mutex<Option<JoinHandle<()>>>,
     host: watch::Receiver<Host>,
+    unmatched: watch::Receiver<Unmatched>,
     /// What nftables reports, or why that cannot be had.
     reports: Result<Reports, String>,
 }
@@ -140,9 +145,10 @@ impl Enforcement {
             error.to_string()
         });
         let (host_in, host) = watch::channel(Host::default());
-        let worker = Worker::start(options, Arc::clone(&mailbox), Arc::clone(&gate), applied_in, host_in);
+        let (unmatched_in, unmatched) = watch::channel(Unmatched::default());
+        let worker = Worker::start(options, Arc::clone(&mailbox), Arc::clone(&gate), applied_in, host_in, unmatched_in);
         let thread = std::thread::Builder::new().name("policy".into()).spawn(move || worker.run())?;
-        Ok(Arc::new(Self { mailbox, gate, applied, thread: Mutex::new(Some(thread)), host, reports }))
+        Ok(Arc::new(Self { mailbox, gate, applied, thread: Mutex::new(Some(thread)), host, unmatched, reports }))
     }
 
     /// The hook for what local pods send into the tunnel.

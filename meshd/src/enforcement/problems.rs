@@ -1,7 +1,10 @@
 //! What an operator should know of enforcement.
 
+use std::time::Instant;
+
+use mesh::problem::Problem;
+
 use super::Enforcement;
-use crate::problem::Problem;
 
 impl Enforcement {
     /// What is wrong now. `expected`: the mesh is known and its policies should be in force.
@@ -21,9 +24,10 @@ impl Enforcement {
             problems.push(Problem::new(
                 "policy_rules_refused",
                 "the kernel does not take the rules of the policies; what was in force before stays so, see the log",
-                "check that the kernel has nf_tables with sets, maps and connection marks; it is tried again",
+                "check that the kernel has nf_tables with sets, maps and connection tracking; it is tried again",
             ));
         }
+        problems.extend(self.unmatched.borrow().problems(Instant::now()));
         let host = self.host.borrow();
         if host.bridged && !host.switched_judged {
             problems.push(Problem::new(
@@ -45,6 +49,24 @@ impl Enforcement {
                 "put meshd-cni into the chain of plugins, and make the pods that are there anew",
             ));
         }
+        if !host.learning.is_empty() {
+            problems.push(Problem::new(
+                "bridge_learns_link_local",
+                format!(
+                    "cannot turn off link-local learning on bridge {}: a pod on it can attract other pods' frames",
+                    host.learning.join(", ")
+                ),
+                "ip link set dev BRIDGE type bridge no_linklocal_learn 1, or recreate the bridge; the daemon retries",
+            ));
+        }
+        if !host.refused_sources.is_empty() {
+            problems.push(Problem::new(
+                "allowed_source_refused",
+                format!("packets from these allowedSources of pods are dropped: {}", host.refused_sources.join("; ")),
+                "take the prefixes out of allowedSources in the CNI configuration and recreate the pods, or move what they \
+                 overlap",
+            ));
+        }
         if host.ipvs {
             problems.push(Problem::new(
                 "ipvs",
@@ -60,5 +82,12 @@ impl Enforcement {
             ));
         }
         problems
+    }
+
+    /// Nodes that most likely give their pods' packets their own address, so that policies here refuse them: nothing of
+    /// this node is wrong.
+    #[must_use]
+    pub fn hints(&self) -> Vec<Problem> {
+        self.gate.samples().hints(Instant::now())
     }
 }

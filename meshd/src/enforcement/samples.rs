@@ -7,13 +7,15 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use policy::{
-    engine::{End, Flow, Side},
-    packet::{Packet, Transport},
-};
+use mesh::problem::Problem;
+use packet::{Packet, Transport};
+use policy::engine::{End, Flow, Side};
 use serde::{Deserialize, Serialize};
 
-use super::InForce;
+use super::{
+    InForce,
+    masqueraded::{Suspect, Suspects},
+};
 
 /// Samples that are kept.
 const KEPT: usize = 1024;
@@ -60,6 +62,28 @@ pub struct FlowSample {
     pub port: Option<u16>,
     /// Why: policy and rule.
     pub why: Option<String>,
+    /// What may be behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl FlowSample {
+    /// The destination and its port, for people.
+    fn destination(&self) -> String {
+        let service = match (self.protocol.and_then(policy::object::Protocol::from_number), self.port) {
+            (Some(protocol), Some(port)) => format!("{}/{port}", protocol.as_str().to_ascii_lowercase()),
+            _ => self.protocol.map_or_else(|| "?".to_owned(), |number| format!("protocol {number}")),
+        };
+        format!("{} {service}", end(self.destination_pod.as_deref(), self.destination))
+    }
+}
+
+/// A flow's end, for people.
+fn end(pod: Option<&str>, address: IpAddr) -> String {
+    match pod {
+        Some(pod) => format!("{pod} ({address})"),
+        None => address.to_string(),
+    }
 }
 
 impl std::fmt::Display for FlowSample {
@@ -69,18 +93,13 @@ impl std::fmt::Display for FlowSample {
             SampledVerdict::Denied => "denied",
             SampledVerdict::Audited => "would be denied",
         };
-        let end = |pod: &Option<String>, address: IpAddr| match pod {
-            Some(pod) => format!("{pod} ({address})"),
-            None => address.to_string(),
-        };
-        let (source, destination) = (end(&self.source_pod, self.source), end(&self.destination_pod, self.destination));
-        let service = match (self.protocol.and_then(policy::object::Protocol::from_number), self.port) {
-            (Some(protocol), Some(port)) => format!("{}/{port}", protocol.as_str().to_ascii_lowercase()),
-            _ => self.protocol.map_or_else(|| "?".to_owned(), |number| format!("protocol {number}")),
-        };
-        write!(f, "{verdict}  {source} -> {destination} {service} at {}", self.at)?;
-        match &self.why {
-            Some(why) => write!(f, ": {why}"),
+        let source = end(self.source_pod.as_deref(), self.source);
+        write!(f, "{verdict}  {source} -> {} at {}", self.destination(), self.at)?;
+        if let Some(why) = &self.why {
+            write!(f, ": {why}")?;
+        }
+        match &self.hint {
+            Some(hint) => write!(f, "; {hint}"),
             None => Ok(()),
         }
     }
@@ -92,6 +111,7 @@ struct State {
     number: u64,
     second: Option<Instant>,
     taken: [u32; 3],
+    suspects: Suspects,
 }
 
 #[derive(Debug, Default)]
@@ -103,8 +123,18 @@ pub(super) struct Seen<'a> {
     pub(super) at: &'static str,
     pub(super) side: Side,
     pub(super) packet: &'a Packet,
-    /// Whether policies had a say in it.
-    pub(super) explained: bool,
+    pub(super) why: Why,
+}
+
+/// What decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Policies had a say in it.
+    Policies,
+    /// The source is not one of the pod that it came from.
+    Spoofed,
+    /// The state of its flow.
+    Flow,
 }
 
 impl Samples {
@@ -126,10 +156,14 @@ impl Samples {
         };
         let Packet { source, destination, protocol, .. } = *seen.packet;
         let port = destination_port(seen.packet);
-        let why = protocol.filter(|_| seen.explained).map(|protocol| {
-            let flow = Flow { source, destination, protocol, port };
-            in_force.classifier.explain(seen.side, &flow).to_string()
-        });
+        let flow = protocol.map(|protocol| Flow { source, destination, protocol, port });
+        let why = match seen.why {
+            Why::Policies => flow.map(|flow| in_force.classifier.explain(seen.side, &flow).to_string()),
+            Why::Spoofed => Some("the source is not an address of the sending pod".to_owned()),
+            Why::Flow => None,
+        };
+        let refused = seen.why == Why::Policies && seen.side == Side::Ingress && sampled != SampledVerdict::Allowed;
+        let suspect = flow.filter(|_| refused).and_then(|flow| Suspect::of(in_force, &flow));
         let sample = FlowSample {
             number: state.number,
             time: SystemTime::now()
@@ -145,11 +179,20 @@ impl Samples {
             protocol,
             port,
             why,
+            hint: suspect.as_ref().map(Suspect::to_string),
         };
+        if let Some(suspect) = suspect {
+            state.suspects.note(&suspect, sample.destination(), now);
+        }
         if state.ring.len() >= KEPT {
             state.ring.pop_front();
         }
         state.ring.push_back(sample);
+    }
+
+    /// Nodes that may masquerade their pods' packets.
+    pub(super) fn hints(&self, now: Instant) -> Vec<Problem> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).suspects.hints(now)
     }
 
     pub(super) fn after(&self, number: u64) -> Vec<FlowSample> {

@@ -1,18 +1,17 @@
 //! The policy thread: takes what came, compiles it, puts it in force.
 
 use std::{
+    collections::BTreeSet,
     io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
-
 use ipnet::IpNet;
-use policy::{
-    engine::{Classifier, End, Flow, Side},
-    packet::protocol,
-};
+use kernel::give_back_memory;
+use packet::protocol;
+use policy::engine::{Classifier, End, Flow, Side};
+use tokio::sync::watch;
 
 use super::{
     Applied, InForce, Options,
@@ -20,10 +19,10 @@ use super::{
     gate::Gate,
     host::Host,
     mailbox::Mailbox,
-    ruleset::{Frame, RuleTable},
+    ruleset::{Frame, RuleTable, isolated},
+    unmatched::Unmatched,
     world::World,
 };
-use crate::kernel::give_back_memory;
 
 /// How often flows that have ended are swept out of the tunnel's table, a part at a time.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -48,7 +47,8 @@ pub(super) struct Worker {
     seen: Host,
     /// The same for others, once the kernel has the rules that follow from it.
     host: watch::Sender<Host>,
-    /// This node's subnets as an earlier run knew them: what is closed while nothing is known of the mesh.
+    unmatched: watch::Sender<Unmatched>,
+    /// Where this node's pods were in an earlier run: closed until policies are in force.
     last_subnets: Vec<IpNet>,
     /// What the kernel refused is tried again then.
     retry_at: Option<Instant>,
@@ -70,15 +70,17 @@ impl Worker {
         gate: Arc<Gate>,
         applied: watch::Sender<Applied>,
         host: watch::Sender<Host>,
+        unmatched: watch::Sender<Unmatched>,
     ) -> Self {
-        let Options { node, tun, table, last_subnets, marks, log_group } = options;
+        let Options { node, tun, table, last_subnets, log_group } = options;
         let mut worker = Self {
             world: World::new(node),
             tun,
-            table: RuleTable::new(table, marks),
+            table: RuleTable::new(table),
             log_group,
             seen: Host::default(),
             host,
+            unmatched,
             last_subnets,
             retry_at: None,
             give_back_at: None,
@@ -139,7 +141,9 @@ impl Worker {
 
     /// Whether what rules depend on has changed on this machine.
     fn look_at_host(&mut self) -> bool {
-        let seen = Host::now(&self.world.ports());
+        let own = self.world.mesh().map(|mesh| mesh.own.as_slice()).unwrap_or_default();
+        let prepared = Host::prepared(&self.world.ports(), own, &self.seen);
+        let seen = Host { refused_sources: self.world.refused_sources(), ..prepared };
         std::mem::replace(&mut self.seen, seen) != self.seen
     }
 
@@ -168,9 +172,7 @@ impl Worker {
         self.retry_at = None;
         let Some(mesh) = self.world.mesh().map(Arc::clone) else {
             // Also what somebody has removed meanwhile.
-            let last_subnets = std::mem::take(&mut self.last_subnets);
-            self.close(&last_subnets, now);
-            self.last_subnets = last_subnets;
+            self.close(&[], now);
             return;
         };
         if self.generation == 0 {
@@ -181,14 +183,16 @@ impl Worker {
             return;
         }
         let classifier = self.world.commit();
-        let ruleset = self.world.ruleset(&classifier, self.table.marks(), self.table.ruleset());
-        let frame = Frame {
+        let ruleset = self.world.ruleset(&classifier);
+        let mut frame = Frame {
             log_group: self.log_group,
             ports: self.world.ports(),
+            bridges: self.seen.bridges.clone(),
             displaced: self.world.displaced(),
             switched_judged: self.seen.switched_judged,
             ..Frame::of(&mesh, &self.tun, closed_to_strangers(&classifier, &mesh.own))
         };
+        frame.isolated = isolated(&frame, &ruleset);
         if let Err(error) = self.table.put(&frame, ruleset) {
             tracing::error!(%error, "the kernel does not take the rules of the policies; trying again");
             self.refused(now);
@@ -203,7 +207,9 @@ impl Worker {
         if self.generation == 0 {
             self.know_flows(&mesh.own, &classifier);
         }
-        self.gate.set(InForce { classifier, mesh });
+        self.gate.set(InForce { classifier, mesh, addresses: Arc::clone(&self.seen.addresses) });
+        let world = &self.world;
+        self.unmatched.send_modify(|unmatched| unmatched.update(now, world.unmatched(), world.misplaced()));
         self.generation += 1;
         self.took = now.elapsed();
         self.publish();
@@ -231,9 +237,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Before the first picture: nothing but what this node's processes send passes to its pods.
+    /// Before the first picture: nothing but what this node's processes send passes to the pods of these subnets, nor to
+    /// those of an earlier run.
     fn close(&mut self, own: &[IpNet], now: Instant) {
-        let frame = Frame { own: own.to_vec(), ..Frame::default() };
+        let closed: BTreeSet<IpNet> = own.iter().chain(&self.last_subnets).copied().collect();
+        let frame = Frame {
+            own: closed.into_iter().collect(),
+            ports: self.world.ports(),
+            bridges: self.seen.bridges.clone(),
+            ..Frame::default()
+        };
         let closed = self.table.close(&frame);
         if let Err(error) = &closed {
             tracing::error!(%error, "the way to this node's pods cannot be closed until the policies are in force");

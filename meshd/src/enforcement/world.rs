@@ -9,20 +9,17 @@ use std::{
 };
 
 use etcd_schema::{Key, NodeId};
+use mesh::{records::Revision, snapshot::Owner};
 use policy::{
-    engine::{Attachment, Classifier, End, Engine, ObjectName, PodInfo, PolicyState},
-    nft::{LocalPod, Marks, Ruleset},
+    engine::{Age, Attachment, Classifier, End, Engine, Misplaced, ObjectName, PodInfo, PolicyState},
+    nft::{LocalPod, Ruleset},
 };
 
 use self::own::Own;
-use super::{MeshFacts, mailbox::Letter};
+use super::{MeshFacts, NodeFacts, mailbox::Letter};
 use crate::{
     api::{Policy, ShownPolicy},
-    control::{
-        types::Revision,
-        world::{self, WorldItem, WorldRecord},
-    },
-    mesh::snapshot::Owner,
+    control::world::{self, WorldItem, WorldRecord},
 };
 
 /// All that policies are made of.
@@ -50,8 +47,10 @@ struct Attached {
     id: NodeId,
     record: Arc<etcd_schema::Attachment>,
     create_revision: Revision,
-    /// The name of the node that the engine knows it by, while it does.
-    node: Option<Arc<str>>,
+    /// etcd does not hold it, and it stays in force.
+    held: bool,
+    /// Its node as the engine knows it, while it does.
+    node: Option<Arc<NodeFacts>>,
 }
 
 impl World {
@@ -132,20 +131,9 @@ impl World {
     }
 
     /// What the kernel is to do for this node's pods as of the last [`commit`](Self::commit); `before` is what it does now.
-    pub(super) fn ruleset(&mut self, classifier: &Classifier, marks: &Marks, before: &Ruleset) -> Ruleset {
+    pub(super) fn ruleset(&mut self, classifier: &Classifier) -> Ruleset {
         let pods = self.local_pods(classifier);
-        self.engine.ruleset(&pods, marks, before)
-    }
-
-    /// The host's ends of the interfaces of this node's attachments, each with those of its addresses that are in the mesh.
-    pub(super) fn ports(&self) -> BTreeMap<String, Vec<IpAddr>> {
-        let Some(mesh) = &self.mesh else { return BTreeMap::new() };
-        let mut ports: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
-        for (interface, address) in self.own.addresses().filter(|(_, address)| mesh.is_in_networks(*address)) {
-            ports.entry(interface.to_owned()).or_default().push(address);
-        }
-        ports.values_mut().for_each(|addresses| addresses.sort_unstable());
-        ports
+        self.engine.ruleset(&pods)
     }
 
     /// Addresses of this node's attachments in subnets that were this node's and are not any more. They are another
@@ -153,7 +141,27 @@ impl World {
     pub(super) fn displaced(&self) -> BTreeSet<IpAddr> {
         let Some(mesh) = &self.mesh else { return BTreeSet::new() };
         let is_displaced = |address: &IpAddr| mesh.is_in_networks(*address) && !mesh.is_own(*address);
-        self.own.addresses().map(|(_, address)| address).filter(is_displaced).collect()
+        self.own.addresses().filter(is_displaced).collect()
+    }
+
+    /// Attachments of this node with the UID of a Pod that nothing in etcd is, for people.
+    pub(super) fn unmatched(&self) -> Vec<String> {
+        let own = self.attachments.iter().filter(|(key, _)| self.own.is_own(key)).map(|(_, attached)| &attached.record);
+        own.filter_map(|record| {
+            let (pod, uid) = (&record.pod, record.uid.as_deref()?);
+            let name = ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
+            (!self.engine.has_pod(&name, uid)).then(|| format!("{name} (UID {uid})"))
+        })
+        .collect()
+    }
+
+    /// Attachments of all nodes that are not their Pod object's because it is on another node, for people.
+    pub(super) fn misplaced(&self) -> impl Iterator<Item = String> {
+        let shown = |misplaced: &Misplaced| {
+            let Misplaced { pod, node, attached_at } = misplaced;
+            format!("{pod} on {attached_at} (nodeName {node})")
+        };
+        self.engine.misplaced().map(shown)
     }
 
     /// This node's pods, each with its own addresses in order.
@@ -200,11 +208,10 @@ impl World {
     }
 
     fn take_record(&mut self, key: Key, record: Option<WorldRecord>) {
-        let (item, create_revision) = match record {
-            Some(record) => (Some(record.item), record.create_revision),
-            None => (None, 0),
+        let (item, create_revision, held) = match record {
+            Some(record) => (Some(record.item), record.create_revision, record.held),
+            None => (None, 0, false),
         };
-        let age = u64::try_from(create_revision).unwrap_or_default();
         match item.as_ref().and_then(|item| summary(&key, item)) {
             Some(policy) => {
                 self.policies.insert(key.clone(), policy);
@@ -225,7 +232,11 @@ impl World {
             }
             (Key::Namespace(name), _) => self.engine.delete_namespace(&name.as_str().into()),
             (Key::Pod(namespace, name), Some(WorldItem::Pod(pod))) => {
-                self.engine.put_pod(ObjectName::new(namespace.as_str(), name.as_str()), pod, age);
+                self.engine.put_pod(
+                    ObjectName::new(namespace.as_str(), name.as_str()),
+                    pod,
+                    age(create_revision, held),
+                );
             }
             (Key::Pod(namespace, name), _) => {
                 self.engine.delete_pod(&ObjectName::new(namespace.as_str(), name.as_str()));
@@ -245,14 +256,20 @@ impl World {
                     WorldItem::Attachment(record) => Some(record),
                     _ => None,
                 });
-                self.put_attachment(key, record, create_revision);
+                self.put_attachment(key, record, create_revision, held);
             }
             _ => {}
         }
     }
 
     /// Takes an attachment of any node, or forgets it.
-    fn put_attachment(&mut self, key: Key, record: Option<Arc<etcd_schema::Attachment>>, create_revision: Revision) {
+    fn put_attachment(
+        &mut self,
+        key: Key,
+        record: Option<Arc<etcd_schema::Attachment>>,
+        create_revision: Revision,
+        held: bool,
+    ) {
         let Key::Endpoint(id, ..) = &key else { return };
         let node = self.attachments.remove(&key).and_then(|attached| attached.node);
         let Some(record) = record else {
@@ -263,7 +280,7 @@ impl World {
             return;
         };
         self.claim(&key, &record.addresses);
-        let mut attached = Attached { id: id.clone(), record, create_revision, node };
+        let mut attached = Attached { id: id.clone(), record, create_revision, held, node };
         rejoin(&mut self.engine, self.mesh.as_deref(), &key, &mut attached, true);
         self.attachments.insert(key, attached);
     }
@@ -280,6 +297,7 @@ impl World {
                 rejoin(&mut self.engine, Some(&mesh), key, attached, false);
             }
         }
+        self.take_sources(&before, &mesh);
         let moved = before.own != mesh.own;
         self.mesh = Some(Arc::clone(&mesh));
         if moved {
@@ -288,6 +306,18 @@ impl World {
                 *self.local.entry(*address).or_default() += 1;
             }
             self.retake_table();
+        }
+    }
+
+    /// Tells the engine what changed of what overlay addresses count as.
+    fn take_sources(&mut self, before: &MeshFacts, mesh: &MeshFacts) {
+        let changed = mesh.sources.changes(&before.sources);
+        // An overlay address may have gone from one node to another.
+        for was in changed.iter().filter_map(|owner| before.sources.get(*owner)) {
+            was.overlay.iter().for_each(|address| self.engine.set_source(*address, Arc::default()));
+        }
+        for is in changed.iter().filter_map(|owner| mesh.sources.get(*owner)) {
+            is.overlay.iter().for_each(|address| self.engine.set_source(*address, Arc::clone(&is.aliases)));
         }
     }
 
@@ -317,6 +347,10 @@ impl World {
             }
         }
     }
+}
+
+fn age(create_revision: Revision, held: bool) -> Age {
+    Age { stored: !held, created: u64::try_from(create_revision).unwrap_or_default() }
 }
 
 fn summary(key: &Key, item: &WorldItem) -> Option<(Policy, Box<str>)> {
@@ -357,8 +391,10 @@ fn summary(key: &Key, item: &WorldItem) -> Option<(Policy, Box<str>)> {
 /// Tells the engine of an attachment whose record or whose node changed. One outside of its node's subnets is none.
 fn rejoin(engine: &mut Engine, mesh: Option<&MeshFacts>, key: &Key, attached: &mut Attached, record_changed: bool) {
     let record = &attached.record;
-    let node = mesh.and_then(|mesh| mesh.owner(&attached.id, &record.addresses)).map(|node| Arc::clone(&node.name));
-    if node == attached.node && !record_changed {
+    let node = mesh.and_then(|mesh| mesh.owner(&attached.id, &record.addresses)).map(Arc::clone);
+    let told =
+        |node: &Option<Arc<NodeFacts>>| node.as_ref().map(|node| (Arc::clone(&node.name), Arc::clone(&node.prefixes)));
+    if told(&node) == told(&attached.node) && !record_changed {
         return;
     }
     let name: Arc<str> = key.to_string().into();
@@ -370,9 +406,10 @@ fn rejoin(engine: &mut Engine, mesh: Option<&MeshFacts>, key: &Key, attached: &m
                 // Kubernetes always tells the plugin the pod's uid.
                 labels: record.uid.is_none().then(|| world::labels(&record.pod.labels)),
                 addresses: record.addresses.clone(),
-                node: Arc::clone(node),
+                node: Arc::clone(&node.name),
+                subnets: Arc::clone(&node.prefixes),
             };
-            engine.put_attachment(name, attachment, u64::try_from(attached.create_revision).unwrap_or_default());
+            engine.put_attachment(name, attachment, age(attached.create_revision, attached.held));
         }
         None if attached.node.is_some() => engine.delete_attachment(&name),
         None => {}
@@ -382,10 +419,10 @@ fn rejoin(engine: &mut Engine, mesh: Option<&MeshFacts>, key: &Key, attached: &m
 
 #[cfg(test)]
 mod tests {
-    use policy::engine::{End, Flow, Side};
+    use policy::engine::{End, Flow, Side, SourceAliases};
 
     use super::*;
-    use crate::{control::world::WorldChanges, enforcement::NodeFacts};
+    use crate::{control::world::WorldChanges, enforcement::NodeSource};
 
     fn facts(prefix: &str) -> Arc<MeshFacts> {
         Arc::new(MeshFacts {
@@ -395,7 +432,7 @@ mod tests {
                 Arc::new(NodeFacts {
                     name: "one".into(),
                     addresses: vec!["10.244.1.0".parse().unwrap()],
-                    prefixes: vec![prefix.parse().unwrap()],
+                    prefixes: [prefix.parse().unwrap()].into(),
                 }),
             )]
             .into_iter()
@@ -412,7 +449,7 @@ mod tests {
     }
 
     fn letter(changes: &[(&str, Option<WorldItem>)]) -> Letter {
-        let record = |item: &WorldItem| WorldRecord { item: item.clone(), create_revision: 5 };
+        let record = |item: &WorldItem| WorldRecord { item: item.clone(), create_revision: 5, held: false };
         let changes: WorldChanges =
             changes.iter().map(|(key, item)| (Key::parse(key).unwrap(), item.as_ref().map(record))).collect();
         Letter { changes, revision: Some(9), complete: true, ..Letter::default() }
@@ -441,6 +478,83 @@ mod tests {
         assert_eq!(end(&mut world), "UnknownPod");
         assert!(!world.take(Letter { revision: Some(10), ..Letter::default() }), "a revision alone changes nothing");
         assert_eq!(world.revision(), 10);
+    }
+
+    #[test]
+    fn an_attachment_has_the_labels_of_its_pod_only_at_the_pods_node() {
+        let mut world = world();
+        let json = br#"{"pod": {"namespace": "shop", "name": "db"}, "uid": "u1", "addresses": ["10.244.1.7"], "interface": "v1"}"#;
+        let attachment = WorldItem::Attachment(Arc::new(etcd_schema::Attachment::parse(json).unwrap()));
+        let pod = policy::object::PodObject {
+            uid: Some("u1".into()),
+            node: Some("two".into()),
+            ..policy::object::PodObject::default()
+        };
+        world.take(letter(&[("endpoints/n1/c1/eth0", Some(attachment)), ("pods/shop/db", Some(WorldItem::Pod(pod)))]));
+        let mut labelled = |names: &[(&str, &str)]| {
+            let nodes = names.iter().map(|(id, name)| {
+                let prefix = if *id == "n1" { "10.244.1.0/24" } else { "10.244.2.0/24" };
+                let node = NodeFacts {
+                    name: (*name).into(),
+                    addresses: Vec::new(),
+                    prefixes: [prefix.parse().unwrap()].into(),
+                };
+                (Owner::Node(id.parse().unwrap()), Arc::new(node))
+            });
+            let facts = MeshFacts { nodes: nodes.collect(), ..(*facts("10.244.1.0/24")).clone() };
+            world.take(Letter { mesh: Some(Arc::new(facts)), ..Letter::default() });
+            let labelled = match world.commit().end("10.244.1.7".parse().unwrap()) {
+                End::Pod(pod) => pod.labels.is_some(),
+                other => panic!("{other:?}"),
+            };
+            (labelled, world.misplaced().collect::<Vec<_>>().join(", "))
+        };
+        assert_eq!(labelled(&[("n1", "one")]), (true, String::new()), "the mesh has no node two");
+        let misplaced = "shop/db on one (nodeName two)".to_owned();
+        assert_eq!(labelled(&[("n1", "one"), ("n2", "two")]), (false, misplaced));
+        // They change names.
+        assert_eq!(labelled(&[("n1", "two"), ("n2", "one")]), (true, String::new()));
+        // The younger of two nodes with one name.
+        assert!(!labelled(&[("n1", "two (n1)"), ("n2", "two")]).0);
+    }
+
+    #[test]
+    fn an_overlay_address_counts_as_what_is_proven_of_the_node_that_has_it_now() {
+        let mut world = world();
+        let spec =
+            serde_json::json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}]});
+        let policy = WorldItem::Policy(PolicyState::Valid(policy::object::NetworkPolicy::parse(&spec).unwrap()));
+        let pod = policy::object::PodObject {
+            addresses: vec!["10.244.1.7".parse().unwrap()],
+            ..policy::object::PodObject::default()
+        };
+        world.take(letter(&[("pods/shop/db", Some(WorldItem::Pod(pod))), ("networkpolicies/shop/p", Some(policy))]));
+        let mut allowed = |sources: &[(&str, &str)]| {
+            let source = |(id, proven): &(&str, &str)| {
+                let aliases = SourceAliases { proven: vec![proven.parse().unwrap()], published: Vec::new() };
+                let overlay = vec!["10.244.2.0".parse().unwrap()];
+                let id = Owner::Node(id.parse().unwrap());
+                (id, Arc::new(NodeSource { overlay, aliases: Arc::new(aliases) }))
+            };
+            let sources = sources.iter().map(source).collect();
+            let facts = MeshFacts { sources, ..(*facts("10.244.1.0/24")).clone() };
+            world.take(Letter { mesh: Some(Arc::new(facts)), ..Letter::default() });
+            let flow = Flow {
+                source: "10.244.2.0".parse().unwrap(),
+                destination: "10.244.1.7".parse().unwrap(),
+                protocol: 6,
+                port: Some(80),
+            };
+            world.commit().verdict(Side::Ingress, &flow).allowed
+        };
+        assert!(!allowed(&[]));
+        assert!(allowed(&[("n2", "192.0.2.1")]));
+        assert!(!allowed(&[("n2", "203.0.113.1")]));
+        // The address goes to another node, which sorts before the one that had it, and back.
+        assert!(allowed(&[("n1", "192.0.2.1")]));
+        assert!(!allowed(&[("n2", "203.0.113.1")]));
+        assert!(allowed(&[("n3", "192.0.2.1")]));
+        assert!(!allowed(&[]));
     }
 
     #[test]

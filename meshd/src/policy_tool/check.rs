@@ -1,9 +1,8 @@
 //! `meshctl check`: a value judged as the daemon would, a policy's spec included.
 
 use etcd_schema::{BackendKind, CheckError as SchemaError, Checked, Key, NetworkConfig, PolicyEnvelope};
+use mesh::snapshot::is_supported;
 use policy::object::{ClusterPolicy, InvalidClusterPolicy, InvalidNetworkPolicy, NetworkPolicy};
-
-use crate::mesh::snapshot::is_supported;
 
 /// Why a value does not hold.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ mod tests;
 use std::{fmt::Write as _, io, path::Path, time::Instant};
 
 use policy::expect;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use check::{CheckError, check};
 use documents::Format;
@@ -19,7 +19,7 @@ pub use documents::ReadError;
 pub use offline::{ExplainError, Question, explain};
 
 /// What came of files of expectations.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Tested {
     /// Worlds that were read.
@@ -31,7 +31,7 @@ pub struct Tested {
 }
 
 /// One expectation that did not come true.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Difference {
     /// The file.

@@ -8,14 +8,13 @@ use std::{
 };
 
 use policy::{
-    engine::{Engine, Flow, ObjectName, PolicyState},
-    object::{ClusterPolicy, NetworkPolicy, namespace_from, pod_from},
-    packet::protocol,
+    engine::{Classifier, Engine, Flow, ObjectName, PolicyState},
+    object::{CLUSTER_POLICY_VERSIONS, ClusterPolicy, NetworkPolicy, namespace_from, pod_from},
 };
 use serde_json::Value;
 
 use super::documents::{self, Format, ReadError};
-use crate::api::Explained;
+use crate::{api::Explained, service::Service};
 
 /// What is asked: may SRC begin this with DST?
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +58,7 @@ pub fn explain(folder: &Path, question: &Question) -> Result<Explained, ExplainE
         }
     }
     let classifier = cluster.engine.commit(0);
-    let flow = cluster.flow(question)?;
+    let flow = cluster.flow(&classifier, question)?;
     Ok(Explained::of(&classifier, &flow, cluster.problems))
 }
 
@@ -123,7 +122,7 @@ impl Cluster {
                 self.engine.put_node(name.into(), addresses);
             }
             "NetworkPolicy" => {
-                version(object, "networking.k8s.io/v1")?;
+                version(object, &["networking.k8s.io/v1"])?;
                 let name = ObjectName::new(text("namespace").unwrap_or("default"), text("name").ok_or("no name")?);
                 match NetworkPolicy::parse(spec) {
                     Ok(policy) => self.engine.put_policy(name, &PolicyState::Valid(policy)),
@@ -137,7 +136,7 @@ impl Cluster {
                 }
             }
             "ClusterNetworkPolicy" => {
-                version(object, "policy.networking.k8s.io/v1alpha2")?;
+                version(object, &CLUSTER_POLICY_VERSIONS)?;
                 let name = text("name").ok_or("it has no name")?;
                 match ClusterPolicy::parse(spec) {
                     Ok(policy) => self.engine.put_cluster_policy(name.into(), &policy),
@@ -155,7 +154,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn flow(&self, question: &Question) -> Result<Flow, ExplainError> {
+    fn flow(&self, classifier: &Classifier, question: &Question) -> Result<Flow, ExplainError> {
         let (source, destination) = (self.addresses(&question.source)?, self.addresses(&question.destination)?);
         let pair = [true, false].into_iter().find_map(|v4| {
             let first = |list: &[IpAddr]| list.iter().find(|address| address.is_ipv4() == v4).copied();
@@ -165,10 +164,8 @@ impl Cluster {
             let Question { source, destination, .. } = question;
             ExplainError::Question(format!("{source} and {destination} have no addresses of one family"))
         })?;
-        let (protocol, port) = service(&question.service, source.is_ipv4()).ok_or_else(|| {
-            ExplainError::Question(format!("{}: write tcp/80, udp/53, sctp/5000, icmp or a number", question.service))
-        })?;
-        Ok(Flow { source, destination, protocol, port })
+        let service = Service::parse(&question.service).map_err(ExplainError::Question)?;
+        service.flow(classifier, source, destination).map_err(ExplainError::Question)
     }
 
     fn addresses(&self, text: &str) -> Result<Vec<IpAddr>, ExplainError> {
@@ -190,29 +187,11 @@ impl Cluster {
     }
 }
 
-fn version(object: &Value, wanted: &str) -> Result<(), String> {
+fn version(object: &Value, known: &[&str]) -> Result<(), String> {
     match object.get("apiVersion").and_then(Value::as_str) {
-        Some(version) if version == wanted => Ok(()),
-        other => Err(format!("apiVersion is {}: only {wanted} is known", other.unwrap_or("missing"))),
+        Some(version) if known.contains(&version) => Ok(()),
+        other => Err(format!("apiVersion is {}: must be {}", other.unwrap_or("missing"), known.join(" or "))),
     }
-}
-
-/// Protocol number and port of `tcp/80`, `icmp`, `47`.
-fn service(text: &str, v4: bool) -> Option<(u8, Option<u16>)> {
-    let (name, port) = match text.split_once('/') {
-        Some((name, port)) => (name, Some(port.parse::<u16>().ok().filter(|port| *port != 0)?)),
-        None => (text, None),
-    };
-    let number = match name.to_ascii_lowercase().as_str() {
-        "tcp" => protocol::TCP,
-        "udp" => protocol::UDP,
-        "sctp" => protocol::SCTP,
-        "icmp" if v4 => protocol::ICMP,
-        "icmp" | "icmpv6" => protocol::ICMPV6,
-        other => other.parse().ok()?,
-    };
-    let has_ports = matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP);
-    (has_ports == port.is_some()).then_some((number, port))
 }
 
 /// Folders inside each other that are looked into.

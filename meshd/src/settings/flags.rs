@@ -5,11 +5,9 @@ use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use serde::Deserialize;
+use tunnel::OffloadSetting;
 
-use crate::{
-    control::etcd_options::{Credentials, EtcdOptions, TlsFiles},
-    tunnel::OffloadSetting,
-};
+use crate::control::etcd_options::{Credentials, EtcdOptions, TlsFiles};
 
 /// How etcd is reached; shared with the operator's commands that talk to etcd themselves.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
@@ -46,9 +44,12 @@ pub struct EtcdFlags {
     #[serde(rename = "etcd-password-file")]
     pub password_file: Option<PathBuf>,
     /// Allow plain http to an etcd that is not on this machine: whoever can read or change that traffic owns the mesh
-    #[arg(long = "etcd-allow-plaintext", env = "MESHD_ETCD_ALLOW_PLAINTEXT", value_parser = BoolishValueParser::new())]
+    #[arg(
+        long = "etcd-allow-plaintext", env = "MESHD_ETCD_ALLOW_PLAINTEXT", value_name = "true|false", value_parser = BoolishValueParser::new(),
+        num_args = 0..=1, require_equals = true, default_missing_value = "true"
+    )]
     #[serde(rename = "etcd-allow-plaintext")]
-    pub allow_plaintext: bool,
+    pub allow_plaintext: Option<bool>,
 }
 
 /// Flags of `meshd run`. `None` means not given.
@@ -100,36 +101,44 @@ pub struct RunFlags {
     pub run_dir: Option<PathBuf>,
     /// Where another program's firewall (Docker, firewalld, ufw) would drop forwarded pod traffic, put one rule on top
     /// of its chain that accepts it; without this, meshctl status only names the chain
-    #[arg(long, env = "MESHD_FORWARD_ACCEPT", value_parser = BoolishValueParser::new())]
-    pub forward_accept: bool,
+    #[arg(
+        long, env = "MESHD_FORWARD_ACCEPT", value_name = "true|false", value_parser = BoolishValueParser::new(),
+        num_args = 0..=1, require_equals = true, default_missing_value = "true"
+    )]
+    pub forward_accept: Option<bool>,
     /// Do not give traffic from pods to addresses outside of the mesh this node's address (masquerading); something
     /// else must then do that or route the answers back
-    #[arg(long, env = "MESHD_NO_IP_MASQ", value_parser = BoolishValueParser::new())]
-    pub no_ip_masq: bool,
+    #[arg(
+        long, env = "MESHD_NO_IP_MASQ", value_name = "true|false", value_parser = BoolishValueParser::new(),
+        num_args = 0..=1, require_equals = true, default_missing_value = "true"
+    )]
+    pub no_ip_masq: Option<bool>,
     /// Send many packets to one node in one system call (UDP GSO). auto does so until the kernel refuses it [default:
     /// auto]
     #[arg(long, env = "MESHD_UDP_GSO", value_name = "auto|off")]
-    pub udp_gso: Option<OffloadSetting>,
+    pub udp_gso: Option<OffloadFlag>,
     /// Receive many packets of one node in one system call (UDP GRO). auto does so where the kernel can [default: auto]
     #[arg(long, env = "MESHD_UDP_GRO", value_name = "auto|off")]
-    pub udp_gro: Option<OffloadSetting>,
+    pub udp_gro: Option<OffloadFlag>,
     /// Exchange packets of up to 64 KiB with the kernel, which are cut and joined at the tunnel (TSO, USO). auto does
     /// so until the kernel refuses it [default: auto]
     #[arg(long, env = "MESHD_TUN_OFFLOAD", value_name = "auto|off")]
-    pub tun_offload: Option<OffloadSetting>,
+    pub tun_offload: Option<OffloadFlag>,
     /// Address and TCP port that metrics (/metrics) and health (/livez, /readyz) are served at, without a password; none:
     /// nowhere [default: 127.0.0.1:9473]
     #[arg(long, env = "MESHD_METRICS_ADDR", value_name = "IP:PORT|none")]
     pub metrics_addr: Option<String>,
-    /// Also have metrics for each peer; with N nodes that is N times N of each
-    #[arg(long, env = "MESHD_METRICS_PER_PEER", value_parser = BoolishValueParser::new())]
-    pub metrics_per_peer: bool,
+    /// Export per-peer metrics; their number grows with the square of the number of nodes
+    #[arg(
+        long, env = "MESHD_METRICS_PER_PEER", value_name = "true|false", value_parser = BoolishValueParser::new(),
+        num_args = 0..=1, require_equals = true, default_missing_value = "true"
+    )]
+    pub metrics_per_peer: Option<bool>,
     /// Loopback address and TCP port of a page for browsers on this machine that shows the mesh, without a password and
     /// only to look at: 127.0.0.1:9474. none: nowhere [default: none]
     #[arg(long, env = "MESHD_UI_ADDR", value_name = "IP:PORT|none")]
     pub ui_addr: Option<String>,
-    /// Bits of netfilter's connection mark that policies use, as two masks of neighbouring bits, at least three each; no
-    /// other program on this machine may use them [default: 0x7f0000,0x7f000000]
+    /// No effect; accepted for configurations of earlier versions
     #[arg(long, env = "MESHD_POLICY_MARKS", value_name = "MASK,MASK", value_delimiter = ',')]
     pub policy_marks: Option<Vec<String>>,
     /// Group of nfnetlink_log (NFLOG) that nftables reports verdicts to, for meshctl flows; no other program on this
@@ -176,6 +185,25 @@ pub struct CleanupFlags {
     pub force: bool,
 }
 
+/// Whether the tunnel uses an offload of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OffloadFlag {
+    /// Use it where the kernel has it, until the kernel refuses it.
+    Auto,
+    /// Do without it.
+    Off,
+}
+
+impl From<OffloadFlag> for OffloadSetting {
+    fn from(flag: OffloadFlag) -> Self {
+        match flag {
+            OffloadFlag::Auto => Self::Auto,
+            OffloadFlag::Off => Self::Off,
+        }
+    }
+}
+
 /// `--log-format`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -203,13 +231,13 @@ impl RunFlags {
             interface: self.interface.or(below.interface),
             state_dir: self.state_dir.or(below.state_dir),
             run_dir: self.run_dir.or(below.run_dir),
-            forward_accept: self.forward_accept || below.forward_accept,
-            no_ip_masq: self.no_ip_masq || below.no_ip_masq,
+            forward_accept: self.forward_accept.or(below.forward_accept),
+            no_ip_masq: self.no_ip_masq.or(below.no_ip_masq),
             udp_gso: self.udp_gso.or(below.udp_gso),
             udp_gro: self.udp_gro.or(below.udp_gro),
             tun_offload: self.tun_offload.or(below.tun_offload),
             metrics_addr: self.metrics_addr.or(below.metrics_addr),
-            metrics_per_peer: self.metrics_per_peer || below.metrics_per_peer,
+            metrics_per_peer: self.metrics_per_peer.or(below.metrics_per_peer),
             ui_addr: self.ui_addr.or(below.ui_addr),
             policy_marks: self.policy_marks.or(below.policy_marks),
             policy_log_group: self.policy_log_group.or(below.policy_log_group),
@@ -236,7 +264,17 @@ impl CleanupFlags {
 }
 
 impl EtcdFlags {
-    fn over(self, below: Self) -> Self {
+    /// Whether they say who it is that asks.
+    pub(super) const fn has_identity(&self) -> bool {
+        self.certfile.is_some() || self.keyfile.is_some() || self.username.is_some() || self.password_file.is_some()
+    }
+
+    /// The same for nobody in particular.
+    pub(super) fn without_identity(self) -> Self {
+        Self { certfile: None, keyfile: None, username: None, password_file: None, ..self }
+    }
+
+    pub(super) fn over(self, below: Self) -> Self {
         Self {
             endpoints: self.endpoints.or(below.endpoints),
             prefix: self.prefix.or(below.prefix),
@@ -245,7 +283,7 @@ impl EtcdFlags {
             keyfile: self.keyfile.or(below.keyfile),
             username: self.username.or(below.username),
             password_file: self.password_file.or(below.password_file),
-            allow_plaintext: self.allow_plaintext || below.allow_plaintext,
+            allow_plaintext: self.allow_plaintext.or(below.allow_plaintext),
         }
     }
 
@@ -282,7 +320,7 @@ impl EtcdFlags {
             prefix: self.prefix.unwrap_or_else(|| "/meshd".to_owned()),
             tls: TlsFiles { ca: self.cafile, cert: self.certfile, key: self.keyfile },
             user,
-            allow_plaintext: self.allow_plaintext,
+            allow_plaintext: self.allow_plaintext.unwrap_or_default(),
         };
         if let Err(errors) = options.check() {
             mistakes.extend(errors.iter().map(ToString::to_string));

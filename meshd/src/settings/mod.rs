@@ -10,13 +10,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
-    control::etcd_options::EtcdOptions, enforcement::DEFAULT_MARKS, kernel::InterfaceName, tunnel::OffloadSettings,
-};
 use clap::Args as _;
 use etcd_schema::{NodeName, SiteName};
-pub use flags::{CleanupFlags, EtcdFlags, LogFormat, RunFlags};
-use policy::nft::{Field, Marks};
+use mesh::interface::InterfaceName;
+use tunnel::OffloadSettings;
+
+use crate::control::etcd_options::EtcdOptions;
+pub use flags::{CleanupFlags, EtcdFlags, LogFormat, OffloadFlag, RunFlags};
 use serde::Deserialize as _;
 pub use trial::Trial;
 
@@ -25,6 +25,8 @@ pub const DEFAULT_FILE: &str = "/etc/meshd/meshd.toml";
 const DEFAULT_STATE_DIR: &str = "/var/lib/meshd";
 const DEFAULT_RUN_DIR: &str = "/run/meshd";
 const DEFAULT_METRICS_ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9473);
+const OBSOLETE_MARKS: &str =
+    "--policy-marks has no effect: verdicts are no longer kept in connection marks. Remove it from flags and files";
 /// WireGuard's usual port.
 pub const DEFAULT_LISTEN_PORT: u16 = 51820;
 
@@ -66,8 +68,8 @@ pub struct Settings {
     pub metrics: MetricsSettings,
     /// Loopback address and TCP port of the page for browsers; `None`: nowhere.
     pub ui: Option<SocketAddr>,
-    /// Bits of the connection mark that policies use.
-    pub policy_marks: Marks,
+    /// Warnings: settings that no longer have an effect.
+    pub obsolete: Vec<&'static str>,
     /// The group of nfnetlink_log that nftables reports verdicts to.
     pub policy_log_group: u16,
     /// How the log looks.
@@ -223,7 +225,7 @@ impl Settings {
                 }
             },
         };
-        let policy_marks = marks(flags.policy_marks, &mut mistakes);
+        let obsolete = flags.policy_marks.map(|_| OBSOLETE_MARKS).into_iter().collect();
         let log = log(flags.log_level, flags.log_format, &mut mistakes);
         match (node, interface) {
             (Some(node), Some(interface)) if mistakes.is_empty() => Ok(Self {
@@ -238,16 +240,19 @@ impl Settings {
                 interface,
                 state_dir: flags.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
                 run_dir: flags.run_dir.unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
-                forward_accept: flags.forward_accept,
-                ip_masq: !flags.no_ip_masq,
+                forward_accept: flags.forward_accept.unwrap_or_default(),
+                ip_masq: !flags.no_ip_masq.unwrap_or_default(),
                 offloads: OffloadSettings {
-                    udp_gso: flags.udp_gso.unwrap_or_default(),
-                    udp_gro: flags.udp_gro.unwrap_or_default(),
-                    tun_offload: flags.tun_offload.unwrap_or_default(),
+                    udp_gso: flags.udp_gso.map(Into::into).unwrap_or_default(),
+                    udp_gro: flags.udp_gro.map(Into::into).unwrap_or_default(),
+                    tun_offload: flags.tun_offload.map(Into::into).unwrap_or_default(),
                 },
-                metrics: MetricsSettings { address: metrics_addr, per_peer: flags.metrics_per_peer },
+                metrics: MetricsSettings {
+                    address: metrics_addr,
+                    per_peer: flags.metrics_per_peer.unwrap_or_default(),
+                },
                 ui,
-                policy_marks,
+                obsolete,
                 policy_log_group: flags.policy_log_group.unwrap_or(DEFAULT_LOG_GROUP),
                 log,
             }),
@@ -313,6 +318,30 @@ impl FloorSettings {
     }
 }
 
+impl EtcdFlags {
+    /// How the daemon of this machine reaches etcd, by its settings file, with these flags over it. A user or certificate
+    /// among the flags takes the place of all that the file has of both: the operator is then no node. Mistakes in the
+    /// file that do not concern etcd are for `meshd run`.
+    ///
+    /// # Errors
+    /// Every mistake, one line each; a file that cannot be read is none where the flags name etcd's members.
+    pub fn load(self, file: Option<PathBuf>) -> Result<EtcdOptions, SettingsError> {
+        let flags = RunFlags { config: file, ..RunFlags::default() };
+        let (file, mut mistakes) = match file_of(&flags) {
+            Some(path) => read_file(path),
+            None => (RunFlags::default(), Vec::new()),
+        };
+        mistakes.retain(|mistake| match mistake.key() {
+            Some(key) => key.starts_with("etcd-"),
+            None => self.endpoints.is_none(),
+        });
+        let mut mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        let below = if self.has_identity() { file.etcd.without_identity() } else { file.etcd };
+        let options = self.over(below).check(&mut mistakes);
+        if mistakes.is_empty() { Ok(options) } else { Err(SettingsError(mistakes)) }
+    }
+}
+
 /// The file that `flags` name, or the default one where it is there.
 fn file_of(flags: &RunFlags) -> Option<&Path> {
     let default = || Some(Path::new(DEFAULT_FILE)).filter(|file| file.exists());
@@ -322,13 +351,38 @@ fn file_of(flags: &RunFlags) -> Option<&Path> {
 /// Lays `flags` over the file that they name, or over the default one; the mistakes in the file beside.
 fn over_file(flags: RunFlags) -> (RunFlags, Vec<String>) {
     let Some(path) = file_of(&flags) else { return (flags, Vec::new()) };
-    let (file, mistakes) = match fs::read_to_string(path) {
+    let (file, mistakes) = read_file(path);
+    (flags.over(file), mistakes.iter().map(ToString::to_string).collect())
+}
+
+/// A mistake in a settings file.
+struct FileMistake {
+    path: PathBuf,
+    /// `KEY: what is wrong`, or what keeps the whole file from being read.
+    text: String,
+}
+
+impl FileMistake {
+    /// The setting that it concerns; `None`: all of them.
+    fn key(&self) -> Option<&str> {
+        let (key, _) = self.text.split_once(": ")?;
+        key.bytes().all(|b| b.is_ascii_lowercase() || b == b'-').then_some(key)
+    }
+}
+
+impl fmt::Display for FileMistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--config {}: {}", self.path.display(), self.text)
+    }
+}
+
+/// The settings in a file, as far as they can be read, and its mistakes.
+fn read_file(path: &Path) -> (RunFlags, Vec<FileMistake>) {
+    let (settings, mistakes) = match fs::read_to_string(path) {
         Ok(text) => parse_file(&text),
         Err(error) => (RunFlags::default(), vec![error.to_string()]),
     };
-    let of_file = |mistake| format!("--config {}: {mistake}", path.display());
-    let mistakes = mistakes.into_iter().map(of_file).collect();
-    (flags.over(file), mistakes)
+    (settings, mistakes.into_iter().map(|text| FileMistake { path: path.to_owned(), text }).collect())
 }
 
 /// The settings in a file's text, as far as they can be read, and its mistakes: a text that is no TOML, keys that are
@@ -367,29 +421,6 @@ fn interface_or_default(given: Option<String>, mistakes: &mut Vec<String>) -> In
     interface(given, mistakes)
         .or_else(|| interface(None, mistakes))
         .unwrap_or_else(|| unreachable!("the default is a name"))
-}
-
-/// The two fields of the connection mark, egress first.
-fn marks(given: Option<Vec<String>>, mistakes: &mut Vec<String>) -> Marks {
-    /// A generation that comes round too soon has all connections judged again each time.
-    const FEWEST: u8 = 3;
-    let Some(given) = given else { return DEFAULT_MARKS };
-    let field = |text: &String| {
-        let digits = text.trim().strip_prefix("0x")?;
-        u32::from_str_radix(digits, 16).ok().and_then(Field::of_mask).filter(|field| field.bits >= FEWEST)
-    };
-    let fields: Vec<Option<Field>> = given.iter().map(field).collect();
-    match fields[..] {
-        [Some(egress), Some(ingress)] if egress.mask() & ingress.mask() == 0 => Marks { egress, ingress },
-        _ => {
-            mistakes.push(format!(
-                "--policy-marks {}: two masks such as 0x7f0000,0x7f000000, each of {FEWEST} to 31 neighbouring bits, \
-                 none of them in both",
-                given.join(",")
-            ));
-            DEFAULT_MARKS
-        }
-    }
 }
 
 fn log(level: Option<String>, format: Option<LogFormat>, mistakes: &mut Vec<String>) -> Log {

@@ -40,7 +40,7 @@ fn the_page_is_served_where_it_is_asked_for_and_on_loopback_only() {
 
 #[test]
 fn each_offload_has_its_switch() {
-    use crate::tunnel::OffloadSetting::{Auto, Off};
+    use tunnel::OffloadSetting::{Auto, Off};
     let settings = check("node = 'a'\nudp-gso = 'off'\ntun-offload = 'auto'").unwrap();
     assert_eq!(settings.offloads, OffloadSettings { udp_gso: Off, udp_gro: Auto, tun_offload: Auto });
     let (_, mistakes) = parse_file("node = 'a'\nudp-gro = 'on'");
@@ -48,25 +48,12 @@ fn each_offload_has_its_switch() {
 }
 
 #[test]
-fn marks_are_two_fields_that_share_no_bit() {
-    let marks =
-        |text: &str| check(&format!("node = 'a'\npolicy-marks = [{text}]")).map(|settings| settings.policy_marks);
-    assert_eq!(check("node = 'a'").unwrap().policy_marks, DEFAULT_MARKS);
-    assert_eq!(marks("'0x7f0000', '0x7f000000'").unwrap(), DEFAULT_MARKS);
-    let moved = marks("'0xf', '0x1f0'").unwrap();
-    assert_eq!((moved.egress.mask(), moved.ingress.mask(), moved.ingress.shift), (0xf, 0x1f0, 4));
-    for wrong in [
-        "'0xf'",
-        "'0xf', '0x18'",
-        "'0x3', '0xf0'",
-        "'0x5', '0xf0'",
-        "'15', '0xf0'",
-        "'0', '0xf'",
-        "'0xf', '0xf0', '0xf00'",
-        "'0xffffffff', '0xf'",
-    ] {
-        let error = marks(wrong).unwrap_err().to_string();
-        assert!(error.starts_with("--policy-marks") && error.lines().count() == 1, "{wrong}: {error}");
+fn marks_of_an_earlier_version_are_accepted_with_a_warning() {
+    assert!(check("node = 'a'").unwrap().obsolete.is_empty());
+    for given in ["'0x7f0000', '0x7f000000'", "'anything'"] {
+        let settings = check(&format!("node = 'a'\npolicy-marks = [{given}]")).unwrap();
+        assert!(settings.obsolete[0].starts_with("--policy-marks has no effect"), "{:?}", settings.obsolete);
+        assert_eq!(settings.try_out().warnings, settings.obsolete);
     }
 }
 
@@ -194,4 +181,66 @@ fn mistakes_in_the_file_do_not_keep_anybody_from_cleaning_up() {
     // Those of the command line are of this very moment.
     let given = CleanupFlags { interface: Some("no/name".to_owned()), ..CleanupFlags::default() };
     assert!(CleanupSettings::load(&given).unwrap_err().to_string().starts_with("--interface no/name"));
+}
+
+#[test]
+fn an_operators_command_reaches_etcd_as_the_file_says_and_not_as_the_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("meshd.toml");
+    let password = folder.path().join("password");
+    fs::write(&password, "word\n").unwrap();
+    let load = |text: &str, flags: EtcdFlags| {
+        let text = text.replace("PASSWORD", &password.display().to_string());
+        fs::write(&file, text).unwrap();
+        flags.load(Some(file.clone()))
+    };
+    let text = "node = 'a'\nlisten-port = 'no port'\netcd-endpoints = ['https://e:2379']\netcd-prefix = '/other'\n\
+                etcd-username = 'node'\netcd-password-file = 'PASSWORD'\n";
+    let options = load(text, EtcdFlags::default()).unwrap();
+    assert_eq!((options.endpoints[0].as_str(), options.prefix.as_str()), ("https://e:2379", "/other"));
+    assert_eq!(options.user.map(|user| user.user), Some("node".to_owned()));
+    let flags = EtcdFlags {
+        username: Some("operator".to_owned()),
+        password_file: Some(password.clone()),
+        ..EtcdFlags::default()
+    };
+    let options = load(text, flags).unwrap();
+    assert_eq!((options.prefix.as_str(), options.user.map(|user| user.user)), ("/other", Some("operator".to_owned())));
+    let flags = EtcdFlags { prefix: Some("/flag".to_owned()), ..EtcdFlags::default() };
+    assert_eq!(load(text, flags).unwrap().prefix, "/flag", "flags win");
+
+    let error = load("etcd-endpoint = ['https://e:2379']\n", EtcdFlags::default()).unwrap_err().to_string();
+    assert!(error.contains("etcd-endpoint: no such setting"), "{error}");
+    let missing = Some(folder.path().join("nope.toml"));
+    let error = EtcdFlags::default().load(missing.clone()).unwrap_err().to_string();
+    assert!(error.contains("nope.toml: No such file"), "{error}");
+    let flags = EtcdFlags { endpoints: Some(vec!["https://e:2379".to_owned()]), ..EtcdFlags::default() };
+    assert!(flags.load(missing).is_ok(), "the flags name etcd");
+}
+
+#[test]
+fn a_switch_takes_a_value_and_counts_before_the_file() {
+    use clap::Parser as _;
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunFlags,
+    }
+    let given = |switches: &[&str]| {
+        let line = ["meshd", "--node", "a"].iter().chain(switches);
+        Line::try_parse_from(line).map(|line| line.run)
+    };
+    for (switch, wanted) in
+        [("", None), ("=true", Some(true)), ("=yes", Some(true)), ("=false", Some(false)), ("=0", Some(false))]
+    {
+        let of = |name: &str| if wanted.is_none() { format!("--{name}") } else { format!("--{name}{switch}") };
+        let switches = ["metrics-per-peer", "forward-accept", "no-ip-masq", "etcd-allow-plaintext"].map(of);
+        let run = given(&switches.each_ref().map(String::as_str)).unwrap_or_else(|error| panic!("{error}"));
+        let values = [run.metrics_per_peer, run.forward_accept, run.no_ip_masq, run.etcd.allow_plaintext];
+        assert_eq!(values, [wanted.or(Some(true)); 4], "{switch}");
+    }
+    assert!(given(&["--metrics-per-peer=perhaps"]).is_err());
+    let file = flags("metrics-per-peer = true\nforward-accept = true");
+    let run = given(&["--metrics-per-peer=false"]).unwrap_or_else(|error| panic!("{error}")).over(file);
+    assert_eq!((run.metrics_per_peer, run.forward_accept), (Some(false), Some(true)));
 }

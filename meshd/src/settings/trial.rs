@@ -16,6 +16,7 @@ use nix::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 use super::Settings;
+use crate::control::{remedy_of_etcd_error, session::Dialer};
 
 /// Who runs the unit that the package brings.
 const SERVICE_USER: &str = "meshd";
@@ -59,11 +60,17 @@ impl Settings {
             ("--etcd-keyfile", tls.key.as_deref(), Content::PrivateKey),
             ("--etcd-password-file", password, Content::Text),
         ];
-        let mut trial = Trial::default();
+        let mut trial = Trial { warnings: self.obsolete.iter().map(ToString::to_string).collect(), ..Trial::default() };
+        let mut usable = true;
         for (flag, file, content) in files {
             let Some(file) = file else { continue };
-            let fault = content.fault(file).or_else(|| reader.as_ref()?.fault(file));
+            let fault = content.fault(file);
+            usable &= fault.is_none();
+            let fault = fault.or_else(|| reader.as_ref()?.fault(file));
             trial.mistakes.extend(fault.map(|fault| format!("{flag} {}: {fault}", file.display())));
+        }
+        if usable && let Some(fault) = self.tls_fault() {
+            trial.mistakes.push(format!("--etcd-cafile, --etcd-certfile, --etcd-keyfile: {fault}"));
         }
         if let Some(iface) = self.iface.as_ref().filter(|iface| if_nametoindex(iface.as_str()).is_err()) {
             trial.warnings.push(format!(
@@ -72,6 +79,16 @@ impl Settings {
             ));
         }
         trial
+    }
+}
+
+impl Settings {
+    /// Why the daemon could not open a TLS session with the files, in its own words and what to do.
+    fn tls_fault(&self) -> Option<String> {
+        let dialer = Dialer::new(&self.etcd).ok()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+        let error = runtime.block_on(dialer.try_tls()).err()?.to_string();
+        Some(format!("{error}\n  remedy  {}", remedy_of_etcd_error(dialer.members().first()?.url(), &error)))
     }
 }
 
@@ -211,5 +228,41 @@ mod tests {
         assert_eq!(reader(owner.uid() + 1, owner.gid()).fault(&key), None);
         fs::set_permissions(&key, fs::Permissions::from_mode(0o044)).unwrap();
         assert!(reader(owner.uid(), owner.gid()).fault(&key).is_some(), "an owner has the owner's rights alone");
+    }
+
+    #[test]
+    fn a_key_that_the_daemon_cannot_use_is_refused_as_it_would_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, cert) = (folder.path().join("p521.key"), folder.path().join("p521.pem"));
+        let made = std::process::Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-521",
+                "-nodes",
+                "-subj",
+                "/CN=a",
+                "-keyout",
+            ])
+            .args([&key, Path::new("-out"), &cert])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let tls = |cert: &Path, key: &Path| {
+            let (cert, key) = (cert.display(), key.display());
+            try_out(&format!("etcd-cafile = '{TLS}/ca.pem'\netcd-certfile = '{cert}'\netcd-keyfile = '{key}'\n"))
+                .mistakes
+        };
+        let client = |name: &str| Path::new(TLS).join(name);
+        let of_tls =
+            |mistakes: Vec<String>| mistakes.into_iter().filter(|fault| fault.contains("rejected")).collect::<Vec<_>>();
+        assert_eq!(of_tls(tls(&client("client.pem"), &client("client.key"))), [""; 0]);
+        for (cert, key) in [(&cert, &key), (&cert, &client("client.key"))] {
+            let refused = of_tls(tls(cert, key));
+            assert!(refused.len() == 1 && refused[0].contains("P-256"), "{refused:?}");
+        }
     }
 }

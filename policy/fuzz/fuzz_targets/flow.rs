@@ -5,11 +5,12 @@
 
 use std::time::Instant;
 
+use packet::Packet;
 use libfuzzer_sys::fuzz_target;
 use policy::{
     engine::Engine,
     flow::{FlowTable, Judgement, Limits, Passed},
-    packet::Packet,
+    
 };
 
 fuzz_target!(|packets: Vec<(bool, Vec<u8>)>| {

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use policy::packet::Packet;
+use packet::Packet;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(packet) = Packet::parse(bytes) {

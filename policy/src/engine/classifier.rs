@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::{
-    ClassRules, Compiled, NamespaceRules, ObjectName, PodInfo,
+    ClassRules, Compiled, NamespaceRules, ObjectName, PodInfo, SourceAliases,
     rules::{PeerKind, PeerView, PolicyId, Table, Target, Tiers, Union},
     storage::{AddressTable, Chunked, Owner},
 };
@@ -117,7 +117,7 @@ pub struct PolicyName {
 pub enum PolicyKind {
     /// networking.k8s.io/v1
     NetworkPolicy,
-    /// policy.networking.k8s.io/v1alpha2
+    /// policy.networking.k8s.io
     ClusterNetworkPolicy(Tier),
 }
 
@@ -144,6 +144,7 @@ pub struct Classifier {
     pub(super) classes: Chunked<ClassRules>,
     pub(super) policies: Chunked<Option<Arc<Compiled>>>,
     pub(super) node_addresses: Arc<HashMap<IpAddr, Arc<str>>>,
+    pub(super) sources: Arc<HashMap<IpAddr, Arc<SourceAliases>>>,
     pub(super) networks: Arc<[IpNet]>,
     pub(super) voices: [usize; 2],
 }
@@ -183,7 +184,7 @@ impl Classifier {
         let Some(rules) = self.rules(subject) else {
             return Verdict { allowed: true, cause: Cause::NoPolicy };
         };
-        let peer = self.view(peer, peer_owner);
+        let peer = self.view(side, peer, peer_owner);
         let named = self.named_ports(match side {
             Side::Ingress => Located::Pod(subject),
             Side::Egress => peer_owner,
@@ -221,7 +222,7 @@ impl Classifier {
 
     /// A number that changes, but for rare chance, when an address comes to another pod; 0 where there is none.
     #[must_use]
-    pub fn owner_stamp(&self, address: IpAddr) -> u32 {
+    pub(crate) fn owner_stamp(&self, address: IpAddr) -> u32 {
         match self.addresses.get(address).and_then(|owner| self.pods.get(owner.pod)?.as_ref()) {
             Some(pod) => pod.stamp,
             None => 0,
@@ -266,7 +267,8 @@ impl Classifier {
         Some((class, self.namespaces.get(class.namespace)?))
     }
 
-    pub(super) fn view(&self, address: IpAddr, located: Located) -> PeerView<'_> {
+    /// The other end of a flow whose `side` is asked.
+    pub(super) fn view(&self, side: Side, address: IpAddr, located: Located) -> PeerView<'_> {
         let kind = match located {
             Located::Pod(owner) => match self.rules(owner) {
                 Some((class, namespace)) => PeerKind::Pod { namespace: &namespace.sets, own: &class.sets },
@@ -275,7 +277,11 @@ impl Classifier {
             Located::Unknown => PeerKind::UnknownPod,
             Located::Address => PeerKind::Address,
         };
-        PeerView { address, kind }
+        let aliases = match side {
+            Side::Ingress => self.sources.get(&address).map(Arc::as_ref),
+            Side::Egress => None,
+        };
+        PeerView { address, aliases, kind }
     }
 
     pub(super) fn named_ports(&self, located: Located) -> NamedPorts<'_> {

@@ -1,11 +1,11 @@
 //! Why a flow is judged as it is, in names.
 
-use std::fmt;
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use super::{
-    Classifier, End,
+    Classifier, Compiled, End,
     classifier::{Cause, Flow, Located, PolicyName, Side, Verdict, port},
-    rules::{PolicyId, Target},
+    rules::{PolicyId, Target, blocks},
 };
 use crate::object::Action;
 
@@ -26,8 +26,24 @@ pub struct Explanation {
     pub rule_name: Option<String>,
     /// Where it is refused for want of a rule: the rule that came nearest.
     pub nearest: Option<NearMiss>,
+    /// The node that sends, where the source is its overlay address and a policy decided.
+    pub source: Option<SourceNode>,
     /// Policies that have a say about this pod and direction.
     pub selecting: Vec<PolicyName>,
+}
+
+/// A node as the source of a flow, and what it counted as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceNode {
+    /// Its name.
+    pub name: String,
+    /// Addresses that are proven to be its own: what allows goes by them and by its overlay address.
+    pub proven: Vec<IpAddr>,
+    /// The address by which it is in a block of the rule that decided.
+    pub matched: Option<IpAddr>,
+    /// Where it was refused although one of its addresses is in the block of an allowing rule: an address of it that
+    /// the block excepts, and the block.
+    pub excepted: Option<(IpAddr, String)>,
 }
 
 /// An allowing rule that matched in one respect of two.
@@ -74,6 +90,10 @@ impl Classifier {
             Cause::Isolated { .. } => self.nearest(side, flow, peer, &selecting),
             _ => None,
         };
+        let source = policy.filter(|_| side == Side::Ingress).and_then(|decided| {
+            let decided = self.compiled(decided).zip(rule);
+            self.source_node(flow.source, decided, &selecting)
+        });
         let name = |id: PolicyId| self.policy(id).cloned();
         Explanation {
             side,
@@ -83,11 +103,12 @@ impl Classifier {
             rule,
             rule_name: policy.zip(rule).and_then(|(id, rule)| self.rule_name(id, side, rule)).map(ToOwned::to_owned),
             nearest,
+            source,
             selecting: selecting.into_iter().filter_map(|(id, _)| name(id)).collect(),
         }
     }
 
-    fn end_text(&self, address: std::net::IpAddr) -> String {
+    fn end_text(&self, address: IpAddr) -> String {
         match self.end(address) {
             End::Pod(pod) => format!("pod {} ({address})", pod.name),
             End::UnknownPod => format!("unknown pod {address}"),
@@ -96,8 +117,41 @@ impl Classifier {
         }
     }
 
+    /// What the source of a flow is, if it is a node's overlay address: `decided` is the rule that decided, if one did.
+    fn source_node(
+        &self,
+        source: IpAddr,
+        decided: Option<(&Arc<Compiled>, u16)>,
+        selecting: &[(PolicyId, bool)],
+    ) -> Option<SourceNode> {
+        let aliases = self.sources.get(&source)?;
+        let End::Node(name) = self.end(source) else { return None };
+        let of_rule = decided.and_then(|(policy, rule)| {
+            policy.sides[Side::Ingress as usize].as_ref().and_then(|rules| rules.get(usize::from(rule)))
+        });
+        let mut deciding = of_rule.iter().flat_map(|rule| blocks(&rule.peers));
+        let matched = deciding.find_map(|block| {
+            aliases.in_block(source, block)?;
+            aliases.all(source).find(|address| block.contains(*address))
+        });
+        let policies = selecting.iter().filter_map(|(id, _)| self.compiled(*id));
+        let rules = policies.flat_map(|policy| policy.sides[Side::Ingress as usize].iter().flatten());
+        let mut allowing = rules.filter(|rule| rule.action == Action::Accept).flat_map(|rule| blocks(&rule.peers));
+        let excepted = allowing.find_map(|block| {
+            aliases.accepting(source).find(|address| block.cidr.contains(address))?;
+            let hole = aliases.all(source).find(|address| block.is_excepted(*address))?;
+            Some((hole, block.to_string()))
+        });
+        Some(SourceNode {
+            name: name.to_string(),
+            proven: aliases.proven.clone(),
+            matched,
+            excepted: excepted.filter(|_| decided.is_none()),
+        })
+    }
+
     /// Policies of all tiers, in the order in which they are asked.
-    fn selecting(&self, side: Side, subject: std::net::IpAddr) -> Vec<(PolicyId, bool)> {
+    fn selecting(&self, side: Side, subject: IpAddr) -> Vec<(PolicyId, bool)> {
         let Located::Pod(owner) = self.locate(subject) else { return Vec::new() };
         let Some((class, namespace)) = self.rules(owner) else { return Vec::new() };
         let side = side as usize;
@@ -108,15 +162,9 @@ impl Classifier {
     }
 
     /// Of the rules that would allow it: one whose peers match but not its ports, else one whose ports match.
-    fn nearest(
-        &self,
-        side: Side,
-        flow: &Flow,
-        peer: std::net::IpAddr,
-        selecting: &[(PolicyId, bool)],
-    ) -> Option<NearMiss> {
+    fn nearest(&self, side: Side, flow: &Flow, peer: IpAddr, selecting: &[(PolicyId, bool)]) -> Option<NearMiss> {
         let located = self.locate(peer);
-        let view = self.view(peer, located);
+        let view = self.view(side, peer, located);
         let named = self.named_ports(match side {
             Side::Ingress => self.locate(flow.destination),
             Side::Egress => located,
@@ -129,7 +177,9 @@ impl Classifier {
                 if rule.action != Action::Accept {
                     continue;
                 }
-                let matches = rule.peers.iter().filter_map(|peer| view.is(peer)).min();
+                let matches = rule.peers.iter().filter_map(|peer| view.is(peer));
+                // A node that only may be in a block is not: no label is missing that could tell.
+                let matches = matches.filter(|unsure| !unsure || view.aliases.is_none()).min();
                 let ports = rule.ports.admits(&to);
                 let score = match (matches, ports) {
                     (Some(true), true) => 3,
@@ -196,6 +246,29 @@ impl fmt::Display for Explanation {
                     None => f.write_str("; no rule comes near"),
                     Some(miss) => write!(f, "; nearest: {miss}"),
                 }
+            }
+        }?;
+        self.source.as_ref().map_or(Ok(()), |source| write!(f, "; {source}"))
+    }
+}
+
+impl fmt::Display for SourceNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the source is node {}", self.name)?;
+        if let Some(matched) = self.matched {
+            return write!(f, ", matched by its address {matched}");
+        }
+        if let Some((address, block)) = &self.excepted {
+            return write!(f, ": its address {address} is excepted by ipBlock {block}");
+        }
+        match self.proven.as_slice() {
+            [] => f.write_str(", none of its underlay addresses counts"),
+            proven => {
+                f.write_str(", which also counts as ")?;
+                for (i, address) in proven.iter().enumerate() {
+                    write!(f, "{}{address}", if i == 0 { "" } else { " and " })?;
+                }
+                Ok(())
             }
         }
     }

@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
+
 use crate::object::{ClusterPolicy, Directions, Labels, NetworkPolicy, Selector};
 
 /// A namespace and a name in it.
@@ -26,6 +28,22 @@ impl std::fmt::Display for ObjectName {
     }
 }
 
+/// How well an object's claim to an address stands against others'. A number stands for an object that its store holds,
+/// created at that revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Age {
+    /// Whether its store holds it. One that stays in force although its store does not yields to any that is held.
+    pub stored: bool,
+    /// Grows with the time of its creation, as a revision does: the newest has the address.
+    pub created: u64,
+}
+
+impl From<u64> for Age {
+    fn from(created: u64) -> Self {
+        Self { stored: true, created }
+    }
+}
+
 /// An interface that the CNI plugin made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
@@ -40,6 +58,19 @@ pub struct Attachment {
     pub addresses: Vec<IpAddr>,
     /// The node that it is on.
     pub node: Arc<str>,
+    /// That node's subnets.
+    pub subnets: Arc<[IpNet]>,
+}
+
+/// An attachment that would be a Pod object's by name and UID, but is on another node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Misplaced {
+    /// The Pod object.
+    pub pod: ObjectName,
+    /// Its `spec.nodeName`.
+    pub node: Arc<str>,
+    /// The node that published the attachment.
+    pub attached_at: Arc<str>,
 }
 
 /// A NetworkPolicy as it stands in the store.

@@ -9,6 +9,7 @@ mod input;
 mod pods;
 pub(crate) mod rules;
 pub(crate) mod selection;
+mod sources;
 pub(crate) mod storage;
 
 use std::{
@@ -29,10 +30,11 @@ use selection::{Selection, SetKey};
 use storage::{Chunked, Slab, marked};
 
 pub use classifier::{Cause, Classifier, Connection, End, Flow, PolicyKind, PolicyName, Side, Verdict};
-pub use explain::{Explanation, NearMiss};
-pub use input::{Attachment, ClusterPolicyState, ObjectName, PolicyState};
+pub use explain::{Explanation, NearMiss, SourceNode};
+pub use input::{Age, Attachment, ClusterPolicyState, Misplaced, ObjectName, PolicyState};
 pub use pods::PodInfo;
 pub use rules::PolicyId;
+pub use sources::SourceAliases;
 
 /// A policy with its selectors interned.
 #[derive(Debug)]
@@ -91,9 +93,10 @@ pub struct Engine {
     pub(crate) policies: Slab<Arc<Compiled>>,
     by_name: HashMap<ObjectName, u32>,
     cluster_by_name: HashMap<Arc<str>, u32>,
-    nodes: HashMap<Arc<str>, Arc<[IpAddr]>>,
     pub(crate) networks: Arc<[IpNet]>,
     node_addresses: Option<Arc<HashMap<IpAddr, Arc<str>>>>,
+    /// By overlay address.
+    pub(crate) sources: Arc<HashMap<IpAddr, Arc<SourceAliases>>>,
     versions: u32,
     generation: u64,
     pub(crate) set_cache: SetCache,
@@ -122,9 +125,9 @@ impl Engine {
             policies: Slab::default(),
             by_name: HashMap::new(),
             cluster_by_name: HashMap::new(),
-            nodes: HashMap::new(),
             networks: Arc::default(),
             node_addresses: None,
+            sources: Arc::default(),
             versions: 0,
             generation: 0,
             set_cache: SetCache::default(),
@@ -147,18 +150,23 @@ impl Engine {
         self.selection.set_namespace_labels(name, None);
     }
 
-    /// The Pod object `name`. Of several living pods with one address the one with the highest `age` has it: give a
-    /// number that grows with time, as a revision does.
-    pub fn put_pod(&mut self, name: ObjectName, pod: PodObject, age: u64) {
-        self.pods.set_object(name, Some((pod, age)), &mut self.selection);
+    /// The Pod object `name`. Of several living pods with one address the one with the highest `age` has it.
+    pub fn put_pod(&mut self, name: ObjectName, pod: PodObject, age: impl Into<Age>) {
+        self.pods.set_object(name, Some((pod, age.into())), &mut self.selection);
     }
 
     /// The Pod object of this name, if there is one, has other labels and is otherwise what it was.
-    pub fn relabel_pod(&mut self, name: &ObjectName, labels: Labels) {
+    pub(crate) fn relabel_pod(&mut self, name: &ObjectName, labels: Labels) {
         if let Some((mut pod, age)) = self.pods.object(name).cloned() {
             pod.labels = labels;
             self.put_pod(name.clone(), pod, age);
         }
+    }
+
+    /// Whether there is a Pod object `name` that an attachment with this UID is joined with.
+    #[must_use]
+    pub fn has_pod(&self, name: &ObjectName, uid: &str) -> bool {
+        self.pods.has_object(name, uid)
     }
 
     /// There is no such Pod object.
@@ -167,8 +175,13 @@ impl Engine {
     }
 
     /// An attachment; `key` is whatever tells it from others.
-    pub fn put_attachment(&mut self, key: Arc<str>, attachment: Attachment, age: u64) {
-        self.pods.set_attachment(key, Some((attachment, age)), &mut self.selection);
+    pub fn put_attachment(&mut self, key: Arc<str>, attachment: Attachment, age: impl Into<Age>) {
+        self.pods.set_attachment(key, Some((attachment, age.into())), &mut self.selection);
+    }
+
+    /// Attachments that a Pod object does not count as its own because another node published them.
+    pub fn misplaced(&self) -> impl Iterator<Item = &Misplaced> {
+        self.pods.misplaced()
     }
 
     /// The attachment is gone.
@@ -178,20 +191,35 @@ impl Engine {
 
     /// A node's own addresses, in the mesh and below it: no pods, and exempt where the node's own pods are concerned.
     pub fn put_node(&mut self, name: Arc<str>, addresses: Arc<[IpAddr]>) {
-        self.nodes.insert(name, addresses);
+        self.pods.set_node(name, Some(addresses), &mut self.selection);
         self.nodes_changed();
     }
 
     /// There is no such node.
     pub fn delete_node(&mut self, name: &str) {
-        self.nodes.remove(name);
+        self.pods.set_node(name.into(), None, &mut self.selection);
         self.nodes_changed();
+    }
+
+    /// What another node's overlay address also counts as where it is a source; none: only as itself.
+    pub fn set_source(&mut self, overlay: IpAddr, aliases: Arc<SourceAliases>) {
+        let aliases = Some(aliases).filter(|aliases| !aliases.is_empty());
+        if self.sources.get(&overlay) == aliases.as_ref() {
+            return;
+        }
+        let sources = Arc::make_mut(&mut self.sources);
+        match aliases {
+            Some(aliases) => sources.insert(overlay, aliases),
+            None => sources.remove(&overlay),
+        };
+        self.set_cache.sources = true;
     }
 
     /// The mesh's networks: what lies in them and is neither a known pod's nor a node's is a pod of which nothing is
     /// known.
     pub fn set_networks(&mut self, networks: Arc<[IpNet]>) {
-        self.networks = networks;
+        self.networks = Arc::clone(&networks);
+        self.pods.set_networks(networks, &mut self.selection);
         self.set_cache.everything = true;
     }
 
@@ -277,7 +305,7 @@ impl Engine {
             self.nodes_changed();
         }
         let node_addresses = self.node_addresses.get_or_insert_with(|| {
-            let nodes = self.nodes.iter();
+            let nodes = self.pods.nodes.iter();
             // What is in a node's network has that node's addresses, whether the node's record says so or not.
             let host = self.pods.host.values().filter_map(|pod| Some((pod.node.as_ref()?, &pod.addresses)));
             let pairs = host
@@ -294,6 +322,7 @@ impl Engine {
             classes: self.class_rules.clone(),
             policies: self.published.clone(),
             node_addresses: Arc::clone(node_addresses),
+            sources: Arc::clone(&self.sources),
             networks: Arc::clone(&self.networks),
             voices: self.voices,
         })

@@ -8,8 +8,10 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use super::{
-    input::{Attachment, ObjectName},
+    input::{Age, Attachment, Misplaced, ObjectName},
     selection::Selection,
     storage::{AddressTable, Chunked, Owner, Slab},
 };
@@ -36,11 +38,13 @@ pub struct PodInfo {
 
 #[derive(Debug, Default)]
 struct Entry {
-    object: Option<(PodObject, u64)>,
+    object: Option<(PodObject, Age)>,
     /// By what the caller calls them.
-    attachments: BTreeMap<Arc<str>, (Attachment, u64)>,
+    attachments: BTreeMap<Arc<str>, (Attachment, Age)>,
     /// What was made of these.
     pods: Vec<u32>,
+    /// The object's node, if it is not that of every attachment.
+    elsewhere: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -52,9 +56,9 @@ struct Pod {
     claims: Vec<(IpAddr, Rank)>,
 }
 
-/// Of several pods that claim one address, the one with the highest rank has it: living ones before ended ones, attached
-/// ones before others, then the newest.
-type Rank = (bool, bool, u64);
+/// Of several pods that claim one address, the one with the highest rank has it: stored ones before those that are only
+/// kept in force, living ones before ended ones, attached ones before others, then the newest.
+type Rank = (bool, bool, bool, u64);
 
 #[derive(Debug)]
 enum Claims {
@@ -75,10 +79,62 @@ pub(crate) struct Pods {
     pub(crate) host_changed: bool,
     /// Where an attachment stands, by what the caller calls it.
     attached: HashMap<Arc<str>, ObjectName>,
+    /// The nodes of the mesh by name, each with its own addresses.
+    pub(crate) nodes: HashMap<Arc<str>, Arc<[IpAddr]>>,
+    networks: Arc<[IpNet]>,
+    /// Entries by [`Entry::elsewhere`]: they depend on whether the mesh has a node of that name.
+    elsewhere: HashMap<Arc<str>, HashSet<ObjectName>>,
+    misplaced: HashMap<ObjectName, Vec<Misplaced>>,
 }
 
 impl Pods {
-    pub(crate) fn set_object(&mut self, name: ObjectName, object: Option<(PodObject, u64)>, selection: &mut Selection) {
+    /// Notes a node of the mesh; `None`: it is gone.
+    pub(crate) fn set_node(&mut self, name: Arc<str>, addresses: Option<Arc<[IpAddr]>>, selection: &mut Selection) {
+        let before = match addresses {
+            Some(addresses) => self.nodes.insert(Arc::clone(&name), addresses),
+            None => self.nodes.remove(&name),
+        };
+        if before.is_some() != self.nodes.contains_key(&name) {
+            for pod in self.elsewhere.get(&name).cloned().unwrap_or_default() {
+                self.rejoin(&pod, selection);
+            }
+        }
+    }
+
+    pub(crate) fn set_networks(&mut self, networks: Arc<[IpNet]>, selection: &mut Selection) {
+        if self.networks == networks {
+            return;
+        }
+        self.networks = networks;
+        // Whether the pods' addresses or their nodeName say where they are depends on the networks.
+        let placed = |entry: &Entry| {
+            let object = entry.object.as_ref();
+            object.is_some_and(|(object, _)| object.node.is_some()) && !entry.attachments.is_empty()
+        };
+        let entries = self.entries.iter().filter(|(_, entry)| placed(entry));
+        for pod in entries.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.rejoin(&pod, selection);
+        }
+    }
+
+    /// Attachments that are not their Pod object's because of their node.
+    pub(crate) fn misplaced(&self) -> impl Iterator<Item = &Misplaced> {
+        self.misplaced.values().flatten()
+    }
+
+    /// Whether an attachment may be this object's as far as its node is concerned: a node speaks for the pods on it only.
+    /// A node chooses its own name, but not its subnets: addresses in the mesh count before the name.
+    fn is_on_node_of(&self, attachment: &Attachment, object: &PodObject) -> bool {
+        let Some(node) = &object.node else { return true };
+        let inside = |nets: &[IpNet]| object.addresses.iter().any(|ip| nets.iter().any(|net| net.contains(ip)));
+        if inside(&self.networks) {
+            return inside(&attachment.subnets);
+        }
+        // A cluster may have other names for its nodes than the mesh.
+        *node == attachment.node || !self.nodes.contains_key(node)
+    }
+
+    pub(crate) fn set_object(&mut self, name: ObjectName, object: Option<(PodObject, Age)>, selection: &mut Selection) {
         self.entries.entry(name.clone()).or_default().object = object;
         self.rejoin(&name, selection);
     }
@@ -86,7 +142,7 @@ impl Pods {
     pub(crate) fn set_attachment(
         &mut self,
         key: Arc<str>,
-        attachment: Option<(Attachment, u64)>,
+        attachment: Option<(Attachment, Age)>,
         selection: &mut Selection,
     ) {
         if let Some(before) = self.attached.remove(&key) {
@@ -105,8 +161,14 @@ impl Pods {
         }
     }
 
-    pub(crate) fn object(&self, name: &ObjectName) -> Option<&(PodObject, u64)> {
+    pub(crate) fn object(&self, name: &ObjectName) -> Option<&(PodObject, Age)> {
         self.entries.get(name)?.object.as_ref()
+    }
+
+    /// Whether there is a Pod object of this name that an attachment with this UID is joined with.
+    pub(crate) fn has_object(&self, name: &ObjectName, uid: &str) -> bool {
+        self.object(name)
+            .is_some_and(|(object, _)| is_uid_of(Some(uid), object.uid.as_deref(), object.static_uid.as_deref()))
     }
 
     /// Pods of this name, with those whose uid is not the object's.
@@ -130,8 +192,9 @@ impl Pods {
 
     /// Makes the pods of a name anew.
     fn rejoin(&mut self, name: &ObjectName, selection: &mut Selection) {
-        let Some(entry) = self.entries.get_mut(name) else { return };
+        let Some((key, mut entry)) = self.entries.remove_entry(name) else { return };
         let old = std::mem::take(&mut entry.pods);
+        self.note_elsewhere(name, &mut entry);
         let mut host = None;
         let mut joined: Vec<Joined> = Vec::new();
         if let Some((object, age)) = &entry.object {
@@ -151,41 +214,70 @@ impl Pods {
                 for address in object.addresses.iter().filter(|_| !object.finished) {
                     // An address that is listed twice is claimed once.
                     if claims.iter().all(|(claimed, _)| claimed != address) {
-                        claims.push((*address, (true, false, *age)));
+                        claims.push((*address, (age.stored, true, false, age.created)));
                     }
                 }
-                joined.push(Joined { uid: object.uid.clone(), living: !object.finished, info, claims });
+                joined.push(Joined { claims, ..Joined::of_object(object, info) });
             }
         }
         // Newest first: of two attachments without uid the newer one says which labels count.
-        let mut attachments: Vec<&(Attachment, u64)> = entry.attachments.values().collect();
+        let mut attachments: Vec<&(Attachment, Age)> = entry.attachments.values().collect();
         attachments.sort_by_key(|(_, age)| Reverse(*age));
+        let mut misplaced = Vec::new();
         for (attachment, age) in attachments {
-            let same = |pod: &Joined| match (&pod.uid, &attachment.uid) {
-                (Some(pod), Some(attached)) => pod == attached,
-                _ => true,
+            let object = entry.object.as_ref().map(|(object, _)| object).filter(|object| !object.host_network);
+            let of_its_uid = object.filter(|object| {
+                is_uid_of(attachment.uid.as_deref(), object.uid.as_deref(), object.static_uid.as_deref())
+            });
+            let on_its_node = of_its_uid.filter(|object| self.is_on_node_of(attachment, object));
+            if let (Some(PodObject { node: Some(node), .. }), None) = (of_its_uid, on_its_node) {
+                let attached_at = Arc::clone(&attachment.node);
+                misplaced.push(Misplaced { pod: name.clone(), node: Arc::clone(node), attached_at });
+            }
+            // Attachments of two nodes are never one pod, whose packets to itself no policy judges.
+            let same = |pod: &Joined| {
+                pod.is_object == on_its_node.is_some()
+                    && is_uid_of(attachment.uid.as_deref(), pod.uid.as_deref(), pod.static_uid.as_deref())
+                    && pod.attached_at.as_ref().is_none_or(|node| *node == attachment.node)
             };
             let at = joined.iter().position(same).unwrap_or_else(|| {
-                joined.push(Joined {
+                let info = PodInfo {
+                    name: name.clone(),
+                    labels: attachment.labels.clone(),
+                    ports: Arc::default(),
+                    node: None,
+                    addresses: Arc::default(),
+                    stamp: stamp(name, attachment.uid.as_deref()),
                     uid: attachment.uid.clone(),
-                    living: true,
-                    info: PodInfo {
-                        name: name.clone(),
-                        labels: attachment.labels.clone(),
-                        ports: Arc::default(),
-                        node: Some(Arc::clone(&attachment.node)),
-                        addresses: Arc::default(),
-                        stamp: stamp(name, attachment.uid.as_deref()),
+                };
+                joined.push(match on_its_node {
+                    Some(object) => Joined::of_object(
+                        object,
+                        PodInfo {
+                            labels: Some(object.labels.clone()),
+                            ports: object.ports.as_slice().into(),
+                            stamp: stamp(name, object.uid.as_deref()),
+                            uid: object.uid.clone(),
+                            ..info
+                        },
+                    ),
+                    None => Joined {
                         uid: attachment.uid.clone(),
+                        static_uid: None,
+                        is_object: false,
+                        living: true,
+                        attached_at: None,
+                        info,
+                        claims: Vec::new(),
                     },
-                    claims: Vec::new(),
                 });
                 joined.len() - 1
             });
             let pod = &mut joined[at];
             pod.info.node = Some(Arc::clone(&attachment.node));
+            pod.attached_at = Some(Arc::clone(&attachment.node));
             for address in &attachment.addresses {
-                let rank = (pod.living, true, *age);
+                let rank = (age.stored, pod.living, true, age.created);
                 match pod.claims.iter_mut().find(|(claimed, _)| claimed == address) {
                     Some((_, own)) => *own = rank.max(*own),
                     None => pod.claims.push((*address, rank)),
@@ -193,9 +285,12 @@ impl Pods {
             }
             pod.info.addresses = pod.claims.iter().map(|(address, _)| *address).collect();
         }
-        let gone = entry.object.is_none() && entry.attachments.is_empty();
+        match misplaced.is_empty() {
+            true => self.misplaced.remove(name),
+            false => self.misplaced.insert(name.clone(), misplaced),
+        };
         // The new ones first: what both have keeps its class and sets.
-        let new: Vec<u32> = joined.into_iter().map(|pod| self.add(pod, selection)).collect();
+        entry.pods = joined.into_iter().map(|pod| self.add(pod, selection)).collect();
         for pod in old {
             self.remove(pod, selection);
         }
@@ -204,10 +299,28 @@ impl Pods {
             None => self.host.remove(name),
         };
         self.host_changed |= host_before != host;
-        if gone {
-            self.entries.remove(name);
-        } else if let Some(entry) = self.entries.get_mut(name) {
-            entry.pods = new;
+        if entry.object.is_some() || !entry.attachments.is_empty() {
+            self.entries.insert(key, entry);
+        }
+    }
+
+    fn note_elsewhere(&mut self, name: &ObjectName, entry: &mut Entry) {
+        let node = entry.object.as_ref().and_then(|(object, _)| object.node.as_ref());
+        let elsewhere = |node: &&Arc<str>| entry.attachments.values().any(|(attachment, _)| attachment.node != **node);
+        let now = node.filter(elsewhere).cloned();
+        if now == entry.elsewhere {
+            return;
+        }
+        if let Some(node) = &now {
+            self.elsewhere.entry(Arc::clone(node)).or_default().insert(name.clone());
+        }
+        if let Some(before) = std::mem::replace(&mut entry.elsewhere, now)
+            && let Some(names) = self.elsewhere.get_mut(&before)
+        {
+            names.remove(name);
+            if names.is_empty() {
+                self.elsewhere.remove(&before);
+            }
         }
     }
 
@@ -294,9 +407,33 @@ fn stamp(name: &ObjectName, uid: Option<&str>) -> u32 {
     (hasher.finish() as u32).max(1)
 }
 
+/// Whether the UID of an attachment is that of a pod; where one is not known, it may be.
+fn is_uid_of(attached: Option<&str>, pod: Option<&str>, static_uid: Option<&str>) -> bool {
+    attached.is_none() || pod.is_none() || attached == pod || attached == static_uid
+}
+
 struct Joined {
     uid: Option<Arc<str>>,
+    static_uid: Option<Arc<str>>,
+    /// Of the Pod object, not of attachments alone.
+    is_object: bool,
     living: bool,
+    /// The node of its attachments, once it has any.
+    attached_at: Option<Arc<str>>,
     info: PodInfo,
     claims: Vec<(IpAddr, Rank)>,
+}
+
+impl Joined {
+    fn of_object(object: &PodObject, info: PodInfo) -> Self {
+        Self {
+            uid: object.uid.clone(),
+            static_uid: object.static_uid.clone(),
+            is_object: true,
+            living: !object.finished,
+            attached_at: None,
+            info,
+            claims: Vec::new(),
+        }
+    }
 }

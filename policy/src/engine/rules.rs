@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::{
+    SourceAliases,
     classifier::NamedPorts,
     storage::{find_mark, marked},
 };
@@ -23,6 +24,14 @@ pub(crate) enum PeerRef {
     Set(u32),
     /// Addresses.
     Block(Arc<Block>),
+}
+
+/// The blocks among `peers`.
+pub(crate) fn blocks(peers: &[PeerRef]) -> impl Iterator<Item = &Block> {
+    peers.iter().filter_map(|peer| match peer {
+        PeerRef::Block(block) => Some(block.as_ref()),
+        PeerRef::Anyone | PeerRef::Set(_) => None,
+    })
 }
 
 /// Ports that a rule admits.
@@ -84,6 +93,8 @@ pub(crate) struct Target<'c> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerView<'c> {
     pub(crate) address: IpAddr,
+    /// What it also counts as: the overlay address of another node, where it is the source.
+    pub(crate) aliases: Option<&'c SourceAliases>,
     pub(crate) kind: PeerKind<'c>,
 }
 
@@ -115,7 +126,15 @@ impl PeerView<'_> {
         match peer {
             PeerRef::Anyone => Some(false),
             PeerRef::Set(set) => self.in_set(*set),
-            PeerRef::Block(block) => block.contains(self.address).then_some(false),
+            PeerRef::Block(block) => self.in_block(block),
+        }
+    }
+
+    /// Whether it is in the block, and whether it only may be.
+    fn in_block(&self, block: &Block) -> Option<bool> {
+        match self.aliases {
+            None => block.contains(self.address).then_some(false),
+            Some(aliases) => aliases.in_block(self.address, block),
         }
     }
 }
@@ -204,7 +223,7 @@ impl Table {
             }
         }
         if let Some(blocks) = &self.blocks {
-            blocks.visit(peer.address, |entry| visit(std::slice::from_ref(entry), false));
+            blocks.visit(peer, |entry, unsure| visit(std::slice::from_ref(entry), unsure));
         }
     }
 
@@ -270,17 +289,40 @@ impl Blocks {
         Self { lengths: lengths.collect() }
     }
 
-    fn visit<'t>(&'t self, address: IpAddr, mut visit: impl FnMut(&'t Entry) -> bool) {
+    /// Gives `visit` every entry whose block `peer` is in, and whether it only may be, until it is done; some twice, where
+    /// several addresses count.
+    fn visit<'t>(&'t self, peer: &PeerView<'_>, mut visit: impl FnMut(&'t Entry, bool) -> bool) {
+        let Some(aliases) = peer.aliases else {
+            self.visit_by(peer.address, peer, &mut visit);
+            return;
+        };
+        for address in aliases.all(peer.address) {
+            if self.visit_by(address, peer, &mut visit) {
+                return;
+            }
+        }
+    }
+
+    /// The same for the entries whose blocks hold `address`. Returns whether `visit` is done.
+    fn visit_by<'t>(
+        &'t self,
+        address: IpAddr,
+        peer: &PeerView<'_>,
+        visit: &mut impl FnMut(&'t Entry, bool) -> bool,
+    ) -> bool {
         for length in self.lengths.iter().filter(|length| length.v4 == address.is_ipv4()) {
             let Ok(net) = IpNet::new(address, length.bits) else { continue };
             let network = net.network();
             let first = length.blocks.partition_point(|(at, ..)| *at < network);
             for (_, block, entry) in length.blocks[first..].iter().take_while(|(at, ..)| *at == network) {
-                if !block.is_excepted(address) && visit(entry) {
-                    return;
+                if let Some(unsure) = peer.in_block(block)
+                    && visit(entry, unsure)
+                {
+                    return true;
                 }
             }
         }
+        false
     }
 }
 

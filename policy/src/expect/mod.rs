@@ -1,12 +1,14 @@
 //! Expectations as data: worlds with policies, and what must be allowed or denied in them.
 //!
 //! A world is a JSON object: `name`, optional `why` and `tags`, `namespaces` (name → labels), `pods`, `nodes` (name →
-//! `{ips, labels}`), `policies`, `clusterPolicies`, and one of
+//! `{ips, labels}`; `proven` and `published` are what `ips` also count as, see [`SourceAliases`]), `policies`, `clusterPolicies`, and one of
 //!
 //! - `probes`: `[{from, to, protocol, port, family, expect}]`, each about a whole new connection,
 //! - `steps`: `[{apply, probes}]`, which change the world in between,
 //! - `packets`: a sequence through the stateful classifier,
 //! - `policy` with `expect: reject`: validation must refuse it.
+//!
+//! [`SourceAliases`]: crate::engine::SourceAliases
 
 mod packets;
 mod probe;
@@ -17,9 +19,8 @@ mod tests;
 
 use std::{fmt, time::Instant};
 
-use serde_json::Value;
-
 use probe::Probe;
+use serde_json::Value;
 use store::Store;
 
 /// One expectation that did not come true.

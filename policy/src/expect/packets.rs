@@ -5,13 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use packet::{Packet, protocol, tcp_flags};
 use serde_json::Value;
 
 use super::{Problem, list, probe::protocol_number, problem, store::Store};
 use crate::{
     engine::{Classifier, Flow, Verdict},
     flow::{FlowTable, Judgement, Limits, Origin, Rules},
-    packet::{Packet, protocol, tcp_flags},
 };
 
 /// A sequence on its way.

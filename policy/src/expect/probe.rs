@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
+use packet::protocol;
 use serde_json::Value;
 
 use super::{Problem, problem, store::Store};
-use crate::{engine::Flow, packet::protocol};
+use crate::engine::Flow;
 
 pub(super) struct Probe {
     pub(super) flow: Flow,

@@ -10,9 +10,10 @@ use serde_json::Value;
 
 use super::{Problem, list, problem};
 use crate::{
-    engine::{Classifier, Engine, ObjectName, PolicyState},
+    engine::{Classifier, Engine, ObjectName, PolicyState, SourceAliases},
     object::{
-        ClusterPolicy, Labels, NetworkPolicy, PodObject, is_namespace_name, is_object_name, namespace_from, pod_from,
+        CLUSTER_POLICY_VERSIONS, ClusterPolicy, Labels, NetworkPolicy, PodObject, is_namespace_name, is_object_name,
+        namespace_from, pod_from,
     },
 };
 
@@ -132,10 +133,16 @@ impl Store {
     }
 
     fn put_node(&mut self, name: &str, node: &Value) -> Result<(), Problem> {
-        let mut addresses: Vec<IpAddr> = Vec::new();
-        for ip in list(node, "ips")?.iter().chain(node.get("ip")) {
+        let address = |ip: &Value| {
             let address = ip.as_str().and_then(|text| text.parse().ok());
-            addresses.push(address.ok_or_else(|| problem("nodes", format!("{ip}: no address")))?);
+            address.ok_or_else(|| problem("nodes", format!("{ip}: no address")))
+        };
+        let all = |field| list(node, field)?.iter().map(address).collect::<Result<Vec<IpAddr>, Problem>>();
+        let mut addresses = all("ips")?;
+        addresses.extend(node.get("ip").map(address).transpose()?);
+        let aliases = Arc::new(SourceAliases { proven: all("proven")?, published: all("published")? });
+        for overlay in &addresses {
+            self.engine.set_source(*overlay, Arc::clone(&aliases));
         }
         self.engine.put_node(name.into(), addresses.as_slice().into());
         self.nodes.insert(name.into(), addresses);
@@ -212,9 +219,10 @@ pub(super) fn validate(object: &Value) -> Result<(), String> {
         Some(other) => return Err(format!("kind is \"{other}\": must be NetworkPolicy or ClusterNetworkPolicy")),
         None => spec.get("tier").is_some() || spec.get("subject").is_some(),
     };
-    let wanted = if cluster { "policy.networking.k8s.io/v1alpha2" } else { "networking.k8s.io/v1" };
-    if let Some(version) = object.get("apiVersion").filter(|version| version.as_str() != Some(wanted)) {
-        return Err(format!("apiVersion is {version}: must be {wanted}"));
+    let wanted = if cluster { &CLUSTER_POLICY_VERSIONS[..] } else { &["networking.k8s.io/v1"] };
+    let is_other = |version: &&Value| !version.as_str().is_some_and(|version| wanted.contains(&version));
+    if let Some(version) = object.get("apiVersion").filter(is_other) {
+        return Err(format!("apiVersion is {version}: must be {}", wanted.join(" or ")));
     }
     let metadata = object.get("metadata").unwrap_or(&Value::Null);
     let name = metadata.get("name").and_then(Value::as_str).unwrap_or_default();

@@ -5,7 +5,8 @@
 //! judged already. New flows are judged by the [`Rules`]; replies, and ICMP errors about allowed flows, pass.
 //!
 //! - The kernel's conntrack knows better: a packet that would be refused only for want of a flow makes a
-//!   [`Judgement::Ask`], in a bounded number; whoever asks the kernel then calls [`answered`](FlowTable::answered).
+//!   [`Judgement::Ask`], in a bounded number; the caller asks the kernel and calls [`answered`](FlowTable::answered).
+//! - No flow is allowed by the kernel's word alone: the rules judge each before, or with, its first packet from the tunnel.
 //! - A flow that was judged by earlier rules is judged again at its next packet. One that is refused then stays as a
 //!   tombstone, which stops both directions: else the other end's retransmission would be taken for a new flow.
 //! - A flow one of whose addresses came to another pod is no flow any more.
@@ -26,15 +27,14 @@ mod tests;
 
 use std::time::Instant;
 
-use crate::{
-    engine::{Classifier, Flow, Side, Verdict},
-    packet::{Fragment, Packet, Transport},
-};
 use asks::Asks;
 use fragments::Fragments;
+use packet::{Fragment, Packet, Transport};
 use state::{State, Step, step};
 use store::{Entry, FETCHED, FORWARD, LOCAL, STATE, Store, TOMBSTONE};
 use tuple::{Key, NO_PROTOCOL, quoted};
+
+use crate::engine::{Classifier, Flow, Side, Verdict};
 
 pub use asks::AskLimits;
 pub use tuple::Tuple;
@@ -234,8 +234,9 @@ impl FlowTable {
         self.judge(rules, packet, bytes, Origin::Remote, kernel, now)
     }
 
-    /// Notes a packet that a local pod sends into the tunnel, which the kernel has let pass. Only what belongs to a flow
-    /// that policy has cut is dropped.
+    /// Notes a packet that a local pod sends into the tunnel, which the kernel has let pass. Only packets of a flow that
+    /// policy has cut are dropped. The kernel's rules may be a moment older or newer than `rules`: a packet that `rules`
+    /// refuse passes without a flow, and `rules` judge the reply.
     pub fn outbound(&mut self, rules: &impl Rules, packet: &Packet, bytes: &[u8], now: Instant) -> Judgement {
         let now = self.ticks(now);
         match self.judge(rules, packet, bytes, Origin::Local, Kernel::SaidNo, now) {
@@ -392,11 +393,7 @@ impl FlowTable {
         now: u32,
     ) -> Judgement {
         if kernel == Kernel::SaidReply {
-            // A local pod began it. What the kernel has forgotten since is in our own timeouts' hands.
-            return match self.begin(rules, &tuple.reversed(), Origin::Local, State::Answered, now) {
-                true => Judgement::Pass(Passed::Established),
-                false => Judgement::Drop(Dropped::TableFull),
-            };
+            return self.take_up(rules, &tuple.reversed(), State::Answered.after(step, true), now);
         }
         let begins = matches!(step, Step::Open | Step::Any | Step::Middle);
         if origin == Origin::Local && !matches!(step, Step::Open | Step::Any) {
@@ -416,25 +413,40 @@ impl FlowTable {
         if kernel == Kernel::SaidNo && origin == Origin::Remote && step != Step::Open {
             self.asks.said_no(*tuple, now);
         }
-        // What the kernel has let pass it has judged: its rules may be ahead of these by a moment.
-        let allowed = verdict.allowed || origin == Origin::Local;
-        if begins && !allowed {
+        if begins && !verdict.allowed {
             return Judgement::Drop(Dropped::Policy(verdict));
         }
         if !begins {
             return Judgement::Drop(Dropped::NoFlow);
         }
         let state = if step == Step::Middle { State::TakenUp } else { State::Asked };
-        if self.begin(rules, tuple, origin, state, now) {
-            Judgement::Pass(Passed::New(verdict))
-        } else {
-            self.counters.refused_full += 1;
-            Judgement::Drop(Dropped::TableFull)
+        match self.begin(rules, tuple, origin, state, now) {
+            Some(_) => Judgement::Pass(Passed::New(verdict)),
+            None => self.full(),
         }
     }
 
-    /// Whether there was room.
-    fn begin(&mut self, rules: &impl Rules, tuple: &Tuple, origin: Origin, state: State, now: u32) -> bool {
+    /// Inserts a flow that a local pod began and only the kernel knows. The kernel may forget it before this table does,
+    /// and nothing behind the tunnel judges what comes in, so the rules judge it now, as they would have its first packet.
+    fn take_up(&mut self, rules: &impl Rules, begun: &Tuple, state: State, now: u32) -> Judgement {
+        let Some(place) = self.begin(rules, begun, Origin::Local, state, now) else { return self.full() };
+        if rules.judge(Origin::Local, &begun.flow()).allowed {
+            return Judgement::Pass(Passed::Established);
+        }
+        self.counters.cut += 1;
+        let entry = self.store.get_mut(place);
+        entry.flags |= TOMBSTONE;
+        entry.expires = now + ticks(state.tombstone(begun.protocol));
+        Judgement::Drop(Dropped::Tombstone)
+    }
+
+    fn full(&mut self) -> Judgement {
+        self.counters.refused_full += 1;
+        Judgement::Drop(Dropped::TableFull)
+    }
+
+    /// Inserts a flow as allowed; `None`: there is no room.
+    fn begin(&mut self, rules: &impl Rules, tuple: &Tuple, origin: Origin, state: State, now: u32) -> Option<u32> {
         let (key, forward) = Key::new(tuple);
         let mut flags = state as u16;
         flags |= if forward { FORWARD } else { 0 };
@@ -449,7 +461,7 @@ impl FlowTable {
         let place = self.store.insert(entry, now);
         self.last = place.map(|place| (key, place));
         self.counters.created += u64::from(place.is_some());
-        place.is_some()
+        place
     }
 
     /// An ICMP error passes if it goes to an end of the allowed flow that it quotes a packet of, sent by that end.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::packet::{Packet, Transport, protocol, tcp_flags};
+use packet::{Packet, Transport, protocol, tcp_flags};
 
 use super::icmp::Kind;
 

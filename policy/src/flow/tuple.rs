@@ -2,11 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use packet::{Packet, Transport, protocol};
+
 use super::icmp::{Kind, request_of};
-use crate::{
-    engine::Flow,
-    packet::{Packet, Transport, protocol},
-};
+use crate::engine::Flow;
 
 /// A flow as its first packet shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -240,7 +239,7 @@ fn quoted_v6(bytes: &[u8]) -> Option<Tuple> {
         Some(IpAddr::V6(Ipv6Addr::from(octets)))
     };
     let (mut next, mut rest) = (header[6], &bytes[40..]);
-    for _ in 0..=crate::packet::MAX_EXTENSION_HEADERS {
+    for _ in 0..=packet::MAX_EXTENSION_HEADERS {
         let len = match next {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => (usize::from(*rest.get(1)?) + 1) * 8,
             FRAGMENT => {

@@ -1,22 +1,25 @@
 //! The same policies as rules for nftables: a description, the difference between two, and its text.
 //!
-//! Each local pod has one chain for each direction; maps lead from its addresses to them. Whom rules speak of stands in
-//! sets that rules with the same peers share. What policies refuse goes to the chain [`REFUSED`] of that direction, what
-//! they allow to [`ALLOWED`], which whoever owns the table fills: the one drops, the other returns, so that a packet from
-//! one local pod to another one passes through both. Where a chain refuses anything, it refuses packets of no flow, too.
+//! Each local pod has one chain for each direction; maps lead from its addresses to them. Peers are in sets that rules with
+//! the same peers share. Denied packets go to the chain [`REFUSED`] of that direction, allowed ones to [`ALLOWED`]. The
+//! owner of the table fills both: the one drops, the other returns, so that a packet between two local pods passes
+//! through both pods' chains.
 //!
-//! Chains judge flows, not packets: by their source before any rewriting and their destination behind it, as conntrack
-//! has them. A packet of either direction is judged alike, and a flow that is cut is cut both ways.
-//!
-//! A chain marks the connections that it allowed with its *generation*, in its direction's field of the connection mark,
-//! and returns at once for what bears it. The generation changes whenever what the chain would say might, also by the
-//! elements of a set: a connection is then judged again. It is never 0, and comes round after
-//! [`Field::values`] changes: marks must be swept before a value is used again.
+//! In the kernel each chain has two forms:
 //!
 //! ```text
-//! ct original ip saddr vmap @egress4     jump out_10_244_1_10: generation? return; rules …; goto refused_out
-//! ct reply ip saddr vmap @ingress4       jump in_10_244_1_10
+//! out_10_244_1_10         flows: by source before any rewriting, destination and its port behind it, as conntrack has
+//!                         them. Packets of either direction, and ICMP errors about the flow, are judged alike.
+//! packet_out_10_244_1_10  packets of no flow, untracked or invalid: by their own header, nothing reversed. Where policies
+//!                         deny anything, they deny invalid packets and later fragments.
 //! ```
+//!
+//! ```text
+//! ct original ip saddr vmap @egress4     ip saddr vmap @packet_egress4
+//! ct reply ip saddr vmap @ingress4       ip daddr vmap @packet_ingress4
+//! ```
+//!
+//! A verdict depends on the rules and on [`flow_key`] alone: the owner of the table may remember it by that.
 
 mod ranges;
 mod render;
@@ -25,68 +28,16 @@ mod text;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use crate::{engine::Side, object::Protocol};
+use text::{Form, port_sets};
 
 pub(crate) use render::SetCache;
-pub use text::{ALLOWED, REFUSED, transaction};
+pub use text::{ALLOWED, REFUSED, flow_key, packet_form, transaction};
 
 /// A pod of this node whose traffic the kernel judges.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalPod {
     /// Its addresses, at least one.
     pub addresses: Vec<IpAddr>,
-}
-
-/// A field of the connection mark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Field {
-    /// The lowest of its bits.
-    pub shift: u8,
-    /// How many bits it has, 1 to 31.
-    pub bits: u8,
-}
-
-impl Field {
-    /// The field of exactly these bits; `None` unless there are any, they are neighbours, and one bit is left out.
-    #[must_use]
-    pub const fn of_mask(mask: u32) -> Option<Self> {
-        let (shift, bits) = (mask.trailing_zeros(), mask.count_ones());
-        if mask == 0 || bits > 31 || (mask >> shift).trailing_ones() != bits {
-            return None;
-        }
-        Some(Self { shift: shift as u8, bits: bits as u8 })
-    }
-
-    /// The field's bits.
-    #[must_use]
-    pub const fn mask(self) -> u32 {
-        self.values() << self.shift
-    }
-
-    /// Its largest value; how many values other than 0 it has.
-    #[must_use]
-    pub const fn values(self) -> u32 {
-        (1 << self.bits) - 1
-    }
-}
-
-/// Where generations stand in the connection mark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Marks {
-    /// Of the source's chain.
-    pub egress: Field,
-    /// Of the destination's chain.
-    pub ingress: Field,
-}
-
-impl Marks {
-    /// The field of one side.
-    #[must_use]
-    pub const fn of(&self, side: Side) -> Field {
-        match side {
-            Side::Egress => self.egress,
-            Side::Ingress => self.ingress,
-        }
-    }
 }
 
 /// All that is to be in the table on behalf of policies.
@@ -98,47 +49,47 @@ pub struct Ruleset {
     pub chains: BTreeMap<String, Chain>,
     /// From addresses of local pods to their chains: `egress4`, `egress6`, `ingress4`, `ingress6`.
     pub maps: BTreeMap<&'static str, BTreeMap<IpAddr, String>>,
-    /// The generation of each pod's chain.
-    pub generations: BTreeMap<String, Generation>,
-    /// The last generation that each address was given, by side: the highest that its connections can bear. An address
-    /// keeps it when its chain goes, so that the chain of whoever has it next takes no earlier judgement for its own.
-    pub given: [BTreeMap<IpAddr, u32>; 2],
 }
-
-/// Addresses without a chain whose last generation is remembered. More than this many are forgotten together.
-const REMEMBERED: usize = 4096;
 
 impl Ruleset {
-    /// Whether connections that were judged under `before` may bear what a chain of this one marks, although it never
-    /// judged them. They have to lose their marks, before this comes into force and behind it.
+    /// The chains in the kernel, both forms of each, with their numbers of rules.
+    pub fn kernel_chains(&self) -> impl Iterator<Item = (String, usize)> + '_ {
+        self.chains.iter().flat_map(|(name, chain)| {
+            Form::BOTH.map(|form| (form.name(name), chain.rules.iter().map(|rule| form.count(rule)).sum()))
+        })
+    }
+
+    /// Whether the chain of this address on this side may refuse anything; `None`: it has none.
     #[must_use]
-    pub fn repeats(&self, before: &Self) -> bool {
-        let mut sides = before.given.iter().zip(&self.given);
-        sides.any(|(old, new)| old.iter().any(|(address, old)| new.get(address).is_none_or(|new| new < old)))
+    pub fn may_refuse(&self, side: Side, address: IpAddr) -> Option<bool> {
+        let map = match (side, address.is_ipv4()) {
+            (Side::Egress, true) => "egress4",
+            (Side::Egress, false) => "egress6",
+            (Side::Ingress, true) => "ingress4",
+            (Side::Ingress, false) => "ingress6",
+        };
+        self.maps.get(map)?.get(&address).map(|chain| self.chain_refuses(chain))
     }
 
-    /// Takes over what addresses without a chain were given before.
-    fn remember(&mut self, before: &Self) {
-        for (new, old) in self.given.iter_mut().zip(&before.given) {
-            let gone: Vec<_> = old.iter().filter(|(address, _)| !new.contains_key(address)).collect();
-            if gone.len() <= REMEMBERED {
-                new.extend(gone);
-            }
-        }
+    /// Chains lead on to others, and never back.
+    fn chain_refuses(&self, chain: &str) -> bool {
+        let rules = self.chains.get(chain).map_or(&[][..], |chain| &chain.rules);
+        rules.iter().any(|rule| match &rule.then {
+            Then::Drop => true,
+            Then::Goto(next) => self.chain_refuses(next),
+            Then::Allow => false,
+        })
     }
-}
 
-/// A pod's chain and what it marks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Generation {
-    /// Whose chain it is.
-    pub addresses: Vec<IpAddr>,
-    /// In which direction.
-    pub side: Side,
-    /// What it marks: never 0.
-    pub value: u32,
-    /// Of all that it says; the generation changes with it.
-    pub content: u64,
+    /// The sets in the kernel, those of ports included.
+    pub fn kernel_sets(&self) -> impl Iterator<Item = String> + '_ {
+        self.sets.keys().cloned().chain(port_sets(self).into_keys())
+    }
+
+    /// The maps in the kernel, both forms of each.
+    pub fn kernel_maps(&self) -> impl Iterator<Item = String> + '_ {
+        self.maps.keys().flat_map(|name| Form::BOTH.map(|form| form.name(name)))
+    }
 }
 
 /// A named set.
@@ -202,15 +153,6 @@ pub struct Rule {
     pub because: Arc<str>,
 }
 
-impl Rule {
-    /// Number of nftables rules that it takes: what names ports is one for each direction.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        let ports = |condition: &Match| matches!(condition, Match::Ports(..) | Match::PeerPort { .. });
-        if self.matches.iter().any(ports) { 2 } else { 1 }
-    }
-}
-
 /// A condition of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Match {
@@ -236,21 +178,15 @@ pub enum Match {
     Ports(Protocol, Vec<(u16, u16)>),
     /// The protocol.
     Protocol(Protocol),
-    /// The connection bears this generation in this side's field.
-    Judged(u32),
-    /// An ICMP error about a flow that no chain on this side has judged: it was where it came from, at the tunnel's end.
-    Error,
-    /// Conntrack knows no flow that the packet is of, and can begin none with it.
-    NoFlow,
+    /// A packet of no flow whose header cannot be judged: invalid, or a later fragment.
+    Unclear,
 }
 
 /// What a rule does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Then {
-    /// Returns without more ado.
-    Return,
-    /// Marks the connection with the generation, and returns.
-    Allow(u32),
+    /// Lets the packet pass this direction.
+    Allow,
     /// Drops the packet.
     Drop,
     /// Goes on in another chain and does not come back.

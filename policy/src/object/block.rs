@@ -41,7 +41,7 @@ impl Block {
 
     /// Whether `address` is in one of the holes.
     #[must_use]
-    pub fn is_excepted(&self, address: IpAddr) -> bool {
+    pub(crate) fn is_excepted(&self, address: IpAddr) -> bool {
         // Disjoint and sorted: only the last hole that begins at or before the address can hold it.
         let behind = self.except.partition_point(|hole| hole.network() <= address);
         behind.checked_sub(1).is_some_and(|last| self.except[last].contains(&address))
@@ -73,7 +73,7 @@ pub enum BlockError {
 ///
 /// # Errors
 /// When it is not `ADDRESS/LENGTH` in the plain form, without leading zeros.
-pub fn parse_cidr(text: &str) -> Result<IpNet, BlockError> {
+pub(crate) fn parse_cidr(text: &str) -> Result<IpNet, BlockError> {
     let (address, length) = text.split_once('/').ok_or(BlockError::Form)?;
     let digits = length.bytes().all(|b| b.is_ascii_digit()) && (length == "0" || !length.starts_with('0'));
     if !digits {
@@ -89,6 +89,23 @@ pub fn parse_cidr(text: &str) -> Result<IpNet, BlockError> {
     Ok(IpNet::new(address, length).map_err(|_| BlockError::Form)?.trunc())
 }
 
+/// `parse_cidr` as the API server reads the blocks of NetworkPolicies: numbers may have leading zeros, and are decimal.
+///
+/// # Errors
+/// As `parse_cidr`.
+fn parse_lenient_cidr(text: &str) -> Result<IpNet, BlockError> {
+    let (address, length) = text.split_once('/').ok_or(BlockError::Form)?;
+    let plain = |number: &str| match number.trim_start_matches('0') {
+        "" if !number.is_empty() => "0".to_owned(),
+        rest => rest.to_owned(),
+    };
+    let address = match address.contains(':') {
+        true => address.to_owned(),
+        false => address.split('.').map(plain).collect::<Vec<_>>().join("."),
+    };
+    parse_cidr(&format!("{address}/{}", plain(length)))
+}
+
 const fn is_mapped(address: Ipv6Addr) -> bool {
     address.to_ipv4_mapped().is_some()
 }
@@ -98,7 +115,7 @@ const fn is_mapped(address: Ipv6Addr) -> bool {
 pub(super) fn read(fields: &Fields<'_>, report: &mut Report, escaped: &mut usize) -> Option<Block> {
     fields.only(&["cidr", "except"], report);
     let cidr = match fields.get("cidr") {
-        Some(at) => at.text(report).and_then(|text| cidr(&at.path, text, report)),
+        Some(at) => at.text(report).and_then(|text| lenient_cidr(&at.path, text, report)),
         None => {
             report.add(fields.path("cidr"), "missing", "write the block, ADDRESS/LENGTH");
             None
@@ -106,7 +123,7 @@ pub(super) fn read(fields: &Fields<'_>, report: &mut Report, escaped: &mut usize
     };
     let mut holes = Vec::new();
     for at in fields.list("except", report) {
-        let Some(hole) = at.text(report).and_then(|text| self::cidr(&at.path, text, report)) else { continue };
+        let Some(hole) = at.text(report).and_then(|text| lenient_cidr(&at.path, text, report)) else { continue };
         if let Some(cidr) = cidr
             && !(cidr.contains(&hole) && cidr != hole)
         {
@@ -122,4 +139,9 @@ pub(super) fn read(fields: &Fields<'_>, report: &mut Report, escaped: &mut usize
 /// The block that `text` at `path` names; a mistake is noted.
 pub(super) fn cidr(path: &str, text: &str, report: &mut Report) -> Option<IpNet> {
     parse_cidr(text).map_err(|error| report.add(path, quoted(text), error.to_string())).ok()
+}
+
+/// The same of a NetworkPolicy.
+fn lenient_cidr(path: &str, text: &str, report: &mut Report) -> Option<IpNet> {
+    parse_lenient_cidr(text).map_err(|error| report.add(path, quoted(text), error.to_string())).ok()
 }

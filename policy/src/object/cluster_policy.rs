@@ -1,4 +1,5 @@
-//! policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy: the `spec`, validated, in canonical form.
+//! policy.networking.k8s.io ClusterNetworkPolicy: the `spec`, validated, in canonical form. Its versions, [`CLUSTER_POLICY_VERSIONS`],
+//! have one schema.
 //!
 //! A rule with a peer or protocol that cannot be read fails closed: with Accept it matches nothing, with Deny or Pass
 //! it denies everything in its direction.
@@ -16,10 +17,15 @@ use super::{
     violation::{Report, Violations, quoted},
 };
 
+/// The versions that are read.
+pub const CLUSTER_POLICY_VERSIONS: [&str; 2] =
+    ["policy.networking.k8s.io/v1alpha2", "policy.networking.k8s.io/v1beta1"];
 /// Most rules of a direction, peers of a rule, networks of a peer, protocols of a rule.
 const MAX_ENTRIES: usize = 25;
 /// Largest priority.
 const MAX_PRIORITY: u64 = 1000;
+/// Longest text of a network, in characters.
+const MAX_NETWORK: usize = 43;
 /// Longest name of a rule, in characters.
 const MAX_NAME: usize = 100;
 
@@ -201,19 +207,22 @@ fn read_subject(fields: &Fields<'_>, report: &mut Report) -> Option<ClusterSubje
     subject.filter(|_| report.count() == before)
 }
 
-/// `{namespaceSelector, podSelector}`: both are required, and may be `{}`.
+/// `{namespaceSelector, podSelector}`: without the former, pods of all namespaces; the latter is required, and may be `{}`.
 fn read_pods(at: &At<'_>, report: &mut Report) -> Option<(Selector, Selector)> {
     let before = report.count();
     let fields = at.object(report)?;
     fields.only(&["namespaceSelector", "podSelector"], report);
-    let mut read = |name: &str| match fields.get(name) {
+    let namespaces = match fields.get("namespaceSelector") {
+        Some(at) => selector::read(&at, report),
+        None => Some(Selector::default()),
+    };
+    let pods = match fields.get("podSelector") {
         Some(at) => selector::read(&at, report),
         None => {
-            report.add(fields.path(name), "missing", "write {} for all");
+            report.add(fields.path("podSelector"), "missing", "write {} for all");
             None
         }
     };
-    let (namespaces, pods) = (read("namespaceSelector"), read("podSelector"));
     namespaces.zip(pods).filter(|_| report.count() == before)
 }
 
@@ -308,7 +317,12 @@ fn read_peer(at: &At<'_>, egress: bool, peers: &mut Vec<ClusterPeer>, report: &m
                 if networks[..i].iter().any(|before| before.value == network.value) {
                     report.add(&network.path, describe(network.value), "is there already: write it once");
                 }
-                let block = network.text(report).and_then(|text| block::cidr(&network.path, text, report));
+                let text = network.text(report).inspect(|text| {
+                    if text.len() > MAX_NETWORK {
+                        report.add(&network.path, quoted(text), format!("at most {MAX_NETWORK} characters"));
+                    }
+                });
+                let block = text.and_then(|text| block::cidr(&network.path, text, report));
                 peers.extend(block.map(|cidr| ClusterPeer::Network(Block::new(cidr, []))));
             }
         }
@@ -332,16 +346,17 @@ fn read_protocol(at: &At<'_>, addresses: bool, report: &mut Report) -> Option<Po
             if addresses {
                 report.add(&at.path, describe(at.value), "networks have no named ports: write numbers");
             }
-            let name = at.text(report).and_then(|text| port::name(&at.path, text, report))?;
-            return Some(PortMatch { protocol: None, ports: Ports::Named(name) });
+            // The API server takes any text; a name that no container has matches nothing.
+            return Some(PortMatch { protocol: None, ports: Ports::Named(at.text(report)?.into()) });
         }
     };
     let fields = at.object(report)?;
     fields.only(&["destinationPort"], report);
-    let ports = match fields.get("destinationPort") {
-        None => Ports::All,
-        Some(at) => at.object(report).and_then(|fields| read_ports(&fields, report))?,
+    let Some(at) = fields.get("destinationPort") else {
+        report.add(fields.own_path(), "empty", "must have a destinationPort: for every port the range 1 to 65535");
+        return None;
     };
+    let ports = at.object(report).and_then(|fields| read_ports(&fields, report))?;
     Some(PortMatch { protocol: Some(protocol), ports })
 }
 

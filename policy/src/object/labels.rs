@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 /// The label that the control plane gives every namespace: its name. It is known even where nothing else is.
-pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+pub(crate) const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// Labels by key, each key once. Cheap to clone and to compare.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]

@@ -15,11 +15,16 @@ mod selector;
 mod shown;
 mod violation;
 
-pub use block::{Block, BlockError, parse_cidr};
-pub use cluster_policy::{Action, ClusterPeer, ClusterPolicy, ClusterRule, ClusterSubject, InvalidClusterPolicy, Tier};
-pub use labels::{Labels, NAMESPACE_NAME};
+pub use block::{Block, BlockError};
+pub use cluster_policy::{
+    Action, CLUSTER_POLICY_VERSIONS, ClusterPeer, ClusterPolicy, ClusterRule, ClusterSubject, InvalidClusterPolicy,
+    Tier,
+};
+pub use labels::Labels;
+pub(crate) use labels::NAMESPACE_NAME;
 pub use network_policy::{Directions, InvalidNetworkPolicy, NetworkPolicy, Peer, Rule};
 pub use pod::{NamedPort, PodObject, namespace_from, pod_from};
 pub use port::{PortMatch, Ports, Protocol};
-pub use selector::{Requirement, Selector, Test, Truth, is_namespace_name, is_object_name};
+pub use selector::{Requirement, Selector, Test, Truth};
+pub(crate) use selector::{is_namespace_name, is_object_name};
 pub use violation::{Violation, Violations};

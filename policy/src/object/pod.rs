@@ -27,6 +27,8 @@ pub struct NamedPort {
 pub struct PodObject {
     /// `metadata.uid`
     pub uid: Option<Arc<str>>,
+    /// Of the mirror object of a static pod: the pod's UID at its node, which is the hash of its manifest.
+    pub static_uid: Option<Arc<str>>,
     /// `metadata.labels`
     pub labels: Labels,
     /// Named ports of containers, and of init containers that go on running.
@@ -102,6 +104,11 @@ fn read_object(fields: &Fields<'_>, pod: &mut PodObject, report: &mut Report) ->
     let metadata = metadata.object(report)?;
     pod.uid = metadata.text("uid", report).map(Into::into);
     pod.labels = read_labels(&metadata, report);
+    if let Some(Value::Object(annotations)) = metadata.get("annotations").map(|at| at.value) {
+        let [mirror, hash] =
+            ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"].map(|name| annotations.get(name));
+        pod.static_uid = hash.filter(|_| mirror == hash).and_then(Value::as_str).map(Into::into);
+    }
     if let Some(spec) = fields.get("spec")
         && let Some(spec) = spec.object(report)
     {

@@ -2,12 +2,13 @@
 
 use std::{fmt, sync::Arc};
 
+use packet::protocol;
+
 use super::violation::Report;
 use super::{
     reader::{At, describe},
     violation::quoted,
 };
-use crate::packet::protocol;
 
 /// Protocols whose ports Kubernetes names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -98,13 +98,13 @@ impl Selector {
 
     /// Whether it matches everything, known or not.
     #[must_use]
-    pub const fn is_everything(&self) -> bool {
+    pub(crate) const fn is_everything(&self) -> bool {
         self.requirements.is_empty()
     }
 
     /// The requirements, all of which must hold.
     #[must_use]
-    pub const fn requirements(&self) -> &[Requirement] {
+    pub(crate) const fn requirements(&self) -> &[Requirement] {
         &self.requirements
     }
 
@@ -119,7 +119,7 @@ impl Selector {
 
     /// Whether the namespace `name` matches; its name is known even where its labels are not.
     #[must_use]
-    pub fn matches_namespace(&self, name: &str, labels: Option<&Labels>) -> Truth {
+    pub(crate) fn matches_namespace(&self, name: &str, labels: Option<&Labels>) -> Truth {
         let mut truth = Truth::Yes;
         for requirement in &self.requirements {
             let holds = if &*requirement.key == NAMESPACE_NAME {
@@ -281,13 +281,13 @@ fn is_word(text: &str) -> bool {
 
 /// Whether `text` may be the name of an object: a DNS subdomain (RFC 1123) in lower case.
 #[must_use]
-pub fn is_object_name(text: &str) -> bool {
+pub(crate) fn is_object_name(text: &str) -> bool {
     is_subdomain(text)
 }
 
 /// Whether `text` may be the name of a namespace: a DNS label (RFC 1123) in lower case.
 #[must_use]
-pub fn is_namespace_name(text: &str) -> bool {
+pub(crate) fn is_namespace_name(text: &str) -> bool {
     text.len() <= 63 && !text.contains('.') && is_subdomain(text)
 }
 

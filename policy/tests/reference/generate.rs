@@ -3,8 +3,8 @@
 use std::{net::IpAddr, sync::Arc};
 
 use policy::{
-    engine::{Attachment, Engine, ObjectName, PolicyState},
-    nft::{Field, Marks, Ruleset},
+    engine::{Attachment, Engine, ObjectName, PolicyState, SourceAliases},
+    nft::Ruleset,
     object::{ClusterPolicy, Labels, NamedPort, NetworkPolicy, PodObject, Protocol},
 };
 use serde_json::{Map, Value, json};
@@ -204,7 +204,7 @@ fn cluster_policy(dice: &mut Dice) -> Value {
                     let protocol = dice.pick(&["tcp", "udp", "sctp"]);
                     match dice.roll(4) {
                         0 if !addresses => json!({"destinationNamedPort": dice.pick(&NAMES)}),
-                        0 | 1 => json!({protocol: {}}),
+                        0 | 1 => json!({protocol: {"destinationPort": {"range": {"start": 1, "end": 65535}}}}),
                         2 => json!({protocol: {"destinationPort": {"range": {"start": 53, "end": 81}}}}),
                         _ => json!({protocol: {"destinationPort": {"number": dice.pick(&PORTS)}}}),
                     }
@@ -219,6 +219,16 @@ fn cluster_policy(dice: &mut Dice) -> Value {
         spec[name] = rules.into();
     }
     spec
+}
+
+/// Overlay addresses of nodes. The last one's may be a pod's as well.
+fn overlays() -> [IpAddr; 4] {
+    ["10.0.2.0", "10.0.3.0", "fd00::2:ffff", "10.0.1.12"].map(|text| text.parse().unwrap())
+}
+
+/// Where a packet may come from: a node, too.
+pub(crate) fn source(dice: &mut Dice) -> IpAddr {
+    if dice.chance(30) { dice.pick(&overlays()) } else { address(dice) }
 }
 
 pub(crate) fn address(dice: &mut Dice) -> IpAddr {
@@ -240,8 +250,6 @@ pub(crate) struct Both {
     pub(crate) rules: Ruleset,
 }
 
-pub(crate) const MARKS: Marks = Marks { egress: Field { shift: 16, bits: 6 }, ingress: Field { shift: 22, bits: 6 } };
-
 fn known(labels: &Map<String, Value>) -> Labels {
     labels.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap())).collect()
 }
@@ -252,7 +260,8 @@ impl Both {
     }
 
     pub(crate) fn change(&mut self, dice: &mut Dice) {
-        match dice.roll(14) {
+        match dice.roll(16) {
+            14 | 15 => self.move_node(dice),
             0 | 1 => {
                 let (name, labels) = (format!("n{}", dice.roll(4)), labels(dice));
                 self.engine.put_namespace(&name.as_str().into(), known(&labels));
@@ -296,6 +305,17 @@ impl Both {
         }
     }
 
+    /// A node is heard from elsewhere, publishes something else, or is gone.
+    fn move_node(&mut self, dice: &mut Dice) {
+        let overlay = dice.pick(&overlays());
+        let aliases = match dice.chance(80) {
+            true => SourceAliases { proven: dice.some(2, address), published: dice.some(3, address) },
+            false => SourceAliases::default(),
+        };
+        self.engine.set_source(overlay, Arc::new(aliases.clone()));
+        self.world.nodes.insert(overlay, (aliases.proven, aliases.published));
+    }
+
     fn forget_pod(&mut self, namespace: &str, name: &str) {
         self.world.pods.retain(|pod| pod.namespace != namespace || pod.name != name);
         self.engine.delete_pod(&ObjectName::new(namespace, name));
@@ -319,6 +339,7 @@ impl Both {
         let pod = match &pod.labels {
             Some(labels) => {
                 let object = PodObject {
+                    static_uid: None,
                     labels: known(labels),
                     addresses: pod.ips.clone(),
                     ports: pod
@@ -343,6 +364,7 @@ impl Both {
                     labels: None,
                     addresses: pod.ips.clone(),
                     node: "n".into(),
+                    subnets: Arc::default(),
                 };
                 let name: Arc<str> = format!("{}/{}", pod.namespace, pod.name).into();
                 self.engine.put_attachment(name, attachment, self.age);

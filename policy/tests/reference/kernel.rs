@@ -28,7 +28,7 @@ fn walk(rules: &Ruleset, chain: &str, other: IpAddr, flow: &Flow) -> bool {
     for rule in &rules.chains[chain].rules {
         if rule.matches.iter().all(|condition| holds(rules, condition, other, flow)) {
             return match &rule.then {
-                Then::Return | Then::Allow(_) => true,
+                Then::Allow => true,
                 Then::Drop => false,
                 Then::Goto(next) => walk(rules, next, other, flow),
             };
@@ -61,7 +61,7 @@ fn holds(rules: &Ruleset, condition: &Match, other: IpAddr, flow: &Flow) -> bool
             let inside = |port| ranges.iter().any(|(first, last)| (*first..=*last).contains(&port));
             protocol == Some(*wanted) && flow.port.is_some_and(inside)
         }
-        // A new flow.
-        Match::Judged(_) | Match::Error | Match::NoFlow => false,
+        // A whole packet that begins a flow.
+        Match::Unclear => false,
     }
 }

@@ -8,7 +8,7 @@ mod model;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use generate::{Both, Dice, MARKS, PORTS, address};
+use generate::{Both, Dice, PORTS, address, source};
 use policy::{
     engine::{Flow, Side},
     nft::{self, LocalPod},
@@ -21,12 +21,12 @@ impl Both {
         let addresses: BTreeSet<IpAddr> = self.world.pods.iter().flat_map(|pod| pod.ips.iter().copied()).collect();
         let owned = addresses.into_iter().filter(|address| self.world.owner(*address).is_some());
         let local: Vec<LocalPod> = owned.map(|address| LocalPod { addresses: vec![address] }).collect();
-        let rules = self.engine.ruleset(&local, &MARKS, &self.rules);
-        let again = self.engine.ruleset(&local, &MARKS, &rules);
-        assert!(again == rules && nft::transaction("inet t", &MARKS, &rules, &again).is_empty());
+        let rules = self.engine.ruleset(&local);
+        let again = self.engine.ruleset(&local);
+        assert!(again == rules && nft::transaction("inet t", &rules, &again).is_empty());
         self.rules = rules;
         for _ in 0..flows {
-            let source = address(dice);
+            let source = source(dice);
             let mut destination = address(dice);
             while destination.is_ipv4() != source.is_ipv4() {
                 destination = address(dice);

@@ -24,6 +24,8 @@ pub(crate) struct World {
     pub pods: Vec<Pod>,
     pub policies: BTreeMap<(String, String), Value>,
     pub cluster: BTreeMap<String, Value>,
+    /// By overlay address: what is proven of the node, and what it publishes.
+    pub nodes: BTreeMap<IpAddr, (Vec<IpAddr>, Vec<IpAddr>)>,
 }
 
 /// `None`: not known.
@@ -168,9 +170,19 @@ impl Asked<'_> {
 
     fn is_peer(&self, peer: &Value, namespace: &str) -> bool {
         if let Some(block) = peer.get("ipBlock").filter(|block| !block.is_null()) {
-            let inside = |text: &Value| text.as_str().unwrap().parse::<IpNet>().unwrap().contains(&self.peer_address);
-            let excepted = block.get("except").and_then(Value::as_array).is_some_and(|list| list.iter().any(inside));
-            return inside(&block["cidr"]) && !excepted;
+            let (mut allows, mut denies) = (vec![self.peer_address], vec![self.peer_address]);
+            if self.kind == "Ingress"
+                && let Some((proven, published)) = self.world.nodes.get(&self.peer_address)
+            {
+                allows.extend(proven);
+                denies.extend(proven.iter().chain(published));
+            }
+            let holds = |text: &Value, address| text.as_str().unwrap().parse::<IpNet>().unwrap().contains(address);
+            let excepted = |address| {
+                let holes = block.get("except").and_then(Value::as_array);
+                holes.is_some_and(|holes| holes.iter().any(|hole| holds(hole, address)))
+            };
+            return allows.iter().any(|address| holds(&block["cidr"], address)) && !denies.iter().any(excepted);
         }
         let Some(pod) = self.peer else { return false };
         let in_namespace = match peer.get("namespaceSelector").filter(|selector| !selector.is_null()) {
@@ -297,12 +309,10 @@ impl Asked<'_> {
             }
             let Some(fields) = entry.get(self.protocol().to_lowercase()) else { return false };
             let port = u64::from(self.flow.port.unwrap_or(0));
-            match fields.get("destinationPort") {
-                None => true,
-                Some(ports) => match ports.get("range") {
-                    Some(range) => (range["start"].as_u64().unwrap()..=range["end"].as_u64().unwrap()).contains(&port),
-                    None => ports["number"] == port,
-                },
+            let ports = &fields["destinationPort"];
+            match ports.get("range") {
+                Some(range) => (range["start"].as_u64().unwrap()..=range["end"].as_u64().unwrap()).contains(&port),
+                None => ports["number"] == port,
             }
         })
     }

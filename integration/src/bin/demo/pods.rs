@@ -112,7 +112,7 @@ pub(super) fn del(nodes: &[MeshdNode], networks: &[CniRuntime], pods: &[CniPod],
         network.del("pod", Some(pod)).unwrap_or_else(|failure| panic!("DEL: {failure}"));
     }
     for (node, pod) in nodes.iter().zip(pods) {
-        let left = cni::ipam::reserved(&node.run_dir().join("ipam"), "mesh").unwrap_or_default();
+        let left = node.pod_addresses();
         assert!(left.is_empty(), "addresses are left on {}: {left:?}", node.name());
         let interface = text(&pod.result["interfaces"][0]["name"]);
         assert!(

@@ -4,6 +4,7 @@
 //! One thread sends and one receives. The sender wakes a few thousand times a second and hands over what is due, up to
 //! 64 datagrams per system call; it never waits for the path.
 
+#[expect(unsafe_code, reason = "system calls")]
 mod sys;
 
 use std::{

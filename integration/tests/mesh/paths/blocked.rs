@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use integration::topology::TwoSites;
+use integration::{await_until, topology::TwoSites};
 
 use super::{CHANGE, DROP_FOREIGN_SOURCES, Pair, WATCH, reason, route_to, set_rules, watch};
 
@@ -49,7 +49,7 @@ fn a_path_change_both_ways_costs_running_traffic_no_more_than_retransmissions() 
     pair.await_direct();
     traffic.await_progress();
     traffic.finish(UNNOTICED);
-    assert!(pair.changes().iter().all(|changes| *changes >= 6), "direct, tunnel, direct, twice");
+    assert!(pair.changes().iter().all(|changes| *changes >= 2), "to the tunnel and back is logged");
 }
 
 /// The way back alone loses nothing at all.
@@ -83,7 +83,10 @@ fn two_ends_that_disagree_reach_each_other_all_the_same() {
     let [a, b] = &pair.nodes;
     a.await_path(b.name(), "wireguard", CHANGE);
     traffic.await_progress();
-    assert!(route_to(a.host(), pair.pods[1].v4()).contains(a.interface()));
+    // The path above is that of the family that changes first.
+    await_until("IPv4 to leave the direct path", CHANGE, || {
+        route_to(a.host(), pair.pods[1].v4()).contains(a.interface()).then_some(())
+    });
     watch(WATCH, || {
         let peer = b.peer(a.name()).expect("the peer is there");
         assert_eq!(peer["path"], "direct", "{peer}");
@@ -114,5 +117,6 @@ fn each_family_has_its_own_path() {
         }
     });
     traffic.await_progress();
-    traffic.finish(Duration::ZERO);
+    // IPv6 loses what its switch drops until that is noticed, and IPv4 nothing.
+    traffic.finish_each([Duration::ZERO, UNNOTICED]);
 }

@@ -6,6 +6,7 @@ mod cost;
 mod neighbour;
 mod settings;
 mod stranger;
+mod translated;
 
 use std::{
     net::IpAddr,
@@ -91,7 +92,10 @@ impl Pair {
         let interval = Duration::from_millis(20);
         Traffic {
             streams: vec![TcpCheck::start(a, b, b.v4(), rate), TcpCheck::start(b, a, a.v6(), rate)],
-            flows: vec![Flow::udp(a, b, b.v4(), interval), Flow::udp(b, a, a.v4(), interval)],
+            flows: [
+                [Flow::udp(a, b, b.v4(), interval), Flow::udp(b, a, a.v4(), interval)],
+                [Flow::udp(a, b, b.v6(), interval), Flow::udp(b, a, a.v6(), interval)],
+            ],
         }
     }
 
@@ -136,33 +140,41 @@ fn set_rules(switch: &Switch, rules: &str) {
 /// What runs while a path is changed.
 struct Traffic {
     streams: Vec<TcpCheck>,
-    flows: Vec<Flow>,
+    /// Of IPv4 and IPv6, one each way.
+    flows: [[Flow; 2]; 2],
 }
 
 impl Traffic {
     #[track_caller]
     fn await_progress(&self) {
         self.streams.iter().for_each(|stream| stream.await_progress(CHANGE));
-        self.flows.iter().for_each(|flow| flow.await_answer(CHANGE));
+        self.flows.iter().flatten().for_each(|flow| flow.await_answer(CHANGE));
     }
 
     /// Ends it; the streams must be whole, and in no flow may so many packets be missing as take this long.
     #[track_caller]
     fn finish(self, missing: Duration) {
+        self.finish_each([missing; 2]);
+    }
+
+    /// The same with another time for IPv4 than for IPv6.
+    #[track_caller]
+    fn finish_each(self, missing: [Duration; 2]) {
         for stream in self.streams {
             stream.finish().assert_intact();
         }
-        for flow in self.flows {
-            let report = flow.finish();
-            let most = u64::try_from(missing.as_millis() / 20).unwrap_or(u64::MAX);
-            assert!(report.answered > 0 && report.lost <= most, "{report}; at most {most} may be lost");
+        for (flows, missing) in self.flows.into_iter().zip(missing) {
+            for report in flows.map(Flow::finish) {
+                let most = u64::try_from(missing.as_millis() / 20).unwrap_or(u64::MAX);
+                assert!(report.answered > 0 && report.lost <= most, "{report}; at most {most} may be lost");
+            }
         }
     }
 }
 
 /// How many times paths have changed since the daemon started.
 fn changes(node: &MeshdNode) -> usize {
-    node.log().matches("the path has changed").count()
+    node.log().matches("peer path changed").count()
 }
 
 /// Looks again and again for a while that nothing goes wrong.

@@ -32,6 +32,8 @@ fn a_stranger_that_takes_a_peers_address_gets_nothing_in_the_clear() {
     plug.up();
     mallory.route("192.0.2.0/24", &format!("dev {}", plug.name()));
     let mac = mac_of(&mallory, plug.name());
+    // Otherwise east2's kernel asks for its neighbours again within seconds, which takes the address back.
+    pair.switch_rules(&format!("ether saddr != {mac} arp saddr ip 192.0.2.12 counter drop"));
     await_until("east1 to take mallory for its neighbour", CHANGE, || {
         mallory.try_run(&["ping", "-c", "1", "-W", "1", "-I", "192.0.2.12", "192.0.2.11"]);
         let entry = east1.run("ip neigh show 192.0.2.12").stdout;

@@ -53,8 +53,10 @@ fn firewalls_routes_and_settings() {
     assert!(host.run("iptables-nft -S INPUT").stdout.contains("--dport 51820:51821"), "as iptables keeps it");
     host.run("iptables-nft -F INPUT");
 
-    let [v4, ..] = &east1.subnets()[..] else { panic!("no subnets") };
-    let elsewhere = if v4.to_string().starts_with("10.244.200.") { "10.244.201.0/24" } else { "10.244.200.0/24" };
+    // Outside of every node's subnet.
+    let subnets: Vec<_> = mesh.nodes.iter().flat_map(MeshdNode::subnets).map(|subnet| subnet.to_string()).collect();
+    let elsewhere = (200..=255).map(|third| format!("10.244.{third}.0/24")).find(|net| !subnets.contains(net));
+    let elsewhere = elsewhere.expect("a free subnet");
     host.ip(&[&format!("route add {elsewhere} dev eth0")]);
     mends(east1, "foreign_route");
 

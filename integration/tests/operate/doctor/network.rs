@@ -56,7 +56,7 @@ fn a_firewall_between_the_sites() {
     mesh.await_all_reach_each_other();
     let (east1, west1) = (mesh.node("east1"), mesh.node("west1"));
     let counts = |node: &MeshdNode| node.status()["peers"].clone();
-    assert_eq!(counts(east1), json!({"direct": 0, "wireguard": 1, "unreachable": 0}));
+    assert_eq!(counts(east1), json!({"direct": 0, "wireguard": 1, "unreachable": 0, "offline": 0}));
     mesh.sites
         .router
         .nft("table inet fault { chain forward { type filter hook forward priority 0; udp dport 51820 drop; }; }");
@@ -92,6 +92,38 @@ fn a_firewall_between_the_sites() {
     assert!(peer["remedy"].as_str().unwrap().contains("meshctl node remove west1"), "{peer}");
 }
 
+/// In both families, with a peer that is direct: routes and rules of the mesh's own are no finding.
+#[test]
+fn a_healthy_mesh_with_direct_peers_is_clean() {
+    let mesh = mesh("doctor-direct", 2);
+    for (from, to) in [("east1", "east2"), ("east2", "east1"), ("west1", "west2"), ("west2", "west1")] {
+        mesh.node(from).await_path(to, "direct", SOON * 2);
+    }
+    for node in &mesh.nodes {
+        await_well(node);
+    }
+}
+
+/// Another program's rule gives pods' packets the node's source.
+#[test]
+fn pods_that_are_masqueraded() {
+    let mesh = mesh("doctor-masquerade", 1);
+    let east1 = mesh.node("east1");
+    await_well(east1);
+    for tool in ["iptables-nft", "ip6tables-nft"] {
+        let but = if tool == "iptables-nft" { "10.10.0.0/16" } else { "fd00:10::/64" };
+        let rule = format!("-t nat -A POSTROUTING -m addrtype ! --dst-type LOCAL ! -d {but} -j MASQUERADE");
+        east1.host().run(&format!("{tool} {rule}"));
+        let named = await_named(east1, "pods_masqueraded");
+        assert!(named["cause"].as_str().unwrap().contains("POSTROUTING"), "{named}");
+        east1.await_status("to name it", SOON, |status| {
+            status["problems"].as_array().unwrap().iter().any(|problem| problem["code"] == "pods_masqueraded")
+        });
+        mends(east1, "pods_masqueraded");
+    }
+    await_well(east1);
+}
+
 #[test]
 fn what_is_narrower_than_the_mesh_believes() {
     let mesh = mesh("doctor-mtu", 1);
@@ -125,17 +157,22 @@ fn networks_that_overlap_with_the_machines_own() {
     let mesh = mesh("doctor-overlap", 1);
     let (east1, host) = (mesh.node("east1"), mesh.node("east1").host());
     await_well(east1);
+    // Outside of every node's subnet.
+    let subnets: Vec<_> = mesh.nodes.iter().flat_map(MeshdNode::subnets).collect();
+    let is_free = |net: &String| !subnets.iter().any(|subnet| subnet.to_string().starts_with(&format!("{net}.")));
+    let inside = (200..=255).map(|third| format!("10.244.{third}")).find(is_free).expect("a free subnet");
     // Its own address inside of the mesh's network: nothing may be programmed.
-    mesh.sites.east.interfaces[0].add_address("10.244.255.7/30");
+    let address = format!("{inside}.7");
+    mesh.sites.east.interfaces[0].add_address(&format!("{address}/30"));
     let overlap = await_named(east1, "covers_underlay");
-    assert!(overlap["cause"].as_str().unwrap().contains("10.244.255.7"), "{overlap}");
+    assert!(overlap["cause"].as_str().unwrap().contains(&address), "{overlap}");
     assert!(overlap["remedy"].as_str().unwrap().starts_with("meshctl check config FILE"), "{overlap}");
-    mesh.sites.east.interfaces[0].remove_address("10.244.255.7/30");
+    mesh.sites.east.interfaces[0].remove_address(&format!("{address}/30"));
     await_gone(east1, "covers_underlay");
     mesh.await_all_reach_each_other();
 
     // Somebody's bridge, within the network and around it.
-    host.ip(&["link add docker0 type bridge", "link set docker0 up", "addr add 10.244.255.1/28 dev docker0"]);
+    host.ip(&["link add docker0 type bridge", "link set docker0 up", &format!("addr add {inside}.1/28 dev docker0")]);
     mends(east1, "networks_overlap");
     host.ip(&["addr add 10.245.0.1/15 dev docker0"]);
     mends(east1, "networks_overlap");

@@ -60,7 +60,7 @@ pub fn page(
     stop: CancellationToken,
     tell: impl Fn(Option<io::Error>) + Send + 'static,
 ) {
-    tcp::serve(address, router(address.port(), source), stop, "the browser page", tell);
+    tcp::serve(address, router(address.port(), source), stop, tell);
 }
 
 fn router(port: u16, source: Arc<dyn Source>) -> Router {

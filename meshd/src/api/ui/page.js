@@ -19,7 +19,12 @@ let opener = null;
 async function get(path) {
   const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(10_000) });
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
-  return answer.json();
+  return JSON.parse(await answer.text(), (_, value) => (typeof value === "string" ? printable(value) : value));
+}
+
+// Others wrote what is shown: control and format characters would hide text or reorder it. As `meshctl` prints them.
+function printable(text) {
+  return text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
 }
 
 async function ask() {
@@ -101,7 +106,7 @@ function showHead() {
   document.title = `${view.status.node}: ${view.status.state} – meshd`;
   $("title").textContent = view.status.node;
   state.textContent = view.status.state;
-  state.className = `chip ${view.status.state === "running" ? "well" : view.status.state === "removed" ? "bad" : "warn"}`;
+  state.className = `chip ${view.status.state === "running" ? "well" : ["removed", "cloned"].includes(view.status.state) ? "bad" : "warn"}`;
   const facts = {
     site: view.status.site ?? "none",
     etcd: view.status.etcd.connected ? "connected" : view.status.etcd.age === null ? "never reached" : `away for ${age(view.status.etcd.age)}`,

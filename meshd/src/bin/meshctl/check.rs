@@ -2,21 +2,22 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     path::Path,
 };
 
 use anyhow::{Context as _, bail};
-use meshd::{causes::with_causes, policy_tool};
-use serde::Serialize;
+use meshd::policy_tool;
+use serde::{Deserialize, Serialize};
+use text::with_causes;
 
 use crate::{
     exit::{FAILED, Usage},
-    output::{Output, print},
+    output::{Output, print, print_error},
 };
 
 /// What `check` prints.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Checked {
     /// Without the prefix.
     key: String,
@@ -31,11 +32,11 @@ struct Checked {
     error: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Unknown {
     path: String,
     /// The field that may be meant.
-    meant: Option<&'static str>,
+    meant: Option<String>,
     /// For people.
     #[serde(skip)]
     text: String,
@@ -48,8 +49,7 @@ pub(crate) fn run(output: Output, key: &str, file: &Path, prefix: &str) -> anyho
         bail!("{error}");
     }
     for Unknown { text, .. } in checked.unknown.iter().filter(|_| output == Output::Table) {
-        // Beside what is printed: a warning, not the answer.
-        let _ = writeln!(io::stderr(), "meshctl: warning: {text}");
+        print_error(&format!("warning: {text}"));
     }
     print(output, &checked, |checked| {
         format!("{} holds: {}\n", checked.key, checked.summary.as_deref().unwrap_or_default())
@@ -74,7 +74,11 @@ fn check(key: &str, file: &Path, prefix: &str) -> anyhow::Result<Checked> {
         Ok(checked) => {
             let unknown = checked.unknown.into_iter();
             let unknown = unknown
-                .map(|field| Unknown { text: field.to_string(), path: field.path, meant: field.meant })
+                .map(|field| Unknown {
+                    text: field.to_string(),
+                    path: field.path,
+                    meant: field.meant.map(str::to_owned),
+                })
                 .collect();
             Checked { key, holds: true, summary: Some(checked.summary), unknown, error: None }
         }

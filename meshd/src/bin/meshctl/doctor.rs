@@ -8,7 +8,7 @@ use meshd::{
         host::{self, Interfaces},
     },
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     exit::{DEGRADED, NOT_REACHABLE},
@@ -26,15 +26,23 @@ pub(crate) struct Doctor {
 }
 
 /// What `-o json` prints.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Examined {
+pub(crate) struct Examined {
     /// Whether the daemon has answered.
     daemon: bool,
     /// Versions of the etcd members that answer it.
     etcd: Vec<String>,
     /// The worst first.
     findings: Vec<Finding>,
+}
+
+#[cfg(test)]
+impl Examined {
+    /// What the daemon found alone.
+    pub(crate) fn of(diagnosis: &Diagnosis) -> Self {
+        Self { daemon: true, etcd: diagnosis.etcd.clone(), findings: diagnosis.findings.clone() }
+    }
 }
 
 impl Doctor {
@@ -72,6 +80,8 @@ impl Doctor {
         };
         let mut seen = host::findings(&interfaces);
         if asked.is_ok() {
+            // The daemon has named some of them.
+            seen.retain(|found| !findings.contains(found));
             // A bridge concerns the mesh only when its pods are on it, which the daemon knows.
             seen.retain(|found| found.code != "bridge_not_filtered");
         } else {
@@ -87,7 +97,7 @@ impl Doctor {
     }
 }
 
-fn text(examined: &Examined) -> String {
+pub(crate) fn text(examined: &Examined) -> String {
     let mut text = String::new();
     for finding in &examined.findings {
         let (word, tone) = match finding.severity {

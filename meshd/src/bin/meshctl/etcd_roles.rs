@@ -3,7 +3,8 @@
 use clap::Args;
 use etcd_schema::NodeId;
 use meshd::control::etcd_options::check_prefix;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use text::quote;
 
 use crate::{
     exit::Usage,
@@ -36,7 +37,7 @@ pub(crate) struct EtcdRoles {
 }
 
 /// A role and what it may do.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Role {
     name: String,
@@ -45,10 +46,10 @@ struct Role {
     grants: Vec<Grant>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Grant {
     /// read, write or readwrite, as etcdctl has it.
-    permission: &'static str,
+    permission: String,
     key: String,
     /// All keys that begin so, and not the one alone.
     prefix: bool,
@@ -82,8 +83,11 @@ impl EtcdRoles {
     }
 
     fn roles(&self, prefix: &str, nodes: &[NodeId], subnet: Option<&str>) -> Vec<Role> {
-        let grant =
-            |permission, key: &str, whole: bool| Grant { permission, key: format!("{prefix}/{key}"), prefix: whole };
+        let grant = |permission: &str, key: &str, whole: bool| Grant {
+            permission: permission.to_owned(),
+            key: format!("{prefix}/{key}"),
+            prefix: whole,
+        };
         let operator = self.operator.then(|| Role {
             name: "meshd-operator".to_owned(),
             purpose: "writes config, peers, policies and pods; removes nodes".to_owned(),
@@ -117,14 +121,12 @@ impl EtcdRoles {
 }
 
 fn commands(roles: &[Role]) -> String {
-    // A quote in a prefix ends the word it stands in, is said by itself, and begins the next.
-    let quoted = |key: &str| key.replace('\'', r"'\''");
     let mut text = String::new();
     for role in roles {
         text += &format!("# {}\netcdctl role add {}\n", role.purpose, role.name);
         for Grant { permission, key, prefix } in &role.grants {
             let prefix = if *prefix { "--prefix=true " } else { "" };
-            text += &format!("etcdctl role grant-permission {prefix}{} {permission} '{}'\n", role.name, quoted(key));
+            text += &format!("etcdctl role grant-permission {prefix}{} {permission} {}\n", role.name, quote(key));
         }
     }
     text += "# then a user for each, NAME of the certificate (CN) or with a password: \
@@ -145,11 +147,11 @@ mod tests {
     #[test]
     fn a_node_may_write_its_own_records_and_subnets() {
         let text = printed(&["n0011223344556677"], false, false, None);
-        assert!(text.contains("meshd-node-n0011223344556677 readwrite '/meshd/nodes/n0011223344556677'\n"), "{text}");
-        assert!(text.contains("--prefix=true meshd-node-n0011223344556677 readwrite '/meshd/subnets/'\n"), "{text}");
+        assert!(text.contains("meshd-node-n0011223344556677 readwrite /meshd/nodes/n0011223344556677\n"), "{text}");
+        assert!(text.contains("--prefix=true meshd-node-n0011223344556677 readwrite /meshd/subnets/\n"), "{text}");
         let closed = printed(&["n0011223344556677"], false, false, Some("10.244.3.0-24"));
-        assert!(closed.contains(" readwrite '/meshd/subnets/10.244.3.0-24'\n"), "{closed}");
-        assert!(!closed.contains("readwrite '/meshd/subnets/'"), "{closed}");
+        assert!(closed.contains(" readwrite /meshd/subnets/10.244.3.0-24\n"), "{closed}");
+        assert!(!closed.contains("readwrite /meshd/subnets/\n"), "{closed}");
     }
 
     #[test]

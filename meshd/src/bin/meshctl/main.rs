@@ -2,22 +2,22 @@
 
 mod check;
 mod doctor;
+mod etcd;
 mod etcd_roles;
 mod exit;
+#[cfg(test)]
+mod hostile;
 mod node;
 mod output;
 mod ping;
 mod policy;
 mod show;
 
-use std::{
-    io::{self, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use meshd::{api::Client, causes::with_causes, manual};
+use meshd::{api::Client, manual};
+use text::with_causes;
 
 use crate::{exit::exit_code, output::Output};
 
@@ -89,6 +89,11 @@ enum Command {
         #[arg(long, env = "MESHD_ETCD_PREFIX", default_value = "/meshd", value_name = "PREFIX")]
         etcd_prefix: String,
     },
+    /// Decide about records that this node keeps in force without etcd
+    Etcd {
+        #[command(subcommand)]
+        command: etcd::EtcdCommand,
+    },
     EtcdRoles(etcd_roles::EtcdRoles),
     /// Prints a completion script for a shell
     Completions {
@@ -116,8 +121,7 @@ fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            // Nothing is left to tell it to when standard error is gone too.
-            let _ = writeln!(io::stderr(), "meshctl: {}", with_causes(error.as_ref()));
+            output::print_error(&with_causes(error.as_ref()));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -136,9 +140,10 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Policy { command } => policy::policy(cli.output, &client, command),
         Command::Flows { follow, denied } => policy::flows(cli.output, &client, *follow, *denied),
         Command::Check { key, file, etcd_prefix } => check::run(cli.output, key, file, etcd_prefix),
+        Command::Etcd { command } => etcd::run(cli.output, &client, command),
         Command::EtcdRoles(roles) => roles.run(cli.output),
         Command::Completions { shell } => {
-            output::write_out(&manual::completions(&mut Cli::command(), *shell))?;
+            output::print_lines(&manual::completions(&mut Cli::command(), *shell))?;
             Ok(0)
         }
         Command::Man { folder } => {

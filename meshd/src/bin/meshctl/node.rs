@@ -1,15 +1,18 @@
 //! `meshctl node`: changes the set of nodes, in etcd itself.
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use meshd::{
     control::{
-        node_removal::{self, Removal, RemovalError},
+        node_removal::{self, Live, Removal, RemovalError},
         session::Dialer,
+        types::CallError,
     },
     settings,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     exit::{NotFound, Usage},
@@ -21,14 +24,21 @@ pub(crate) enum NodeCommand {
     /// Takes a node out of the mesh for good, also one that is away or stolen
     ///
     /// Its keys are refused by every node from then on, and its subnets are free. It comes back when removed/ID in etcd is
-    /// deleted. Done again, it does the same again.
+    /// deleted. Done again, it does the same again. etcd is reached as the settings file of meshd says, and by these flags
+    /// where they differ; the user or certificate must have the rights of `meshctl etcd-roles --operator`.
     Remove(Remove),
 }
 
 #[derive(Args)]
 pub(crate) struct Remove {
-    /// The node's name, or its id where several have the name or its record cannot be read
+    /// The node's name (of several with one name: the oldest), or its id
     name: String,
+    /// Remove the node although it is online and has pods attached: they lose the mesh at once
+    #[arg(long)]
+    force: bool,
+    /// Settings file of meshd, for how etcd is reached [default: /etc/meshd/meshd.toml, if there]
+    #[arg(long, env = "MESHD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     etcd: settings::EtcdFlags,
 }
@@ -40,21 +50,31 @@ pub(crate) fn run(output: Output, NodeCommand::Remove(remove): &NodeCommand) -> 
 }
 
 fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
-    let mut mistakes = Vec::new();
-    let etcd = remove.etcd.clone().check(&mut mistakes);
-    if !mistakes.is_empty() {
-        return Err(Usage(mistakes.join("\n")).into());
-    }
+    let etcd = remove.etcd.clone().load(remove.config.clone()).map_err(|mistakes| Usage(mistakes.to_string()))?;
+    let live = if remove.force { Live::Removed } else { Live::Refused };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
     let removed = runtime.block_on(async {
         let dialer = Dialer::new(&etcd).map_err(|errors| Usage(said(&errors)))?;
         let session = dialer.open_any().await?;
-        node_removal::remove_node(&session, &remove.name, &time).await.map_err(anyhow::Error::from)
+        node_removal::remove_node(&session, &remove.name, live, &time).await.map_err(anyhow::Error::from)
     });
     let not_removed = |error: anyhow::Error| error.context(format!("node {} was not removed", remove.name));
     removed.map_err(|error| match error.downcast::<RemovalError>() {
         Ok(RemovalError::NotFound(name)) => NotFound(RemovalError::NotFound(name).to_string()).into(),
+        Ok(error @ RemovalError::Live { .. }) => {
+            let drained = "drain it and stop meshd there first, or remove it with --force";
+            not_removed(anyhow::anyhow!("{error}\n  remedy  {drained}"))
+        }
+        Ok(RemovalError::Call(CallError::Refused(reason))) => not_removed(anyhow::anyhow!(
+            "etcd refused: {reason}\n  remedy  {}",
+            if reason.contains("permission denied") {
+                "give the user or certificate of an operator (--etcd-username, --etcd-certfile), with the role that meshctl \
+                 etcd-roles --operator prints"
+            } else {
+                "etcdctl alarm list; etcdctl endpoint health --cluster"
+            }
+        )),
         Ok(error) => not_removed(error.into()),
         Err(error) if error.is::<Usage>() => error,
         Err(error) => not_removed(error),
@@ -62,7 +82,7 @@ fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
 }
 
 /// What `node remove` prints.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Removed {
     id: String,
@@ -74,6 +94,9 @@ struct Removed {
     public_keys: Vec<String>,
     /// It had been removed before.
     repeated: bool,
+    /// That were attached there, by what etcd says.
+    #[serde(default)]
+    pods: Vec<String>,
 }
 
 impl From<Removal> for Removed {
@@ -84,6 +107,7 @@ impl From<Removal> for Removed {
             subnets: removal.subnets.iter().map(ToString::to_string).collect(),
             public_keys: removal.public_keys.iter().map(ToString::to_string).collect(),
             repeated: removal.repeated,
+            pods: removal.pods,
         }
     }
 }
@@ -94,6 +118,9 @@ impl Removed {
         let mut text = format!("node {} ({name}) is removed; its keys are refused by every node\n", self.id);
         for subnet in &self.subnets {
             text.push_str(&format!("subnet {subnet} is free\n"));
+        }
+        if !self.pods.is_empty() {
+            text.push_str(&format!("pods cut off: {}\n", self.pods.join(", ")));
         }
         text
     }
@@ -112,8 +139,8 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).unwrap();
         let endpoint = format!("http://{free}");
         let etcd = settings::EtcdFlags { endpoints: Some(vec![endpoint.clone()]), ..Default::default() };
-        let error = remove_node(&Remove { name: "west-1".to_owned(), etcd }).unwrap_err();
-        let told = meshd::causes::with_causes(error.as_ref());
+        let error = remove_node(&Remove { name: "west-1".to_owned(), force: false, config: None, etcd }).unwrap_err();
+        let told = text::with_causes(error.as_ref());
         assert!(told.starts_with(&format!("node west-1 was not removed: {endpoint}: etcd did not answer: ")), "{told}");
         assert_eq!(told.matches("did not answer").count(), 1, "{told}");
         assert!(told.contains("remedy  systemctl start etcd # on"), "{told}");
@@ -127,6 +154,7 @@ mod tests {
             subnets: vec!["10.244.1.0-24".parse().unwrap()],
             public_keys: vec![etcd_schema::PublicKey::from_bytes([9; 32])],
             repeated: false,
+            pods: Vec::new(),
         });
         let json = serde_json::to_value(&removed).unwrap();
         assert_eq!((&json["id"], &json["name"]), (&"n0011223344556677".into(), &"a".into()));

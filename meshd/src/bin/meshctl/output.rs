@@ -1,4 +1,7 @@
 //! How answers are printed: tables for people, JSON for programs.
+//!
+//! Answers hold text that others wrote into etcd. It reaches a terminal by [`print`], [`print_lines`] and [`print_error`]
+//! alone, which escape it before a renderer adds colours and line breaks of its own.
 
 use std::{
     env,
@@ -8,7 +11,8 @@ use std::{
 use anyhow::Context as _;
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
+use text::{printable_json, printable_lines, printable_strings};
 
 /// How to print.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,14 +32,43 @@ pub(crate) enum Tone {
     Plain,
 }
 
-pub(crate) fn print<T: Serialize>(output: Output, value: &T, text: impl Fn(&T) -> String) -> anyhow::Result<()> {
+/// Prints a value as JSON, or as the lines that `text` makes of it. `text` sees no string that could act on a terminal.
+pub(crate) fn print<T: Serialize + DeserializeOwned>(
+    output: Output,
+    value: &T,
+    text: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
     match output {
-        Output::Json => write_out(&(serde_json::to_string_pretty(value)? + "\n")),
-        Output::Table => write_out(&text(value)),
+        Output::Json => write_out(&(printable_json(&serde_json::to_string_pretty(value)?).into_owned() + "\n")),
+        Output::Table => write_out(&text_of(value, text)?),
     }
 }
 
-pub(crate) fn write_out(text: &str) -> anyhow::Result<()> {
+/// The lines that `text` makes of a value whose strings are harmless.
+pub(crate) fn text_of<T: Serialize + DeserializeOwned>(
+    value: &T,
+    text: impl FnOnce(&T) -> String,
+) -> anyhow::Result<String> {
+    Ok(text(&printable_strings(value)?))
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn print_json_line<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    write_out(&(printable_json(&serde_json::to_string(value)?).into_owned() + "\n"))
+}
+
+/// Prints a text that consists of lines.
+pub(crate) fn print_lines(text: &str) -> anyhow::Result<()> {
+    write_out(&printable_lines(text))
+}
+
+/// Prints an error, or a warning, beside the answer.
+pub(crate) fn print_error(text: &str) {
+    // Nothing is left to tell it to when standard error is gone too.
+    let _ = writeln!(io::stderr(), "meshctl: {}", printable_lines(text));
+}
+
+fn write_out(text: &str) -> anyhow::Result<()> {
     // A reader that closes the pipe early ends us quietly, as it would any tool.
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

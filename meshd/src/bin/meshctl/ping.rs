@@ -1,6 +1,6 @@
 //! `meshctl ping`.
 
-use std::{net::IpAddr, thread, time::Duration};
+use std::{net::IpAddr, str::FromStr, thread, time::Duration};
 
 use clap::Args;
 use etcd_schema::Backend;
@@ -8,11 +8,11 @@ use meshd::{
     api::{self, Client, Echoed, Layer, LayerKind},
     echo::MIN_PACKET,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     exit::{FAILED, Usage},
-    output::{Output, Tone, print, table, toned, write_out},
+    output::{Output, Tone, print, print_lines, table, toned},
 };
 
 /// Between two echoes.
@@ -29,28 +29,44 @@ const RAISE: &str = "let ICMP \"too big\" pass on the way, or raise the MTU ther
 #[derive(Args)]
 pub(crate) struct Ping {
     /// A node's or an outside peer's name, a node's id, or an address of the mesh
-    #[arg(value_name = "NODE|IP")]
-    target: String,
+    #[arg(value_name = "NODE|IP", required_unless_present = "size")]
+    target: Option<String>,
     /// How often to ask: layer by layer the first time, then only the innermost address, once a second
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
-    /// Finds the longest packet that gets through; with a number: tries a packet of this length, its IP header included
-    #[arg(
-        short, long, value_name = "BYTES", num_args = 0..=1, require_equals = true,
-        value_parser = clap::value_parser!(u16).range(i64::from(MIN_PACKET)..)
-    )]
-    size: Option<Option<u16>>,
+    /// Find the longest packet that gets through; with a number: try a packet of this length, its IP header included
+    #[arg(short, long, value_name = "BYTES", num_args = 0..=1)]
+    size: Option<Option<Word>>,
+}
+
+/// The word behind `--size`: a length, or already the target.
+#[derive(Clone)]
+enum Word {
+    Length(u16),
+    Target(String),
+}
+
+impl FromStr for Word {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        if !word.bytes().all(|b| b.is_ascii_digit()) {
+            return Ok(Self::Target(word.to_owned()));
+        }
+        let length = word.parse().ok().filter(|length| *length >= MIN_PACKET);
+        length.map(Self::Length).ok_or_else(|| format!("{MIN_PACKET} to {} bytes", u16::MAX))
+    }
 }
 
 /// What `-o json` prints.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Pinged {
     #[serde(flatten)]
     ping: api::Ping,
     reached: bool,
     /// Seconds, of the further echoes to the innermost address; `null`: no answer.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     further: Vec<Option<f64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<Size>,
@@ -60,7 +76,7 @@ struct Pinged {
 }
 
 /// What `--size` found.
-#[derive(Serialize, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 struct Size {
     /// The longest packet that was answered, in bytes; `None`: not even the shortest one.
@@ -73,34 +89,52 @@ struct Size {
 }
 
 impl Ping {
-    pub(crate) fn run(&self, output: Output, client: &Client) -> anyhow::Result<u8> {
-        if !self.target.bytes().all(|b| b.is_ascii_alphanumeric() || b":.-_".contains(&b)) {
-            return Err(Usage(format!("{:?} is neither a name nor an address", self.target)).into());
+    /// Whom to ask, and for which size if for any: `--size` takes the next word when that is a number.
+    fn asked(&self) -> Result<(&str, Option<Option<u16>>), Usage> {
+        match (&self.target, &self.size) {
+            (Some(target), None) => Ok((target, None)),
+            (Some(target), Some(None)) => Ok((target, Some(None))),
+            (Some(target), Some(Some(Word::Length(length)))) => Ok((target, Some(Some(*length)))),
+            (None, Some(Some(Word::Target(target)))) => Ok((target, Some(None))),
+            (Some(_), Some(Some(Word::Target(word)))) => Err(Usage(format!("--size {word}: not a number of bytes"))),
+            (None, _) => Err(Usage("name a node or an address to ping: meshctl ping -s 1400 NODE".to_owned())),
         }
-        let ping: api::Ping = client.get_slowly(&format!("/v1/ping?target={}", self.target))?;
+    }
+
+    pub(crate) fn run(&self, output: Output, client: &Client) -> anyhow::Result<u8> {
+        let (target, size) = self.asked()?;
+        if !target.bytes().all(|b| b.is_ascii_alphanumeric() || b":.-_".contains(&b)) {
+            return Err(Usage(format!(
+                "{target:?} is neither a name nor an address (a peer that is shown as NAME (ID) goes by its id)"
+            ))
+            .into());
+        }
+        let ping: api::Ping = client.get_slowly(&format!("/v1/ping?target={target}"))?;
         let mut pinged = Pinged { reached: reached(&ping), ping, further: Vec::new(), size: None, skipped: None };
         if output == Output::Table {
-            write_out(&layers_text(&pinged.ping))?;
+            print(output, &pinged.ping, layers_text)?;
         }
         if let (Some(address), true) = (pinged.ping.innermost(), pinged.reached) {
             for _ in 1..self.count {
                 thread::sleep(INTERVAL);
                 let echoed = echo(client, address, 84)?;
                 if output == Output::Table {
-                    write_out(&format!("{address}  {}\n", round_trip(echoed.round_trip, &echoed.text)))?;
+                    print(output, &echoed, |echoed| {
+                        format!("{address}  {}\n", round_trip(echoed.round_trip, &echoed.text))
+                    })?;
                 }
                 pinged.further.push(echoed.round_trip);
             }
-            if let Some(size) = self.size {
-                pinged.size = Some(self.find_size(client, address, size, pinged.ping.mtu)?);
+            if let Some(size) = size {
+                pinged.size = Some(find_size(client, target, address, size, pinged.ping.mtu)?);
             }
-        } else if self.count > 1 || self.size.is_some() {
+        } else if self.count > 1 || size.is_some() {
             let why = if pinged.reached { "no address behind it is known: name one" } else { "it is not reached" };
-            pinged.skipped = Some(format!("--count and --size were not tried on {}: {why}", self.target));
+            pinged.skipped = Some(format!("--count and --size were not tried on {target}: {why}"));
         }
         match output {
             Output::Json => print(output, &pinged, |_| String::new())?,
-            Output::Table => write_out(&summary(&pinged))?,
+            Output::Table => print_lines(&summary(&pinged))?,
         }
         let well = pinged.reached
             && pinged.skipped.is_none()
@@ -108,21 +142,27 @@ impl Ping {
             && pinged.size.as_ref().is_none_or(|size| size.well);
         Ok(if well { 0 } else { FAILED })
     }
+}
 
-    /// Tries one length, or looks for the longest that is answered.
-    fn find_size(&self, client: &Client, address: IpAddr, size: Option<u16>, mtu: Option<u16>) -> anyhow::Result<Size> {
-        let mut answered = |size: u16| -> anyhow::Result<bool> {
-            for _ in 0..TRIES {
-                if echo(client, address, size)?.round_trip.is_some() {
-                    return Ok(true);
-                }
+/// Tries one length, or looks for the longest that is answered.
+fn find_size(
+    client: &Client,
+    target: &str,
+    address: IpAddr,
+    size: Option<u16>,
+    mtu: Option<u16>,
+) -> anyhow::Result<Size> {
+    let mut answered = |size: u16| -> anyhow::Result<bool> {
+        for _ in 0..TRIES {
+            if echo(client, address, size)?.round_trip.is_some() {
+                return Ok(true);
             }
-            Ok(false)
-        };
-        match size {
-            Some(size) => Ok(judge_one(&self.target, size, answered(size)?, mtu)),
-            None => Ok(judge(&self.target, longest(mtu.unwrap_or(LARGEST), &mut answered)?, mtu)),
         }
+        Ok(false)
+    };
+    match size {
+        Some(size) => Ok(judge_one(target, size, answered(size)?, mtu)),
+        None => Ok(judge(target, longest(mtu.unwrap_or(LARGEST), &mut answered)?, mtu)),
     }
 }
 
@@ -205,7 +245,7 @@ fn judge_one(target: &str, size: u16, passes: bool, mtu: Option<u16>) -> Size {
     Size { longest: passes.then_some(size), mtu, text, well: passes }
 }
 
-fn layers_text(ping: &api::Ping) -> String {
+pub(crate) fn layers_text(ping: &api::Ping) -> String {
     let of = if ping.target == ping.peer { String::new() } else { format!(" at {}", ping.peer) };
     let mut text = format!("{}{of}, {}\n", ping.target, ping.path);
     let mut rows = table(&[]);
@@ -329,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_is_part_of_its_flag() {
+    fn the_length_may_follow_its_flag() {
         use clap::Parser;
         #[derive(Parser)]
         struct Line {
@@ -337,9 +377,29 @@ mod tests {
             ping: Ping,
         }
         let parse = |args: &[&str]| Line::try_parse_from([&["ping"], args].concat()).map(|line| line.ping);
-        let found = parse(&["--size", "west-1"]).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!((found.target.as_str(), found.size), ("west-1", Some(None)));
-        assert_eq!(parse(&["west-1", "--size=1400"]).ok().and_then(|ping| ping.size), Some(Some(1400)));
-        assert!(parse(&["west-1", "--size=20"]).err().is_some_and(|error| error.to_string().contains("56..")));
+        type Asked = (String, Option<Option<u16>>);
+        let asked = |args: &[&str]| -> Option<Asked> {
+            let ping = parse(args).unwrap_or_else(|error| panic!("{args:?}: {error}"));
+            ping.asked().ok().map(|(target, size)| (target.to_owned(), size))
+        };
+        let west = |size| Some(("west-1".to_owned(), size));
+        for longest in [&["--size", "west-1"][..], &["west-1", "--size"], &["-s", "west-1"], &["west-1", "-s"]] {
+            assert_eq!(asked(longest), west(Some(None)), "{longest:?}");
+        }
+        for one in [
+            &["west-1", "--size=1400"][..],
+            &["-s", "1400", "west-1"],
+            &["west-1", "-s", "1400"],
+            &["--size", "1400", "west-1"],
+            &["-s1400", "west-1"],
+        ] {
+            assert_eq!(asked(one), west(Some(Some(1400))), "{one:?}");
+        }
+        assert_eq!(asked(&["west-1"]), west(None));
+        for wrong in [&["-s", "1400"][..], &["west-1", "-s", "east-1"]] {
+            assert_eq!(asked(wrong), None, "{wrong:?}");
+        }
+        assert!(parse(&["west-1", "--size=20"]).err().is_some_and(|error| error.to_string().contains("56 to")));
+        assert!(parse(&[]).is_err());
     }
 }

@@ -14,7 +14,7 @@ use meshd::{
 
 use crate::{
     exit::{DENIED, FAILED, NotFound, Usage},
-    output::{Output, print, write_out},
+    output::{Output, print, print_json_line, print_lines, text_of},
 };
 
 /// How often `flows --follow` asks for more.
@@ -43,7 +43,7 @@ pub(crate) enum PolicyCommand {
         src: String,
         /// Whom it is for: NAMESPACE/POD, or an address
         dst: String,
-        /// tcp/80, udp/53, sctp/5000, icmp, or a protocol's number
+        /// tcp/80, udp/53, sctp/5000, tcp/http (a port that DST names), icmp, or proto/NUMBER
         #[arg(value_name = "PROTO/PORT")]
         service: String,
         /// Asks the Kubernetes objects in the files of this folder (JSON or YAML, Lists too) instead of the daemon
@@ -63,7 +63,12 @@ pub(crate) fn policy(output: Output, client: &Client, command: &PolicyCommand) -
                 return Err(Usage(format!("{name:?} is no policy's name")).into());
             }
             let shown: ShownPolicy = client.get(&format!("/v1/policies/{name}"))?;
-            print(output, &shown, |shown| policies_text(std::slice::from_ref(&shown.policy)) + &shown.understood)?;
+            let head = |shown: &ShownPolicy| policies_text(std::slice::from_ref(&shown.policy));
+            match output {
+                Output::Json => print(output, &shown, head)?,
+                // `understood` consists of lines.
+                Output::Table => print_lines(&(text_of(&shown, head)? + &shown.understood))?,
+            }
         }
         PolicyCommand::Test { files } => {
             let tested = policy_tool::test(files, Instant::now()).map_err(|error| Usage(error.to_string()))?;
@@ -105,11 +110,10 @@ pub(crate) fn flows(output: Output, client: &Client, follow: bool, denied: bool)
         let samples: Vec<FlowSample> = client.get(&format!("/v1/flows?after={after}"))?;
         after = samples.last().map_or(after, |sample| sample.number);
         for sample in samples.iter().filter(|sample| !denied || sample.verdict != SampledVerdict::Allowed) {
-            let line = match output {
-                Output::Json => serde_json::to_string(sample)?,
-                Output::Table => sample.to_string(),
-            };
-            write_out(&(line + "\n"))?;
+            match output {
+                Output::Json => print_json_line(sample)?,
+                Output::Table => print(output, sample, |sample| format!("{sample}\n"))?,
+            }
         }
         if !follow {
             return Ok(0);
@@ -118,7 +122,7 @@ pub(crate) fn flows(output: Output, client: &Client, follow: bool, denied: bool)
     }
 }
 
-fn policies_text(policies: &[Policy]) -> String {
+pub(crate) fn policies_text(policies: &[Policy]) -> String {
     let mut text = String::new();
     for policy in policies {
         let directions = policy.directions.join("+");

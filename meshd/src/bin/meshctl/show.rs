@@ -1,16 +1,22 @@
 //! `meshctl status`, `peers` and `routes`.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
-    time::{SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use meshd::api::{Client, Path, Peer, PeerCounts, Route, State, Status};
+use meshd::api::{Client, ClientError, DropCount, Path, Peer, PeerCounts, Route, State, Status};
 
 use crate::{
     exit::{DEGRADED, Usage},
-    output::{Output, Tone, bytes, print, table, toned, write_out},
+    output::{Output, Tone, bytes, print, print_lines, table, toned},
 };
+
+/// How long the daemon may take to hear of a peer that was put.
+const AFTER_PUT: Duration = Duration::from_secs(3);
+const AGAIN: Duration = Duration::from_millis(100);
 
 pub(crate) fn status(output: Output, client: &Client, check: bool) -> anyhow::Result<u8> {
     let status: Status = client.get("/v1/status")?;
@@ -27,7 +33,16 @@ pub(crate) fn peers(output: Output, client: &Client) -> anyhow::Result<u8> {
 
 pub(crate) fn peer_config(client: &Client, name: &str) -> anyhow::Result<u8> {
     let name: etcd_schema::PeerName = name.parse().map_err(|error| Usage(format!("{name}: {error}")))?;
-    write_out(&client.get_text(&format!("/v1/peers/{name}/config"))?)?;
+    let path = format!("/v1/peers/{name}/config");
+    let asked = Instant::now();
+    let config = loop {
+        match client.get_text(&path) {
+            // It may have been put just now.
+            Err(ClientError::NotFound(_)) if asked.elapsed() < AFTER_PUT => thread::sleep(AGAIN),
+            answer => break answer?,
+        }
+    };
+    print_lines(&config)?;
     Ok(0)
 }
 
@@ -37,20 +52,30 @@ pub(crate) fn routes(output: Output, client: &Client) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn status_text(status: &Status) -> String {
+pub(crate) fn status_text(status: &Status) -> String {
     let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
     let etcd = match (status.etcd.connected, &status.etcd.endpoint) {
         (true, Some(endpoint)) => format!("connected to {endpoint}"),
         (false, Some(endpoint)) => format!("not connected, last to {endpoint}{}", age(status.etcd.age)),
         (_, None) => "not reached yet".to_owned(),
     };
+    let policy = &status.policy;
     let mut lines = vec![
         format!("node      {} ({})", status.node, status.id),
         format!("site      {}", status.site.as_deref().unwrap_or("none")),
+        format!("version   {}, up {}", status.version, duration(status.uptime)),
         format!("subnets   {}", list(status.subnets.iter().map(ToString::to_string).collect())),
         format!("overlay   {}", list(status.overlay.iter().map(ToString::to_string).collect())),
-        format!("etcd      {etcd}, revision {}", status.revision),
+        format!("etcd      {etcd}, revision {} (newest {})", status.revision, status.etcd.revision),
         format!("peers     {}", peer_counts(&status.peers)),
+        format!(
+            "policy    {}, {}, {}, revision {}",
+            if policy.mode == "audit" { toned("audit", Tone::Waiting) } else { policy.mode.clone() },
+            counted(policy.policies, "policy", "policies"),
+            counted(policy.pods, "pod", "pods"),
+            policy.revision
+        ),
+        format!("drops     {}", drops(&status.drops)),
         format!("state     {}", toned(state_name(status.state), state_tone(status.state))),
     ];
     for problem in &status.problems {
@@ -61,17 +86,40 @@ fn status_text(status: &Status) -> String {
 }
 
 fn peer_counts(peers: &PeerCounts) -> String {
-    let PeerCounts { direct, wireguard, unreachable } = *peers;
+    let PeerCounts { direct, wireguard, unreachable, offline } = *peers;
     let reached = format!("{direct} direct, {wireguard} by WireGuard");
     if unreachable == 0 {
         return reached;
     }
-    let tone = Tone::Bad;
-    format!("{reached}, {}: meshctl peers says why", toned(&format!("{unreachable} unreachable"), tone))
+    let down = if offline == 0 { String::new() } else { format!(" ({offline} offline)") };
+    format!("{reached}, {}{down}: meshctl peers says why", toned(&format!("{unreachable} unreachable"), Tone::Bad))
+}
+
+/// The reasons that dropped most.
+fn drops(drops: &[DropCount]) -> String {
+    const SHOWN: usize = 4;
+    let mut most: Vec<&DropCount> = drops.iter().collect();
+    most.sort_by_key(|drop| Reverse(drop.packets));
+    let named = most.iter().take(SHOWN).map(|drop| format!("{} {}", drop.reason, drop.packets)).collect::<Vec<_>>();
+    match drops.len().saturating_sub(SHOWN) {
+        _ if drops.is_empty() => "none".to_owned(),
+        0 => named.join(", "),
+        more => format!("{}, {more} more reasons", named.join(", ")),
+    }
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 fn age(seconds: Option<f64>) -> String {
-    seconds.map_or_else(String::new, |seconds| format!(" {seconds:.0} s ago"))
+    seconds.map_or_else(String::new, |seconds| format!(" {} ago", duration(seconds as u64)))
+}
+
+/// `3h 12m`: the two largest units.
+fn duration(seconds: u64) -> String {
+    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 fn state_name(state: State) -> &'static str {
@@ -81,6 +129,7 @@ fn state_name(state: State) -> &'static str {
         State::Running => "running",
         State::Degraded => "degraded",
         State::Removed => "removed",
+        State::Cloned => "cloned",
     }
 }
 
@@ -88,7 +137,7 @@ const fn state_tone(state: State) -> Tone {
     match state {
         State::Running => Tone::Good,
         State::Starting | State::Joining => Tone::Waiting,
-        State::Degraded | State::Removed => Tone::Bad,
+        State::Degraded | State::Removed | State::Cloned => Tone::Bad,
     }
 }
 
@@ -99,7 +148,7 @@ const fn path_tone(path: Path) -> Tone {
     }
 }
 
-fn peers_text(peers: &[Peer]) -> String {
+pub(crate) fn peers_text(peers: &[Peer]) -> String {
     let mut table = table(&[
         "NAME",
         "SITE",
@@ -137,7 +186,7 @@ fn peers_text(peers: &[Peer]) -> String {
     text
 }
 
-fn routes_text(routes: &[Route]) -> String {
+pub(crate) fn routes_text(routes: &[Route]) -> String {
     let mut table = table(&["DESTINATION", &toned("PATH", Tone::Plain), "PEER", "VIA", "DEV", "MTU", "SRC"]);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     for route in routes {

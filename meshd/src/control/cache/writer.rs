@@ -120,6 +120,7 @@ impl CacheWriter {
             lease_ttl,
             subnet,
             entries: store.cached().collect(),
+            evidence: store.evidence(),
         };
         let collected = begin.elapsed();
         let state = Arc::clone(&self.state);

@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use etcd_schema::{Key, SubnetKey};
+use mesh::records::LeaseId;
 use rand::rngs::StdRng;
 
 use super::{Answer, Call, CallId, Context, Flight};
-use crate::control::types::{CallError, LeaseId};
+use crate::control::types::CallError;
 
 /// Bounds of the time between two keepalives.
 const SHORTEST: Duration = Duration::from_secs(1);

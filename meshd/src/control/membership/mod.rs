@@ -5,7 +5,7 @@
 //! lane. Three lanes run beside each other:
 //!
 //! ```text
-//! alive    grant 30 s ─▶ put alive/ID ─▶ keep alive; replaced: put back, or refuse to run (clone detection)
+//! alive    grant 30 s ─▶ put alive/ID ─▶ keep alive; replaced: put back, or yield to an older clone
 //! lease    taken up from our own keys, else granted with LeaseTTL ─▶ keep alive every TTL/3
 //! records  subnets/… and nodes/ID: choose, allocate, put back, rewrite, each by one transaction with compares
 //! ```
@@ -14,30 +14,38 @@
 //! nothing under `subnets/` changed since the revision the choice was made from, or that this very key, which is
 //! ours, did not. So a subnet never has two owners, and a call whose answer was lost can be made again once the
 //! store has been listed anew: of two such transactions at most one takes effect.
+//!
+//! When etcd was replaced or restored, the lanes forget the revisions, leases and calls of the time before.
 
 mod alive;
 mod lease;
 mod records;
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use etcd_schema::{Key, NodeId, NodeName, PublicKey, SiteName, SubnetKey};
 use ipnet::IpNet;
+use mesh::records::{LeaseId, Problem, ProblemCode};
 use rand::{SeedableRng as _, rngs::StdRng};
+use text::quote;
 
 use self::{alive::AliveLane, lease::LeaseLane, records::RecordsLane};
 use super::{
     allocator::Family,
     store::Store,
-    types::{CallError, Committed, Granted, LeaseId, Transaction},
-    view::{Problem, ProblemCode},
+    types::{CallError, Committed, Granted, Transaction},
 };
 
 /// Time to live of `alive/ID`.
 pub const ALIVE_TTL: Duration = Duration::from_secs(30);
+/// How long a start waits for etcd to confirm that no other daemon has its identity.
+const UNCONFIRMED: Duration = Duration::from_secs(5);
+/// The same where a process before it ran here: only etcd could tell that the identity went elsewhere since.
+const RESUMED: Duration = Duration::from_millis(400);
 
 /// Who this process is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +58,8 @@ pub struct Identity {
     pub start_count: u64,
     /// Random, one per process.
     pub incarnation: u64,
+    /// The incarnation of the process that held the identity here before this one, and has ended; `None`: not known.
+    pub predecessor: Option<u64>,
 }
 
 /// What this node says about itself to the others.
@@ -109,8 +119,9 @@ pub enum MembershipState {
     },
     /// An operator removed this node from the mesh.
     Removed,
-    /// Another daemon runs with this identity: this one must exit, with code 1.
-    Refused {
+    /// Another daemon runs with this identity and started earlier: this one must forward nothing. Ends when etcd holds no
+    /// record of another daemon any more.
+    Cloned {
         /// For the operator.
         reason: String,
     },
@@ -186,6 +197,12 @@ pub struct Membership {
     attached: bool,
     connected: bool,
     disconnected_at: Option<Instant>,
+    holds_identity: bool,
+    started: Instant,
+    /// When the identity is this daemon's although etcd has not confirmed it.
+    presumed_at: Instant,
+    /// The etcd history that the lanes go by, see [`Store::lineage_changes`].
+    lineage: u64,
     next_call: u64,
     rng: StdRng,
     alive: AliveLane,
@@ -218,14 +235,25 @@ impl Context<'_> {
 impl Membership {
     /// The membership of `identity`, which used `previous` before, if it did; `seed` is for its randomness.
     #[must_use]
-    pub fn new(identity: Identity, facts: LocalFacts, previous: Option<SubnetKey>, attached: bool, seed: u64) -> Self {
+    pub fn new(
+        now: Instant,
+        identity: Identity,
+        facts: LocalFacts,
+        previous: Option<SubnetKey>,
+        attached: bool,
+        seed: u64,
+    ) -> Self {
         Self {
+            holds_identity: false,
+            started: now,
+            presumed_at: now + if identity.predecessor.is_some() { RESUMED } else { UNCONFIRMED },
             identity,
             bad_facts: records::violations(&facts),
             facts,
             attached,
             connected: false,
             disconnected_at: None,
+            lineage: 0,
             next_call: 0,
             rng: StdRng::seed_from_u64(seed),
             alive: AliveLane::default(),
@@ -237,6 +265,53 @@ impl Membership {
 
     /// Takes in what happened; what to do now.
     pub fn step(&mut self, now: Instant, input: Input, store: &Store) -> Vec<Effect> {
+        let effects = self.advance(now, input, store);
+        if self.alive.yielded().is_some() {
+            self.holds_identity = false;
+            self.presumed_at = now + UNCONFIRMED;
+        } else {
+            if !self.holds_identity && store.lists() > 0 && !self.resumes(store) && self.finds_another(store) {
+                self.presumed_at = self.presumed_at.max(self.started + UNCONFIRMED);
+            }
+            self.holds_identity |= self.may_write(now) || now >= self.presumed_at || self.resumes(store);
+        }
+        effects
+    }
+
+    /// Whether this daemon may act as the node: send, answer, make routes. Not before etcd has had the chance to show that
+    /// another daemon has the identity; from then on until one proves to have it.
+    #[must_use]
+    pub const fn holds_identity(&self) -> bool {
+        self.holds_identity
+    }
+
+    /// Whether etcd confirms that no other daemon has the identity: what this node writes may be written.
+    #[must_use]
+    pub fn may_write(&self, now: Instant) -> bool {
+        self.alive.yielded().is_none() && self.alive.may_write(now)
+    }
+
+    /// Whether this process follows one that ran here, and none has taken the identity since.
+    fn resumes(&self, store: &Store) -> bool {
+        let found = store.get(&Key::Alive(self.identity.id.clone()).to_string());
+        self.identity.predecessor.is_some()
+            && store.lists() > 0
+            && found.is_none_or(|kept| kept.alive().map(|alive| alive.incarnation) == self.identity.predecessor)
+    }
+
+    /// Whether etcd names another process as the one that has the identity.
+    fn finds_another(&self, store: &Store) -> bool {
+        let found = store.get(&Key::Alive(self.identity.id.clone()).to_string());
+        found.is_some_and(|kept| kept.alive().map(|alive| alive.incarnation) != Some(self.identity.incarnation))
+    }
+
+    fn advance(&mut self, now: Instant, input: Input, store: &Store) -> Vec<Effect> {
+        if self.lineage != store.lineage_changes() {
+            self.lineage = store.lineage_changes();
+            self.alive.lineage_changed();
+            self.lease = LeaseLane::default();
+            self.records.lineage_changed();
+        }
         match input {
             Input::Connected => {
                 let away = self.disconnected_at.take().map(|at| now.saturating_duration_since(at));
@@ -267,7 +342,7 @@ impl Membership {
             next_call: &mut self.next_call,
             effects: Vec::new(),
         };
-        if matches!(self.state, MembershipState::Refused { .. }) || store.lists() == 0 {
+        if store.lists() == 0 {
             return context.effects;
         }
         if is_removed(&context) {
@@ -276,16 +351,19 @@ impl Membership {
         }
         // What is lost is seen without a connection too (a withheld record may be let go then).
         self.records.observe(&mut context);
+        if self.connected {
+            self.alive.act(&mut context);
+        }
+        if let Some(reason) = self.alive.yielded() {
+            self.state = MembershipState::Cloned { reason: reason.to_owned() };
+            return context.effects;
+        }
         if !self.connected {
             self.state = self.records.state(&context);
             return context.effects;
         }
-        if let Err(reason) = self.alive.act(&mut context) {
-            self.state = MembershipState::Refused { reason };
-            return context.effects;
-        }
         self.lease.act(&mut context, self.records.subnet());
-        if self.alive.may_write(context.now) && self.bad_facts.is_none() {
+        if self.alive.may_write(now) && self.bad_facts.is_none() {
             self.records.act(&mut context, self.lease.held());
         }
         self.state = self.records.state(&context);
@@ -310,27 +388,32 @@ impl Membership {
     /// When [`step`](Self::step) wants to be called at the latest.
     #[must_use]
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        if !self.connected || matches!(self.state, MembershipState::Refused { .. }) {
-            return None;
+        let presumed = (!self.holds_identity && self.alive.yielded().is_none()).then_some(self.presumed_at);
+        if !self.connected {
+            return presumed;
         }
-        [self.alive.next_deadline(now), self.lease.next_deadline(), self.records.next_deadline()]
-            .into_iter()
-            .flatten()
-            .filter(|at| *at > now)
-            .min()
+        if self.alive.yielded().is_some() {
+            return self.alive.next_deadline(now);
+        }
+        // A step at or after `presumed` ends it; one that has passed already is due at once.
+        let lanes = [self.alive.next_deadline(now), self.lease.next_deadline(), self.records.next_deadline()];
+        lanes.into_iter().flatten().filter(|at| *at > now).chain(presumed).min()
     }
 
-    /// What an operator should know about this node.
+    /// What an operator should know about this node; `prefix` is that of all keys, for commands.
     #[must_use]
-    pub fn problems(&self) -> Vec<Problem> {
+    pub fn problems(&self, prefix: &str) -> Vec<Problem> {
         let problem = |code, cause: String, remedy: &str| Problem { code, key: None, cause, remedy: remedy.to_owned() };
         let mut problems = Vec::new();
         match &self.state {
             MembershipState::NoConfig => problems.push(problem(
                 ProblemCode::NoConfig,
                 "there is no valid network configuration".into(),
-                "put one under `config` (`meshctl check config FILE` judges it); if one is there, another problem says \
-                 why it is not taken",
+                &format!(
+                    "meshctl check config FILE && etcdctl put {} < FILE # if the mesh's keys are elsewhere, correct --etcd-prefix: \
+                     etcdctl get --prefix --keys-only / | grep '/config$' lists where",
+                    quote(&format!("{prefix}/config"))
+                ),
             )),
             MembershipState::PoolExhausted { family, total } => problems.push(problem(
                 ProblemCode::PoolExhausted,
@@ -347,10 +430,11 @@ impl Membership {
                 "this node, or its key, was removed from the mesh by an operator".into(),
                 "stop meshd here; to let the node in again delete its key under `removed/`",
             )),
-            MembershipState::Refused { reason } => problems.push(problem(
+            MembershipState::Cloned { reason } => problems.push(problem(
                 ProblemCode::Cloned,
-                reason.clone(),
-                "give this machine a state directory of its own (delete node-id and key there)",
+                format!("{reason}; this one forwards nothing"),
+                "if this machine is the copy: stop meshd here, delete its state directory, start meshd; if the other one \
+                 is: stop meshd there, and this node resumes within 30 s",
             )),
             MembershipState::Connecting | MembershipState::Joining | MembershipState::Joined { .. } => {}
         }
@@ -368,15 +452,20 @@ impl Membership {
                 "correct the flags or the configuration file of meshd on this node",
             ));
         }
-        let refusals = [self.alive.refusal(), self.lease.refusal(), self.records.refusal()];
-        problems.extend(refusals.into_iter().flatten().map(|refusal| {
-            problem(
-                ProblemCode::EtcdRefuses,
-                refusal.to_owned(),
-                "check the rights of the node's etcd user below the prefix, and etcd's alarms (etcdctl alarm list)",
-            )
-        }));
+        problems.extend(self.alive.problems(&self.identity.id));
         problems
+    }
+
+    /// This node.
+    #[must_use]
+    pub const fn id(&self) -> &NodeId {
+        &self.identity.id
+    }
+
+    /// Why etcd refuses what this node writes about itself, each reason once.
+    #[must_use]
+    pub fn refusals(&self) -> BTreeSet<&str> {
+        [self.alive.refusal(), self.lease.refusal(), self.records.refusal()].into_iter().flatten().collect()
     }
 
     fn answered(&mut self, now: Instant, call: CallId, answer: &Answer, store: &Store) {
@@ -409,6 +498,12 @@ struct Flight {
 impl Flight {
     const fn new(first: Duration, max: Duration) -> Self {
         Self { call: None, not_before: None, backoff: super::backoff::Backoff::new(first, max), refusal: None }
+    }
+
+    /// The answer to a call under way is of no use any more.
+    fn abandon(&mut self) {
+        self.call = None;
+        self.succeeded();
     }
 
     fn is_free(&self, now: Instant) -> bool {

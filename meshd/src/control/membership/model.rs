@@ -5,12 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh::records::{LeaseId, Revision};
+
 use crate::control::{
     session::WatchEvent,
-    types::{CallError, Committed, Compare, Entry, Granted, LeaseId, Revision, Transaction, Write},
+    types::{CallError, ClusterId, Committed, Compare, Entry, Granted, KeyListing, Transaction, Write},
 };
 
+#[derive(Clone)]
 pub(super) struct Etcd {
+    cluster: u64,
     pub(super) revision: Revision,
     pub(super) keys: BTreeMap<String, Entry>,
     leases: BTreeMap<LeaseId, (Duration, Instant)>,
@@ -20,7 +24,40 @@ pub(super) struct Etcd {
 
 impl Etcd {
     pub(super) fn new() -> Self {
-        Self { revision: 1, keys: BTreeMap::new(), leases: BTreeMap::new(), history: BTreeMap::new(), next_lease: 1000 }
+        Self {
+            cluster: 1,
+            revision: 1,
+            keys: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            history: BTreeMap::new(),
+            next_lease: 1000,
+        }
+    }
+
+    /// Goes back to what it was at `backup`, as a restore does: leases last their whole time again.
+    pub(super) fn restore(&mut self, backup: &Self, now: Instant) {
+        // etcd's lease ids are drawn at random: those of the time since do not come again.
+        *self = Self { next_lease: self.next_lease, cluster: self.cluster, ..backup.clone() };
+        for (ttl, until) in self.leases.values_mut() {
+            *until = now + *ttl;
+        }
+    }
+
+    /// From now on it is another cluster, with the same keys.
+    pub(super) const fn becomes_another_cluster(&mut self) {
+        self.cluster += 1;
+    }
+
+    pub(super) fn list(&self) -> KeyListing {
+        KeyListing {
+            cluster: ClusterId::new(self.cluster),
+            revision: self.revision,
+            entries: self.keys.values().cloned().collect(),
+        }
+    }
+
+    pub(super) fn has_lease(&self, lease: LeaseId) -> bool {
+        self.leases.contains_key(&lease)
     }
 
     pub(super) fn grant(&mut self, now: Instant, ttl: Duration) -> Granted {

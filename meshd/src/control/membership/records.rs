@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use etcd_schema::{BackendKind, Key, NetworkConfig, NodeRecord, SubnetKey, SubnetLease, WireguardData};
+use mesh::records::{LeaseId, Revision};
 use rand::rngs::StdRng;
 
 use super::{Answer, Call, CallId, Context, Flight, LocalFacts, MembershipState};
@@ -10,7 +11,7 @@ use crate::control::{
     allocator::{self, PoolExhausted},
     config_rule,
     store::Store,
-    types::{CallError, Compare, LeaseId, Revision, Transaction, Write},
+    types::{CallError, Compare, Transaction, Write},
 };
 
 /// How long the store may take to show what a transaction says must have happened, before it is listed anew.
@@ -188,6 +189,12 @@ impl RecordsLane {
             Answer::Granted(_) | Answer::KeptAlive(_) => {}
         }
         true
+    }
+
+    /// Nothing of what was asked of etcd, and answered, holds of the one that is there now.
+    pub(super) fn lineage_changed(&mut self) {
+        self.flight.abandon();
+        (self.claims, self.uses, self.wait, self.granted, self.relist) = (None, None, None, None, false);
     }
 
     /// The lease that the last transaction used.

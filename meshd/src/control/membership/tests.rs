@@ -7,12 +7,13 @@ use std::{
 };
 
 use etcd_schema::{Key, PublicKey, SubnetKey, SubnetLease};
+use mesh::records::Revision;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::{model::Etcd, *};
 use crate::control::{
     session::WatchEvent,
-    types::{Revision, Write},
+    types::{Entry, KeyListing, Write},
 };
 
 const CONFIG: &str = r#"{"Network": "10.0.0.0/24", "SubnetLen": 28, "LeaseTTL": 20,
@@ -34,6 +35,8 @@ struct Sim {
     checked: Revision,
     /// Every key with every node that ever owned it.
     granted: BTreeSet<(String, NodeId)>,
+    /// What etcd may be restored from.
+    backups: Vec<Etcd>,
 }
 
 struct Node {
@@ -52,6 +55,11 @@ struct Node {
     attached: bool,
     /// What the cache on disk holds.
     cached: Option<SubnetKey>,
+    incarnation: u64,
+    /// Whether it ever acted as the node.
+    acted: bool,
+    /// What RUN holds: the last process that held the identity here.
+    predecessor: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -101,6 +109,15 @@ fn facts(number: u8) -> LocalFacts {
     }
 }
 
+fn lost(what: &Call) -> Answer {
+    let error = CallError::Indeterminate("lost".into());
+    match what {
+        Call::Grant { .. } => Answer::Granted(Err(error)),
+        Call::KeepAlive { .. } => Answer::KeptAlive(Err(error)),
+        Call::Transact(_) => Answer::Committed(Err(error)),
+    }
+}
+
 impl Sim {
     fn new(seed: u64, nodes: u8) -> Self {
         let start = Instant::now();
@@ -118,6 +135,7 @@ impl Sim {
             owners: BTreeMap::new(),
             checked: 0,
             granted: BTreeSet::new(),
+            backups: Vec::new(),
         };
         for number in 0..nodes {
             sim.nodes.push(Node {
@@ -134,6 +152,9 @@ impl Sim {
                 wakes_at: None,
                 attached: false,
                 cached: None,
+                incarnation: 0,
+                acted: false,
+                predecessor: None,
             });
         }
         sim
@@ -166,10 +187,22 @@ impl Sim {
         let now = self.now;
         let node_state = &mut self.nodes[node];
         node_state.process += 1;
-        let identity =
-            Identity { id: node_state.id.clone(), boot_id: "b".into(), start_count: node_state.process, incarnation };
-        node_state.membership =
-            Some(Membership::new(identity, node_state.facts.clone(), node_state.cached, node_state.attached, seed));
+        node_state.incarnation = incarnation;
+        let identity = Identity {
+            id: node_state.id.clone(),
+            boot_id: "b".into(),
+            start_count: node_state.process,
+            incarnation,
+            predecessor: node_state.predecessor,
+        };
+        node_state.membership = Some(Membership::new(
+            now,
+            identity,
+            node_state.facts.clone(),
+            node_state.cached,
+            node_state.attached,
+            seed,
+        ));
         node_state.store = Store::default();
         node_state.connected = false;
         node_state.deliver_after = now;
@@ -204,6 +237,12 @@ impl Sim {
         if n.store.lists() > 0 {
             n.cached = membership.subnet();
         }
+        n.acted |= membership.holds_identity();
+        if membership.may_write(self.now) {
+            n.predecessor = Some(n.incarnation);
+        } else if let MembershipState::Cloned { .. } = membership.state() {
+            n.predecessor = None;
+        }
         if let Some(subnet) = membership.subnet() {
             let used = (Key::Subnet(subnet).to_string(), n.id.clone());
             assert!(self.granted.contains(&used), "seed {}: {used:?} is used, and never was the node's", self.seed);
@@ -224,14 +263,6 @@ impl Sim {
     fn send(&mut self, node: usize, call: CallId, what: Call) {
         let process = self.nodes[node].process;
         let there = self.millis(1..30);
-        let lost = |what: &Call| {
-            let error = Err(CallError::Indeterminate("lost".into()));
-            match what {
-                Call::Grant { .. } => Answer::Granted(Err(CallError::Indeterminate("lost".into()))),
-                Call::KeepAlive { .. } => Answer::KeptAlive(Err(CallError::Indeterminate("lost".into()))),
-                Call::Transact(_) => Answer::Committed(error),
-            }
-        };
         let fate = if !self.nodes[node].reachable {
             0
         } else if self.faults {
@@ -306,11 +337,14 @@ impl Sim {
                     self.reconnect(node);
                     return;
                 }
-                let (revision, entries) = (self.etcd.revision, self.etcd.keys.values().cloned().collect());
+                let listing = self.etcd.list();
                 let n = &mut self.nodes[node];
                 n.connected = true;
-                n.delivered = revision;
-                n.store.listed(self.now, revision, entries);
+                n.delivered = listing.revision;
+                n.store.listed(self.now, listing.clone());
+                if n.store.awaits_list() {
+                    n.store.listed(self.now, listing);
+                }
                 self.step(node, Input::Connected);
                 self.step(node, Input::Store);
             }
@@ -327,6 +361,34 @@ impl Sim {
         }
         self.at(left, what(self.nodes[node].process));
         true
+    }
+
+    /// etcd goes back to `backup`: connections break, calls under way are lost, answers under way still arrive.
+    fn restore(&mut self, backup: &Etcd) {
+        self.etcd.restore(backup, self.now);
+        if self.rng.random() {
+            self.etcd.becomes_another_cluster();
+        }
+        self.checked = self.etcd.revision;
+        self.owners.clear();
+        for (key, entry) in &self.etcd.keys {
+            if let Ok(Key::Subnet(_)) = Key::parse(key) {
+                self.owners.insert(key.clone(), SubnetLease::parse(&entry.value).ok().and_then(|lease| lease.node));
+            }
+        }
+        let (calls, others) = std::mem::take(&mut self.queue)
+            .into_iter()
+            .partition::<Vec<_>, _>(|due| matches!(due.what, What::Arrive { .. }));
+        self.queue = others.into();
+        for call in calls {
+            if let What::Arrive { node, process, call, what, lost_answer: false } = call.what {
+                let answer = lost(&what);
+                self.at(Duration::ZERO, What::Answer { node, process, call, answer });
+            }
+        }
+        for node in 0..self.nodes.len() {
+            self.disconnect(node);
+        }
     }
 
     /// etcd may have changed: checks every new revision and tells the watchers.
@@ -420,7 +482,7 @@ impl Sim {
 
     fn disturb(&mut self) {
         let node = self.rng.random_range(0..self.nodes.len());
-        match self.rng.random_range(0..12) {
+        match self.rng.random_range(0..14) {
             0 | 1 => {
                 self.crash(node);
                 let away = if self.rng.random() { self.millis(1..2000) } else { self.millis(1..60_000) };
@@ -482,6 +544,17 @@ impl Sim {
                 self.run(self.elapsed() + while_away);
                 self.operator_puts("config", CONFIG);
             }
+            11 => {
+                let backup = self.etcd.clone();
+                self.backups.push(backup);
+            }
+            12 if !self.backups.is_empty() => {
+                let index = self.rng.random_range(0..self.backups.len());
+                // Later ones are of a history that is over.
+                self.backups.truncate(index + 1);
+                let backup = self.backups[index].clone();
+                self.restore(&backup);
+            }
             _ => self.disconnect(node),
         }
     }
@@ -493,12 +566,45 @@ impl Sim {
         self.changed(true);
     }
 
+    /// Whether etcd holds the record of the running process under a lease that it keeps alive.
+    fn shows_life(&self, node: usize) -> bool {
+        let id = &self.nodes[node].id;
+        let Some(entry) = self.etcd.keys.get(&Key::Alive(id.clone()).to_string()) else { return false };
+        let start = etcd_schema::Alive::parse(&entry.value).ok().map(|alive| alive.start_count);
+        start == Some(self.nodes[node].process) && entry.lease.is_some_and(|lease| self.etcd.has_lease(lease))
+    }
+
     fn subnets_of(&self, node: usize) -> Vec<&str> {
         self.owners
             .iter()
             .filter(|(_, owner)| owner.as_ref() == Some(&self.nodes[node].id))
             .map(|(key, _)| key.as_str())
             .collect()
+    }
+}
+
+/// A backup is restored that is older than the last start of a node, and that many writes are missing from.
+#[test]
+fn a_node_that_started_since_the_backup_shows_life_in_a_restored_etcd() {
+    for seed in 0..20 {
+        let mut sim = Sim::new(seed, 2);
+        sim.operator_puts("config", CONFIG);
+        sim.start(0);
+        sim.start(1);
+        sim.run(Duration::from_secs(5));
+        let backup = sim.etcd.clone();
+        for _ in 0..50 {
+            sim.operator_puts("config", CONFIG);
+        }
+        sim.crash(0);
+        sim.start(0);
+        sim.run(Duration::from_secs(10));
+        sim.restore(&backup);
+        sim.run(Duration::from_secs(15));
+        for node in 0..2 {
+            assert!(sim.shows_life(node), "seed {seed}: {node} is {:?}", state_of(&sim, node));
+            assert!(joined(&sim, node), "seed {seed}: {node} is {:?}", state_of(&sim, node));
+        }
     }
 }
 
@@ -552,6 +658,7 @@ fn history(seed: u64) {
         assert_eq!(sim.subnets_of(node), [key.as_str()], "seed {seed}: {} at {:?}", n.id, n.store.revision());
         let record = n.store.get(&Key::Node(n.id.clone()).to_string()).and_then(|kept| kept.node());
         assert_eq!(record.unwrap().version, n.facts.version, "seed {seed}");
+        assert!(sim.shows_life(node), "seed {seed}: {} counts as off", n.id);
     }
     for key in &sim.reservations {
         assert!(sim.etcd.keys[key].lease.is_none(), "seed {seed}: {key} has a lease");
@@ -584,36 +691,258 @@ fn state_of(sim: &Sim, node: usize) -> &MembershipState {
     sim.nodes[node].membership.as_ref().unwrap().state()
 }
 
+fn joined(sim: &Sim, node: usize) -> bool {
+    matches!(state_of(sim, node), MembershipState::Joined { .. })
+}
+
+fn cloned(sim: &Sim, node: usize) -> bool {
+    matches!(state_of(sim, node), MembershipState::Cloned { .. })
+}
+
+fn has_problem(sim: &Sim, node: usize, code: ProblemCode) -> bool {
+    sim.nodes[node].membership.as_ref().unwrap().problems("/meshd").iter().any(|problem| problem.code == code)
+}
+
 #[test]
-fn a_copy_of_a_node_refuses_and_changes_nothing() {
+fn a_copy_of_a_node_yields_and_changes_nothing() {
     let mut sim = with_copy(Duration::from_secs(100));
     let before = sim.etcd.keys["nodes/n0"].clone();
     sim.run(Duration::from_secs(300));
-    assert!(matches!(state_of(&sim, 1), MembershipState::Refused { .. }), "{:?}", state_of(&sim, 1));
-    assert!(matches!(state_of(&sim, 0), MembershipState::Joined { .. }), "{:?}", state_of(&sim, 0));
+    assert!(cloned(&sim, 1) && has_problem(&sim, 1, ProblemCode::Cloned), "{:?}", state_of(&sim, 1));
+    assert!(joined(&sim, 0), "{:?}", state_of(&sim, 0));
     assert_eq!(sim.etcd.keys["nodes/n0"], before);
+    assert!(!sim.nodes[1].acted, "it never acts as the node");
+}
+
+/// What a process may do before it has written anything: with what it finds under `alive/ID`, and the process that ran here
+/// before it.
+#[test]
+fn a_restart_acts_as_the_node_at_once_and_a_possible_copy_waits_for_etcd() {
+    let start = Instant::now();
+    let listing = |found: Option<u64>| KeyListing {
+        entries: found.into_iter().map(|incarnation| entry(ALIVE, &foreign(1, incarnation))).collect(),
+        revision: 7,
+        ..KeyListing::default()
+    };
+    for (predecessor, found, at_once) in [
+        (Some(7), Some(7), true),
+        (Some(7), None, true),
+        (Some(7), Some(8), false),
+        (None, Some(7), false),
+        (None, None, false),
+    ] {
+        let identity =
+            Identity { id: "n0".parse().unwrap(), boot_id: "b".into(), start_count: 2, incarnation: 1, predecessor };
+        for reads_etcd in [true, false] {
+            let mut membership = Membership::new(start, identity.clone(), facts(0), None, false, 1);
+            let mut store = Store::default();
+            let mut input = Input::Tick;
+            if reads_etcd {
+                store.listed(start, listing(found));
+                input = Input::Connected;
+            }
+            membership.step(start, input, &store);
+            let case = (predecessor, found, reads_etcd);
+            assert_eq!(membership.holds_identity(), at_once && reads_etcd, "{case:?}");
+            assert!(!membership.may_write(start), "{case:?}");
+            // Without a word from etcd it goes on all the same: sooner where only a restart is likely, and etcd names no other.
+            let names_another = reads_etcd && found.is_some_and(|found| Some(found) != predecessor);
+            let limit = if predecessor.is_some() && !names_another { RESUMED } else { UNCONFIRMED };
+            if !membership.holds_identity() {
+                assert!(reads_etcd || membership.next_deadline(start) == Some(start + limit), "{case:?}");
+                membership.step(start + limit - Duration::from_millis(1), Input::Tick, &store);
+                assert!(!membership.holds_identity(), "{case:?}");
+                membership.step(start + limit, Input::Tick, &store);
+                assert!(membership.holds_identity(), "{case:?}");
+            }
+        }
+    }
+}
+
+fn entry(key: &str, value: &str) -> Entry {
+    Entry { key: key.into(), value: value.as_bytes().into(), create_revision: 3, mod_revision: 5, lease: None }
 }
 
 #[test]
 fn of_two_copies_that_start_together_one_stays() {
-    let mut sim = with_copy(Duration::from_millis(5));
-    sim.run(Duration::from_secs(300));
-    let refused = [0, 1].map(|node| matches!(state_of(&sim, node), MembershipState::Refused { .. }));
-    assert_ne!(refused[0], refused[1], "{:?} {:?}", state_of(&sim, 0), state_of(&sim, 1));
+    for millis in [0, 1, 5, 50, 200, 999, 1001] {
+        let mut sim = with_copy(Duration::from_millis(millis));
+        sim.run(Duration::from_secs(300));
+        let yielded = [0, 1].map(|node| cloned(&sim, node));
+        assert_ne!(yielded[0], yielded[1], "{millis}: {:?} {:?}", state_of(&sim, 0), state_of(&sim, 1));
+        let stays = usize::from(yielded[0]);
+        assert!(joined(&sim, stays), "{millis}: {:?}", state_of(&sim, stays));
+    }
 }
 
 #[test]
-fn a_node_that_was_away_yields_to_the_copy_that_took_its_place() {
+fn a_copy_resumes_once_the_other_is_gone_and_not_while_that_restarts() {
+    let mut sim = with_copy(Duration::from_secs(100));
+    sim.run(Duration::from_secs(150));
+    // An upgrade of the original is over long before its record expires.
+    sim.crash(0);
+    sim.run(Duration::from_secs(160));
+    sim.start(0);
+    sim.run(Duration::from_secs(300));
+    assert!(joined(&sim, 0) && cloned(&sim, 1), "{:?} {:?}", state_of(&sim, 0), state_of(&sim, 1));
+    sim.crash(0);
+    sim.run(Duration::from_secs(340));
+    assert!(joined(&sim, 1), "{:?}", state_of(&sim, 1));
+    // The one that comes back started later now.
+    sim.start(0);
+    sim.run(Duration::from_secs(400));
+    assert!(cloned(&sim, 0) && joined(&sim, 1), "{:?} {:?}", state_of(&sim, 0), state_of(&sim, 1));
+}
+
+#[test]
+fn a_copy_that_took_the_place_of_a_node_that_was_away_yields_when_that_comes_back() {
     let mut sim = with_copy(Duration::from_secs(100));
     // Before the copy is heard of, the first is cut off for long.
     sim.nodes[0].reachable = false;
     sim.disconnect(0);
     sim.run(Duration::from_secs(200));
-    assert!(matches!(state_of(&sim, 1), MembershipState::Joined { .. }), "{:?}", state_of(&sim, 1));
+    assert!(joined(&sim, 1), "{:?}", state_of(&sim, 1));
     sim.nodes[0].reachable = true;
     sim.run(Duration::from_secs(300));
-    assert!(matches!(state_of(&sim, 0), MembershipState::Refused { .. }), "{:?}", state_of(&sim, 0));
-    assert!(matches!(state_of(&sim, 1), MembershipState::Joined { .. }), "{:?}", state_of(&sim, 1));
+    assert!(joined(&sim, 0), "{:?}", state_of(&sim, 0));
+    assert!(cloned(&sim, 1), "{:?}", state_of(&sim, 1));
+}
+
+/// A node that was killed, restarted, and has been running for a second.
+fn restarted() -> Sim {
+    let mut sim = Sim::new(2, 1);
+    sim.operator_puts("config", CONFIG);
+    sim.start(0);
+    sim.run(Duration::from_secs(100));
+    sim.crash(0);
+    sim.start(0);
+    sim.run(sim.elapsed() + Duration::from_secs(1));
+    assert!(joined(&sim, 0), "{:?}", state_of(&sim, 0));
+    sim
+}
+
+const ALIVE: &str = "alive/n0";
+
+/// A record of a process that started `start` times from the same state directory.
+fn foreign(start: u64, incarnation: u64) -> String {
+    format!(r#"{{"bootId": "x", "startCount": {start}, "incarnation": {incarnation}}}"#)
+}
+
+fn is_own(sim: &Sim) -> bool {
+    let entry = &sim.etcd.keys[ALIVE];
+    let alive = etcd_schema::Alive::parse(&entry.value).ok();
+    entry.lease.is_some() && alive.is_some_and(|alive| alive.boot_id == "b")
+}
+
+#[test]
+fn one_foreign_write_soon_after_a_restart_is_put_back_and_reported() {
+    for value in [foreign(1, 7), foreign(9, 7), "nonsense".to_owned(), String::new()] {
+        let mut sim = restarted();
+        sim.operator_puts(ALIVE, &value);
+        sim.run(sim.elapsed() + Duration::from_secs(5));
+        assert!(joined(&sim, 0) && is_own(&sim), "{value}: {:?}", state_of(&sim, 0));
+        assert!(has_problem(&sim, 0, ProblemCode::AliveOverwritten), "{value}");
+        sim.run(sim.elapsed() + ALIVE_TTL);
+        assert!(!has_problem(&sim, 0, ProblemCode::AliveOverwritten), "{value}: over after a while");
+    }
+}
+
+#[test]
+fn a_deleted_record_and_a_copy_of_it_without_lease_are_put_back() {
+    let mut sim = restarted();
+    sim.operator_deletes(ALIVE);
+    sim.run(sim.elapsed() + Duration::from_secs(5));
+    assert!(joined(&sim, 0) && is_own(&sim));
+    let value = String::from_utf8(sim.etcd.keys[ALIVE].value.to_vec()).unwrap();
+    sim.operator_puts(ALIVE, &value);
+    sim.run(sim.elapsed() + Duration::from_secs(5));
+    assert!(joined(&sim, 0) && is_own(&sim), "it has its lease again");
+}
+
+#[test]
+fn foreign_writes_of_different_incarnations_prove_no_clone() {
+    let mut sim = restarted();
+    for incarnation in 0..20 {
+        sim.operator_puts(ALIVE, &foreign(1, incarnation));
+        sim.run(sim.elapsed() + Duration::from_secs(2));
+        assert!(joined(&sim, 0), "{incarnation}: {:?}", state_of(&sim, 0));
+    }
+    sim.run(sim.elapsed() + Duration::from_secs(10));
+    assert!(is_own(&sim));
+}
+
+#[test]
+fn a_second_write_of_one_incarnation_decides_by_the_records_and_is_forgotten_after_a_while() {
+    for (start, gap, yields) in [(1, 10, true), (9, 10, false), (1, 40, false)] {
+        let mut sim = restarted();
+        for _ in 0..2 {
+            sim.operator_puts(ALIVE, &foreign(start, 7));
+            sim.run(sim.elapsed() + Duration::from_secs(gap));
+        }
+        assert_eq!(cloned(&sim, 0), yields, "start {start}, {gap} s: {:?}", state_of(&sim, 0));
+        assert_eq!(joined(&sim, 0), !yields, "start {start}, {gap} s: {:?}", state_of(&sim, 0));
+        // No daemon is behind it: a daemon's record has a lease.
+        sim.run(sim.elapsed() + ALIVE_TTL * 2);
+        assert!(joined(&sim, 0) && is_own(&sim), "start {start}, {gap} s: {:?}", state_of(&sim, 0));
+    }
+}
+
+#[test]
+fn a_clone_waits_without_a_call_until_the_record_is_deleted() {
+    let mut sim = restarted();
+    for _ in 0..2 {
+        sim.operator_puts(ALIVE, &foreign(1, 7));
+        sim.run(sim.elapsed() + Duration::from_secs(5));
+    }
+    assert!(cloned(&sim, 0));
+    sim.operator_deletes(ALIVE);
+    sim.run(sim.elapsed() + Duration::from_secs(5));
+    assert!(joined(&sim, 0) && is_own(&sim), "{:?}", state_of(&sim, 0));
+}
+
+/// A node and two copies of it that crash, restart and lose their connection: once all is quiet, one of them goes on.
+#[test]
+fn of_clones_exactly_one_goes_on_whatever_happened() {
+    for seed in 0..200 {
+        let mut sim = Sim::new(seed, 3);
+        sim.operator_puts("config", CONFIG);
+        for node in 1..3 {
+            sim.nodes[node].id = sim.nodes[0].id.clone();
+            sim.nodes[node].facts = sim.nodes[0].facts.clone();
+        }
+        for node in 0..3 {
+            let delay = sim.millis(0..40_000);
+            sim.at(delay, What::Start { node });
+        }
+        sim.faults = true;
+        for _ in 0..20 {
+            let gap = sim.millis(10..15_000);
+            sim.run(sim.elapsed() + gap);
+            let node = sim.rng.random_range(0..3);
+            match sim.rng.random_range(0..3) {
+                0 => {
+                    sim.crash(node);
+                    let away = sim.millis(1..50_000);
+                    sim.at(away, What::Start { node });
+                }
+                1 => {
+                    sim.nodes[node].reachable = !sim.nodes[node].reachable;
+                    sim.disconnect(node);
+                }
+                _ => sim.operator_puts(ALIVE, &foreign(seed % 4, seed)),
+            }
+        }
+        sim.faults = false;
+        for node in 0..3 {
+            sim.nodes[node].reachable = true;
+            sim.at(Duration::ZERO, What::Start { node });
+        }
+        sim.run(sim.elapsed() + Duration::from_secs(200));
+        let states: Vec<_> = (0..3).map(|node| state_of(&sim, node)).collect();
+        let going_on = (0..3).filter(|node| joined(&sim, *node)).count();
+        let waiting = (0..3).filter(|node| cloned(&sim, *node)).count();
+        assert_eq!((going_on, waiting), (1, 2), "seed {seed}: {states:?}");
+    }
 }
 
 #[test]

@@ -5,7 +5,10 @@ use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::S
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use zeroize::Zeroizing;
 
-use super::{CALL_DEADLINE, Session, failure::within_deadline};
+use super::{
+    CALL_DEADLINE, Session,
+    failure::{bounded, classify},
+};
 use crate::control::{
     etcd_options::{Credentials, EtcdOptions, EtcdOptionsError, Member, TlsFiles},
     types::CallError,
@@ -41,6 +44,9 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// The TLS library does not take what is in the files.
+    #[error("TLS files rejected: {0}")]
+    Tls(String),
     /// The member did not answer, or refused.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -84,7 +90,7 @@ impl Dialer {
     /// # Errors
     /// When a file cannot be read or the member does not answer in time.
     pub async fn open(&self, member: &Member, generation: u64) -> Result<Session, OpenError> {
-        let mut options = ConnectOptions::new().with_connect_timeout(CALL_DEADLINE).with_require_leader(true);
+        let mut options = self.connect_options(member).await?;
         if let Some(user) = &self.user {
             let password = user.password().map_err(|source| OpenError::File {
                 path: user.file().map_or_else(String::new, |file| file.display().to_string()),
@@ -92,11 +98,23 @@ impl Dialer {
             })?;
             options = options.with_user(user.user.clone(), password.as_str());
         }
-        if member.is_tls() {
-            options = options.with_tls(tls_options(&self.tls).await?);
-        }
-        let client = within_deadline(Client::connect([member.url()], Some(options))).await?;
+        let client = connect(member, options).await?;
         Ok(Session { client, member: member.clone(), prefix: Arc::clone(&self.prefix), generation })
+    }
+
+    /// Reads the TLS files and builds from them what a session is opened with; sends nothing.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or the TLS library does not take what is in it.
+    pub async fn try_tls(&self) -> Result<(), OpenError> {
+        let Some(member) = self.members.iter().find(|member| member.is_tls()) else { return Ok(()) };
+        // Without a user nothing is asked of the member.
+        connect(member, self.connect_options(member).await?).await.map(|_| ())
+    }
+
+    async fn connect_options(&self, member: &Member) -> Result<ConnectOptions, OpenError> {
+        let options = ConnectOptions::new().with_connect_timeout(CALL_DEADLINE).with_require_leader(true);
+        Ok(if member.is_tls() { options.with_tls(tls_options(&self.tls).await?) } else { options })
     }
 
     /// Changes when one of the files that a session is opened with does.
@@ -132,6 +150,14 @@ impl Dialer {
         let remedy = remedy_of_etcd_error(member.url(), &error);
         Err(NoMember { member, error, remedy })
     }
+}
+
+async fn connect(member: &Member, options: ConnectOptions) -> Result<Client, OpenError> {
+    let connected = bounded(Client::connect([member.url()], Some(options))).await;
+    connected.map_err(|failure| match failure.of_tls_files() {
+        Some(reason) => OpenError::Tls(reason),
+        None => classify(failure).into(),
+    })
 }
 
 async fn tls_options(files: &TlsFiles) -> Result<TlsOptions, OpenError> {

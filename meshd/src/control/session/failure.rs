@@ -3,9 +3,10 @@
 use std::future::Future;
 
 use etcd_client::Error;
+use text::followed_by;
 
 use super::CALL_DEADLINE;
-use crate::{causes::followed_by, control::types::CallError};
+use crate::control::types::CallError;
 
 /// What went wrong, before it is known what that means for the caller.
 #[derive(Debug)]
@@ -36,6 +37,18 @@ impl Failure {
     fn status(&self) -> Option<(i32, &str)> {
         match self {
             Self::Etcd(Error::GRpcStatus(status)) => Some((status.code() as i32, status.message())),
+            _ => None,
+        }
+    }
+
+    /// Why the TLS library does not take certificates or key: the only fault that the client crate reports of the
+    /// transport itself, before it sends anything.
+    pub(super) fn of_tls_files(&self) -> Option<String> {
+        match self {
+            Self::Etcd(error @ Error::TransportError(transport)) => {
+                let text = followed_by(error.to_string(), std::error::Error::source(transport));
+                Some(text.trim_start_matches("transport error: ").to_owned())
+            }
             _ => None,
         }
     }

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use etcd_schema::{Key, NetworkConfig, Removed, SubnetKey};
 use ipnet::{Ipv4Net, Ipv6Net};
+use mesh::records::{MAX_PROBLEMS, Problem, ProblemCode, Record, Retained, View};
 use prefix_trie::PrefixSet;
 
 use super::{
@@ -12,9 +13,15 @@ use super::{
 };
 use crate::control::{
     config_rule::Judge,
-    guard::HOLD,
-    view::{MAX_PROBLEMS, Problem, ProblemCode, Record, Retained, View},
+    guard::{Class, HOLD, Held, Reason, Sign, WINDOW},
 };
+
+/// What the operator does to end a hold.
+const ACCEPT: &str = "run `meshctl etcd accept`";
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
 
 impl Store {
     /// Brings the view up to date for these keys.
@@ -45,7 +52,7 @@ impl Store {
                     let record = match record.and_then(|(value, at)| Some(at.with(value.removed()?))) {
                         Some(record) => Some(record),
                         // Fail closed: a removal that cannot be read is a removal.
-                        None => self.keys.get(&Key::Removed(id.clone()).to_string()).map(|kept| {
+                        None => self.standing(&Key::Removed(id.clone()).to_string()).map(|kept| {
                             let nameless = Removed { name: None, public_keys: Vec::new(), time: String::new() };
                             kept.at(None).with(Arc::new(nameless))
                         }),
@@ -88,9 +95,10 @@ impl Store {
     /// The value of `key` in force, and since when.
     pub(super) fn in_force(&self, key: &Key) -> Option<(Value, At)> {
         let text = key.to_string();
-        let (kept, retained) = match self.keys.get(&text) {
-            Some(kept) => (kept, kept.unreadable.then_some(Retained::Unreadable)),
-            None => (&self.withheld.get(&text)?.kept, Some(Retained::Withheld)),
+        let kept = self.standing(&text)?;
+        let retained = match self.guard.held(&text) {
+            Some(_) => Some(Retained::Withheld),
+            None => kept.unreadable.then_some(Retained::Unreadable),
         };
         let good = kept.good.as_ref()?;
         Some((good.value.clone(), kept.at(retained)))
@@ -140,14 +148,69 @@ impl Store {
         self.in_force(&Key::Config).and_then(|(value, at)| Some(at.with(value.config()?)))
     }
 
-    fn all_problems(&self) -> Vec<Problem> {
-        let held = (!self.withheld.is_empty()).then(|| Problem {
-            code: ProblemCode::WithdrawalsHeld,
+    /// etcd is not the one that was known, and what is held for that.
+    fn doubt_problem(&self) -> Option<Problem> {
+        let (doubt, known) = (self.guard.doubt()?, self.guard.lineage()?);
+        let held = self.guard.all_held().filter(|(_, held)| held.reason == Reason::Doubt);
+        let policies = held.clone().filter(|(_, held)| held.class == Class::Policy).count();
+        let others = held.count() - policies;
+        let (code, found) = match (doubt.sign, known.cluster, doubt.seen.cluster) {
+            (Sign::Cluster, Some(known), Some(seen)) => {
+                (ProblemCode::EtcdReplaced, format!("etcd has cluster ID {seen}, it had {known} before"))
+            }
+            (Sign::Key, ..) => {
+                (ProblemCode::RevisionWentBack, "etcd holds an older version of a key than it did before".to_owned())
+            }
+            _ => {
+                let (seen, known) = (doubt.seen.revision, known.revision);
+                (ProblemCode::RevisionWentBack, format!("etcd is at revision {seen}, it was at {known} before"))
+            }
+        };
+        Some(Problem {
+            code,
             key: None,
-            cause: format!("{} records of nodes went at once; they stay in force for {HOLD:?}", self.withheld.len()),
-            remedy: "live nodes put theirs back by themselves; to take a node out use `meshctl node remove`".into(),
+            cause: format!(
+                "{found}; {} and {} that it lacks or holds in an unconfirmed version stay in force as they were",
+                counted(policies, "policy", "policies"),
+                counted(others, "other record", "other records"),
+            ),
+            remedy: format!(
+                "if this is not the right etcd, correct --etcd-endpoints; if it was restored or rebuilt, put the missing \
+                 keys back, or {ACCEPT} on each node to use what it holds"
+            ),
+        })
+    }
+
+    /// Records that went at once and wait.
+    fn mass_problems(&self) -> Vec<Problem> {
+        let held = |class: Class| {
+            let mass = |held: &Held<_>| held.class == class && matches!(held.reason, Reason::Mass { .. });
+            self.guard.all_held().filter(|(_, held)| mass(held)).count()
+        };
+        let (nodes, policies) = (held(Class::Node), held(Class::Policy));
+        let problem = |code, cause, remedy: &str| Problem { code, key: None, cause, remedy: remedy.to_owned() };
+        let nodes = (nodes > 0).then(|| {
+            problem(
+                ProblemCode::WithdrawalsHeld,
+                format!("{} went at once; kept in force for {HOLD:?}", counted(nodes, "node record", "node records")),
+                "live nodes put theirs back by themselves; to take a node out use `meshctl node remove`",
+            )
         });
-        let general = self.revision_problem.iter().chain(&self.config_problem).cloned().chain(held);
+        let policies = (policies > 0).then(|| {
+            problem(
+                ProblemCode::PolicyWithdrawalsHeld,
+                format!(
+                    "{} deleted within {WINDOW:?}; kept in force for {HOLD:?}",
+                    counted(policies, "policy was", "policies were")
+                ),
+                &format!("put them back if this was a mistake; {ACCEPT} to withdraw them now"),
+            )
+        });
+        nodes.into_iter().chain(policies).collect()
+    }
+
+    fn all_problems(&self) -> Vec<Problem> {
+        let general = self.config_problem.iter().cloned().chain(self.doubt_problem()).chain(self.mass_problems());
         let mut all: Vec<_> = general.chain(self.problems.values().take(MAX_PROBLEMS).cloned()).collect();
         if let Some(more) = self.problems.len().checked_sub(MAX_PROBLEMS).filter(|&more| more > 0) {
             all.push(Problem {

@@ -8,11 +8,12 @@ use std::{
 use etcd_schema::{
     Alive, Key, MAX_VALUE_BYTES, NetworkConfig, NodeId, NodeRecord, OutsidePeer, Removed, SubnetLease, Violations,
 };
+use mesh::records::{LeaseId, Record, Retained, Revision};
 
 use crate::control::{
-    types::{Entry, LeaseId, Revision},
-    view::{Record, Retained},
-    world,
+    guard::Class,
+    types::Entry,
+    world::{self, WorldItem},
 };
 
 /// One key as etcd has it.
@@ -26,6 +27,9 @@ pub(crate) struct Kept {
     /// The last value that could be read: the present one unless `unreadable`.
     pub(super) good: Option<Good>,
     pub(super) unreadable: bool,
+    /// The present value of a policy or a removal that could never be read, and denies all the same: it does so after the
+    /// next start too.
+    pub(super) refused: Option<Arc<[u8]>>,
 }
 
 #[derive(Debug, Clone)]
@@ -36,7 +40,7 @@ pub(super) struct Good {
 }
 
 /// A value that could be read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Config(Arc<NetworkConfig>),
     Subnet(Arc<SubnetLease>),
@@ -92,9 +96,46 @@ impl Kept {
         }
     }
 
-    /// Whether it counts for the guard: a record that a node stands and falls with.
-    pub(super) const fn guarded(&self) -> bool {
-        matches!(self.key, Some(Key::Subnet(_) | Key::Node(_)))
+    /// What it is to the guard; `None`: its absence withdraws nothing that matters.
+    pub(super) const fn class(&self) -> Option<Class> {
+        match self.key {
+            Some(Key::Subnet(_) | Key::Node(_)) => Some(Class::Node),
+            Some(Key::Endpoint(..)) => Some(Class::Attachment),
+            Some(Key::NetworkPolicy(..) | Key::ClusterNetworkPolicy(_)) => Some(Class::Policy),
+            Some(Key::Pod(..) | Key::Namespace(_)) => Some(Class::Object),
+            Some(Key::Config | Key::Peer(_) | Key::Removed(_)) => Some(Class::Setting),
+            _ => None,
+        }
+    }
+
+    /// Whether both put the same into force.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        match (&self.good, &other.good) {
+            (Some(good), Some(its)) if good.value == Value::World => {
+                its.value == Value::World && good.bytes == its.bytes
+            }
+            (Some(good), Some(its)) => good.value == its.value,
+            (None, None) => self.fingerprint == other.fingerprint,
+            _ => false,
+        }
+    }
+
+    /// What it puts into force for policies, if it is of their kind.
+    pub(super) fn world_item(&self) -> Option<WorldItem> {
+        let key = self.key.as_ref()?;
+        match (&self.good, &self.refused) {
+            (Some(good), _) => world::read(key, &good.bytes)?.ok().map(|read| read.item),
+            (None, Some(bytes)) => {
+                world::read(key, bytes)?.err()?.in_force(key, self.mod_revision > self.create_revision)
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// The value that the cache keeps, and the revision that it is of.
+    pub(super) fn cached(&self) -> Option<(&Arc<[u8]>, Revision)> {
+        let good = self.good.as_ref().map(|good| (&good.bytes, good.mod_revision));
+        good.or_else(|| self.refused.as_ref().map(|bytes| (bytes, self.mod_revision)))
     }
 
     /// The node it belongs to, where it says so.

@@ -1,18 +1,20 @@
+mod evidence;
+
 use std::time::Duration;
 
+use mesh::records::{LeaseId, MAX_PROBLEMS, Retained};
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::{
-    types::LeaseId,
-    view::{MAX_PROBLEMS, Retained},
-};
+use crate::control::{guard::HOLD, types::ClusterId};
 
 const CONFIG: &str = r#"{"Network": "10.0.0.0/16", "LeaseTTL": 60}"#;
 
 /// etcd as far as a store needs it: applies writes and keeps the events.
 #[derive(Default)]
 struct Source {
+    /// 0: it does not say.
+    cluster: u64,
     revision: Revision,
     keys: BTreeMap<String, Entry>,
 }
@@ -41,17 +43,22 @@ impl Source {
         WatchEvent::Delete { key: key.into(), revision: self.revision }
     }
 
-    fn list(&self) -> (Revision, Vec<Entry>) {
-        (self.revision, self.keys.values().cloned().collect())
+    fn list(&self) -> KeyListing {
+        let entries = self.keys.values().cloned().collect();
+        KeyListing { cluster: ClusterId::new(self.cluster), revision: self.revision, entries }
     }
 }
 
 /// A store that has listed the source.
 fn listed(source: &Source, now: Instant) -> Store {
     let mut store = Store::default();
-    let (revision, entries) = source.list();
-    store.listed(now, revision, entries);
+    store.listed(now, source.list());
     store
+}
+
+/// The store after a restart.
+fn restarted(store: &Store, now: Instant) -> Store {
+    Store::from_cache(store.revision(), store.cached().collect(), now).recall(store.evidence())
 }
 
 fn subnet(text: &str) -> SubnetKey {
@@ -194,9 +201,8 @@ fn a_config_that_leaves_leased_subnets_outside_waits_for_them() {
         assert_eq!(codes(&view), [ProblemCode::ConfigRefused], "{worse}");
         // A node that comes now, with or without memory, does not take it either.
         assert_eq!(listed(&source, now).view().config, None);
-        let mut again = Store::from_cache(store.revision(), store.cached().collect(), now);
-        let (revision, entries) = source.list();
-        again.listed(now, revision, entries);
+        let mut again = restarted(&store, now);
+        again.listed(now, source.list());
         assert_eq!(again.view().config.as_ref().unwrap().value, old.value);
     }
     store.changed(now, vec![source.delete("config")]);
@@ -224,9 +230,9 @@ fn everything_deleted_in_one_revision_stays_in_force_until_the_owners_return() {
             let keys: Vec<String> = source.keys.keys().cloned().collect();
             store.changed(now, keys.iter().map(|key| source.delete(key)).collect());
             if restart {
-                store = Store::from_cache(store.revision(), store.cached().collect(), now);
-                let (revision, entries) = source.list();
-                store.listed(now, revision, entries);
+                store = restarted(&store, now);
+                store.listed(now, source.list());
+                store.listed(now, source.list());
             }
             let view = store.view();
             assert_eq!(view.config.as_ref().unwrap().value, before.config.as_ref().unwrap().value);
@@ -264,6 +270,18 @@ fn everything_deleted_goes_in_the_end_when_nobody_returns() {
     assert!(view.config.is_none() && view.subnets.is_empty() && view.nodes.is_empty() && view.problems.is_empty());
 }
 
+/// Whatever else the cache holds, the configuration in it was in force: without it a start would have no fallback routes.
+#[test]
+fn a_config_in_force_stays_in_force_after_a_restart_beside_a_subnet_outside_of_it() {
+    let now = Instant::now();
+    let mut source = mesh(2);
+    let mut store = listed(&source, now);
+    store.changed(now, vec![source.put("subnets/10.200.0.0-24", &lease("b"))]);
+    let before = store.view().config.clone().expect("a configuration");
+    let after = restarted(&store, now).view().config.clone().expect("a configuration");
+    assert_eq!(after.value, before.value);
+}
+
 #[test]
 fn a_config_that_covers_an_accepted_outside_peer_waits_for_it() {
     let now = Instant::now();
@@ -288,8 +306,7 @@ fn a_config_that_covers_an_accepted_outside_peer_waits_for_it() {
     assert!(view.problems[0].cause.contains("outside peer p"), "{:?}", view.problems[0]);
     // A node that saw all of it at once, with the same configuration before, says the same.
     let mut again = Store::from_cache(store.revision() - 1, store.cached().collect(), now);
-    let (revision, entries) = source.list();
-    again.listed(now, revision, entries);
+    again.listed(now, source.list());
     assert_eq!(again.view().config, view.config);
     // A first start takes it: there it is the peer that is refused.
     assert!(listed(&source, now).view().config.is_some());
@@ -300,8 +317,7 @@ fn a_config_that_covers_an_accepted_outside_peer_waits_for_it() {
     // A peer that was written after it yields to it.
     source.put("config", r#"{"Network": "172.20.0.0/16", "LeaseTTL": 60}"#);
     source.put("peers/late", &value("peers/p", 0).replace("198.18.0.0/24", "172.20.1.0/24"));
-    let (revision, entries) = source.list();
-    let view = store.listed(now, revision, entries).unwrap();
+    let view = store.listed(now, source.list()).unwrap();
     assert_eq!(view.config.as_ref().unwrap().value.ipv4.unwrap().network, "172.20.0.0/16".parse().unwrap());
 }
 
@@ -348,14 +364,15 @@ fn the_same_content_again_is_no_news() {
     let source = mesh(3);
     let mut store = listed(&source, now);
     let before = store.view();
-    let (revision, entries) = source.list();
-    assert!(store.listed(now, revision + 5, entries.clone()).is_none());
+    let listing = source.list();
+    let revision = listing.revision;
+    assert!(store.listed(now, KeyListing { revision: revision + 5, ..listing.clone() }).is_none());
     assert_eq!(store.revision(), revision + 5);
 
     let mut cached = Store::from_cache(revision, store.cached().collect(), now);
     let old = cached.view();
     assert!(!old.synced && old.nodes == before.nodes && old.subnets == before.subnets && old.config == before.config);
-    let view = cached.listed(now, revision, entries).unwrap();
+    let view = cached.listed(now, listing).unwrap();
     assert!(view.synced && old.nodes.ptr_eq(&view.nodes) && old.subnets.ptr_eq(&view.subnets));
 }
 
@@ -368,30 +385,24 @@ fn an_audit_finds_what_was_lost_and_nothing_else() {
     source.put("peers/new", "{}");
     source.put("nodes/a", &node("b"));
     source.delete("nodes/b");
-    let (revision, entries) = source.list();
+    let listing = source.list();
     // After the list, seen by the watch: a delete, a put, a new key.
     let after =
         vec![source.delete("subnets/10.0.0.0-24"), source.put("nodes/c", &node("z")), source.put("peers/later", "{}")];
     store.changed(now, after);
     let deleted_since = BTreeSet::from(["subnets/10.0.0.0-24".to_owned()]);
-    let (view, mut lost) = store.audited(now, revision, entries.clone(), &deleted_since);
+    let (view, mut lost) = store.audited(now, listing.clone(), &deleted_since);
     lost.sort();
     assert_eq!(lost, ["nodes/a", "nodes/b", "peers/new"]);
     assert_eq!(store.audit_differences(), 3);
     let view = view.unwrap();
     assert_eq!(view.nodes[&"c".parse().unwrap()].value.name.as_str(), "z");
     assert!(!view.subnets.contains_key(&subnet("10.0.0.0-24")));
-    let (view, lost) = store.audited(now, revision, entries, &deleted_since);
-    assert!(view.is_none() && lost.is_empty());
-}
-
-#[test]
-fn an_etcd_that_went_back_is_said() {
-    let now = Instant::now();
-    let source = mesh(2);
-    let mut store = listed(&source, now);
-    let view = store.listed(now, 2, source.list().1).unwrap();
-    assert_eq!(codes(&view), [ProblemCode::RevisionWentBack]);
+    assert!(view.nodes.contains_key(&"b".parse().unwrap()), "one list is not enough");
+    assert!(store.awaits_list());
+    let (view, lost) = store.audited(now, listing, &deleted_since);
+    assert!(!view.unwrap().nodes.contains_key(&"b".parse().unwrap()));
+    assert!(lost.is_empty() && !store.awaits_list());
 }
 
 #[test]
@@ -432,7 +443,7 @@ proptest! {
         let mut now = Instant::now();
         let mut source = Source::default();
         let mut store = Store::default();
-        store.listed(now, 0, Vec::new());
+        store.listed(now, KeyListing::default());
         let mut pending = Vec::new();
         for (key, which, then) in writes {
             let key = KEYS[key];
@@ -448,8 +459,9 @@ proptest! {
                 0 => {}
                 1 => {
                     pending.clear();
-                    let (revision, entries) = source.list();
-                    store.listed(now, revision, entries);
+                    store.listed(now, source.list());
+                    // What the list lacked goes with the next.
+                    store.listed(now, source.list());
                 }
                 _ => {
                     store.changed(now, std::mem::take(&mut pending));

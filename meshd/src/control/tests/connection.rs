@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Client, ConnectOptions};
+use mesh::records::ProblemCode;
 use nix::sys::signal::Signal;
 
 use super::{
@@ -14,9 +15,8 @@ use crate::control::{
     Control,
     etcd_options::{Credentials, EtcdOptions, TlsFiles},
     session::{Dialer, WatchMessage},
-    types::CallError,
+    types::{CallError, KeyListing},
     unreachable::etcd_unreachable,
-    view::ProblemCode,
 };
 
 async fn connected(control: &mut Control, wanted: impl Fn(&str) -> bool) -> String {
@@ -75,7 +75,9 @@ async fn nothing_is_lost_in_a_gap_and_nothing_unchanged_comes_again() {
     let mut control = node.start_through(&etcd, &proxy.url, false);
     joined(&mut control).await;
     sees_peer(&mut control, "p3").await;
-    let before = control.view.borrow().clone();
+    // Its own records come by the watch, behind what it joined by.
+    let own = control.view.wait_for(|view| !view.nodes.is_empty() && !view.subnets.is_empty());
+    let before = own.await.unwrap().clone();
 
     proxy.mode.send_replace(Mode::Cut);
     control.status.wait_for(|status| !status.connected).await.unwrap();
@@ -102,11 +104,11 @@ async fn a_watch_from_before_a_compaction_says_so() {
         etcd.put("peers/p", &peer(last + 10)).await;
     }
     let session = etcd.session().await;
-    let (revision, entries) = session.list().await.unwrap();
+    let KeyListing { revision, entries, .. } = session.list().await.unwrap();
     assert_eq!(entries.len(), 1);
     let mut raw = Client::connect([etcd.url(0)], None).await.unwrap();
     raw.compact(revision, None).await.unwrap();
-    let mut watch = session.watch(2).await.unwrap();
+    let mut watch = session.watch(2, None).await.unwrap();
     eventually("compacted", async || match watch.message().await.unwrap() {
         WatchMessage::Compacted => Some(()),
         _ => None,
@@ -164,15 +166,15 @@ async fn a_long_list_comes_whole_from_pages_of_one_revision() {
     etcd.put("nodes/a", "{}").await;
     etcd.put("podsmore", "{}").await;
     let session = etcd.session().await;
-    let (_, entries) = session.list().await.unwrap();
+    let entries = session.list().await.unwrap().entries;
     assert_eq!(entries.len(), 1245);
     assert!(entries.is_sorted_by(|a, b| a.key < b.key));
     // And so does a part of it.
-    let (revision, part) = session.list_below("pods/").await.unwrap();
+    let KeyListing { revision, entries: part, .. } = session.list_below("pods/").await.unwrap();
     assert_eq!(part.len(), 1243);
     assert!(revision > 0 && part.iter().all(|entry| entry.key.starts_with("pods/")));
-    assert_eq!(session.list_below("nodes/").await.unwrap().1.len(), 1);
-    assert_eq!(session.list_below("peers/").await.unwrap().1.len(), 0);
+    assert_eq!(session.list_below("nodes/").await.unwrap().entries.len(), 1);
+    assert_eq!(session.list_below("peers/").await.unwrap().entries.len(), 0);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh::records::LeaseId;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -16,7 +17,7 @@ use nix::{
 use crate::control::{
     etcd_options::{EtcdOptions, TlsFiles},
     session::{Dialer, Session},
-    types::{LeaseId, Transaction, Write},
+    types::{Transaction, Write},
 };
 
 pub(super) const PREFIX: &str = "/meshd";
@@ -208,7 +209,7 @@ impl Etcd {
 
     /// Every key with its value and lease.
     pub(super) async fn dump(&self) -> BTreeMap<String, (String, Option<LeaseId>)> {
-        let (_, entries) = self.session().await.list().await.unwrap();
+        let entries = self.session().await.list().await.unwrap().entries;
         entries
             .into_iter()
             .map(|entry| (entry.key, (String::from_utf8_lossy(&entry.value).into_owned(), entry.lease)))

@@ -1,8 +1,9 @@
 //! Nodes that join, stop, start again, are removed, cloned, cut off.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use etcd_schema::{Key, PublicKey, SubnetKey};
+use mesh::records::ProblemCode;
 use nix::sys::signal::Signal;
 
 use super::etcd::{Etcd, eventually};
@@ -11,9 +12,9 @@ use crate::control::{
     daemon::start_at_pace,
     etcd_options::EtcdOptions,
     membership::{LocalFacts, MembershipState},
-    node_removal::remove_node,
+    node_removal::{Live, remove_node},
     state_dir::StateDir,
-    view::ProblemCode,
+    types::Entry,
     watcher::Pace,
 };
 
@@ -39,12 +40,13 @@ pub(super) fn facts(name: &str) -> LocalFacts {
 /// A node with a state directory of its own.
 pub(super) struct Node {
     pub(super) dir: tempfile::TempDir,
+    pub(super) run_dir: tempfile::TempDir,
     pub(super) facts: LocalFacts,
 }
 
 impl Node {
     pub(super) fn new(name: &str) -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), facts: facts(name) }
+        Self { dir: tempfile::tempdir().unwrap(), run_dir: tempfile::tempdir().unwrap(), facts: facts(name) }
     }
 
     pub(super) fn start(&self, etcd: &Etcd) -> Control {
@@ -64,6 +66,7 @@ impl Node {
         let options = Options {
             etcd,
             state: StateDir::open(self.dir.path()).unwrap(),
+            run_dir: self.run_dir.path().to_owned(),
             facts: self.facts.clone(),
             attached,
             world: None,
@@ -73,8 +76,18 @@ impl Node {
             idle: Duration::from_secs(1),
             audit: Duration::from_millis(300),
             audit_grace: Duration::from_millis(200),
+            confirm: Duration::from_millis(200),
         };
         start_at_pace(options, Some(pace)).unwrap()
+    }
+
+    /// Another machine with a copy of this one's state directory.
+    fn copy(&self) -> Self {
+        let copy = Self { facts: self.facts.clone(), ..Self::new("copy") };
+        for file in ["node-id", "starts"] {
+            std::fs::copy(self.dir.path().join(file), copy.dir.path().join(file)).unwrap();
+        }
+        copy
     }
 
     pub(super) fn id(&self) -> String {
@@ -121,6 +134,24 @@ async fn two_nodes_behind_one_address_join_and_see_each_other() {
     let keys = etcd.dump().await;
     assert!(keys.contains_key(&Key::Subnet(subnet_a).to_string()));
     assert!(keys.contains_key(&format!("alive/{}", a.id())));
+}
+
+#[tokio::test]
+async fn a_bad_config_is_one_problem() {
+    let etcd = Etcd::start().await;
+    etcd.put("config", "{").await;
+    let mut control = Node::new("a").start(&etcd);
+    state(&mut control, "without config", |state| *state == MembershipState::NoConfig).await;
+    let all = |control: &Control| {
+        let records = Arc::clone(&control.view.borrow().problems);
+        let own = control.status.borrow().problems.clone();
+        records.iter().chain(&own).map(|problem| problem.code.as_str()).collect::<Vec<_>>()
+    };
+    assert_eq!(all(&control), ["bad_value"]);
+    etcd.delete(&["config"]).await;
+    let gone = |status: &ControlStatus| status.problems.iter().any(|problem| problem.code == ProblemCode::NoConfig);
+    control.status.wait_for(gone).await.unwrap();
+    assert_eq!(all(&control), ["no_config"]);
 }
 
 #[tokio::test]
@@ -177,6 +208,57 @@ async fn a_restart_takes_the_same_subnet_and_lease_at_once() {
 }
 
 #[tokio::test]
+async fn a_copy_of_a_node_changes_nothing_in_etcd_and_does_not_act_as_it() {
+    let etcd = Etcd::start().await;
+    etcd.put("config", CONFIG).await;
+    let node = Node::new("a");
+    let mut control = node.start(&etcd);
+    let subnet = joined(&mut control).await;
+    let id = node.id();
+    let records = |name: &str| {
+        let pod = format!(
+            r#"{{"pod": {{"namespace": "ns", "name": "{name}"}}, "addresses": ["{}"], "interface": "eth0"}}"#,
+            subnet.v4.unwrap().addr()
+        );
+        Some(Arc::new(BTreeMap::from([(format!("endpoints/{id}/{name}/eth0"), pod.into_bytes())])))
+    };
+    control.endpoints.send_replace(records("c1"));
+    // With their revisions: a record that the original puts back was withdrawn.
+    let of_node = async || -> Vec<Entry> {
+        let entries = etcd.session().await.list().await.unwrap().entries;
+        entries.into_iter().filter(|entry| !entry.key.starts_with("alive/")).collect()
+    };
+    eventually("the container to be in etcd", async || {
+        etcd.dump().await.contains_key(&format!("endpoints/{id}/c1/eth0")).then_some(())
+    })
+    .await;
+    let before = of_node().await;
+    for copied_at in ["once", "again"] {
+        // Its own restarts prove nothing either.
+        let copy = node.copy();
+        for start in 0..2 {
+            let mut second = copy.start(&etcd);
+            second.endpoints.send_replace(records("c2"));
+            let statuses = second.status.clone();
+            let watched = tokio::spawn(async move {
+                let mut statuses = statuses;
+                let held = statuses.wait_for(|status| status.holds_identity).await;
+                held.is_ok()
+            });
+            state(&mut second, "cloned", |state| matches!(state, MembershipState::Cloned { .. })).await;
+            assert_eq!(of_node().await, before, "{copied_at}, start {start}");
+            second.stop().await;
+            assert!(!watched.await.unwrap(), "{copied_at}, start {start}: it acted as the node");
+        }
+    }
+    // The original restarts, and goes on at once: its own record in etcd is no sign of another.
+    control.stop().await;
+    let mut control = node.start(&etcd);
+    control.status.wait_for(|status| status.holds_identity).await.unwrap();
+    joined(&mut control).await;
+}
+
+#[tokio::test]
 async fn a_start_without_etcd_shows_what_was_known_and_catches_up() {
     let etcd = Etcd::start().await;
     etcd.put("config", CONFIG).await;
@@ -189,6 +271,8 @@ async fn a_start_without_etcd_shows_what_was_known_and_catches_up() {
     etcd.signal(0, Signal::SIGSTOP);
     let mut control = node.start(&etcd);
     assert!(control.cached.unwrap().usable);
+    // A process before this one ran here: it acts as the node.
+    control.status.wait_for(|status| status.holds_identity).await.unwrap();
     let view = control.view.borrow().clone();
     assert!(!view.synced && view.config.is_some() && view.subnets.contains_key(&subnet));
     assert_eq!(control.status.borrow().subnet, Some(subnet));
@@ -272,12 +356,12 @@ async fn a_removed_node_stays_out_until_it_is_let_in_again() {
     joined(&mut control_a).await;
     joined(&mut control_b).await;
     let session = etcd.session().await;
-    let removal = remove_node(&session, "a", "2026-01-31T12:00:00Z").await.unwrap();
+    let removal = remove_node(&session, "a", Live::Refused, "2026-01-31T12:00:00Z").await.unwrap();
     assert_eq!((removal.id.as_str(), removal.subnets.len()), (a.id().as_str(), 1));
     assert_eq!(removal.public_keys, [a.facts.public_key]);
     state(&mut control_a, "removed", |state| *state == MembershipState::Removed).await;
     control_b.view.wait_for(|view| view.nodes.len() == 1 && view.removed.len() == 1).await.unwrap();
-    assert!(remove_node(&session, "a", "2026-01-31T12:00:00Z").await.unwrap().repeated);
+    assert!(remove_node(&session, "a", Live::Refused, "2026-01-31T12:00:00Z").await.unwrap().repeated);
     // With the same keys under a new id it stays out as well.
     control_a.stop().await;
     std::fs::remove_file(a.dir.path().join("node-id")).unwrap();
@@ -298,10 +382,9 @@ async fn the_copy_of_a_running_node_refuses_to_run() {
     let subnet = joined(&mut control).await;
     let copy = Node::new("a");
     std::fs::copy(first.dir.path().join("node-id"), copy.dir.path().join("node-id")).unwrap();
-    // Both are young here: the first had found no record when it put its own, the copy had.
     let mut second = copy.start(&etcd);
-    let refused = |state: &MembershipState| matches!(state, MembershipState::Refused { .. });
-    state(&mut second, "refused", refused).await;
+    let yields = |state: &MembershipState| matches!(state, MembershipState::Cloned { .. });
+    state(&mut second, "cloned", yields).await;
     assert_eq!(joined(&mut control).await, subnet);
 }
 

@@ -11,6 +11,8 @@ use std::{
 };
 
 use ipnet::IpNet;
+use kernel;
+use tunnel::OffloadState;
 
 use self::{
     overlaps::Prefixes,
@@ -20,8 +22,6 @@ use super::published::{Carrier, Published};
 use crate::{
     api::{Diagnosis, Families, Finding, Path, Peer, Severity, Source as _},
     doctor::filters::{self, Wanted},
-    kernel,
-    tunnel::OffloadState,
 };
 
 /// Peers whose calls and packets are followed through the firewall.
@@ -58,6 +58,13 @@ impl Published {
             narrow_interfaces(&underlay, mtu, &mut findings);
         }
         translated(&peers, &snapshot, &mut findings);
+        let reached = peers.iter().filter(|(_, peer)| peer.path != Path::Unreachable).take(FOLLOWED);
+        let others: Vec<IpAddr> = reached.flat_map(|(_, peer)| peer.overlay.clone()).collect();
+        for finding in self.not_forwarded(&others) {
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
         let mut devices: BTreeSet<String> = underlay.iter().map(|carrier| carrier.name.clone()).collect();
         devices.insert(self.identity.interface.clone());
         let mesh = Prefixes { networks: &networks, own: &own, routed: &ours, devices: &devices };

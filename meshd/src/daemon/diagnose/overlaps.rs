@@ -3,14 +3,15 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
+use kernel::{self, NetlinkError, Rtnetlink};
+use mesh::address::overlap;
+use text::quote;
 use tokio::runtime::Handle;
 
 use super::Published;
 use crate::{
     api::{Finding, Peer, Severity},
     doctor::routes,
-    kernel::Rtnetlink,
-    mesh::address::overlap,
 };
 
 /// Peers whose addresses are looked up.
@@ -45,7 +46,7 @@ impl Published {
                 continue;
             }
             let remedy = match leading(*address, &device) {
-                Some(net) => format!("ip route delete {net} dev {device}"),
+                Some(net) => format!("ip route delete {net} dev {}", quote(&device)),
                 None => {
                     format!("ip route get {address}; ip rule show # delete the rule that leads there: ip rule delete …")
                 }
@@ -61,7 +62,7 @@ struct Seen {
     ways: Vec<Option<String>>,
 }
 
-async fn look(asked: &[(&str, IpAddr)]) -> Result<Seen, crate::kernel::NetlinkError> {
+async fn look(asked: &[(&str, IpAddr)]) -> Result<Seen, NetlinkError> {
     let netlink = Rtnetlink::open()?;
     let links = netlink.links().await?;
     let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
@@ -94,8 +95,9 @@ fn overlapping(device: &str, address: IpNet, mesh: &Prefixes<'_>, tun: &str, fin
         "networks_overlap",
         format!("{device} has {address}, which overlaps with the mesh's {network}: one of both is not reached"),
         format!(
-            "ip addr delete {address} dev {device} # or give the mesh networks that no site uses: docs/operations.md, \
-             \"Change the network\""
+            "ip addr delete {address} dev {} # or give the mesh networks that no site uses: docs/operations.md, \"Change the \
+             network\"",
+            quote(device)
         ),
     ));
 }
@@ -105,6 +107,7 @@ fn foreign_routes(mesh: &Prefixes<'_>, tun: &str, findings: &mut Vec<Finding>) {
     for route in routes::main_table() {
         let inside = mesh.networks.iter().any(|net| net.contains(&route.net));
         let known = route.device == tun
+            || route.protocol == kernel::ROUTE_PROTOCOL
             || mesh.routed.contains(&route.net)
             || mesh.own.iter().any(|own| overlap(own, &route.net));
         if inside && !known && route.device != "lo" {
@@ -115,7 +118,7 @@ fn foreign_routes(mesh: &Prefixes<'_>, tun: &str, findings: &mut Vec<Finding>) {
                     "{} goes to {}, by a route that is not the mesh's, inside its network",
                     route.net, route.device
                 ),
-                format!("ip route delete {} dev {}", route.net, route.device),
+                format!("ip route delete {} dev {}", route.net, quote(&route.device)),
             ));
         }
     }

@@ -2,15 +2,17 @@
 
 use std::thread;
 
+use mesh::{
+    plan::OVERHEAD,
+    snapshot::{Owner, Snapshot},
+};
+use text::quote;
+
 use super::Published;
 use crate::{
     api::{Finding, LayerKind, Path, Peer, Severity},
     daemon::published::Carrier,
     echo::Echo,
-    mesh::{
-        plan::OVERHEAD,
-        snapshot::{Owner, Snapshot},
-    },
 };
 
 /// Nodes that are asked for an echo; of a larger mesh, those that are known not to be reached come first.
@@ -63,9 +65,10 @@ pub(super) fn narrow_paths(peers: &[(String, Peer)], mtu: u16, prefix: &str, fin
             "path_mtu",
             format!("the path to {} carries packets of {carried} bytes inside the tunnel, not {mtu}", peer.name),
             format!(
-                "config=$(etcdctl get {prefix}/config --print-value-only | jq -e '.Backend.MTU = {carried}') && etcdctl put \
-                 {prefix}/config \"$config\" # or raise the MTU on the way: meshctl ping {} --size finds what passes",
-                peer.name
+                "config=$(etcdctl get {0} --print-value-only | jq -e '.Backend.MTU = {carried}') && etcdctl put {0} \"$config\" \
+                 # or raise the MTU on the way: meshctl ping {1} --size finds what passes",
+                quote(&format!("{}/config", prefix.trim_end_matches('/'))),
+                quote(&peer.name)
             ),
         ));
     }
@@ -81,7 +84,8 @@ pub(super) fn narrow_interfaces(underlay: &[Carrier], mtu: u16, findings: &mut V
                     "the mesh's MTU is {mtu}; with the tunnel's {OVERHEAD} bytes that is more than {name}'s {link}"
                 ),
                 format!(
-                    "ip link set {name} mtu {} # or a smaller Backend.MTU in config",
+                    "ip link set {} mtu {} # or a smaller Backend.MTU in config",
+                    quote(name),
                     u32::from(mtu) + u32::from(OVERHEAD)
                 ),
             ));

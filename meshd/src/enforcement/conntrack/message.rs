@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use policy::{flow::Tuple, packet::protocol};
-
-use crate::kernel::watch::attribute;
+use netfilter::nfnetlink::attribute;
+use packet::protocol;
+use policy::flow::Tuple;
 
 /// A flow as its first packet went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,8 +14,6 @@ pub(in crate::enforcement) struct KnownFlow {
     pub(in crate::enforcement) code: u8,
     /// Packets went both ways.
     pub(in crate::enforcement) answered: bool,
-    /// Its mark.
-    pub(in crate::enforcement) mark: u32,
     /// Its replies do not simply go the other way: an address or a port is rewritten.
     pub(in crate::enforcement) rewritten: bool,
     /// Who sends the replies, and to whom.
@@ -42,8 +40,6 @@ const NESTED: u16 = 0x8000;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
-const CTA_MARK: u16 = 8;
-const CTA_MARK_MASK: u16 = 21;
 const NLM_F_ACK: u16 = 4;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -80,18 +76,6 @@ fn named(flow: Option<(&Tuple, u8)>, dump: bool, sequence: u32) -> Vec<u8> {
     out[4..6].copy_from_slice(&(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET).to_ne_bytes());
     out[6..8].copy_from_slice(&flags.to_ne_bytes());
     out[8..12].copy_from_slice(&sequence.to_ne_bytes());
-    out
-}
-
-/// Sets these bits of a flow's mark to 0. The kernel acknowledges it.
-pub(super) fn clear_mark(flow: &KnownFlow, mask: u32, sequence: u32) -> Vec<u8> {
-    let mut out = named(Some((&flow.tuple, flow.code)), false, sequence);
-    put(&mut out, CTA_MARK, &0u32.to_be_bytes());
-    put(&mut out, CTA_MARK_MASK, &mask.to_be_bytes());
-    let length = u32::try_from(out.len()).unwrap_or_default();
-    out[..4].copy_from_slice(&length.to_ne_bytes());
-    out[4..6].copy_from_slice(&(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW).to_ne_bytes());
-    out[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
     out
 }
 
@@ -139,11 +123,9 @@ fn read_flow(attributes: &[u8]) -> Option<KnownFlow> {
     let status = attribute(attributes, CTA_STATUS)
         .and_then(|status| status.first_chunk())
         .map_or(0, |status| u32::from_be_bytes(*status));
-    let mark =
-        attribute(attributes, CTA_MARK).and_then(|mark| mark.first_chunk()).map_or(0, |mark| u32::from_be_bytes(*mark));
     let rewritten = reply != tuple.reversed();
     let reply = [reply.source, reply.destination];
-    Some(KnownFlow { tuple, code, mark, answered: status & IPS_SEEN_REPLY != 0, rewritten, reply })
+    Some(KnownFlow { tuple, code, answered: status & IPS_SEEN_REPLY != 0, rewritten, reply })
 }
 
 /// Also ICMP's code.

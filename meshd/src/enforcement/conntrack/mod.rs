@@ -21,7 +21,7 @@ use nix::{
 use policy::flow::Tuple;
 
 pub(super) use self::message::KnownFlow;
-use self::message::{Answer, answers, clear_mark, may_begin, request};
+use self::message::{Answer, answers, may_begin, request};
 
 /// Holds any datagram of a listing: the kernel fills at most 32 KiB at a time.
 const BUFFER: usize = 64 << 10;
@@ -64,28 +64,6 @@ impl Conntrack {
                 None => {}
             }
         }
-    }
-
-    /// Sets these bits of every flow's mark to 0.
-    pub(super) fn clear_marks(&mut self, mask: u32) -> io::Result<()> {
-        let mut marked = Vec::new();
-        self.dump(|flow| {
-            if flow.mark & mask != 0 {
-                marked.push(flow);
-            }
-        })?;
-        for flow in marked {
-            self.sequence = self.sequence.wrapping_add(1);
-            self.send(&clear_mark(&flow, mask, self.sequence))?;
-            let length = self.receive()?;
-            match answers(&self.buffer[..length], self.sequence).next() {
-                // It may have ended meanwhile.
-                Some(Answer::Done(0 | libc::ENOENT)) | None => {}
-                Some(Answer::Done(error)) => return Err(io::Error::from_raw_os_error(error)),
-                Some(Answer::Flow(_)) => {}
-            }
-        }
-        Ok(())
     }
 
     /// Calls `each` with every flow.

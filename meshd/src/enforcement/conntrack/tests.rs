@@ -5,7 +5,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, unshare};
-use policy::packet::protocol;
+use packet::protocol;
 
 use super::*;
 
@@ -59,7 +59,6 @@ fn knows_a_reply_from_a_request_and_from_a_stranger() {
             let known = |answered| KnownFlow {
                 tuple: tuple(at_a, at_b),
                 code: 0,
-                mark: 0,
                 answered,
                 rewritten: false,
                 reply: [address; 2],
@@ -70,21 +69,6 @@ fn knows_a_reply_from_a_request_and_from_a_stranger() {
             conntrack.dump(|flow| flows.push(flow)).unwrap();
             assert!(flows.contains(&known(true)), "{flows:?}");
         }
-    });
-}
-
-#[test]
-fn bits_of_marks_are_cleared_and_the_others_stay() {
-    tracked(|| {
-        let a = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
-        let b = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
-        run("nft", &["insert rule inet t c udp dport != 0 ct mark set 0x00ff00ff"]);
-        a.send_to(b"x", b.local_addr().unwrap()).unwrap();
-        let mut conntrack = Conntrack::open().unwrap();
-        conntrack.clear_marks(0x00f0_0000).unwrap();
-        let mut marks = Vec::new();
-        conntrack.dump(|flow| marks.push(flow.mark)).unwrap();
-        assert_eq!(marks, [0x000f_00ff]);
     });
 }
 
@@ -118,26 +102,23 @@ fn flows_of_an_address_are_forgotten_also_behind_a_rewriting_and_no_others() {
 }
 
 #[test]
-fn pings_with_a_code_are_forgotten_and_lose_their_marks_like_others() {
+fn pings_with_a_code_are_forgotten_like_others() {
     tracked(|| {
         run(
             "nft",
             &["add table ip n; add chain ip n out { type filter hook output priority -300; }; \
-             add rule ip n out icmp type echo-request icmp code set 3; \
-             insert rule inet t c meta l4proto icmp ct mark set 0xff"],
+             add rule ip n out icmp type echo-request icmp code set 3"],
         );
         run("ping", &["-c", "1", "-q", "127.0.0.1"]);
         let mut conntrack = Conntrack::open().unwrap();
         let seen = |conntrack: &mut Conntrack| {
             let mut flows = Vec::new();
-            conntrack.dump(|flow| flows.push((flow.code, flow.mark))).unwrap();
+            conntrack.dump(|flow| flows.push(flow.code)).unwrap();
             flows
         };
-        assert_eq!(seen(&mut conntrack), [(3, 0xff)]);
-        conntrack.clear_marks(0xf0).unwrap();
-        assert_eq!(seen(&mut conntrack), [(3, 0x0f)]);
+        assert_eq!(seen(&mut conntrack), [3]);
         conntrack.forget(&["127.0.0.1".parse().unwrap()].into()).unwrap();
-        assert_eq!(seen(&mut conntrack), []);
+        assert!(seen(&mut conntrack).is_empty());
     });
 }
 

@@ -2,10 +2,10 @@
 
 use std::io;
 
+use netfilter::nfnetlink::{attribute, messages};
 use policy::engine::Side;
 
 use super::super::samples::SampledVerdict;
-use crate::kernel::watch::{attribute, messages};
 
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
@@ -31,6 +31,8 @@ const COLLECTED: (u32, u32) = (16, 10);
 pub(super) struct Report<'a> {
     pub(super) side: Side,
     pub(super) verdict: SampledVerdict,
+    /// Its source is not its sender's: policies were not asked.
+    pub(super) spoofed: bool,
     /// From its IP header on.
     pub(super) packet: &'a [u8],
 }
@@ -75,8 +77,9 @@ pub(super) fn reports(datagram: &[u8]) -> impl Iterator<Item = Report<'_>> {
         let attributes = body.get(4..)?;
         let prefix = std::str::from_utf8(attribute(attributes, NFULA_PREFIX)?).ok()?.trim_end_matches('\0');
         let (verdict, side) = prefix.strip_prefix("meshd ")?.split_once(' ')?;
+        let spoofed = verdict == "spoofed";
         let verdict = match verdict {
-            "refused" => SampledVerdict::Denied,
+            "refused" | "spoofed" => SampledVerdict::Denied,
             "audited" => SampledVerdict::Audited,
             "allowed" => SampledVerdict::Allowed,
             _ => return None,
@@ -86,7 +89,7 @@ pub(super) fn reports(datagram: &[u8]) -> impl Iterator<Item = Report<'_>> {
             "egress" => Side::Egress,
             _ => return None,
         };
-        Some(Report { side, verdict, packet: attribute(attributes, NFULA_PAYLOAD)? })
+        Some(Report { side, verdict, spoofed, packet: attribute(attributes, NFULA_PAYLOAD)? })
     })
 }
 
@@ -130,12 +133,14 @@ mod tests {
         let datagram = [report("meshd refused ingress"), report("meshd audited egress")].concat();
         let packet = &[0x45, 0, 0, 20][..];
         let expected = [
-            Report { side: Side::Ingress, verdict: SampledVerdict::Denied, packet },
-            Report { side: Side::Egress, verdict: SampledVerdict::Audited, packet },
+            Report { side: Side::Ingress, verdict: SampledVerdict::Denied, spoofed: false, packet },
+            Report { side: Side::Egress, verdict: SampledVerdict::Audited, spoofed: false, packet },
         ];
         assert_eq!(reports(&datagram).collect::<Vec<_>>(), expected);
         for end in 0..datagram.len() {
             assert!(reports(&datagram[..end]).count() < 2);
         }
+        let spoofed = Report { side: Side::Egress, verdict: SampledVerdict::Denied, spoofed: true, packet };
+        assert_eq!(reports(&report("meshd spoofed egress")).collect::<Vec<_>>(), [spoofed]);
     }
 }

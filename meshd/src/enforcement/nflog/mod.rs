@@ -22,10 +22,13 @@ use nix::{
     },
     unistd::pipe,
 };
-use policy::packet::Packet;
+use packet::Packet;
 
 use self::message::{acknowledged, bind, reports, settings};
-use super::{gate::Gate, samples::Seen};
+use super::{
+    gate::Gate,
+    samples::{Seen, Why},
+};
 
 /// Holds what the kernel sends at once.
 const BUFFER: usize = 128 << 10;
@@ -108,7 +111,8 @@ fn take(gate: &Gate, datagram: &[u8], now: Instant) {
     let Some(in_force) = in_force.as_ref() else { return };
     for report in reports(datagram) {
         if let Ok(packet) = Packet::parse(report.packet) {
-            let seen = Seen { at: "nftables", side: report.side, packet: &packet, explained: true };
+            let why = if report.spoofed { Why::Spoofed } else { Why::Policies };
+            let seen = Seen { at: "nftables", side: report.side, packet: &packet, why };
             gate.samples().take(in_force, &seen, report.verdict, now);
         }
     }

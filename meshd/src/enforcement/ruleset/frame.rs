@@ -7,9 +7,14 @@ use std::{
 };
 
 use ipnet::IpNet;
+use netlink::Mac;
 use policy::nft::{ALLOWED, REFUSED};
 
-use super::super::MeshFacts;
+use super::{
+    super::MeshFacts,
+    anti_spoof::{self, ATTACHED, FROM_POD, PRE_DEFRAG, Port},
+    memo,
+};
 
 /// What the rules outside of the pods' chains depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -28,8 +33,12 @@ pub(in crate::enforcement) struct Frame {
     pub(in crate::enforcement) audit: bool,
     /// The group of nfnetlink_log that verdicts are reported to.
     pub(in crate::enforcement) log_group: u16,
-    /// The host's ends of the interfaces of this node's pods, each with the pod's addresses.
-    pub(in crate::enforcement) ports: BTreeMap<String, Vec<IpAddr>>,
+    /// The interfaces of this node's pods, by their ends on the host.
+    pub(in crate::enforcement) ports: BTreeMap<String, Port>,
+    /// Hardware addresses of the bridges that those are ports of.
+    pub(in crate::enforcement) bridges: BTreeSet<Mac>,
+    /// Those whose pods policies isolate.
+    pub(in crate::enforcement) isolated: BTreeSet<String>,
     /// Addresses of this node's pods that are no longer in its subnets.
     pub(in crate::enforcement) displaced: BTreeSet<IpAddr>,
     /// What a bridge passes from pod to pod goes through the forward chain, too.
@@ -50,11 +59,17 @@ impl Frame {
     }
 }
 
-/// Base chains, each with what it hooks into, and the chains that verdicts end in.
-pub(super) const BASE_CHAINS: [(&str, Option<&str>); 7] = [
+/// Base chains with their hooks, and fixed chains that they lead to.
+pub(super) const BASE_CHAINS: [(&str, Option<&str>); 12] = [
+    // Conntrack reassembles at -400.
+    (PRE_DEFRAG, Some("type filter hook prerouting priority -460; policy accept;")),
+    (ATTACHED, None),
+    (FROM_POD, None),
     ("forward", Some("type filter hook forward priority -5; policy accept;")),
     ("input", Some("type filter hook input priority -5; policy accept;")),
     ("rewritten", Some("type filter hook postrouting priority 110; policy accept;")),
+    ("forward_packets", None),
+    ("input_packets", None),
     (REFUSED[0], None),
     (REFUSED[1], None),
     (ALLOWED[0], None),
@@ -65,7 +80,7 @@ pub(super) const BASE_CHAINS: [(&str, Option<&str>); 7] = [
 pub(super) const CLOSED: &str = "closed";
 
 /// Reports in one second by each of the chains that verdicts end in.
-const REPORTS: u32 = 50;
+pub(super) const REPORTS: u32 = 50;
 
 /// What a process of this node sends to itself, by whichever of its addresses.
 const LOCAL: &str = "iifname \"lo\" return";
@@ -74,9 +89,12 @@ const NEIGHBOURS: &str =
     "ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } return";
 /// Listeners' reports to neighbours, for bridges that learn from them.
 const LISTENERS: &str = "ip6 saddr fe80::/10 icmpv6 type mld2-listener-report return";
-const REPLY: &str = "ct direction reply ct state established return";
+/// Answers to this node's own processes, and ICMP errors about what those sent.
+const REPLY: &str = "ct direction reply ct state established,related return";
+/// Packets of no flow.
+const UNTRACKED: &str = "ct state invalid,untracked";
 /// In words that nft knows by itself: other protocols' names it looks up in /etc/protocols, which an image has not.
-const RELATED: &str = "ct state related meta l4proto { icmp, icmpv6 } return";
+const ERROR: &str = "ct state related meta l4proto { icmp, icmpv6 }";
 
 /// The table and its fixed chains, without rules; base chains that are there stay where they are.
 pub(super) fn base_chains(table: &str) -> String {
@@ -95,8 +113,15 @@ pub(super) fn base_chains(table: &str) -> String {
 /// What holds before the first picture: an empty chain that says so, and rules in the base chains.
 pub(super) fn closed(table: &str, frame: &Frame) -> String {
     let mut out = format!("add chain {table} {CLOSED}\n");
-    for rule in [LOCAL, NEIGHBOURS, REPLY, RELATED] {
+    // Writing to a String cannot fail.
+    anti_spoof::rules(frame, true, &mut |chain, rule| {
+        let _ = writeln!(out, "add rule {table} {chain} {rule}");
+    });
+    for rule in [LOCAL, NEIGHBOURS, REPLY].into_iter().chain(anti_spoof::INPUT) {
         let _ = writeln!(out, "add rule {table} input {rule}");
+    }
+    for rule in ["iifname @ports drop", "oifname @ports drop", "ether saddr @macs drop"] {
+        let _ = writeln!(out, "add rule {table} forward {rule}");
     }
     for net in &frame.own {
         let ip = if net.network().is_ipv4() { "ip" } else { "ip6" };
@@ -120,38 +145,66 @@ pub(super) fn base(table: &str, frame: &Frame, flush: bool) -> String {
     // The tunnel's end has judged these. What was rewritten, at either end, had this node's own address there; what
     // conntrack does not track cannot have been.
     rule("forward", format!("iifname \"{tun}\" ct status ! dnat ct status ! snat return"));
-    rule("forward", format!("iifname \"{tun}\" ct state invalid,untracked return"));
+    rule("forward", format!("iifname \"{tun}\" {UNTRACKED} return"));
     for text in [NEIGHBOURS, LISTENERS] {
         rule("forward", text.to_owned());
     }
-    for text in [LOCAL, NEIGHBOURS, REPLY, RELATED] {
+    for text in [LOCAL, NEIGHBOURS] {
         rule("input", text.to_owned());
     }
+    anti_spoof::rules(frame, false, &mut rule);
+    anti_spoof::forward(frame, &mut rule);
     // Nothing is known of who may talk to them: they can answer this node's own processes, and that is all.
     for address in &frame.displaced {
         let ip = if address.is_ipv4() { "ip" } else { "ip6" };
-        rule("input", format!("{ip} saddr {address} drop"));
         rule("forward", format!("{ip} saddr {address} drop"));
         rule("forward", format!("{ip} daddr {address} drop"));
+        rule("input_packets", format!("{ip} saddr {address} drop"));
+    }
+    // A pod's ICMP error about a flow that it has no part in is judged by its own header.
+    for (hook, packets) in [("forward", "forward_packets"), ("input", "input_packets")] {
+        for (ip, digit) in [("ip", 4), ("ip6", 6)] {
+            let ends = |end: &str| format!("ct {end} {ip} saddr . {ip} saddr != @ends{digit}");
+            let (original, reply) = (ends("original"), ends("reply"));
+            rule(hook, format!("{ERROR} {ip} saddr @pods{digit} {original} {reply} goto {packets}"));
+        }
+        if hook == "input" {
+            for text in [REPLY].into_iter().chain(anti_spoof::INPUT) {
+                rule(hook, text.to_owned());
+            }
+        }
+        rule(hook, format!("{UNTRACKED} goto {packets}"));
+    }
+    for address in &frame.displaced {
+        let ip = if address.is_ipv4() { "ip" } else { "ip6" };
+        rule("input", format!("ct original {ip} saddr {address} drop"));
+    }
+    for hook in memo::HOOKS {
+        rule(hook, format!("jump {}", memo::recall(hook)));
     }
     for v4 in [true, false] {
         family(frame, v4, &mut rule);
     }
+    for hook in memo::HOOKS {
+        rule(hook, format!("jump {}", memo::remember(hook)));
+    }
     for (side, name) in [(0, "ingress"), (1, "egress")] {
-        let report = |what: &str| {
+        let report = |which: &str, what: &str| {
             let group = frame.log_group;
-            format!(
-                "ct direction original limit rate {REPORTS}/second log group {group} prefix \"meshd {what} {name}\""
-            )
+            format!("{which} limit rate {REPORTS}/second log group {group} prefix \"meshd {what} {name}\"")
         };
         let (refused, allowed) = (REFUSED[side], ALLOWED[side]);
-        if frame.audit {
-            rule(refused, report("audited"));
-        } else {
-            rule(refused, report("refused"));
+        let denied = if frame.audit { "audited" } else { "refused" };
+        for which in ["ct direction original", "ct state untracked"] {
+            rule(refused, report(which, denied));
+        }
+        if !frame.audit {
             rule(refused, "counter drop".to_owned());
         }
-        rule(allowed, report("allowed"));
+        // The first packet of a flow: conntrack confirms it behind these rules.
+        for which in ["ct status ! confirmed", "ct state untracked"] {
+            rule(allowed, report(which, "allowed"));
+        }
     }
     let mut out = String::new();
     for (chain, rules) in rules {
@@ -166,48 +219,41 @@ pub(super) fn base(table: &str, frame: &Frame, flush: bool) -> String {
 }
 
 fn family(frame: &Frame, v4: bool, rule: &mut impl FnMut(&'static str, String)) {
-    let (ip, pods, ingress, egress) =
-        if v4 { ("ip", "pods4", "ingress4", "egress4") } else { ("ip6", "pods6", "ingress6", "egress6") };
+    let (ip, digit) = if v4 { ("ip", 4) } else { ("ip6", 6) };
     let list = |texts: Vec<String>| texts.join(", ");
     let of = |nets: &[IpNet]| {
         list(nets.iter().filter(|net| net.network().is_ipv4() == v4).map(ToString::to_string).collect())
     };
-    // Of a flow its source before any rewriting and its destination behind it; of what is of no flow what it says.
-    let untracked = "ct state invalid,untracked ";
-    let [[source, destination], [header_source, header_destination]] = [
-        [format!("ct original {ip} saddr"), format!("ct reply {ip} saddr")],
-        [format!("{untracked}{ip} saddr"), format!("{untracked}{ip} daddr")],
-    ];
-    for (source, destination) in [(&source, &destination), (&header_source, &header_destination)] {
-        rule("forward", format!("{source} vmap @{egress}"));
-        rule("input", format!("{source} vmap @{egress}"));
-        rule("forward", format!("{destination} vmap @{ingress}"));
-    }
     let (own, networks) = (of(&frame.own), of(&frame.networks));
-    if own.is_empty() {
-        return;
-    }
     // A node's own address is in its subnet, and no pod.
     let overlay: Vec<String> = frame.overlay.iter().filter(|ip| ip.is_ipv4() == v4).map(ToString::to_string).collect();
     let overlay = list(overlay);
     let stranger = |end: &str| {
-        let bare = end.trim_start_matches(untracked);
-        let but = if overlay.is_empty() { String::new() } else { format!("{bare} != {{ {overlay} }} ") };
-        format!("{end} {{ {own} }} {but}{bare} != @{pods}")
+        let but = if overlay.is_empty() { String::new() } else { format!("{end} != {{ {overlay} }} ") };
+        format!("{end} {{ {own} }} {but}{end} != @pods{digit}")
     };
     let [closed_in, closed_out] = frame.unknown_closed;
-    if closed_out {
-        for end in [&source, &header_source] {
-            rule("forward", format!("{} jump {}", stranger(end), REFUSED[1]));
+    // Of a flow its source before any rewriting and its destination behind it; of a packet of no flow its header.
+    let flow = [format!("ct original {ip} saddr"), format!("ct reply {ip} saddr")];
+    let packet = [format!("{ip} saddr"), format!("{ip} daddr")];
+    for (chain, [source, destination], form, has_destination) in [
+        ("forward", &flow, "", true),
+        ("input", &flow, "", false),
+        ("forward_packets", &packet, "packet_", true),
+        ("input_packets", &packet, "packet_", false),
+    ] {
+        rule(chain, format!("{source} vmap @{form}egress{digit}"));
+        if has_destination {
+            rule(chain, format!("{destination} vmap @{form}ingress{digit}"));
         }
-        rule("input", format!("{} jump {}", stranger(&format!("{ip} saddr")), REFUSED[1]));
-    }
-    if closed_in {
-        for end in [&destination, &header_destination] {
-            rule("forward", format!("{} jump {}", stranger(end), REFUSED[0]));
+        if closed_out && !own.is_empty() {
+            rule(chain, format!("{} jump {}", stranger(source), REFUSED[1]));
+        }
+        if closed_in && has_destination && !own.is_empty() {
+            rule(chain, format!("{} jump {}", stranger(destination), REFUSED[0]));
         }
     }
-    if !networks.is_empty() {
+    if !networks.is_empty() && !own.is_empty() {
         rule(
             "rewritten",
             format!(

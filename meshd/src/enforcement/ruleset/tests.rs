@@ -39,7 +39,18 @@ fn frame(closed: bool) -> Frame {
         unknown_closed: [closed; 2],
         audit: false,
         log_group: 9,
-        ports: [("veth1".to_owned(), vec!["10.244.1.10".parse().unwrap(), "fd42:244:0:1::1".parse().unwrap()])].into(),
+        ports: [(
+            "veth1".to_owned(),
+            Port {
+                addresses: vec!["10.244.1.10".parse().unwrap(), "fd42:244:0:1::1".parse().unwrap()],
+                allowed_sources: closed.then(|| "192.0.2.0/24".parse().unwrap()).into_iter().collect(),
+                mac: Some([2, 0, 0, 0, 0, 1]),
+                in_mesh: true,
+            },
+        )]
+        .into(),
+        bridges: closed.then_some([2, 0, 0, 0, 0, 9]).into_iter().collect(),
+        isolated: closed.then(|| "veth1".to_owned()).into_iter().collect(),
         displaced: BTreeSet::new(),
         switched_judged: !closed,
     }
@@ -72,9 +83,9 @@ impl World {
         self.engine.put_policy(ObjectName::new("shop", "p"), &policy);
     }
 
-    fn ruleset(&mut self, before: &Ruleset) -> Ruleset {
+    fn ruleset(&mut self) -> Ruleset {
         self.engine.commit(1);
-        self.engine.ruleset(&self.pods, &DEFAULT_MARKS, before)
+        self.engine.ruleset(&self.pods)
     }
 }
 
@@ -94,20 +105,20 @@ fn a_change_leads_to_what_a_start_would_make() {
             lines.sort_unstable();
             lines
         };
-        let mut changed = RuleTable::new("changed".to_owned(), DEFAULT_MARKS);
+        let mut changed = RuleTable::new("changed".to_owned());
         let mut world = World::new(2);
-        let ruleset = world.ruleset(changed.ruleset());
+        let ruleset = world.ruleset();
         changed.put(&frame(false), ruleset).unwrap();
         assert!(changed.is_whole().unwrap());
         world.policy(&port(80));
-        let ruleset = world.ruleset(changed.ruleset());
+        let ruleset = world.ruleset();
         changed.put(&frame(true), ruleset.clone()).unwrap();
         assert!(changed.is_whole().unwrap());
-        let mut fresh = RuleTable::new("fresh".to_owned(), DEFAULT_MARKS);
+        let mut fresh = RuleTable::new("fresh".to_owned());
         fresh.put(&frame(true), ruleset.clone()).unwrap();
         assert_eq!(listed("changed"), listed("fresh"));
         // Another run takes over what this one left.
-        let mut taken_over = RuleTable::new("changed".to_owned(), DEFAULT_MARKS);
+        let mut taken_over = RuleTable::new("changed".to_owned());
         taken_over.put(&frame(true), ruleset).unwrap();
         assert_eq!(listed("changed"), listed("fresh"));
         assert!(taken_over.is_whole().unwrap());
@@ -117,10 +128,10 @@ fn a_change_leads_to_what_a_start_would_make() {
 #[test]
 fn the_same_again_is_no_transaction_and_what_others_remove_is_seen() {
     isolated(|| {
-        let mut table = RuleTable::new("t".to_owned(), DEFAULT_MARKS);
+        let mut table = RuleTable::new("t".to_owned());
         let mut world = World::new(1);
         world.policy(&port(80));
-        let ruleset = world.ruleset(table.ruleset());
+        let ruleset = world.ruleset();
         table.put(&frame(true), ruleset.clone()).unwrap();
         let before = Generation::now().unwrap();
         table.put(&frame(true), ruleset.clone()).unwrap();
@@ -134,6 +145,8 @@ fn the_same_again_is_no_transaction_and_what_others_remove_is_seen() {
             "flush chain inet t in_10_244_1_10",
             "delete element inet t pods4 { 10.244.1.10 }",
             "add element inet t pods4 { 10.244.1.11 }",
+            "add element inet t judged_forward4 { 10.244.1.11 . 10.244.1.10 . tcp . 81 }",
+            "insert rule inet t recall_forward accept",
             "flush map inet t ingress4",
             "insert rule inet t forward accept",
             "flush map bridge t ports",
@@ -150,9 +163,151 @@ fn the_same_again_is_no_transaction_and_what_others_remove_is_seen() {
         // Also when it happens between two changes that nobody looks after.
         run("nft", &["flush map inet t ingress4"]);
         world.policy(&port(81));
-        let ruleset = world.ruleset(table.ruleset());
+        let ruleset = world.ruleset();
         table.put(&frame(true), ruleset).unwrap();
-        assert_eq!(listed()[0].matches("10.244.1.10 : jump").count(), 2);
+        assert_eq!(listed()[0].matches("10.244.1.10 : jump").count(), 4);
+    });
+}
+
+/// Another program fills a large set at once: none of those events concerns our tables, so nothing is closed.
+#[test]
+fn a_large_set_of_others_is_no_change_of_the_table() {
+    isolated(|| {
+        let mut table = RuleTable::new("t".to_owned());
+        table.put(&frame(true), World::new(1).ruleset()).unwrap();
+        run("nft", &["add table inet stranger; add set inet stranger s { type ipv4_addr; }"]);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("elements");
+        let elements: Vec<String> =
+            (0..200_000u32).map(|n| std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string()).collect();
+        std::fs::write(&file, format!("add element inet stranger s {{ {} }}", elements.join(", "))).unwrap();
+        run("nft", &["-f", &file.to_string_lossy()]);
+        assert!(table.is_whole().unwrap());
+    });
+}
+
+/// What version 0.1 left: verdicts in connection marks, and a check of sources behind conntrack's reassembly.
+const EARLIER: &str = r#"
+table inet t {
+    set pods4 { type ipv4_addr; elements = { 10.244.1.10 }; }
+    set pods6 { type ipv6_addr; }
+    set s_1 { type ipv4_addr; flags interval; elements = { 10.244.1.0/24 }; }
+    chain refused_in { counter drop; }
+    chain refused_out { counter drop; }
+    chain allowed_in { ct direction original limit rate 50/second log group 9 prefix "meshd allowed ingress"; }
+    chain allowed_out { }
+    chain in_10_244_1_10 {
+        ct state invalid,untracked goto refused_in
+        ct mark and 0x7f000000 == 0x1000000 return
+        ct direction original ct original ip saddr @s_1 tcp dport { 80 } ct mark set ct mark and 0x80ffffff or 0x1000000 goto allowed_in
+        goto refused_in
+    }
+    map ingress4 { type ipv4_addr : verdict; elements = { 10.244.1.10 : jump in_10_244_1_10 }; }
+    chain forward {
+        type filter hook forward priority -5; policy accept;
+        ct reply ip saddr vmap @ingress4
+    }
+    chain input {
+        type filter hook input priority -5; policy accept;
+        ct state related meta l4proto { icmp, icmpv6 } return
+    }
+    chain rewritten { type filter hook postrouting priority 110; policy accept; }
+    chain anti_spoof { type filter hook prerouting priority -300; policy accept; iifname "veth1" ip saddr != 10.244.1.10 drop; }
+}
+"#;
+
+#[test]
+fn a_table_of_an_earlier_version_is_taken_over_at_once() {
+    isolated(|| {
+        let mut world = World::new(1);
+        world.policy(&port(80));
+        run("nft", &[EARLIER]);
+        let mut table = RuleTable::new("t".to_owned());
+        let before = Generation::now().unwrap();
+        table.close(&frame(true)).unwrap();
+        assert_eq!(Generation::now().unwrap(), before, "its rules are in force until there are others");
+        let ruleset = world.ruleset();
+        table.put(&frame(true), ruleset.clone()).unwrap();
+        // In between nothing would be judged.
+        assert_eq!(Generation::now().unwrap(), before.after(1));
+        assert!(table.is_whole().unwrap());
+        let listed = |name: &str| {
+            let text = run("nft", &["list", "table", "inet", name]).replace(&format!("inet {name} "), "inet T ");
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        };
+        RuleTable::new("fresh".to_owned()).put(&frame(true), ruleset).unwrap();
+        assert_eq!(listed("t"), listed("fresh"));
+    });
+}
+
+/// LXD and libvirt join bridges by a veth: neighbour discovery and router advertisements pass there.
+#[test]
+fn a_bridges_own_link_local_address_passes_to_another_bridge() {
+    isolated(|| {
+        for kind in ["all", "default"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{kind}/accept_dad"), "0").unwrap();
+        }
+        run("ip", &["link", "add", "br1", "address", "02:00:00:00:00:09", "type", "bridge"]);
+        run("ip", &["link", "add", "br2", "type", "bridge"]);
+        run("ip", &["link", "add", "to2", "master", "br1", "type", "veth", "peer", "name", "to1"]);
+        run("ip", &["link", "set", "to1", "master", "br2"]);
+        for link in ["br1", "br2", "to1", "to2"] {
+            run("ip", &["link", "set", link, "up"]);
+        }
+        let index = |link: &str| nix::net::if_::if_nametoindex(link).unwrap();
+        let group: std::net::Ipv6Addr = "ff02::77".parse().unwrap();
+        let socket = std::net::UdpSocket::bind("[::]:5353").unwrap();
+        socket.join_multicast_v6(&group, index("br2")).unwrap();
+        socket.set_read_timeout(Some(std::time::Duration::from_millis(100))).unwrap();
+        let own = std::net::SocketAddrV6::new("fe80::ff:fe00:9".parse().unwrap(), 0, 0, index("br1"));
+        // The kernel assigns it a moment after a port of the bridge is up.
+        let bound = |_| {
+            let socket = std::net::UdpSocket::bind(own);
+            socket.inspect_err(|_| thread::sleep(std::time::Duration::from_millis(10))).ok()
+        };
+        let from = (0..1000).find_map(bound).expect("br1 gets no link-local address");
+        from.set_multicast_loop_v6(false).unwrap();
+        let arrives = |tries: usize| {
+            (0..tries).any(|_| {
+                // Ports of a bridge forward only a moment after they are up.
+                from.send_to(b"hello", std::net::SocketAddrV6::new(group, 5353, 0, index("br1"))).unwrap();
+                socket.recv_from(&mut [0; 8]).is_ok()
+            })
+        };
+        assert!(arrives(50), "without rules");
+        let mut world = World::new(1);
+        world.policy(&port(80));
+        let ruleset = world.ruleset();
+        let mut table = RuleTable::new("t".to_owned());
+        table.put(&frame(true), ruleset.clone()).unwrap();
+        while socket.recv_from(&mut [0; 8]).is_ok() {}
+        assert!(arrives(50), "{}", run("nft", &["list", "table", "bridge", "t"]));
+        // A pod's port is not the bridge's.
+        let mut of_pod = frame(true);
+        of_pod.ports.insert("to1".to_owned(), Port { mac: Some([2, 0, 0, 0, 0, 2]), ..Port::default() });
+        table.put(&of_pod, ruleset).unwrap();
+        while socket.recv_from(&mut [0; 8]).is_ok() {}
+        assert!(!arrives(3));
+    });
+}
+
+/// What is listed can be read again, as operators do who keep `nft list ruleset` for the next boot.
+#[test]
+fn what_nft_lists_it_can_read() {
+    isolated(|| {
+        let mut world = World::new(2);
+        world.policy(&serde_json::json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"ports": [{"port": 80}, {"port": 8000, "endPort": 8100}, {"port": 53, "protocol": "UDP"}]}],
+            "egress": [{"ports": [{"port": "web"}, {"protocol": "SCTP"}], "to": [{"podSelector": {}}]}]}));
+        let ruleset = world.ruleset();
+        RuleTable::new("t".to_owned()).put(&frame(true), ruleset).unwrap();
+        let list = || run("nft", &["list", "table", "inet", "t"]);
+        let listed = list();
+        run("nft", &["delete table inet t"]);
+        run("nft", &[&listed]);
+        assert_eq!(list(), listed);
     });
 }
 
@@ -160,36 +315,36 @@ fn the_same_again_is_no_transaction_and_what_others_remove_is_seen() {
 fn before_the_first_picture_nothing_passes_but_what_an_earlier_run_left() {
     isolated(|| {
         let closes = || run("nft", &["list", "table", "inet", "t"]).contains("ip daddr 10.244.1.0/24 drop");
-        let mut first = RuleTable::new("t".to_owned(), DEFAULT_MARKS);
+        let mut first = RuleTable::new("t".to_owned());
         first.close(&frame(true)).unwrap();
         assert!(closes());
         // Another subnet, also by another run.
         let other = Frame { own: vec!["10.244.7.0/24".parse().unwrap()], ..frame(true) };
-        RuleTable::new("t".to_owned(), DEFAULT_MARKS).close(&other).unwrap();
+        RuleTable::new("t".to_owned()).close(&other).unwrap();
         assert!(!closes());
         first.close(&frame(true)).unwrap();
         assert!(closes());
         let mut world = World::new(1);
-        let ruleset = world.ruleset(first.ruleset());
+        let ruleset = world.ruleset();
         first.put(&frame(false), ruleset.clone()).unwrap();
         assert!(!closes() && first.is_whole().unwrap());
         // A pod that stays behind in a subnet that was this node's is not judged as whoever has its address now.
         let displaced: BTreeSet<IpAddr> = ["10.244.9.7".parse().unwrap(), "fd42:244:0:9::7".parse().unwrap()].into();
         first.put(&Frame { displaced, ..frame(false) }, ruleset.clone()).unwrap();
         let listed = run("nft", &["list", "table", "inet", "t"]);
-        assert_eq!(["10.244.9.7 drop", "fd42:244:0:9::7 drop"].map(|rule| listed.matches(rule).count()), [3, 3]);
+        assert_eq!(["10.244.9.7 drop", "fd42:244:0:9::7 drop"].map(|rule| listed.matches(rule).count()), [4, 4]);
         first.put(&frame(false), ruleset.clone()).unwrap();
         assert!(!run("nft", &["list", "table", "inet", "t"]).contains("10.244.9.7"));
         // The rules of an earlier run stand until there is a picture.
         let before = Generation::now().unwrap();
-        let mut second = RuleTable::new("t".to_owned(), DEFAULT_MARKS);
+        let mut second = RuleTable::new("t".to_owned());
         second.close(&frame(true)).unwrap();
         assert_eq!(Generation::now().unwrap(), before);
         for removal in ["flush chain inet t forward", "flush chain inet t refused_in", "flush ruleset"] {
             run("nft", &[removal]);
             second.close(&frame(true)).unwrap();
             assert!(closes(), "{removal}");
-            RuleTable::new("t".to_owned(), DEFAULT_MARKS).put(&frame(false), ruleset.clone()).unwrap();
+            RuleTable::new("t".to_owned()).put(&frame(false), ruleset.clone()).unwrap();
         }
     });
 }

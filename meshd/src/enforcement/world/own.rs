@@ -7,13 +7,18 @@ use std::{
     sync::Arc,
 };
 
-use cni::{daemon::Attached, environment::AttachmentName};
+use cni::{
+    daemon::{Attach, Attached},
+    environment::AttachmentName,
+};
 use etcd_schema::{Attachment, Key, NodeId};
+use ipnet::IpNet;
+use mesh::records::Revision;
 
 use super::{World, rejoin};
 use crate::{
     attachments::{Table, record},
-    control::types::Revision,
+    enforcement::ruleset::Port,
 };
 
 /// Who is attached here.
@@ -42,18 +47,21 @@ impl Own {
         self.table.is_some()
     }
 
-    /// The addresses of all that is attached here, each with the host's end of its interface.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = (&str, IpAddr)> {
+    /// All that is attached here and has its addresses.
+    fn attached(&self) -> impl Iterator<Item = &Attach> {
         let attached = self.table.iter().flat_map(|table| table.attachments.values());
-        attached
-            .filter_map(|attached| attached.attach.as_ref())
-            .flat_map(|attach| attach.addresses.iter().map(|address| (attach.interface.as_str(), *address)))
+        attached.filter_map(|attached| attached.attach.as_ref())
+    }
+
+    /// The addresses of all that is attached here.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.attached().flat_map(|attach| attach.addresses.iter().copied())
     }
 
     /// Notes that these addresses are free, as far as nobody is attached with them.
     pub(super) fn release<'a>(&mut self, addresses: impl Iterator<Item = &'a IpAddr>) {
         for address in addresses {
-            if !self.addresses().any(|(_, held)| held == *address) {
+            if !self.addresses().any(|held| held == *address) {
                 self.moved.insert(*address);
             }
         }
@@ -68,6 +76,41 @@ impl World {
     /// Generation of the table of attachments that was taken last; 0: none yet.
     pub(in crate::enforcement) fn attachments(&self) -> u64 {
         self.own.table.as_ref().map_or(0, |table| table.generation)
+    }
+
+    /// The interfaces of all that is attached here, by their ends on the host, also while nothing is known of the mesh.
+    pub(in crate::enforcement) fn ports(&self) -> BTreeMap<String, Port> {
+        let mesh = self.mesh.as_deref();
+        let mut ports: BTreeMap<String, Port> = BTreeMap::new();
+        for attach in self.own.attached() {
+            let port =
+                ports.entry(attach.interface.clone()).or_insert_with(|| Port { mac: attach.mac, ..Port::default() });
+            port.mac = port.mac.filter(|mac| attach.mac == Some(*mac));
+            port.in_mesh |= attach.addresses.iter().any(|ip| mesh.is_none_or(|mesh| mesh.is_in_networks(*ip)));
+            port.addresses.extend(&attach.addresses);
+            let free = |source: &&IpNet| mesh.is_some_and(|mesh| mesh.source_conflict(source).is_none());
+            port.allowed_sources.extend(attach.allowed_sources.iter().filter(free));
+        }
+        for port in ports.values_mut() {
+            port.addresses.sort_unstable();
+            port.allowed_sources.sort_unstable();
+        }
+        ports
+    }
+
+    /// What attachments may not send from although their network's configuration says so, each with the reason.
+    pub(in crate::enforcement) fn refused_sources(&self) -> Vec<String> {
+        let Some(mesh) = &self.mesh else { return Vec::new() };
+        let refused: BTreeSet<String> = self
+            .own
+            .attached()
+            .flat_map(|attach| attach.allowed_sources.iter().map(move |source| (attach, source)))
+            .filter_map(|(attach, source)| {
+                let conflict = mesh.source_conflict(source)?;
+                Some(format!("{source} of {}/{}: it overlaps {conflict}", attach.pod.namespace, attach.pod.name))
+            })
+            .collect();
+        refused.into_iter().collect()
     }
 
     /// Addresses whose owner has changed and whose connections are another's therefore, until they are
@@ -137,7 +180,7 @@ impl World {
             self.own.moved.extend(moved(before.as_deref(), record.as_deref()));
         }
         let age = self.own.echoes.get(&key).copied().unwrap_or(Revision::MAX);
-        self.put_attachment(key, record, age);
+        self.put_attachment(key, record, age, false);
         true
     }
 }
@@ -158,13 +201,13 @@ mod tests {
     use std::collections::BTreeMap;
 
     use cni::daemon::{Attach, Begin, Pod};
+    use mesh::snapshot::Owner;
     use policy::{engine::End, object::PodObject};
 
     use super::*;
     use crate::{
         control::world::{WorldItem, WorldRecord},
         enforcement::{MeshFacts, NodeFacts, mailbox::Letter},
-        mesh::snapshot::Owner,
     };
 
     const KEY: &str = "endpoints/own/c1/eth0";
@@ -177,7 +220,7 @@ mod tests {
 
     fn mesh(subnet: &str) -> Letter {
         let own = vec![subnet.parse().unwrap()];
-        let node = NodeFacts { name: "one".into(), addresses: Vec::new(), prefixes: own.clone() };
+        let node = NodeFacts { name: "one".into(), addresses: Vec::new(), prefixes: own.clone().into() };
         let nodes = [(Owner::Node("own".parse().unwrap()), Arc::new(node))].into_iter().collect();
         let networks = vec!["10.244.0.0/16".parse().unwrap()];
         let facts = MeshFacts { networks, own, nodes, ..MeshFacts::default() };
@@ -194,10 +237,18 @@ mod tests {
             },
             addresses: vec![address.parse().unwrap()],
             interface: "mesh1".to_owned(),
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            allowed_sources: vec!["192.0.2.0/24".parse().unwrap(), "10.244.9.0/24".parse().unwrap()],
         });
         let begin = Begin { network: "mesh".to_owned(), netns: "/x".to_owned(), netns_inode: None, interface: None };
-        let attached =
-            Attached { container_id: id.to_owned(), ifname: "eth0".to_owned(), begin, attach, boot_id: "b".to_owned() };
+        let attached = Attached {
+            container_id: id.to_owned(),
+            ifname: "eth0".to_owned(),
+            begin,
+            allocated: Vec::new(),
+            attach,
+            boot_id: "b".to_owned(),
+        };
         (attached.name(), Arc::new(attached))
     }
 
@@ -210,7 +261,7 @@ mod tests {
     fn echo(value: Option<(&str, Revision)>) -> Letter {
         let record = value.map(|(json, create_revision)| {
             let attachment = Attachment::parse(json.as_bytes()).unwrap();
-            WorldRecord { item: WorldItem::Attachment(Arc::new(attachment)), create_revision }
+            WorldRecord { item: WorldItem::Attachment(Arc::new(attachment)), create_revision, held: false }
         });
         Letter { changes: [(Key::parse(KEY).unwrap(), record)].into(), revision: Some(9), ..Letter::default() }
     }
@@ -270,6 +321,53 @@ mod tests {
     }
 
     #[test]
+    fn an_attachment_whose_uid_no_pod_has_is_named() {
+        let mut world = world("10.244.3.0/24");
+        let mut own = attached("c1", "db", Some("10.244.3.7"));
+        world.take(table(1, std::slice::from_ref(&own)));
+        assert_eq!(world.unmatched(), [""; 0], "without a UID its labels are the configuration's");
+        Arc::make_mut(&mut own.1).attach.as_mut().unwrap().pod.uid = Some("5f".to_owned());
+        world.take(table(2, &[own]));
+        let pod = |uid: &str, static_uid: Option<&str>| {
+            let pod =
+                PodObject { uid: Some(uid.into()), static_uid: static_uid.map(Into::into), ..PodObject::default() };
+            let record = WorldRecord { item: WorldItem::Pod(pod), create_revision: 3, held: false };
+            Letter { changes: [(Key::parse("pods/shop/db").unwrap(), Some(record))].into(), ..Letter::default() }
+        };
+        assert_eq!(world.unmatched(), ["shop/db (UID 5f)"]);
+        world.take(pod("other", None));
+        assert_eq!(world.unmatched(), ["shop/db (UID 5f)"]);
+        for fits in [pod("5f", None), pod("other", Some("5f"))] {
+            world.take(fits);
+            assert_eq!(world.unmatched(), [""; 0]);
+        }
+        world.take(table(3, &[]));
+        assert_eq!(world.unmatched(), [""; 0]);
+    }
+
+    #[test]
+    fn interfaces_are_known_before_the_mesh_and_sources_of_others_do_not_count() {
+        let mut world = World::new("own".parse().unwrap());
+        let mut other = attached("c2", "far", Some("192.0.2.7"));
+        let attach = Arc::make_mut(&mut other.1).attach.as_mut().unwrap();
+        (attach.interface, attach.mac) = ("mesh2".to_owned(), None);
+        world.take(table(1, &[attached("c1", "db", Some("10.244.3.7")), other]));
+        let sources = |world: &World| {
+            world.ports().into_iter().map(|(name, port)| (name, port.allowed_sources, port.in_mesh)).collect::<Vec<_>>()
+        };
+        let [first, second] = ["mesh1".to_owned(), "mesh2".to_owned()];
+        assert_eq!(sources(&world), [(first.clone(), vec![], true), (second.clone(), vec![], true)]);
+        world.take(mesh("10.244.3.0/24"));
+        let free: Vec<IpNet> = vec!["192.0.2.0/24".parse().unwrap()];
+        assert_eq!(sources(&world), [(first, free.clone(), true), (second, free, false)]);
+        assert_eq!(
+            world.refused_sources(),
+            ["db", "far"]
+                .map(|pod| format!("10.244.9.0/24 of shop/{pod}: it overlaps 10.244.0.0/16, a network of the mesh"))
+        );
+    }
+
+    #[test]
     fn attachments_follow_the_nodes_subnets() {
         let mut world = world("10.244.3.0/24");
         world.take(table(1, &[attached("c1", "db", Some("10.244.3.7")), attached("c2", "else", Some("192.0.2.7"))]));
@@ -279,7 +377,8 @@ mod tests {
         world.take(mesh("10.244.4.0/24"));
         assert_eq!(owner(&mut world, of), "UnknownPod");
         assert_eq!(is_displaced(&world), [of.parse::<IpAddr>().unwrap()]);
-        assert_eq!(world.ports(), BTreeMap::from([("mesh1".to_owned(), vec![of.parse().unwrap()])]), "judged still");
+        let port = &world.ports()["mesh1"];
+        assert!(port.in_mesh && port.addresses.contains(&of.parse().unwrap()), "{port:?} is still judged");
         world.take(mesh("10.244.3.0/24"));
         assert_eq!(owner(&mut world, of), "shop/db");
         assert_eq!(is_displaced(&world), [] as [IpAddr; 0]);
@@ -293,7 +392,7 @@ mod tests {
                 node: Some("one".into()),
                 ..PodObject::default()
             });
-            let record = item.map(|item| WorldRecord { item: WorldItem::Pod(item), create_revision: 3 });
+            let record = item.map(|item| WorldRecord { item: WorldItem::Pod(item), create_revision: 3, held: false });
             Letter { changes: [(Key::parse("pods/shop/db").unwrap(), record)].into(), ..Letter::default() }
         };
         let mut world = world("10.244.3.0/24");

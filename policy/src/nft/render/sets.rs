@@ -14,7 +14,7 @@ use super::{
 use crate::{
     engine::{
         Engine,
-        rules::{ALL_PODS, PeerRef},
+        rules::{ALL_PODS, PeerRef, blocks},
         storage::{Owner, marked},
     },
     object::Protocol,
@@ -28,15 +28,17 @@ pub(crate) struct SetCache {
     pub(crate) changed: std::collections::HashSet<u32>,
     /// Whether networks or nodes changed since.
     pub(crate) everything: bool,
+    /// Whether what nodes' overlay addresses count as changed since.
+    pub(crate) sources: bool,
 }
 
 /// What a set holds of the peers that it is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum SetOf {
-    /// Those that surely match.
-    Sure { v4: bool },
+    /// Those that surely match; `source`: sources of flows, where nodes also count as their other addresses.
+    Sure { v4: bool, source: bool },
     /// Those that may match but are not sure to.
-    Unsure { v4: bool },
+    Unsure { v4: bool, source: bool },
     /// All addresses that are known: of pods and nodes.
     Known { v4: bool },
     /// The mesh's networks.
@@ -56,11 +58,14 @@ impl Engine {
         let cache = &mut self.set_cache;
         let changed = std::mem::take(&mut cache.changed);
         let everything = std::mem::take(&mut cache.everything);
+        let sources = std::mem::take(&mut cache.sources);
         cache.made.retain(|(peers, of), _| {
             let of_changed = |peer: &PeerRef| matches!(peer, PeerRef::Set(set) if changed.contains(set));
             // Who is known at all, or has a port of some name, may depend on every pod.
             let of_all = matches!(of, SetOf::Known { .. } | SetOf::Named { .. }) && !changed.is_empty();
-            !everything && !of_all && !peers.iter().any(of_changed)
+            let of_sources =
+                sources && matches!(of, SetOf::Sure { source: true, .. } | SetOf::Unsure { source: true, .. });
+            !everything && !of_all && !of_sources && !peers.iter().any(of_changed)
         });
     }
 
@@ -69,9 +74,9 @@ impl Engine {
     }
 
     fn ranges(&self, peers: &[PeerRef], of: &SetOf) -> Ranges {
-        let (v4, sure) = match of {
-            SetOf::Sure { v4 } => (*v4, true),
-            SetOf::Unsure { v4 } => (*v4, false),
+        let (v4, sure, source) = match of {
+            SetOf::Sure { v4, source } => (*v4, true, *source),
+            SetOf::Unsure { v4, source } => (*v4, false, *source),
             SetOf::Known { v4 } => return self.known(*v4),
             SetOf::Mesh { v4 } => {
                 let mut ranges = Ranges::new(*v4);
@@ -82,9 +87,14 @@ impl Engine {
             SetOf::Named { v4, .. } => return Ranges::new(*v4),
         };
         let mut ranges = Ranges::new(v4);
+        if sure {
+            blocks(peers).for_each(|block| ranges.add_block(block));
+        }
+        if source {
+            ranges = self.with_nodes(ranges, peers, (v4, sure));
+        }
         for peer in peers {
             match peer {
-                PeerRef::Block(block) if sure => ranges.add_block(block),
                 PeerRef::Set(ALL_PODS) if sure => {
                     let mut mesh = Ranges::new(v4);
                     self.networks.iter().for_each(|net| mesh.add_net(net));
@@ -100,6 +110,23 @@ impl Engine {
             }
         }
         ranges.settle();
+        ranges
+    }
+
+    /// `ranges`, which the blocks of `peers` hold, with the overlay addresses of exactly those nodes that surely are in one
+    /// of the blocks, or only may be.
+    fn with_nodes(&self, mut ranges: Ranges, peers: &[PeerRef], (v4, sure): (bool, bool)) -> Ranges {
+        let (mut nodes, mut matching) = (Ranges::new(v4), Ranges::new(v4));
+        for (overlay, aliases) in self.sources.iter().filter(|(overlay, _)| overlay.is_ipv4() == v4) {
+            nodes.add_address(*overlay);
+            if blocks(peers).any(|block| aliases.in_block(*overlay, block) == Some(!sure)) {
+                matching.add_address(*overlay);
+            }
+        }
+        ranges.settle();
+        nodes.settle();
+        let mut ranges = ranges.without(&nodes);
+        ranges.append(&matching);
         ranges
     }
 
@@ -203,7 +230,7 @@ impl Draft<'_> {
                 let kind = if *v4 { SetKind::V4Port } else { SetKind::V6Port };
                 (kind, self.engine.named(peers, (*v4, *sure), *protocol, name))
             }
-            SetOf::Sure { v4 } | SetOf::Unsure { v4 } | SetOf::Known { v4 } | SetOf::Mesh { v4 } => {
+            SetOf::Sure { v4, .. } | SetOf::Unsure { v4, .. } | SetOf::Known { v4 } | SetOf::Mesh { v4 } => {
                 let kind = if *v4 { SetKind::V4 } else { SetKind::V6 };
                 (kind, self.engine.ranges(peers, of).elements())
             }

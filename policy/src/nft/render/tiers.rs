@@ -39,14 +39,10 @@ impl Draft<'_> {
             .map(|own| own.collect::<Vec<_>>())
             .into_iter()
             .filter(|own| !own.is_empty())
-            .map(|own| Rule {
-                matches: vec![Match::Own(own)],
-                then: Then::Allow(chain.value),
-                because: "itself".into(),
-            })
+            .map(|own| Rule { matches: vec![Match::Own(own)], then: Then::Allow, because: "itself".into() })
             .collect();
         for (ports, peers) in groups {
-            self.rule(chain, &peers, ports, Sureness::Sure, Then::Allow(chain.value), "", &mut rules);
+            self.rule(chain, &peers, ports, Sureness::Sure, Then::Allow, "", &mut rules);
         }
         let because = format!("isolated by {}", engine.policies[*first].name);
         rules.push(Rule { matches: Vec::new(), then: Then::Drop, because: because.into() });
@@ -89,11 +85,11 @@ impl Draft<'_> {
                     self.rule(chain, peers, ports, Sureness::Sure, end.clone(), &because, out);
                 }
                 Action::Accept => {
-                    self.rule(chain, peers, ports, Sureness::Sure, Then::Allow(chain.value), &because, out);
+                    self.rule(chain, peers, ports, Sureness::Sure, Then::Allow, &because, out);
                 }
                 Action::Pass if baseline && tier_rule.unsure => {}
                 Action::Pass if baseline => {
-                    self.rule(chain, peers, ports, Sureness::Sure, Then::Allow(chain.value), &because, out);
+                    self.rule(chain, peers, ports, Sureness::Sure, Then::Allow, &because, out);
                 }
                 Action::Pass => {
                     if !tier_rule.unsure {
@@ -132,7 +128,7 @@ impl Draft<'_> {
         let because: Arc<str> = because.into();
         let mut push =
             |matches: Vec<Match>| out.push(Rule { matches, then: then.clone(), because: Arc::clone(&because) });
-        let ends = self.ends(peers, sureness);
+        let ends = self.ends(peers, sureness, chain.side);
         let Some(list) = ports.as_slice() else {
             ends.into_iter().for_each(push);
             return;
@@ -157,14 +153,16 @@ impl Draft<'_> {
     }
 
     /// Conditions on the other end's address, one of which must hold; an empty one holds always.
-    fn ends(&mut self, peers: &[PeerRef], sureness: Sureness) -> Vec<Vec<Match>> {
+    fn ends(&mut self, peers: &[PeerRef], sureness: Sureness, side: Side) -> Vec<Vec<Match>> {
         if peers.contains(&PeerRef::Anyone) {
             return if sureness == Sureness::Unsure { Vec::new() } else { vec![Vec::new()] };
         }
         let mut ends = Vec::new();
         let pods = peers.iter().any(|peer| matches!(peer, PeerRef::Set(_)));
+        let source = side == Side::Ingress && peers.iter().any(|peer| matches!(peer, PeerRef::Block(_)));
         for v4 in [true, false] {
             let relevant = pods
+                || (source && self.crossing[usize::from(v4)])
                 || peers.iter().any(|peer| match peer {
                     PeerRef::Block(block) => block.cidr.network().is_ipv4() == v4,
                     PeerRef::Anyone | PeerRef::Set(_) => true,
@@ -173,14 +171,14 @@ impl Draft<'_> {
                 continue;
             }
             if sureness != Sureness::Unsure
-                && let Some(set) = self.set(peers, SetOf::Sure { v4 }, true)
+                && let Some(set) = self.set(peers, SetOf::Sure { v4, source }, true)
             {
                 ends.push(vec![Match::Peer { set, v4, not: false }]);
             }
             if sureness == Sureness::Sure {
                 continue;
             }
-            if let Some(set) = self.set(peers, SetOf::Unsure { v4 }, false) {
+            if let Some(set) = self.set(peers, SetOf::Unsure { v4, source }, false) {
                 ends.push(vec![Match::Peer { set, v4, not: false }]);
             }
             // Pods of which nothing is known: they are in the set of all pods, and may be in any other.

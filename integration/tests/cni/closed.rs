@@ -1,0 +1,54 @@
+//! A daemon that has nothing to go by but the attachments: their pods are closed.
+//!
+//! ```text
+//!   east1 (db, neighbour) ─┬─ switch ── router ── etcd
+//!   east2 (peer) ──────────┘
+//! ```
+
+use std::fs;
+
+use integration::{CniPod, Namespace, ping};
+use serde_json::json;
+
+use crate::{Nodes, SOON, await_reaches};
+
+#[test]
+fn attached_pods_are_closed_when_rules_cache_and_etcd_are_gone() {
+    let mesh = Nodes::start("cni-closed", 2, 0);
+    let [east1, east2] = [&mesh.nodes[0], &mesh.nodes[1]];
+    let networks = [east1, east2].map(|node| node.cni("1.1.0", &json!({})));
+    let (db, neighbour, peer) = (networks[0].pod("db"), networks[0].pod("neighbour"), networks[1].pod("peer"));
+    east1.await_path("east2", "direct", SOON);
+    east2.await_path("east1", "direct", SOON);
+    let others: [&Namespace; 2] = [&neighbour, &peer];
+    for from in others {
+        await_reaches(from, &db);
+    }
+
+    mesh.etcd.stop();
+    east1.kill9();
+    fs::remove_dir_all(east1.state_dir().join("cache")).unwrap();
+    fs::remove_file(east1.run_dir().join("subnet.env")).unwrap();
+    east1.host().run("nft flush ruleset");
+    east1.start();
+    east1.await_status("to wait for etcd", SOON, |status| {
+        status["problems"].as_array().is_some_and(|all| all.iter().any(|one| one["code"] == "waiting_for_etcd"))
+    });
+    let is_closed = |from: &Namespace, to: &CniPod| {
+        for address in &to.addresses {
+            ping(from, address).assert_none_answered();
+        }
+    };
+    for from in others {
+        is_closed(from, &db);
+    }
+    is_closed(&db, &neighbour);
+    is_closed(&db, &peer);
+    // The node's own processes reach its pods, as kubelet's probes do.
+    await_reaches(east1.host(), &db);
+
+    mesh.etcd.start_again();
+    for from in others {
+        await_reaches(from, &db);
+    }
+}

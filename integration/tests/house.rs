@@ -1,0 +1,78 @@
+//! The crates know each other in one direction only.
+
+#![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
+
+use std::{collections::BTreeMap, process::Command};
+
+use serde_json::Value;
+
+/// Each crate of the workspace with those that it may name, the lowest first. A new edge is a decision: it must not make
+/// a pure crate depend on a shell, nor one shell on another without need.
+const ALLOWED: [(&str, &[&str]); 16] = [
+    ("atomic-file", &[]),
+    ("cow-map", &[]),
+    ("etcd-schema", &[]),
+    ("netfilter", &[]),
+    ("netlink", &[]),
+    ("packet", &[]),
+    ("text", &[]),
+    ("keys", &["atomic-file", "etcd-schema"]),
+    ("mesh", &["cow-map", "etcd-schema"]),
+    ("policy", &["packet"]),
+    ("kernel", &["atomic-file", "cow-map", "mesh", "netfilter", "netlink", "text"]),
+    ("prober", &["etcd-schema", "keys", "mesh"]),
+    ("tunnel", &["cow-map", "etcd-schema", "keys", "mesh", "packet"]),
+    ("cni", &["atomic-file", "netlink"]),
+    (
+        "meshd",
+        &[
+            "atomic-file",
+            "cni",
+            "cow-map",
+            "etcd-schema",
+            "kernel",
+            "keys",
+            "mesh",
+            "netfilter",
+            "netlink",
+            "packet",
+            "policy",
+            "prober",
+            "text",
+            "tunnel",
+        ],
+    ),
+    ("integration", &["cni", "etcd-schema", "policy"]),
+];
+
+#[test]
+fn crates_name_only_those_below_them() {
+    let cargo =
+        Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).output();
+    let metadata: Value = serde_json::from_slice(&cargo.unwrap().stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let names: Vec<&str> = packages.iter().map(|package| package["name"].as_str().unwrap()).collect();
+    let found: BTreeMap<&str, Vec<&str>> = packages
+        .iter()
+        .map(|package| {
+            let dependencies = package["dependencies"].as_array().unwrap().iter();
+            let own = dependencies.filter(|dependency| dependency["kind"].is_null());
+            let mut own: Vec<&str> = own
+                .map(|dependency| dependency["name"].as_str().unwrap())
+                .filter(|name| names.contains(name))
+                .collect();
+            own.sort_unstable();
+            (package["name"].as_str().unwrap(), own)
+        })
+        .collect();
+    let allowed: BTreeMap<&str, Vec<&str>> = ALLOWED.iter().map(|(name, below)| (*name, below.to_vec())).collect();
+    assert_eq!(found, allowed);
+    for (place, (_, below)) in ALLOWED.iter().enumerate() {
+        for name in *below {
+            assert!(
+                ALLOWED[..place].iter().any(|(lower, _)| lower == name),
+                "{name} is not below the crate that names it"
+            );
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What one pass could not do, said so that an operator can act on it.
+
+use std::{fmt, io, net::IpAddr};
+
+use mesh::interface::InterfaceName;
+
+/// One thing that stays undone until its cause is gone; all else of the pass is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What, with its values: a route, an address, a setting.
+    pub what: String,
+    /// Why.
+    pub problem: Problem,
+}
+
+/// Why something stays undone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Problem {
+    /// The TUN device is not there.
+    NoTun,
+    /// No interface has that name.
+    NoDevice {
+        /// The name.
+        dev: InterfaceName,
+    },
+    /// The next hop is of the other address family.
+    OtherFamily {
+        /// The next hop.
+        via: IpAddr,
+    },
+    /// The same destination was asked for before.
+    Twice,
+    /// A route with this destination, table and metric belongs to someone else.
+    Foreign,
+    /// The kernel refused.
+    Kernel {
+        /// The error number.
+        errno: i32,
+    },
+    /// The netlink connection failed.
+    Netlink {
+        /// What it said.
+        message: String,
+    },
+    /// nftables refused.
+    Firewall {
+        /// What it said.
+        message: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Held back: it would let packets pass while the firewall is not in place.
+    NoFirewall,
+    /// A kernel setting cannot be read or written.
+    Setting {
+        /// What the file system said.
+        message: String,
+    },
+    /// The earlier values of kernel settings cannot be read or kept, so those settings are not touched.
+    Saved {
+        /// Of the file that holds them.
+        message: String,
+    },
+    /// A foreign table or chain has a name that cannot be written safely.
+    ForeignName,
+}
+
+impl Failure {
+    pub(crate) fn new(what: String, problem: Problem) -> Self {
+        Self { what, problem }
+    }
+
+    /// What an operator can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match &self.problem {
+            Problem::NoTun => "none needed if the daemon is making the device; else see its log",
+            Problem::NoDevice { .. } => "check --iface and the interface's name",
+            Problem::OtherFamily { .. } | Problem::Twice => "report this as a defect",
+            Problem::Foreign => "remove the other route, or give it another metric",
+            Problem::Kernel { errno } => kernel_remedy(*errno),
+            Problem::Netlink { .. } => "none: the next pass opens a new connection",
+            Problem::Firewall { remedy, .. } => remedy,
+            Problem::NoFirewall => "see the failure of nftables in the same pass",
+            Problem::Setting { .. } => "run with CAP_NET_ADMIN and a writable /proc/sys, or make the setting by hand",
+            Problem::Saved { .. } => {
+                "make the state directory writable; a damaged file is to be moved away: the settings are made then, and \
+                 cleanup cannot give back what they were before"
+            }
+            Problem::ForeignName => "put an accept rule for the mesh networks there by hand",
+        }
+    }
+}
+
+fn kernel_remedy(errno: i32) -> &'static str {
+    match errno {
+        libc::EPERM | libc::EACCES => "run with CAP_NET_ADMIN; for IPv6, check net.ipv6.conf.*.disable_ipv6",
+        libc::ENETUNREACH | libc::EHOSTUNREACH => {
+            "the next hop is on no connected prefix of that interface: check its addresses"
+        }
+        libc::ENETDOWN => "bring the interface up",
+        libc::EINVAL => "the source address is not on this node, or the kernel lacks the feature",
+        libc::EAFNOSUPPORT | libc::EOPNOTSUPP => "the kernel lacks this address family or feature",
+        libc::ENOBUFS | libc::ENOMEM => "the host is short of memory",
+        _ => "see the kernel's message",
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({})", self.what, self.problem, self.remedy())
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoTun => f.write_str("there is no such device, so nothing can use the tunnel"),
+            Self::NoDevice { dev } => write!(f, "there is no interface {dev}"),
+            Self::OtherFamily { via } => write!(f, "next hop {via} is of the other family"),
+            Self::Twice => f.write_str("asked for twice"),
+            Self::Foreign => f.write_str("another route with the same metric is in its place"),
+            Self::Kernel { errno } => {
+                write!(f, "{}", io::Error::from_raw_os_error(*errno))
+            }
+            Self::Netlink { message } => write!(f, "netlink: {message}"),
+            Self::Firewall { message, .. } => f.write_str(message),
+            Self::NoFirewall => f.write_str("held back until the firewall is in place"),
+            Self::Setting { message } | Self::Saved { message } => f.write_str(message),
+            Self::ForeignName => f.write_str("its name cannot be written safely"),
+        }
+    }
+}

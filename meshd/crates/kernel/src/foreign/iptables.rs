@@ -1,0 +1,137 @@
+//! Rules of iptables, as `iptables-save` prints them, in the form of nftables' listings. What a listing shows of them lacks
+//! the arguments of iptables' own matches, and shows nothing of the old tables (`iptables-legacy`).
+
+use serde_json::{Value, json};
+
+/// The chains and rules of `table` in what `iptables-save` or `ip6tables-save` printed; `family`: `ip` or `ip6`. The table is
+/// called `called` in them.
+pub(super) fn items(save: &str, family: &str, table: &str, called: &str) -> Vec<Value> {
+    let mut items = Vec::new();
+    let of_table = save.lines().skip_while(|line| line.strip_prefix('*') != Some(table)).skip(1);
+    let lines: Vec<&str> = of_table.take_while(|line| *line != "COMMIT").collect();
+    let chains: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix(':')?.split(' ').next()).collect();
+    for line in &lines {
+        if let Some(chain) = line.strip_prefix(':') {
+            let mut words = chain.split(' ');
+            let (name, policy) = (words.next().unwrap_or_default(), words.next().unwrap_or("-"));
+            let mut chain = json!({"family": family, "table": called, "name": name});
+            if policy != "-" {
+                chain["hook"] = name.to_lowercase().into();
+                let kind = if table == "nat" { "nat" } else { "filter" };
+                chain["type"] = kind.into();
+                chain["policy"] = policy.to_lowercase().into();
+            }
+            items.push(json!({"chain": chain}));
+        } else if let Some(rule) = rule(line, family, &chains) {
+            let (chain, expressions) = rule;
+            items.push(json!({"rule": {"family": family, "table": called, "chain": chain, "expr": expressions}}));
+        }
+    }
+    items
+}
+
+/// A line `-A CHAIN …`: the chain, and the rule's expressions.
+fn rule(line: &str, family: &str, chains: &[&str]) -> Option<(String, Vec<Value>)> {
+    let words = super::legacy::words(line);
+    let mut words = words.iter().map(String::as_str).peekable();
+    let chain = words.next().filter(|word| *word == "-A").and_then(|_| words.next())?.to_owned();
+    let mut expressions = Vec::new();
+    let mut negated = false;
+    while let Some(word) = words.next() {
+        let mut value = || words.next().unwrap_or_default();
+        let left_right = match word {
+            "!" => {
+                negated = true;
+                continue;
+            }
+            "-m" | "--comment" => {
+                value();
+                continue;
+            }
+            "-j" | "-g" => {
+                expressions.push(target(value(), word == "-g", chains));
+                break;
+            }
+            "-s" => Some((payload(family, "saddr"), prefix(value()))),
+            "-d" => Some((payload(family, "daddr"), prefix(value()))),
+            "-i" => Some((meta("iifname"), interface(value()))),
+            "-o" => Some((meta("oifname"), interface(value()))),
+            "-p" => Some((meta("l4proto"), value().into())),
+            "--src-type" => Some((fib("saddr"), set(value()))),
+            "--dst-type" => Some((fib("daddr"), set(value()))),
+            "--ctstate" => Some((json!({"ct": {"key": "state"}}), set(value()))),
+            "--dport" => Some((json!({"payload": {"protocol": "th", "field": "dport"}}), ports(value()))),
+            "--mark" => marked(value()),
+            _ => None,
+        };
+        expressions.push(match left_right {
+            Some((left, right)) => {
+                let op = if negated { "!=" } else { "==" };
+                json!({"match": {"op": op, "left": left, "right": right}})
+            }
+            None => {
+                // Something that cannot be read, with its arguments.
+                while words.next_if(|word| !word.starts_with('-') && *word != "!").is_some() {}
+                json!({"xt": {"type": "match", "name": word}})
+            }
+        });
+        negated = false;
+    }
+    Some((chain, expressions))
+}
+
+fn payload(family: &str, field: &str) -> Value {
+    json!({"payload": {"protocol": family, "field": field}})
+}
+
+fn meta(key: &str) -> Value {
+    json!({"meta": {"key": key}})
+}
+
+fn fib(end: &str) -> Value {
+    json!({"fib": {"result": "type", "flags": [end]}})
+}
+
+fn prefix(text: &str) -> Value {
+    match text.split_once('/').and_then(|(address, length)| Some((address, length.parse::<u8>().ok()?))) {
+        Some((address, length)) => json!({"prefix": {"addr": address, "len": length}}),
+        None => text.into(),
+    }
+}
+
+fn interface(text: &str) -> Value {
+    text.strip_suffix('+').map_or_else(|| text.into(), |start| format!("{start}*").into())
+}
+
+fn set(text: &str) -> Value {
+    json!({"set": text.split(',').map(str::to_lowercase).collect::<Vec<_>>()})
+}
+
+fn ports(text: &str) -> Value {
+    let number = |text: &str| text.parse::<u64>().map_or(Value::Null, Value::from);
+    match text.split_once(':') {
+        Some((from, to)) => json!({"range": [number(from), number(to)]}),
+        None => number(text),
+    }
+}
+
+/// `0x4000/0x4000`, or a mark alone.
+fn marked(text: &str) -> Option<(Value, Value)> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    };
+    Some(match text.split_once('/') {
+        Some((mark, mask)) => (json!({"&": [meta("mark"), number(mask)?]}), number(mark)?.into()),
+        None => (meta("mark"), number(text)?.into()),
+    })
+}
+
+fn target(name: &str, goes: bool, chains: &[&str]) -> Value {
+    match name {
+        "ACCEPT" | "DROP" | "REJECT" | "RETURN" => json!({(name.to_lowercase()): null}),
+        _ if chains.contains(&name) && goes => json!({"goto": {"target": name}}),
+        _ if chains.contains(&name) => json!({"jump": {"target": name}}),
+        _ => json!({"xt": {"type": "target", "name": name}}),
+    }
+}

@@ -1,0 +1,194 @@
+//! Links, addresses, routes, rules, kernel settings and nftables, by desired-state diff.
+//!
+//! ```text
+//! Desired ─┐
+//!          ├─▶ plan (pure) ─▶ [Change] ─▶ apply, one by one ─▶ Report
+//! Observed ┘
+//! ```
+//!
+//! [`Kernel::reconcile`] reads what is ours (routes and rules by protocol number, everything on the TUN device, the
+//! nftables table by name), compares and applies only the difference: over unchanged state it makes no change.
+//! [`Kernel::follow`] does the same for what changed in `Desired`, where nothing else has changed the kernel since. What is
+//! not ours is not touched, with two exceptions that are kept by the same diff and taken back by [`Kernel::cleanup`]:
+//! kernel settings, whose earlier values are kept on disk, and with `forward_accept` one tagged rule in each foreign
+//! chain that would drop mesh packets.
+//!
+//! It fails closed: `nftables` first, then the floor, then rules, then routes; a step that lets packets pass is held
+//! back while the firewall is not in place. What is withdrawn goes in the reverse order.
+//!
+//! All of it happens in the network namespace of the calling thread.
+
+mod attached;
+mod change;
+mod cleanup;
+mod failure;
+mod firewall;
+mod foreign;
+mod netlink;
+pub mod nft;
+mod observed;
+mod plan;
+mod reconcile;
+#[expect(unsafe_code, reason = "system calls")]
+mod sys;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+mod underlay;
+pub mod watch;
+
+use std::{path::PathBuf, sync::Mutex};
+
+use mesh::interface::InterfaceName;
+use thiserror::Error;
+
+pub use attached::Attachments;
+pub use change::Change;
+pub use cleanup::{Cleanup, CleanupError};
+pub use failure::{Failure, Problem};
+pub use foreign::{ForeignChain, ForeignDrop, ForeignEdit, Met, Owner};
+pub use foreign::{has_table, owner};
+pub use netlink::{Link, LinkAddress, MainRoute, NetlinkError, OwnPorts, Rtnetlink};
+pub use nft::{
+    BaseChain, Chain, Counter, Element, ListingError, Nft, ObservedChain, ObservedSet, ObservedTable, Rule, Ruleset,
+    RulesetError, Set, SetKind, Table, TableDiff, Transaction,
+};
+pub use observed::{KernelRoute, KernelRule, Observed, ObservedTun, Target};
+pub use plan::{Plan, plan};
+pub use reconcile::{Others, ReconcileError, Report, SeenOthers};
+pub use sys::give_back_memory;
+pub use sysctl::{Saved, Setting, StateError, Sysctls};
+pub use underlay::{Neighbour, Underlay, UnderlayError, UnderlayFamily, UnderlaySelection};
+pub use watch::{KernelEvents, KernelWatch};
+
+/// Names and numbers by which the kernel's state is told to be ours. They must not change while state of another choice
+/// is left in the kernel: clean up first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The TUN device's name.
+    pub tun: InterfaceName,
+    /// The routing protocol number of our routes and rules: [`ROUTE_PROTOCOL`] unless set. Every route and rule with it is ours, so it
+    /// must be none that another program uses (see `/etc/iproute2/rt_protos`).
+    pub route_protocol: u8,
+    /// The name of our nftables table, of family `inet`. It also tags rules in foreign chains.
+    pub table_name: String,
+    /// The packet mark that probes carry: `PROBE_MARK` unless set.
+    pub probe_mark: u32,
+    /// The number of the routing table that probes use.
+    pub probe_table: u32,
+    /// The place of the rule that leads to it: after `local` (0), before `main` (32766).
+    pub rule_priority: u32,
+    /// Where earlier values of kernel settings are kept.
+    pub state_dir: PathBuf,
+}
+
+/// [`Options::route_protocol`], unless set.
+pub const ROUTE_PROTOCOL: u8 = 158;
+
+/// The mark of probes. None of its bits is one that other programs act upon; docs/operations.md has the table.
+pub(crate) const PROBE_MARK: u32 = 0x1046;
+
+/// [`Options::table_name`], unless set.
+pub const TABLE: &str = "meshd";
+
+impl Options {
+    /// The defaults, with a device and a state directory.
+    pub fn new(tun: InterfaceName, state_dir: PathBuf) -> Self {
+        Self {
+            tun,
+            route_protocol: ROUTE_PROTOCOL,
+            table_name: TABLE.to_owned(),
+            probe_mark: PROBE_MARK,
+            probe_table: 15_858,
+            rule_priority: 15_800,
+            state_dir,
+        }
+    }
+}
+
+/// Why [`Kernel::new`] refuses.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// An option has a value that cannot work.
+    #[error("{option} {value}: {why}")]
+    Option {
+        /// Which.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// The limit.
+        why: &'static str,
+    },
+    /// There is no way to talk to the kernel.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// The kernel's network state, as far as it is ours.
+#[derive(Debug)]
+pub struct Kernel {
+    options: Options,
+    nft: Nft,
+    /// What nftables held at the end of the last pass.
+    ruleset: Mutex<Option<reconcile::KnownRuleset>>,
+    /// Other programs' rules as they were read last.
+    others: Mutex<Option<foreign::Foreign>>,
+    others_failure: Mutex<Option<Failure>>,
+    /// What the last pass left, unless that is not certain.
+    settled: Mutex<Option<reconcile::Settled>>,
+    ports: OwnPorts,
+    /// The failures of the last pass, so that the log tells each of them once.
+    told: Mutex<Vec<Failure>>,
+}
+
+impl Kernel {
+    /// Checks the options and that netlink works, inside a tokio runtime. Changes nothing.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    pub fn new(options: Options) -> Result<Self, KernelError> {
+        let refuse = |option, value: String, why| Err(KernelError::Option { option, value, why });
+        if options.route_protocol <= 4 {
+            let why = "0 to 4 are the kernel's and the administrator's";
+            return refuse("route protocol", options.route_protocol.to_string(), why);
+        }
+        if !nft::is_identifier(&options.table_name) || options.table_name.len() > 20 {
+            let why = "must be 1 to 20 letters, digits, - or _, and begin with a letter";
+            return refuse("table name", options.table_name, why);
+        }
+        if options.probe_mark == 0 {
+            let why = "must not be 0: every packet without a mark would match";
+            return refuse("probe mark", options.probe_mark.to_string(), why);
+        }
+        if matches!(options.probe_table, 0 | 253..=255) {
+            let why = "is one of the kernel's own tables";
+            return refuse("probe table", options.probe_table.to_string(), why);
+        }
+        if !(1..32_766).contains(&options.rule_priority) {
+            let why = "must lie between the rules for local (0) and main (32766)";
+            return refuse("rule priority", options.rule_priority.to_string(), why);
+        }
+        Rtnetlink::open()?;
+        Ok(Self {
+            options,
+            nft: Nft::default(),
+            ruleset: Mutex::default(),
+            others: Mutex::default(),
+            others_failure: Mutex::default(),
+            settled: Mutex::default(),
+            ports: OwnPorts::default(),
+            told: Mutex::default(),
+        })
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+}
+
+/// The name of the nftables table that holds policies, beside the one called `table_name`.
+#[must_use]
+pub fn policy_table(table_name: &str) -> String {
+    format!("{table_name}_policy")
+}

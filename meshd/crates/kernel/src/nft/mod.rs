@@ -1,0 +1,28 @@
+//! nftables: a table as data, its difference to the kernel's, and the `nft` binary that reads and writes it.
+
+mod listing;
+mod process;
+mod table;
+mod walk;
+
+pub use listing::{Accepted, ForeignRules, ListingError, accepted, items};
+pub(crate) use listing::{foreign_rules, parse_table};
+pub use process::run;
+pub use process::{Nft, RulesetError};
+pub use table::is_identifier;
+pub use table::{
+    BaseChain, Chain, Counter, Element, ObservedChain, ObservedSet, ObservedTable, Rule, Set, SetKind, Table,
+    TableDiff, Transaction,
+};
+pub use walk::{Packet, Rules, Taken, expressions, table as table_of};
+
+use std::future::Future;
+
+/// Where rulesets are read from and written to. One transaction is applied whole or not at all.
+pub trait Ruleset {
+    /// The table `inet name`, or `None` if there is none.
+    fn table(&self, name: &str) -> impl Future<Output = Result<Option<ObservedTable>, RulesetError>> + Send;
+
+    /// Applies a transaction.
+    fn apply(&self, transaction: &Transaction) -> impl Future<Output = Result<(), RulesetError>> + Send;
+}

@@ -1,0 +1,479 @@
+//! One nftables table as data, in a canonical form, and the difference between two of them.
+//!
+//! Rules are compared by a tag in their comment, a hash of their text: what `nft` prints differs between its versions
+//! and from what it was given, the comment does not.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use mesh::{
+    interface::InterfaceName,
+    kernel_state::{PrefixOn, PrefixVia},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// A table that is to be: sets, chains and named counters.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Table {
+    /// Named sets.
+    pub sets: BTreeMap<Cow<'static, str>, Set>,
+    /// Chains, base chains and others.
+    pub chains: BTreeMap<Cow<'static, str>, Chain>,
+    /// Named counters. They outlive a rewrite of the chains that count into them.
+    pub counters: BTreeSet<Cow<'static, str>>,
+}
+
+/// A named set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// What its elements are.
+    pub kind: SetKind,
+    /// Its elements: of that kind, none inside another.
+    pub elements: BTreeSet<Element>,
+}
+
+/// The type of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetKind {
+    /// IPv4 prefixes.
+    Ipv4,
+    /// IPv6 prefixes.
+    Ipv6,
+    /// IPv4 prefixes, each with an interface.
+    Ipv4On,
+    /// IPv6 prefixes, each with an interface.
+    Ipv6On,
+    /// IPv4 prefixes, each with an interface and a next hop.
+    Ipv4Via,
+    /// IPv6 prefixes, each with an interface and a next hop.
+    Ipv6Via,
+    /// Interface names.
+    Interface,
+}
+
+/// An element of a set.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Element {
+    /// A prefix.
+    Prefix(IpNet),
+    /// A prefix with an interface.
+    On(PrefixOn),
+    /// A prefix with an interface and a next hop.
+    Via(PrefixVia),
+    /// An interface.
+    Interface(InterfaceName),
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Where packets enter it; `None` for a chain that others jump to.
+    pub base: Option<BaseChain>,
+    /// Its rules in order.
+    pub rules: Vec<Rule>,
+}
+
+/// Where packets enter a base chain. Its policy is always `accept`: what is dropped is dropped by a rule that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseChain {
+    /// `filter`, `nat` or `route`.
+    pub kind: &'static str,
+    /// `prerouting`, `forward`, …
+    pub hook: &'static str,
+    /// Lower runs earlier.
+    pub priority: i32,
+}
+
+impl BaseChain {
+    /// As [`ObservedChain::base`] has it.
+    fn observed(&self) -> (String, String, i32) {
+        (self.kind.to_owned(), self.hook.to_owned(), self.priority)
+    }
+}
+
+/// A rule: its text in nft's language and what it is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    text: String,
+    purpose: &'static str,
+}
+
+impl Rule {
+    /// A rule with `text`, which the caller renders from typed values only, and a `purpose` that operators read in
+    /// `nft list`: plain ASCII without quotes, at most 100 bytes.
+    pub fn new(text: String, purpose: &'static str) -> Self {
+        Self { text, purpose }
+    }
+
+    /// The comment that the rule carries in the kernel.
+    pub fn comment(&self) -> String {
+        format!("{} #{:016x}", self.purpose, fnv1a(self.text.as_bytes()))
+    }
+}
+
+/// What of a table the kernel holds, as far as the comparison needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedTable {
+    /// Sets by name.
+    pub sets: BTreeMap<String, ObservedSet>,
+    /// Chains by name.
+    pub chains: BTreeMap<String, ObservedChain>,
+    /// Named counters with packets and bytes.
+    pub counters: BTreeMap<String, Counter>,
+}
+
+/// A set as listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedSet {
+    /// `None`: of a type that we never make.
+    pub kind: Option<SetKind>,
+    /// Elements that could be read. `None` where one could not: then the set is written anew.
+    pub elements: Option<BTreeSet<Element>>,
+}
+
+/// A chain as listed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedChain {
+    /// Type, hook and priority of a base chain.
+    pub base: Option<(String, String, i32)>,
+    /// `drop` where someone changed the policy.
+    pub policy_drop: bool,
+    /// The comment of each rule.
+    pub comments: Vec<Option<String>>,
+}
+
+/// What a named counter has counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of those packets.
+    pub bytes: u64,
+}
+
+/// Commands that `nft -f -` applies as one: all or nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Transaction(Vec<String>);
+
+impl Transaction {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The commands, one a line.
+    pub fn text(&self) -> String {
+        let mut text = self.0.join("\n");
+        text.push('\n');
+        text
+    }
+
+    /// How many commands.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Appends a command rendered from typed values.
+    pub fn push(&mut self, command: String) {
+        self.0.push(command);
+    }
+}
+
+/// The difference between a table and what the kernel holds, in two steps: what routes of this pass need goes first,
+/// what routes of the last pass needed goes once they are replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TableDiff {
+    /// Before any route changes.
+    pub before: Transaction,
+    /// After the routes have changed.
+    pub after: Transaction,
+}
+
+impl Table {
+    /// What must be done to `observed` (`None`: there is no such table) to make it this table, named `name`.
+    ///
+    /// Base chains stay where they are. Only where a chain or a set has another shape than we make (another version
+    /// did), the whole table is made anew, in one transaction.
+    pub(crate) fn diff(&self, name: &str, observed: Option<&ObservedTable>) -> TableDiff {
+        let mut diff = TableDiff::default();
+        let empty = ObservedTable::default();
+        let rebuild = observed.is_some_and(|observed| self.shape_differs(observed));
+        if observed.is_none() || rebuild {
+            diff.before.push(format!("add table inet {name}"));
+        }
+        if rebuild {
+            diff.before.push(format!("delete table inet {name}"));
+            diff.before.push(format!("add table inet {name}"));
+        }
+        let observed = match observed {
+            Some(observed) if !rebuild => observed,
+            _ => &empty,
+        };
+        for counter in &self.counters {
+            if !observed.counters.contains_key(counter.as_ref()) {
+                diff.before.push(format!("add counter inet {name} {counter}"));
+            }
+        }
+        for (set_name, set) in &self.sets {
+            set.diff(name, set_name, observed.sets.get(set_name.as_ref()), &mut diff);
+        }
+        // All chains first: a rule may jump to any of them.
+        for (chain_name, chain) in &self.chains {
+            if !observed.chains.contains_key(chain_name.as_ref()) {
+                diff.before.push(chain.add(name, chain_name));
+            }
+        }
+        for (chain_name, chain) in &self.chains {
+            chain.diff(name, chain_name, observed.chains.get(chain_name.as_ref()), &mut diff);
+        }
+        self.remove_strangers(name, observed, &mut diff);
+        diff
+    }
+
+    /// What of this table the kernel holds once it is made: a difference to it is empty.
+    pub(crate) fn as_observed(&self) -> ObservedTable {
+        let set = |set: &Set| ObservedSet { kind: Some(set.kind), elements: Some(set.elements.clone()) };
+        let chain = |chain: &Chain| ObservedChain {
+            base: chain.base.as_ref().map(BaseChain::observed),
+            policy_drop: false,
+            comments: chain.rules.iter().map(|rule| Some(rule.comment())).collect(),
+        };
+        ObservedTable {
+            sets: self.sets.iter().map(|(name, this)| (name.to_string(), set(this))).collect(),
+            chains: self.chains.iter().map(|(name, this)| (name.to_string(), chain(this))).collect(),
+            counters: self.counters.iter().map(|name| (name.to_string(), Counter::default())).collect(),
+        }
+    }
+
+    fn shape_differs(&self, observed: &ObservedTable) -> bool {
+        let set_differs = |(name, set): (&Cow<'static, str>, &Set)| {
+            observed.sets.get(name.as_ref()).is_some_and(|seen| seen.kind != Some(set.kind))
+        };
+        let chain_differs = |(name, chain): (&Cow<'static, str>, &Chain)| {
+            observed
+                .chains
+                .get(name.as_ref())
+                .is_some_and(|seen| seen.base != chain.base.as_ref().map(BaseChain::observed))
+        };
+        self.sets.iter().any(set_differs) || self.chains.iter().any(chain_differs)
+    }
+
+    /// The table is ours alone: what else is in it is from another version, or was put there by mistake.
+    fn remove_strangers(&self, name: &str, observed: &ObservedTable, diff: &mut TableDiff) {
+        let chains: Vec<_> = observed
+            .chains
+            .keys()
+            .filter(|chain| !self.chains.contains_key(chain.as_str()) && is_identifier(chain))
+            .collect();
+        for chain in &chains {
+            diff.after.push(format!("flush chain inet {name} {chain}"));
+        }
+        for chain in &chains {
+            diff.after.push(format!("delete chain inet {name} {chain}"));
+        }
+        for set in observed.sets.keys() {
+            if !self.sets.contains_key(set.as_str()) && is_identifier(set) {
+                diff.after.push(format!("delete set inet {name} {set}"));
+            }
+        }
+        for counter in observed.counters.keys() {
+            if !self.counters.contains(counter.as_str()) && is_identifier(counter) {
+                diff.after.push(format!("delete counter inet {name} {counter}"));
+            }
+        }
+    }
+}
+
+impl Set {
+    /// A set of the prefixes of one family, none inside another.
+    pub fn prefixes<'a>(ipv4: bool, prefixes: impl IntoIterator<Item = &'a IpNet>) -> Self {
+        let elements = outermost(prefixes.into_iter().filter(|p| matches!(p, IpNet::V4(_)) == ipv4).map(IpNet::trunc));
+        Self {
+            kind: if ipv4 { SetKind::Ipv4 } else { SetKind::Ipv6 },
+            elements: elements.into_iter().map(Element::Prefix).collect(),
+        }
+    }
+
+    /// A set of the prefixes of one family with their interfaces, none inside another on the same interface.
+    pub(crate) fn prefixes_on<'a>(ipv4: bool, entries: impl IntoIterator<Item = &'a PrefixOn>) -> Self {
+        let mut by_dev: BTreeMap<&InterfaceName, Vec<IpNet>> = BTreeMap::new();
+        for entry in entries {
+            if matches!(entry.prefix, IpNet::V4(_)) == ipv4 {
+                by_dev.entry(&entry.dev).or_default().push(entry.prefix.trunc());
+            }
+        }
+        let elements = by_dev
+            .into_iter()
+            .flat_map(|(dev, prefixes)| {
+                outermost(prefixes).into_iter().map(|prefix| Element::On(PrefixOn { prefix, dev: dev.clone() }))
+            })
+            .collect();
+        Self { kind: if ipv4 { SetKind::Ipv4On } else { SetKind::Ipv6On }, elements }
+    }
+
+    /// A set of the prefixes of one family with their next hops, none inside another to the same next hop.
+    pub(crate) fn prefixes_via<'a>(ipv4: bool, entries: impl IntoIterator<Item = &'a PrefixVia>) -> Self {
+        let mut by_hop: BTreeMap<(&InterfaceName, IpAddr), Vec<IpNet>> = BTreeMap::new();
+        for entry in entries {
+            if matches!(entry.prefix, IpNet::V4(_)) == ipv4 && entry.via.is_ipv4() == ipv4 {
+                by_hop.entry((&entry.dev, entry.via)).or_default().push(entry.prefix.trunc());
+            }
+        }
+        let elements = by_hop
+            .into_iter()
+            .flat_map(|((dev, via), prefixes)| {
+                let element = move |prefix| Element::Via(PrefixVia { prefix, dev: dev.clone(), via });
+                outermost(prefixes).into_iter().map(element)
+            })
+            .collect();
+        Self { kind: if ipv4 { SetKind::Ipv4Via } else { SetKind::Ipv6Via }, elements }
+    }
+
+    /// A set of interfaces.
+    pub fn interfaces<'a>(names: impl IntoIterator<Item = &'a InterfaceName>) -> Self {
+        Self { kind: SetKind::Interface, elements: names.into_iter().cloned().map(Element::Interface).collect() }
+    }
+
+    fn diff(&self, table: &str, name: &str, observed: Option<&ObservedSet>, diff: &mut TableDiff) {
+        let Some(observed) = observed else {
+            diff.before.push(format!("add set inet {table} {name} {{ {} }}", self.kind.declaration()));
+            add_elements(table, name, &self.elements, &mut diff.before);
+            return;
+        };
+        let Some(seen) = &observed.elements else {
+            self.replace(table, name, &mut diff.before);
+            return;
+        };
+        let added: BTreeSet<Element> = self.elements.difference(seen).cloned().collect();
+        let removed: BTreeSet<Element> = seen.difference(&self.elements).cloned().collect();
+        let (in_the_way, idle): (BTreeSet<_>, BTreeSet<_>) =
+            removed.into_iter().partition(|old| added.iter().any(|new| new.overlaps(old)));
+        if !in_the_way.is_empty() && matches!(self.kind, SetKind::Ipv4 | SetKind::Ipv6) {
+            // nft refuses to add an interval next to one that the same transaction deletes under it.
+            self.replace(table, name, &mut diff.before);
+            return;
+        }
+        delete_elements(table, name, &in_the_way, &mut diff.before);
+        add_elements(table, name, &added, &mut diff.before);
+        delete_elements(table, name, &idle, &mut diff.after);
+    }
+
+    fn replace(&self, table: &str, name: &str, transaction: &mut Transaction) {
+        transaction.push(format!("flush set inet {table} {name}"));
+        add_elements(table, name, &self.elements, transaction);
+    }
+}
+
+impl SetKind {
+    fn declaration(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "type ipv4_addr; flags interval;",
+            Self::Ipv6 => "type ipv6_addr; flags interval;",
+            Self::Ipv4On => "type ipv4_addr . ifname; flags interval;",
+            Self::Ipv6On => "type ipv6_addr . ifname; flags interval;",
+            Self::Ipv4Via => "type ipv4_addr . ifname . ipv4_addr; flags interval;",
+            Self::Ipv6Via => "type ipv6_addr . ifname . ipv6_addr; flags interval;",
+            Self::Interface => "type ifname;",
+        }
+    }
+}
+
+impl Element {
+    fn overlaps(&self, other: &Self) -> bool {
+        let nested = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+        match (self, other) {
+            (Self::Prefix(a), Self::Prefix(b)) => nested(a, b),
+            (Self::On(a), Self::On(b)) => a.dev == b.dev && nested(&a.prefix, &b.prefix),
+            (Self::Via(a), Self::Via(b)) => (&a.dev, a.via) == (&b.dev, b.via) && nested(&a.prefix, &b.prefix),
+            (a, b) => a == b,
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Prefix(prefix) => prefix.to_string(),
+            Self::On(PrefixOn { prefix, dev }) => format!("{prefix} . \"{dev}\""),
+            Self::Via(PrefixVia { prefix, dev, via }) => format!("{prefix} . \"{dev}\" . {via}"),
+            Self::Interface(name) => format!("\"{name}\""),
+        }
+    }
+}
+
+impl Chain {
+    fn add(&self, table: &str, name: &str) -> String {
+        let mut text = format!("add chain inet {table} {name}");
+        if let Some(base) = &self.base {
+            // Writing to a String cannot fail.
+            let _ =
+                write!(text, " {{ type {} hook {} priority {}; policy accept; }}", base.kind, base.hook, base.priority);
+        }
+        text
+    }
+
+    fn diff(&self, table: &str, name: &str, observed: Option<&ObservedChain>, diff: &mut TableDiff) {
+        let wanted: Vec<String> = self.rules.iter().map(Rule::comment).collect();
+        if let Some(observed) = observed {
+            if observed.policy_drop {
+                diff.before.push(self.add(table, name));
+            }
+            let same = observed.comments.len() == wanted.len()
+                && observed.comments.iter().zip(&wanted).all(|(seen, wanted)| seen.as_ref() == Some(wanted));
+            if same {
+                return;
+            }
+            diff.before.push(format!("flush chain inet {table} {name}"));
+        }
+        for (rule, comment) in self.rules.iter().zip(&wanted) {
+            diff.before.push(format!("add rule inet {table} {name} {} comment \"{comment}\"", rule.text));
+        }
+    }
+}
+
+/// Elements per command: keeps lines readable in an error and within nft's buffers.
+const ELEMENTS_PER_COMMAND: usize = 256;
+
+fn add_elements(table: &str, set: &str, elements: &BTreeSet<Element>, to: &mut Transaction) {
+    element_commands("add", table, set, elements, to);
+}
+
+fn delete_elements(table: &str, set: &str, elements: &BTreeSet<Element>, to: &mut Transaction) {
+    element_commands("delete", table, set, elements, to);
+}
+
+fn element_commands(verb: &str, table: &str, set: &str, elements: &BTreeSet<Element>, to: &mut Transaction) {
+    let texts: Vec<String> = elements.iter().map(Element::text).collect();
+    for chunk in texts.chunks(ELEMENTS_PER_COMMAND) {
+        to.push(format!("{verb} element inet {table} {set} {{ {} }}", chunk.join(", ")));
+    }
+}
+
+/// The prefixes that lie in no other of them. Neighbours are not merged: an element then stands for something that
+/// an operator knows, and the change of one does not rewrite another.
+fn outermost(prefixes: impl IntoIterator<Item = IpNet>) -> Vec<IpNet> {
+    let mut sorted: Vec<IpNet> = prefixes.into_iter().collect();
+    sorted.sort_by_key(|p| (p.network(), p.prefix_len()));
+    let mut out: Vec<IpNet> = Vec::with_capacity(sorted.len());
+    for prefix in sorted {
+        if !out.last().is_some_and(|last| last.contains(&prefix)) {
+            out.push(prefix);
+        }
+    }
+    out
+}
+
+/// Names that came from a listing go back into a command only if they can mean nothing else there.
+pub fn is_identifier(name: &str) -> bool {
+    name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+}
+
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

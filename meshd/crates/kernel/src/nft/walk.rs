@@ -1,0 +1,424 @@
+//! What becomes of a packet in the chains of nftables, by their listing: rule after rule, as the kernel does it, for one
+//! packet that begins a flow. Where a condition cannot be read, nothing is claimed. Rules of iptables are read in the same
+//! form: see `foreign/iptables.rs`.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+/// Chains that jump deeper than this the kernel does not take.
+const DEEPEST: usize = 16;
+
+/// The first packet of a flow.
+#[derive(Debug, Clone)]
+pub struct Packet {
+    /// From where.
+    pub source: IpAddr,
+    /// To where.
+    pub destination: IpAddr,
+    /// Whether source and destination are addresses of this machine.
+    pub local: [bool; 2],
+    /// As nft calls it: `udp`.
+    pub protocol: &'static str,
+    /// The destination port; `None`: any.
+    pub port: Option<u16>,
+    /// `None`: it may come in by any.
+    pub comes_by: Option<String>,
+    /// `None`: it may leave by any.
+    pub leaves_by: Option<String>,
+    /// The packet mark that it has before any rule.
+    pub mark: u32,
+    /// Whether conntrack sees it.
+    pub tracked: bool,
+}
+
+/// A chain that does not let a packet through as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Family and name.
+    pub table: String,
+    /// The base chain at the hook.
+    pub chain: String,
+    /// The chain whose rule or policy drops or rewrites it.
+    pub at: String,
+    /// Chains that the base chain jumps to: whose it is can be told by them.
+    pub jumps: Vec<String>,
+}
+
+/// Chains and rules, as the items of `nft -j list ruleset`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rules(Vec<Value>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Truth {
+    No,
+    Unknown,
+    Yes,
+}
+
+enum Fate {
+    Accepted,
+    Dropped(String),
+    /// Its source or destination is another one behind this rule.
+    Rewritten(String),
+    /// The end of the chain, or a rule that returns.
+    Goes,
+    /// A rule that cannot be read may have let it through.
+    Unknown,
+}
+
+impl Rules {
+    /// A ruleset from the items of `nft -j list ruleset`.
+    pub const fn new(items: Vec<Value>) -> Self {
+        Self(items)
+    }
+
+    /// The rules that packets meet from the base chains that are `wanted` on, and nothing else.
+    pub fn reachable(self, wanted: impl Fn(&Value) -> bool) -> Self {
+        let mut reached: BTreeSet<(String, String)> = BTreeSet::new();
+        let place = |item: &Value, name: &str| (table(item), item[name].as_str().unwrap_or_default().to_owned());
+        let mut queue: Vec<_> = self.items("chain").filter(|chain| wanted(chain)).map(|c| place(c, "name")).collect();
+        while let Some((table, chain)) = queue.pop() {
+            let next = self.rules(&table, &chain).flat_map(expressions).flat_map(targets);
+            queue.extend(next.map(|to| (table.clone(), to.to_owned())).filter(|next| !reached.contains(next)));
+            reached.insert((table, chain));
+        }
+        let keeps = |item: &Value| {
+            item.get("chain").is_some_and(|chain| reached.contains(&place(chain, "name")))
+                || item.get("rule").is_some_and(|rule| reached.contains(&place(rule, "chain")))
+        };
+        Self(self.0.into_iter().filter(|item| keeps(item)).collect())
+    }
+
+    /// The chains at `hook` that drop `packet`, but for those of the tables that are `ours`.
+    pub fn dropping(&self, hook: &str, packet: &Packet, ours: &[&str]) -> Vec<Taken> {
+        self.taking(&["filter", "route"], hook, packet, ours)
+    }
+
+    /// The chains behind routing that give `packet` another source, but for those of the tables that are `ours`.
+    pub(crate) fn translating(&self, packet: &Packet, ours: &[&str]) -> Vec<Taken> {
+        self.taking(&["nat"], "postrouting", packet, ours)
+    }
+
+    fn taking(&self, kinds: &[&str], hook: &str, packet: &Packet, ours: &[&str]) -> Vec<Taken> {
+        let family = if packet.source.is_ipv4() { "ip" } else { "ip6" };
+        self.items("chain")
+            .filter(|chain| chain["hook"] == hook && kinds.iter().any(|kind| chain["type"] == *kind))
+            .filter(|chain| chain["family"] == family || chain["family"] == "inet")
+            .filter(|chain| !ours.iter().any(|table| chain["table"] == *table))
+            .filter_map(|chain| {
+                let (table, name) = (table(chain), chain["name"].as_str()?);
+                let at = match self.walk(&table, name, packet, 0) {
+                    Fate::Dropped(at) | Fate::Rewritten(at) => at,
+                    Fate::Goes if chain["policy"] == "drop" => name.to_owned(),
+                    Fate::Goes | Fate::Accepted | Fate::Unknown => return None,
+                };
+                let jumps = self.rules(&table, name).flat_map(expressions);
+                let jumps = jumps.filter_map(|expression| target(expression).map(str::to_owned)).collect();
+                Some(Taken { table, chain: name.to_owned(), at, jumps })
+            })
+            .collect()
+    }
+
+    /// The items of a kind: `chain`, `rule`.
+    pub fn items(&self, kind: &'static str) -> impl Iterator<Item = &Value> {
+        self.0.iter().filter_map(move |item| item.get(kind))
+    }
+
+    /// The rules of a chain, in order; `of` is the table as [`table`] writes it.
+    pub fn rules<'r>(&'r self, of: &'r str, chain: &'r str) -> impl Iterator<Item = &'r Value> {
+        self.items("rule").filter(move |rule| rule["chain"] == chain && table(rule) == of)
+    }
+
+    fn walk(&self, table: &str, chain: &str, packet: &Packet, depth: usize) -> Fate {
+        if depth > DEEPEST {
+            return Fate::Unknown;
+        }
+        let mut unknown = false;
+        for rule in self.rules(table, chain) {
+            let truth = expressions(rule).map(|expression| packet.meets(expression)).min().unwrap_or(Truth::Yes);
+            if truth == Truth::No {
+                continue;
+            }
+            for expression in expressions(rule) {
+                let fate = match target(expression) {
+                    Some(next) => self.walk(table, next, packet, depth + 1),
+                    None if expression.get("accept").is_some() => Fate::Accepted,
+                    None if drops(expression) => Fate::Dropped(chain.to_owned()),
+                    None if rewrites(expression) => Fate::Rewritten(chain.to_owned()),
+                    None if expression.get("return").is_some() && truth == Truth::Yes && !unknown => return Fate::Goes,
+                    None => Fate::Goes,
+                };
+                match (fate, truth) {
+                    (Fate::Goes, Truth::Yes) if expression.get("goto").is_some() => {
+                        return if unknown { Fate::Unknown } else { Fate::Goes };
+                    }
+                    (Fate::Goes, _) => {}
+                    (fate, Truth::Yes) if !unknown => return fate,
+                    // Either way it ends here, or ended before.
+                    (Fate::Accepted, Truth::Yes) => return Fate::Accepted,
+                    (Fate::Dropped(_) | Fate::Rewritten(_), Truth::Unknown) => {}
+                    _ => unknown = true,
+                }
+            }
+        }
+        if unknown { Fate::Unknown } else { Fate::Goes }
+    }
+}
+
+/// Family and name of an item's table.
+pub fn table(item: &Value) -> String {
+    format!("{} {}", item["family"].as_str().unwrap_or_default(), item["table"].as_str().unwrap_or_default())
+}
+
+/// The expressions of a rule, in order.
+pub fn expressions(rule: &Value) -> impl Iterator<Item = &Value> {
+    rule["expr"].as_array().into_iter().flatten()
+}
+
+/// Where a rule jumps or goes to, by a verdict of its own or one of a map's.
+fn targets(expression: &Value) -> Vec<&str> {
+    let direct = target(expression).into_iter();
+    let map = expression.pointer("/vmap/data/set").and_then(Value::as_array).into_iter().flatten();
+    direct.chain(map.filter_map(|pair| target(pair.get(1)?))).collect()
+}
+
+/// Where a rule jumps or goes to.
+pub(crate) fn target(expression: &Value) -> Option<&str> {
+    expression.get("jump").or_else(|| expression.get("goto"))?["target"].as_str()
+}
+
+fn drops(expression: &Value) -> bool {
+    let xt = expression.get("xt").is_some_and(|xt| xt["type"] == "target" && xt["name"] == "REJECT");
+    xt || expression.get("drop").is_some() || expression.get("reject").is_some()
+}
+
+fn rewrites(expression: &Value) -> bool {
+    let xt = expression.get("xt").filter(|xt| xt["type"] == "target");
+    let xt = xt.and_then(|xt| xt["name"].as_str());
+    xt.is_some_and(|name| matches!(name, "MASQUERADE" | "SNAT" | "NETMAP" | "DNAT" | "REDIRECT"))
+        || ["masquerade", "snat", "dnat", "redirect"].iter().any(|kind| expression.get(*kind).is_some())
+}
+
+impl Packet {
+    /// Whether it meets a rule's condition; what is no condition is met.
+    fn meets(&self, expression: &Value) -> Truth {
+        if let Some(xt) = expression.get("xt").filter(|xt| xt["type"] == "match") {
+            return match xt["name"].as_str() {
+                Some("comment") => Truth::Yes,
+                // nft does not show which states; hardly a firewall asks for new flows so but beside another condition.
+                Some("conntrack" | "state") => Truth::No,
+                _ => Truth::Unknown,
+            };
+        }
+        if expression.get("vmap").is_some() {
+            return Truth::Unknown;
+        }
+        let Some(condition) = expression.get("match") else { return Truth::Yes };
+        let equal = self.compare(&condition["left"], &condition["right"]);
+        match (condition["op"].as_str(), equal) {
+            (Some("==" | "in"), equal) => equal,
+            (Some("!="), Truth::Yes) => Truth::No,
+            (Some("!="), Truth::No) => Truth::Yes,
+            _ => Truth::Unknown,
+        }
+    }
+
+    fn compare(&self, left: &Value, right: &Value) -> Truth {
+        if left.pointer("/ct/key").is_some_and(|key| key == "state") {
+            return any(right, &|value| truth(value == if self.tracked { "new" } else { "untracked" }));
+        }
+        if left.pointer("/ct/key").is_some_and(|key| key == "status") {
+            // Nothing has been rewritten yet, and nothing answered.
+            return Truth::No;
+        }
+        if let Some(fib) = left.get("fib").filter(|fib| fib["result"] == "type") {
+            let of = |end: &str| fib["flags"].as_array().is_some_and(|flags| flags.len() == 1 && flags[0] == end);
+            let local = match (of("saddr"), of("daddr")) {
+                (true, _) => self.local[0],
+                (_, true) => self.local[1],
+                _ => return Truth::Unknown,
+            };
+            return any(right, &|value| truth(value == if local { "local" } else { "unicast" }));
+        }
+        let masked = left["&"].as_array().map(Vec::as_slice);
+        if let Some([meta, mask]) = masked
+            && meta.pointer("/meta/key").is_some_and(|key| key == "mark")
+        {
+            let Some(mask) = mask.as_u64() else { return Truth::Unknown };
+            return any(right, &|value| {
+                value.as_u64().map_or(Truth::Unknown, |v| truth(u64::from(self.mark) & mask == v))
+            });
+        }
+        if let Some(key) = left.pointer("/meta/key").and_then(Value::as_str) {
+            let interface = |own: &Option<String>| {
+                let Some(own) = own else { return Truth::Unknown };
+                any(right, &|value| match value.as_str() {
+                    Some(name) => truth(name.strip_suffix('*').map_or(name == own, |start| own.starts_with(start))),
+                    None => Truth::Unknown,
+                })
+            };
+            return match key {
+                "iif" | "iifname" => interface(&self.comes_by),
+                "oif" | "oifname" => interface(&self.leaves_by),
+                "mark" => {
+                    any(right, &|value| value.as_u64().map_or(Truth::Unknown, |v| truth(u64::from(self.mark) == v)))
+                }
+                "l4proto" => any(right, &|value| truth(value == self.protocol)),
+                "nfproto" => any(right, &|value| truth(value == if self.source.is_ipv4() { "ipv4" } else { "ipv6" })),
+                _ => Truth::Unknown,
+            };
+        }
+        let part = |name: &str| left.pointer(&format!("/payload/{name}")).and_then(Value::as_str);
+        let family = if self.source.is_ipv4() { "ip" } else { "ip6" };
+        match (part("protocol"), part("field")) {
+            (Some("ip" | "ip6"), Some("saddr" | "daddr" | "protocol" | "nexthdr"))
+                if part("protocol") != Some(family) =>
+            {
+                Truth::No
+            }
+            (Some("ip" | "ip6"), Some("saddr")) => any(right, &|value| holds(value, self.source)),
+            (Some("ip" | "ip6"), Some("daddr")) => any(right, &|value| holds(value, self.destination)),
+            (Some("ip" | "ip6"), Some("protocol" | "nexthdr")) => any(right, &|value| truth(value == self.protocol)),
+            (Some(of), Some(_)) if matches!(of, "tcp" | "udp" | "icmp" | "icmpv6" | "sctp") && of != self.protocol => {
+                Truth::No
+            }
+            (Some("udp" | "tcp" | "th"), Some("dport")) => match self.port {
+                Some(port) => any(right, &|value| truth(value.as_u64() == Some(port.into()) || in_range(value, port))),
+                None => Truth::Unknown,
+            },
+            _ => Truth::Unknown,
+        }
+    }
+}
+
+const fn truth(holds: bool) -> Truth {
+    if holds { Truth::Yes } else { Truth::No }
+}
+
+/// Whether one of the values of a set, a list or a value alone is met.
+fn any(right: &Value, met: &dyn Fn(&Value) -> Truth) -> Truth {
+    let named = right.as_str().is_some_and(|name| name.starts_with('@'));
+    let many = right.get("set").unwrap_or(right).as_array();
+    match many {
+        _ if named => Truth::Unknown,
+        Some(many) => many.iter().map(met).max().unwrap_or(Truth::No),
+        None => met(right),
+    }
+}
+
+fn in_range(value: &Value, port: u16) -> bool {
+    let ends = value["range"].as_array().map(|ends| ends.iter().map(Value::as_u64).collect::<Vec<_>>());
+    matches!(ends.as_deref(), Some([Some(from), Some(to)]) if (*from..=*to).contains(&port.into()))
+}
+
+fn holds(value: &Value, address: IpAddr) -> Truth {
+    let parse = |value: &Value| value.as_str().and_then(|text| text.parse::<IpAddr>().ok());
+    if let Some(prefix) = value.get("prefix") {
+        let length = prefix["len"].as_u64().and_then(|length| u8::try_from(length).ok());
+        let net = parse(&prefix["addr"]).zip(length).and_then(|(addr, length)| IpNet::new(addr, length).ok());
+        return net.map_or(Truth::Unknown, |net| truth(net.contains(&address)));
+    }
+    if let Some([from, to]) = value["range"].as_array().map(Vec::as_slice) {
+        return match (parse(from), parse(to)) {
+            (Some(from), Some(to)) => truth((from..=to).contains(&address)),
+            _ => Truth::Unknown,
+        };
+    }
+    parse(value).map_or(Truth::Unknown, |one| truth(one == address))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn packet() -> Packet {
+        Packet {
+            source: "198.51.100.7".parse().unwrap(),
+            destination: "192.0.2.1".parse().unwrap(),
+            protocol: "udp",
+            port: Some(51820),
+            comes_by: Some("eth0".to_owned()),
+            leaves_by: None,
+            local: [false, true],
+            mark: 0,
+            tracked: true,
+        }
+    }
+
+    /// What `nft` itself lists of a table with these rules, in a namespace of its own.
+    fn listed(rules: &str) -> Rules {
+        let script = format!("nft -f - <<'.' && nft -j list ruleset\n{rules}\n.");
+        let output = Command::new("unshare").args(["-n", "sh", "-c", &script]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let listing: Value = serde_json::from_slice(&output.stdout).unwrap();
+        Rules::new(listing["nftables"].as_array().unwrap().clone())
+    }
+
+    fn input(rules: &str) -> Vec<String> {
+        let ruleset = listed(&format!(
+            "table inet t {{\nchain sub {{ }}\nchain in {{ type filter hook input priority 0; {rules}\n}}\n}}"
+        ));
+        ruleset.dropping("input", &packet(), &[]).into_iter().map(|dropped| dropped.at).collect()
+    }
+
+    #[test]
+    fn a_new_flow_is_followed_through_the_rules() {
+        let dropped = ["in"].map(str::to_owned).to_vec();
+        for rules in [
+            "policy drop;",
+            "policy drop; ct state established,related accept; tcp dport 22 accept;",
+            "udp dport 51820 drop;",
+            "iifname \"eth0\" ip saddr 198.51.100.0/24 reject;",
+            "iifname \"eth*\" udp dport { 53, 50000-52000 } counter log prefix \"no \" drop;",
+            "iifname != \"lo\" drop;",
+            "meta l4proto { tcp, udp } drop;",
+            "jump sub; drop;",
+            "ip6 saddr ::/0 accept; drop;",
+            "policy drop; meta mark 7 accept;",
+            "policy drop; ct status dnat accept; fib daddr type broadcast accept;",
+        ] {
+            assert_eq!(input(rules), dropped, "{rules}");
+        }
+        for rules in [
+            "",
+            "policy drop; udp dport 51820-51821 accept;",
+            "policy drop; ip saddr 198.51.100.0/24 accept;",
+            "iifname \"eth1\" drop;",
+            "ct state invalid drop;",
+            "udp dport 51820 accept; drop;",
+            "tcp dport 51820 drop;",
+            // It cannot be read: nothing is claimed.
+            "policy drop; ct mark 7 accept;",
+            "policy drop; meta mark 0 accept;",
+            "policy drop; meta mark and 0x4000 == 0 accept;",
+            "policy drop; fib daddr type local accept;",
+        ] {
+            assert_eq!(input(rules), Vec::<String>::new(), "{rules}");
+        }
+    }
+
+    #[test]
+    fn chains_that_are_jumped_to_count_and_the_other_family_does_not() {
+        let ruleset = listed(
+            "table ip t {
+                 chain deep { udp dport 51820 drop; }
+                 chain ok { return; }
+                 chain in { type filter hook input priority 0; jump ok; jump deep; accept; }
+             }
+             table ip6 u {
+                 chain in { type filter hook input priority 0; policy drop; }
+             }
+             table inet ours {
+                 chain in { type filter hook input priority 0; policy drop; }
+             }",
+        );
+        let dropped = ruleset.dropping("input", &packet(), &["ours"]);
+        assert_eq!(dropped.len(), 1, "{dropped:?}");
+        assert_eq!((dropped[0].table.as_str(), dropped[0].at.as_str()), ("ip t", "deep"));
+        assert_eq!(dropped[0].jumps, ["ok", "deep"]);
+    }
+}

@@ -1,0 +1,100 @@
+//! What the kernel holds of ours, read before a plan is made.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::foreign::ForeignChain;
+use super::nft::{ObservedTable, Rules};
+use super::sysctl::Sysctls;
+
+/// The state that one pass compares with [`Desired`](mesh::kernel_state::Desired).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    /// The TUN device, if there is one.
+    pub tun: Option<ObservedTun>,
+    /// Its addresses.
+    pub addresses: BTreeSet<IpNet>,
+    /// All interfaces: name to index. Names that we would never print into a rule are left out.
+    pub links: BTreeMap<String, u32>,
+    /// Routes with our protocol number, in any table.
+    pub routes: Vec<KernelRoute>,
+    /// Rules with our protocol number.
+    pub rules: Vec<KernelRule>,
+    /// Our nftables table.
+    pub table: Option<ObservedTable>,
+    /// Other tables' chains at the forward hook that would drop mesh packets, or that hold a tagged rule of ours.
+    pub foreign: Vec<ForeignChain>,
+    /// Other tables' rules that the mesh's own packets meet.
+    pub met: Arc<Rules>,
+    /// Kernel settings that matter here.
+    pub sysctls: Sysctls,
+}
+
+/// The TUN device as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedTun {
+    /// Its interface index.
+    pub index: u32,
+    /// In bytes.
+    pub mtu: u32,
+    /// In packets.
+    pub txqueuelen: u32,
+    /// Administratively up.
+    pub up: bool,
+}
+
+/// A route, reduced to what we set.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KernelRoute {
+    /// The destination.
+    pub dst: IpNet,
+    /// The table's number.
+    pub table: u32,
+    /// Its metric, which with destination and table makes its identity.
+    pub metric: u32,
+    /// Where it leads.
+    pub target: Target,
+    /// Its MTU, if it has one.
+    pub mtu: Option<u32>,
+    /// Its preferred source.
+    pub src: Option<IpAddr>,
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// To an interface, by a gateway or none.
+    Device {
+        /// The next hop.
+        gateway: Option<IpAddr>,
+        /// The interface's index.
+        index: u32,
+    },
+    /// Nowhere.
+    Unreachable,
+    /// Something that we never make, several next hops for example.
+    Other,
+}
+
+/// A rule that sends marked packets to a table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KernelRule {
+    /// `true` for IPv4.
+    pub ipv4: bool,
+    /// Its place: lower is asked earlier, main is at 32766.
+    pub priority: u32,
+    /// The mark, compared in full; `None` for a rule with our protocol number that we would not make.
+    pub mark: Option<u32>,
+    /// The table's number.
+    pub table: u32,
+}
+
+impl KernelRoute {
+    /// What the kernel tells routes apart by.
+    pub fn key(&self) -> (IpNet, u32, u32) {
+        (self.dst, self.table, self.metric)
+    }
+}

@@ -1,0 +1,423 @@
+//! One pass: read, compare, apply.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{MutexGuard, PoisonError},
+};
+
+use mesh::{
+    interface::InterfaceName,
+    kernel_state::{Desired, Floor},
+};
+use netfilter::{NftMonitor, TableChanges};
+use thiserror::Error;
+use tracing::{debug, info, warn};
+
+use super::{
+    Kernel,
+    change::Change,
+    failure::{Failure, Problem},
+    firewall,
+    foreign::{self, Foreign, ForeignDrop, Met},
+    netlink::{self, NetlinkError, Rtnetlink},
+    nft::{Counter, ObservedTable, Ruleset as _, RulesetError, Transaction},
+    observed::Observed,
+    plan::{self, differing, plan, routes_after},
+    policy_table, sysctl,
+};
+
+/// What one pass did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// What was changed, in order. Empty: all was as it should be.
+    pub changes: Vec<Change>,
+    /// What stays undone.
+    pub failures: Vec<Failure>,
+    /// Foreign chains that drop forwarded mesh packets.
+    pub foreign_drops: Vec<ForeignDrop>,
+    /// The underlay's interface, where its own setting keeps the kernel from forwarding IPv4 packets that arrive on it.
+    pub not_forwarding: Option<InterfaceName>,
+    /// Foreign chains that give pods' packets another source, or drop probes.
+    pub met: Vec<Met>,
+    /// What the last three are of.
+    pub others: SeenOthers,
+}
+
+/// What a pass saw of other programs' rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SeenOthers {
+    /// They have not changed since they were read.
+    #[default]
+    Unchanged,
+    /// They were read, or failed to be.
+    Read,
+    /// They may have changed, and were not to be read: what was read last counts.
+    Kept,
+}
+
+/// Whether a pass may read other programs' nftables rules, if they have changed. Listing them takes as long as all
+/// rulesets of the machine are large, and they may change all the time: the caller sets the pace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// They are read.
+    Read,
+    /// What was read last is taken for what is so.
+    Keep,
+}
+
+/// Why a pass could not even read the state. Nothing was changed.
+#[derive(Debug, Error)]
+pub enum ReconcileError {
+    /// Reading links, addresses, routes or rules failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// What nftables holds besides policies, while nothing else is heard: our table, and of the others what was read last.
+#[derive(Debug)]
+pub(super) struct KnownRuleset {
+    monitor: NftMonitor,
+    table: Option<ObservedTable>,
+}
+
+/// What the kernel holds after a pass that left nothing undone, but for routes and our table: they are as desired.
+#[derive(Debug)]
+pub(super) struct Settled {
+    desired: Desired,
+    observed: Observed,
+    foreign_drops: Vec<ForeignDrop>,
+    not_forwarding: Option<InterfaceName>,
+    met: Vec<Met>,
+}
+
+/// How well a pass knows what nftables holds.
+#[derive(Debug)]
+enum ReadRuleset {
+    /// Our own table could not be read.
+    Unreadable,
+    /// It was read, but others may have changed it meanwhile.
+    Sometime,
+    /// All of it is so unless this hears of something.
+    While(NftMonitor),
+}
+
+impl ReadRuleset {
+    fn is_known(&self) -> bool {
+        !matches!(self, Self::Unreadable)
+    }
+}
+
+impl Kernel {
+    /// Makes the kernel's state what `desired` says. A step that fails does not keep the others from being done, except
+    /// that what lets packets pass waits for the firewall.
+    ///
+    /// # Errors
+    /// [`ReconcileError`], when the state could not be read.
+    pub async fn reconcile(&self, desired: &Desired, others: Others) -> Result<Report, ReconcileError> {
+        *self.settled() = None;
+        let netlink = Rtnetlink::open_known(&self.ports)?;
+        let mut report = Report::default();
+        let (observed, ruleset) = self.observe(&netlink, desired, others, &mut report).await?;
+        let plan = plan(&self.options, desired, &observed);
+        report.failures.extend(plan.failures);
+        let firewall_changes = plan.changes.iter().filter(|change| change.is_firewall()).count();
+        let known = ruleset.is_known();
+        self.apply(&netlink, plan.changes, known, &mut report).await;
+        self.remember(desired, &observed, ruleset, firewall_changes, &report);
+        report.foreign_drops = self.foreign_drops(desired, &observed, &report).await;
+        report.met = foreign::met(&self.options, desired, &observed.met);
+        report.not_forwarding = sysctl::not_forwarding(desired, &observed.sysctls);
+        self.tell(&report);
+        // What changed besides routes and our table must be seen once to be known.
+        if known && report.changes.iter().all(is_followed) {
+            self.keep(desired, observed, &report);
+        }
+        Ok(report)
+    }
+
+    /// Adds the fallback routes of `floor` that are missing, removes those of outside peers' prefixes that hold a
+    /// `protected` address, and changes nothing else: the first step of a pass, for when no more is known yet than what must not be reached in
+    /// the clear.
+    ///
+    /// # Errors
+    /// [`ReconcileError`], when the routes could not be read.
+    pub async fn lay_floor(&self, floor: &Floor, protected: &[IpAddr]) -> Result<Report, ReconcileError> {
+        *self.settled() = None;
+        let netlink = Rtnetlink::open_known(&self.ports)?;
+        let routes = netlink.routes(self.options.route_protocol).await?;
+        let mut report = Report::default();
+        // Of these steps none lets a packet pass, so none waits for the firewall.
+        self.apply(&netlink, plan::floor(floor, protected, &routes), true, &mut report).await;
+        self.tell(&report);
+        Ok(report)
+    }
+
+    /// Makes of the kernel's state what differs between `desired` and what it was made last, without reading it: to be
+    /// called when nothing was heard of other changes since. It ends in a whole pass where more than routes and our
+    /// nftables table would have to change, or where the last pass left something undone.
+    ///
+    /// # Errors
+    /// [`ReconcileError`], when the state had to be read and could not be.
+    pub async fn follow(&self, desired: &Desired, others: Others) -> Result<Report, ReconcileError> {
+        let Some(Settled { desired: last, mut observed, foreign_drops, not_forwarding, met }) = self.settled().take()
+        else {
+            return self.reconcile(desired, others).await;
+        };
+        let (before, after) = differing(&last, desired);
+        observed.routes = routes_after(&self.options, &before, &observed);
+        observed.table = Some(firewall::render(&self.options, &before).as_observed());
+        let plan = plan(&self.options, &after, &observed);
+        if !plan.failures.is_empty() || !plan.changes.iter().all(is_followed) {
+            return self.reconcile(desired, others).await;
+        }
+        let mut report = Report { foreign_drops, not_forwarding, met, ..Report::default() };
+        if !plan.changes.is_empty() {
+            let firewall_changes = plan.changes.iter().filter(|change| change.is_firewall()).count();
+            let known = if firewall_changes > 0 { self.remembered() } else { None };
+            let netlink = Rtnetlink::open_known(&self.ports)?;
+            self.apply(&netlink, plan.changes, true, &mut report).await;
+            if let Some(known) = known {
+                self.remember(desired, &observed, ReadRuleset::While(known.monitor), firewall_changes, &report);
+            }
+        }
+        self.tell(&report);
+        self.keep(desired, observed, &report);
+        Ok(report)
+    }
+
+    /// Keeps what a pass has left, if it left nothing undone.
+    fn keep(&self, desired: &Desired, observed: Observed, report: &Report) {
+        if report.failures.is_empty() {
+            let observed = Observed { routes: Vec::new(), table: None, ..observed };
+            let (desired, foreign_drops) = (desired.clone(), report.foreign_drops.clone());
+            let (not_forwarding, met) = (report.not_forwarding.clone(), report.met.clone());
+            *self.settled() = Some(Settled { desired, observed, foreign_drops, not_forwarding, met });
+        }
+    }
+
+    fn settled(&self) -> MutexGuard<'_, Option<Settled>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs what was changed, failures that the pass before did not have, and the end of those that it had.
+    fn tell(&self, report: &Report) {
+        for change in &report.changes {
+            info!(%change, "kernel changed");
+        }
+        let failures = &report.failures;
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for failure in failures.iter().filter(|f| !told.contains(f)) {
+            warn!(what = %failure.what, problem = %failure.problem, remedy = failure.remedy(), "kernel state not as desired");
+        }
+        for failure in told.iter().filter(|f| !failures.contains(f)) {
+            info!(what = %failure.what, "kernel state as desired again, or no longer wanted");
+        }
+        told.clone_from(failures);
+    }
+
+    /// What each drop rule has counted, by counter: `source4`, `source6` (a mesh source from where it does not belong)
+    /// and `guard4`, `guard6` (a mesh destination that would have left in the clear). Empty without a table.
+    ///
+    /// # Errors
+    /// [`RulesetError`].
+    pub async fn drops(&self) -> Result<BTreeMap<String, Counter>, RulesetError> {
+        // To list counters alone, nft reads every element of every table of the machine.
+        let table = self.nft.table(&self.options.table_name).await?;
+        Ok(table.map(|table| table.counters).unwrap_or_default())
+    }
+
+    /// Keeps what nftables holds after a pass, if that is certain: it was `observed`, all of the `planned` changes were
+    /// made, and nobody has committed anything else since. Policies come and go with every pod, in tables of their own
+    /// that no pass looks at.
+    fn remember(&self, desired: &Desired, observed: &Observed, read: ReadRuleset, planned: usize, report: &Report) {
+        let made = report.changes.iter().filter(|change| change.is_firewall()).count();
+        let foreign = report.changes.iter().any(|change| matches!(change, Change::Foreign(_)));
+        let known = match read {
+            ReadRuleset::While(mut monitor) if made == planned && !foreign => {
+                let ours = if made == 0 { TableChanges::None } else { TableChanges::Transactions(made) };
+                monitor.changes().is_ok_and(|changes| changes == ours).then(|| KnownRuleset {
+                    monitor,
+                    table: match made {
+                        0 => observed.table.clone(),
+                        _ => Some(firewall::render(&self.options, desired).as_observed()),
+                    },
+                })
+            }
+            _ => None,
+        };
+        *self.ruleset.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        if foreign {
+            *self.others_rules() = None;
+        }
+    }
+
+    /// Why other programs' rules could not be read, the last time.
+    fn others_failure(&self) -> MutexGuard<'_, Option<Failure>> {
+        self.others_failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Other programs' rules as they were read last; `None`: never, or they are not so any more by our own doing.
+    fn others_rules(&self) -> MutexGuard<'_, Option<Foreign>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What nftables holds, as of the last pass, if nobody has committed anything but policies since.
+    fn remembered(&self) -> Option<KnownRuleset> {
+        let mut known = self.ruleset.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        (known.monitor.changes().ok()? == TableChanges::None).then_some(known)
+    }
+
+    /// Reads everything that a plan compares. What of nftables or of earlier settings cannot be read is a failure.
+    async fn observe(
+        &self,
+        netlink: &Rtnetlink,
+        desired: &Desired,
+        others: Others,
+        report: &mut Report,
+    ) -> Result<(Observed, ReadRuleset), ReconcileError> {
+        let options = &self.options;
+        let mut observed = Observed::default();
+        let links = netlink.links().await?;
+        observed.tun = netlink::tun_among(&links, &options.tun);
+        observed.links =
+            links.iter().filter(|l| InterfaceName::new(&l.name).is_ok()).map(|l| (l.name.clone(), l.index)).collect();
+        if let Some(tun) = &observed.tun {
+            observed.addresses = netlink.addresses(Some(tun.index)).await?.into_iter().map(|a| a.address).collect();
+        }
+        observed.routes = netlink.routes(options.route_protocol).await?;
+        observed.rules = netlink.rules(options.route_protocol).await?;
+        let advertised = netlink::advertised(netlink, &observed.links).await?;
+        observed.sysctls = sysctl::observe(options, desired, &links, advertised, &mut report.failures);
+        let read = self.observe_ruleset(&mut observed, others, report).await;
+        Ok((observed, read))
+    }
+
+    /// Listing a ruleset takes a process: it is done only when there is something new to see.
+    async fn observe_ruleset(&self, observed: &mut Observed, others: Others, report: &mut Report) -> ReadRuleset {
+        let known = self.remembered();
+        let last = self.others_rules().clone();
+        if let (Some(known), Some(last)) = (known, &last) {
+            observed.table = known.table;
+            Foreign { chains: observed.foreign, met: observed.met } = last.clone();
+            return ReadRuleset::While(known.monitor);
+        }
+        let monitor = NftMonitor::open_others(&policy_table(&self.options.table_name), &self.options.table_name).ok();
+        match self.nft.table(&self.options.table_name).await {
+            Ok(table) => observed.table = table,
+            Err(e) => {
+                report.failures.push(firewall_failure(self.table(), &e));
+                return ReadRuleset::Unreadable;
+            }
+        }
+        if others == Others::Keep {
+            Foreign { chains: observed.foreign, met: observed.met } = last.unwrap_or_default();
+            report.others = SeenOthers::Kept;
+            report.failures.extend(self.others_failure().clone());
+            return ReadRuleset::Sometime;
+        }
+        report.others = SeenOthers::Read;
+        let read = foreign::observe(&self.options, &self.nft).await;
+        let failure = read.as_ref().err().map(|e| firewall_failure("other nftables tables".to_owned(), e));
+        self.others_failure().clone_from(&failure);
+        report.failures.extend(failure);
+        let Ok(foreign) = read else {
+            Foreign { chains: observed.foreign, met: observed.met } = last.unwrap_or_default();
+            return ReadRuleset::Sometime;
+        };
+        *self.others_rules() = Some(foreign.clone());
+        Foreign { chains: observed.foreign, met: observed.met } = foreign;
+        match monitor.map(|mut monitor| (monitor.changes(), monitor)) {
+            Some((Ok(TableChanges::None), monitor)) => ReadRuleset::While(monitor),
+            _ => ReadRuleset::Sometime,
+        }
+    }
+
+    async fn apply(&self, netlink: &Rtnetlink, changes: Vec<Change>, firewall_known: bool, report: &mut Report) {
+        let mut firewall = firewall_known;
+        let mut held = 0usize;
+        let mut untried = 0usize;
+        for change in changes {
+            if change.is_firewall() && !firewall_known {
+                continue;
+            }
+            if !firewall && change.needs_firewall() {
+                held += 1;
+                continue;
+            }
+            if netlink.has_ended() && is_netlink(&change) {
+                untried += 1;
+                continue;
+            }
+            debug!(%change, "applying");
+            match self.apply_one(netlink, &change).await {
+                Ok(()) => report.changes.push(change),
+                Err(problem) => {
+                    firewall &= !matches!(change, Change::FirewallBefore(_));
+                    report.failures.push(Failure::new(change.to_string(), problem));
+                }
+            }
+        }
+        if held > 0 {
+            report.failures.push(Failure::new(format!("{held} steps that let packets pass"), Problem::NoFirewall));
+        }
+        if untried > 0 {
+            report.failures.push(Failure::new(
+                format!("{untried} steps"),
+                Problem::Netlink { message: "the connection ended before them".to_owned() },
+            ));
+        }
+    }
+
+    async fn apply_one(&self, netlink: &Rtnetlink, change: &Change) -> Result<(), Problem> {
+        let protocol = self.options.route_protocol;
+        match change {
+            Change::FirewallBefore(t) | Change::FirewallAfter(t) => self.apply_ruleset(t).await,
+            Change::Foreign(edit) => self.apply_ruleset(&edit.transaction).await,
+            Change::Mtu { index, mtu } => netlink.set_mtu(*index, *mtu).await,
+            Change::TxQueueLen { index, packets } => netlink.set_txqueuelen(*index, *packets).await,
+            Change::Up { index, up } => netlink.set_up(*index, *up).await,
+            Change::AddressAdd { index, address } => netlink.add_address(*index, *address).await,
+            Change::AddressRemove { index, address } => netlink.remove_address(*index, *address).await,
+            Change::RouteAdd(route) => netlink.set_route(route, protocol, false).await,
+            Change::RouteReplace(route) => netlink.set_route(route, protocol, true).await,
+            Change::RouteRemove(route) => netlink.remove_route(route, protocol).await,
+            Change::RuleAdd(rule) => netlink.add_rule(rule, protocol).await,
+            Change::RuleRemove(rule) => netlink.remove_rule(rule, protocol).await,
+            Change::Sysctl(setting) => sysctl::apply(&self.options.state_dir, setting),
+        }
+    }
+
+    async fn apply_ruleset(&self, transaction: &Transaction) -> Result<(), Problem> {
+        self.nft.apply(transaction).await.map_err(|e| Problem::Firewall { remedy: e.remedy(), message: e.to_string() })
+    }
+
+    async fn foreign_drops(&self, desired: &Desired, observed: &Observed, report: &Report) -> Vec<ForeignDrop> {
+        let answered = |drop: &ForeignDrop| {
+            report.changes.iter().any(|change| {
+                matches!(change, Change::Foreign(e) if e.accept && e.family == drop.family && e.table == drop.table)
+            })
+        };
+        let mut drops = foreign::unanswered(desired, &observed.foreign);
+        drops.retain(|drop| !answered(drop));
+        drops.extend(foreign::legacy(desired).await);
+        drops
+    }
+
+    fn table(&self) -> String {
+        format!("nftables table inet {}", self.options.table_name)
+    }
+}
+
+fn firewall_failure(what: String, error: &RulesetError) -> Failure {
+    Failure::new(what, Problem::Firewall { message: error.to_string(), remedy: error.remedy() })
+}
+
+/// Whether a pass that does not read the kernel's state may make this change.
+fn is_followed(change: &Change) -> bool {
+    change.is_firewall() || matches!(change, Change::RouteAdd(_) | Change::RouteReplace(_) | Change::RouteRemove(_))
+}
+
+fn is_netlink(change: &Change) -> bool {
+    !change.is_firewall() && !matches!(change, Change::Foreign(_) | Change::Sysctl(_))
+}

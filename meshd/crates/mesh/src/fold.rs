@@ -1,0 +1,459 @@
+//! What a set of records comes to: who of them holds what they claim.
+//!
+//! The set must be closed: no record outside of it claims what one inside claims, and no subnet outside names a node
+//! inside. Then the result is that part of the whole picture, whatever the other records are.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use etcd_schema::{
+    NetworkConfig, NodeId, NodeRecord, OutsidePeer, PeerName, PublicKey, Removed, SubnetKey, SubnetLease,
+    node_conflicts, peer_conflicts,
+};
+use ipnet::IpNet;
+
+use crate::{
+    address::prefixes,
+    claims::{Claims, Precedence, SiteAddresses},
+    problem::Problem,
+    records::{Record, View},
+    snapshot::{Member, Outside, OwnRecord, Owner, networks},
+};
+
+/// A record, by its key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum RecordId {
+    /// `subnets/…`
+    Subnet(SubnetKey),
+    /// `nodes/ID`
+    Node(NodeId),
+    /// `removed/ID`
+    Removed(NodeId),
+    /// `peers/NAME`
+    Peer(PeerName),
+}
+
+/// Records of one view, each kind in the order of its keys.
+#[derive(Default)]
+pub(crate) struct Selected<'a> {
+    pub(crate) removed: Vec<(&'a NodeId, &'a Record<Removed>)>,
+    pub(crate) nodes: Vec<(&'a NodeId, &'a Record<NodeRecord>)>,
+    pub(crate) subnets: Vec<(&'a SubnetKey, &'a Record<SubnetLease>)>,
+    pub(crate) peers: Vec<(&'a PeerName, &'a Record<OutsidePeer>)>,
+}
+
+impl<'a> Selected<'a> {
+    /// Adds the record `id` of `view`, if it has it.
+    pub(crate) fn add(&mut self, view: &'a View, id: &'a RecordId) {
+        match id {
+            RecordId::Removed(id) => self.removed.extend(view.removed.get(id).map(|record| (id, record))),
+            RecordId::Node(id) => self.nodes.extend(view.nodes.get(id).map(|record| (id, record))),
+            RecordId::Subnet(key) => self.subnets.extend(view.subnets.get(key).map(|record| (key, record))),
+            RecordId::Peer(name) => self.peers.extend(view.peers.get(name).map(|record| (name, record))),
+        }
+    }
+}
+
+/// Where nodes that hold say they are.
+#[derive(Debug, Default)]
+pub(crate) struct Endpoints(BTreeMap<IpAddr, Vec<NodeId>>);
+
+impl Endpoints {
+    fn add(&mut self, id: &NodeId, node: &NodeRecord) {
+        for endpoint in &node.endpoints {
+            let ids = self.0.entry(endpoint.ip()).or_default();
+            if !ids.contains(id) {
+                ids.push(id.clone());
+            }
+        }
+    }
+
+    /// Takes a node out, which may not have been in.
+    pub(crate) fn remove(&mut self, id: &NodeId, node: &NodeRecord) {
+        for endpoint in &node.endpoints {
+            if let Some(ids) = self.0.get_mut(&endpoint.ip()) {
+                ids.retain(|held| held != id);
+                if ids.is_empty() {
+                    self.0.remove(&endpoint.ip());
+                }
+            }
+        }
+    }
+
+    /// An endpoint that lies in one of `nets`: that of the first such node.
+    fn covered<'a>(&'a self, nets: &[IpNet], view: &'a View) -> Option<(IpNet, SocketAddr, &'a NodeId)> {
+        let within = |net: &IpNet| self.0.range(net.network()..=net.broadcast()).flat_map(|(_, ids)| ids);
+        let first = nets.iter().flat_map(within).min()?;
+        view.nodes.get(first)?.value.endpoints.iter().find_map(|endpoint| {
+            let net = nets.iter().find(|net| net.contains(&endpoint.ip()))?;
+            Some((*net, *endpoint, first))
+        })
+    }
+}
+
+/// What the records of a closed set hold.
+#[derive(Default)]
+pub(crate) struct Folded {
+    /// Of the node itself, if its record is among the selected ones.
+    pub(crate) own_record: OwnRecord,
+    pub(crate) own_subnets: Vec<SubnetKey>,
+    pub(crate) members: BTreeMap<Owner, Member>,
+    pub(crate) outside: BTreeMap<PeerName, Outside>,
+    /// What does not hold, and why.
+    pub(crate) problems: BTreeMap<RecordId, Vec<Problem>>,
+}
+
+/// Folds the `selected` records of `view` into what they hold for the node `me`. `endpoints` has those of all nodes that
+/// hold and are not selected, and gets those of the selected ones.
+pub(crate) fn fold(view: &View, me: &NodeId, selected: Selected<'_>, endpoints: &mut Endpoints) -> Folded {
+    let network = view.config.as_ref().map(|config| config.value.as_ref());
+    let mut builder = Builder { view, me, network, endpoints, claims: Claims::default(), out: Folded::default() };
+    let nodes = builder.nodes(selected.removed, selected.nodes);
+    builder.subnets(selected.subnets, &nodes);
+    builder.outside_peers(selected.peers);
+    builder.out
+}
+
+/// Work in progress: claims are put in order of precedence, kind by kind.
+struct Builder<'a> {
+    view: &'a View,
+    me: &'a NodeId,
+    network: Option<&'a NetworkConfig>,
+    endpoints: &'a mut Endpoints,
+    claims: Claims,
+    out: Folded,
+}
+
+/// A node that holds.
+struct HoldingNode<'a> {
+    /// Its name, with its id where the name is an older node's.
+    name: String,
+    node: &'a NodeRecord,
+    /// The interface addresses that it holds at its site.
+    addresses: Vec<IpNet>,
+}
+
+impl Builder<'_> {
+    /// Node records that hold: not removed, sole holder of their keys.
+    fn nodes<'r>(
+        &mut self,
+        removed: Vec<(&NodeId, &Record<Removed>)>,
+        nodes: Vec<(&'r NodeId, &'r Record<NodeRecord>)>,
+    ) -> BTreeMap<&'r NodeId, HoldingNode<'r>> {
+        // Removed keys are held by nobody who could speak with them.
+        for (id, removed) in removed {
+            for key in &removed.value.public_keys {
+                self.claims.grant_key(*key, &format!("removed/{id}"));
+            }
+        }
+        let mut addresses = SiteAddresses::default();
+        let mut holding = BTreeMap::new();
+        for (id, record) in in_precedence(nodes) {
+            let who = format!("nodes/{id}");
+            let of = || RecordId::Node(id.clone());
+            if self.view.removed.contains_key(id) {
+                self.problem(
+                    of(),
+                    "node_removed",
+                    format!("{who} is refused: removed/{id} stands"),
+                    format!("delete removed/{id} if the node may come back"),
+                );
+                continue;
+            }
+            let node = record.value.as_ref();
+            let conflicts = self.network.map(|network| node_conflicts(node, network));
+            if let Some(Err(violations)) = conflicts {
+                self.problem(
+                    of(),
+                    "inside_network",
+                    format!("{who} does not hold: {violations}"),
+                    "start the node with an underlay, --public-ip or --endpoint outside of the mesh's networks",
+                );
+                continue;
+            }
+            let keys = node_keys(node);
+            if let Some((key, holder)) =
+                keys.iter().find_map(|key| Some((key, self.claims.holder_of_key(key)?.to_owned())))
+            {
+                self.problem(
+                    of(),
+                    "key_conflict",
+                    format!("{who} does not hold: its public key {key} is held by {holder}"),
+                    "give the node a key of its own: move its key file away and restart it",
+                );
+                continue;
+            }
+            // A name identifies nobody: it is the older one's, and the other one is told apart by its id.
+            let mut name = node.name.to_string();
+            if let Err(older) = self.claims.claim_name(&node.name, id) {
+                let shown = format!("{name} ({id})");
+                self.problem(
+                    of(),
+                    "name_conflict",
+                    format!(
+                        "{who} has the name of nodes/{older}: it is shown as `{shown}`, and `{name}` means {older}"
+                    ),
+                    format!(
+                        "meshctl node remove {older} # if {id} replaces that machine; otherwise start one of the two \
+                         with another --node"
+                    ),
+                );
+                name = shown;
+            }
+            for key in keys {
+                self.claims.grant_key(key, &who);
+            }
+            let mut held_addresses = Vec::new();
+            for address in &node.addresses {
+                let Some(site) = &node.site else { break };
+                if addresses.claim(site.as_str(), address.addr(), &who) {
+                    held_addresses.push(*address);
+                } else {
+                    self.problem(
+                        of(),
+                        "address_conflict",
+                        format!("{who} is not direct by {address}: another node of site {site} holds that address"),
+                        "give the two machines different addresses, or name different sites",
+                    );
+                }
+            }
+            self.endpoints.add(id, node);
+            holding.insert(id, HoldingNode { name, node, addresses: held_addresses });
+        }
+        let own = RecordId::Node(self.me.clone());
+        self.out.own_record = match holding.get(self.me) {
+            Some(own) => OwnRecord::Holds { name: own.name.clone() },
+            None => match self.out.problems.get(&own).and_then(|problems| problems.first()) {
+                Some(problem) => OwnRecord::Refused { cause: problem.cause.clone() },
+                None => OwnRecord::Missing,
+            },
+        };
+        holding
+    }
+
+    fn subnets(
+        &mut self,
+        subnets: Vec<(&SubnetKey, &Record<SubnetLease>)>,
+        nodes: &BTreeMap<&NodeId, HoldingNode<'_>>,
+    ) {
+        if self.network.is_none() {
+            // Nothing can be said of a subnet without a network; that there is none is said elsewhere.
+            return;
+        }
+        for (subnet, record) in in_precedence(subnets) {
+            let who = format!("subnets/{subnet}");
+            let of = || RecordId::Subnet(*subnet);
+            if let Some(reason) = self.outside_of_network(subnet) {
+                self.problem(
+                    of(),
+                    "subnet_outside_network",
+                    format!("{who} does not hold: {reason}"),
+                    "delete the key",
+                );
+                continue;
+            }
+            let conflict = prefixes(subnet)
+                .find_map(|net| self.claims.holder_of_prefix(&net).map(|(held, holder)| (held, holder.to_owned())));
+            if let Some((held, holder)) = conflict {
+                self.problem(
+                    of(),
+                    "prefix_conflict",
+                    format!("{who} does not hold: {holder} holds {held}"),
+                    format!("delete {who}; its node then draws another subnet"),
+                );
+                continue;
+            }
+            for net in prefixes(subnet) {
+                self.claims.grant_prefix(&net, &who);
+            }
+            self.grant_subnet(subnet, &record.value, nodes);
+        }
+    }
+
+    /// Gives a subnet that holds to its owner.
+    fn grant_subnet(&mut self, subnet: &SubnetKey, lease: &SubnetLease, nodes: &BTreeMap<&NodeId, HoldingNode<'_>>) {
+        match &lease.node {
+            Some(id) if self.view.removed.contains_key(id) => {}
+            Some(id) if id == self.me => self.out.own_subnets.push(*subnet),
+            Some(id) => {
+                let owner = Owner::Node(id.clone());
+                let member = self.out.members.entry(owner).or_insert_with(|| match nodes.get(id) {
+                    Some(node) => member_of_node(node),
+                    None => unusable(id.to_string(), format!("nodes/{id} is missing or does not hold")),
+                });
+                member.subnets.push(*subnet);
+            }
+            None => {
+                let mut member = self.member_of_lease(subnet, lease);
+                member.subnets.push(*subnet);
+                self.out.members.insert(Owner::Lease(*subnet), member);
+            }
+        }
+    }
+
+    /// A lease without `Node`: keys and endpoint come from flannel's BackendData.
+    fn member_of_lease(&mut self, subnet: &SubnetKey, lease: &SubnetLease) -> Member {
+        let name = format!("subnets/{subnet}");
+        if lease.backend_type.as_deref() != Some("wireguard") {
+            let backend = lease.backend_type.as_deref().unwrap_or("none");
+            return unusable(name, format!("its BackendType is {backend}, not wireguard, and it names no Node"));
+        }
+        let (v4, v6) = (lease.wireguard_v4(), lease.wireguard_v6());
+        let Some(data) = v4.or(v6) else {
+            return unusable(name, "its BackendData holds no WireGuard key and it names no Node".to_owned());
+        };
+        if let Some(holder) = self.claims.holder_of_key(&data.public_key) {
+            return unusable(name, format!("its key {} is held by {holder}", data.public_key));
+        }
+        // Flannel's two devices share one key; a value where they do not is spoken to by the first.
+        let v6 = v6.filter(|v6| v6.public_key == data.public_key);
+        let mut endpoints = Vec::new();
+        endpoints.extend(v4.zip(lease.public_ip).map(|(data, ip)| SocketAddr::new(ip.into(), data.port)));
+        endpoints.extend(v6.zip(lease.public_ipv6).map(|(data, ip)| SocketAddr::new(ip.into(), data.port)));
+        let inside = endpoints.iter().find(|at| networks(self.network).any(|network| network.contains(&at.ip())));
+        if let Some(endpoint) = inside {
+            return unusable(name, format!("its endpoint {endpoint} lies inside the mesh's networks"));
+        }
+        self.claims.grant_key(data.public_key, &format!("subnets/{subnet}"));
+        Member {
+            name,
+            site: None,
+            keys: vec![data.public_key],
+            listen_port: data.port,
+            endpoints,
+            addresses: Vec::new(),
+            subnets: Vec::new(),
+            unusable: None,
+            version: String::new(),
+        }
+    }
+
+    fn outside_peers(&mut self, peers: Vec<(&PeerName, &Record<OutsidePeer>)>) {
+        for (name, record) in in_precedence(peers) {
+            let who = format!("peers/{name}");
+            let of = || RecordId::Peer(name.clone());
+            let peer = record.value.as_ref();
+            if let Some(holder) = self.claims.holder_of_key(&peer.public_key).map(str::to_owned) {
+                self.problem(
+                    of(),
+                    "key_conflict",
+                    format!("{who} does not hold: its public key {} is held by {holder}", peer.public_key),
+                    format!("put {who} with the peer's own publicKey, or delete it"),
+                );
+                continue;
+            }
+            let conflicts = self.network.map(|network| peer_conflicts(peer, network));
+            if let Some(Err(violations)) = conflicts {
+                self.problem(
+                    of(),
+                    "prefix_conflict",
+                    format!("{who} does not hold: {violations}"),
+                    format!("put {who} with prefixes and an endpoint outside of the mesh's networks"),
+                );
+                continue;
+            }
+            let covered = self.endpoints.covered(&peer.allowed_ips, self.view);
+            if let Some((net, endpoint, node)) = covered.map(|(net, at, id)| (net, at, id.clone())) {
+                self.problem(
+                    of(),
+                    "covers_underlay",
+                    format!("{who} does not hold: allowedIPs {net} covers the endpoint {endpoint} of nodes/{node}"),
+                    format!("put {who} with prefixes that hold no node's endpoint"),
+                );
+                continue;
+            }
+            let conflict = peer
+                .allowed_ips
+                .iter()
+                .find_map(|net| self.claims.holder_of_prefix(net).map(|(held, holder)| (held, holder.to_owned())));
+            if let Some((held, holder)) = conflict {
+                self.problem(
+                    of(),
+                    "prefix_conflict",
+                    format!("{who} does not hold: {holder} holds {held}"),
+                    format!("put {who} with prefixes that nobody else holds"),
+                );
+                continue;
+            }
+            self.claims.grant_key(peer.public_key, &who);
+            for net in &peer.allowed_ips {
+                self.claims.grant_prefix(net, &who);
+            }
+            self.out.outside.insert(
+                name.clone(),
+                Outside {
+                    public_key: peer.public_key,
+                    preshared_key: peer.preshared_key.clone(),
+                    allowed_ips: peer.allowed_ips.clone(),
+                    endpoint: peer.endpoint,
+                    persistent_keepalive: peer.persistent_keepalive,
+                    site: peer.site.clone(),
+                },
+            );
+        }
+    }
+
+    /// Why a subnet is none of the configured networks', if so.
+    fn outside_of_network(&self, subnet: &SubnetKey) -> Option<String> {
+        let Some(network) = self.network else { return Some("there is no valid config".to_owned()) };
+        let v4 = subnet.v4.and_then(|net| match network.ipv4 {
+            Some(pool) if pool.network.contains(&net) => None,
+            Some(pool) => Some(format!("{net} lies outside of Network {}", pool.network)),
+            None => Some(format!("{net}: the mesh has no IPv4 network")),
+        });
+        v4.or_else(|| {
+            subnet.v6.and_then(|net| match network.ipv6 {
+                Some(pool) if pool.network.contains(&net) => None,
+                Some(pool) => Some(format!("{net} lies outside of IPv6Network {}", pool.network)),
+                None => Some(format!("{net}: the mesh has no IPv6 network")),
+            })
+        })
+    }
+
+    fn problem(&mut self, of: RecordId, code: &'static str, cause: impl Into<String>, remedy: impl Into<String>) {
+        self.out.problems.entry(of).or_default().push(Problem::new(code, cause, remedy));
+    }
+}
+
+fn node_keys(node: &NodeRecord) -> Vec<PublicKey> {
+    std::iter::once(node.public_key).chain(node.next_public_key).collect()
+}
+
+fn member_of_node(HoldingNode { name, node, addresses }: &HoldingNode<'_>) -> Member {
+    Member {
+        name: name.clone(),
+        site: node.site.clone(),
+        keys: node_keys(node),
+        listen_port: node.listen_port,
+        endpoints: node.endpoints.clone(),
+        addresses: addresses.clone(),
+        subnets: Vec::new(),
+        unusable: None,
+        version: node.version.clone(),
+    }
+}
+
+fn unusable(name: String, reason: String) -> Member {
+    Member {
+        name,
+        site: None,
+        keys: Vec::new(),
+        listen_port: 0,
+        endpoints: Vec::new(),
+        addresses: Vec::new(),
+        subnets: Vec::new(),
+        unusable: Some(reason),
+        version: String::new(),
+    }
+}
+
+/// Records in the order in which their claims count; the order that they come in, that of the keys, breaks ties.
+fn in_precedence<'a, K, V>(mut ordered: Vec<(&'a K, &'a Record<V>)>) -> Vec<(&'a K, &'a Record<V>)> {
+    ordered.sort_by_key(|(_, record)| Precedence {
+        retained: record.retained.is_some(),
+        create_revision: record.create_revision,
+    });
+    ordered
+}

@@ -1,0 +1,159 @@
+//! What the kernel is to become: plain data, made by the planner, compared and never looked up.
+
+use std::net::IpAddr;
+
+use cow_map::CowMap;
+use ipnet::IpNet;
+
+use crate::interface::InterfaceName;
+
+/// The whole state that belongs to this node's mesh. Everything of ours that is not named here is removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// The TUN device, made by the tunnel under the name that the settings give it.
+    pub tun: Tun,
+    /// This node's overlay addresses, kept on the TUN device as /32 and /128. The device is ours: any other address
+    /// on it is removed, link-local ones included.
+    pub overlay: Vec<IpAddr>,
+    /// The routes by destination, in the main table.
+    pub routes: CowMap<IpNet, Route>,
+    /// Fallback routes: everything the mesh claims is unreachable unless another route says otherwise.
+    pub floor: Floor,
+    /// Where probes go, in the probe table, which ends in an `unreachable` default for both families.
+    pub probes: Vec<ProbeRoute>,
+    /// What nftables must hold.
+    pub firewall: Firewall,
+    /// The families that this node forwards. `false` leaves the host's setting as it is.
+    pub forwarding: Forwarding,
+    /// Interfaces that carry the outer packets and direct routes: reverse path filtering is loosened there, and what
+    /// they learn by router advertisement outlives forwarding.
+    pub underlay: Vec<InterfaceName>,
+    /// The one of them that carries IPv4. Whether it forwards is the operator's setting: it is named where it does not.
+    pub underlay4: Option<InterfaceName>,
+    /// The host's ends of pods' interfaces, which forward IPv4 like the TUN device, whatever the default for new
+    /// interfaces is.
+    pub pods: Vec<InterfaceName>,
+    /// Puts one tagged rule at the top of every chain that would drop forwarded mesh packets.
+    pub forward_accept: bool,
+}
+
+impl Desired {
+    /// Puts a route in the place of the one to its destination.
+    pub fn put_route(&mut self, route: Route) {
+        self.routes.insert(route.dst.trunc(), route);
+    }
+}
+
+/// The prefixes with an `unreachable` fallback route, behind any other route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Floor {
+    /// The mesh's networks.
+    pub networks: Vec<IpNet>,
+    /// Prefixes of outside peers. Their fallback routes have a metric of their own: pods of this node have addresses in
+    /// the networks only, which decides whether containers are attached.
+    pub outside: Vec<IpNet>,
+}
+
+impl Floor {
+    /// All of them, networks first.
+    pub fn prefixes(&self) -> impl Iterator<Item = &IpNet> {
+        self.networks.iter().chain(&self.outside)
+    }
+}
+
+/// The TUN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tun {
+    /// In bytes, inner packets.
+    pub mtu: u32,
+    /// In packets. The kernel's 500 is too short for a tunnel that reads in batches: keep it at 1000 or more.
+    pub txqueuelen: u32,
+    /// Administratively up.
+    pub up: bool,
+}
+
+/// A route to a peer's prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The destination.
+    pub dst: IpNet,
+    /// The path.
+    pub path: Path,
+    /// Lowers the path MTU of this destination, in bytes.
+    pub mtu: Option<u16>,
+    /// The source address that this node's own packets take.
+    pub src: Option<IpAddr>,
+}
+
+/// How packets to a peer leave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Path {
+    /// By the TUN device.
+    Tunnel,
+    /// In the clear to a neighbour on a subnet that both share.
+    Direct {
+        /// The neighbour's address, of the same family as the destination.
+        via: IpAddr,
+        /// The interface that the neighbour is on.
+        dev: InterfaceName,
+    },
+    /// Nowhere: senders get ICMP unreachable.
+    Unreachable,
+}
+
+/// A route of the probe table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeRoute {
+    /// The peer's overlay address.
+    pub overlay: IpAddr,
+    /// The interface address that its record states.
+    pub via: IpAddr,
+    /// The interface that this address is on.
+    pub dev: InterfaceName,
+}
+
+/// What nftables must hold. Prefixes may nest and repeat: the wider one counts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Firewall {
+    /// The mesh networks and the prefixes of outside peers.
+    pub networks: Vec<IpNet>,
+    /// This node's own subnets and overlay addresses.
+    pub own: Vec<IpNet>,
+    /// Destinations that may leave in the clear, by which interface and to which next hop.
+    pub direct: Vec<PrefixVia>,
+    /// Sources that may come in the clear, and by which interface: every eligible peer's prefixes.
+    pub accepted: Vec<PrefixOn>,
+    /// Masquerades what this node's own subnets send out of the mesh.
+    pub ip_masq: bool,
+    /// The UDP port that this node's probes leave from: the listen port + 1. `None` where no probes are sent.
+    pub probe_port: Option<u16>,
+}
+
+/// A prefix behind an interface.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PrefixOn {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// The interface.
+    pub dev: InterfaceName,
+}
+
+/// A prefix behind a next hop on an interface.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PrefixVia {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// The interface.
+    pub dev: InterfaceName,
+    /// The next hop, of the same family as the prefix.
+    pub via: IpAddr,
+}
+
+/// The families that are forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Forwarding {
+    /// `net.ipv4.ip_forward`.
+    pub ipv4: bool,
+    /// `net.ipv6.conf.all.forwarding`.
+    pub ipv6: bool,
+}

@@ -1,0 +1,26 @@
+//! The mesh at one etcd revision as one node sees it, and the plan that follows from it.
+//!
+//! ```text
+//! View (records) ─▶ Snapshot ─┬─▶ plan ─▶ kernel_state::Desired
+//! underlay, paths ────────────┘        └─▶ tunnel_table::Table
+//! ```
+//!
+//! Everything here is a function of its arguments: no I/O, no clock, no randomness. Two nodes that see the same revision and
+//! have retained the same values see the same owner for every prefix.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may begin at any instant"))]
+
+pub mod address;
+mod claims;
+mod fold;
+pub mod interface;
+pub mod kernel_state;
+pub mod path;
+pub mod picture;
+pub mod plan;
+pub mod problem;
+pub mod records;
+pub mod snapshot;
+pub mod target;
+pub mod tunnel_table;

@@ -1,0 +1,210 @@
+//! What the rest of the daemon gets to see of etcd: every record that can be acted on, at one revision.
+
+use std::{fmt, sync::Arc};
+
+use cow_map::CowMap;
+use etcd_schema::{Alive, NetworkConfig, NodeId, NodeRecord, OutsidePeer, PeerName, Removed, SubnetKey, SubnetLease};
+
+/// An etcd revision. The store's own count; 0 means "before any write".
+pub type Revision = i64;
+
+/// The id of an etcd lease; never 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(i64);
+
+impl LeaseId {
+    /// The lease with this id; `None` for 0, which is how etcd writes "no lease".
+    #[must_use]
+    pub const fn new(id: i64) -> Option<Self> {
+        if id == 0 { None } else { Some(Self(id)) }
+    }
+
+    /// The id as etcd's API has it.
+    #[must_use]
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As etcdctl prints it.
+        write!(f, "{:x}", self.0)
+    }
+}
+
+impl fmt::Debug for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The records in force at one etcd revision. Immutable; shared as `Arc<View>`.
+///
+/// Kubernetes objects and attachments are not here: there are too many to copy for each change. They are handed on one
+/// by one by `control::world`, and show in `problems` when they do not hold.
+///
+/// One view shares with the next what did not change, so that the difference of two of them costs what differs
+/// ([`CowMap::changes`]). Records that conflict with each other (one prefix, key, name or address claimed twice) are
+/// all here; who holds is decided by the reader, from `retained`, `create_revision` and the key.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// The last revision that changed anything here.
+    pub revision: Revision,
+    /// Whether this was read from etcd by this process (at any time), and not only from the cache on disk.
+    pub synced: bool,
+    /// The configuration in force; not always the one that stands under `config`, see `problems`.
+    pub config: Option<Record<NetworkConfig>>,
+    /// `nodes/ID`
+    pub nodes: CowMap<NodeId, Record<NodeRecord>>,
+    /// `subnets/…`
+    pub subnets: CowMap<SubnetKey, Record<SubnetLease>>,
+    /// `removed/ID`. A record that cannot be read still removes its node; its value is then the default one.
+    pub removed: CowMap<NodeId, Record<Removed>>,
+    /// `alive/ID`: for status only, never for a route, a peer or a path.
+    pub alive: CowMap<NodeId, Record<Alive>>,
+    /// `peers/NAME`
+    pub peers: CowMap<PeerName, Record<OutsidePeer>>,
+    /// What an operator should know, by key; at most [`MAX_PROBLEMS`].
+    pub problems: Arc<Vec<Problem>>,
+}
+
+impl View {
+    /// Whether nothing but the revision differs.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.synced == other.synced
+            && self.config == other.config
+            && self.nodes.ptr_eq(&other.nodes)
+            && self.subnets.ptr_eq(&other.subnets)
+            && self.removed.ptr_eq(&other.removed)
+            && self.alive.ptr_eq(&other.alive)
+            && self.peers.ptr_eq(&other.peers)
+            && Arc::ptr_eq(&self.problems, &other.problems)
+    }
+}
+
+/// Bound of [`View::problems`]; one more says how many were left out.
+pub const MAX_PROBLEMS: usize = 200;
+
+/// A value in force, and the place it has in etcd's history.
+#[derive(Debug)]
+pub struct Record<T: ?Sized> {
+    /// The value.
+    pub value: Arc<T>,
+    /// Revision at which its key came into being: of two records that conflict, the one with the lower one holds.
+    pub create_revision: Revision,
+    /// Revision of the write that brought this value.
+    pub mod_revision: Revision,
+    /// The lease its key goes away with.
+    pub lease: Option<LeaseId>,
+    /// Why the value is in force although etcd does not hold it (any more). It yields to any valid record that claims
+    /// the same. Subnets that overlap a valid one are left out already.
+    pub retained: Option<Retained>,
+}
+
+impl<T: ?Sized> Clone for Record<T> {
+    fn clone(&self) -> Self {
+        Self { value: Arc::clone(&self.value), ..*self }
+    }
+}
+
+impl<T: ?Sized + PartialEq> PartialEq for Record<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.create_revision == other.create_revision
+            && self.mod_revision == other.mod_revision
+            && self.lease == other.lease
+            && self.retained == other.retained
+            && (Arc::ptr_eq(&self.value, &other.value) || self.value == other.value)
+    }
+}
+
+/// Why a value that etcd does not hold is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retained {
+    /// The key now holds something that cannot be read.
+    Unreadable,
+    /// etcd holds no value that counts, and the evidence does not suffice to withdraw this one.
+    Withheld,
+}
+
+/// Something an operator should know, with what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What kind of problem, stable.
+    pub code: ProblemCode,
+    /// The key below the prefix it is about, if it is about one.
+    pub key: Option<String>,
+    /// What is wrong, without secrets.
+    pub cause: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// The kinds of [`Problem`] that this module finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProblemCode {
+    /// A key below the prefix that is none of ours.
+    BadKey,
+    /// A value that cannot be read; the last good one, if any, stays in force.
+    BadValue,
+    /// What stands under `config` is not taken, or was deleted too early; the one before stays in force.
+    ConfigRefused,
+    /// Many records went at once; they stay in force for a while.
+    WithdrawalsHeld,
+    /// Many policies were deleted at once; they stay in force for a while.
+    PolicyWithdrawalsHeld,
+    /// etcd's revision went back: it was restored from a backup, or it is another etcd. What it lacks stays in force.
+    RevisionWentBack,
+    /// etcd is another cluster than before. What it lacks stays in force.
+    EtcdReplaced,
+    /// No member of etcd can be reached.
+    EtcdUnreachable,
+    /// An audit found changes that the watch had not brought.
+    WatchLostChanges,
+    /// etcd refuses what this node asks.
+    EtcdRefuses,
+    /// No subnet is free.
+    PoolExhausted,
+    /// No `config` is there, or none that was ever valid.
+    NoConfig,
+    /// This node's subnet belongs to another node now.
+    SubnetLost,
+    /// This node was removed from the mesh.
+    NodeRemoved,
+    /// Another daemon runs with this node's identity, and this one left it to that.
+    Cloned,
+    /// Somebody else wrote this node's `alive/ID`; it was put back.
+    AliveOverwritten,
+    /// What the configuration deals out now is not what this node has.
+    SubnetOutdated,
+    /// What this node would say about itself does not hold.
+    BadFacts,
+}
+
+impl ProblemCode {
+    /// The word for it in `meshctl status -o json`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BadKey => "bad_key",
+            Self::BadValue => "bad_value",
+            Self::ConfigRefused => "config_refused",
+            Self::WithdrawalsHeld => "withdrawals_held",
+            Self::PolicyWithdrawalsHeld => "policy_withdrawals_held",
+            Self::EtcdReplaced => "etcd_replaced",
+            Self::RevisionWentBack => "etcd_revision_went_back",
+            Self::EtcdUnreachable => "etcd_unreachable",
+            Self::WatchLostChanges => "watch_lost_changes",
+            Self::EtcdRefuses => "etcd_refuses",
+            Self::PoolExhausted => "pool_exhausted",
+            Self::NoConfig => "no_config",
+            Self::SubnetLost => "subnet_lost",
+            Self::NodeRemoved => "node_removed",
+            Self::Cloned => "cloned",
+            Self::AliveOverwritten => "alive_overwritten",
+            Self::SubnetOutdated => "subnet_outdated",
+            Self::BadFacts => "bad_facts",
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! The paths that are probed, and what the probes say of them.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use etcd_schema::{NodeId, PublicKey};
+
+use crate::{address::Family, path::DirectState};
+
+/// One peer and family.
+pub type PathId = (NodeId, Family);
+
+/// A peer that is eligible for direct in one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its overlay address.
+    pub overlay: IpAddr,
+    /// Its interface address.
+    pub next_hop: IpAddr,
+    /// Its probe port.
+    pub port: u16,
+    /// Its current and next key.
+    pub keys: Vec<PublicKey>,
+    /// The interface that the path runs over: index and name.
+    pub interface: (u32, String),
+    /// Packets went direct when this daemon started.
+    pub was_direct: bool,
+}
+
+/// What is to be probed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Targets {
+    /// This node's overlay address of each family.
+    pub own: BTreeMap<Family, IpAddr>,
+    /// The eligible peers.
+    pub peers: BTreeMap<PathId, Target>,
+}
+
+/// The state of each eligible path.
+pub type PathStates = BTreeMap<PathId, DirectState>;

@@ -1,0 +1,40 @@
+//! An error as one line: with what caused it, and nothing twice.
+
+use std::error::Error;
+
+/// The text of `error`, and those of its causes that it does not have already: many repeat what they wrap, and others,
+/// such as "transport error", help nobody alone.
+#[must_use]
+pub fn with_causes(error: &dyn Error) -> String {
+    followed_by(error.to_string(), error.source())
+}
+
+/// As [`with_causes`], where another text stands for the error itself.
+#[must_use]
+pub fn followed_by(mut text: String, mut cause: Option<&dyn Error>) -> String {
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use anyhow::{Context as _, Error};
+
+    use super::*;
+
+    #[test]
+    fn what_the_system_said_is_told_once() {
+        let bare = Error::from(io::Error::from(io::ErrorKind::NotFound)).context("file");
+        assert_eq!(with_causes(bare.as_ref()), "file: entity not found");
+        let repeated = Err::<(), _>(bare).context("meshd.toml: file: entity not found").unwrap_err();
+        assert_eq!(with_causes(repeated.as_ref()), "meshd.toml: file: entity not found");
+    }
+}

@@ -1,0 +1,548 @@
+//! The tunnel without its sockets: peers, tables, and what happens to packets. Time and buffers are arguments.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicUsize},
+    },
+    time::{Duration, Instant},
+};
+
+use boringtun::noise::{Packet as Message, Tunn};
+use etcd_schema::PublicKey;
+use ipnet::IpNet;
+use mesh::tunnel_table::{PeerConfig, Table};
+use rand::Rng as _;
+use tokio::sync::broadcast;
+use x25519_dalek::StaticSecret;
+
+use super::{
+    alarms::Alarms,
+    batch::{Endpoint, Outgoing},
+    drops::{DropReason, DropRegistry, Drops},
+    engine::{BoringtunFactory, EngineFactory},
+    event::TunnelEvent,
+    initiation::Initiation,
+    peer::{Context, Peer, PeerId},
+    prefix::PrefixTable,
+    shared::Shared,
+    stamps::{SeenStamps, Stamp},
+    table::{Accepted, Holders, Refused, accept},
+};
+
+/// Events kept for a subscriber that is busy.
+const EVENTS: usize = 1024;
+/// With more peers than this, those that are called because of a restart are called over [`SPREAD`].
+const AT_ONCE: usize = 100;
+const SPREAD: Duration = Duration::from_secs(1);
+
+/// Everything the threads share.
+pub(super) struct Core {
+    secret: StaticSecret,
+    public: PublicKey,
+    factory: Box<dyn EngineFactory>,
+    seen: SeenStamps,
+    pub(super) tables: Shared<Tables>,
+    /// Held while a new table is taken in, so that two do not mix.
+    applied: Mutex<Applied>,
+    /// Bytes received from and sent to peers that are gone.
+    gone: Mutex<(u64, u64)>,
+    next_id: AtomicU32,
+    pub(super) alarms: Alarms,
+    waiting_total: AtomicUsize,
+    pub(super) events: broadcast::Sender<TunnelEvent>,
+    pub(super) drops: DropRegistry,
+}
+
+/// One immutable picture of who is who. Pictures share what is the same in both, and the peers themselves.
+#[derive(Default, Clone)]
+pub(super) struct Tables {
+    /// Owner of each prefix, as a position in `peers`.
+    pub(super) prefixes: Arc<PrefixTable<u32>>,
+    /// A peer keeps its position; one that went has left a gap, in which a new one takes its place.
+    slots: Arc<Vec<Option<Slot>>>,
+    gaps: Arc<Vec<u32>>,
+    /// Upper 24 bits of our receiver indices to positions in `peers`.
+    pub(super) by_index: Arc<HashMap<u32, u32>>,
+    by_key: Arc<HashMap<PublicKey, (u32, u32)>>,
+    by_id: Arc<HashMap<PeerId, u32>>,
+    by_name: Arc<HashMap<Arc<str>, u32>>,
+    pub(super) local: Vec<IpNet>,
+    pub(super) overlay: Vec<IpAddr>,
+}
+
+/// A peer, with what of its configuration holds.
+#[derive(Clone)]
+struct Slot {
+    peer: Arc<Peer>,
+    keys: Arc<[PublicKey]>,
+    prefixes: Arc<[IpNet]>,
+}
+
+impl Tables {
+    /// Whether an inner packet may come out of the tunnel to this address.
+    pub(super) fn is_local(&self, address: IpAddr) -> bool {
+        self.overlay.contains(&address) || self.local.iter().any(|net| net.contains(&address))
+    }
+
+    /// All peers.
+    pub(super) fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.with_keys().map(|(peer, _)| peer)
+    }
+
+    /// Each peer with its position.
+    pub(super) fn positions(&self) -> impl Iterator<Item = (u32, &Arc<Peer>)> {
+        let peers = self.slots.iter().enumerate();
+        peers.filter_map(|(position, slot)| Some((position as u32, &slot.as_ref()?.peer)))
+    }
+
+    /// The peer at a position.
+    pub(super) fn at(&self, position: u32) -> Option<&Arc<Peer>> {
+        self.slot(position).map(|slot| &slot.peer)
+    }
+
+    /// The peer called `name`.
+    pub(super) fn named(&self, name: &str) -> Option<&Arc<Peer>> {
+        self.by_name.get(name).and_then(|at| self.at(*at))
+    }
+
+    /// Each peer with its keys as applied.
+    pub(super) fn with_keys(&self) -> impl Iterator<Item = (&Arc<Peer>, &[PublicKey])> {
+        self.slots.iter().flatten().map(|slot| (&slot.peer, &*slot.keys))
+    }
+
+    fn with_id(&self, id: PeerId) -> Option<&Arc<Peer>> {
+        self.by_id.get(&id).and_then(|at| self.at(*at))
+    }
+
+    fn slot(&self, position: u32) -> Option<&Slot> {
+        self.slots.get(position as usize)?.as_ref()
+    }
+
+    fn name_at(&self, position: u32) -> Option<String> {
+        self.slot(position).map(|slot| slot.peer.name.to_string())
+    }
+
+    /// Takes away what the peer called `name` holds; the peer stays.
+    fn release(&mut self, name: &str) {
+        let Some(slot) = self.by_name.get(name).and_then(|at| self.slot(*at)).cloned() else { return };
+        if !slot.prefixes.is_empty() {
+            let prefixes = Arc::make_mut(&mut self.prefixes);
+            slot.prefixes.iter().for_each(|prefix| prefixes.remove(prefix));
+        }
+        let by_key = Arc::make_mut(&mut self.by_key);
+        for key in slot.keys.iter() {
+            by_key.remove(key);
+        }
+    }
+
+    /// Takes a peer out whose keys and prefixes were released.
+    fn take_out(&mut self, name: &str) -> Option<Arc<Peer>> {
+        let position = Arc::make_mut(&mut self.by_name).remove(name)?;
+        let slot = Arc::make_mut(&mut self.slots).get_mut(position as usize)?.take()?;
+        Arc::make_mut(&mut self.gaps).push(position);
+        Arc::make_mut(&mut self.by_id).remove(&slot.peer.id);
+        let by_index = Arc::make_mut(&mut self.by_index);
+        for (index, _) in slot.peer.lock().indices() {
+            by_index.remove(&index);
+        }
+        Some(slot.peer)
+    }
+
+    /// What the peer called `name` holds.
+    fn held(&self, name: &str) -> Accepted {
+        let slot = self.by_name.get(name).and_then(|at| self.slot(*at));
+        Accepted {
+            keys: slot.map(|slot| slot.keys.to_vec()).unwrap_or_default(),
+            prefixes: slot.map(|slot| slot.prefixes.to_vec()).unwrap_or_default(),
+            refused: Vec::new(),
+        }
+    }
+
+    /// Gives a peer what `config` has, and its `indices` in the place of those before. What is so already costs nothing.
+    fn hold(&mut self, peer: &Arc<Peer>, config: &PeerConfig, before: &[u32], indices: &[(u32, PublicKey)]) {
+        let position = match self.by_id.get(&peer.id) {
+            Some(position) => *position,
+            None => self.put_in(peer),
+        };
+        let keys_held = |(index, key): &(u32, PublicKey)| self.by_key.get(key) == Some(&(position, *index));
+        if !indices.iter().all(keys_held) {
+            let by_key = Arc::make_mut(&mut self.by_key);
+            by_key.extend(indices.iter().map(|(index, key)| (*key, (position, *index))));
+        }
+        if !indices.iter().map(|(index, _)| index).eq(before) {
+            let by_index = Arc::make_mut(&mut self.by_index);
+            for index in before {
+                by_index.remove(index);
+            }
+            by_index.extend(indices.iter().map(|(index, _)| (*index, position)));
+        }
+        if !config.allowed.iter().all(|prefix| self.prefixes.owner(prefix) == Some(position)) {
+            let prefixes = Arc::make_mut(&mut self.prefixes);
+            for prefix in &config.allowed {
+                prefixes.insert(*prefix, position);
+            }
+        }
+        let same = |slot: &Slot| *slot.keys == *config.keys && *slot.prefixes == *config.allowed;
+        if !self.slot(position).is_some_and(same)
+            && let Some(slot) = &mut Arc::make_mut(&mut self.slots)[position as usize]
+        {
+            (slot.keys, slot.prefixes) = (config.keys.as_slice().into(), config.allowed.as_slice().into());
+        }
+    }
+
+    fn put_in(&mut self, peer: &Arc<Peer>) -> u32 {
+        let slots = Arc::make_mut(&mut self.slots);
+        let gap = if self.gaps.is_empty() { None } else { Arc::make_mut(&mut self.gaps).pop() };
+        let position = gap.unwrap_or_else(|| {
+            slots.push(None);
+            slots.len() as u32 - 1
+        });
+        let (keys, prefixes) = (Arc::default(), Arc::default());
+        slots[position as usize] = Some(Slot { peer: Arc::clone(peer), keys, prefixes });
+        Arc::make_mut(&mut self.by_id).insert(peer.id, position);
+        Arc::make_mut(&mut self.by_name).insert(Arc::clone(&peer.name), position);
+        position
+    }
+}
+
+/// Tables, and what was given to peers since.
+struct Settling<'a> {
+    tables: &'a Tables,
+    keys: HashMap<PublicKey, &'a String>,
+    prefixes: HashMap<IpNet, &'a String>,
+}
+
+impl Holders for Settling<'_> {
+    fn of_key(&self, key: &PublicKey) -> Option<String> {
+        let settled = self.keys.get(key).map(|name| (*name).clone());
+        settled.or_else(|| self.tables.by_key.get(key).and_then(|(at, _)| self.tables.name_at(*at)))
+    }
+
+    fn of_prefix(&self, prefix: &IpNet) -> Option<String> {
+        let settled = self.prefixes.get(prefix).map(|name| (*name).clone());
+        settled.or_else(|| self.tables.prefixes.owner(prefix).and_then(|at| self.tables.name_at(at)))
+    }
+}
+
+/// What was applied last.
+#[derive(Default)]
+struct Applied {
+    table: Table,
+    /// What was left out, by peer.
+    refused: BTreeMap<String, Vec<Refused>>,
+    /// Some of that was left out because another peer has it: then all peers are looked at when one changes.
+    contested: bool,
+}
+
+impl Core {
+    pub(super) fn new(secret: StaticSecret) -> Self {
+        let factory = Box::new(BoringtunFactory::new(secret.clone()));
+        Self::with_engines(secret, factory)
+    }
+
+    /// A core that refuses initiations up to these time stamps, which an earlier run saw.
+    pub(super) fn with_seen(secret: StaticSecret, seen: HashMap<PublicKey, Stamp>) -> Self {
+        Self { seen: SeenStamps::new(seen), ..Self::new(secret) }
+    }
+
+    /// A core whose engines are of another make.
+    pub(super) fn with_engines(secret: StaticSecret, factory: Box<dyn EngineFactory>) -> Self {
+        let public = PublicKey::from_bytes(x25519_dalek::PublicKey::from(&secret).to_bytes());
+        Self {
+            secret,
+            public,
+            factory,
+            seen: SeenStamps::default(),
+            tables: Shared::new(Tables::default()),
+            applied: Mutex::default(),
+            gone: Mutex::default(),
+            next_id: AtomicU32::new(0),
+            alarms: Alarms::default(),
+            waiting_total: AtomicUsize::new(0),
+            events: broadcast::channel(EVENTS).0,
+            drops: DropRegistry::default(),
+        }
+    }
+
+    /// This node's public key, as the WireGuard crate wants it.
+    pub(super) fn public(&self) -> x25519_dalek::PublicKey {
+        x25519_dalek::PublicKey::from(*self.public.as_bytes())
+    }
+
+    /// What a peer needs around it while it is locked.
+    pub(super) fn context<'a>(&'a self, now: Instant, drops: &'a Drops, out: &'a mut Outgoing) -> Context<'a> {
+        Context {
+            now,
+            factory: &*self.factory,
+            secret: &self.secret,
+            seen: &self.seen,
+            alarms: &self.alarms,
+            waiting_total: &self.waiting_total,
+            events: &self.events,
+            drops,
+            out,
+        }
+    }
+
+    /// Makes the tables what `table` says. Peers that stay keep their sessions and endpoints; those that go lose
+    /// them before this returns. Costs what differs from the table before, unless peers contest each other's keys or
+    /// prefixes.
+    pub(super) fn apply(&self, now: Instant, table: Table, drops: &Drops, out: &mut Outgoing) -> Vec<Refused> {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cx = self.context(now, drops, out);
+        let old = self.tables.get();
+        let all = |table: &Table| table.peers.keys().cloned().collect::<BTreeSet<String>>();
+        let mut scope: BTreeSet<String> = table.peers.changes(&applied.table.peers).into_iter().cloned().collect();
+        if applied.table.mtu != table.mtu || (applied.contested && !scope.is_empty()) {
+            scope = &all(&table) | &all(&applied.table);
+        }
+        let (mut new, mut settled) = self.settle(&old, &applied, &table, &scope);
+        if settled.iter().any(|(_, accepted)| accepted.is_contested()) && !covers(&scope, &table) {
+            // The first by name has it, who may not be among those that changed.
+            scope = &all(&table) | &all(&applied.table);
+            (new, settled) = self.settle(&old, &applied, &table, &scope);
+        }
+        applied.contested =
+            settled.iter().any(|(_, accepted)| accepted.is_contested()) || (applied.contested && scope.is_empty());
+        for name in &scope {
+            applied.refused.remove(name);
+        }
+        let mut holding = BTreeSet::new();
+        for (name, accepted) in settled {
+            if !accepted.refused.is_empty() {
+                applied.refused.insert(name.clone(), accepted.refused);
+            }
+            let Some(config) = table.peers.get(&name).filter(|_| !accepted.keys.is_empty()) else { continue };
+            let config = PeerConfig { keys: accepted.keys, allowed: accepted.prefixes, ..PeerConfig::clone(config) };
+            self.put_peer(&mut cx, &mut new, &config, table.mtu);
+            holding.insert(name);
+        }
+        let mut gone = Vec::new();
+        for name in scope.difference(&holding) {
+            if let Some(peer) = new.take_out(name) {
+                peer.lock().remove(&mut cx);
+                gone.push(peer);
+            }
+        }
+        new.local.clone_from(&table.local);
+        new.overlay.clone_from(&table.overlay);
+        let mut before = self.gone();
+        for peer in gone {
+            let (received, sent) = peer.lock().bytes();
+            *before = (before.0 + received, before.1 + sent);
+        }
+        self.tables.set(Arc::new(new));
+        drop(before);
+        applied.table = table;
+        applied.refused.values().flatten().cloned().collect()
+    }
+
+    /// What of the peers in `scope` holds, beside those that are not in it; and the tables without what those in it held.
+    /// Who claims what it claimed before, uncontested, holds it still.
+    fn settle(
+        &self,
+        old: &Tables,
+        before: &Applied,
+        table: &Table,
+        scope: &BTreeSet<String>,
+    ) -> (Tables, Vec<(String, Accepted)>) {
+        let whole = covers(scope, table);
+        let mut settled = Vec::with_capacity(scope.len());
+        let mut claiming = Vec::new();
+        let mut new = old.clone();
+        for name in scope {
+            let (was, is) = (before.table.peers.get(name), table.peers.get(name));
+            let same = |was: &PeerConfig, is: &PeerConfig| was.keys == is.keys && was.allowed == is.allowed;
+            if !whole && was.zip(is).is_some_and(|(was, is)| same(was, is)) {
+                let held = old.held(name);
+                let refused = before.refused.get(name).cloned().unwrap_or_default();
+                settled.push((name.clone(), Accepted { refused, ..held }));
+                continue;
+            }
+            new.release(name);
+            claiming.extend(is.map(|config| (name, config)));
+        }
+        let mut holders = Settling { tables: &new, keys: HashMap::new(), prefixes: HashMap::new() };
+        for (name, config) in claiming {
+            let accepted = accept(config, &self.public, &holders, |key| {
+                // Curve arithmetic for new keys only.
+                let other = x25519_dalek::PublicKey::from(*key.as_bytes());
+                !old.by_key.contains_key(key) && !self.secret.diffie_hellman(&other).was_contributory()
+            });
+            holders.keys.extend(accepted.keys.iter().map(|key| (*key, name)));
+            holders.prefixes.extend(accepted.prefixes.iter().map(|prefix| (*prefix, name)));
+            settled.push((name.clone(), accepted));
+        }
+        (new, settled)
+    }
+
+    /// Makes a peer, or makes it what `config` says, and gives it what `config` has, which nobody else holds.
+    fn put_peer(&self, cx: &mut Context<'_>, new: &mut Tables, config: &PeerConfig, mtu: u16) {
+        let mut drawn = Vec::new();
+        let by_index = Arc::clone(&new.by_index);
+        let mut free_index = || {
+            let mut rng = rand::rng();
+            loop {
+                let index = rng.random_range(0..1u32 << 24);
+                if !by_index.contains_key(&index) && !drawn.contains(&index) {
+                    drawn.push(index);
+                    return index;
+                }
+            }
+        };
+        let known = new.named(&config.name).cloned();
+        let is_new = known.is_none();
+        let mut indices_before = Vec::new();
+        let peer = match known {
+            Some(peer) => {
+                let mut state = peer.lock();
+                indices_before.extend(state.indices().map(|(index, _)| index));
+                state.reconfigure(cx, config, mtu, &mut free_index);
+                drop(state);
+                peer
+            }
+            None => {
+                let id = self.next_id.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let indices: Vec<u32> = config.keys.iter().map(|_| free_index()).collect();
+                Arc::new(Peer::new(cx.now, PeerId(id), config, &indices, mtu))
+            }
+        };
+        drop(by_index);
+        let indices: Vec<(u32, PublicKey)> = peer.lock().indices().collect();
+        new.hold(&peer, config, &indices_before, &indices);
+        if is_new {
+            peer.lock().start(cx);
+        }
+    }
+
+    /// Works on a handshake message that was admitted.
+    pub(super) fn handshake(&self, now: Instant, drops: &Drops, message: &[u8], from: Endpoint, out: &mut Outgoing) {
+        if let Err(reason) = self.try_handshake(now, drops, message, from, out) {
+            drops.count(reason);
+        }
+    }
+
+    fn try_handshake(
+        &self,
+        now: Instant,
+        drops: &Drops,
+        message: &[u8],
+        from: Endpoint,
+        out: &mut Outgoing,
+    ) -> Result<(), DropReason> {
+        let parsed = Tunn::parse_incoming_packet(message).map_err(|_| DropReason::InMalformed)?;
+        let tables = self.tables.get();
+        let by_index = |receiver: u32| {
+            let index = receiver >> 8;
+            let at = tables.by_index.get(&index);
+            at.map(|at| (*at, index)).ok_or(DropReason::InUnknownIndex)
+        };
+        let mut initiation = None;
+        let (at, index) = match parsed {
+            Message::HandshakeInit(_) => {
+                let opened = Initiation::open(message, &self.secret, &self.public);
+                let opened = initiation.insert(opened.ok_or(DropReason::HandshakeRefused)?);
+                *tables.by_key.get(&opened.sender).ok_or(DropReason::HandshakeUnknownPeer)?
+            }
+            Message::HandshakeResponse(response) => by_index(response.receiver_idx)?,
+            Message::PacketCookieReply(cookie) => by_index(cookie.receiver_idx)?,
+            Message::PacketData(_) => return Err(DropReason::InMalformed),
+        };
+        let mut peer = tables.at(at).ok_or(DropReason::HandshakeUnknownPeer)?.lock();
+        let mut cx = self.context(now, drops, out);
+        match initiation {
+            Some(initiation) => peer.initiation(&mut cx, index, &initiation, message, from),
+            None => peer.handshake(&mut cx, index, message, from),
+        }
+    }
+
+    /// Does what is due at one peer; returns whether there was one.
+    pub(super) fn ring(&self, now: Instant, drops: &Drops, out: &mut Outgoing) -> bool {
+        let Some((at, id)) = self.alarms.take_due(now) else {
+            return false;
+        };
+        if let Some(peer) = self.tables.get().with_id(id) {
+            let mut peer = peer.lock();
+            if peer.is_due(at) {
+                peer.on_alarm(&mut self.context(now, drops, out));
+            }
+        }
+        true
+    }
+
+    fn gone(&self) -> MutexGuard<'_, (u64, u64)> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes received from and sent to all peers since the start. Neither ever falls.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        // A peer is in the table or among those that are gone, not both.
+        let gone = self.gone();
+        let tables = self.tables.get();
+        tables.peers().map(|peer| peer.lock().bytes()).fold(*gone, |sum, of| (sum.0 + of.0, sum.1 + of.1))
+    }
+
+    /// Starts a handshake with the peer called `name`, unless one was started within the last 5 seconds.
+    pub(super) fn initiate(&self, now: Instant, name: &str, drops: &Drops, out: &mut Outgoing) {
+        if let Some(peer) = self.tables.get().named(name) {
+            peer.lock().initiate(&mut self.context(now, drops, out));
+        }
+    }
+
+    /// Calls the peers with these names, as a start does: sessions of the run before are gone, and what peers send in them
+    /// is lost.
+    pub(super) fn call(&self, now: Instant, names: &[String], drops: &Drops, out: &mut Outgoing) {
+        let tables = self.tables.get();
+        for peer in names.iter().filter_map(|name| tables.named(name)) {
+            let at = now + spread(names.len());
+            peer.lock().call_at(&mut self.context(now, drops, out), at);
+        }
+    }
+
+    /// Takes in that the peer called `name` has started anew: if there is a session, it is most likely of before.
+    pub(super) fn restarted(&self, now: Instant, name: &str, drops: &Drops, out: &mut Outgoing) {
+        let tables = self.tables.get();
+        if let Some(peer) = tables.named(name) {
+            let at = now + spread(tables.peers().count());
+            peer.lock().restarted(&mut self.context(now, drops, out), at);
+        }
+    }
+
+    /// The greatest time stamp that came in initiations of each key that is in the table.
+    pub(super) fn seen_stamps(&self) -> HashMap<PublicKey, Stamp> {
+        let tables = self.tables.get();
+        self.seen.retain(|key| tables.by_key.contains_key(key))
+    }
+
+    /// Sends `peer` an empty message, if there is a session with it.
+    pub(super) fn announce(&self, now: Instant, peer: &Peer, drops: &Drops, out: &mut Outgoing) {
+        peer.lock().announce(&mut self.context(now, drops, out));
+    }
+
+    /// Takes in that the path to `remote` carries outer packets of `mtu` bytes.
+    pub(super) fn path_mtu(&self, now: Instant, remote: SocketAddr, mtu: u16, drops: &Drops, out: &mut Outgoing) {
+        for peer in self.tables.get().peers() {
+            peer.lock().path_mtu(&mut self.context(now, drops, out), remote, mtu);
+        }
+    }
+
+    /// Takes in that the source address a peer's datagrams were to leave from is gone.
+    pub(super) fn source_failed(&self, id: PeerId) {
+        if let Some(peer) = self.tables.get().with_id(id) {
+            peer.lock().source_failed();
+        }
+    }
+}
+
+/// When one of `count` peers is called.
+fn spread(count: usize) -> Duration {
+    if count > AT_ONCE { rand::rng().random_range(Duration::ZERO..SPREAD) } else { Duration::ZERO }
+}
+
+/// Whether every peer of `table` is in `scope`, in which may also be some that are gone.
+fn covers(scope: &BTreeSet<String>, table: &Table) -> bool {
+    table.peers.keys().all(|name| scope.contains(name))
+}

@@ -1,0 +1,67 @@
+//! What the tunnel tells about itself.
+
+use std::{net::SocketAddr, time::SystemTime};
+
+use etcd_schema::PublicKey;
+
+/// Something that happened. Subscribers that fall behind lose the oldest and are told so; what counts can then be read
+/// from [`Tunnel::peers`](super::Tunnel::peers).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TunnelEvent {
+    /// A handshake was completed: there is a new session with this peer.
+    Handshake {
+        /// The peer's name.
+        peer: String,
+    },
+    /// What the path to a peer carries changed; its routes' MTU should follow.
+    PeerMtu {
+        /// The peer's name.
+        peer: String,
+        /// Largest inner packet in bytes; never under 1280 (unless the routes' own MTU is).
+        inner_mtu: u16,
+        /// The path carries less than that: outer packets go without DF and may be fragmented.
+        without_df: bool,
+    },
+    /// A peer is reached at a new address, from which an authenticated packet came.
+    Endpoint {
+        /// The peer's name.
+        peer: String,
+        /// The address.
+        endpoint: SocketAddr,
+    },
+    /// The TUN device is gone; nothing passes until [`Tunnel::reopen_tun`](super::Tunnel::reopen_tun).
+    TunGone,
+    /// A thread of the tunnel panicked: a bug. The tunnel does not work any more, and the daemon should end.
+    Failed {
+        /// The thread's name.
+        thread: &'static str,
+    },
+}
+
+/// How it stands with one peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its keys, as applied.
+    pub keys: Vec<PublicKey>,
+    /// The address the last authenticated packet came from; before the first one, the candidate that comes first.
+    pub endpoint: Option<SocketAddr>,
+    /// When the newest session came up, also if it is over.
+    pub latest_handshake: Option<SystemTime>,
+    /// Bytes received in authentic messages, outer payload.
+    pub rx_bytes: u64,
+    /// Bytes sent, outer payload.
+    pub tx_bytes: u64,
+    /// Whether the tunnel to it can be believed up: there is a session (none lives beyond 180 s), and no data sent has been
+    /// without any answer for 15 s. WireGuard answers data within 10 s, with an empty message if there is nothing else. An
+    /// idle peer without keepalive has no session after 180 s and is not alive, which says nothing about the next packet.
+    pub alive: bool,
+    /// It was called in vain for 15 s or longer, within the last minutes. One that nothing was sent to is neither alive nor
+    /// silent.
+    pub silent: bool,
+    /// Largest inner packet in bytes that the path carries.
+    pub inner_mtu: u16,
+    /// Outer packets go without DF because the path carries too little.
+    pub without_df: bool,
+}

@@ -1,0 +1,524 @@
+//! The data plane: a userspace WireGuard tunnel behind a TUN device.
+//!
+//! # How a packet goes
+//!
+//! `P` is the lock of one peer, held for one batch of that peer's packets; no other lock is taken per packet or per
+//! batch. Tables (prefixes, indices, own addresses) are an immutable snapshot, looked at once per batch; the clock is
+//! read once per batch.
+//!
+//! Outbound:
+//! 1. Read what waits at the TUN into a [`Batch`]: up to 256 packets or 128 KiB. A packet may be a super-packet of up to
+//!    64 KiB, TCP or UDP, that the kernel left uncut, and may lack its transport checksum (`offload`).
+//! 2. Parse each strictly ([`packet`]).
+//! 3. [`Track::track`] looks at the batch; it sees super-packets whole (`hooks`).
+//! 4. Longest prefix of the destination → peer (`prefix`); group by peer, each group in the order read.
+//! 5. `P`: cut super-packets in place (`offload::split`) and seal each segment, padded, straight into the outgoing
+//!    buffer with the newest session (`peer`, `engine`); without a session keep it (bounded) and initiate.
+//! 6. Send the buffer: datagrams to one peer of one length are one message that the kernel cuts (`UDP_SEGMENT`),
+//!    messages to all peers are one system call (`sendmmsg`). Write ICMP errors for what had no way back to the TUN.
+//!
+//! Inbound:
+//! 1. Receive what waits at a socket in one call (`recvmmsg`): up to 64 messages, each up to 64 KiB of datagrams of one
+//!    sender (`UDP_GRO`); while they are that large, few at a time, so that they are opened while they are in the cache.
+//! 2. Transport messages: receiver index → peer, group by peer, each group in the order received. Handshake messages:
+//!    first MAC, load and source's share (`admission`), then to the control thread.
+//! 3. `P`: open each message into a [`Batch`]; authentic ones move the peer's endpoint. Of handshake messages only a
+//!    response does: an initiation may have been recorded. What is for no session of ours may lead to a call
+//!    (`strangers`).
+//! 4. Parse each inner packet strictly; the longest prefix of its source over all peers must be the sending peer's; its
+//!    destination must be this node's own.
+//! 5. [`Judge::judge`] looks at the batch; it sees every packet by itself.
+//! 6. Join packets of a flow into super-packets where their checksums hold (`offload::merge`) and write to the TUN.
+//!
+//! Nothing waits for more to come: a batch is what is there. So a packet that comes alone goes alone, at once, and the
+//! batches grow as the load does.
+//!
+//! # Threads
+//!
+//! On a machine of up to three cores one thread, `wg-data`, does both directions by turns; with more, `tun-out` and
+//! `udp-in` do one each. Thread `wg-control` works on admitted handshake messages and each peer's alarms (retries,
+//! rekeying, keepalives, path MTU), `P` held for one of them at a time. [`Tunnel::apply`] runs in its caller's thread:
+//! it takes `P` of one peer after another and then replaces the snapshot.
+//!
+//! Order: packets of one peer leave and arrive in the order they were read, save that a flow's first packets may wait
+//! for a handshake, and go first then. One thread for each direction keeps that true without any sorting; it also means
+//! that a direction is as fast as one core (docs/benchmarks.md has the figures), of which sealing and opening take
+//! a third; the rest is the kernel's work in that thread's time. What would lift that is sealing one peer's packets on
+//! several cores, which the crate's `&mut` session does not allow, or spreading peers over threads.
+//!
+//! # When the kernel refuses an offload
+//!
+//! Each offload has a switch ([`OffloadSettings`]), is probed when device and sockets are opened, and is switched off
+//! for good when the kernel refuses at run time what it had promised ([`OffloadState::Refused`]): datagrams of a refused
+//! GSO send are sent again one by one, a refused super-packet to the TUN is lost, as TCP repairs.
+//!
+//! # What the boringtun crate does inside
+//!
+//! It copies a payload once before sealing or opening it, takes an uncontended lock for its replay window (1024
+//! packets), and reads its own clock in `engine` calls other than sealing and opening. It queues nothing here, and
+//! sets no timers: time passes in it when the control thread says so.
+
+mod admission;
+mod alarms;
+mod batch;
+mod core;
+mod drops;
+mod engine;
+mod event;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
+mod hooks;
+mod icmp;
+mod inbound;
+mod initiation;
+mod offload;
+mod outbound;
+mod path;
+mod peer;
+mod prefix;
+mod shared;
+mod stamps;
+#[cfg(any(test, feature = "testing"))]
+pub mod steps;
+mod strangers;
+#[expect(unsafe_code, reason = "system calls")]
+mod sys;
+mod table;
+mod threads;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Instant, SystemTime},
+};
+
+use tokio::sync::broadcast;
+
+pub use batch::{Batch, Slot};
+pub use drops::{DropCounts, DropReason};
+pub use event::{PeerStatus, TunnelEvent};
+pub use hooks::{Judge, PassAll, Track};
+use mesh::tunnel_table::Table;
+pub use offload::{OffloadSetting, OffloadSettings, OffloadState, OffloadStatus};
+pub use prefix::PrefixTable;
+pub use shared::{Cached, Shared};
+pub use stamps::{InvalidStamp, Stamp};
+pub use table::{Refused, RefusedItem, RefusedReason};
+
+use keys::PrivateKey;
+
+use self::{
+    batch::Outgoing,
+    core::Core,
+    drops::Drops,
+    inbound::{HANDSHAKES, Inbound},
+    offload::Switches,
+    outbound::Outbound,
+    sys::{Sender, TunDevice, UdpSockets, Waker},
+    threads::{CONTROL, Data, Job, Shell},
+};
+
+/// How a tunnel is to be started.
+pub struct Options {
+    /// Name of the TUN device, 1 to 15 bytes. It is made persistent if there is none, and stays when the tunnel stops;
+    /// addresses, MTU and routes are others' business.
+    pub tun_name: String,
+    /// UDP port of both families; 0 draws a free one.
+    pub listen_port: u16,
+    /// This node's key.
+    pub private_key: PrivateKey,
+    /// Firewall mark of the outer packets.
+    pub mark: Option<u32>,
+    /// Which of the kernel's offloads to use.
+    pub offloads: OffloadSettings,
+    /// Sees packets on their way into the tunnel.
+    pub track: Box<dyn Track>,
+    /// Sees packets on their way out of the tunnel.
+    pub judge: Box<dyn Judge>,
+    /// The greatest time stamp that an earlier run saw in initiations of each key; those up to it are refused.
+    pub seen: HashMap<etcd_schema::PublicKey, Stamp>,
+}
+
+impl Options {
+    /// Options with the hooks that let everything pass, and without a mark.
+    #[must_use]
+    pub fn new(tun_name: impl Into<String>, listen_port: u16, private_key: PrivateKey) -> Self {
+        Self {
+            tun_name: tun_name.into(),
+            listen_port,
+            private_key,
+            mark: None,
+            offloads: OffloadSettings::default(),
+            track: Box::new(PassAll),
+            judge: Box::new(PassAll),
+            seen: HashMap::new(),
+        }
+    }
+}
+
+/// Why a tunnel could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The TUN device could not be opened.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// The UDP port could not be bound.
+    #[error("UDP port {port}: {source}")]
+    Udp {
+        /// The port.
+        port: u16,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread of the tunnel: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Why the TUN device could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("TUN device {name}: {source}{}", hint(source))]
+pub struct TunError {
+    /// The device's name.
+    pub name: String,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EINVAL) => {
+            " (a device of this name was made with other flags; delete it with `ip link del` or use another name)"
+        }
+        Some(libc::EPERM) => " (CAP_NET_ADMIN is missing)",
+        Some(libc::ENOENT) => " (/dev/net/tun is missing; load the tun module)",
+        Some(libc::EBUSY) => " (another program uses a device of this name)",
+        _ => "",
+    }
+}
+
+/// A running tunnel. Clones are handles of the same one; it stops with [`shutdown`](Self::shutdown) or with the last
+/// handle.
+#[derive(Clone)]
+pub struct Tunnel(Arc<Handle>);
+
+struct Handle {
+    shell: Arc<Shell>,
+    tun_name: String,
+    control: SyncSender<Job>,
+    two_data_threads: bool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// What the kernel had counted when the device was opened, which outlives tunnels.
+    queue_drops_before: AtomicU64,
+    /// For what callers of the API cause to be sent.
+    caller: Mutex<Caller>,
+}
+
+struct Caller {
+    out: Outgoing,
+    sender: Sender,
+    drops: Arc<Drops>,
+}
+
+impl Tunnel {
+    /// Opens device and sockets and starts the threads. No peer is known until [`apply`](Self::apply).
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing keeps running then.
+    pub fn start(options: Options) -> Result<Self, StartError> {
+        Self::start_on(options, two_data_threads())
+    }
+
+    fn start_on(options: Options, two_data_threads: bool) -> Result<Self, StartError> {
+        let switches = Switches::new(&options.offloads);
+        let tun = open_tun(&options.tun_name, &switches)?;
+        let udp = |source| StartError::Udp { port: options.listen_port, source };
+        let sockets = UdpSockets::bind(options.listen_port, options.mark, &switches).map_err(udp)?;
+        let core = Arc::new(Core::with_seen(options.private_key.secret().clone(), options.seen));
+        let shell = Arc::new(Shell {
+            core: Arc::clone(&core),
+            sockets,
+            tun: Shared::new(Some(tun)),
+            switches,
+            stop: AtomicBool::new(false),
+            turns: std::array::from_fn(|_| AtomicU64::new(0)),
+            wake: [Waker::new().map_err(StartError::Thread)?, Waker::new().map_err(StartError::Thread)?],
+        });
+        let (control, jobs) = sync_channel(HANDSHAKES);
+        let waker = control.clone();
+        core.alarms.on_earlier(move || {
+            // With the queue full the thread is awake, and looks at the alarms when it is through.
+            let _ = waker.try_send(Job::Wake);
+        });
+
+        let outbound = Outbound::new(Instant::now(), Arc::clone(&core), options.track);
+        let inbound = Inbound::new(Arc::clone(&core), options.judge);
+        let queued = Arc::clone(&inbound.queued);
+        let control_drops = core.drops.register();
+        let tunnel = Self(Arc::new(Handle {
+            caller: Mutex::new(Caller { out: Outgoing::new(), sender: Sender::new(), drops: core.drops.register() }),
+            shell: Arc::clone(&shell),
+            queue_drops_before: AtomicU64::new(queue_drops(&options.tun_name)),
+            tun_name: options.tun_name,
+            control: control.clone(),
+            two_data_threads,
+            threads: Mutex::new(Vec::with_capacity(3)),
+        }));
+        let (outbound, inbound) = (Some(outbound), Some((inbound, control)));
+        if two_data_threads {
+            tunnel.spawn_data("tun-out", Data { outbound, inbound: None, waker: 0 })?;
+            tunnel.spawn_data("udp-in", Data { outbound: None, inbound, waker: 1 })?;
+        } else {
+            tunnel.spawn_data("wg-data", Data { outbound, inbound, waker: 0 })?;
+        }
+        tunnel.spawn("wg-control", move || {
+            threads::control(&shell, &jobs, &control_drops, &queued);
+        })?;
+        Ok(tunnel)
+    }
+
+    fn spawn_data(&self, name: &'static str, data: Data) -> Result<(), StartError> {
+        let shell = Arc::clone(&self.0.shell);
+        self.spawn(name, move || threads::data(&shell, data))
+    }
+
+    fn spawn(&self, name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+        let guard = ThreadGuard { name, core: Arc::clone(&self.0.shell.core) };
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                let _guard = guard;
+                run();
+            })
+            .map_err(StartError::Thread)?;
+        self.0.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(())
+    }
+
+    /// The UDP port that the tunnel listens on.
+    #[must_use]
+    pub fn listen_port(&self) -> u16 {
+        self.0.shell.sockets.port()
+    }
+
+    /// Makes the peers what `table` says and returns what was left out of it. Peers that did not change, their
+    /// sessions and endpoints are not touched; those that are gone, and keys that are gone, lose their sessions before
+    /// this returns. Another pre-shared key ends that peer's sessions. May be called from any thread; takes time in
+    /// proportion to what differs from the table before, and some 50 µs for each new key.
+    pub fn apply(&self, table: Table) -> Vec<Refused> {
+        self.with_caller(|core, caller| core.apply(Instant::now(), table, &caller.drops, &mut caller.out))
+    }
+
+    /// How often each of the tunnel's threads came round, and has each come round once more. One that has not by the
+    /// next call hangs, unless that comes within moments.
+    #[must_use]
+    pub fn turns(&self) -> Vec<u64> {
+        let shell = &self.0.shell;
+        shell.wake.iter().for_each(Waker::wake);
+        // With the queue full the thread is awake.
+        let _ = self.0.control.try_send(Job::Wake);
+        let threads = if self.0.two_data_threads { [0, 1, CONTROL].as_slice() } else { &[0, CONTROL] };
+        threads.iter().map(|at| shell.turns[*at].load(Ordering::Relaxed)).collect()
+    }
+
+    /// How it stands with each peer, in no order.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let tables = self.0.shell.core.tables.get();
+        tables
+            .with_keys()
+            .map(|(peer, keys)| {
+                let state = peer.lock();
+                let (rx_bytes, tx_bytes) = state.bytes();
+                PeerStatus {
+                    name: peer.name.to_string(),
+                    keys: keys.to_vec(),
+                    endpoint: state.endpoint(),
+                    latest_handshake: state
+                        .latest_handshake()
+                        .and_then(|at| wall.checked_sub(now.saturating_duration_since(at))),
+                    rx_bytes,
+                    tx_bytes,
+                    alive: state.is_alive(now),
+                    silent: state.is_silent(now),
+                    inner_mtu: state.inner_mtu(),
+                    without_df: state.without_df(),
+                }
+            })
+            .collect()
+    }
+
+    /// When an authentic packet of the peer called `name` last came: evidence about the past only.
+    #[must_use]
+    pub fn heard(&self, name: &str) -> Option<Instant> {
+        let tables = self.0.shell.core.tables.get();
+        tables.named(name).and_then(|peer| peer.lock().heard())
+    }
+
+    /// The peers that something authentic came from, with the address that the last one came from and when: in no order.
+    #[must_use]
+    pub fn heard_from(&self) -> Vec<(String, SocketAddr, Instant)> {
+        let tables = self.0.shell.core.tables.get();
+        let peers = tables.with_keys().map(|(peer, _)| peer);
+        peers
+            .filter_map(|peer| {
+                let state = peer.lock();
+                Some((peer.name.to_string(), state.heard_from()?, state.heard()?))
+            })
+            .collect()
+    }
+
+    /// Bytes received in authentic messages and bytes sent, outer payload, since the start; with those of peers that are gone.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        self.0.shell.core.bytes()
+    }
+
+    /// Packets dropped since the start, by reason.
+    #[must_use]
+    pub fn drops(&self) -> DropCounts {
+        let mut counts = self.0.shell.core.drops.sum();
+        let before = self.0.queue_drops_before.load(Ordering::Relaxed);
+        let of_device = queue_drops(&self.0.tun_name).saturating_sub(before);
+        counts.add(DropReason::OutDeviceQueueFull, of_device);
+        counts
+    }
+
+    /// Which of the kernel's offloads are in use.
+    #[must_use]
+    pub fn offloads(&self) -> OffloadStatus {
+        self.0.shell.switches.status()
+    }
+
+    /// Events from now on. A receiver that falls behind by more than 1024 is told so by `Lagged`, and should look at
+    /// [`peers`](Self::peers).
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<TunnelEvent> {
+        self.0.shell.core.events.subscribe()
+    }
+
+    /// Starts a handshake with the peer called `name` unless one was started within the last 5 seconds.
+    pub fn initiate(&self, name: &str) {
+        self.with_caller(|core, caller| {
+            core.initiate(Instant::now(), name, &caller.drops, &mut caller.out);
+        });
+    }
+
+    /// Calls the peers with these names although there may be a session with them: at once, or over a second if they are
+    /// more than 100. One that was called within the last 5 seconds is not.
+    pub fn call(&self, names: &[String]) {
+        self.with_caller(|core, caller| core.call(Instant::now(), names, &caller.drops, &mut caller.out));
+    }
+
+    /// Takes in that the peer called `name` has started anew: calls it, at some time within a second if there are more
+    /// than 100 peers, unless there is no session with it or one that came up within the last 10 seconds.
+    pub fn restarted(&self, name: &str) {
+        self.with_caller(|core, caller| core.restarted(Instant::now(), name, &caller.drops, &mut caller.out));
+    }
+
+    /// The greatest time stamp that came in initiations of each key in the table: what the next start is to be given as
+    /// [`Options::seen`].
+    #[must_use]
+    pub fn seen_stamps(&self) -> HashMap<etcd_schema::PublicKey, Stamp> {
+        self.0.shell.core.seen_stamps()
+    }
+
+    /// Sends an empty message over every session, so that peers learn where this node is. To be called when its own
+    /// addresses have changed: a peer that has nothing to hear goes on sending to where this node was.
+    pub fn announce(&self) {
+        for peer in self.0.shell.core.tables.get().peers() {
+            self.with_caller(|core, caller| core.announce(Instant::now(), peer, &caller.drops, &mut caller.out));
+        }
+    }
+
+    /// Opens the TUN device again after [`TunnelEvent::TunGone`], making it if there is none. Does nothing while the
+    /// device is there.
+    ///
+    /// # Errors
+    /// When the device cannot be opened; the tunnel waits on.
+    pub fn reopen_tun(&self) -> Result<(), TunError> {
+        let shell = &self.0.shell;
+        if shell.tun.get().is_some() {
+            return Ok(());
+        }
+        let device = open_tun(&self.0.tun_name, &shell.switches)?;
+        self.0.queue_drops_before.store(queue_drops(&self.0.tun_name), Ordering::Relaxed);
+        shell.tun.set(Arc::new(Some(device)));
+        shell.wake.iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// Stops the threads and closes device and sockets; the device stays. Returns when no packet moves any more.
+    pub fn shutdown(&self) {
+        self.0.stop();
+    }
+
+    fn with_caller<T>(&self, act: impl FnOnce(&Core, &mut Caller) -> T) -> T {
+        let mut caller = self.0.caller.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = act(&self.0.shell.core, &mut caller);
+        let Caller { out, sender, drops } = &mut *caller;
+        self.0.shell.flush(sender, out, drops);
+        result
+    }
+}
+
+/// Packets that found the queue of the device full since it was made; 0 where that cannot be read.
+fn queue_drops(device: &str) -> u64 {
+    let path = format!("/sys/class/net/{device}/statistics/tx_dropped");
+    std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Whether each direction is to have a thread of its own. On a machine of few cores the other ones are needed for what
+/// sends and receives, and one thread for both directions saves them waking each other.
+fn two_data_threads() -> bool {
+    std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 3)
+}
+
+/// Reports a thread that ends by a panic.
+struct ThreadGuard {
+    name: &'static str,
+    core: Arc<Core>,
+}
+
+impl Drop for ThreadGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.core.events.send(TunnelEvent::Failed { thread: self.name });
+        }
+    }
+}
+
+impl Handle {
+    fn stop(&self) {
+        self.shell.stop.store(true, Ordering::Release);
+        self.shell.wake.iter().for_each(Waker::wake);
+        let _ = self.control.try_send(Job::Wake);
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the tunnel panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn open_tun(name: &str, switches: &Switches) -> Result<TunDevice, TunError> {
+    TunDevice::open(name, switches).map_err(|source| TunError { name: name.into(), source })
+}

@@ -1,0 +1,113 @@
+//! What the tunnel is to become: its peers, their keys and prefixes, and this node's own addresses.
+
+use etcd_schema::PublicKey;
+use ipnet::IpNet;
+use mesh::tunnel_table::{MAX_KEYS, PeerConfig};
+
+/// A key or prefix of a [`Table`](mesh::tunnel_table::Table) that was left out, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// The peer it belongs to.
+    pub peer: String,
+    /// What was left out.
+    pub what: RefusedItem,
+    /// Why.
+    pub reason: RefusedReason,
+}
+
+/// What was left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedItem {
+    /// The whole peer.
+    Peer,
+    /// One of its keys.
+    Key(PublicKey),
+    /// One of its prefixes.
+    Prefix(IpNet),
+}
+
+/// Why something was left out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RefusedReason {
+    /// It is this node's own key.
+    #[error("this node's own key")]
+    OwnKey,
+    /// Every key agrees with it on the same secret.
+    #[error("a point of low order, with which no secret can be agreed on")]
+    LowOrder,
+    /// An earlier peer has it.
+    #[error("{0} has it already")]
+    Taken(String),
+    /// More than [`MAX_KEYS`].
+    #[error("a peer has at most {MAX_KEYS} keys")]
+    TooManyKeys,
+    /// None of its keys can be used.
+    #[error("it has no key that can be used")]
+    NoKey,
+}
+
+/// What of one peer's keys and prefixes holds, and what was left out.
+pub(super) struct Accepted {
+    pub(super) keys: Vec<PublicKey>,
+    /// Without host bits.
+    pub(super) prefixes: Vec<IpNet>,
+    pub(super) refused: Vec<Refused>,
+}
+
+impl Accepted {
+    /// Whether something was left out for another peer's sake: what this one gets hangs on that one, then.
+    pub(super) fn is_contested(&self) -> bool {
+        self.refused.iter().any(|refused| matches!(refused.reason, RefusedReason::Taken(_)))
+    }
+}
+
+/// Who has what already.
+pub(super) trait Holders {
+    /// The name of the peer that has this key.
+    fn of_key(&self, key: &PublicKey) -> Option<String>;
+    /// The name of the peer that has exactly this prefix.
+    fn of_prefix(&self, prefix: &IpNet) -> Option<String>;
+}
+
+/// Says what of `peer` holds beside what others have. `is_low_order` says of a key whether no secret can be agreed on
+/// with it.
+pub(super) fn accept(
+    peer: &PeerConfig,
+    own: &PublicKey,
+    holders: &impl Holders,
+    is_low_order: impl Fn(&PublicKey) -> bool,
+) -> Accepted {
+    let mut accepted = Accepted { keys: Vec::with_capacity(MAX_KEYS), prefixes: Vec::new(), refused: Vec::new() };
+    let mut refuse = |what, reason| accepted.refused.push(Refused { peer: peer.name.clone(), what, reason });
+    for key in &peer.keys {
+        let reason = if key == own {
+            RefusedReason::OwnKey
+        } else if accepted.keys.contains(key) {
+            continue;
+        } else if accepted.keys.len() == MAX_KEYS {
+            // Whoever else may have it: what is said of this peer is to change with it alone.
+            RefusedReason::TooManyKeys
+        } else if let Some(owner) = holders.of_key(key) {
+            RefusedReason::Taken(owner)
+        } else if is_low_order(key) {
+            RefusedReason::LowOrder
+        } else {
+            accepted.keys.push(*key);
+            continue;
+        };
+        refuse(RefusedItem::Key(*key), reason);
+    }
+    if accepted.keys.is_empty() {
+        refuse(RefusedItem::Peer, RefusedReason::NoKey);
+        return accepted;
+    }
+    for prefix in &peer.allowed {
+        let net = prefix.trunc();
+        match holders.of_prefix(&net) {
+            _ if accepted.prefixes.contains(&net) => {}
+            None => accepted.prefixes.push(net),
+            Some(owner) => refuse(RefusedItem::Prefix(*prefix), RefusedReason::Taken(owner)),
+        }
+    }
+    accepted
+}

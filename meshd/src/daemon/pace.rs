@@ -1,0 +1,119 @@
+//! When other programs' nftables rules are read again: soon after they have changed, and never so often that it takes
+//! more than a share of a core, however often they change and whatever else calls for a look at the kernel.
+
+use std::time::{Duration, Instant};
+
+use kernel::Others;
+
+/// Least time between two looks.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The same in multiples of what the last look took: at most a twentieth of a core goes into it.
+const SHARE: u32 = 20;
+
+/// When the next look is due, and when it may be at the soonest.
+#[derive(Debug)]
+pub(super) struct Pace {
+    due: Option<Instant>,
+    not_before: Instant,
+}
+
+impl Pace {
+    pub(super) const fn new(now: Instant) -> Self {
+        Self { due: None, not_before: now }
+    }
+
+    /// When there is something to look at, if there is.
+    pub(super) const fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Something has changed that is to be looked at from `at` on. The last of many changes is looked at as well: it is
+    /// there by then.
+    pub(super) fn changed(&mut self, at: Instant) {
+        let at = at.max(self.not_before);
+        self.due.get_or_insert(at);
+    }
+
+    /// Whether a look is due; it is taken for made.
+    pub(super) fn take_due(&mut self, now: Instant) -> bool {
+        let due = self.due.is_some_and(|at| at <= now);
+        if due {
+            self.due = None;
+        }
+        due
+    }
+
+    /// What a look that begins now may read.
+    pub(super) fn others(&self, now: Instant) -> Others {
+        if now < self.not_before { Others::Keep } else { Others::Read }
+    }
+
+    /// A look found others' rules as they were.
+    pub(super) fn nothing_new(&mut self) {
+        self.due = None;
+    }
+
+    /// Others' rules were read.
+    pub(super) fn read(&mut self, began: Instant, ended: Instant) {
+        self.due = None;
+        self.not_before = ended + PAUSE.max(ended.duration_since(began) * SHARE);
+    }
+
+    /// A look left out others' rules, which have changed.
+    pub(super) fn left_out(&mut self) {
+        self.due.get_or_insert(self.not_before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// For a minute rules change every millisecond, and links every ten, each of which calls for a look at once. Counts
+    /// the looks that read others' rules, which take `took`.
+    fn reads(took: Duration) -> u32 {
+        let start = Instant::now();
+        let (mut pace, mut now, mut reads) = (Pace::new(start), start, 0);
+        let mut changed = false;
+        for millisecond in 0.. {
+            now = now.max(start + Duration::from_millis(millisecond));
+            if now >= start + Duration::from_secs(60) {
+                break;
+            }
+            pace.changed(now);
+            changed = true;
+            if !pace.take_due(now) && !millisecond.is_multiple_of(10) {
+                continue;
+            }
+            if pace.others(now) == Others::Read {
+                let began = now;
+                now += took;
+                reads += 1;
+                changed = false;
+                pace.read(began, now);
+            } else {
+                pace.left_out();
+            }
+        }
+        assert!(!changed || pace.due().is_some(), "the last change is looked at");
+        reads
+    }
+
+    #[test]
+    fn the_number_of_looks_is_bounded_whatever_changes() {
+        assert_eq!(reads(Duration::from_millis(10)), 60, "once a second");
+        // 60 s / (21 * 0.5 s): a twentieth of the time.
+        assert_eq!(reads(Duration::from_millis(500)), 6);
+    }
+
+    #[test]
+    fn what_changes_after_a_while_is_looked_at_at_once() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        pace.read(start, start + Duration::from_millis(10));
+        let later = start + Duration::from_secs(5);
+        assert_eq!((pace.due(), pace.others(later)), (None, Others::Read));
+        pace.changed(later);
+        assert!(pace.take_due(later) && !pace.take_due(later));
+    }
+}

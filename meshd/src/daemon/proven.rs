@@ -1,0 +1,142 @@
+//! Where other nodes are proven to send from: by the tunnel's authenticated packets, and by the echoes of direct paths.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use etcd_schema::NodeId;
+use mesh::{
+    address::Family,
+    path::DirectState,
+    snapshot::Owner,
+    target::{PathStates, Targets},
+};
+
+use crate::enforcement::ProvenAddresses;
+
+/// How long an endpoint is believed of a node that goes direct: what it sends then says nothing of its endpoint. As long as
+/// a session of WireGuard lives.
+const FRESH: Duration = Duration::from_secs(180);
+
+/// Keeps it; a change costs the nodes that it concerns.
+#[derive(Debug, Default)]
+pub(super) struct Proven {
+    /// The address that the last authentic packet in the tunnel came from, and when one last came, as far as is known here.
+    heard: BTreeMap<Owner, (IpAddr, Instant)>,
+    /// The addresses of direct paths in use.
+    direct: BTreeMap<(NodeId, Family), IpAddr>,
+    addresses: ProvenAddresses,
+}
+
+impl Proven {
+    /// The addresses of each node.
+    pub(super) fn addresses(&self) -> &ProvenAddresses {
+        &self.addresses
+    }
+
+    /// A packet of the tunnel's peer `name` came from a new address.
+    pub(super) fn heard(&mut self, now: Instant, name: &str, from: SocketAddr) {
+        if let Some(owner) = owner(name) {
+            self.heard.insert(owner.clone(), (from.ip().to_canonical(), now));
+            self.settle(now, [owner].into());
+        }
+    }
+
+    /// All peers that the tunnel knows to have been heard, from where, and when last.
+    pub(super) fn resync(&mut self, now: Instant, heard: Vec<(String, SocketAddr, Instant)>) {
+        let before: BTreeSet<Owner> = self.heard.keys().cloned().collect();
+        let heard =
+            heard.into_iter().filter_map(|(name, from, at)| Some((owner(&name)?, (from.ip().to_canonical(), at))));
+        self.heard = heard.collect();
+        let all = before.into_iter().chain(self.heard.keys().cloned()).collect();
+        self.settle(now, all);
+    }
+
+    /// The states of the paths to `targets`.
+    pub(super) fn follow(&mut self, now: Instant, states: &PathStates, targets: &Targets) {
+        let in_use = states.iter().filter(|(_, state)| **state == DirectState::Direct);
+        let direct: BTreeMap<(NodeId, Family), IpAddr> =
+            in_use.filter_map(|(id, _)| Some((id.clone(), targets.peers.get(id)?.next_hop))).collect();
+        if direct == self.direct {
+            return;
+        }
+        let ids = direct.keys().chain(self.direct.keys());
+        let changed = ids.filter(|id| direct.get(*id) != self.direct.get(*id));
+        let owners = changed.map(|(id, _)| Owner::Node(id.clone())).collect();
+        self.direct = direct;
+        self.settle(now, owners);
+    }
+
+    fn settle(&mut self, now: Instant, owners: BTreeSet<Owner>) {
+        for owner in owners {
+            let direct: Vec<IpAddr> = match &owner {
+                Owner::Node(id) => {
+                    Family::BOTH.iter().filter_map(|family| self.direct.get(&(id.clone(), *family)).copied()).collect()
+                }
+                Owner::Lease(_) | Owner::Outside(_) => Vec::new(),
+            };
+            let believed = |at: Instant| direct.is_empty() || now.saturating_duration_since(at) < FRESH;
+            let heard = self.heard.get(&owner).filter(|(_, at)| believed(*at)).map(|(from, _)| *from);
+            let mut all: Vec<IpAddr> = direct.iter().copied().chain(heard).collect();
+            all.sort_unstable();
+            all.dedup();
+            self.addresses.set(owner, (!all.is_empty()).then(|| Arc::from(all)));
+        }
+    }
+}
+
+/// The node that is the tunnel's peer `name`.
+fn owner(name: &str) -> Option<Owner> {
+    Owner::named(name).filter(|owner| !matches!(owner, Owner::Outside(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh::{path::NotDirect, target::Target};
+
+    use super::*;
+
+    fn of(proven: &Proven) -> Vec<String> {
+        let owner = Owner::named("nodes/a").unwrap();
+        proven.addresses().get(&owner).into_iter().flat_map(|all| all.iter().map(ToString::to_string)).collect()
+    }
+
+    #[test]
+    fn a_node_is_where_it_was_heard_last_and_where_its_echoes_come_from() {
+        let now = Instant::now();
+        let mut proven = Proven::default();
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        proven.heard(now, "peers/laptop", at("203.0.113.1:1"));
+        assert!(proven.addresses().is_empty(), "an outside peer is no node");
+        proven.heard(now, "nodes/a", at("203.0.113.1:1"));
+        assert_eq!(of(&proven), ["203.0.113.1"]);
+        proven.heard(now, "nodes/a", at("[::ffff:203.0.113.2]:1"));
+        assert_eq!(of(&proven), ["203.0.113.2"], "it roamed");
+        let id: (NodeId, Family) = ("a".parse().unwrap(), Family::V4);
+        let target = Target {
+            overlay: "10.244.1.0".parse().unwrap(),
+            next_hop: "192.0.2.7".parse().unwrap(),
+            port: 51821,
+            keys: Vec::new(),
+            interface: (1, "eth0".to_owned()),
+            was_direct: false,
+        };
+        let targets = Targets { own: BTreeMap::new(), peers: [(id.clone(), target)].into() };
+        let states = |state| PathStates::from([(id.clone(), state)]);
+        proven.follow(now, &states(DirectState::Tunnel(NotDirect::Unproven)), &targets);
+        assert_eq!(of(&proven), ["203.0.113.2"]);
+        proven.follow(now, &states(DirectState::Direct), &targets);
+        assert_eq!(of(&proven), ["192.0.2.7", "203.0.113.2"]);
+        // In direct use the tunnel is silent: where the node was heard long ago says nothing of where it is.
+        let later = now + FRESH;
+        proven.resync(later, vec![("nodes/a".to_owned(), at("203.0.113.2:1"), now)]);
+        assert_eq!(of(&proven), ["192.0.2.7"]);
+        proven.follow(later, &states(DirectState::Silent), &targets);
+        assert_eq!(of(&proven), ["203.0.113.2"]);
+        proven.resync(later, Vec::new());
+        assert!(of(&proven).is_empty(), "the tunnel has no such peer any more");
+    }
+}
