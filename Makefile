@@ -23,7 +23,8 @@ demo: deps ## Show a mesh of two sites at work, in network namespaces (KEEP=1 le
 
 test: deps lint peers previous ## Everything that must pass: format, lints, documentation, unit, property and scenario tests
 	@cargo build --workspace --bins --tests
-	cargo test --workspace -- --test-threads=$(TEST_THREADS)
+	# All that fails is seen in one run.
+	cargo test --workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)
 	echo "All tests passed."
 
 lint: deps ## Format, lints, documentation, scripts
