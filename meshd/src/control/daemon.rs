@@ -339,12 +339,11 @@ impl Daemon {
         loop {
             self.hand_on_world();
             self.look_back();
-            let now = Instant::now();
             let deadlines = [
                 self.store.next_deadline(),
-                self.membership.next_deadline(now),
+                self.membership.next_deadline(),
                 self.cache.next_deadline(),
-                self.endpoints.next_deadline(now),
+                self.endpoints.next_deadline().filter(|_| self.may_write_endpoints()),
             ];
             let deadline = deadlines.into_iter().flatten().min();
             tokio::select! {
@@ -568,14 +567,16 @@ impl Daemon {
         });
     }
 
-    /// Brings this node's `endpoints/` records up to date, once it has a place in the mesh.
-    fn write_endpoints(&mut self) {
-        let Some(session) = self.session.clone().filter(|_| self.announced) else { return };
+    /// Whether this node has a place in the mesh whose `endpoints/` records are its own to write.
+    fn may_write_endpoints(&self) -> bool {
         let joined = matches!(self.membership.state(), MembershipState::Joined { .. });
         // A copy of a node would withdraw the containers of the original.
-        if !joined || !self.membership.may_write(Instant::now()) {
-            return;
-        }
+        self.session.is_some() && self.announced && joined && self.membership.may_write(Instant::now())
+    }
+
+    /// Brings this node's `endpoints/` records up to date.
+    fn write_endpoints(&mut self) {
+        let Some(session) = self.session.clone().filter(|_| self.may_write_endpoints()) else { return };
         let Some(transaction) = self.endpoints.next(Instant::now(), &self.store) else { return };
         let (answers, suspects) = (self.endpoint_answers.clone(), self.suspects.clone());
         tokio::spawn(async move {

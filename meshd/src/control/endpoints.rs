@@ -113,9 +113,9 @@ impl Endpoints {
         self.refusal.as_deref()
     }
 
-    /// When [`next`](Self::next) is to be called at the latest.
-    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        self.wait_until.filter(|until| *until > now)
+    /// When [`next`](Self::next) is to be called at the latest; that ends it.
+    pub(super) const fn next_deadline(&self) -> Option<Instant> {
+        self.wait_until
     }
 }
 
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(endpoints.next(now, &before), None);
         let after = store(now, 6, &records(&[("a", "1")]));
         assert_eq!(endpoints.next(now, &after), None);
-        assert_eq!(endpoints.next_deadline(now), None);
+        assert_eq!(endpoints.next_deadline(), None);
         endpoints.want(Some(records(&[])));
         assert_eq!(keys(endpoints.next(now, &after)), ["-a/eth0"]);
     }
@@ -227,9 +227,10 @@ mod tests {
             assert!(endpoints.next(now, &store(now)).is_some());
             endpoints.answered(now, &store(now), &answer);
             assert_eq!(endpoints.next(now, &store(now)), None);
-            assert_eq!(endpoints.next_deadline(now), Some(now + RETRY));
+            assert_eq!(endpoints.next_deadline(), Some(now + RETRY), "also once that has passed");
             assert_eq!(endpoints.refusal().is_some(), matches!(answer, Err(CallError::Refused(_))), "{answer:?}");
             assert_eq!(keys(endpoints.next(now + RETRY, &store(now))), ["+a/eth0"]);
+            assert_eq!(endpoints.next_deadline(), None);
             endpoints.answered(now, &store(now), &Ok(Committed { succeeded: true, revision: 6 }));
             assert_eq!(endpoints.refusal(), None);
         }

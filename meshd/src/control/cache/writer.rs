@@ -30,6 +30,8 @@ const CACHE_REFRESH: Duration = Duration::from_secs(600);
 pub(crate) struct CacheWriter {
     state: Arc<StateDir>,
     dirty: bool,
+    /// Whether etcd was read: before that there is nothing newer than what is on disk.
+    read: bool,
     last: Option<Instant>,
     created: Instant,
     /// When the cache is written anew although nothing changed.
@@ -44,6 +46,7 @@ impl CacheWriter {
         Self {
             state: Arc::new(state),
             dirty: false,
+            read: false,
             last: None,
             created: Instant::now(),
             refresh_at: None,
@@ -63,7 +66,7 @@ impl CacheWriter {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        if self.writing.is_some() {
+        if self.writing.is_some() || !self.read {
             None
         } else if self.dirty {
             let interval = (self.took * SHARE).clamp(CACHE_INTERVAL, CACHE_INTERVAL_MAX);
@@ -107,8 +110,8 @@ impl CacheWriter {
             .last
             .filter(|_| connected)
             .map(|last| last + lease_ttl.map_or(CACHE_REFRESH, |ttl| (ttl / 4).clamp(CACHE_INTERVAL, CACHE_REFRESH)));
-        // Before etcd was read there is nothing newer than what is on disk.
-        if store.lists() == 0 || self.next_deadline().is_none_or(|due| due > now) {
+        self.read = store.lists() > 0;
+        if self.next_deadline().is_none_or(|due| due > now) {
             return;
         }
         self.dirty = false;
@@ -132,5 +135,25 @@ impl CacheWriter {
             }
             collected + begin.elapsed()
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::types::KeyListing;
+
+    #[tokio::test]
+    async fn nothing_is_due_before_etcd_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = CacheWriter::new(StateDir::open(dir.path()).unwrap());
+        let mut store = Store::default();
+        // The pods and policies of the cache are handed on.
+        writer.changed();
+        writer.write_if_due(Instant::now(), &store, None, false);
+        assert_eq!(writer.next_deadline(), None, "the loop would turn without a pause");
+        store.listed(Instant::now(), KeyListing::default());
+        writer.write_if_due(Instant::now(), &store, None, true);
+        assert!(writer.writing.is_some());
     }
 }

@@ -320,9 +320,10 @@ impl AliveLane {
         true
     }
 
-    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+    /// `stepped`: when [`act`](Self::act) last had its turn.
+    pub(super) fn next_deadline(&self, stepped: Instant) -> Option<Instant> {
         if let Some(yielded) = &self.yielded {
-            return yielded.without_lease.map(|(_, since)| since + ALIVE_TTL).filter(|at| *at > now);
+            return yielded.without_lease.map(|(_, since)| since + ALIVE_TTL).filter(|at| *at > stepped);
         }
         let grace = match self.claim {
             Claim::Stood { since, .. } if self.found_another => Some(since + GRACE),
@@ -333,7 +334,7 @@ impl AliveLane {
         // A put that waits for its turn is due before the renewal.
         let put = self.flight.next_deadline();
         let forgotten = self.foreign.iter().map(|foreign| foreign.seen + ALIVE_TTL).min();
-        [grace, call, put, forgotten].into_iter().flatten().filter(|at| *at > now).min()
+        [grace, call, put, forgotten].into_iter().flatten().filter(|at| *at > stepped).min()
     }
 
     pub(super) fn refusal(&self) -> Option<&str> {

@@ -199,6 +199,8 @@ pub struct Membership {
     disconnected_at: Option<Instant>,
     holds_identity: bool,
     started: Instant,
+    /// The time of the last step: what fell due until then has been seen to.
+    stepped: Instant,
     /// When the identity is this daemon's although etcd has not confirmed it.
     presumed_at: Instant,
     /// The etcd history that the lanes go by, see [`Store::lineage_changes`].
@@ -246,6 +248,7 @@ impl Membership {
         Self {
             holds_identity: false,
             started: now,
+            stepped: now,
             presumed_at: now + if identity.predecessor.is_some() { RESUMED } else { UNCONFIRMED },
             identity,
             bad_facts: records::violations(&facts),
@@ -265,6 +268,7 @@ impl Membership {
 
     /// Takes in what happened; what to do now.
     pub fn step(&mut self, now: Instant, input: Input, store: &Store) -> Vec<Effect> {
+        self.stepped = now;
         let effects = self.advance(now, input, store);
         if self.alive.yielded().is_some() {
             self.holds_identity = false;
@@ -385,19 +389,19 @@ impl Membership {
         self.records.subnet()
     }
 
-    /// When [`step`](Self::step) wants to be called at the latest.
+    /// When [`step`](Self::step) wants to be called at the latest; in the past if something fell due since the last step.
     #[must_use]
-    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+    pub fn next_deadline(&self) -> Option<Instant> {
         let presumed = (!self.holds_identity && self.alive.yielded().is_none()).then_some(self.presumed_at);
         if !self.connected {
             return presumed;
         }
         if self.alive.yielded().is_some() {
-            return self.alive.next_deadline(now);
+            return self.alive.next_deadline(self.stepped);
         }
         // A step at or after `presumed` ends it; one that has passed already is due at once.
-        let lanes = [self.alive.next_deadline(now), self.lease.next_deadline(), self.records.next_deadline()];
-        lanes.into_iter().flatten().filter(|at| *at > now).chain(presumed).min()
+        let lanes = [self.alive.next_deadline(self.stepped), self.lease.next_deadline(), self.records.next_deadline()];
+        lanes.into_iter().flatten().filter(|at| *at > self.stepped).chain(presumed).min()
     }
 
     /// What an operator should know about this node; `prefix` is that of all keys, for commands.

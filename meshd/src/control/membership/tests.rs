@@ -250,7 +250,7 @@ impl Sim {
         if let MembershipState::Joined { subnet } = membership.state() {
             assert_eq!(membership.subnet(), Some(*subnet), "seed {}", self.seed);
         }
-        let deadlines = membership.next_deadline(self.now).into_iter().chain(n.store.next_deadline());
+        let deadlines = membership.next_deadline().into_iter().chain(n.store.next_deadline());
         n.wakes_at = deadlines.min().map(|at| at.max(n.paused_until));
         for effect in effects {
             match effect {
@@ -749,7 +749,7 @@ fn a_restart_acts_as_the_node_at_once_and_a_possible_copy_waits_for_etcd() {
             let names_another = reads_etcd && found.is_some_and(|found| Some(found) != predecessor);
             let limit = if predecessor.is_some() && !names_another { RESUMED } else { UNCONFIRMED };
             if !membership.holds_identity() {
-                assert!(reads_etcd || membership.next_deadline(start) == Some(start + limit), "{case:?}");
+                assert!(reads_etcd || membership.next_deadline() == Some(start + limit), "{case:?}");
                 membership.step(start + limit - Duration::from_millis(1), Input::Tick, &store);
                 assert!(!membership.holds_identity(), "{case:?}");
                 membership.step(start + limit, Input::Tick, &store);
@@ -898,6 +898,19 @@ fn a_clone_waits_without_a_call_until_the_record_is_deleted() {
     sim.operator_deletes(ALIVE);
     sim.run(sim.elapsed() + Duration::from_secs(5));
     assert!(joined(&sim, 0) && is_own(&sim), "{:?}", state_of(&sim, 0));
+}
+
+/// The shell asks for the deadline some time after a step.
+#[test]
+fn what_falls_due_after_a_step_stays_due_until_the_next_one() {
+    let mut sim = restarted();
+    let Node { membership: Some(membership), store, .. } = &mut sim.nodes[0] else { panic!("it runs") };
+    let due = membership.next_deadline().unwrap();
+    assert_eq!(membership.step(due - Duration::from_millis(1), Input::Store, store), []);
+    assert_eq!(membership.next_deadline(), Some(due));
+    let effects = membership.step(due, Input::Tick, store);
+    assert!(matches!(effects[..], [Effect::Call(_, Call::KeepAlive { .. })]), "{effects:?}");
+    assert!(membership.next_deadline() > Some(due));
 }
 
 /// A node and two copies of it that crash, restart and lose their connection: once all is quiet, one of them goes on.
