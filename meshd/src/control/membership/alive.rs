@@ -72,6 +72,8 @@ struct Yielded {
     reason: String,
     /// A record without a lease, which no daemon writes, since when it has been unchanged.
     without_lease: Option<(Revision, Instant)>,
+    /// etcd was replaced, or went back: until then the other daemon has time to put its record there.
+    absent_until: Option<Instant>,
 }
 
 impl Default for AliveLane {
@@ -151,13 +153,13 @@ impl AliveLane {
         }
     }
 
-    /// Whether this daemon goes on leaving the identity to another one: until etcd holds no record of one. A record
-    /// without a lease never goes by itself, but only somebody's hand writes one: after [`ALIVE_TTL`] it is put to
-    /// the proof again.
+    /// Whether this daemon goes on leaving the identity to another one: until etcd holds no record of one. An etcd
+    /// that is not the one before proves that only after [`ALIVE_TTL`]. A record without a lease never goes by itself,
+    /// but only somebody's hand writes one: after [`ALIVE_TTL`] it is put to the proof again.
     fn still_yields(&mut self, now: Instant, found: Option<&Kept>) -> bool {
         let Some(yielded) = &mut self.yielded else { return false };
         let over = match found {
-            None => true,
+            None => yielded.absent_until.is_none_or(|until| until <= now),
             Some(kept) if kept.lease.is_some() => {
                 yielded.without_lease = None;
                 false
@@ -196,7 +198,7 @@ impl AliveLane {
                          put its `{key}` back",
                         other.boot_id, other.start_count
                     );
-                    self.yielded = Some(Yielded { reason, without_lease: None });
+                    self.yielded = Some(Yielded { reason, without_lease: None, absent_until: None });
                 }
             }
             // It is about to be overwritten.
@@ -271,10 +273,14 @@ impl AliveLane {
     }
 
     /// etcd is not the one that the record was put into; nothing is known of who else wrote it there.
-    pub(super) fn lineage_changed(&mut self) {
+    pub(super) fn lineage_changed(&mut self, now: Instant) {
         self.forget();
         self.flight.abandon();
         self.foreign.clear();
+        if let Some(yielded) = &mut self.yielded {
+            yielded.without_lease = None;
+            yielded.absent_until = Some(now + ALIVE_TTL);
+        }
     }
 
     const fn claim_anew(&mut self) {
@@ -323,7 +329,8 @@ impl AliveLane {
     /// `stepped`: when [`act`](Self::act) last had its turn.
     pub(super) fn next_deadline(&self, stepped: Instant) -> Option<Instant> {
         if let Some(yielded) = &self.yielded {
-            return yielded.without_lease.map(|(_, since)| since + ALIVE_TTL).filter(|at| *at > stepped);
+            let tried_again = yielded.without_lease.map(|(_, since)| since + ALIVE_TTL);
+            return [tried_again, yielded.absent_until].into_iter().flatten().filter(|at| *at > stepped).min();
         }
         let grace = match self.claim {
             Claim::Stood { since, .. } if self.found_another => Some(since + GRACE),

@@ -312,7 +312,7 @@ impl Membership {
     fn advance(&mut self, now: Instant, input: Input, store: &Store) -> Vec<Effect> {
         if self.lineage != store.lineage_changes() {
             self.lineage = store.lineage_changes();
-            self.alive.lineage_changed();
+            self.alive.lineage_changed(now);
             self.lease = LeaseLane::default();
             self.records.lineage_changed();
         }

@@ -808,6 +808,26 @@ fn a_copy_that_took_the_place_of_a_node_that_was_away_yields_when_that_comes_bac
     assert!(cloned(&sim, 1), "{:?}", state_of(&sim, 1));
 }
 
+#[test]
+fn in_an_etcd_that_was_replaced_a_copy_leaves_the_first_word_to_the_original() {
+    for original_comes in [true, false] {
+        let mut sim = with_copy(Duration::from_secs(100));
+        sim.run(Duration::from_secs(200));
+        assert!(cloned(&sim, 1), "{:?}", state_of(&sim, 1));
+        // The copy reaches the new one first.
+        sim.nodes[0].reachable = false;
+        sim.restore(&Etcd::new());
+        sim.operator_puts("config", CONFIG);
+        sim.run(sim.elapsed() + ALIVE_TTL - Duration::from_secs(5));
+        assert!(cloned(&sim, 1), "{:?}", state_of(&sim, 1));
+        sim.nodes[0].reachable = original_comes;
+        sim.run(sim.elapsed() + Duration::from_secs(20));
+        assert_eq!([joined(&sim, 0), cloned(&sim, 1)], [true, original_comes], "{:?}", state_of(&sim, 1));
+        let alive = etcd_schema::Alive::parse(&sim.etcd.keys[ALIVE].value).unwrap();
+        assert_eq!(alive.incarnation, sim.nodes[usize::from(!original_comes)].incarnation);
+    }
+}
+
 /// A node that was killed, restarted, and has been running for a second.
 fn restarted() -> Sim {
     let mut sim = Sim::new(2, 1);
