@@ -283,6 +283,16 @@ impl AliveLane {
         }
     }
 
+    /// A list of a new session is in, up to `revision`. etcd may have lost its last writes, those that it had answered
+    /// too: a put that the list does not reach up to is to be shown again, or made again.
+    pub(super) const fn listed(&mut self, revision: Revision) {
+        if let Claim::Stood { since, revision: put_at } = self.claim
+            && put_at > revision
+        {
+            self.claim = Claim::Unproven { since: Some(since) };
+        }
+    }
+
     const fn claim_anew(&mut self) {
         self.found_another = false;
         self.claim = Claim::Unproven { since: None };

@@ -130,7 +130,7 @@ pub enum MembershipState {
 /// What happened.
 #[derive(Debug, Clone)]
 pub enum Input {
-    /// A session with etcd stands; it will be followed by a list.
+    /// A session with etcd stands, and the store has taken in its list.
     Connected,
     /// The session is gone.
     Disconnected,
@@ -322,6 +322,8 @@ impl Membership {
                 if away.is_some_and(|away| away >= ALIVE_TTL) {
                     self.alive.forget();
                 }
+                self.alive.listed(store.revision());
+                self.records.listed(store.revision());
                 self.connected = true;
             }
             Input::Disconnected => {

@@ -197,6 +197,16 @@ impl RecordsLane {
         (self.claims, self.uses, self.wait, self.granted, self.relist) = (None, None, None, None, false);
     }
 
+    /// A list of a new session is in, up to `revision`: what was answered and is later than that may be lost.
+    pub(super) const fn listed(&mut self, revision: Revision) {
+        if let Some(Wait::Revision { revision: awaited, .. }) = self.wait
+            && self.flight.call.is_none()
+            && awaited > revision
+        {
+            (self.wait, self.granted) = (None, None);
+        }
+    }
+
     /// The lease that the last transaction used.
     pub(super) const fn lease_used(&self) -> Option<LeaseId> {
         self.uses

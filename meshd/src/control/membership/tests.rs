@@ -363,12 +363,16 @@ impl Sim {
         true
     }
 
-    /// etcd goes back to `backup`: connections break, calls under way are lost, answers under way still arrive.
     fn restore(&mut self, backup: &Etcd) {
-        self.etcd.restore(backup, self.now);
         if self.rng.random() {
             self.etcd.becomes_another_cluster();
         }
+        self.go_back(backup);
+    }
+
+    /// etcd goes back to `backup`: connections break, calls under way are lost, answers under way still arrive.
+    fn go_back(&mut self, backup: &Etcd) {
+        self.etcd.restore(backup, self.now);
         self.checked = self.etcd.revision;
         self.owners.clear();
         for (key, entry) in &self.etcd.keys {
@@ -606,6 +610,33 @@ fn a_node_that_started_since_the_backup_shows_life_in_a_restored_etcd() {
             assert!(joined(&sim, node), "seed {seed}: {node} is {:?}", state_of(&sim, node));
         }
     }
+}
+
+/// etcd loses the last writes that it answered, and comes back at the revision that the node has seen: it does not
+/// count as another one.
+#[test]
+fn what_was_answered_and_is_lost_is_written_again() {
+    let mut losses = 0;
+    for seed in 0..4 {
+        for millis in 0..500 {
+            let mut sim = Sim::new(seed, 1);
+            sim.operator_puts("config", CONFIG);
+            sim.start(0);
+            let mut states = BTreeMap::new();
+            for _ in 0..millis {
+                states.insert(sim.etcd.revision, sim.etcd.clone());
+                sim.run(sim.elapsed() + Duration::from_millis(1));
+            }
+            let seen = sim.nodes[0].store.revision();
+            let Some(state) = states.get(&seen).filter(|_| seen < sim.etcd.revision) else { continue };
+            losses += 1;
+            sim.go_back(state);
+            sim.run(sim.elapsed() + Duration::from_secs(8));
+            assert_eq!(sim.nodes[0].store.lineage_changes(), 0);
+            assert!(sim.shows_life(0) && joined(&sim, 0), "seed {seed}, {millis} ms: {:?}", state_of(&sim, 0));
+        }
+    }
+    assert!(losses > 0);
 }
 
 fn history(seed: u64) {
