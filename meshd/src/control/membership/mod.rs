@@ -10,9 +10,9 @@
 //! records  subnets/… and nodes/ID: choose, allocate, put back, rewrite, each by one transaction with compares
 //! ```
 //!
-//! What holds whatever happens: a key under `subnets/` is written only in a transaction that compares either that
-//! nothing under `subnets/` changed since the revision the choice was made from, or that this very key, which is
-//! ours, did not. So a subnet never has two owners, and a call whose answer was lost can be made again once the
+//! What holds whatever happens: a key under `subnets/` is written only in a transaction that compares either that the
+//! key is absent and nothing under `subnets/` changed since the revision the choice was made from, or that this very
+//! key, which is ours, did not. So a subnet never has two owners, and a call whose answer was lost can be made again once the
 //! store has been listed anew: of two such transactions at most one takes effect.
 //!
 //! When etcd was replaced or restored, the lanes forget the revisions, leases and calls of the time before.

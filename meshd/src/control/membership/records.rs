@@ -335,20 +335,19 @@ fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
 }
 
 /// Puts a subnet that is free, and `nodes/ID`: nothing under `subnets/` may have changed since the store's revision.
+/// In an etcd that went back and was not listed yet, everything is older than that: the key itself must be absent too.
 fn take(context: &Context<'_>, config: &NetworkConfig, subnet: &SubnetKey, lease: LeaseId) -> Transaction {
     let store = context.store;
+    let key = Key::Subnet(*subnet).to_string();
     let mut transaction = unchanged(context);
+    transaction.compares.push(Compare::CreateRevision { key: key.clone(), equals: 0 });
     transaction.compares.push(Compare::AllModifiedBefore { prefix: "subnets/".into(), revision: store.revision() + 1 });
     transaction.compares.push(Compare::ModRevision {
         key: Key::Config.to_string(),
         equals: store.mod_revision(&Key::Config.to_string()),
     });
     transaction.writes = vec![
-        Write::Put {
-            key: Key::Subnet(*subnet).to_string(),
-            value: lease_value(context, config, None).to_json(),
-            lease: Some(lease),
-        },
+        Write::Put { key, value: lease_value(context, config, None).to_json(), lease: Some(lease) },
         put_node(context, lease),
     ];
     transaction

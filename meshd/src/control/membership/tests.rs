@@ -639,6 +639,44 @@ fn what_was_answered_and_is_lost_is_written_again() {
     assert!(losses > 0);
 }
 
+/// The transaction that takes a subnet, once it is under way; its key and lease.
+fn take_under_way(sim: &Sim) -> Option<(Transaction, String, LeaseId)> {
+    sim.queue.iter().find_map(|due| {
+        let What::Arrive { what: Call::Transact(transaction), .. } = &due.what else { return None };
+        transaction.writes.iter().find_map(|write| match write {
+            Write::Put { key, lease: Some(lease), .. } if key.starts_with("subnets/") => {
+                Some((transaction.clone(), key.clone(), *lease))
+            }
+            _ => None,
+        })
+    })
+}
+
+#[test]
+fn in_an_etcd_that_went_back_unseen_no_subnet_is_overwritten() {
+    let mut sim = Sim::new(5, 1);
+    sim.operator_puts("config", CONFIG);
+    let mut older = sim.etcd.clone();
+    for _ in 0..5 {
+        sim.operator_puts("peers/p", "{}");
+    }
+    sim.start(0);
+    let (take, key, lease) = loop {
+        sim.run(sim.elapsed() + Duration::from_millis(1));
+        if let Some(found) = take_under_way(&sim) {
+            break found;
+        }
+    };
+    while !older.has_lease(lease) {
+        older.grant(sim.now, ALIVE_TTL);
+    }
+    let theirs = Write::Put { key, value: r#"{"Node": "other"}"#.into(), lease: None };
+    older.transact(&Transaction { compares: vec![], writes: vec![theirs] }).unwrap();
+    let before = older.keys.clone();
+    assert!(!older.transact(&take).unwrap().succeeded);
+    assert_eq!(older.keys, before);
+}
+
 fn history(seed: u64) {
     let mut sim = Sim::new(seed, 5);
     sim.operator_puts("config", CONFIG);
