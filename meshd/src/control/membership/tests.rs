@@ -734,10 +734,14 @@ fn history(seed: u64) {
     }
 }
 
+/// How many seeds are tried.
+fn histories(usually: u64) -> u64 {
+    std::env::var("MESHD_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(usually)
+}
+
 #[test]
 fn no_history_gives_a_subnet_two_owners_and_all_come_to_rest() {
-    let histories = std::env::var("MESHD_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
-    for seed in 0..histories {
+    for seed in 0..histories(300) {
         history(seed);
     }
 }
@@ -1002,10 +1006,11 @@ fn what_falls_due_after_a_step_stays_due_until_the_next_one() {
     assert!(membership.next_deadline() > Some(due));
 }
 
-/// A node and two copies of it that crash, restart and lose their connection: once all is quiet, one of them goes on.
+/// A node and two copies of it that crash, restart and lose their connection, while etcd is replaced now and then: once
+/// all is quiet, one of them goes on.
 #[test]
 fn of_clones_exactly_one_goes_on_whatever_happened() {
-    for seed in 0..200 {
+    for seed in 0..histories(200) {
         let mut sim = Sim::new(seed, 3);
         sim.operator_puts("config", CONFIG);
         for node in 1..3 {
@@ -1021,13 +1026,17 @@ fn of_clones_exactly_one_goes_on_whatever_happened() {
             let gap = sim.millis(10..15_000);
             sim.run(sim.elapsed() + gap);
             let node = sim.rng.random_range(0..3);
-            match sim.rng.random_range(0..3) {
-                0 => {
+            match sim.rng.random_range(0..7) {
+                0 | 1 => {
                     sim.crash(node);
                     let away = sim.millis(1..50_000);
                     sim.at(away, What::Start { node });
                 }
-                1 => {
+                2 => {
+                    sim.restore(&Etcd::new());
+                    sim.operator_puts("config", CONFIG);
+                }
+                3 | 4 => {
                     sim.nodes[node].reachable = !sim.nodes[node].reachable;
                     sim.disconnect(node);
                 }
