@@ -1,7 +1,7 @@
-//! Bridges of the node: made by the first container that wants to join, removed behind the last one.
+//! Bridges on the node: created for the first container, removed after the last one.
 //!
-//! Joining and removing exclude each other by a lock in the run directory, which ends with whoever holds it: else a bridge
-//! could be removed between an ADD's look at it and its joining.
+//! A lock in the run directory makes joining and removal mutually exclusive; it ends with its holder. Without it, a
+//! bridge could be removed between an ADD's check and its join.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! The network configuration that the runtime gives on standard input.
+//! The network configuration from the runtime, on standard input.
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 

@@ -1,19 +1,20 @@
-//! What plugin and node daemon say to each other over `RUN/meshd.sock`: HTTP/1 with JSON.
+//! Protocol between plugin and node daemon over `RUN/meshd.sock`: HTTP/1 with JSON.
 //!
 //! ```text
-//! POST   /v1/attachments/CONTAINER/IFNAME   BeginAdd → Begun     ADD begins; the daemon records it and allocates addresses
-//! PUT    /v1/attachments/CONTAINER/IFNAME   Attach → 204         the addresses are known; answered once policy is in force
-//! DELETE /v1/attachments/CONTAINER/IFNAME   → 204                also when there is none; its addresses are free
+//! POST   /v1/attachments/CONTAINER/IFNAME   BeginAdd → Begun     ADD begins: the daemon records it, allocates addresses
+//! PUT    /v1/attachments/CONTAINER/IFNAME   Attach → 204         addresses are known; returns once policy is in force
+//! DELETE /v1/attachments/CONTAINER/IFNAME   → 204                also if it does not exist; frees its addresses
 //! GET    /v1/attachments/CONTAINER/IFNAME   → Attached
 //! GET    /v1/attachments                    → [Attached]
 //! GET    /v1/attachments-ready              → Network            as for BeginAdd, and policy is programmed
 //! POST   /v1/attachments-ready              AddressRequest → Network     and such addresses are free
 //! ```
 //!
-//! While the daemon is away, DEL leaves a tombstone beside the attachment's file, which the daemon honours: [`Client::forget`].
+//! If the daemon does not answer, DEL leaves a tombstone beside the attachment's file, which the daemon processes
+//! later: [`Client::forget`].
 //!
-//! Anything but success carries a [`Refusal`]. Readers pass over fields that they do not know, and writers leave no field
-//! out that an earlier version had: daemon and plugin may be of different versions while a node is being upgraded.
+//! Every error response carries a [`Refusal`]. Readers ignore unknown fields, and writers keep all fields of earlier
+//! versions: during an upgrade, daemon and plugin may have different versions.
 
 use std::{
     collections::BTreeMap,

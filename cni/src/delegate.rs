@@ -1,4 +1,4 @@
-//! Calling another plugin: the IPAM plugin of the configuration.
+//! Calls another plugin: the IPAM plugin of the configuration.
 
 use std::{
     fs, io,

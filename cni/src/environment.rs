@@ -1,4 +1,4 @@
-//! What the runtime says by environment variables.
+//! Parameters from the runtime in environment variables.
 
 use std::path::PathBuf;
 

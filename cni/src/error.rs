@@ -1,4 +1,4 @@
-//! Errors as the specification has them: a code, a message, details; JSON on standard output.
+//! Errors in the specification's form: code, message and details, as JSON on standard output.
 
 use serde::{Deserialize, Serialize};
 

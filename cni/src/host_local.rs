@@ -1,8 +1,8 @@
-//! Addresses that the plugin host-local has given out below the run directory, as it did for `meshd-cni` before the daemon
-//! allocated addresses itself: one folder per network, one file per address, and a lock.
+//! Addresses that host-local allocated below the run directory for `meshd-cni`, before the daemon allocated addresses
+//! itself: one directory per network, one file per address, and a lock.
 //!
-//! The daemon gives none of these addresses away while their container is there. Its user may be one that can only read
-//! them; `meshd-cni`, which is root, removes the files with their attachment.
+//! The daemon does not allocate these addresses while their container exists. Its user may have read access only;
+//! `meshd-cni`, which runs as root, removes the files with their attachment.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! Which pod a container belongs to.
+//! The pod of a container.
 
 use crate::{config::Config, daemon::Pod, environment::Environment};
 

@@ -7,8 +7,8 @@
 //!          host      mesh…, a port of the bridge, which has those addresses
 //! ```
 //!
-//! The routed form needs no proxy: the container never asks who has the gateway's address, and the gateway is the same
-//! whatever subnet the node has, so that a container outlives a change of the node's addresses.
+//! The routed form needs no ARP or neighbour proxy, because the container never resolves the gateway's address. The
+//! gateway does not depend on the node's subnet, so a container survives a change of the node's addresses.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},

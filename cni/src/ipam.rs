@@ -1,4 +1,4 @@
-//! Where a container's addresses come from: the daemon, or the IPAM plugin that the configuration names.
+//! Source of a container's addresses: the daemon, or the IPAM plugin of the configuration.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! `meshd-cni`, run by a container runtime.
+//! `meshd-cni`: the entry point for container runtimes.
 
 use std::{
     io::{self, Read as _, Write as _},

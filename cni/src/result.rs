@@ -1,4 +1,4 @@
-//! Results of ADD, in the shape that each version of the specification wants.
+//! Results of ADD, in the form of each version of the specification.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! ADD as the plugin that makes the interface.
+//! ADD as the plugin that creates the interface.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! ADD behind plugins that have made the interface.
+//! ADD behind plugins that created the interface.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! CHECK: is the attachment still what ADD made of it?
+//! CHECK: compares the attachment with the result of ADD.
 
 use ipnet::IpNet;
 use netlink::{Mac, Netlink};

@@ -1,4 +1,4 @@
-//! DEL, which never minds what is not there.
+//! DEL, which succeeds even if its objects are already gone.
 
 use netlink::Netlink;
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! GC: frees what the runtime does not know.
+//! GC: frees attachments that the runtime does not list.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! STATUS: would an ADD be taken?
+//! STATUS: whether an ADD would succeed.
 
 use super::Call;
 use crate::{
