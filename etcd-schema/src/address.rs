@@ -1,4 +1,4 @@
-//! Which addresses, prefixes and endpoints may stand where. Each answers what must hold, when it does not.
+//! Validation of addresses, prefixes and endpoints by their use. Each check returns the violated rule.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! `alive/ID`: the sign of life of a running daemon; feeds status and clone detection only.
+//! `alive/ID`: the liveness record of a running daemon; feeds status and clone detection only.
 
 use serde_json::Map;
 

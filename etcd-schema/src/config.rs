@@ -1,4 +1,4 @@
-//! `config`: flannel's net-conf.json, with more keys allowed.
+//! `config`: Flannel's net-conf.json, with additional keys allowed.
 
 use std::{fmt, num::NonZeroU16, time::Duration};
 

@@ -1,7 +1,7 @@
-//! What one record must not do to others: pure functions over values that hold by themselves.
+//! Conflicts of one record with others: pure functions over values that are valid on their own.
 //!
-//! A config or an outside peer that covered an address of the underlay would route the mesh's own outer packets, or
-//! etcd's, into the mesh. Whoever applies records asks these before any route changes.
+//! A config or an external peer that covered an underlay address would route the mesh's own outer packets, or etcd's,
+//! into the mesh. Check for conflicts before any route changes.
 
 use ipnet::IpNet;
 

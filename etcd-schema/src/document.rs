@@ -1,8 +1,8 @@
-//! Bytes of a value to one bounded JSON tree, whatever the bytes are.
+//! Parses the bytes of a value, however malformed, into one bounded JSON tree.
 //!
-//! JSON and YAML go through the same visitor. It keeps a path for messages, refuses duplicate keys, and stops at the
-//! first list, object or tree that is larger than its limit, so that a hostile value costs no more memory than an
-//! honest one of the largest size: nothing beyond a limit is read, let alone kept.
+//! JSON and YAML use the same visitor. It keeps a path for messages, refuses duplicate keys, and stops at the first
+//! list, object or tree beyond its limit. A hostile value costs no more memory than the largest valid one: input beyond
+//! a limit is neither read nor kept.
 
 use std::{cell::RefCell, fmt};
 

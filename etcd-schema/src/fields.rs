@@ -1,4 +1,4 @@
-//! Takes the known fields out of one JSON object, noting all that is wrong on the way; what is left is unknown.
+//! Takes the known fields out of one JSON object and collects all violations; the remaining fields are unknown.
 
 use std::{borrow::Cow, fmt, ops::RangeInclusive};
 

@@ -1,7 +1,7 @@
-//! Kubernetes objects as `kubectl get … -o json|yaml` prints one: the envelope that all kinds share.
+//! Kubernetes objects as `kubectl get … -o json|yaml` prints one: the envelope of all kinds.
 //!
-//! Unknown fields are ignored, since objects come from API servers of many versions; what is read is validated as the
-//! API server does, because values may be put by hand.
+//! Unknown fields are ignored, since objects come from API servers of many versions. Known fields are validated like
+//! the API server does, because operators may write values by hand.
 
 mod labels;
 mod namespace;

@@ -1,8 +1,8 @@
 //! The keys and values meshd keeps in etcd.
 //!
-//! Everything below the prefix (default `/meshd`) is a plain key that `etcdctl` can read and write. This crate
-//! builds and parses those keys, gives each value a type, and refuses what does not hold, one record at a time,
-//! naming the field, the value and the limit. It does no I/O and knows no clock.
+//! Every key below the prefix (default `/meshd`) is plain: `etcdctl` can read and write it. This crate builds and
+//! parses the keys, gives each value a type, and refuses invalid ones, one record at a time. Errors name the field, the
+//! value and the limit. The crate does no I/O and reads no clock.
 //!
 //! | key | value |
 //! |---|---|
@@ -17,10 +17,9 @@
 //! | `networkpolicies/NS/NAME`, `clusternetworkpolicies/NAME` | [`PolicyEnvelope`] |
 //! | `endpoints/ID/CONTAINERID/IFNAME` | [`Attachment`] |
 //!
-//! Each type reads itself from JSON or YAML with `parse`, which names all mistakes at once, and those that the mesh
-//! writes have `to_json`. Reading costs no more memory for a hostile value than for the largest honest one. [`check()`]
-//! judges any key with its value; what a record does to others is for [`peer_conflicts`], [`config_conflicts`] and
-//! their kin.
+//! Each type parses itself from JSON or YAML with `parse`, which reports all errors at once. Types that the mesh writes
+//! have `to_json`. A hostile value costs no more memory than the largest valid one. [`check()`] validates any key with
+//! its value; [`peer_conflicts`], [`config_conflicts`] and related functions find conflicts with other records.
 
 #![forbid(unsafe_code)]
 

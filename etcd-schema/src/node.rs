@@ -1,4 +1,4 @@
-//! `nodes/ID`: who a node is and where it can be reached.
+//! `nodes/ID`: a node's identity and its endpoints.
 
 use std::{fmt, net::SocketAddr};
 

@@ -1,4 +1,4 @@
-//! `peers/NAME`: an outside WireGuard peer.
+//! `peers/NAME`: an external WireGuard peer.
 
 use std::{fmt, net::SocketAddr};
 

@@ -1,4 +1,4 @@
-//! The subnets of one family: how they are configured, counted and numbered.
+//! The subnets of one family: configuration, count and numbering.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

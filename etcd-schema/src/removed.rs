@@ -1,4 +1,4 @@
-//! `removed/ID`: a node taken out of the mesh for good.
+//! `removed/ID`: a node that was permanently removed from the mesh.
 
 use serde_json::Map;
 

@@ -1,4 +1,4 @@
-//! `subnets/…`: flannel's lease JSON with `"Node": "ID"`.
+//! `subnets/…`: Flannel's lease JSON with `"Node": "ID"`.
 
 use std::{
     fmt,

@@ -1,4 +1,4 @@
-//! Fields that nobody reads: allowed, kept over a rewrite, and often a typing mistake.
+//! Unknown fields: allowed, preserved by rewrites, and often a typing mistake.
 
 use std::fmt;
 

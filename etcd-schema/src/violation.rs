@@ -1,4 +1,4 @@
-//! What is wrong with a value, in words an operator can act on.
+//! A violation in a value, worded so that an operator can correct it.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! WireGuard keys as they stand in values.
+//! WireGuard keys as encoded in values.
 
 use std::{fmt, str::FromStr};
 

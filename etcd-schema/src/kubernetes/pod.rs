@@ -1,4 +1,4 @@
-//! `pods/NS/NAME`: what policies need to know of a pod.
+//! `pods/NS/NAME`: the fields of a pod that policies need.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! `networkpolicies/NS/NAME` and `clusternetworkpolicies/NAME`: the envelope; the `spec` is the policy engine's to read.
+//! `networkpolicies/NS/NAME` and `clusternetworkpolicies/NAME`: the envelope; the policy engine parses the `spec`.
 
 use serde_json::Value;
 
