@@ -1,4 +1,4 @@
-//! Waiting for a condition; what scenarios use in place of sleeping.
+//! Waits for a condition; scenarios use it instead of sleeping.
 
 use std::{
     thread,

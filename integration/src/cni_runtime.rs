@@ -1,5 +1,5 @@
-//! What a container runtime does with CNI plugins: runs a list of them in a host's namespace, each with the result of the
-//! one before, as libcni does.
+//! A container runtime's calls of CNI plugins: runs a list of plugins in a host's namespace, each with the previous
+//! result, like libcni.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! A real etcd, and `etcdctl` to work with it.
+//! A real etcd, operated with `etcdctl`.
 
 use std::{
     path::{Path, PathBuf},

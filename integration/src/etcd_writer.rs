@@ -1,4 +1,4 @@
-//! A connection for writing much, or at a certain moment: `etcdctl` would take longer to start than to write.
+//! An etcd connection for bulk or precisely timed writes, where starting `etcdctl` would take longer than the write.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! A steady flow of numbered packets while something is changed: what got lost, and for how long nothing came.
+//! A steady flow of numbered packets during a change: counts losses and measures the interruption.
 
 use std::{
     collections::BTreeMap,

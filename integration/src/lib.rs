@@ -1,8 +1,7 @@
-//! The Lab: hosts, switches, routers and NATs in network namespaces, and what scenarios do with them.
+//! The Lab: hosts, switches, routers and NATs in network namespaces, and helpers for scenarios.
 //!
-//! Everything here is synchronous and panics with a message that names the host, the command and what it
-//! said: a scenario reads as a list of steps, and a step that fails ends it. A scenario is a plain
-//! `#[test]` that runs as root:
+//! All functions are synchronous. On failure they panic with the host, the command and its output, so a scenario reads
+//! as a list of steps and ends at the first failed one. A scenario is a plain `#[test]` that runs as root:
 //!
 //! ```no_run
 //! use integration::{Lab, ping};
@@ -15,8 +14,8 @@
 //! ping(&a, "192.0.2.2").assert_all_answered();
 //! ```
 //!
-//! Labs may run side by side in threads and processes. A Lab that ends takes every namespace, process and
-//! file with it, also after a panic and after `kill -9`. `KEEP=1` in the environment leaves it up.
+//! Labs can run in parallel threads and processes. At its end, a Lab removes all its namespaces, processes and files,
+//! even after a panic or `kill -9`. `KEEP=1` in the environment leaves it running.
 
 mod await_until;
 mod cni_runtime;

@@ -1,4 +1,4 @@
-//! Whole machines: a host with files of its own and systemd as its first process.
+//! Whole machines: a host with its own files and systemd as its first process.
 
 use std::{fs, path::Path, sync::OnceLock, thread, time::Duration};
 

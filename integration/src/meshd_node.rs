@@ -1,4 +1,4 @@
-//! A node daemon on a host.
+//! A `meshd` daemon on a host.
 
 use std::{
     fs::{self, File},

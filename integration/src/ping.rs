@@ -1,8 +1,8 @@
 //! Pings, by the real `ping`.
 //!
-//! Once `ping` has one answer, it waits for the others for twice the longest round trip only (and at least for the
-//! interval): `-W` is for a host that never answers. On a busy machine an answer then comes after `ping` has ended. A
-//! second socket hears it, so that what came counts as what came.
+//! After its first reply, `ping` waits for the others only twice the longest round trip, or at least the interval: `-W`
+//! applies only to hosts that never reply. On a busy machine, a reply may arrive after `ping` has ended. A second
+//! socket receives it, so that it counts.
 
 use std::{
     fmt::Display,

@@ -1,4 +1,4 @@
-//! Real containers: podman with its CNI backend on a host of the Lab, on a root file system made from busybox.
+//! Real containers: podman with its CNI backend on a host of the Lab, with a busybox root file system.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! Nodes that exist in etcd alone: a mesh as large as wanted, without machines.
+//! Nodes that exist only in etcd: a mesh of any size, without machines.
 
 use std::net::{IpAddr, Ipv4Addr};
 

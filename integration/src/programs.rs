@@ -1,4 +1,4 @@
-//! Where the programs lie that scenarios start.
+//! Paths of the programs that scenarios start.
 
 use std::{env, path::PathBuf};
 

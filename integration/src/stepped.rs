@@ -1,4 +1,4 @@
-//! A program that is stopped before any chosen one of the system calls by which it changes something.
+//! Stops a program before a chosen system call that changes state.
 
 use std::{
     io,

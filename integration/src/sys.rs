@@ -1,4 +1,4 @@
-//! Packet sockets: whole frames in and out, in batches.
+//! Packet sockets: send and receive whole frames, in batches.
 
 pub(crate) mod trace;
 

@@ -1,4 +1,4 @@
-//! A TCP stream whose every byte is checked, while something is changed.
+//! A TCP stream during a change, with every byte checked.
 
 use std::{
     io::{self, Read as _, Write as _},

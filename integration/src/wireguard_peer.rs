@@ -1,4 +1,4 @@
-//! Other implementations of WireGuard, configured with the stock `wg`.
+//! Other WireGuard implementations, configured with the stock `wg`.
 
 use std::{
     fs,

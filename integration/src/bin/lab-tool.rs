@@ -1,4 +1,4 @@
-//! Work on Labs by hand.
+//! Manages Labs by hand.
 
 use std::{env, io::Read as _, process::ExitCode};
 

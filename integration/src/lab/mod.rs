@@ -1,11 +1,10 @@
-//! The life of a Lab: its names, its folder, and how all of it goes away again.
+//! The life cycle of a Lab: names, directory and cleanup.
 //!
 //! A Lab's id is `lab<pid>x<number>`. Its namespaces are `/run/netns/<id>-<host>`, its files are in
-//! `/run/meshd-lab/<id>/`, and `/run/meshd-lab/<id>.lock` is locked by the process that owns it. Three
-//! things clean up, all with the same script: the Lab's `Drop`; a reaper, a child that waits for its
-//! parent's end of a pipe to close, which also `kill -9` does; and a sweep at the next [`Lab::new`] for
-//! Labs whose lock nobody holds, should both have been killed. The script takes down what runs in the
-//! Lab's namespaces, so a process that has detached itself is found too.
+//! `/run/meshd-lab/<id>/`, and the process that owns it locks `/run/meshd-lab/<id>.lock`. One script cleans up. It runs
+//! from three places: the Lab's `Drop`; a reaper, a child process that waits for the end of its parent's pipe, even
+//! after `kill -9`; and a sweep at the next [`Lab::new`] for Labs without a lock holder, in case both were killed. The
+//! script kills all processes in the Lab's namespaces, including detached ones.
 
 pub(crate) mod host;
 pub(crate) mod interface;

@@ -1,4 +1,4 @@
-//! A network namespace with a name, and running things inside it.
+//! A named network namespace, and commands inside it.
 
 use std::{
     fmt, fs,

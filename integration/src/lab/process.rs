@@ -1,4 +1,4 @@
-//! Commands that end, and processes that go on.
+//! Commands that run to completion, and background processes.
 
 use std::{
     fs,

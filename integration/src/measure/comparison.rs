@@ -1,4 +1,4 @@
-//! Figures of several subjects, taken in turns, as tables and as JSON.
+//! Figures of several subjects that take turns, as tables and as JSON.
 
 use std::{
     env, fmt, fs, io,

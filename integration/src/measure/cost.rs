@@ -1,4 +1,4 @@
-//! What a stretch of time cost: processor time of the whole machine, of a process, and memory.
+//! The cost of an interval: CPU time of the whole machine and of a process, and memory.
 
 use std::{
     fs,

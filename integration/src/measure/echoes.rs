@@ -1,4 +1,4 @@
-//! Echo requests at a steady pace, and how long each answer took.
+//! Echo requests at a steady pace, with the round trip of each.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! Many WireGuard clients that all want a session at the same moment.
+//! Many WireGuard clients that initiate handshakes at the same moment.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! The machine that figures are taken on.
+//! The machine that runs the benchmarks.
 
 use std::{fs, thread};
 

@@ -1,7 +1,7 @@
-//! What benchmarks share: loads, the cost of a stretch of time, and tables of several subjects side by side.
+//! Shared parts of the benchmarks: loads, the cost of an interval, and comparison tables of several subjects.
 //!
-//! Figures of different runs are not comparable. Everything here is therefore made for taking figures of several
-//! subjects in turn, again and again, and for ratios within a turn.
+//! Figures of different runs are not comparable. Therefore subjects take turns, repeatedly, and ratios are computed
+//! within a turn.
 
 mod comparison;
 mod cost;

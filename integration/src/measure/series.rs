@@ -1,4 +1,4 @@
-//! Values of one figure, and what sums them up.
+//! Values of one figure, and their summary.
 
 /// Values in the order in which they were taken. Summaries of none are 0.
 #[derive(Debug, Clone, Default, PartialEq)]

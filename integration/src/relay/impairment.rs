@@ -1,4 +1,4 @@
-//! What a bad line does to packets, decided by a seed.
+//! Impairments of a line, decided by a seed.
 
 use std::time::{Duration, Instant};
 

@@ -1,12 +1,12 @@
-//! A bad line between two places: delay, loss, reordering and bandwidth, without netem.
+//! An impaired line between two points: delay, loss, reordering and bandwidth, without netem.
 //!
 //! ```text
 //!   switch port ───── left ┤ relay ├ right ───── router interface
 //! ```
 //!
-//! The relay is a namespace with two interfaces. Bypassed, a bridge joins them. Engaged, two threads carry the frames,
-//! one per direction, and a [`Lane`] decides on each. Segmentation offloads of the two far ends are off while it is
-//! engaged, so that a frame is one packet as on a wire. VLAN tags are not carried then.
+//! The relay is a namespace with two interfaces. When bypassed, a bridge joins them. When engaged, two threads forward
+//! frames, one per direction, and a [`Lane`] decides about each frame. While it is engaged, both far ends have
+//! segmentation offloads off, so that a frame is one packet, as on a wire, and VLAN tags are not forwarded.
 
 mod impairment;
 

@@ -1,4 +1,4 @@
-//! A watch on everything that enters a namespace, for packets that must not be seen there.
+//! Watches all packets that enter a namespace for packets that must not appear there.
 
 mod packet;
 

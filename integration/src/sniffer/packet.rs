@@ -1,4 +1,4 @@
-//! Finds the addresses that a frame shows in the clear, through every wrapping that does not encrypt.
+//! Finds the addresses that a frame shows in clear text, through all encapsulations without encryption.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,4 +1,4 @@
-//! ptrace, as far as stopping at system calls goes. All calls about one program come from the thread that started it.
+//! ptrace, limited to stops at system calls. One thread, the one that started a program, makes all calls about it.
 
 use std::{io, mem, os::unix::process::CommandExt as _, process::Command, ptr};
 

@@ -1,4 +1,4 @@
-//! Two sites with a mesh on them.
+//! A mesh across two sites.
 
 use std::{thread, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Networks that several scenarios use.
+//! Topologies that several scenarios share.
 
 mod mesh;
 mod star;

@@ -1,6 +1,6 @@
-//! `make demo`: a mesh of two sites at work, on real parts, in network namespaces of this machine.
+//! `make demo`: a working two-site mesh of real components, in network namespaces of this machine.
 //!
-//! Ends with 0 only if all of it is as it should be. `KEEP=1` leaves the mesh up.
+//! Exits with 0 only if every step succeeds. `KEEP=1` leaves the mesh running.
 
 mod pods;
 

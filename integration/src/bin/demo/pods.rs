@@ -1,4 +1,4 @@
-//! Pods by `meshd-cni`, and the ways to one of them.
+//! Pods attached by `meshd-cni`, and the paths to one of them.
 
 use std::{fs, net::IpAddr, time::Instant};
 

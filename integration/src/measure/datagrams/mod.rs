@@ -1,8 +1,8 @@
-//! A flow of numbered UDP datagrams at a given rate: how many arrive, in which order, and the highest rate that a path
-//! carries.
+//! A flow of numbered UDP datagrams at a given rate: counts arrivals and reordering, and finds the highest rate that a
+//! path carries.
 //!
-//! One thread sends and one receives. The sender wakes a few thousand times a second and hands over what is due, up to
-//! 64 datagrams per system call; it never waits for the path.
+//! One thread sends and one receives. The sender wakes a few thousand times per second and sends all datagrams that are
+//! due, up to 64 per system call; it never waits for the path.
 
 #[expect(unsafe_code, reason = "system calls")]
 mod sys;

@@ -1,4 +1,4 @@
-//! Datagrams in and out of a connected or bound UDP socket, many per system call.
+//! Sends and receives datagrams on a connected or bound UDP socket, many per system call.
 
 use std::{io, mem, net::UdpSocket, os::fd::AsRawFd as _, ptr};
 
