@@ -3,32 +3,32 @@
 //! No I/O, no clock, no `unsafe`.
 //!
 //! ```text
-//! object   JSON tree → strict, canonical policies, pods, namespaces; each mistake named
-//! engine   Engine: told of changes, keeps indexes, commits → Classifier: immutable, answers for flows, explains
-//! expect   worlds with what they expect, as data
+//! object   JSON tree → strict, canonical policies, pods, namespaces; each error named
+//! engine   Engine: takes changes, keeps indexes, commits → Classifier: immutable, judges flows, explains
+//! expect   test worlds with expected verdicts, as data
 //! flow     FlowTable: replies, errors, fragments; judged again when rules change
 //! nft      the same policies for local pods as sets, maps and chains; the difference of two as one transaction
-//! packet   bytes → what a packet says of itself
+//! packet   (a crate of its own) bytes → headers of a packet
 //! ```
 //!
 //! # Use
 //!
-//! An [`engine::Engine`] is told what there is ([`put_pod`](engine::Engine::put_pod),
-//! [`put_policy`](engine::Engine::put_policy), …) in any order, and [`commit`](engine::Engine::commit) makes an
-//! [`engine::Classifier`] of it, in time that goes with what changed. Whoever judges packets holds the classifier behind
-//! an atomic pointer and asks [`verdict`](engine::Classifier::verdict) for each new flow.
+//! An [`engine::Engine`] takes objects ([`put_pod`](engine::Engine::put_pod),
+//! [`put_policy`](engine::Engine::put_policy), …) in any order, and [`commit`](engine::Engine::commit) compiles them
+//! into an [`engine::Classifier`], in time proportional to the change. A packet filter holds the classifier behind an
+//! atomic pointer and calls [`verdict`](engine::Classifier::verdict) for each new flow.
 //!
 //! # Semantics
 //!
-//! Of a flow the source's egress rules and the destination's ingress rules are asked; an end that is no pod says yes. For
-//! one end: ClusterNetworkPolicies of tier Admin in order of priority; then, if any NetworkPolicy isolates the pod in this
-//! direction, whether a rule of one of those matches; else those of tier Baseline; else yes. Directions are independent:
-//! a NetworkPolicy for ingress leaves egress to the Baseline tier.
+//! A flow passes if the source's egress rules and the destination's ingress rules allow it; an end that is no pod
+//! allows it. For one end, the order is: ClusterNetworkPolicies of tier Admin in order of priority; then, if any
+//! NetworkPolicy isolates the pod in this direction, whether a rule of one of those matches; else those of tier
+//! Baseline; else allow. Directions are independent: a NetworkPolicy for ingress leaves egress to the Baseline tier.
 //!
-//! Labels may be unknown: a pod without its object, a namespace without one. Selectors have three values, and what may be
-//! or not be is taken so that nothing is allowed that the missing labels might refuse: a policy that only may select a
-//! pod isolates it and grants nothing; a peer that only may match is matched by no Accept and by every Deny; behind a
-//! Pass that only may match an Accept counts no more than a Pass.
+//! Labels may be unknown: a pod without its object, a namespace without one. Selectors therefore have three values, and
+//! uncertainty never allows a flow that the missing labels might refuse. A policy that only may select a pod isolates
+//! it and grants nothing. A peer that only may match is matched by no Accept and by every Deny. Behind a Pass that only
+//! may match, an Accept counts no more than a Pass.
 //!
 //! ```
 //! use policy::{

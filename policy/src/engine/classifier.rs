@@ -1,4 +1,4 @@
-//! An immutable picture of all policies and pods that answers for single flows.
+//! An immutable snapshot of all policies and pods that judges single flows.
 
 use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Why a flow is judged as it is, in names.
+//! Explains the verdict on a flow, with names.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! What the engine is told of the world.
+//! Input of the engine.
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -1,7 +1,7 @@
-//! From the world to a classifier, change by change.
+//! From objects to a classifier, change by change.
 //!
-//! [`Engine`] is told what there is, in any order, and keeps indexes; [`Engine::commit`] compiles what changed since the
-//! last one and hands out a [`Classifier`], an immutable picture that shares with its predecessor all that did not change.
+//! [`Engine`] takes objects in any order and keeps indexes. [`Engine::commit`] compiles all changes since the last
+//! commit and returns a [`Classifier`], an immutable snapshot that shares unchanged parts with its predecessor.
 
 mod classifier;
 mod explain;

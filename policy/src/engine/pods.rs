@@ -1,4 +1,4 @@
-//! Pods as they are: objects and attachments joined, and who owns which address.
+//! Pods: objects joined with attachments, and the owner of each address.
 
 use std::{
     cmp::Reverse,

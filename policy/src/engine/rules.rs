@@ -1,4 +1,4 @@
-//! Compiled rules: what a class of pods has in one direction, found by who is at the other end.
+//! Compiled rules of a class of pods in one direction, indexed by peer.
 
 use std::{net::IpAddr, sync::Arc};
 

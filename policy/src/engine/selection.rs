@@ -1,8 +1,8 @@
-//! Who is in which set: namespaces, classes of pods, interned selectors, and the indexes that keep a change small.
+//! Set membership: namespaces, classes of pods, interned selectors, and the indexes that keep a change small.
 //!
 //! A *class* is all pods of one namespace with the same labels. A *set* is an interned pair of selectors, used as a
-//! policy's subject or as a peer. Sets that ask nothing of a pod's labels are members of *namespaces*, the others of
-//! classes, so that a namespace with many pods is one entry. Membership is kept in both directions.
+//! policy's subject or as a peer. A set without pod labels has *namespaces* as members, all others have classes, so a
+//! namespace with many pods is one entry. Membership is kept in both directions.
 
 use std::{
     collections::{HashMap, HashSet},

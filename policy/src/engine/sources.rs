@@ -1,15 +1,15 @@
-//! Underlay addresses of nodes, which their overlay addresses also count as where they are the source of a flow.
+//! Underlay addresses of nodes, which their overlay addresses also count as, as the source of a flow.
 //!
-//! A process of a node reaches pods from the node's overlay address, which is drawn at random: an `ipBlock` of the
-//! network that the nodes are in could never match it. So a block that lets in goes by the addresses that are proven to
-//! be the node's, and what takes away, by those that it merely publishes, too:
+//! A process of a node reaches pods from the node's overlay address, which is chosen at random: an `ipBlock` of the
+//! nodes' network could never match it. So an allowing block matches by addresses proven to be the node's, and an
+//! excluding one also by addresses that it merely publishes:
 //!
 //! ```text
-//! surely in the block   the overlay address or a proven one lies in `cidr`, and none of all in `except`
+//! surely in the block   the overlay address or a proven one lies in `cidr`, and none of them in `except`
 //! may be in the block   any of all lies in `cidr` and not in `except`
 //! ```
 //!
-//! No rule that accepts matches a source that only may be in its block; every rule that denies does.
+//! An accepting rule never matches a source that is only possibly in its block; a denying rule always does.
 
 use std::net::IpAddr;
 

@@ -1,7 +1,7 @@
-//! Containers that a classifier and the engine behind it share piece by piece.
+//! Containers whose chunks a classifier shares with the engine.
 //!
-//! A classifier is a picture that must not change, and there is a new one for every change of the world. Tables are kept
-//! in pieces behind `Arc`s: a copy of a table copies the pointers, and a change copies the one piece that it is in.
+//! A classifier is immutable, and each change creates a new one. Tables are divided into chunks behind `Arc`s: a copy
+//! of a table copies the pointers, and a change copies the one affected chunk.
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -1,10 +1,11 @@
-//! Expectations as data: worlds with policies, and what must be allowed or denied in them.
+//! Test worlds as data: policies with expected verdicts.
 //!
 //! A world is a JSON object: `name`, optional `why` and `tags`, `namespaces` (name → labels), `pods`, `nodes` (name →
-//! `{ips, labels}`; `proven` and `published` are what `ips` also count as, see [`SourceAliases`]), `policies`, `clusterPolicies`, and one of
+//! `{ips, labels}`; `ips` also count as `proven` and `published`, see [`SourceAliases`]), `policies`, `clusterPolicies`,
+//! and one of
 //!
-//! - `probes`: `[{from, to, protocol, port, family, expect}]`, each about a whole new connection,
-//! - `steps`: `[{apply, probes}]`, which change the world in between,
+//! - `probes`: `[{from, to, protocol, port, family, expect}]`, each a new connection,
+//! - `steps`: `[{apply, probes}]`, which change the world between probes,
 //! - `packets`: a sequence through the stateful classifier,
 //! - `policy` with `expect: reject`: validation must refuse it.
 //!

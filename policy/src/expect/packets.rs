@@ -1,4 +1,4 @@
-//! Sequences of packets: made as bytes, parsed, and put through a flow table that judges both ends.
+//! Sequences of packets: built as bytes, parsed, and judged by a flow table at both ends.
 
 use std::{
     net::IpAddr,

@@ -1,4 +1,4 @@
-//! One question about a connection.
+//! One probe of a connection.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! The world's objects, with what the daemon does about policies that do not hold: the last good one stays.
+//! The world's objects, with the daemon's handling of invalid policies: the last good one stays.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

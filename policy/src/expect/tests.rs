@@ -1,4 +1,4 @@
-//! The runner itself: it must see differences.
+//! Tests of the runner itself: it must detect differences.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! How often the kernel may be asked whether it knows a flow.
+//! Limits the rate of flow queries to the kernel.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -1,4 +1,4 @@
-//! Later fragments pass by what their first one was.
+//! Later fragments follow the verdict of their first one.
 
 use std::{collections::HashMap, collections::VecDeque, net::IpAddr};
 

@@ -1,4 +1,4 @@
-//! ICMP types by what they are to a flow table.
+//! ICMP types by their role in a flow table.
 
 /// What an ICMP message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,17 +1,20 @@
-//! Flows: what passes because something before it did.
+//! Flows: packets that pass because of an earlier one.
 //!
-//! A [`FlowTable`] stands at the tunnel's end of a node. It sees both directions: [`inbound`](FlowTable::inbound) judges
-//! what came out of the tunnel, [`outbound`](FlowTable::outbound) notes what local pods send into it, which the kernel has
-//! judged already. New flows are judged by the [`Rules`]; replies, and ICMP errors about allowed flows, pass.
+//! A [`FlowTable`] is at the tunnel's end of a node. It sees both directions: [`inbound`](FlowTable::inbound) judges
+//! packets from the tunnel, [`outbound`](FlowTable::outbound) records packets of local pods into it, which the kernel
+//! has judged already. The [`Rules`] judge new flows; replies, and ICMP errors about allowed flows, pass.
 //!
-//! - The kernel's conntrack knows better: a packet that would be refused only for want of a flow makes a
-//!   [`Judgement::Ask`], in a bounded number; the caller asks the kernel and calls [`answered`](FlowTable::answered).
-//! - No flow is allowed by the kernel's word alone: the rules judge each before, or with, its first packet from the tunnel.
-//! - A flow that was judged by earlier rules is judged again at its next packet. One that is refused then stays as a
-//!   tombstone, which stops both directions: else the other end's retransmission would be taken for a new flow.
-//! - A flow one of whose addresses came to another pod is no flow any more.
-//! - Later fragments pass when their first one did and its flow still may; before it, never.
-//! - The table is bounded, and so is what one address may begin. What is full keeps old flows and refuses new ones.
+//! - The kernel's conntrack knows more flows: if a packet would be refused only because its flow is missing, the result
+//!   is a [`Judgement::Ask`], at a limited rate; the caller queries the kernel and calls
+//!   [`answered`](FlowTable::answered).
+//! - The kernel's answer alone never allows a flow: the rules judge each one before, or with, its first packet from the
+//!   tunnel.
+//! - After a rule change, a flow is judged again at its next packet. A refused one stays as a tombstone, which stops
+//!   both directions: otherwise the other end's retransmission would count as a new flow.
+//! - If an address of a flow moves to another pod, the flow ends.
+//! - Later fragments pass after their first one did, as long as its flow is allowed; never before it.
+//! - The table is bounded, and so is the number of flows that one address may begin. If it is full, it keeps old flows
+//!   and refuses new ones.
 //!
 //! Time is an argument; it need not be the same clock in two tables, but must not go backwards in one.
 

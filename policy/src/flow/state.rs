@@ -1,4 +1,4 @@
-//! What a flow has gone through, and how long it may be silent.
+//! The protocol state of a flow, and its idle timeout.
 
 use std::time::Duration;
 

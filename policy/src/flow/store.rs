@@ -1,4 +1,4 @@
-//! Flows in a table of fixed room, found by key.
+//! A flow table of fixed capacity, indexed by key.
 
 use super::tuple::{Key, Seeds};
 

@@ -1,4 +1,4 @@
-//! What the worlds in `tests/worlds` cannot say: two directions apart, the kernel's answers, bounds.
+//! Cases that the worlds in `tests/worlds` cannot express: separate directions, the kernel's answers, bounds.
 
 use std::{
     net::IpAddr,

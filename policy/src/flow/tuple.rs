@@ -1,4 +1,4 @@
-//! What packets of one flow have in common, whichever way they go.
+//! The key of a flow, equal for packets of both directions.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,17 +1,17 @@
-//! The same policies as rules for nftables: a description, the difference between two, and its text.
+//! The same policies as nftables rules: a description, the difference between two, and its text.
 //!
-//! Each local pod has one chain for each direction; maps lead from its addresses to them. Peers are in sets that rules with
+//! Each local pod has one chain per direction; maps lead from its addresses to them. Peers are in sets that rules with
 //! the same peers share. Denied packets go to the chain [`REFUSED`] of that direction, allowed ones to [`ALLOWED`]. The
-//! owner of the table fills both: the one drops, the other returns, so that a packet between two local pods passes
+//! owner of the table fills both: the first drops, the second returns, so that a packet between two local pods passes
 //! through both pods' chains.
 //!
 //! In the kernel each chain has two forms:
 //!
 //! ```text
-//! out_10_244_1_10         flows: by source before any rewriting, destination and its port behind it, as conntrack has
-//!                         them. Packets of either direction, and ICMP errors about the flow, are judged alike.
-//! packet_out_10_244_1_10  packets of no flow, untracked or invalid: by their own header, nothing reversed. Where policies
-//!                         deny anything, they deny invalid packets and later fragments.
+//! out_10_244_1_10         flows: by source before any rewriting, destination and its port after it, as in
+//!                         conntrack. Packets of either direction, and ICMP errors about the flow, are judged alike.
+//! packet_out_10_244_1_10  packets without a flow, untracked or invalid: by their own header, nothing reversed. If
+//!                         policies deny any traffic, they deny invalid packets and later fragments.
 //! ```
 //!
 //! ```text
@@ -19,7 +19,7 @@
 //! ct reply ip saddr vmap @ingress4       ip daddr vmap @packet_ingress4
 //! ```
 //!
-//! A verdict depends on the rules and on [`flow_key`] alone: the owner of the table may remember it by that.
+//! A verdict depends only on the rules and on [`flow_key`], so the owner of the table may cache it by that key.
 
 mod ranges;
 mod render;

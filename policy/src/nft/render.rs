@@ -1,4 +1,4 @@
-//! From the engine's state to a description: one pod's chains after the other.
+//! Renders the engine's state as a description, one pod's chains after the other.
 
 mod ports;
 mod sets;

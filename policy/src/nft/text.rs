@@ -1,4 +1,4 @@
-//! Descriptions in nft's language (1.0.6 and later).
+//! Descriptions as nft text (1.0.6 and later).
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! Blocks of addresses.
+//! Address blocks.
 
 use std::{
     fmt,

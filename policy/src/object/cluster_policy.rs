@@ -1,8 +1,8 @@
-//! policy.networking.k8s.io ClusterNetworkPolicy: the `spec`, validated, in canonical form. Its versions, [`CLUSTER_POLICY_VERSIONS`],
-//! have one schema.
+//! policy.networking.k8s.io ClusterNetworkPolicy: the `spec`, validated, in canonical form. All its versions,
+//! [`CLUSTER_POLICY_VERSIONS`], share one schema.
 //!
-//! A rule with a peer or protocol that cannot be read fails closed: with Accept it matches nothing, with Deny or Pass
-//! it denies everything in its direction.
+//! A rule with an invalid peer or protocol fails closed: with Accept it matches nothing, with Deny or Pass it denies
+//! all traffic in its direction.
 
 use std::fmt;
 

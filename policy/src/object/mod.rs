@@ -1,8 +1,8 @@
-//! Kubernetes objects as far as policies use them, read strictly from JSON trees.
+//! The parts of Kubernetes objects that policies use, parsed strictly from JSON trees.
 //!
-//! What is read is validated as the API server validates it, because values may be put into etcd by hand: each mistake
-//! names its field, the value found and what must hold. Absent, `null` and empty are told apart until a policy is
-//! defaulted; what comes out of here is canonical and has no optional parts left to interpret.
+//! The parser validates like the API server, because operators may put values into etcd by hand: each error names its
+//! field, the value and the rule. Absent, `null` and empty differ until a policy gets its defaults; the result is
+//! canonical and has no optional parts left to interpret.
 
 mod block;
 mod cluster_policy;

@@ -1,4 +1,4 @@
-//! Ports that a rule names.
+//! Ports of a rule.
 
 use std::{fmt, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Fields of a JSON tree, taken one by one with their path, so that what nobody took can be refused.
+//! Reads fields of a JSON tree one by one with their path, so that unread ones can be refused.
 
 use serde_json::{Map, Value};
 

@@ -1,4 +1,4 @@
-//! Label selectors in three values: what cannot be known is neither yes nor no.
+//! Label selectors with three values: the unknown is neither yes nor no.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Policies as they were understood, for people: defaults filled in, every rule with its number.
+//! Policies as parsed, for people: defaults filled in, every rule with its number.
 
 use std::fmt::{self, Display, Formatter};
 

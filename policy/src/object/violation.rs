@@ -1,4 +1,4 @@
-//! What is wrong with an object, in words an operator can act on.
+//! A violation in an object, worded so that an operator can correct it.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Ports of a rule as one pod's chain can ask for them.
+//! Ports of a rule in the form of one pod's chain.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Sets of addresses: by what they are made of, kept while that stays.
+//! Sets of addresses, keyed by their sources and reused while those stay the same.
 
 use std::{
     collections::HashMap,
