@@ -1,9 +1,9 @@
-//! Which handshake messages are worth the curve arithmetic.
+//! Admission of handshake messages: which ones are worth the curve arithmetic.
 //!
-//! A message whose first MAC is wrong was made without knowing our public key, and is dropped for the price of one hash.
-//! While the node is under load, or once a source sends more than its share, a message must also bear the cookie we
-//! gave its source, which proves that the source is where it says; without one it gets a cookie and nothing else. So a
-//! flood under a forged address cannot use up the share of who owns that address: proven sources are counted apart.
+//! If the first MAC of a message is wrong, its sender does not know our public key, and the message is dropped at the
+//! cost of one hash. Under load, or if a source exceeds its share, a message must also carry the cookie that we sent to
+//! its source, as a proof of its address. Without a valid one, it gets only a cookie. A flood with a forged address
+//! cannot use up the share of the address's owner, because proven sources are counted separately.
 
 use std::{
     collections::HashMap,

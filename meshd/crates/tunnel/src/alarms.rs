@@ -1,4 +1,4 @@
-//! When which peer is to be looked at again.
+//! Deadlines of peers.
 
 use std::{
     cmp::Reverse,

@@ -1,4 +1,4 @@
-//! The units that travel between stages: inner packets, and sealed datagrams.
+//! The units between stages: inner packets, and sealed datagrams.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! The tunnel without its sockets: peers, tables, and what happens to packets. Time and buffers are arguments.
+//! The tunnel without sockets: peers, tables and packet processing. Time and buffers are arguments.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -1,4 +1,4 @@
-//! Why packets are dropped, and how many were.
+//! Drop counters by reason.
 
 use std::sync::{
     Arc, Mutex, PoisonError,

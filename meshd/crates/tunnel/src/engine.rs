@@ -1,4 +1,4 @@
-//! WireGuard's protocol for one pair of keys, behind a trait of ours.
+//! The WireGuard protocol for one pair of keys, behind a trait.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What the tunnel tells about itself.
+//! Events of the tunnel.
 
 use std::{net::SocketAddr, time::SystemTime};
 

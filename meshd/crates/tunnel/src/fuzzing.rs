@@ -1,5 +1,5 @@
-//! What the fuzz targets do with their input: two connected nodes, and an attacker between and beside them; and the
-//! cutting and joining of packets.
+//! Drivers of the fuzz targets: two connected nodes and an attacker between and beside them; splitting and merging of
+//! packets.
 
 use std::{
     collections::VecDeque,

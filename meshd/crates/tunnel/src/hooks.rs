@@ -1,8 +1,8 @@
-//! Where others look at batches of inner packets.
+//! Hooks for batches of inner packets.
 //!
-//! Both hooks are called once per batch, by the one thread of their direction, with no lock held, and only for batches
-//! with something in them. Every slot that is not dropped yet has its [`packet`](super::batch::Slot::packet) parsed.
-//! A hook takes a packet out by setting [`Slot::drop`](super::batch::Slot::drop); it cannot change or add any.
+//! Both hooks are called once per batch, by the one thread of their direction, without a lock, and only for non-empty
+//! batches. Every slot that is not yet dropped has its [`packet`](super::batch::Slot::packet) parsed. A hook removes a
+//! packet with [`Slot::drop`](super::batch::Slot::drop); it cannot change or add any.
 
 use super::batch::Batch;
 

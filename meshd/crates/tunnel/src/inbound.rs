@@ -1,4 +1,4 @@
-//! From the network to the TUN: demultiplex, open, check source and destination, judge.
+//! From the network to the TUN: demultiplex, open, check source and destination, judge, merge.
 
 use std::{
     net::SocketAddr,

@@ -1,7 +1,7 @@
-//! Who sent a handshake initiation, and when, read before the engine gets it (WireGuard, section 5.4.2).
+//! Sender and timestamp of a handshake initiation, read before the engine gets it (WireGuard, section 5.4.2).
 //!
-//! The engine forgets the time stamps that it has seen with a restart. A recorded initiation must not reach it: answering
-//! it takes the place of a session, and of a handshake of ours in flight.
+//! A restart erases the engine's timestamps. A replayed initiation must not reach the engine: an answer would replace a
+//! session and a handshake of ours in flight.
 
 use blake2::{Blake2s256, Digest as _, digest::FixedOutput as _};
 use etcd_schema::PublicKey;

@@ -1,62 +1,63 @@
 //! The data plane: a userspace WireGuard tunnel behind a TUN device.
 //!
-//! # How a packet goes
+//! # Packet path
 //!
 //! `P` is the lock of one peer, held for one batch of that peer's packets; no other lock is taken per packet or per
-//! batch. Tables (prefixes, indices, own addresses) are an immutable snapshot, looked at once per batch; the clock is
-//! read once per batch.
+//! batch. Tables (prefixes, indices, own addresses) are an immutable snapshot, read once per batch; so is the clock.
 //!
 //! Outbound:
-//! 1. Read what waits at the TUN into a [`Batch`]: up to 256 packets or 128 KiB. A packet may be a super-packet of up to
-//!    64 KiB, TCP or UDP, that the kernel left uncut, and may lack its transport checksum (`offload`).
+//! 1. Read pending packets from the TUN into a [`Batch`]: up to 256 packets or 128 KiB. A packet may be a TCP or UDP
+//!    super-packet of up to 64 KiB that the kernel left unsegmented, and may lack its transport checksum (`offload`).
 //! 2. Parse each strictly ([`packet`]).
-//! 3. [`Track::track`] looks at the batch; it sees super-packets whole (`hooks`).
+//! 3. [`Track::track`] processes the batch; it gets super-packets whole (`hooks`).
 //! 4. Longest prefix of the destination → peer (`prefix`); group by peer, each group in the order read.
-//! 5. `P`: cut super-packets in place (`offload::split`) and seal each segment, padded, straight into the outgoing
-//!    buffer with the newest session (`peer`, `engine`); without a session keep it (bounded) and initiate.
-//! 6. Send the buffer: datagrams to one peer of one length are one message that the kernel cuts (`UDP_SEGMENT`),
-//!    messages to all peers are one system call (`sendmmsg`). Write ICMP errors for what had no way back to the TUN.
+//! 5. `P`: split super-packets in place (`offload::split`) and seal each segment, padded, directly into the outgoing
+//!    buffer with the newest session (`peer`, `engine`). Without a session, queue the packet (bounded) and initiate a
+//!    handshake.
+//! 6. Send the buffer: datagrams of one length to one peer are one message that the kernel segments (`UDP_SEGMENT`);
+//!    messages to all peers are one system call (`sendmmsg`). Write ICMP errors for unroutable packets back to the TUN.
 //!
 //! Inbound:
-//! 1. Receive what waits at a socket in one call (`recvmmsg`): up to 64 messages, each up to 64 KiB of datagrams of one
-//!    sender (`UDP_GRO`); while they are that large, few at a time, so that they are opened while they are in the cache.
+//! 1. Receive pending datagrams of a socket in one call (`recvmmsg`): up to 64 messages, each with up to 64 KiB of
+//!    datagrams of one sender (`UDP_GRO`). If messages are that large, receive a few at a time, so that they are opened
+//!    while in the cache.
 //! 2. Transport messages: receiver index → peer, group by peer, each group in the order received. Handshake messages:
 //!    first MAC, load and source's share (`admission`), then to the control thread.
-//! 3. `P`: open each message into a [`Batch`]; authentic ones move the peer's endpoint. Of handshake messages only a
-//!    response does: an initiation may have been recorded. What is for no session of ours may lead to a call
-//!    (`strangers`).
-//! 4. Parse each inner packet strictly; the longest prefix of its source over all peers must be the sending peer's; its
-//!    destination must be this node's own.
-//! 5. [`Judge::judge`] looks at the batch; it sees every packet by itself.
-//! 6. Join packets of a flow into super-packets where their checksums hold (`offload::merge`) and write to the TUN.
+//! 3. `P`: open each message into a [`Batch`]; authenticated messages update the peer's endpoint. Of handshake
+//!    messages, only a response does, since an initiation may be a replay. A message of an unknown session may trigger
+//!    a handshake (`strangers`).
+//! 4. Parse each inner packet strictly. The longest prefix of its source over all peers must be the sending peer's, and
+//!    its destination must be this node's own.
+//! 5. [`Judge::judge`] processes the batch; it gets every packet separately.
+//! 6. Merge packets of a flow with valid checksums into super-packets (`offload::merge`) and write them to the TUN.
 //!
-//! Nothing waits for more to come: a batch is what is there. So a packet that comes alone goes alone, at once, and the
-//! batches grow as the load does.
+//! No stage waits for more packets: a batch is what is pending. So a single packet is sent alone and at once, and
+//! batches grow with the load.
 //!
 //! # Threads
 //!
-//! On a machine of up to three cores one thread, `wg-data`, does both directions by turns; with more, `tun-out` and
-//! `udp-in` do one each. Thread `wg-control` works on admitted handshake messages and each peer's alarms (retries,
-//! rekeying, keepalives, path MTU), `P` held for one of them at a time. [`Tunnel::apply`] runs in its caller's thread:
-//! it takes `P` of one peer after another and then replaces the snapshot.
+//! With up to three cores, one thread, `wg-data`, alternates between both directions; with more, `tun-out` and `udp-in`
+//! serve one each. Thread `wg-control` processes admitted handshake messages and each peer's deadlines (retries,
+//! rekeying, keepalives, path MTU), and holds `P` for one of them at a time. [`Tunnel::apply`] runs in its caller's
+//! thread: it takes `P` of one peer after another and then replaces the snapshot.
 //!
-//! Order: packets of one peer leave and arrive in the order they were read, save that a flow's first packets may wait
-//! for a handshake, and go first then. One thread for each direction keeps that true without any sorting; it also means
-//! that a direction is as fast as one core (docs/benchmarks.md has the figures), of which sealing and opening take
-//! a third; the rest is the kernel's work in that thread's time. What would lift that is sealing one peer's packets on
+//! Order: packets of one peer leave and arrive in the order they were read, except that a flow's first packets may wait
+//! for a handshake, and then go first. One thread per direction ensures this without sorting. It also limits a
+//! direction to the speed of one core (docs/benchmarks.md has the figures). Sealing and opening take a third of that;
+//! the rest is the kernel's work in that thread's time. Two changes would lift the limit: sealing one peer's packets on
 //! several cores, which the crate's `&mut` session does not allow, or spreading peers over threads.
 //!
 //! # When the kernel refuses an offload
 //!
-//! Each offload has a switch ([`OffloadSettings`]), is probed when device and sockets are opened, and is switched off
-//! for good when the kernel refuses at run time what it had promised ([`OffloadState::Refused`]): datagrams of a refused
-//! GSO send are sent again one by one, a refused super-packet to the TUN is lost, as TCP repairs.
+//! Each offload has a switch ([`OffloadSettings`]) and is probed when device and sockets are opened. If the kernel
+//! later refuses at run time, the offload is switched off for good ([`OffloadState::Refused`]). Datagrams of a refused
+//! GSO send are sent again one by one; a refused super-packet to the TUN is lost, and TCP retransmits it.
 //!
-//! # What the boringtun crate does inside
+//! # Inside the boringtun crate
 //!
 //! It copies a payload once before sealing or opening it, takes an uncontended lock for its replay window (1024
-//! packets), and reads its own clock in `engine` calls other than sealing and opening. It queues nothing here, and
-//! sets no timers: time passes in it when the control thread says so.
+//! packets), and reads its own clock in `engine` calls other than sealing and opening. It queues nothing here and sets
+//! no timers: the control thread drives them.
 
 mod admission;
 mod alarms;

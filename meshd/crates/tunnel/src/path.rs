@@ -1,4 +1,4 @@
-//! What the path to a peer carries.
+//! The path MTU of a peer.
 
 use std::{
     net::SocketAddr,

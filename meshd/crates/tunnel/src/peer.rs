@@ -1,4 +1,4 @@
-//! One peer: its keys with their sessions, where it is reached, what waits for it, and when to look at it again.
+//! One peer: its keys and sessions, its endpoint, pending packets and deadlines.
 
 mod calling;
 mod waiting;

@@ -1,4 +1,4 @@
-//! Time stamps of handshake initiations, and the greatest that each peer has sent.
+//! The latest handshake timestamp of each peer.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! What the micro benchmarks run: each step of a packet's way by itself, without system calls.
+//! Steps for the micro-benchmarks: each step of a packet's path separately, without system calls.
 
 use std::{hint::black_box, ops::Range, time::Instant};
 

@@ -1,8 +1,8 @@
-//! Datagrams for receiver indices that are not ours.
+//! Datagrams with an unknown receiver index.
 //!
-//! After a restart peers go on sending in sessions of before, for up to 15 seconds if nothing comes back. One such
-//! datagram from where a peer is known to be is reason enough to call that peer, there and nowhere else. Anybody can send
-//! such datagrams, so calls are few, and change nothing by themselves.
+//! After a restart, peers keep sending in earlier sessions, for up to 15 seconds without a response. One such datagram
+//! from a peer's known endpoint triggers a handshake with that peer, at that endpoint only. Since any host can send
+//! such datagrams, these handshakes are rate-limited, and change no state by themselves.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! The thin shell around the core: the threads that own the TUN queue, the sockets and the clock.
+//! The thin shell around the core: the threads with the TUN queue, the sockets and the clock.
 
 use std::{
     io::{self, IoSlice},

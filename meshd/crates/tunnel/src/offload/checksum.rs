@@ -1,8 +1,7 @@
 //! The Internet checksum (RFC 1071).
 //!
-//! Sums are over 16-bit words as they stand in memory. The arithmetic does not depend on byte order, so that a sum that
-//! is folded and stored as it stands is right on every machine; numbers that are not in memory are added with
-//! [`word`].
+//! Sums are over 16-bit words in memory order. The arithmetic does not depend on byte order, so a folded sum that is
+//! stored in memory order is correct on every machine; numbers that are not in memory are added with [`word`].
 
 /// From this length on wider registers are worth asking for.
 const LONG: usize = 128;

@@ -1,19 +1,18 @@
-//! Joining the segments of a flow into super-packets, so that the kernel takes them in one step.
+//! Merges the segments of a flow into super-packets, so that the kernel processes them in one step.
 //!
-//! A [`Merger`] looks at the packets of one [`Batch`] and groups those that one super-packet can stand for: cutting that
-//! again gives the same byte stream in the same segments. It joins nothing across batches, so that no packet ever waits
-//! for another one. The rules are those of the kernel's own receive offload (`tcp_gro_receive`, `udp_gro_receive`,
-//! `inet_gro_receive`):
+//! A [`Merger`] groups those packets of one [`Batch`] that one super-packet can represent: splitting it again yields
+//! the same byte stream in the same segments. It merges nothing across batches, so no packet ever waits for another.
+//! The rules are those of the kernel's own receive offload (`tcp_gro_receive`, `udp_gro_receive`, `inet_gro_receive`):
 //!
-//! - whole packets without IPv4 options or IPv6 extension headers, whose checksums hold, and that have payload;
-//! - alike in everything but length, identification, sequence number, FIN, PSH and checksum. IPv4 identifications count
-//!   up where fragmenting is allowed;
-//! - TCP: each starts where the one before it ended; ACK without SYN, RST, URG and CWR; FIN or PSH ends a group;
+//! - whole packets with payload and valid checksums, without IPv4 options or IPv6 extension headers;
+//! - equal in all fields but length, identification, sequence number, FIN, PSH and checksum. If fragmentation is
+//!   allowed, IPv4 identifications increase by one;
+//! - TCP: each starts at the end of the previous one; ACK without SYN, RST, URG and CWR; FIN or PSH ends a group;
 //! - UDP: with a checksum;
-//! - all of the same payload length but the last of a group, which may have less.
+//! - equal payload lengths, except that the last of a group may be shorter.
 //!
-//! A packet that cannot join its flow's group ends it and stands behind it, so that a flow is never reordered. What is
-//! neither TCP nor UDP, or not understood, ends all groups.
+//! A packet that cannot join its flow's group ends the group and follows it, so that a flow is never reordered. Packets
+//! that are neither TCP nor UDP, or not understood, end all groups.
 
 #[cfg(test)]
 mod tests;

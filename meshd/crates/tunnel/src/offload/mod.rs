@@ -1,9 +1,9 @@
-//! What a kernel leaves to a device: cutting super-packets into segments, joining segments into super-packets, and
-//! checksums. Pure: bytes in, bytes out.
+//! Segmentation offloads of a network device: splitting super-packets into segments, merging segments into
+//! super-packets, and checksums. Pure: bytes in, bytes out.
 //!
-//! A super-packet is one IP packet that stands for many: it has one set of headers and up to 64 KiB of payload, and is
-//! to be cut into segments of [`Vnet::gso_size`] bytes of payload each (the last may have less), every one with headers
-//! of its own. The kernel gives such packets to a TUN device that says it can cut them, and takes such packets from it.
+//! A super-packet is one IP packet that represents many: it has one set of headers and up to 64 KiB of payload, to be
+//! split into segments of [`Vnet::gso_size`] bytes each (the last may be shorter), every one with its own headers. The
+//! kernel passes such packets to a TUN device that announces support, and accepts them from it.
 
 pub(super) mod checksum;
 pub(super) mod merge;

@@ -1,4 +1,4 @@
-//! Packets for tests, made without the code under test.
+//! Packets for tests, built without the code under test.
 
 use std::net::IpAddr;
 

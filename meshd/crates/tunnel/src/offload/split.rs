@@ -1,9 +1,9 @@
-//! Cutting a super-packet into segments, in place.
+//! Splits a super-packet into segments, in place.
 //!
-//! Each segment's headers are written right in front of its payload, over the end of the payload before it, which has
-//! been used by then: no payload is moved. The rules are those of the kernel's own segmentation (`tcp_gso_segment`,
-//! `__udp_gso_segment`, `inet_gso_segment`, `ipv6_gso_segment`): sequence numbers and IPv4 identifications count up, FIN
-//! and PSH are the last segment's, CWR the first one's, everything else is every segment's.
+//! Each segment's headers are written directly before its payload, over the end of the previous payload, which is no
+//! longer needed: no payload is moved. The rules are those of the kernel's own segmentation (`tcp_gso_segment`,
+//! `__udp_gso_segment`, `inet_gso_segment`, `ipv6_gso_segment`): sequence numbers and IPv4 identifications increase,
+//! only the last segment has FIN and PSH, only the first has CWR, and all other fields are equal.
 
 #[cfg(test)]
 mod tests;

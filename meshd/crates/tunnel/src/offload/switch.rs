@@ -1,4 +1,4 @@
-//! Which of the kernel's offloads are in use, and why one is not.
+//! The state of each kernel offload, and the reason if it is off.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 

@@ -1,4 +1,4 @@
-//! `struct virtio_net_hdr` (`linux/virtio_net.h`), which stands in front of every packet of a TUN device.
+//! `struct virtio_net_hdr` (`linux/virtio_net.h`), which precedes every packet of a TUN device.
 
 /// Its length without the fields that only virtio 1 has.
 pub(in super::super) const VNET_HEADER: usize = 10;

@@ -1,4 +1,4 @@
-//! When a peer is called, where, and with which key; what is due and when to look again.
+//! Initiation of handshakes: when, to which endpoint, with which key; due actions and the next deadline.
 
 use std::time::{Duration, Instant};
 

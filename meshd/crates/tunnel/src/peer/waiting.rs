@@ -1,4 +1,4 @@
-//! Packets that wait for a handshake: bounded, oldest first to go, in order when the session is up.
+//! Packets that wait for a handshake: bounded, oldest dropped first, sent in order once the session is up.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,4 @@
-//! Counts what each thread allocates, for tests.
+//! Counts the allocations of each thread, for tests.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

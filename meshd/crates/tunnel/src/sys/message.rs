@@ -1,4 +1,4 @@
-//! What stands around a datagram in system calls: addresses and control messages.
+//! Addresses and control messages of datagrams in system calls.
 
 use std::{
     mem::MaybeUninit,

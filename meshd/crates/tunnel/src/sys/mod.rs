@@ -1,4 +1,4 @@
-//! System calls of the data plane; the only place of the tunnel with `unsafe`.
+//! System calls of the data plane; the only `unsafe` code of the tunnel.
 
 #[cfg(test)]
 pub(super) mod count_allocations;

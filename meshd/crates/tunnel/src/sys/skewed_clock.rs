@@ -1,5 +1,5 @@
-//! A clock that a test moves, for each thread its own: the WireGuard crate reads the system's, and what it does with a
-//! session depends on its age.
+//! A per-thread clock that tests can move: the WireGuard crate reads the system clock, and treats sessions by their
+//! age.
 
 use std::{cell::Cell, time::Duration};
 

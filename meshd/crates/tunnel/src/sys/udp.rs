@@ -1,4 +1,4 @@
-//! The UDP sockets, one per address family, and system calls on many datagrams at once.
+//! The UDP sockets, one per address family, and system calls for many datagrams at once.
 
 #[cfg(test)]
 mod tests;

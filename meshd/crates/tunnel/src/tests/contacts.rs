@@ -1,6 +1,6 @@
-//! First contacts, renewals and crossing handshakes under packets both ways: a seed draws the order in which packets
-//! are sent, datagrams arrive (some overtake others), and the threads of both nodes come round. Datagrams are never
-//! lost on the way, so every packet must arrive, and once.
+//! First contacts, renewals and crossing handshakes with traffic in both directions. A seed determines the order of
+//! sent packets, arriving datagrams (some overtake others) and thread runs of both nodes. No datagram is lost, so every
+//! packet must arrive exactly once.
 
 use std::{
     collections::VecDeque,

@@ -1,4 +1,4 @@
-//! Nodes without sockets: datagrams travel through memory, time is what the test says.
+//! Nodes without sockets: datagrams travel through memory, and the test controls time.
 
 use std::{
     collections::VecDeque,

@@ -1,4 +1,4 @@
-//! What nodes do to each other's packets.
+//! Packets between nodes.
 
 use std::{net::SocketAddr, time::Instant};
 

@@ -1,4 +1,4 @@
-//! Real TUN devices and sockets, in namespaces that each test makes for itself. They need root.
+//! Real TUN devices and sockets, in a namespace per test. These tests need root.
 
 use std::{
     fs::File,

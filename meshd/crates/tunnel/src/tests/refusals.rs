@@ -1,4 +1,4 @@
-//! A TUN device that refuses super-packets although the kernel promised to take them.
+//! A TUN device that refuses super-packets after the kernel announced support.
 
 use std::{
     io::Read as _,

@@ -1,4 +1,4 @@
-//! Sessions that are renewed while packets flow in both directions.
+//! Session renewal under traffic in both directions.
 
 use std::{collections::BTreeSet, time::Instant};
 

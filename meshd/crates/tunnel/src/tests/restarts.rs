@@ -1,4 +1,4 @@
-//! Nodes that start anew: recorded initiations, and sessions that only the other end has.
+//! Restarted nodes: replayed initiations, and sessions that only the other end has.
 
 use std::{collections::HashMap, net::SocketAddr, time::Instant};
 

@@ -1,4 +1,4 @@
-//! Peers that do not answer, with engines whose time is the test's: hours pass in a moment.
+//! Peers that do not answer, with engines on test time: hours pass in a moment.
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,5 @@
-//! Our segmentation beside the kernel's own: super-packets are written to one TUN device, and forwarded to another one
-//! that takes none, so that the kernel must cut them in between.
+//! Compares our segmentation with the kernel's: super-packets are written to one TUN device and forwarded to another
+//! without offloads, so the kernel must segment them.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! What the kernel leaves uncut, on its way through the tunnel; and what many and idle peers cost.
+//! Super-packets on their path through the tunnel; cost of many and idle peers.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Tables that follow one another.
+//! Successive tables.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock, time::Instant};
 

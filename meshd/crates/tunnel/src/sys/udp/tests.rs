@@ -1,4 +1,4 @@
-//! Offloads of UDP that the kernel refuses although it promised them, and what sending and receiving allocate.
+//! UDP offloads that the kernel refuses after it announced them; allocations when sending and receiving.
 
 use super::{
     super::{
