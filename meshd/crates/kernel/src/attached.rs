@@ -1,5 +1,5 @@
-//! What stands in the kernel before anything is planned: direct routes of an earlier run, and others' routes into this
-//! node's subnets, by which containers are attached.
+//! Kernel state before the first plan: direct routes of an earlier run, and other programs' routes into this node's
+//! subnets, which lead to attached containers.
 
 use std::net::IpAddr;
 

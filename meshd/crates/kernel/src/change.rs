@@ -1,4 +1,4 @@
-//! The single steps that a plan is made of.
+//! The single steps of a plan.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Taking all of it back.
+//! Removes all state from the kernel.
 
 use thiserror::Error;
 

@@ -1,4 +1,4 @@
-//! What one pass could not do, said so that an operator can act on it.
+//! Failures of one pass, worded so that an operator can act on them.
 
 use std::{fmt, io, net::IpAddr};
 

@@ -1,20 +1,20 @@
 //! The ruleset that keeps mesh packets on their path, rendered from typed values.
 //!
 //! ```text
-//! prerouting  defrag - 50  source       a mesh source comes from the TUN, from where its route points, or from a direct peer
-//! output      raw          untracked    probes are not tracked, so that no NAT rewrites them
+//! prerouting  defrag - 50  source       mesh sources arrive from the TUN, their route's interface, or a direct peer
+//! output      raw          untracked    probes bypass conntrack, so no NAT rewrites them
 //! forward     mangle       clamp_fwd ┐
 //! output      mangle       clamp_out ┴▶ clamp     TCP segments fit both paths
-//! postrouting srcnat - 10  guard        a mesh destination leaves by the TUN or to the next hop of a direct route
-//! postrouting srcnat       masq         what leaves the mesh takes the node's address
+//! postrouting srcnat - 10  guard        mesh destinations leave by the TUN or to the next hop of a direct route
+//! postrouting srcnat       masq         traffic out of the mesh gets the node's address
 //! ```
 //!
-//! The source is checked before conntrack reassembles fragments (-400): it completes a datagram by fragments of any
-//! interface, so that a later check sees only where the last of them came from.
+//! The source check precedes conntrack's reassembly (-400), which combines fragments of any interface: a later check
+//! would see only the interface of the last fragment.
 //!
-//! The guard stands at postrouting, not at forward and output: there, for packets of both kinds, every destination
-//! rewrite is done and the interface is the one that the packet really takes; at output a rewritten packet still shows
-//! the interface of its first destination.
+//! The guard is at postrouting, not at forward and output. There, for both kinds of packets, all destination rewrites
+//! are done and the interface is final; at output, a rewritten packet still shows the interface of its first
+//! destination.
 
 use std::borrow::Cow;
 

@@ -1,9 +1,9 @@
-//! Other people's firewalls: chains that would drop forwarded mesh packets, and the one rule that answers them.
+//! Other programs' firewalls: chains that would drop forwarded mesh packets, and the one rule that exempts them.
 //!
-//! An `accept` of ours cannot undo a drop in another table, so what Docker, firewalld or ufw drop at the forward hook
-//! stays dropped until their own chain accepts it. The answer is one rule at the top of that chain, which jumps to a
-//! chain of ours in the same table. Its rules are plain prefix matches, one each: `iptables-save` can print those and
-//! read them back, which is not so for sets.
+//! Our `accept` cannot override a drop in another table: if Docker, firewalld or ufw drop a packet at the forward hook,
+//! only their own chain can accept it. The exemption is one rule at the top of that chain, which jumps to a chain of
+//! ours in the same table. Its rules are plain prefix matches, one each: `iptables-save` can print and restore those,
+//! but not sets.
 
 mod iptables;
 mod legacy;

@@ -6,17 +6,17 @@
 //! Observed ┘
 //! ```
 //!
-//! [`Kernel::reconcile`] reads what is ours (routes and rules by protocol number, everything on the TUN device, the
-//! nftables table by name), compares and applies only the difference: over unchanged state it makes no change.
-//! [`Kernel::follow`] does the same for what changed in `Desired`, where nothing else has changed the kernel since. What is
-//! not ours is not touched, with two exceptions that are kept by the same diff and taken back by [`Kernel::cleanup`]:
-//! kernel settings, whose earlier values are kept on disk, and with `forward_accept` one tagged rule in each foreign
+//! [`Kernel::reconcile`] reads our own state (routes and rules by protocol number, all of the TUN device, the nftables
+//! table by name), compares it and applies only the difference: over unchanged state it makes no change.
+//! [`Kernel::follow`] does the same for changes in `Desired`, provided that nothing else has changed the kernel since.
+//! State of other programs stays untouched, with two exceptions, which the same diff maintains and [`Kernel::cleanup`]
+//! reverts: sysctls, whose earlier values are kept on disk, and with `forward_accept` one tagged rule in each foreign
 //! chain that would drop mesh packets.
 //!
-//! It fails closed: `nftables` first, then the floor, then rules, then routes; a step that lets packets pass is held
-//! back while the firewall is not in place. What is withdrawn goes in the reverse order.
+//! It fails closed: first `nftables`, then the floor, then rules, then routes. A step that lets packets pass waits
+//! until the firewall is in place. Withdrawals go in reverse order.
 //!
-//! All of it happens in the network namespace of the calling thread.
+//! All operations apply to the network namespace of the calling thread.
 
 mod attached;
 mod change;

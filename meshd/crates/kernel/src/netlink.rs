@@ -1,7 +1,7 @@
-//! One rtnetlink connection: dumps that are whole, and single changes.
+//! One rtnetlink connection: complete dumps, and single changes.
 //!
-//! A connection lives for one pass. A message that the decoder cannot read ends a connection for good, and the next
-//! pass opens a new one.
+//! A connection lives for one pass. A message that the decoder cannot read ends it for good, and the next pass opens a
+//! new one.
 
 mod message;
 

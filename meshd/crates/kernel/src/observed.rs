@@ -1,4 +1,4 @@
-//! What the kernel holds of ours, read before a plan is made.
+//! Our own state in the kernel, read before a plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

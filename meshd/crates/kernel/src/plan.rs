@@ -1,14 +1,14 @@
-//! From what is to be and what is, the steps between: pure, in an order that fails closed.
+//! The steps from observed to desired state: pure, in an order that fails closed.
 //!
 //! ```text
-//! 1 nftables   what the new routes need
+//! 1 nftables   rules that the new routes need
 //! 2 floor      `unreachable` under everything
 //! 3 TUN        MTU, queue, up, addresses
 //! 4 probes     `unreachable` default, rule, routes
 //! 5 routes     added and replaced
 //! 6 sysctls    router advertisements, reverse path filter, then forwarding
-//! 7 foreign    tagged rules in others' chains
-//! 8 withdrawn  routes, probe routes, rules, addresses, floor, and last what nftables kept for them
+//! 7 foreign    tagged rules in other programs' chains
+//! 8 withdrawn  routes, probe routes, rules, addresses, floor, and last their nftables rules
 //! ```
 
 use std::{

@@ -1,4 +1,4 @@
-//! Calls that the compiler cannot check.
+//! System calls: unsafe code.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,14 +1,14 @@
-//! Kernel settings below `/proc/sys/net`, and the values that they had before.
+//! Sysctls below `/proc/sys/net`, and their earlier values.
 //!
-//! Turning on IPv6 forwarding makes the kernel drop default routes that came by router advertisement, unless the
-//! interface has `accept_ra` 2. So that comes first, on interfaces that have such a route and on the underlay, and only
-//! where `accept_ra` was 1 and forwarding off. Interfaces of pods are left alone: what they advertise is not believed.
+//! When IPv6 forwarding is turned on, the kernel drops default routes from router advertisements, unless the interface
+//! has `accept_ra` 2. So meshd sets that first, on interfaces with such a route and on the underlay, and only where
+//! `accept_ra` was 1 and forwarding off. Interfaces of pods stay unchanged: their advertisements are not trusted.
 //!
-//! A packet from an overlay address that goes direct would have its ARP request say that address as the sender's: to
-//! all neighbours, some of which believe no sender outside of the subnet. `arp_announce` 2 on the underlay has the
-//! interface's own address said.
+//! For a direct packet from an overlay address, the kernel would send an ARP request with that address as its sender.
+//! All neighbours receive it, and some ignore senders outside of the subnet. `arp_announce` 2 on the underlay makes the
+//! kernel use the interface's own address.
 //!
-//! `/proc/sys/net` shows the network namespace of the thread that opens it, so all of this runs on the caller's.
+//! `/proc/sys/net` shows the network namespace of the thread that opens it, so all code here runs on the caller's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! Against the real kernel, each test in a network namespace of its own.
+//! Tests with the real kernel, each in its own network namespace.
 
 mod namespace;
 

@@ -1,4 +1,4 @@
-//! The network under the mesh: interfaces, addresses and gateways that outer packets use, and neighbours on it.
+//! The underlay: interfaces, addresses and gateways of outer packets, and neighbours on it.
 
 use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
 

@@ -1,8 +1,8 @@
-//! Word that the kernel's state has changed, so that a pass puts right what others removed.
+//! Kernel events that trigger a pass, so that it restores deleted state.
 //!
-//! Only the kind of each message is read, never its content beyond a few bytes: what a decoder does not know cannot end
-//! the watch. The kernel's socket buffer is the bound: when it overruns, or the socket dies, the reader is told to look
-//! at everything.
+//! Only the kind of each message is read, and no content beyond a few bytes, so an unknown message cannot end the
+//! watch. The kernel's socket buffer is the bound: if it overruns, or the socket fails, the reader gets an event to
+//! check all state.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};

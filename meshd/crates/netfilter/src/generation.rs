@@ -1,4 +1,4 @@
-//! The generation of a ruleset: a number that the kernel raises with every transaction, whoever commits it.
+//! The generation of the ruleset: a number that the kernel increments with every transaction of any process.
 
 use std::{io, os::fd::AsRawFd as _};
 

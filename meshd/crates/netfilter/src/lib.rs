@@ -1,5 +1,5 @@
-//! Netfilter as the daemon uses it: one runner of `nft` with one deadline, the ruleset's generation, a monitor of tables,
-//! and nfnetlink messages. Everything here blocks and needs no runtime.
+//! Netfilter access for the daemon: one runner of `nft` with one deadline, the ruleset's generation, a monitor of
+//! tables, and nfnetlink messages. All calls block and need no runtime.
 
 mod generation;
 mod monitor;

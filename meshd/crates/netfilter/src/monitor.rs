@@ -1,7 +1,7 @@
-//! A monitor of changes to tables, whichever process makes them.
+//! A monitor of table changes by any process.
 //!
-//! The kernel tells every transaction to whoever listens, within the system call that makes it, and closes each with a
-//! message of its new generation. Elements are told as chains and tables are.
+//! The kernel reports every transaction to its listeners within the system call that commits it, and ends each with a
+//! message of its new generation. It reports elements like chains and tables.
 
 use std::{
     io,

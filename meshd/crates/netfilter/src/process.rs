@@ -1,4 +1,4 @@
-//! Runs `nft`, and the other programs that show rulesets, within a deadline.
+//! Runs `nft`, and other programs that list rulesets, within a deadline.
 
 use std::{
     io::{self, Read, Write as _},

@@ -1,4 +1,4 @@
-//! A blocking rtnetlink socket: single requests with their answers, which is all that a short-lived program needs.
+//! A blocking rtnetlink socket: single requests and their responses, enough for a short-lived program.
 
 mod message;
 

@@ -1,5 +1,5 @@
-//! Rules of iptables, as `iptables-save` prints them, in the form of nftables' listings. What a listing shows of them lacks
-//! the arguments of iptables' own matches, and shows nothing of the old tables (`iptables-legacy`).
+//! Converts iptables rules, as `iptables-save` prints them, into the form of nftables listings. An nftables listing
+//! lacks the arguments of iptables' own matches, and does not show the legacy tables (`iptables-legacy`).
 
 use serde_json::{Value, json};
 

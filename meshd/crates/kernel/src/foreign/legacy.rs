@@ -1,6 +1,6 @@
-//! Tables of the old kernel interface, which no nftables listing shows: `iptables-legacy` is asked for them.
+//! Tables of the legacy kernel interface, which no nftables listing shows, read by `iptables-legacy`.
 //!
-//! They are looked at and never edited; what is reported goes away once the rules that the remedy names are there.
+//! meshd reads but never edits them. A reported problem ends once the rules from its remedy exist.
 
 use ipnet::IpNet;
 use mesh::kernel_state::Desired;

@@ -1,5 +1,5 @@
-//! What other programs' rules do to the mesh's packets: pods' packets that leave with another source, and probes that
-//! are dropped. Each is found by following a packet as the mesh has it through the rules.
+//! Effects of other programs' rules on mesh packets: masqueraded packets of pods, and dropped probes. Each is found by
+//! following a typical mesh packet through the rules.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! Between the kernel's messages and our types.
+//! Conversion between the kernel's messages and our types.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! nftables: a table as data, its difference to the kernel's, and the `nft` binary that reads and writes it.
+//! nftables: a table as data, its difference from the kernel's, and the `nft` binary that reads and writes it.
 
 mod listing;
 mod process;

@@ -1,7 +1,7 @@
 //! One nftables table as data, in a canonical form, and the difference between two of them.
 //!
-//! Rules are compared by a tag in their comment, a hash of their text: what `nft` prints differs between its versions
-//! and from what it was given, the comment does not.
+//! Rules are compared by a tag in their comment, a hash of their text: `nft` output differs between versions and from
+//! its input, but the comment does not.
 
 use std::{
     borrow::Cow,

@@ -1,6 +1,6 @@
-//! What becomes of a packet in the chains of nftables, by their listing: rule after rule, as the kernel does it, for one
-//! packet that begins a flow. Where a condition cannot be read, nothing is claimed. Rules of iptables are read in the same
-//! form: see `foreign/iptables.rs`.
+//! Follows a packet through nftables chains, by their listing: rule after rule, like the kernel, for one packet that
+//! begins a flow. If a condition is unreadable, there is no result. iptables rules have the same form: see
+//! `foreign/iptables.rs`.
 
 use std::{collections::BTreeSet, net::IpAddr};
 

@@ -1,4 +1,4 @@
-//! Nothing of ours is left, whatever was left of it.
+//! Cleanup leaves none of our state, even if only parts of it were left.
 
 use super::namespace::{isolated, try_run};
 use super::*;

@@ -1,4 +1,4 @@
-//! A pass makes the state; a second one changes nothing; what others take away comes back.
+//! A pass creates the state; a second one changes nothing; deleted objects are restored.
 
 use super::namespace::{isolated, try_run};
 use super::*;

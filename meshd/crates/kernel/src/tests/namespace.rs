@@ -1,4 +1,4 @@
-//! Threads with a network namespace of their own.
+//! Threads in their own network namespace.
 
 use std::future::Future;
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! What is not ours is never touched; and other people's firewalls.
+//! State of other programs stays untouched; other programs' firewalls.
 
 use std::process::Command;
 

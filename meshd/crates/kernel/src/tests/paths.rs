@@ -1,4 +1,4 @@
-//! A path change of a prefix is one replace, without a moment in between.
+//! A path change of a prefix is one atomic replace.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::UdpSocket;

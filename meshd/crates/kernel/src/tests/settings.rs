@@ -1,4 +1,4 @@
-//! Kernel settings: forwarding without losing an advertised default route, and their way back.
+//! Sysctls: forwarding without loss of an advertised default route, and restoring earlier values.
 
 use std::net::SocketAddrV6;
 

@@ -1,4 +1,4 @@
-//! The interface that outer packets use.
+//! The interface of outer packets.
 
 use super::namespace::isolated;
 use super::*;

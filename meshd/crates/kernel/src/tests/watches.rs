@@ -1,4 +1,4 @@
-//! Word of others' changes.
+//! Events about other programs' changes.
 
 use super::namespace::isolated;
 use super::*;
