@@ -1,9 +1,9 @@
-//! Folders that several users write to: in the run and state directories, root's processes read files of the daemon's
-//! user, and the daemon reads root's.
+//! Directories that several users write to: in the run and state directories, root's processes read files of the
+//! daemon's user, and the daemon reads root's.
 //!
-//! Neither trusts what the other has put there. No link in a folder is followed, only ordinary files are opened, no open
-//! blocks, and every read has a limit. All names are looked up from an open directory, so that nothing can be exchanged
-//! between a check and its use.
+//! Neither trusts the other's files. No link in a directory is followed, only ordinary files are opened, no open
+//! blocks, and every read has a limit. All names are resolved relative to an open directory, so nothing can be
+//! exchanged between a check and its use.
 
 use std::{
     ffi::OsString,

@@ -1,5 +1,5 @@
-//! Files that are replaced whole: a reader, and a start after a crash, finds the old content or the new, never a part.
-//! Files of other users are read by [`Folder`], which follows no link and never blocks.
+//! Atomic file replacement: a reader, or a start after a crash, finds the old content or the new, never a part.
+//! [`Folder`] reads other users' files, follows no link and never blocks.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! An ordered map whose versions share what is equal: what passes pictures of thousands of records on, one for each
-//! change, and tells what differs between two of them.
+//! An ordered copy-on-write map whose versions share equal chunks. It passes on snapshots of thousands of records, one
+//! per change, and finds the differences of two versions quickly.
 //!
 //! ```text
 //! version 1   root ─▶ [ chunk a │ chunk b │ chunk c ]
@@ -7,7 +7,7 @@
 //! version 2   root ─▶ [ chunk a │ chunk b' │ chunk c ]        after a change of one key in b
 //! ```
 //!
-//! A clone costs nothing; a change copies one chunk, of at most `CHUNK` entries, and the list of chunks. The difference
+//! A clone costs nothing. A change copies the list of chunks and one chunk, of at most `CHUNK` entries. The difference
 //! of two versions looks only into chunks that they do not share.
 
 use std::{borrow::Borrow, fmt, ops::Index, sync::Arc};

@@ -1,4 +1,4 @@
-//! The node's WireGuard private key: a type that cannot be printed, and the file it lives in.
+//! The node's WireGuard private key: a type that cannot be printed, and its file.
 
 use std::{
     fmt, fs,

@@ -1,4 +1,4 @@
-//! Addresses that follow from a subnet.
+//! Addresses derived from a subnet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

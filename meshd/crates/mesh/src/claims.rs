@@ -1,7 +1,7 @@
-//! Who holds a prefix, a key or a name when several records claim it.
+//! The holder of a prefix, a key or a name that several records claim.
 //!
-//! Valid records come before retained ones; among equals the lower `create_revision` holds, then the key's order. The
-//! result depends on the records only, so every node decides alike, at every start.
+//! Valid records precede retained ones. Among equals, the lower `create_revision` wins, then the key's order. The
+//! result depends only on the records, so every node decides alike, at every start.
 
 use std::collections::{BTreeMap, HashMap, btree_map::Entry};
 

@@ -1,7 +1,7 @@
-//! What a set of records comes to: who of them holds what they claim.
+//! Resolves a set of records: the holder of each claim.
 //!
-//! The set must be closed: no record outside of it claims what one inside claims, and no subnet outside names a node
-//! inside. Then the result is that part of the whole picture, whatever the other records are.
+//! The set must be closed: no record outside of it claims the same as a record inside, and no subnet outside names a
+//! node inside. Then the result is that part of the whole snapshot, regardless of all other records.
 
 use std::{
     collections::BTreeMap,

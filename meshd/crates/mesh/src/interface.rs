@@ -1,4 +1,4 @@
-//! Interface names that are safe to print into a ruleset and to look up under `/proc/sys`.
+//! Interface names that are safe to print into a ruleset and to resolve under `/proc/sys`.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! What the kernel is to become: plain data, made by the planner, compared and never looked up.
+//! The desired kernel state: plain data, created by the planner, only compared.
 
 use std::net::IpAddr;
 

@@ -1,12 +1,12 @@
-//! The mesh at one etcd revision as one node sees it, and the plan that follows from it.
+//! One node's view of the mesh at one etcd revision, and the resulting plan.
 //!
 //! ```text
 //! View (records) ─▶ Snapshot ─┬─▶ plan ─▶ kernel_state::Desired
 //! underlay, paths ────────────┘        └─▶ tunnel_table::Table
 //! ```
 //!
-//! Everything here is a function of its arguments: no I/O, no clock, no randomness. Two nodes that see the same revision and
-//! have retained the same values see the same owner for every prefix.
+//! All code here is a function of its arguments: no I/O, no clock, no randomness. Two nodes with the same revision and
+//! the same retained values compute the same owner for every prefix.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may begin at any instant"))]

@@ -1,4 +1,4 @@
-//! Which path packets to a peer take, per family: direct, through the tunnel, or neither.
+//! The path to a peer, per family: direct, through the tunnel, or neither.
 //!
 //! ```text
 //!                  first echo
@@ -13,12 +13,12 @@
 //!             heard in the tunnel again    └──────────┘
 //! ```
 //!
-//! A peer is *eligible* for direct when both records name the same site and each one's interface address lies in a
-//! connected prefix that the other's record states too. Only an authenticated echo over the very path proves it: clouds
+//! A peer is *eligible* for direct if both records name the same site and each one's interface address is in a
+//! connected prefix that the other's record also states. Only an authenticated echo over that path proves it: clouds
 //! answer ARP and drop foreign sources, and two homes both have 192.168.1.0/24.
 //!
-//! That a peer answers in the tunnel is likewise believed only by what was heard since the direct path came into doubt:
-//! a session that stands is no sign of life.
+//! The tunnel also counts as alive only by packets that arrived since the direct path came into doubt: an established
+//! session is no sign of life.
 
 use std::{
     net::IpAddr,

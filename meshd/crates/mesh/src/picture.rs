@@ -1,13 +1,13 @@
-//! The picture of the mesh, kept up to date: a change of a record is worked out for those that it concerns.
+//! Keeps the snapshot up to date: a changed record is resolved together with all records that it affects.
 //!
 //! ```text
-//! views differ in ─▶ records ─▶ closed under what they claim ─▶ fold ─▶ that part of the Snapshot
+//! differing records of two views ─▶ closure over their claims ─▶ fold ─▶ that part of the Snapshot
 //! ```
 //!
-//! Records concern each other when both claim one key, name, address at a site or node id, or prefixes that overlap; a
-//! node and an outside peer also when the peer's prefixes hold the node's endpoint. What is folded are all records that
-//! are linked to a changed one in this way, over any number of steps: so the result is the same as if all records had been
-//! folded, and in a mesh without conflicts it is a node with its subnets.
+//! Records affect each other if both claim one key, name, address at a site or node id, or overlapping prefixes. A node
+//! and an external peer also affect each other if the peer's prefixes contain the node's endpoint. The fold covers all
+//! records linked to a changed one in this way, over any number of steps. So the result equals a fold of all records;
+//! in a mesh without conflicts, the set is a node with its subnets.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,10 +1,10 @@
-//! From the picture of the mesh to what the kernel, the tunnel and the prober must become.
+//! From the snapshot to the desired state of kernel, tunnel and prober.
 //!
-//! A [`Planner`] keeps the plan and works out anew what a change concerns: one member, or all of them when something
-//! changed that concerns all.
+//! A [`Planner`] keeps the plan and recomputes the parts that a change affects: one member, or all of them after a
+//! global change.
 //!
-//! A packet to a pod goes direct, through the tunnel, or nowhere: every prefix of the snapshot gets exactly one route,
-//! and the floor under the network takes what is left.
+//! A packet to a pod goes direct or through the tunnel, or is dropped: every prefix of the snapshot gets exactly one
+//! route, and the floor covers the rest of the network.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

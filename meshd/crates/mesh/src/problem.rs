@@ -1,4 +1,4 @@
-//! What is not well, with its cause and what to do about it.
+//! A problem with its cause and remedy.
 
 use serde::Serialize;
 

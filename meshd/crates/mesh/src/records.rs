@@ -1,4 +1,4 @@
-//! What the rest of the daemon gets to see of etcd: every record that can be acted on, at one revision.
+//! The accepted records at one etcd revision: the only form in which the rest of the daemon gets them.
 
 use std::{fmt, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! The picture of the mesh at one etcd revision: who owns what, and under which keys.
+//! The resolved mesh at one etcd revision: the owner of each prefix, and its WireGuard keys.
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,4 +1,4 @@
-//! The paths that are probed, and what the probes say of them.
+//! Paths to probe, and the results of the probes.
 
 use std::{collections::BTreeMap, net::IpAddr};
 

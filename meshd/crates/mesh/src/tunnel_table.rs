@@ -1,4 +1,4 @@
-//! What the tunnel is to become: its peers, their keys and prefixes, and this node's own addresses.
+//! The desired tunnel state: peers with keys and prefixes, and this node's own addresses.
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,14 +1,14 @@
 //! A strict, allocation-free reader of IPv4 and IPv6 packets.
 //!
-//! [`Packet::parse`] accepts a packet only if every length it states fits the buffer and the headers that a policy
-//! judges by are all there. The rules that matter to whoever trusts the result:
+//! [`Packet::parse`] accepts a packet only if all its stated lengths fit the buffer and all headers that a policy needs
+//! are present. These rules make the result trustworthy:
 //!
 //! - Bytes beyond the stated total length are ignored (WireGuard pads), never read as part of the packet.
 //! - Ports, TCP flags and ICMP types are read only from the first fragment or an unfragmented packet, and only when the
 //!   transport header is complete there. A first fragment too short for its transport header, and a later
 //!   fragment that would overwrite one, are refused: both exist to slip past filters (RFC 1858, RFC 3128).
-//! - IPv6 extension headers are walked, at most [`MAX_EXTENSION_HEADERS`] of them; a protocol that is not known to be
-//!   an extension header ends the walk and is reported as it stands, its payload unread.
+//! - IPv6 extension headers are walked, at most [`MAX_EXTENSION_HEADERS`] of them. The walk ends at a protocol that is
+//!   not a known extension header, which is reported as is; its payload stays unread.
 //! - A packet whose destination is not its final one (source routes, a routing header with segments left) is refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,8 +1,8 @@
-//! Proves direct paths: one task that owns a UDP socket per family, and one [`DirectPath`] per eligible peer and family.
+//! Proves direct paths: one task with a UDP socket per family, and one [`DirectPath`] per eligible peer and family.
 //!
-//! Probes run from overlay address to overlay address over the very path that packets would take: the sockets carry a
-//! mark, and a rule before the main table leads the mark to a table that knows each eligible peer's overlay address by
-//! its recorded interface address only. What arrives on another interface (the TUN, say) is discarded: it proves
+//! Probes run from overlay address to overlay address over the same path as packets: the sockets carry a mark, and a
+//! rule before the main table leads the mark to a table that routes each eligible peer's overlay address via its
+//! recorded interface address only. Datagrams from another interface, such as the TUN, are discarded: they prove
 //! nothing.
 
 mod probe;

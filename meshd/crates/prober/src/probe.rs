@@ -7,9 +7,9 @@
 //!  └────────┴─────┴──────┴────────┴──────────┴─────────────────┴───────────────┘
 //! ```
 //!
-//! The tag is HMAC-SHA256, cut to 16 bytes, under a key derived from the two nodes' static X25519 keys, over the head,
-//! the nonce and both node ids in the order sender, receiver: no session is needed, an echo is no probe, and neither
-//! can be turned round.
+//! The tag is HMAC-SHA256, truncated to 16 bytes, under a key derived from the two nodes' static X25519 keys. It covers
+//! the header, the nonce and both node ids in the order sender, receiver. So no session is needed, an echo is not valid
+//! as a probe, and neither can be reflected.
 
 use std::fmt;
 

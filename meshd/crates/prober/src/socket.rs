@@ -1,4 +1,4 @@
-//! A UDP socket that sends from an address of its caller's choice and knows where a datagram came in.
+//! A UDP socket with a source address per datagram that reports the interface of each received one.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},

@@ -1,4 +1,4 @@
-//! Two probers on the loopback interface, each with an address of 127.0.0.0/8 for its overlay address.
+//! Two probers on the loopback interface, each with an address of 127.0.0.0/8 as its overlay address.
 
 use std::{
     net::{Ipv4Addr, UdpSocket},

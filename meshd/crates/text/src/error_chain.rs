@@ -1,4 +1,4 @@
-//! An error as one line: with what caused it, and nothing twice.
+//! An error chain as one line, without repetitions.
 
 use std::error::Error;
 

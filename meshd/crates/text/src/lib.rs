@@ -1,4 +1,4 @@
-//! Text for operators: errors with their causes, words for a shell, what a terminal may be shown.
+//! Text for operators: error chains, shell quoting, and escaping for terminals.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
-//! Text from outside, made fit to be shown: keys and values in etcd are written by many hands, and a terminal acts on
-//! control characters and reorders text around bidirectional ones.
+//! Escapes untrusted text: many users write keys and values into etcd, and a terminal interprets control characters and
+//! reorders text around bidirectional ones.
 //!
-//! The edges are `meshctl`'s `output`, the log and the labels of metrics. Each escapes all text that
-//! passes it, so that no renderer has to.
+//! Three places print such text: `meshctl`'s `output`, the log, and the labels of metrics. Each escapes all text, so
+//! renderers need not.
 
 use std::borrow::Cow;
 

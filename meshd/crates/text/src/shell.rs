@@ -1,4 +1,4 @@
-//! Commands that an operator pastes: whatever is put into one is a single word of the shell and nothing more.
+//! Commands for operators to paste: each inserted value is quoted as a single word of the shell.
 
 use std::borrow::Cow;
 
