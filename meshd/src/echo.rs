@@ -1,4 +1,4 @@
-//! ICMP echo (RFC 792, RFC 4443) by a raw socket, for telling how far packets get. Blocking; needs CAP_NET_RAW.
+//! ICMP echo (RFC 792, RFC 4443) on a raw socket, to test reachability. Blocking; needs CAP_NET_RAW.
 
 use std::{
     io::{self, ErrorKind, Read as _},

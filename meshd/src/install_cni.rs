@@ -1,7 +1,8 @@
-//! `meshd install-cni`: puts the plugin where container runtimes look for it, and says so to them last of all.
+//! `meshd install-cni`: installs the plugin for container runtimes, and its configuration last.
 //!
-//! A runtime takes the first configuration of a folder as soon as it is there, and a node as ready then. So the binary
-//! comes first, by rename; then the daemon is waited for; then the configuration comes, whole.
+//! A runtime uses the first configuration of a directory as soon as it exists, and then considers the node ready. So
+//! the binary is installed first, by rename; then the command waits for the daemon; then it writes the configuration
+//! atomically.
 
 use std::{
     fs,

@@ -1,6 +1,6 @@
 //! The node daemon `meshd` and the operator's tool `meshctl`.
 //!
-//! One way through, no back and forth:
+//! Data flows in one direction:
 //!
 //! ```text
 //! etcd watch ─▶ control ─▶ Snapshot ─▶ plan ─▶ apply (kernel, tunnel)

@@ -1,7 +1,7 @@
-//! The log, on standard error. Text from outside cannot act on the terminal that shows it, nor begin a line of its own.
+//! The log, on standard error. Untrusted text can neither control the terminal nor start a new line.
 //!
-//! Under systemd's journal each line begins with its priority (`sd-daemon(3)`), which the journal takes off, and has no
-//! time stamp: the journal has its own.
+//! Under systemd's journal, each line starts with its priority (`sd-daemon(3)`), which the journal strips, and has no
+//! timestamp, because the journal adds one.
 
 use std::{
     env,

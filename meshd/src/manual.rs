@@ -1,4 +1,4 @@
-//! Manual pages and shell completions, made from the command lines themselves.
+//! Manual pages and shell completions, generated from the command-line definitions.
 
 use std::{fs, io, path::Path};
 

@@ -1,4 +1,4 @@
-//! What a connection is for, as an operator writes it: `tcp/80`, `tcp/http`, `icmp`, `47`.
+//! A service as operators write it: `tcp/80`, `tcp/http`, `icmp`, `47`.
 
 use std::{collections::BTreeSet, net::IpAddr};
 

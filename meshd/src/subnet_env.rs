@@ -1,4 +1,4 @@
-//! `RUN/subnet.env`, as flannel writes it: what CNI plugins and scripts source.
+//! `RUN/subnet.env` in Flannel's format, for CNI plugins and scripts.
 
 use std::{fmt::Write as _, io, net::IpAddr, path::Path};
 

@@ -1,8 +1,8 @@
-//! Which addresses of this node's subnets attachments get: no I/O, no clock.
+//! Allocation of addresses from this node's subnets to attachments: no I/O, no clock.
 //!
-//! Who has an address follows from the attachments alone, and is an argument here. What [`History`] keeps is the order in
-//! which addresses became free: the one that has been free the longest comes first, so that a packet or a name server's
-//! answer for a container that is gone meets nobody for as long as possible.
+//! The attachments alone determine the owner of an address, and are an argument here. [`History`] keeps the order in
+//! which addresses became free. The address that has been free longest is allocated first, so that a packet or a name
+//! server's answer for a deleted container reaches no other container for as long as possible.
 
 mod range;
 

@@ -1,4 +1,4 @@
-//! The ranges that addresses come from.
+//! Ranges to allocate addresses from.
 
 use std::{
     fmt,

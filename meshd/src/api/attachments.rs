@@ -1,4 +1,4 @@
-//! The CNI plugin's requests; `cni::daemon` has their forms.
+//! The CNI plugin's requests; `cni::daemon` defines them.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The side of `meshctl`: one blocking request a connection.
+//! The client, for `meshctl`: one blocking request per connection.
 
 use std::{
     io::{self, Read as _, Write as _},

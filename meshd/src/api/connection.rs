@@ -1,7 +1,7 @@
-//! Connections: who is at the other end, and what each may cost.
+//! Connections: the peer's credentials, and limits per connection.
 //!
-//! Anybody who may connect could hold every place that there is by saying nothing. So a request has a deadline, and a
-//! connection that comes when all places are taken gets that of the oldest one without a complete request.
+//! Any permitted user could occupy all connections by sending nothing. So a request has a deadline, and if all places
+//! are taken, a new connection replaces the oldest one without a complete request.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! What `meshctl ping` and `meshctl doctor` are answered with.
+//! Responses for `meshctl ping` and `meshctl doctor`.
 
 use std::net::IpAddr;
 

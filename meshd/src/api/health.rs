@@ -1,4 +1,4 @@
-//! Whether the daemon lives, and whether it does its work: `/livez` and `/readyz`, as Kubernetes' components answer them.
+//! Liveness and readiness: `/livez` and `/readyz`, in the style of Kubernetes' components.
 
 use std::fmt::Write as _;
 

@@ -1,7 +1,7 @@
-//! `/metrics`: OpenMetrics text, made anew for each scrape from the same answers that `meshctl` gets.
+//! `/metrics`: OpenMetrics text, rendered for each scrape from the data behind `meshctl`.
 //!
-//! Labels are bounded: reasons, states and codes are fixed lists. Series for each peer would be as many as the square of
-//! the mesh, so they are there only where they were asked for, under the names of the common WireGuard exporter.
+//! Labels are bounded: reasons, states and codes are fixed lists. The number of per-peer series grows with the square
+//! of the mesh, so they are optional, under the names of the common WireGuard exporter.
 
 use std::{collections::BTreeMap, fmt, fs, time::Duration};
 

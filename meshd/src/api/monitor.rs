@@ -1,5 +1,5 @@
-//! What monitoring asks over TCP: `/livez`, `/readyz`, `/metrics`. Nothing can be changed here, and nothing secret is
-//! told, but names and addresses of the mesh are; so it listens on loopback unless it is told otherwise.
+//! Monitoring over TCP: `/livez`, `/readyz`, `/metrics`. It changes nothing and reveals no secret, but names and
+//! addresses of the mesh. So it listens on loopback by default.
 
 use std::{io, net::SocketAddr, sync::Arc};
 

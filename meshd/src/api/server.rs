@@ -1,4 +1,4 @@
-//! The side of the daemon.
+//! The server, in the daemon.
 
 use std::{fs, io, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Listening on TCP, for the ways of asking that no packet of the mesh waits for.
+//! TCP listeners, for endpoints that no packet of the mesh depends on.
 
 use std::{io, net::SocketAddr, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What the API answers. Fields may be added; none is taken away or changes its meaning.
+//! Response types of the API. Fields may be added; none is removed or changes its meaning.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,8 +1,8 @@
-//! WireGuard's cross-platform userspace API, read-only: what `wg show` and `wg showconf` ask.
+//! WireGuard's cross-platform userspace API, read-only: for `wg show` and `wg showconf`.
 //!
-//! A stream socket takes `get=1` and an empty line and answers with `key=value` lines, keys in hexadecimal, `errno=0` and
-//! an empty line (wireguard.com/xplatform). `set=1` is answered with EPERM: the truth about peers is in etcd. Secrets
-//! go to root alone.
+//! A stream socket takes `get=1` and an empty line and answers with `key=value` lines, keys in hexadecimal, `errno=0`
+//! and an empty line (wireguard.com/xplatform). `set=1` gets EPERM, because etcd is the source of truth for peers. Only
+//! root gets secrets.
 
 use std::{
     fmt::Write as _,

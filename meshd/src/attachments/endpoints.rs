@@ -1,4 +1,4 @@
-//! What of the attachments the rest of the mesh gets to see: `endpoints/ID/CONTAINER/IFNAME`.
+//! Attachments as published to the mesh: `endpoints/ID/CONTAINER/IFNAME`.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! RUN/attachments: a file per attachment, tombstones of those that were withdrawn without the daemon, and the addresses
-//! that were allocated last.
+//! RUN/attachments: one file per attachment, tombstones of attachments withdrawn without the daemon, and the last
+//! allocated addresses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

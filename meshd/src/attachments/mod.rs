@@ -1,4 +1,4 @@
-//! Who is attached to this node, and with which addresses: what the CNI plugin has said by the local API.
+//! Containers attached to this node and their addresses, as reported by the CNI plugin through the local API.
 //!
 //! ```text
 //! plugin ─▶ api ─▶ Attachments ─┬─▶ a file per attachment in RUN/attachments
@@ -7,13 +7,13 @@
 //!                       └─▶ addresses: which one is next
 //! ```
 //!
-//! The files are replaced whole, and hold for one boot of the machine: containers do not outlive it, and so their files
-//! are dropped at the first start after it. They need not reach the disk for that reason. An attachment goes when the
-//! plugin says so, also by a tombstone while the daemon does not answer, or when its container's namespace and its
+//! The files are replaced atomically and are valid for one boot of the machine. Containers do not survive a boot, so
+//! the first start after it deletes their files; therefore the files need not reach the disk. An attachment ends when
+//! the plugin withdraws it (by a tombstone if the daemon does not answer), or when its container's namespace and its
 //! interface on the host are both gone.
 //!
-//! The attachments are the only store of addresses: one that no attachment has is free. Addresses that host-local has given
-//! out below RUN/ipam, for an earlier version of the plugin, count as in use until their container is gone.
+//! The attachments are the only store of addresses: an address without an attachment is free. Addresses that host-local
+//! allocated below RUN/ipam, for an earlier version of the plugin, count as in use until their container is gone.
 
 mod endpoints;
 mod files;

@@ -1,4 +1,4 @@
-//! What went without a DEL: a runtime or a plugin that was killed, a container that was removed by hand.
+//! Attachments that ended without a DEL: a killed runtime or plugin, a container removed by hand.
 
 use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::Duration};
 

@@ -1,8 +1,8 @@
-//! The choice of a free subnet: uniform over the whole free pool, without listing it.
+//! Selects a free subnet: uniformly from all free ones, without listing them.
 //!
-//! A pool is a row of subnets of one length; what is taken (keys of any length, of anybody) covers intervals of
-//! that row. Merging the intervals tells how many subnets are free and which one is the k-th, so a pool of 2^60
-//! subnets costs as much as one of 256. Pure: the randomness is an argument.
+//! A pool is a sequence of subnets of one length; taken keys (of any length and owner) cover intervals of it. Merging
+//! the intervals yields the number of free subnets and the k-th free one, so a pool of 2^60 subnets costs as much as
+//! one of 256. Pure: the randomness is an argument.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! STATE/cache: what a node needs of etcd to forward, for a start without etcd.
+//! STATE/cache: the records that a node needs to forward packets after a start without etcd.
 
 mod writer;
 

@@ -1,12 +1,11 @@
-//! When what stands under `config` is taken, and when the configuration before it stays in force.
+//! Decides whether a value of `config` is accepted, or the previous configuration stays in force.
 //!
-//! It is not taken while it would leave leased subnets outside (its deletion leaves all of them outside), while it
-//! would cover what an accepted outside peer owns, or when it asks for a backend that this program does not have.
+//! It is refused if it would exclude leased subnets (its deletion excludes all of them), if it would cover prefixes of
+//! an accepted external peer, or if it names an unsupported backend.
 //!
-//! Every node comes to the same answer, because it depends on nothing but what is in etcd and on the configuration
-//! in force before, which is one of etcd's too (and is kept in the cache over a restart). A node that knows no
-//! configuration from before judges by the subnets that nodes hold, and takes it whatever the outside peers say:
-//! then it is those peers that are refused.
+//! All nodes decide alike, because the decision depends only on etcd and on the previous configuration, which is also
+//! from etcd (and stays in the cache over a restart). A node without a previous configuration decides by the nodes'
+//! leased subnets, and ignores external peers: those that conflict are then refused instead.
 
 use cow_map::CowMap;
 use etcd_schema::{

@@ -1,5 +1,5 @@
-//! The shell around the pure parts: one task that owns store and membership, one that watches, and a short one for
-//! each call under way.
+//! The shell around the pure parts: one task that owns store and membership, one that watches, and a short-lived one
+//! for each pending call.
 
 use std::{
     path::PathBuf,

@@ -1,5 +1,5 @@
-//! This node's `endpoints/ID/…` records: the difference between what is attached and what etcd holds, a bounded piece at
-//! a time. No clock and no I/O.
+//! This node's `endpoints/ID/…` records: the difference between attachments and etcd, in bounded batches. No clock and
+//! no I/O.
 
 use std::{
     collections::BTreeMap,

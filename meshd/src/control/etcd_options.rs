@@ -1,4 +1,4 @@
-//! How etcd is reached: members, TLS, user; everything that can be wrong with it is said at once.
+//! Connection options for etcd: members, TLS, user. Reports all errors at once.
 
 use std::{
     fmt, fs, io,

@@ -1,13 +1,13 @@
-//! Which withdrawals count: the evidence that a key is gone, and what stays in force without it.
+//! Decides which withdrawals count: the evidence that a key is gone, and the records that stay in force without it.
 //!
-//! A key that etcd does not hold may have been deleted, or etcd may have been replaced by an empty or an older one. The
-//! guard decides by what it has seen, without I/O and without a clock:
+//! A key missing in etcd may have been deleted, or an empty or older etcd may have replaced the previous one. The guard
+//! decides by its own observations, without I/O and without a clock:
 //!
 //! | evidence | effect |
 //! |---|---|
 //! | a delete event on the watch | the key is withdrawn at once, unless too many go together: then after 30 s |
 //! | a list lacks the key, no delete event came | held until a second list lacks it too |
-//! | another cluster id, a revision below the highest seen, or a key whose last write went back | *doubt*: nothing is withdrawn, and of what operators write only what is in force already, or was written since, counts; until everything held is back or the operator accepts this etcd |
+//! | another cluster id, a revision below the highest seen, or a key whose last write went back | *doubt*: nothing is withdrawn; operators' values count only if already in force or written since. Ends when everything held is back, or the operator accepts this etcd |
 //!
 //! Held records are kept here, each with its reason.
 

@@ -7,10 +7,9 @@
 //!     └── grant, keepalive, txn ◀── Membership ──▶ ControlStatus ──▶ status, daemon
 //! ```
 //!
-//! [`start`] gives a [`Control`]: two things to read (views, status) and two to write (facts about this node,
-//! whether anything is attached) and, as a third, this node's
-//! `endpoints/` records. The parts in between are values without I/O or clock: [`store`] (what etcd says
-//! and what of it is in force), [`membership`] (this node's own records), [`allocator`] (the choice of a subnet).
+//! [`start`] returns a [`Control`]: it reads views and status, and takes facts about this node, whether anything is
+//! attached, and this node's `endpoints/` records. The parts in between are values without I/O or clock: [`store`]
+//! (etcd's records and those in force), [`membership`] (this node's own records), [`allocator`] (subnet selection).
 //! `daemon` is the thin shell that owns them in one task.
 
 pub mod allocator;

@@ -1,9 +1,9 @@
-//! Taking a node out of the mesh for good, for `meshctl node remove`.
+//! Removes a node permanently, for `meshctl node remove`.
 //!
 //! One transaction puts `removed/ID` and deletes the node's own keys, so no reader sees one without the other. While
-//! `removed/ID` stands every node refuses that id and its WireGuard keys, and the node itself, if it runs, does not
-//! put its keys back. Attachments of the node's pods (`endpoints/ID/…`) name subnets it no longer owns and are
-//! ignored from then on. A node that is online and has pods attached is removed only by [`Live::Removed`].
+//! `removed/ID` exists, all nodes refuse that id and its WireGuard keys, and the node itself, if it runs, does not
+//! restore its keys. Attachments of the node's pods (`endpoints/ID/…`) name subnets that it no longer owns, and are
+//! ignored from then on. If a node is online and has pods attached, only [`Live::Removed`] removes it.
 
 use etcd_schema::{Attachment, Key, NodeId, NodeName, NodeRecord, PublicKey, Removed, SubnetKey, SubnetLease};
 use mesh::records::Revision;

@@ -1,8 +1,8 @@
-//! RUN/incarnation: the process that last held this node's identity on this machine.
+//! RUN/incarnation: the last process with this node's identity on this machine.
 //!
-//! To etcd, a restart and a copy of the state directory look the same: `alive/ID` holds the record of another process. RUN
-//! is neither copied with STATE nor kept over a boot, so a record in etcd that bears the incarnation in RUN is that of a
-//! process that has ended: this one holds the lock on STATE.
+//! To etcd, a restart and a copy of the state directory look alike: `alive/ID` holds the record of another process. RUN
+//! is neither copied with STATE nor survives a boot. So if a record in etcd has the incarnation in RUN, its process has
+//! ended, because this process holds the lock on STATE.
 
 use std::{fs, io, path::Path};
 

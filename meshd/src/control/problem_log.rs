@@ -1,4 +1,4 @@
-//! Says in the log what came to be wrong and what no longer is.
+//! Logs new and resolved problems.
 
 use mesh::records::Problem;
 use tracing::{info, warn};

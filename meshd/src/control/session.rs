@@ -1,8 +1,8 @@
 //! One connection to one etcd member, and the few calls that meshd makes on it.
 //!
-//! The client crate's own balancer is not used: a dead endpoint looks idle to it and is preferred. A session has
-//! exactly one member; whoever holds it leaves it for a session with another when a call goes without an answer
-//! (see `watcher`). Every call has a deadline of [`CALL_DEADLINE`].
+//! The client crate's own balancer is not used: it considers a dead endpoint idle and prefers it. A session has exactly
+//! one member. If a call gets no answer, its owner replaces it by a session with another member (see `watcher`). Every
+//! call has a deadline of [`CALL_DEADLINE`].
 
 mod dialer;
 mod failure;

@@ -1,13 +1,13 @@
-//! What etcd says, and what of it is in force.
+//! Records from etcd, and those in force.
 //!
-//! A value: `apply(now, input)` takes what the watcher brings and yields a new [`View`] when anything in force
-//! changed. It does no I/O and reads no clock.
+//! A pure value: `apply(now, input)` takes the watcher's input and yields a new [`View`] if anything in force changed.
+//! It does no I/O and reads no clock.
 //!
 //! Bad data never withdraws good state:
-//! - a value that cannot be read leaves the last good value of its key in force, and shows as a [`Problem`];
-//! - a withdrawal counts by its evidence, see `guard`: an etcd that was replaced by an empty or an older one withdraws
-//!   nothing; what goes in great numbers, or while `config` is missing, stays in force for 30 s;
-//! - a `config` that would leave leased subnets outside is not taken while they stand, nor is its deletion.
+//! - an invalid value leaves the last good value of its key in force, and is reported as a [`Problem`];
+//! - a withdrawal counts by its evidence, see `guard`: an empty or older etcd withdraws nothing; mass deletions, and
+//!   deletions while `config` is missing, stay in force for 30 s;
+//! - a `config` that would exclude leased subnets is refused while the leases exist, and so is its deletion.
 //!
 //! Two lists of the same content change nothing: records are compared by revision, lease and value.
 

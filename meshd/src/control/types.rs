@@ -1,4 +1,4 @@
-//! The words that the parts of this module share: entries, transactions, and what became of a call.
+//! Shared types of this module: entries, transactions, and results of calls.
 
 use std::{fmt, sync::Arc, time::Duration};
 

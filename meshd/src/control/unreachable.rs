@@ -1,4 +1,4 @@
-//! Why there is no connection to etcd, and what to do about it.
+//! The cause and remedy of a missing etcd connection.
 
 use std::time::Duration;
 

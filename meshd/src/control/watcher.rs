@@ -1,4 +1,4 @@
-//! Keeps one session and one watch: list, watch from there, list again whenever the watch cannot go on.
+//! Keeps one session and one watch: lists, watches from there, and lists again if the watch cannot continue.
 //!
 //! ```text
 //!            ┌──────────── failed, hung or suspected: next member, full-jitter backoff ───────────┐
@@ -8,7 +8,7 @@
 //!                └─── compacted ──┘   every audit interval: list beside the watch and compare ────┘
 //! ```
 //!
-//! The store downstream compares what is listed with what it has, so a gap loses nothing and fires nothing twice.
+//! The store downstream compares each list with its content, so a gap loses nothing and repeats nothing.
 
 use std::{collections::BTreeSet, convert::Infallible, pin::Pin, time::Duration};
 

@@ -1,7 +1,7 @@
-//! What policies are made of: Kubernetes objects and attachments, each read strictly, handed on one by one.
+//! Input of policies: Kubernetes objects and attachments, each parsed strictly and passed on one by one.
 //!
-//! There may be many thousands of them, of which one changes: they are in no `View`. The
-//! enforcement of policies receives what differs, key by key, through a [`WorldSink`].
+//! There may be many thousands of them, but only one changes at a time, so they are not part of a `View`. Enforcement
+//! receives the differences, key by key, through a [`WorldSink`].
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Sources that may come in the clear, and for how long after the plan has stopped saying so.
+//! Sources accepted in clear text, and their grace period after they leave the plan.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

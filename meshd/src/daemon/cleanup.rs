@@ -1,5 +1,5 @@
-//! `meshd cleanup`: takes out of the kernel what runs of the daemon have left there. It makes nothing: on a machine that
-//! never had a daemon it finds nothing and leaves no trace of itself.
+//! `meshd cleanup`: removes the kernel state of earlier runs. It creates nothing: on a machine that never had a daemon,
+//! it finds nothing and leaves no trace.
 
 use std::{fs, io, path::Path};
 

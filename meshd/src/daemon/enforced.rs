@@ -1,4 +1,4 @@
-//! Policies and this node's attachments: each hears of the other.
+//! Synchronizes policies with this node's attachments, in both directions.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Fallback routes for what the mesh claimed in the last run, from the cache: the first thing that a start does, and what
-//! `meshd floor` does before containers start, whether the daemon comes up or not.
+//! Fallback routes for all prefixes of the last run, from the cache: the first step of a start, and of `meshd floor`,
+//! which runs before containers start, whether or not the daemon comes up.
 
 use std::{net::IpAddr, path::Path, time::Instant};
 

@@ -1,5 +1,5 @@
-//! Whether the kernel forwards packets between this node's pods and the other nodes, which no echo of the node itself
-//! shows: its own packets are not forwarded. Blocking: for a thread that may wait.
+//! Checks whether the kernel forwards packets between this node's pods and other nodes. The node's own echoes cannot
+//! show that, because its own packets are not forwarded. Blocking: for a thread that may wait.
 
 use std::{collections::BTreeMap, net::IpAddr};
 

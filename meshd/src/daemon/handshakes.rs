@@ -1,5 +1,5 @@
-//! What the next start is to know of handshakes: whom to call, which initiations were seen already, and up to which time
-//! this node has made its own.
+//! Handshake state for the next start: peers to contact, timestamps of received initiations, and the time of this
+//! node's last one.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -1,5 +1,5 @@
-//! The loop: whatever changes, the same way through. View and underlay and paths make a plan; the plan is applied as a
-//! difference.
+//! The main loop: every change takes the same path. View, underlay and paths make a plan, and its differences are
+//! applied.
 
 use std::{
     collections::{BTreeSet, HashMap},

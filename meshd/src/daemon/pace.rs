@@ -1,5 +1,5 @@
-//! When other programs' nftables rules are read again: soon after they have changed, and never so often that it takes
-//! more than a share of a core, however often they change and whatever else calls for a look at the kernel.
+//! Schedules rereading of other programs' nftables rules: soon after a change, but never for more than a share of a
+//! core, regardless of the rate of changes and of other reasons to read the kernel.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! A wg-quick file for an outside peer: every node is a peer of its.
+//! A wg-quick file for an external peer, with every node as a peer.
 
 use std::{fmt::Write as _, net::SocketAddr};
 

@@ -1,5 +1,5 @@
-//! Says in the log when a peer becomes unreachable, when it is back and when its path changes. An outage of the whole mesh is one line, and
-//! peers that come and go all the time do not fill the log.
+//! Logs when a peer becomes unreachable or reachable, and when its path changes. An outage of the whole mesh is one
+//! line, and flapping peers do not fill the log.
 
 use std::{
     collections::BTreeMap,

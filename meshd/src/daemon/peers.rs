@@ -1,4 +1,4 @@
-//! The other nodes and outside peers as the API shows them: how packets reach each, why, and what to do where they do not.
+//! Nodes and external peers for the API: the path to each, its reason, and the remedy if it fails.
 
 use std::{collections::BTreeMap, time::UNIX_EPOCH};
 

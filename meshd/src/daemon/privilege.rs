@@ -1,4 +1,4 @@
-//! What a process may do, before it fails half-way.
+//! Checks privileges up front, before a command fails halfway.
 
 use std::fs;
 

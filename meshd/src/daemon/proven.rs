@@ -1,4 +1,4 @@
-//! Where other nodes are proven to send from: by the tunnel's authenticated packets, and by the echoes of direct paths.
+//! Proven source addresses of other nodes: by the tunnel's authenticated packets, and by the echoes of direct paths.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! What the local API answers from: the last plan, and live counters of the tunnel.
+//! Data behind the local API: the last plan, and live counters of the tunnel.
 
 use std::{
     collections::BTreeMap,

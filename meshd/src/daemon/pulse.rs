@@ -1,4 +1,4 @@
-//! Whether the daemon's threads still come round; said to systemd's watchdog and to `/livez`.
+//! Monitors progress of the daemon's threads, for systemd's watchdog and `/livez`.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -1,4 +1,4 @@
-//! How far packets to a node or an address get, layer by layer. Blocking: for a thread that may wait.
+//! Tests reachability of a node or an address, layer by layer. Blocking: for a thread that may wait.
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,8 +1,8 @@
-//! Where peers were last heard from, kept over a restart.
+//! The last known endpoints of peers, kept over a restart.
 //!
-//! A node or outside peer without an endpoint of its own calls; nobody can call it. When this daemon starts anew, its
-//! sessions are gone, while the other end believes in them for minutes. Called where it was last heard from, through
-//! the mapping that its keepalives hold open in its NAT, it is back at once.
+//! A node or external peer without a configured endpoint must initiate handshakes itself. When this daemon restarts,
+//! its sessions are gone, but the other end considers them valid for minutes. A handshake to its last endpoint, through
+//! the NAT mapping that its keepalives hold open, restores the session at once.
 
 use std::{
     collections::BTreeMap,

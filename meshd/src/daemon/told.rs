@@ -1,4 +1,4 @@
-//! Says each problem once in the log when it comes, and once when it has gone.
+//! Logs each problem once when it appears, and once when it is gone.
 
 use std::collections::BTreeSet;
 

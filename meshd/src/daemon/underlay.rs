@@ -1,4 +1,4 @@
-//! What this machine is to the others: the facts it publishes, from its settings and its underlay.
+//! The facts that this machine publishes, from its settings and its underlay.
 
 use std::net::{IpAddr, SocketAddr};
 

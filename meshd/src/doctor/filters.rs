@@ -1,4 +1,4 @@
-//! What keeps the tunnel's packets out of this machine, and pods' packets from being forwarded.
+//! Firewall rules that drop the tunnel's packets on this machine, or pods' packets when forwarded.
 
 use std::{
     net::{IpAddr, Ipv4Addr},

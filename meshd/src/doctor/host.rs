@@ -1,4 +1,4 @@
-//! Settings and programs of this machine.
+//! Sysctls and programs of this machine.
 
 use std::{collections::BTreeSet, env, fs, path::Path};
 

@@ -1,5 +1,5 @@
-//! What of this machine keeps packets of the mesh from getting through, as anybody can see it, also while the daemon is
-//! away. What the daemon knows comes on top of it, from its API.
+//! Connectivity problems of this machine that any process can detect, even if the daemon is down. The daemon adds its
+//! own findings through its API.
 
 pub mod filters;
 pub mod host;

@@ -1,4 +1,4 @@
-//! Questions of operators about what is in force.
+//! Explains the verdicts in force to operators.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! The tunnel's hooks: flows that come out of the tunnel are judged, those that go into it are noted.
+//! The tunnel's hooks: judges flows from the tunnel, and records flows into it.
 
 use std::{
     net::IpAddr,

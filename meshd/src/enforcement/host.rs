@@ -1,4 +1,4 @@
-//! What of this machine decides whether packets come by nftables as they are.
+//! State of this machine that decides whether nftables sees packets unchanged.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! What waits for the policy thread: of each key the newest state only.
+//! Pending input of the policy thread: only the newest state of each key.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},

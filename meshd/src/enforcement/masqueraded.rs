@@ -1,5 +1,6 @@
-//! Refused packets that were most likely a pod's: they bear an address of the pod's node, which policies by label do not
-//! match. A NAT rule on that node gave it to them, and only that node can name the rule; this end names the node.
+//! Detects refused packets that most likely came from a pod: their source is an address of the pod's node, which
+//! policies by label do not match. A NAT rule on that node changed the source, and only that node can name the rule;
+//! this end names the node.
 
 use std::{
     collections::BTreeMap,

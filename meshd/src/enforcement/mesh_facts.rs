@@ -1,4 +1,4 @@
-//! What enforcement needs to know of the mesh itself.
+//! Facts about the mesh that enforcement needs.
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -1,19 +1,20 @@
-//! Policies in force: from what etcd says to what happens to a packet.
+//! Policy enforcement: from records in etcd to verdicts on packets.
 //!
 //! ```text
 //! control ─▶ WorldChanges ┐                             ┌─▶ InForce ─▶ Ingress, Egress: the tunnel's hooks
 //! node loop ─▶ MeshFacts ─┼▶ Mailbox ─▶ policy thread ──┤
-//! attachments ─▶ Table ───┘             Engine, commit  └─▶ Applied: what is in force, for status and the CNI plugin
+//! attachments ─▶ Table ───┘             Engine, commit  └─▶ Applied: policies in force, for status and CNI plugin
 //! ```
 //!
-//! This node's own attachments come from their table and never from etcd: they are judged from before their first packet
-//! on, and while etcd is away, too.
+//! This node's own attachments come from their table and never from etcd: policies apply before their first packet, and
+//! also during an etcd outage.
 //!
-//! One thread owns the engine. What waits for it is the newest state of each key, so that it is bounded by the number of
-//! keys, however fast they change. Until it has had a complete picture nothing passes the hooks: not even in audit mode.
+//! One thread owns the engine. Its pending input is the newest state of each key, so it is bounded by the number of
+//! keys, regardless of the rate of changes. Until it has a complete set of inputs, nothing passes the hooks, not even
+//! in audit mode.
 //!
-//! The kernel's conntrack is the authority on flows; `gate::Gate` holds the tunnel's cache of it. Lock order: the gate's table
-//! is taken once per batch by either direction's thread and nothing is waited for under it.
+//! The kernel's conntrack is the authority on flows; `gate::Gate` holds the tunnel's cache of it. Lock order: either
+//! direction's thread takes the gate's table once per batch, and waits for nothing while it holds it.
 
 mod conntrack;
 mod explain;

@@ -1,4 +1,4 @@
-//! What an operator should know of enforcement.
+//! Problems of enforcement for operators.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Verdicts to look at: a bounded number, at a bounded rate.
+//! Verdict samples: a bounded number, at a bounded rate.
 
 use std::{
     collections::VecDeque,

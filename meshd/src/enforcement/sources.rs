@@ -1,15 +1,15 @@
-//! Which underlay addresses the other nodes' overlay addresses also count as, where they are the source of a flow.
+//! The underlay addresses that other nodes' overlay addresses also count as, as the source of a flow.
 //!
 //! ```text
 //! proven      the endpoint that WireGuard authenticated from, the address that a direct path's echoes come over
-//!             − those that another node publishes or is heard from, this node included
+//!             − those that another node publishes or is authenticated from, this node included
 //! published   endpoints and interface addresses of the node's record; and all proven ones
 //!
-//! both        − the mesh's networks, − outside peers' allowedIPs
+//! both        − the mesh's networks, − external peers' allowedIPs
 //! ```
 //!
-//! What others claim is taken from their records as they stand, whether or not these hold: a node that makes another's
-//! record, or an outside peer's, invalid does not get its addresses by that.
+//! Other records' claims count as written, even if the records are invalid: a node that makes another node's or an
+//! external peer's record invalid does not gain its addresses.
 
 use std::{
     collections::{BTreeSet, HashMap},

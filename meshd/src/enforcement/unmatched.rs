@@ -1,4 +1,4 @@
-//! Attachments that name a Pod which no object in etcd is, or an object of another node: policies know no labels of them.
+//! Attachments whose Pod has no object, or an object of another node: policies have no labels for them.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! The policy thread: takes what came, compiles it, puts it in force.
+//! The policy thread: takes pending input, compiles it, and puts it in force.
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,4 @@
-//! The engine, told of changes in the words of etcd.
+//! Feeds changes of etcd records into the engine.
 
 mod own;
 

@@ -1,4 +1,4 @@
-//! `meshctl check`: a value judged as the daemon would, a policy's spec included.
+//! `meshctl check`: validates a value like the daemon, including a policy's spec.
 
 use etcd_schema::{BackendKind, CheckError as SchemaError, Checked, Key, NetworkConfig, PolicyEnvelope};
 use mesh::snapshot::is_supported;

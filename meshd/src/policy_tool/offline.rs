@@ -1,4 +1,4 @@
-//! A cluster's objects in a folder, and one question about them.
+//! A cluster's objects in a directory, and one query about them.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! The flags of `meshd run`, which are also the keys of its file and, as `MESHD_*`, variables; those of
-//! `meshd cleanup` are a few of them.
+//! The flags of `meshd run`, which are also the keys of its file and, as `MESHD_*`, variables; `meshd cleanup` has a
+//! subset of them.
 
 use std::{net::IpAddr, path::PathBuf};
 

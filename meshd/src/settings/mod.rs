@@ -1,5 +1,4 @@
-//! What the operator set: flags, then `MESHD_*` variables, then the file, then defaults. A start with several mistakes
-//! reports all of them.
+//! Settings: flags, then `MESHD_*` variables, then the file, then defaults. A start reports all errors at once.
 
 mod flags;
 mod trial;

@@ -1,5 +1,5 @@
-//! What `meshd run --check` looks at beyond the settings themselves: the files that they name, as the service will find
-//! them, and the interface.
+//! Checks of `meshd run --check` beyond the settings themselves: the interface, and the files that they name, with the
+//! permissions of the service.
 
 use std::{
     ffi::CString,

@@ -1,7 +1,8 @@
-//! A page for a browser on this machine: the mesh as this node sees it. It asks the same JSON as `meshctl`, and only looks.
+//! A browser page on this machine: the mesh from this node's point of view. It reads the same JSON as `meshctl` and
+//! changes nothing.
 //!
-//! A browser carries what any web site wants to loopback. So the listener answers only to a loopback name or address (a
-//! name of somebody else's that resolves to loopback is refused), and to no page but its own.
+//! Any web site can make a browser send requests to loopback. So the listener answers only to a loopback name or
+//! address (a foreign name that resolves to loopback is refused), and only to its own page.
 
 use std::{
     io,

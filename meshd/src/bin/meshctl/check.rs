@@ -1,4 +1,4 @@
-//! `meshctl check`: a value before `etcdctl put`.
+//! `meshctl check`: validates a value before `etcdctl put`.
 
 use std::{
     fs::File,

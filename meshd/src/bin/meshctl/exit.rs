@@ -1,4 +1,4 @@
-//! Exit codes, and the errors that have one of their own.
+//! Exit codes, and the errors with a specific code.
 
 use meshd::api::ClientError;
 

@@ -1,4 +1,4 @@
-//! Whatever others wrote into etcd, no table acts on the terminal that shows it, nor gets a line more.
+//! Untrusted text from etcd neither controls the terminal nor adds a line to a table.
 
 use meshd::{
     api::{Diagnosis, Explained, Peer, Ping, Policy, Route, Status},

@@ -1,4 +1,4 @@
-//! `meshctl`, the operator's tool: arguments in, one file a command, exit code out.
+//! `meshctl`, the operator's tool: arguments in, one file per command, exit code out.
 
 mod check;
 mod doctor;

@@ -1,4 +1,4 @@
-//! `meshctl node`: changes the set of nodes, in etcd itself.
+//! `meshctl node`: changes the set of nodes, directly in etcd.
 
 use std::path::PathBuf;
 

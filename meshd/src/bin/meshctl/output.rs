@@ -1,7 +1,7 @@
-//! How answers are printed: tables for people, JSON for programs.
+//! Output: tables for people, JSON for programs.
 //!
-//! Answers hold text that others wrote into etcd. It reaches a terminal by [`print`], [`print_lines`] and [`print_error`]
-//! alone, which escape it before a renderer adds colours and line breaks of its own.
+//! Responses contain untrusted text from etcd. Only [`print`], [`print_lines`] and [`print_error`] write it to a
+//! terminal. They escape it before a renderer adds colours and line breaks.
 
 use std::{
     env,

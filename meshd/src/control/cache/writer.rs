@@ -1,4 +1,4 @@
-//! When the cache is written: off the caller's task, not too often, and never twice at a time.
+//! Writes the cache: off the caller's task, rate-limited, and never concurrently.
 
 use std::{
     path::PathBuf,

@@ -1,12 +1,12 @@
-//! `alive/ID`: says that a daemon runs, and detects a second daemon with the same identity.
+//! `alive/ID`: the liveness record of a daemon; detects a second daemon with the same identity.
 //!
-//! A daemon puts its record over any other one that it finds: after a kill -9 that of its predecessor, later whatever
-//! somebody else wrote there. A single foreign write proves nothing. An incarnation that writes again within
-//! [`ALIVE_TTL`] of being overwritten belongs to a running daemon: one of the two is a clone. Both compare the two
-//! records ([`Alive::started_before`]) and come to the same answer. The older start puts its record back. The younger
-//! one *yields*: it makes no call any more until etcd holds no record of another daemon.
+//! A daemon overwrites any other record: after a kill -9 that of its predecessor, later any foreign one. A single
+//! foreign write proves nothing. If an incarnation writes again within [`ALIVE_TTL`] of being overwritten, it belongs
+//! to a running daemon: one of the two is a clone. Both compare the two records ([`Alive::started_before`]) with the
+//! same result. The one that started earlier restores its record. The other *yields*: it makes no call until etcd holds
+//! no record of another daemon.
 //!
-//! Boot ids are not compared: those of containers and of restored snapshots are equal.
+//! Boot ids are not compared, because those of containers and of restored snapshots are equal.
 
 use std::time::{Duration, Instant};
 

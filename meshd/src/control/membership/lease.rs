@@ -1,4 +1,4 @@
-//! The etcd lease that this node's keys hang on: taken up from them after a restart, else granted; kept alive.
+//! The etcd lease of this node's keys: resumed from them after a restart, else granted; kept alive.
 
 use std::time::{Duration, Instant};
 

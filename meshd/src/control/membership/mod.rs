@@ -1,8 +1,8 @@
 //! This node's own records in etcd: identity, lease, subnet; a state machine without I/O or clock.
 //!
-//! [`Membership::step`] takes what happened and the store as it is now, and says which calls to make. It is
-//! level-triggered: each step compares what should stand in etcd with what does, and asks for at most one call per
-//! lane. Three lanes run beside each other:
+//! [`Membership::step`] takes events and the current store, and returns the calls to make. It is level-triggered: each
+//! step compares desired and actual records in etcd, and requests at most one call per lane. Three lanes run in
+//! parallel:
 //!
 //! ```text
 //! alive    grant 30 s ─▶ put alive/ID ─▶ keep alive; replaced: put back, or yield to an older clone
@@ -10,12 +10,12 @@
 //! records  subnets/… and nodes/ID: choose, allocate, put back, rewrite, each by one transaction with compares
 //! ```
 //!
-//! What holds whatever happens: a key under `subnets/` is written only in a transaction that compares either that the
-//! key is absent and nothing under `subnets/` changed since the revision the choice was made from, or that this very
-//! key, which is ours, did not. So a subnet never has two owners, and a call whose answer was lost can be made again once the
-//! store has been listed anew: of two such transactions at most one takes effect.
+//! Invariant: a key under `subnets/` is written only in a transaction that compares one of two things: that the key is
+//! absent and nothing under `subnets/` changed since the revision of the choice, or that this very key, which is ours,
+//! did not change. So a subnet never has two owners. A call without a response can be repeated once the store has been
+//! listed again: of two such transactions, at most one takes effect.
 //!
-//! When etcd was replaced or restored, the lanes forget the revisions, leases and calls of the time before.
+//! If etcd was replaced or restored, the lanes drop all earlier revisions, leases and calls.
 
 mod alive;
 mod lease;

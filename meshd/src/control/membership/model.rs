@@ -1,4 +1,4 @@
-//! etcd in memory, for simulations: revisions, leases, the compares in use, history for watches.
+//! An in-memory etcd for simulations: revisions, leases, the compares in use, history for watches.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

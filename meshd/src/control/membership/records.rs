@@ -1,4 +1,4 @@
-//! `subnets/…` and `nodes/ID`: choosing, allocating, putting back and rewriting, by compare-and-swap only.
+//! `subnets/…` and `nodes/ID`: selects, allocates, restores and rewrites, by compare-and-swap only.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Seeded histories of several nodes on a model of etcd: crashes, partitions, pauses, lost and late calls, leases
-//! that run out, keys that an operator deletes. No clock, no threads: a failing seed fails again.
+//! Seeded histories of several nodes on a model of etcd: crashes, partitions, pauses, lost and late calls, expiring
+//! leases, and keys deleted by an operator. No clock, no threads: a failing seed is reproducible.
 
 use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},

@@ -1,4 +1,4 @@
-//! What the client crate's errors mean for a caller: done, perhaps done, or refused.
+//! Classifies the client crate's errors for callers: done, perhaps done, or refused.
 
 use std::future::Future;
 

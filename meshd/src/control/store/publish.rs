@@ -1,4 +1,4 @@
-//! From what is kept to what is seen: the view, the configuration in force, the problems.
+//! Publishes the store: the view, the configuration in force, the problems.
 
 use std::{collections::BTreeSet, sync::Arc};
 

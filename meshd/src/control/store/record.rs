@@ -1,4 +1,4 @@
-//! One key as the store keeps it: where it stands in etcd's history, and its last good value.
+//! One key in the store: its revisions in etcd, and its last good value.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},

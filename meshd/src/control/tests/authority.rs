@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own, made with `openssl`.
+//! A certificate authority for tests, made with `openssl`.
 
 use std::{
     fs,

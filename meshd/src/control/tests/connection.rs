@@ -1,4 +1,4 @@
-//! Members that die, hang, forget; gaps in what the watch brings; TLS and users.
+//! Members that die, hang or lose data; gaps in the watch; TLS and users.
 
 use std::{sync::Arc, time::Duration};
 

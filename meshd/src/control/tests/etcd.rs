@@ -1,4 +1,4 @@
-//! etcd servers of a test's own, on free loopback ports; they go with the value.
+//! etcd servers for one test, on free loopback ports; dropping the value stops them.
 
 use std::{
     collections::BTreeMap,

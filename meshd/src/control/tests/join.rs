@@ -1,4 +1,4 @@
-//! Nodes that join, stop, start again, are removed, cloned, cut off.
+//! Nodes that join, stop, restart, are removed, cloned or cut off.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

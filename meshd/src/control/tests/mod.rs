@@ -1,4 +1,4 @@
-//! Against a real etcd.
+//! Tests with a real etcd.
 
 mod authority;
 mod connection;

@@ -1,4 +1,4 @@
-//! A TCP proxy before etcd that can cut or hang.
+//! A TCP proxy in front of etcd that can cut connections or hang.
 
 use std::net::SocketAddr;
 

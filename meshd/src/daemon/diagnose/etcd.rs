@@ -1,4 +1,4 @@
-//! etcd's members, each asked by itself.
+//! Checks each etcd member separately.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What keeps packets from getting through, as far as the daemon can tell. Blocking: for a thread that may wait.
+//! Connectivity problems that the daemon can detect. Blocking: for a thread that may wait.
 
 mod etcd;
 mod overlaps;

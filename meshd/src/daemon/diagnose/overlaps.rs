@@ -1,4 +1,4 @@
-//! What of this machine lies where the mesh is: addresses, and routes and rules that lead the mesh's packets elsewhere.
+//! Overlaps with the mesh: this machine's addresses, and routes and rules that lead the mesh's packets elsewhere.
 
 use std::{collections::BTreeSet, net::IpAddr};
 

@@ -1,4 +1,4 @@
-//! The ways to other nodes: who is not reached, what is too narrow, where a NAT stands.
+//! Paths to other nodes: unreachable peers, a low path MTU, NAT.
 
 use std::thread;
 

@@ -1,4 +1,4 @@
-//! Connections of addresses that belong to somebody else now.
+//! Deletes connections of addresses with a new owner.
 
 use std::{collections::BTreeSet, io, net::IpAddr};
 

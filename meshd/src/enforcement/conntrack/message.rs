@@ -1,4 +1,4 @@
-//! ctnetlink's messages (linux/netfilter/nfnetlink_conntrack.h), as far as flows are named in them.
+//! ctnetlink messages (linux/netfilter/nfnetlink_conntrack.h), limited to the fields of a flow.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,4 +1,4 @@
-//! What the kernel's conntrack knows, by ctnetlink: one flow looked up, or all of them listed.
+//! Queries to the kernel's conntrack by ctnetlink: one flow, or all of them.
 
 mod forget;
 mod message;

@@ -1,4 +1,4 @@
-//! nfnetlink_log's messages (linux/netfilter/nfnetlink_log.h), as far as they are needed.
+//! nfnetlink_log messages (linux/netfilter/nfnetlink_log.h), limited to the fields in use.
 
 use std::io;
 

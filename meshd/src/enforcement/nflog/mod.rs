@@ -1,7 +1,7 @@
-//! What nftables reports of its verdicts, by nfnetlink_log: a sample, bounded where it is made.
+//! Verdicts that nftables reports through nfnetlink_log: a sample, limited at its source.
 //!
-//! One thread reads one group. What is in it and does not bear our prefix is another program's, which uses the same
-//! number, and is left alone.
+//! One thread reads one group. Entries without our prefix belong to another program that uses the same number, and are
+//! ignored.
 
 mod message;
 

@@ -1,18 +1,18 @@
-//! The sender of a packet is the interface that it comes from, not the address that it bears.
+//! Identifies a packet's sender by its interface, not by its source address.
 //!
 //! ```text
-//! pre_defrag  prerouting        from an attached pod's interface: the attachment's own sources; link-local ones and none
-//!                               for neighbour discovery, MLD and DHCP
-//! from_pod    input             link-local sources answer flows of this node and begin none; what a router forwards is
-//!                               judged by its pod's chain
-//! forward                       the same for what a router forwards
+//! pre_defrag  prerouting        from an attached pod's interface: the attachment's own sources; link-local and
+//!                               unspecified ones for neighbour discovery, MLD and DHCP
+//! from_pod    input             link-local sources answer flows of this node and begin none; its pod's chain judges
+//!                               forwarded packets
+//! forward                       the same for forwarded packets
 //! ```
 //!
-//! Sources are checked before conntrack reassembles fragments: it completes a datagram by fragments of any interface, so
-//! that a later check sees only where the last of them came from.
+//! Sources are checked before conntrack's reassembly, which combines fragments of any interface: a later check would
+//! see only the interface of the last fragment.
 //!
-//! Here a pod on a bridge comes in by the bridge. Its port is known to [`bridge`](super::bridge) only, which keeps its
-//! hardware address its own, so that it is known by that.
+//! To these chains, a pod on a bridge enters by the bridge. Only [`bridge`](super::bridge) sees its port and enforces
+//! its hardware address, which then identifies it here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,24 +1,25 @@
-//! Pods on a bridge of the node.
+//! Rules for pods on a bridge of the node.
 //!
 //! ```text
 //! anti_spoof      prerouting   from the host's end of a pod's interface: only the pod's own hardware address, and its
-//!                              own IPv4, IPv6 and ARP sender addresses, link-local ones and none for neighbour
-//!                              discovery, MLD and DHCP; conntrack does not see what goes to groups
-//! bridge_forward  forward      a pod's port gets frames for its own hardware address and for groups; an isolated pod gets
-//!                              packets for its own addresses, and ARP, neighbour discovery, MLD and DHCP. Link-local
-//!                              addresses reach no other port, but for the same. Where br_netfilter does not show the
-//!                              forward chain what passes from port to port: nothing passes to or from a pod
+//!                              own IPv4, IPv6 and ARP sender addresses; link-local and unspecified ones for
+//!                              neighbour discovery, MLD and DHCP; multicasts and broadcasts bypass conntrack
+//! bridge_forward  forward      a pod's port gets frames for its own hardware address and for groups; an isolated pod
+//!                              gets packets for its own addresses, and ARP, neighbour discovery, MLD and DHCP. From
+//!                              link-local addresses, only the latter reach another port. If br_netfilter hides
+//!                              bridged packets from the forward chain, nothing passes to or from a pod
 //! bridge_output   output       frames of the node: a pod's port gets those for its own hardware address and for groups
 //! ```
 //!
-//! Policies judge a packet by its destination, a bridge passes a frame by its hardware address. For an isolated pod both
-//! must be its own: otherwise a packet for a group, an unused address or a neighbour reaches it in a frame for it alone.
+//! Policies judge a packet by its destination address, but a bridge forwards a frame by its hardware address. For an
+//! isolated pod, both must be its own. Otherwise a packet to a group, an unused address or a neighbour would reach it
+//! in a frame for it alone.
 //!
-//! All of them come before conntrack, which reassembles fragments of any port.
+//! All chains precede conntrack, which reassembles fragments of any port.
 //!
-//! Without state: conntrack of bridges is not in every kernel. Policies are judged in the `inet` table, by address, for a
-//! port is not seen there; that no pod has a neighbour's address is what makes it mean something. Pods that are not on a
-//! bridge never come by these chains.
+//! The rules are stateless, because not every kernel has bridge conntrack. The `inet` table judges policies by address,
+//! since it does not see ports. This is sound because no pod can use a neighbour's address. Packets of pods without a
+//! bridge never reach these chains.
 
 use std::{
     collections::BTreeSet,

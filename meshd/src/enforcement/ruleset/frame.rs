@@ -1,4 +1,4 @@
-//! The rules outside of the pods' chains.
+//! Rules outside the pods' chains.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,18 +1,18 @@
-//! Verdicts that nftables remembers, so that most packets of a flow cost one look-up and not a walk through the rules.
+//! The verdict cache of nftables: most packets of a flow cost one lookup instead of a walk through the rules.
 //!
 //! ```text
 //! forward, input   jump recall_*     a later packet of a flow whose key is in judged_*: passes
 //!                  … rules …
-//!                  jump remember_*   the rules have let it pass: its key goes into judged_*
+//!                  jump remember_*   the rules accepted it: its key is added to judged_*
 //! ```
 //!
-//! The key holds all that a verdict depends on besides the rules ([`flow_key`]), so that an entry never speaks for another
-//! flow than the rules allowed. With every change of the rules the sets are new ones: a packet that the old rules are just
-//! letting pass is entered in the old set, which new rules never ask. Other programs cannot write an entry unnoticed: a
-//! change of our table by anybody else has it made again.
+//! The key contains all inputs of a verdict besides the rules ([`flow_key`]), so an entry never applies to a flow that
+//! the rules did not allow. Each rule change creates new sets: a packet that the old rules are just accepting is
+//! entered into the old set, which new rules never read. Other programs cannot write an entry unnoticed: after a
+//! foreign change of our table, it is rebuilt.
 //!
-//! A set that is full takes no more, and rules judge each packet of what is not in it. The first packet of a flow is always
-//! judged by the rules, which report it.
+//! A full set takes no more entries; the rules then judge each packet without one. The rules always judge and report
+//! the first packet of a flow.
 
 use std::fmt::Write as _;
 

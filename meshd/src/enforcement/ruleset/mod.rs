@@ -1,22 +1,22 @@
-//! Policies in the kernel: tables of their own, changed in place.
+//! Policies in the kernel: dedicated tables, changed in place.
 //!
 //! ```text
 //! inet    forward         filter       from the tunnel and not rewritten: judged in user space
-//!                                      remembered ▶ passes, see `memo`
-//!                                      the flow's source ∈ egress4/6 ▶ its chain · its destination ∈ ingress4/6 ▶ its chain
-//!                                      a pod of which nothing is known: refused while policies have a say
+//!                                      cached verdict ▶ passes, see `memo`
+//!                                      flow's source ∈ egress4/6 ▶ its chain · destination ∈ ingress4/6 ▶ its chain
+//!                                      unknown pod: refused if any policy may select it
 //!         input           filter       from a pod to this node: source ∈ egress4/6 ▶ its chain
 //!         *_packets                    untracked, invalid: the same by the packet's own header
-//!         rewritten       postrouting  what was rewritten to a remote pod must bear this node's address
+//!         rewritten       postrouting  packets rewritten to a remote pod must have this node's source address
 //!         refused_*                    reports a sample, and drops; in audit mode lets pass
 //!         allowed_*                    reports a sample, and lets pass
 //!         pre_defrag      prerouting   see `anti_spoof`
 //! bridge  anti_spoof, bridge_forward, bridge_output   see `bridge`
 //! ```
 //!
-//! The tables outlive the daemon. Their base chains are made once and stay; each change is one transaction. What the
-//! kernel holds is remembered: whatever anybody else does to these tables is heard, down to a single element, and then
-//! they are made anew.
+//! The tables outlive the daemon. Their base chains are created once and stay; each change is one transaction. The
+//! daemon keeps a copy of the kernel's content. The kernel reports foreign changes, down to a single element, and the
+//! tables are then rebuilt.
 
 mod anti_spoof;
 mod bridge;

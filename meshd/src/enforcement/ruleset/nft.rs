@@ -1,4 +1,4 @@
-//! The tables of policies by the `nft` binary, for a thread that may wait.
+//! Policy tables through the `nft` binary, for a thread that may wait.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,4 @@
-//! This node's own attachments, as their table says. What etcd holds of them comes later, may not come at all, and only
-//! tells how old they are.
+//! This node's own attachments, from their table. Their records in etcd come later or never, and only supply their age.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

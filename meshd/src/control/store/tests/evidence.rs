@@ -1,4 +1,4 @@
-//! What goes, and what stays in force without etcd, by the evidence.
+//! Withdrawn and retained records, by the evidence.
 
 use super::*;
 
