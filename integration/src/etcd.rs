@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use crate::{Host, Output, Process, await_until};
 
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(120);
+/// For a command that must succeed; etcdctl's own 5 s are soon over on a busy machine.
+const COMMAND_TIMEOUT: &str = "--command-timeout=60s";
 const CLIENT_PORT: usize = 2379;
 const PEER_PORT: usize = 2380;
 /// Between the ports of one member and the next.
@@ -279,7 +281,7 @@ impl Etcd {
 
     #[track_caller]
     fn ctl_with_input(&self, args: &[&str], input: &str) -> Output {
-        let output = self.run(&self.command(args), input);
+        let output = self.run(&self.command(&[&[COMMAND_TIMEOUT], args].concat()), input);
         assert!(output.success(), "{}", output.describe());
         output
     }

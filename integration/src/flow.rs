@@ -5,21 +5,27 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{Namespace, await_until};
 
 /// How long a socket is listened to before the thread looks whether it is to stop.
 const TICK: Duration = Duration::from_millis(20);
-/// How long after the last packet an answer is still awaited.
+/// How long answers are still awaited once the last packet has been answered: others may be on a slower path.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long an answer to the last packet is awaited, on a machine that is busy.
+const LAST: Duration = Duration::from_secs(10);
+/// Room for what a thread that has to wait for a processor has not read yet, in bytes; its own loss would count as the
+/// path's.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Packets that are sent at a steady pace and answered by the other side, until [`finish`](Self::finish).
 pub struct Flow {
@@ -75,7 +81,11 @@ impl Flow {
     #[must_use]
     pub fn udp(from: &Namespace, to: &Namespace, address: IpAddr, interval: Duration) -> Self {
         let server = to
-            .enter(|| UdpSocket::bind((address, 0)).and_then(|socket| Ok((socket.local_addr()?, socket))))
+            .enter(|| UdpSocket::bind((address, 0)))
+            .and_then(|socket| {
+                setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+                Ok((socket.local_addr()?, socket))
+            })
             .unwrap_or_else(|error| panic!("{}: cannot serve on {address}: {error}", to.name()));
         let (target, server) = server;
         let client = from
@@ -120,7 +130,7 @@ impl Flow {
     pub fn await_answer(&self, deadline: Duration) {
         let now = self.shared.sent.load(Ordering::SeqCst);
         await_until(&format!("an answer to {}", self.name), deadline, || {
-            let answers = self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            let answers = self.shared.answers();
             answers.counts.last_key_value().is_some_and(|(last, _)| *last >= now).then_some(())
         });
     }
@@ -142,6 +152,7 @@ impl Flow {
         header: usize,
     ) -> Self {
         let shared = Arc::new(Shared::default());
+        setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).unwrap_or_else(|error| panic!("{name}: {error}"));
         let receiver = socket.try_clone().unwrap_or_else(|error| panic!("{name}: {error}"));
         for socket in [&socket, &receiver] {
             socket.set_read_timeout(Some(TICK)).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -188,9 +199,13 @@ impl fmt::Display for FlowReport {
 }
 
 impl Shared {
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn report(&self) -> FlowReport {
         let sent = self.sent.load(Ordering::SeqCst);
-        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = self.answers();
         let answered = answers.counts.len() as u64;
         FlowReport {
             sent,
@@ -233,11 +248,13 @@ fn receive(socket: &UdpSocket, header: usize, shared: &Shared) {
     let mut stopped = None;
     loop {
         if shared.stop.load(Ordering::SeqCst) {
-            let complete = {
-                let answers = shared.answers.lock().unwrap_or_else(PoisonError::into_inner);
-                answers.counts.len() as u64 >= shared.sent.load(Ordering::SeqCst)
+            let (complete, last_answered) = {
+                let (answers, sent) = (shared.answers(), shared.sent.load(Ordering::SeqCst));
+                let last = answers.counts.last_key_value().map(|(last, _)| last + 1);
+                (answers.counts.len() as u64 >= sent, last == Some(sent))
             };
-            if complete || stopped.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            let grace = if last_answered { GRACE } else { LAST };
+            if complete || stopped.get_or_insert_with(Instant::now).elapsed() > grace {
                 shared.received.store(true, Ordering::SeqCst);
                 return;
             }
@@ -250,7 +267,7 @@ fn receive(socket: &UdpSocket, header: usize, shared: &Shared) {
         };
         let number = u64::from_be_bytes(number);
         let now = Instant::now();
-        let mut answers = shared.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = shared.answers();
         if let Some(last) = answers.last {
             answers.longest_gap = answers.longest_gap.max(now - last);
         }

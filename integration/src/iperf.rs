@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::Namespace;
 
-const LISTENING: Duration = Duration::from_secs(10);
+const LISTENING: Duration = Duration::from_secs(60);
 
 /// How to measure: `Iperf::new(pod.v4()).seconds(3).run(&client, &server)`.
 #[derive(Debug, Clone)]
@@ -87,7 +87,7 @@ impl Iperf {
         serving.await_log("listening", LISTENING);
         let (seconds, streams) = (self.seconds.to_string(), self.streams.to_string());
         // A client that is cut off would wait for ever for the server's summary.
-        let limit = (self.seconds + 30).to_string();
+        let limit = (self.seconds + 120).to_string();
         let mut command = vec!["timeout", &limit, "iperf3", "-J", "-c", &address, "-p", &port];
         command.extend(["-t", &seconds, "-P", &streams]);
         command.extend(self.options.iter().map(String::as_str));

@@ -191,7 +191,7 @@ impl MeshdNode {
     #[track_caller]
     pub fn term(&self) -> ExitStatus {
         self.expect_end();
-        self.with_process(|process| process.term(Duration::from_secs(30)))
+        self.with_process(|process| process.term(Duration::from_secs(90)))
     }
 
     /// Says that the present daemon may end by itself; without this, one that has fails the scenario.

@@ -14,7 +14,7 @@ use std::{
 const PACKET_STATISTICS: libc::c_int = 6;
 const PACKET_QDISC_BYPASS: libc::c_int = 20;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
-const RECEIVE_BUFFER: libc::c_int = 32 << 20;
+const RECEIVE_BUFFER: libc::c_int = 128 << 20;
 
 /// Frames that one system call takes or gives.
 pub(crate) const BATCH: usize = 64;

@@ -18,7 +18,7 @@ const CHUNK: usize = 16_381;
 /// The pattern's period, a prime: a lost, repeated or moved stretch shows.
 const PERIOD: u64 = 251;
 const TICK: Duration = Duration::from_millis(50);
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT: Duration = Duration::from_secs(30);
 /// How long the last bytes may take when the stream ends.
 const FINISH: Duration = Duration::from_secs(30);
 

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{Namespace, Process, await_until, programs::tool};
 
-const READY: Duration = Duration::from_secs(10);
+const READY: Duration = Duration::from_secs(60);
 /// Where all userspace implementations put their sockets.
 const SOCKETS: &str = "/var/run/wireguard";
 

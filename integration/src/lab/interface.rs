@@ -8,7 +8,7 @@ use super::namespace::Namespace;
 use crate::await_until;
 
 /// The kernel notices a new carrier in the background, within a second.
-const CARRIER: Duration = Duration::from_secs(10);
+const CARRIER: Duration = Duration::from_secs(60);
 
 /// An interface inside a namespace: one end of a veth pair.
 #[derive(Clone)]

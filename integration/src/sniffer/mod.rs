@@ -25,7 +25,7 @@ const SNAP: usize = 512;
 /// Violations that are kept; all are counted.
 const SAMPLES: usize = 16;
 const POLL: Duration = Duration::from_millis(5);
-const DRAIN: Duration = Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(60);
 
 /// Watches all interfaces of a namespace for frames that show an address of some prefixes in the clear.
 ///

@@ -15,7 +15,7 @@ pub const CONFIG: &str = r#"{"Network": "10.244.0.0/16", "SubnetLen": 24,
 /// Where that configuration is in etcd.
 const CONFIG_KEY: &str = "/meshd/config";
 /// For a whole mesh to come up on a busy machine.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(120);
 
 /// [`TwoSites`] with an etcd, a node on every host, a pod on every node, and a sniffer on the router that fails the
 /// scenario when an address of the mesh passes it in the clear.
