@@ -21,7 +21,7 @@ use integration::{
 use serde_json::Value;
 
 /// How long a mesh may take to do what it is asked, on a machine that is busy with other tests.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 /// Two sites with this many hosts each, whose pods reach each other.
 #[track_caller]

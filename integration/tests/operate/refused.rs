@@ -32,7 +32,7 @@ fn a_node_without_the_right_to_write_says_so_at_once() {
     let sites = TwoSites::with_hosts("rights", 1);
     let etcd = sites.start_etcd(1);
     etcd.put("/meshd/config", CONFIG);
-    let users = "export ETCDCTL_API=3
+    let users = "export ETCDCTL_API=3 ETCDCTL_COMMAND_TIMEOUT=60s
          etcdctl user add root:secret && etcdctl user grant-role root root
          etcdctl role add reader && etcdctl role grant-permission --prefix=true reader read /meshd/
          etcdctl user add node:word && etcdctl user grant-role node reader
@@ -68,7 +68,7 @@ fn an_etcd_that_is_full_says_so_and_the_remedy_makes_room() {
         ],
     );
     let ctl = |script: &str| {
-        let environment = format!("export ETCDCTL_API=3 ETCDCTL_ENDPOINTS={url}");
+        let environment = format!("export ETCDCTL_API=3 ETCDCTL_COMMAND_TIMEOUT=60s ETCDCTL_ENDPOINTS={url}");
         sites.store.try_run(&["sh", "-c", &format!("{environment}\n{script}")])
     };
     await_ok("etcd to take the configuration", SOON, || {

@@ -44,7 +44,11 @@ fn a_node_joins_with_its_role_and_cannot_write_what_is_others() {
          etcdctl user add operator:word && etcdctl user grant-role operator meshd-operator
          etcdctl auth enable"
     );
-    sites.store.run_args(&["sh", "-ec", &format!("export ETCDCTL_API=3\n{printed}{users}")]);
+    sites.store.run_args(&[
+        "sh",
+        "-ec",
+        &format!("export ETCDCTL_API=3 ETCDCTL_COMMAND_TIMEOUT=60s\n{printed}{users}"),
+    ]);
 
     let password = node.state_dir().join("../password");
     fs::write(&password, "word\n").unwrap();
@@ -67,7 +71,17 @@ fn a_node_joins_with_its_role_and_cannot_write_what_is_others() {
     let put = |user: &str, key: &str| -> Output {
         let user = format!("{user}:word");
         let key = format!("/meshd/{key}");
-        sites.store.try_run(&["env", "ETCDCTL_API=3", "etcdctl", "--user", &user, "put", &key, "{}"])
+        sites.store.try_run(&[
+            "env",
+            "ETCDCTL_API=3",
+            "etcdctl",
+            "--command-timeout=60s",
+            "--user",
+            &user,
+            "put",
+            &key,
+            "{}",
+        ])
     };
     for key in [
         "nodes/n0000000000000001",

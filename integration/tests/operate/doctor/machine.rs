@@ -96,8 +96,7 @@ fn firewalls_routes_and_settings() {
     });
     setting_mends(east1, "net/ipv6/conf/eth0/accept_ra", "1", "default_route_will_go");
 
-    let cache = east1.state_dir().join("cache");
-    let file = std::fs::read_dir(&cache).unwrap().flatten().next().unwrap().path();
+    let file = east1.state_dir().join("cache/store.json");
     let touch = |when: &str| assert!(Command::new("touch").args(["-d", when]).arg(&file).status().unwrap().success());
     await_ok("clock_went_back to be named", SOON, || {
         // The daemon writes there, too.

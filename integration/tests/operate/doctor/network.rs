@@ -56,7 +56,9 @@ fn a_firewall_between_the_sites() {
     mesh.await_all_reach_each_other();
     let (east1, west1) = (mesh.node("east1"), mesh.node("west1"));
     let counts = |node: &MeshdNode| node.status()["peers"].clone();
-    assert_eq!(counts(east1), json!({"direct": 0, "wireguard": 1, "unreachable": 0, "offline": 0}));
+    east1.await_status("to count its peer", SOON, |status| {
+        status["peers"] == json!({"direct": 0, "wireguard": 1, "unreachable": 0, "offline": 0})
+    });
     mesh.sites
         .router
         .nft("table inet fault { chain forward { type filter hook forward priority 0; udp dport 51820 drop; }; }");
@@ -78,8 +80,10 @@ fn a_firewall_between_the_sites() {
     mesh.sites.router.nft("delete table inet fault");
     await_gone(east1, "udp_not_through");
     mesh.await_all_reach_each_other();
-    east1.await_status("to be well", SOON, |status| status["state"] == "running");
-    assert_eq!(east1.meshctl(&["status", "--check"]).code(), Some(0));
+    await_ok("nothing to be wrong", SOON, || {
+        let checked = east1.meshctl(&["status", "--check"]);
+        if checked.code() == Some(0) { Ok(()) } else { Err(checked.describe()) }
+    });
 
     // A node that is down is no fault of this one.
     west1.kill9();
@@ -142,7 +146,11 @@ fn what_is_narrower_than_the_mesh_believes() {
     });
     assert!(narrow["cause"].as_str().unwrap().contains("west1"), "{narrow}");
     // etcdctl is where the operator is.
-    store.run_args(&["sh", "-c", &format!("export ETCDCTL_API=3\n{}", narrow["remedy"].as_str().unwrap())]);
+    store.run_args(&[
+        "sh",
+        "-c",
+        &format!("export ETCDCTL_API=3 ETCDCTL_COMMAND_TIMEOUT=60s\n{}", narrow["remedy"].as_str().unwrap()),
+    ]);
     await_gone(east1, "path_mtu");
     mesh.await_all_reach_each_other();
     assert!(mesh.etcd.get("/meshd/config").unwrap().contains("\"MTU\""));
