@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use integration::topology::TwoSites;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
 fn one_member_keeps_its_data_over_a_kill_and_is_reached_from_the_nodes() {

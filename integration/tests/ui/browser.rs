@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 /// Where chromedriver listens; the host's network is its own.
 const DRIVER: &str = "http://127.0.0.1:9515";
 /// A browser takes a while to start, the more so on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(120);
+/// The same for a few attempts.
+const BROWSER: Duration = Duration::from_secs(240);
 /// The key that an element reference is found by.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 /// No sandbox, since the scenarios run as root; and nothing that asks for hosts of the world outside.
@@ -25,7 +27,7 @@ const FLAGS: [&str; 9] = [
     "--disable-sync",
 ];
 
-/// A window, whose profile is a folder of its own; ends with the Lab at the latest.
+/// A window, whose profile is in a folder of its own; ends with the Lab at the latest.
 pub(crate) struct Browser {
     host: Host,
     session: String,
@@ -34,15 +36,20 @@ pub(crate) struct Browser {
 
 impl Browser {
     #[track_caller]
-    pub(crate) fn start(host: &Host, profile: &Path, [width, height]: [u16; 2]) -> Self {
+    pub(crate) fn start(host: &Host, profiles: &Path, [width, height]: [u16; 2]) -> Self {
         let driver = host.spawn("chromedriver", &["--port=9515"]);
-        let mut flags: Vec<String> = FLAGS.map(str::to_owned).into();
-        flags.push(format!("--user-data-dir={}", profile.display()));
-        flags.push(format!("--window-size={width},{height}"));
-        let wanted = json!({"capabilities": {"alwaysMatch": {"browserName": "chrome",
-            "goog:chromeOptions": {"binary": "/usr/bin/chromium", "args": flags}}}});
         await_ok("chromedriver to listen", SOON, || ask(host, "GET", "/status", &Value::Null));
-        let session = ask(host, "POST", "/session", &wanted).unwrap_or_else(|error| panic!("no browser: {error}"));
+        // It gives up a browser that takes a minute to start. The next one needs a profile that no other may still hold.
+        let mut attempt = 0;
+        let session = await_ok("a browser", BROWSER, || {
+            attempt += 1;
+            let mut flags: Vec<String> = FLAGS.map(str::to_owned).into();
+            flags.push(format!("--user-data-dir={}", profiles.join(attempt.to_string()).display()));
+            flags.push(format!("--window-size={width},{height}"));
+            let wanted = json!({"capabilities": {"alwaysMatch": {"browserName": "chrome",
+                "goog:chromeOptions": {"binary": "/usr/bin/chromium", "args": flags}}}});
+            ask(host, "POST", "/session", &wanted)
+        });
         let session = session["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {session}"));
         Self { host: host.clone(), session: format!("/session/{session}"), _driver: driver }
     }
@@ -83,15 +90,13 @@ impl Browser {
     /// Clicks where the element that `selector` finds is, as a mouse does.
     #[track_caller]
     pub(crate) fn click(&self, selector: &str) {
-        let element = self.find(selector);
-        self.post(&format!("/element/{element}/click"), &json!({}));
+        self.act_on(selector, "click", &json!({}));
     }
 
     /// Types into the element that `selector` finds.
     #[track_caller]
     pub(crate) fn type_into(&self, selector: &str, text: &str) {
-        let element = self.find(selector);
-        self.post(&format!("/element/{element}/value"), &json!({ "text": text }));
+        self.act_on(selector, "value", &json!({ "text": text }));
     }
 
     /// What is seen, as a PNG file.
@@ -102,16 +107,23 @@ impl Browser {
         fs::write(path, STANDARD.decode(picture.as_str().unwrap_or_default()).unwrap()).unwrap();
     }
 
+    /// Once more where the page has drawn the element anew between the two commands.
     #[track_caller]
-    fn find(&self, selector: &str) -> String {
-        let found = self.post("/element", &json!({"using": "css selector", "value": selector}));
-        found[ELEMENT].as_str().unwrap_or_else(|| panic!("no {selector}: {found}")).to_owned()
+    fn act_on(&self, selector: &str, act: &str, body: &Value) {
+        await_ok(&format!("{act} on {selector}"), SOON, || {
+            let found = self.try_post("/element", &json!({"using": "css selector", "value": selector}))?;
+            let element = found[ELEMENT].as_str().ok_or_else(|| found.to_string())?;
+            self.try_post(&format!("/element/{element}/{act}"), body)
+        });
     }
 
     #[track_caller]
     fn post(&self, path: &str, body: &Value) -> Value {
-        let path = format!("{}{path}", self.session);
-        ask(&self.host, "POST", &path, body).unwrap_or_else(|error| panic!("{path} {body}: {error}"))
+        self.try_post(path, body).unwrap_or_else(|error| panic!("{path} {body}: {error}"))
+    }
+
+    fn try_post(&self, path: &str, body: &Value) -> Result<Value, String> {
+        ask(&self.host, "POST", &format!("{}{path}", self.session), body)
     }
 }
 
@@ -125,7 +137,7 @@ impl Drop for Browser {
 /// A command to chromedriver, and the value of its answer.
 fn ask(host: &Host, method: &str, path: &str, body: &Value) -> Result<Value, String> {
     let (url, body) = (format!("{DRIVER}{path}"), body.to_string());
-    let mut command = vec!["curl", "-sS", "-m", "60", "-X", method, "-H", "Content-Type: application/json"];
+    let mut command = vec!["curl", "-sS", "-m", "90", "-X", method, "-H", "Content-Type: application/json"];
     if method == "POST" {
         command.extend(["--data-binary", &body]);
     }

@@ -99,7 +99,8 @@ fn a_browser_shows_nodes_and_links_and_a_click_tells_more() {
     // What comes from others is text.
     mesh.etcd.put(HOSTILE, "{}");
     browser.await_text("#problems", "<img src=x");
-    assert_eq!(browser.run("return [document.images.length, document.title]"), json!([0, "east1: degraded – meshd"]));
+    let wanted = json!([0, "east1: degraded – meshd"]);
+    browser.await_value("return [document.images.length, document.title]", &wanted, |found| *found == wanted);
 
     // A node that has gone does not answer.
     mesh.node("west2").kill9();
