@@ -8,18 +8,12 @@
 //! UDP receive ─▶ decrypt ─▶ source is that peer's, destination is mine ─▶ judge ─▶ TUN write
 //! ```
 
-pub mod addresses;
-pub mod api;
-pub mod attachments;
-pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod echo;
-pub mod enforcement;
 pub mod install_cni;
 pub mod log;
 pub mod manual;
 pub mod policy_tool;
-mod service;
 pub mod settings;
 pub mod subnet_env;

@@ -8,7 +8,7 @@
 //! expect   test worlds with expected verdicts, as data
 //! flow     FlowTable: replies, errors, fragments; judged again when rules change
 //! nft      the same policies for local pods as sets, maps and chains; the difference of two as one transaction
-//! packet   (a crate of its own) bytes → headers of a packet
+//! service  `tcp/80`, `tcp/http`, `icmp`: the services that an operator asks about
 //! ```
 //!
 //! # Use
@@ -60,3 +60,4 @@ pub mod expect;
 pub mod flow;
 pub mod nft;
 pub mod object;
+pub mod service;

@@ -4,18 +4,15 @@
 use std::{fs, io, path::Path};
 
 use anyhow::Context as _;
+use api;
 use cni::bridge;
+use control::state_dir::{StateDirError, lock_existing};
 use ipnet::IpNet;
 use kernel::{self, Attachments, Kernel};
 use netlink::Netlink;
 
 use super::{Outcome, privilege, subnets_in_cache};
-use crate::{
-    api,
-    control::state_dir::{StateDirError, lock_existing},
-    settings::CleanupSettings,
-    subnet_env,
-};
+use crate::{settings::CleanupSettings, subnet_env};
 
 /// Removes all that meshd has put into the kernel of this machine.
 ///
@@ -105,8 +102,9 @@ fn refusal(attachments: &Attachments) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use control::state_dir::StateDir;
+
     use super::*;
-    use crate::control::state_dir::StateDir;
 
     #[test]
     fn a_running_daemon_is_named() {

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::{
-    attachments::{self, Attachments, Progress},
-    enforcement::{Applied, Enforcement},
-};
+use attachments::{self, Attachments, Progress};
+use enforcement::{Applied, Enforcement};
 
 /// Has the policy thread told of every attachment, and the attachments of what is in force, until one of both ends. When
 /// this returns the table of now has been handed over, and ADDs wait.

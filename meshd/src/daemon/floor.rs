@@ -3,6 +3,8 @@
 
 use std::{net::IpAddr, path::Path, time::Instant};
 
+use control::cache::{CacheError, Cached};
+use control_core::store::Store;
 use etcd_schema::{Key, NodeId};
 use ipnet::IpNet;
 use kernel::{self, Kernel, Underlay, UnderlaySelection};
@@ -14,13 +16,7 @@ use mesh::{
 };
 
 use super::{Outcome, privilege, underlay};
-use crate::{
-    control::{
-        cache::{CacheError, Cached},
-        store::Store,
-    },
-    settings::FloorSettings,
-};
+use crate::settings::FloorSettings;
 
 /// Adds the fallback routes and ends. Nothing else of this machine changes, and etcd is not asked.
 ///

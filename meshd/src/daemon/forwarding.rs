@@ -3,14 +3,12 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use api_types::{Finding, Severity};
 use kernel::{NetlinkError, Rtnetlink};
 use mesh::kernel_state;
 
 use super::published::Published;
-use crate::{
-    api::{Finding, Severity},
-    doctor::{host::not_forwarding, routes::wait_for},
-};
+use crate::doctor::{host::not_forwarding, routes::wait_for};
 
 /// Pods whose packets are tried.
 const PODS: usize = 256;

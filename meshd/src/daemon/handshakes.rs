@@ -8,13 +8,12 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use control::state_dir::FILE_MODE;
 use etcd_schema::PublicKey;
 use mesh::problem::Problem;
 use serde::{Deserialize, Serialize};
 use text::quote;
 use tunnel::{PeerStatus, Stamp};
-
-use crate::control::state_dir::FILE_MODE;
 
 /// How long news may wait: what comes together is written together.
 const SAVE_AFTER: Duration = Duration::from_secs(2);

@@ -24,28 +24,24 @@ mod underlay;
 use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
+use attachments::Attachments;
+use control::{
+    cache::{CacheError, Cached},
+    state_dir::StateDir,
+};
+use enforcement::{self, Enforcement};
 use ipnet::IpNet;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-
-pub use cleanup::cleanup;
-pub use floor::floor;
-
 use kernel::{self, Kernel};
 use keys::PrivateKey;
 use mesh::address::prefixes;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tunnel::{self, Tunnel};
 
 use self::handshakes::Handshakes;
-use crate::{
-    attachments::Attachments,
-    control::{
-        cache::{CacheError, Cached},
-        state_dir::StateDir,
-    },
-    enforcement::{self, Enforcement},
-    settings::{FloorSettings, Settings},
-};
+use crate::settings::{FloorSettings, Settings};
+pub use cleanup::cleanup;
+pub use floor::floor;
 
 /// How a run ended, when it did not fail.
 #[derive(Debug)]

@@ -9,7 +9,13 @@ use std::{
 };
 
 use anyhow::Context as _;
+use api;
+use api_types::DropCount;
+use attachments::{Attachments, Table, endpoints, sweep};
+use control::{Control, ControlStatus, state_dir::StateDir};
+use control_core::membership::{LocalFacts, MembershipState};
 use cow_map::CowMap;
+use enforcement::{Enforcement, FactsOfMesh};
 use etcd_schema::{Alive, NodeId, PublicKey};
 use ipnet::IpNet;
 use kernel::{self, Kernel, KernelEvents, SeenOthers, Underlay, UnderlaySelection};
@@ -51,19 +57,7 @@ use super::{
     told::Told,
     underlay,
 };
-use crate::{
-    api::{self, DropCount},
-    attachments::{Attachments, Table, endpoints, sweep},
-    control::{
-        self, Control, ControlStatus,
-        membership::{LocalFacts, MembershipState},
-        state_dir::StateDir,
-    },
-    doctor::host::not_forwarding,
-    enforcement::{Enforcement, FactsOfMesh},
-    settings::Settings,
-    subnet_env::SubnetEnv,
-};
+use crate::{doctor::host::not_forwarding, settings::Settings, subnet_env::SubnetEnv};
 
 /// How often everything is looked over although nothing was heard.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -831,7 +825,7 @@ async fn announce(
     id: NodeId,
     mut table: watch::Receiver<Arc<Table>>,
     mut status: watch::Receiver<ControlStatus>,
-    records: watch::Sender<Option<control::EndpointRecords>>,
+    records: watch::Sender<Option<control_core::endpoints::EndpointRecords>>,
 ) {
     loop {
         let subnets: Vec<IpNet> = status.borrow_and_update().subnet.iter().flat_map(prefixes).collect();

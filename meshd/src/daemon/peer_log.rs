@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use api_types::{Path, Peer};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::SharedState;
-use crate::api::{Path, Peer};
 
 /// Between two looks at the peers.
 const LOOK: Duration = Duration::from_secs(5);

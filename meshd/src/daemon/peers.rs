@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::UNIX_EPOCH};
 
+use api_types::{Peer, PeerCounts, Route};
 use ipnet::IpNet;
 use mesh::{
     address::Family,
@@ -13,7 +14,6 @@ use mesh::{
 use tunnel::PeerStatus;
 
 use super::published::{InForce, Published};
-use crate::api::{self, Peer, PeerCounts, Route};
 
 /// Names that one line of status has room for.
 const NAMED: usize = 5;
@@ -49,13 +49,13 @@ impl Published {
             let name = name.to_string();
             let reached = match status {
                 Some(status) if status.silent => Reached {
-                    path: api::Path::Unreachable,
+                    path: api_types::Path::Unreachable,
                     reason: SILENT.to_owned(),
-                    remedy: remedy(api::Path::Unreachable, &name, None),
+                    remedy: remedy(api_types::Path::Unreachable, &name, None),
                 },
-                Some(_) => Reached { path: api::Path::Wireguard, reason: String::new(), remedy: String::new() },
+                Some(_) => Reached { path: api_types::Path::Wireguard, reason: String::new(), remedy: String::new() },
                 None => Reached {
-                    path: api::Path::Unreachable,
+                    path: api_types::Path::Unreachable,
                     reason: "it is refused here".to_owned(),
                     remedy: "meshctl status # says why".to_owned(),
                 },
@@ -81,7 +81,7 @@ impl Published {
         let in_force = self.lock();
         let Some(plan) = &in_force.plan else { return Vec::new() };
         let mut routes = routes(&in_force.snapshot, plan, &tunnel, &self.identity.interface);
-        for route in routes.iter_mut().filter(|route| route.path == api::Path::Unreachable) {
+        for route in routes.iter_mut().filter(|route| route.path == api_types::Path::Unreachable) {
             if let Some(peer) = peers.get(&route.peer) {
                 (route.reason, route.remedy) = (peer.reason.clone(), peer.remedy.clone());
             }
@@ -92,7 +92,7 @@ impl Published {
 
 /// How packets reach a peer, why so, and what to do where they do not.
 struct Reached {
-    path: api::Path,
+    path: api_types::Path,
     reason: String,
     remedy: String,
 }
@@ -113,14 +113,14 @@ fn argument<'a>(name: &'a str, id: &'a str) -> &'a str {
     if name.contains(' ') { id } else { name }
 }
 
-fn remedy(path: api::Path, name: &str, alive: Option<bool>) -> String {
+fn remedy(path: api_types::Path, name: &str, alive: Option<bool>) -> String {
     match (path, alive) {
-        (api::Path::Direct | api::Path::Wireguard, _) => String::new(),
-        (api::Path::Unreachable, Some(false)) => format!(
+        (api_types::Path::Direct | api_types::Path::Wireguard, _) => String::new(),
+        (api_types::Path::Unreachable, Some(false)) => format!(
             "systemctl status meshd # on {name}, which shows no sign of life in etcd; if it is gone for good: meshctl node \
              remove {name}"
         ),
-        (api::Path::Unreachable, _) => format!("meshctl ping {name} # shows the layer where it ends"),
+        (api_types::Path::Unreachable, _) => format!("meshctl ping {name} # shows the layer where it ends"),
     }
 }
 
@@ -129,11 +129,11 @@ pub(super) fn counts(peers: &[(String, Peer)]) -> PeerCounts {
     let mut counts = PeerCounts::default();
     for (_, peer) in peers {
         *match peer.path {
-            api::Path::Direct => &mut counts.direct,
-            api::Path::Wireguard => &mut counts.wireguard,
-            api::Path::Unreachable => &mut counts.unreachable,
+            api_types::Path::Direct => &mut counts.direct,
+            api_types::Path::Wireguard => &mut counts.wireguard,
+            api_types::Path::Unreachable => &mut counts.unreachable,
         } += 1;
-        counts.offline += usize::from(peer.path == api::Path::Unreachable && peer.online == Some(false));
+        counts.offline += usize::from(peer.path == api_types::Path::Unreachable && peer.online == Some(false));
     }
     counts
 }
@@ -141,7 +141,7 @@ pub(super) fn counts(peers: &[(String, Peer)]) -> PeerCounts {
 /// Nodes that are up by what etcd says and that nothing gets to: a fault of the network between, or of this node. One that
 /// shows no sign of life is down, which is no fault here.
 pub(super) fn not_reached(peers: &[(String, Peer)]) -> Option<Problem> {
-    let is_lost = |peer: &&Peer| peer.path == api::Path::Unreachable && peer.online == Some(true);
+    let is_lost = |peer: &&Peer| peer.path == api_types::Path::Unreachable && peer.online == Some(true);
     let lost: Vec<&Peer> = peers.iter().map(|(_, peer)| peer).filter(is_lost).collect();
     let first = lost.first()?;
     let named: Vec<String> = lost.iter().take(NAMED).map(|peer| format!("{} ({})", peer.name, peer.reason)).collect();
@@ -179,11 +179,11 @@ fn routes(snapshot: &Snapshot, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus
         .map(|route| {
             let (peer, silent) = owners.get(&route.dst).cloned().unwrap_or_default();
             let (path, via, dev) = match &route.path {
-                kernel_state::Path::Direct { via, dev } => (api::Path::Direct, Some(*via), Some(dev.to_string())),
+                kernel_state::Path::Direct { via, dev } => (api_types::Path::Direct, Some(*via), Some(dev.to_string())),
                 // It leads into the tunnel, where nobody answers.
-                kernel_state::Path::Tunnel if silent => (api::Path::Unreachable, None, Some(tun.to_owned())),
-                kernel_state::Path::Tunnel => (api::Path::Wireguard, None, Some(tun.to_owned())),
-                kernel_state::Path::Unreachable => (api::Path::Unreachable, None, None),
+                kernel_state::Path::Tunnel if silent => (api_types::Path::Unreachable, None, Some(tun.to_owned())),
+                kernel_state::Path::Tunnel => (api_types::Path::Wireguard, None, Some(tun.to_owned())),
+                kernel_state::Path::Unreachable => (api_types::Path::Unreachable, None, None),
             };
             Route { path, peer, via, dev, mtu: route.mtu, src: route.src, ..Route::nowhere(route.dst) }
         })
@@ -194,7 +194,7 @@ fn routes(snapshot: &Snapshot, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus
 }
 
 /// The path of the family that fares worse.
-fn worse_path(plan: &Plan, owner: &Owner, status: Option<&PeerStatus>) -> (api::Path, String) {
+fn worse_path(plan: &Plan, owner: &Owner, status: Option<&PeerStatus>) -> (api_types::Path, String) {
     let rank = |chosen: &Chosen| match chosen.path {
         ChosenPath::Direct(_) => 0,
         ChosenPath::Wireguard => 1,
@@ -206,16 +206,16 @@ fn worse_path(plan: &Plan, owner: &Owner, status: Option<&PeerStatus>) -> (api::
         .filter_map(|family| Some((family, plan.paths.get(&(owner.clone(), family))?)))
         .collect();
     let Some((family, chosen)) = families.iter().max_by_key(|(_, chosen)| rank(chosen)) else {
-        return (api::Path::Unreachable, "it has no subnet that holds".to_owned());
+        return (api_types::Path::Unreachable, "it has no subnet that holds".to_owned());
     };
     let differ = families.iter().any(|(_, other)| rank(other) != rank(chosen));
     let path = match chosen.path {
-        ChosenPath::Direct(_) => api::Path::Direct,
+        ChosenPath::Direct(_) => api_types::Path::Direct,
         ChosenPath::Wireguard if status.is_some_and(|status| status.silent) => {
-            return (api::Path::Unreachable, SILENT.to_owned());
+            return (api_types::Path::Unreachable, SILENT.to_owned());
         }
-        ChosenPath::Wireguard => api::Path::Wireguard,
-        ChosenPath::Silent | ChosenPath::Unreachable => api::Path::Unreachable,
+        ChosenPath::Wireguard => api_types::Path::Wireguard,
+        ChosenPath::Silent | ChosenPath::Unreachable => api_types::Path::Unreachable,
     };
     let mut reason = match family {
         _ if !differ || chosen.reason.is_empty() => chosen.reason.clone(),
@@ -289,7 +289,7 @@ mod tests {
     fn routes_while(
         state: DirectState,
         tunnel: &BTreeMap<String, PeerStatus>,
-    ) -> Vec<(String, api::Path, Option<String>)> {
+    ) -> Vec<(String, api_types::Path, Option<String>)> {
         let config = br#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd42:244::/48"}"#;
         let id: etcd_schema::NodeId = "bb".parse().unwrap();
         let snapshot = Snapshot {
@@ -324,15 +324,15 @@ mod tests {
     #[test]
     fn a_silent_peer_is_unreachable_in_the_family_that_it_is_silent_in() {
         let route = |dst: &str, path, dev: &str| (dst.to_owned(), path, Some(dev.to_owned()));
-        let v6 = || route("fd42:244:0:2::/64", api::Path::Wireguard, "meshd0");
+        let v6 = || route("fd42:244:0:2::/64", api_types::Path::Wireguard, "meshd0");
         let nothing = BTreeMap::new();
         assert_eq!(
             routes_while(DirectState::Silent, &nothing),
-            [route("10.244.2.0/24", api::Path::Unreachable, "meshd0"), v6()]
+            [route("10.244.2.0/24", api_types::Path::Unreachable, "meshd0"), v6()]
         );
         assert_eq!(
             routes_while(DirectState::Direct, &nothing),
-            [route("10.244.2.0/24", api::Path::Direct, "eth0"), v6()]
+            [route("10.244.2.0/24", api_types::Path::Direct, "eth0"), v6()]
         );
     }
 
@@ -352,7 +352,7 @@ mod tests {
         };
         let tunnel = BTreeMap::from([(status.name.clone(), status)]);
         let paths = |state| routes_while(state, &tunnel).into_iter().map(|(_, path, _)| path).collect::<Vec<_>>();
-        assert_eq!(paths(DirectState::Silent), [api::Path::Unreachable; 2]);
-        assert_eq!(paths(DirectState::Direct), [api::Path::Direct, api::Path::Unreachable]);
+        assert_eq!(paths(DirectState::Silent), [api_types::Path::Unreachable; 2]);
+        assert_eq!(paths(DirectState::Direct), [api_types::Path::Direct, api_types::Path::Unreachable]);
     }
 }

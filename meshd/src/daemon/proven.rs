@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use enforcement::ProvenAddresses;
 use etcd_schema::NodeId;
 use mesh::{
     address::Family,
@@ -14,8 +15,6 @@ use mesh::{
     snapshot::Owner,
     target::{PathStates, Targets},
 };
-
-use crate::enforcement::ProvenAddresses;
 
 /// How long an endpoint is believed of a node that goes direct: what it sends then says nothing of its endpoint. As long as
 /// a session of WireGuard lives.

@@ -2,12 +2,19 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
+use api::{Check, Device, DevicePeer, Figures, Source};
+use api_types::{DropCount, FlowSample, Peer, Route, Status};
+use attachments::Attachments;
+use control::{ControlStatus, EtcdAcceptor, etcd_options::EtcdOptions};
+use control_core::membership::MembershipState;
 use cow_map::CowMap;
+use enforcement::Enforcement;
 use etcd_schema::{Alive, NodeId, PeerName};
 use ipnet::IpNet;
 use keys::PrivateKey;
@@ -25,12 +32,7 @@ use super::{
     peers::{counts, not_reached},
     pulse::Pulse,
 };
-use crate::{
-    api::{self, Check, Device, DevicePeer, DropCount, Figures, Peer, Route, Source, Status},
-    attachments::Attachments,
-    control::{self, ControlStatus, EtcdAcceptor, etcd_options::EtcdOptions, membership::MembershipState},
-    enforcement::{Enforcement, FlowSample},
-};
+use crate::echo::Echo;
 
 /// Who this node is; does not change while it runs.
 #[derive(Debug, Clone)]
@@ -115,11 +117,11 @@ impl Published {
         self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn policy(&self) -> api::PolicyStatus {
+    fn policy(&self) -> api_types::PolicyStatus {
         let applied = *self.enforcement.applied().borrow();
         let audit = self.enforcement.in_force().is_some_and(|in_force| in_force.mesh.audit);
         let mode = if audit { etcd_schema::PolicyMode::Audit } else { etcd_schema::PolicyMode::Enforce };
-        api::PolicyStatus {
+        api_types::PolicyStatus {
             revision: applied.revision,
             mode: mode.as_str().to_owned(),
             pods: applied.pods,
@@ -213,7 +215,7 @@ impl Source for Published {
             subnets: in_force.snapshot.own_prefixes().collect(),
             overlay: in_force.snapshot.own_overlay(),
             revision: in_force.snapshot.revision,
-            etcd: api::Etcd {
+            etcd: api_types::Etcd {
                 connected: control.connected,
                 endpoint: control.endpoint.clone(),
                 age: control.age(Instant::now()).map(|age| age.as_secs_f64()),
@@ -233,11 +235,18 @@ impl Source for Published {
         self.peers_by_owner().into_iter().map(|(_, peer)| peer).collect()
     }
 
-    fn reach(&self, target: &str) -> Result<api::Ping, api::QuestionError> {
+    fn reach(&self, target: &str) -> Result<api_types::Ping, api_types::QuestionError> {
         Self::reach(self, target)
     }
 
-    fn diagnose(&self) -> api::Diagnosis {
+    fn echo(&self, to: IpAddr, packet: u16) -> api_types::Echoed {
+        match (Echo { packet, ..Echo::to(to) }).ask() {
+            Ok(took) => api_types::Echoed { round_trip: Some(took.as_secs_f64()), text: String::new() },
+            Err(error) => api_types::Echoed { round_trip: None, text: error.to_string() },
+        }
+    }
+
+    fn diagnose(&self) -> api_types::Diagnosis {
         Self::diagnose(self)
     }
 
@@ -245,15 +254,15 @@ impl Source for Published {
         self.mesh_routes()
     }
 
-    fn policies(&self) -> Vec<api::Policy> {
+    fn policies(&self) -> Vec<api_types::Policy> {
         self.enforcement.policies().unwrap_or_default()
     }
 
-    fn policy(&self, name: &str) -> Option<api::ShownPolicy> {
+    fn policy(&self, name: &str) -> Option<api_types::ShownPolicy> {
         self.enforcement.policy(name)
     }
 
-    fn explain(&self, question: &api::Question) -> Result<api::Explained, api::QuestionError> {
+    fn explain(&self, question: &api_types::Question) -> Result<api_types::Explained, api_types::QuestionError> {
         self.enforcement.explain(question)
     }
 
@@ -351,10 +360,11 @@ impl Source for Published {
         Ok(cni::daemon::Network { networks: in_force.snapshot.networks().collect(), subnets, overlay, mtu: plan.mtu })
     }
 
-    fn accept_etcd(&self) -> Result<api::EtcdAccepted, api::QuestionError> {
+    fn accept_etcd(&self) -> Result<api_types::EtcdAccepted, api_types::QuestionError> {
         let accepted = self.etcd_acceptor.accept();
-        let accepted = accepted.ok_or_else(|| api::QuestionError::NotFound("the daemon is stopping".to_owned()))?;
-        Ok(api::EtcdAccepted { withdrawn: accepted.withdrawn, changed: accepted.changed })
+        let accepted =
+            accepted.ok_or_else(|| api_types::QuestionError::NotFound("the daemon is stopping".to_owned()))?;
+        Ok(api_types::EtcdAccepted { withdrawn: accepted.withdrawn, changed: accepted.changed })
     }
 
     fn source_conflict(&self, prefix: &IpNet) -> Result<Option<String>, String> {
@@ -382,19 +392,19 @@ fn one_for_etcd(problems: &mut Vec<Problem>) {
     }
 }
 
-fn state(control: &ControlStatus, in_force: &InForce, problems: bool) -> api::State {
+fn state(control: &ControlStatus, in_force: &InForce, problems: bool) -> api_types::State {
     if control.state == MembershipState::Removed {
-        api::State::Removed
+        api_types::State::Removed
     } else if matches!(control.state, MembershipState::Cloned { .. }) {
-        api::State::Cloned
+        api_types::State::Cloned
     } else if in_force.snapshot.network.is_none() {
-        api::State::Starting
+        api_types::State::Starting
     } else if in_force.snapshot.own_subnets.is_empty() {
-        api::State::Joining
+        api_types::State::Joining
     } else if problems || !control.connected {
-        api::State::Degraded
+        api_types::State::Degraded
     } else {
-        api::State::Running
+        api_types::State::Running
     }
 }
 

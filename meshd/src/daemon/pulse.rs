@@ -5,12 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use api::Check;
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tunnel::Tunnel;
-
-use crate::api::Check;
 
 /// How often the tunnel's threads are asked.
 const EVERY: Duration = Duration::from_secs(5);

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use api::Source as _;
+use api_types::{Finding, Layer, LayerKind, Path, Ping, Question, QuestionError, Severity};
 use ipnet::IpNet;
 use mesh::{
     address::Family,
@@ -14,10 +16,7 @@ use mesh::{
 };
 
 use super::published::Published;
-use crate::{
-    api::{Finding, Layer, LayerKind, Path, Ping, Question, QuestionError, Severity, Source as _},
-    echo::{Echo, EchoError, UdpPort, knock},
-};
+use crate::echo::{Echo, EchoError, UdpPort, knock};
 
 /// Echoes that are tried before there is no answer.
 const TRIES: usize = 3;

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::control::state_dir::FILE_MODE;
+use control::state_dir::FILE_MODE;
 
 /// How long news may wait: what comes together is written together, and a peer that roams a lot costs little.
 const SAVE_AFTER: Duration = Duration::from_secs(2);

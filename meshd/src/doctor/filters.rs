@@ -5,6 +5,7 @@ use std::{
     process::Command,
 };
 
+use api_types::{Finding, Severity};
 use ipnet::IpNet;
 use kernel::{
     Owner, has_table,
@@ -12,8 +13,6 @@ use kernel::{
     owner,
 };
 use text::quote;
-
-use crate::api::{Finding, Severity};
 
 /// Flows that are to get through.
 #[derive(Debug, Clone, Default)]

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, env, fs, path::Path};
 
+use api_types::{Families, Finding, Severity};
 use text::quote;
 
 use super::routes;
-use crate::api::{Families, Finding, Severity};
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]

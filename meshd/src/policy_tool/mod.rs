@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use check::{CheckError, check};
 use documents::Format;
 pub use documents::ReadError;
-pub use offline::{ExplainError, Question, explain};
+pub use offline::{ExplainError, explain};
 
 /// What came of files of expectations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]

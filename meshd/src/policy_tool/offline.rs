@@ -7,25 +7,15 @@ use std::{
     sync::Arc,
 };
 
+use api_types::{Explained, Question};
 use policy::{
     engine::{Classifier, Engine, Flow, ObjectName, PolicyState},
     object::{CLUSTER_POLICY_VERSIONS, ClusterPolicy, NetworkPolicy, namespace_from, pod_from},
+    service::Service,
 };
 use serde_json::Value;
 
 use super::documents::{self, Format, ReadError};
-use crate::{api::Explained, service::Service};
-
-/// What is asked: may SRC begin this with DST?
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
-    /// `NS/POD` or an address.
-    pub source: String,
-    /// `NS/POD` or an address.
-    pub destination: String,
-    /// `PROTO/PORT`; protocols without ports stand alone.
-    pub service: String,
-}
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]

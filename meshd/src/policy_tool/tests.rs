@@ -1,6 +1,8 @@
 use std::{fs, time::Instant};
 
-use super::{Question, check, explain, test};
+use api_types::Question;
+
+use super::{check, explain, test};
 
 const CLUSTER: &str = "
 apiVersion: v1

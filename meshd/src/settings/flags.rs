@@ -4,10 +4,9 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use control::etcd_options::{Credentials, EtcdOptions, TlsFiles};
 use serde::Deserialize;
 use tunnel::OffloadSetting;
-
-use crate::control::etcd_options::{Credentials, EtcdOptions, TlsFiles};
 
 /// How etcd is reached; shared with the operator's commands that talk to etcd themselves.
 #[derive(Debug, Clone, Default, Args, Deserialize)]

@@ -10,13 +10,13 @@ use std::{
 };
 
 use clap::Args as _;
+use control::etcd_options::EtcdOptions;
 use etcd_schema::{NodeName, SiteName};
 use mesh::interface::InterfaceName;
+use serde::Deserialize as _;
 use tunnel::OffloadSettings;
 
-use crate::control::etcd_options::EtcdOptions;
 pub use flags::{CleanupFlags, EtcdFlags, LogFormat, OffloadFlag, RunFlags};
-use serde::Deserialize as _;
 pub use trial::Trial;
 
 /// The file that is read when none is named; its absence is no mistake.

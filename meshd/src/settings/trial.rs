@@ -9,6 +9,7 @@ use std::{
     path::Path,
 };
 
+use control::{remedy_of_etcd_error, session::Dialer};
 use nix::{
     net::if_::if_nametoindex,
     unistd::{Gid, Uid, User, geteuid, getgrouplist},
@@ -16,7 +17,6 @@ use nix::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 use super::Settings;
-use crate::control::{remedy_of_etcd_error, session::Dialer};
 
 /// Who runs the unit that the package brings.
 const SERVICE_USER: &str = "meshd";

@@ -17,6 +17,7 @@ use std::{
 
 use ipnet::IpNet;
 use mesh::kernel_state::Desired;
+use netfilter::is_identifier;
 use serde_json::Value;
 use text::quote;
 
@@ -25,8 +26,8 @@ use super::{
     change::Change,
     failure::{Failure, Problem},
     nft::{
-        Accepted, Element, Nft, Rules, RulesetError, Set, Transaction, accepted, expressions, foreign_rules,
-        is_identifier, items, run, table_of,
+        Accepted, Element, Nft, Rules, RulesetError, Set, Transaction, accepted, expressions, foreign_rules, items,
+        run, table_of,
     },
     observed::Observed,
     plan::Plan,

@@ -56,7 +56,6 @@ pub use nft::{
 pub use observed::{KernelRoute, KernelRule, Observed, ObservedTun, Target};
 pub use plan::{Plan, plan};
 pub use reconcile::{Others, ReconcileError, Report, SeenOthers};
-pub use sys::give_back_memory;
 pub use sysctl::{Saved, Setting, StateError, Sysctls};
 pub use underlay::{Neighbour, Underlay, UnderlayError, UnderlayFamily, UnderlaySelection};
 pub use watch::{KernelEvents, KernelWatch};
@@ -152,7 +151,7 @@ impl Kernel {
             let why = "0 to 4 are the kernel's and the administrator's";
             return refuse("route protocol", options.route_protocol.to_string(), why);
         }
-        if !nft::is_identifier(&options.table_name) || options.table_name.len() > 20 {
+        if !netfilter::is_identifier(&options.table_name) || options.table_name.len() > 20 {
             let why = "must be 1 to 20 letters, digits, - or _, and begin with a letter";
             return refuse("table name", options.table_name, why);
         }

@@ -13,13 +13,3 @@ pub(super) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
     Ok(registered?)
 }
-
-/// Gives memory that was freed back to the system, wherever in the heap it lies. The allocator by itself keeps what lies between pieces
-/// in use, which after a start with many records is as much as those.
-pub fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes a number and touches only what the allocator holds, under its own locks.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}

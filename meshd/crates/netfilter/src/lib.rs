@@ -8,4 +8,4 @@ mod process;
 
 pub use generation::Generation;
 pub use monitor::{NftMonitor, TableChanges, is_of_rules};
-pub use process::{LOAD_DEADLINE, NftError, READ_DEADLINE, nft, run};
+pub use process::{LOAD_DEADLINE, NftError, READ_DEADLINE, is_identifier, nft, run};

@@ -57,6 +57,13 @@ impl NftError {
     }
 }
 
+/// Whether a name from a listing can go back into a command: it means nothing else there.
+#[must_use]
+pub fn is_identifier(name: &str) -> bool {
+    name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+}
+
 /// Runs `program`, an `nft`, in the network namespace of the calling thread, and returns its standard output.
 ///
 /// # Errors

@@ -1,12 +1,11 @@
 //! `meshctl doctor`.
 
+use api::{Client, ClientError};
+use api_types::{Diagnosis, Finding, Severity};
 use clap::Args;
-use meshd::{
-    api::{Client, ClientError, Diagnosis, Finding, Severity},
-    doctor::{
-        filters::{self, Wanted},
-        host::{self, Interfaces},
-    },
+use meshd::doctor::{
+    filters::{self, Wanted},
+    host::{self, Interfaces},
 };
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,8 @@
 //! `meshctl etcd`.
 
+use api::Client;
+use api_types::EtcdAccepted;
 use clap::Subcommand;
-use meshd::api::{Client, EtcdAccepted};
 
 use crate::output::{Output, print};
 

@@ -1,8 +1,8 @@
 //! `meshctl etcd-roles`.
 
 use clap::Args;
+use control::etcd_options::check_prefix;
 use etcd_schema::NodeId;
-use meshd::control::etcd_options::check_prefix;
 use serde::{Deserialize, Serialize};
 use text::quote;
 

@@ -1,6 +1,6 @@
 //! Exit codes, and the errors with a specific code.
 
-use meshd::api::ClientError;
+use api::ClientError;
 
 pub(crate) const FAILED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;

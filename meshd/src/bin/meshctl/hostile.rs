@@ -1,9 +1,6 @@
 //! Untrusted text from etcd neither controls the terminal nor adds a line to a table.
 
-use meshd::{
-    api::{Diagnosis, Explained, Peer, Ping, Policy, Route, Status},
-    enforcement::FlowSample,
-};
+use api_types::{Diagnosis, Explained, FlowSample, Peer, Ping, Policy, Route, Status};
 use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};

@@ -15,8 +15,9 @@ mod show;
 
 use std::{path::PathBuf, process::ExitCode};
 
+use api::Client;
 use clap::{CommandFactory as _, Parser, Subcommand};
-use meshd::{api::Client, manual};
+use meshd::manual;
 use text::with_causes;
 
 use crate::{exit::exit_code, output::Output};

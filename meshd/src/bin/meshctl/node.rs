@@ -4,14 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use meshd::{
-    control::{
-        node_removal::{self, Live, Removal, RemovalError},
-        session::Dialer,
-        types::CallError,
-    },
-    settings,
+use control::{
+    node_removal::{self, Live, Removal, RemovalError},
+    session::Dialer,
 };
+use control_core::types::CallError;
+use meshd::settings;
 use serde::{Deserialize, Serialize};
 
 use crate::{

@@ -2,12 +2,11 @@
 
 use std::{net::IpAddr, str::FromStr, thread, time::Duration};
 
+use api::Client;
+use api_types::{Echoed, Layer, LayerKind};
 use clap::Args;
 use etcd_schema::Backend;
-use meshd::{
-    api::{self, Client, Echoed, Layer, LayerKind},
-    echo::MIN_PACKET,
-};
+use meshd::echo::MIN_PACKET;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -63,7 +62,7 @@ impl FromStr for Word {
 #[serde(rename_all = "camelCase")]
 struct Pinged {
     #[serde(flatten)]
-    ping: api::Ping,
+    ping: api_types::Ping,
     reached: bool,
     /// Seconds, of the further echoes to the innermost address; `null`: no answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -109,7 +108,7 @@ impl Ping {
             ))
             .into());
         }
-        let ping: api::Ping = client.get_slowly(&format!("/v1/ping?target={target}"))?;
+        let ping: api_types::Ping = client.get_slowly(&format!("/v1/ping?target={target}"))?;
         let mut pinged = Pinged { reached: reached(&ping), ping, further: Vec::new(), size: None, skipped: None };
         if output == Output::Table {
             print(output, &pinged.ping, layers_text)?;
@@ -168,7 +167,7 @@ fn find_size(
 
 /// Whether what can be asked has answered. Behind an outside peer that has prefixes alone there is nobody to ask: then it
 /// is its tunnel that counts.
-fn reached(ping: &api::Ping) -> bool {
+fn reached(ping: &api_types::Ping) -> bool {
     let is_inner = |layer: &Layer| matches!(layer.layer, LayerKind::Overlay | LayerKind::Pod);
     ping.reached()
         || !ping.layers.is_empty() && ping.layers.iter().all(|layer| !is_inner(layer) && layer.passes == Some(true))
@@ -245,7 +244,7 @@ fn judge_one(target: &str, size: u16, passes: bool, mtu: Option<u16>) -> Size {
     Size { longest: passes.then_some(size), mtu, text, well: passes }
 }
 
-pub(crate) fn layers_text(ping: &api::Ping) -> String {
+pub(crate) fn layers_text(ping: &api_types::Ping) -> String {
     let of = if ping.target == ping.peer { String::new() } else { format!(" at {}", ping.peer) };
     let mut text = format!("{}{of}, {}\n", ping.target, ping.path);
     let mut rows = table(&[]);
@@ -354,10 +353,10 @@ mod tests {
             text: String::new(),
             remedy: String::new(),
         };
-        let ping = |layers| api::Ping {
+        let ping = |layers| api_types::Ping {
             target: "laptop".to_owned(),
             peer: "laptop".to_owned(),
-            path: api::Path::Wireguard,
+            path: api_types::Path::Wireguard,
             mtu: None,
             layers,
         };

@@ -5,12 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use api::Client;
+use api_types::{Explained, FlowSample, Policy, Question, SampledVerdict, ShownPolicy};
 use clap::Subcommand;
-use meshd::{
-    api::{Client, Explained, Policy, ShownPolicy},
-    enforcement::{FlowSample, SampledVerdict},
-    policy_tool::{self, ExplainError, Question},
-};
+use meshd::policy_tool::{self, ExplainError};
 
 use crate::{
     exit::{DENIED, FAILED, NotFound, Usage},

@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use meshd::api::{Client, ClientError, DropCount, Path, Peer, PeerCounts, Route, State, Status};
+use api::{Client, ClientError};
+use api_types::{DropCount, Path, Peer, PeerCounts, Route, State, Status};
 
 use crate::{
     exit::{DEGRADED, Usage},

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
+use api_types::{Finding, Severity};
+use control::{etcd_options::Member, remedy_of_etcd_error, session::Dialer};
 use tokio::{runtime::Handle, task::JoinSet};
 
 use super::Published;
-use crate::{
-    api::{Finding, Severity},
-    control::{etcd_options::Member, remedy_of_etcd_error, session::Dialer},
-};
 
 /// What the allocator's transaction and the watch's progress need.
 const OLDEST: (u64, u64) = (3, 4);

@@ -10,6 +10,8 @@ use std::{
     time::SystemTime,
 };
 
+use api::Source as _;
+use api_types::{Diagnosis, Families, Finding, Path, Peer, Severity};
 use ipnet::IpNet;
 use kernel;
 use tunnel::OffloadState;
@@ -19,10 +21,7 @@ use self::{
     ways::{narrow_interfaces, narrow_paths, translated},
 };
 use super::published::{Carrier, Published};
-use crate::{
-    api::{Diagnosis, Families, Finding, Path, Peer, Severity, Source as _},
-    doctor::filters::{self, Wanted},
-};
+use crate::doctor::filters::{self, Wanted};
 
 /// Peers whose calls and packets are followed through the firewall.
 const FOLLOWED: usize = 64;

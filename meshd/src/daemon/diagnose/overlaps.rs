@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use api_types::{Finding, Peer, Severity};
 use ipnet::IpNet;
 use kernel::{self, NetlinkError, Rtnetlink};
 use mesh::address::overlap;
@@ -9,10 +10,7 @@ use text::quote;
 use tokio::runtime::Handle;
 
 use super::Published;
-use crate::{
-    api::{Finding, Peer, Severity},
-    doctor::routes,
-};
+use crate::doctor::routes;
 
 /// Peers whose addresses are looked up.
 const LOOKED_UP: usize = 1024;

@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use api_types::{Finding, LayerKind, Path, Peer, Severity};
 use mesh::{
     plan::OVERHEAD,
     snapshot::{Owner, Snapshot},
@@ -9,11 +10,7 @@ use mesh::{
 use text::quote;
 
 use super::Published;
-use crate::{
-    api::{Finding, LayerKind, Path, Peer, Severity},
-    daemon::published::Carrier,
-    echo::Echo,
-};
+use crate::{daemon::published::Carrier, echo::Echo};
 
 /// Nodes that are asked for an echo; of a larger mesh, those that are known not to be reached come first.
 const ECHOED: usize = 64;

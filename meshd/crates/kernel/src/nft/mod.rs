@@ -9,7 +9,6 @@ pub use listing::{Accepted, ForeignRules, ListingError, accepted, items};
 pub(crate) use listing::{foreign_rules, parse_table};
 pub use process::run;
 pub use process::{Nft, RulesetError};
-pub use table::is_identifier;
 pub use table::{
     BaseChain, Chain, Counter, Element, ObservedChain, ObservedSet, ObservedTable, Rule, Set, SetKind, Table,
     TableDiff, Transaction,

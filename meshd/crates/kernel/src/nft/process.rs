@@ -2,11 +2,11 @@
 
 use std::process::Output;
 
-use netfilter::{NftError, READ_DEADLINE};
+use netfilter::{NftError, READ_DEADLINE, is_identifier};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
-use super::{ObservedTable, Ruleset, Transaction, listing::ListingError, parse_table, table::is_identifier};
+use super::{ObservedTable, Ruleset, Transaction, listing::ListingError, parse_table};
 
 /// Why a ruleset could not be read or written.
 #[derive(Debug, Error)]

@@ -15,6 +15,7 @@ use mesh::{
     interface::InterfaceName,
     kernel_state::{PrefixOn, PrefixVia},
 };
+use netfilter::is_identifier;
 
 #[cfg(test)]
 mod tests;
@@ -466,12 +467,6 @@ fn outermost(prefixes: impl IntoIterator<Item = IpNet>) -> Vec<IpNet> {
         }
     }
     out
-}
-
-/// Names that came from a listing go back into a command only if they can mean nothing else there.
-pub fn is_identifier(name: &str) -> bool {
-    name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
 }
 
 fn fnv1a(bytes: &[u8]) -> u64 {

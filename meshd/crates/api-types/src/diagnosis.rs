@@ -1,0 +1,162 @@
+//! Responses for `meshctl ping` and `meshctl doctor`.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::Path;
+
+/// `GET /v1/ping?target=NAME|ADDRESS`: how far packets get.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ping {
+    /// What was asked for.
+    pub target: String,
+    /// The node or outside peer that it belongs to.
+    pub peer: String,
+    /// How packets reach that.
+    pub path: Path,
+    /// Largest packet that this is said to carry, in bytes.
+    pub mtu: Option<u16>,
+    /// From the outermost to the innermost.
+    pub layers: Vec<Layer>,
+}
+
+/// One layer on the way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Layer {
+    /// Which one.
+    pub layer: LayerKind,
+    /// Who was asked.
+    pub address: String,
+    /// Whether packets get through here; `None`: it cannot be told.
+    pub passes: Option<bool>,
+    /// Seconds until the answer, where something was asked and answered.
+    pub round_trip: Option<f64>,
+    /// What was found.
+    pub text: String,
+    /// What to do; empty while there is nothing to do.
+    pub remedy: String,
+}
+
+/// Layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerKind {
+    /// Forwarding of pods' packets by this node's kernel; listed only where it fails.
+    Forwarding,
+    /// The host below, and the tunnel's UDP port.
+    Udp,
+    /// The tunnel's session.
+    Wireguard,
+    /// The plain route on a common subnet.
+    Direct,
+    /// The node's overlay address.
+    Overlay,
+    /// A pod, or what is behind an outside peer.
+    Pod,
+}
+
+impl LayerKind {
+    /// As `-o json` has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forwarding => "forwarding",
+            Self::Udp => "udp",
+            Self::Wireguard => "wireguard",
+            Self::Direct => "direct",
+            Self::Overlay => "overlay",
+            Self::Pod => "pod",
+        }
+    }
+}
+
+impl Ping {
+    /// Whether the innermost layer was reached, and pods' packets get there, too.
+    #[must_use]
+    pub fn reached(&self) -> bool {
+        let inner = |layer: &&Layer| matches!(layer.layer, LayerKind::Overlay | LayerKind::Pod);
+        let mut inner = self.layers.iter().filter(inner).peekable();
+        let forwarded = self.layers.iter().all(|layer| layer.layer != LayerKind::Forwarding);
+        forwarded && inner.peek().is_some() && inner.all(|layer| layer.passes == Some(true))
+    }
+
+    /// The innermost address that was asked, for asking it again.
+    #[must_use]
+    pub fn innermost(&self) -> Option<IpAddr> {
+        self.layers.last().and_then(|layer| layer.address.parse().ok())
+    }
+}
+
+/// `GET /v1/echo?address=ADDRESS&size=BYTES`: one echo inside the mesh.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Echoed {
+    /// Seconds until the answer; `None`: there was none.
+    pub round_trip: Option<f64>,
+    /// Why not; empty when there was.
+    pub text: String,
+}
+
+/// `GET /v1/doctor`: what the daemon finds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Diagnosis {
+    /// The tunnel's device.
+    pub interface: String,
+    /// Interfaces that carry the outer packets.
+    pub underlay: Vec<String>,
+    /// What the mesh carries.
+    pub families: Families,
+    /// The tunnel's UDP port.
+    pub listen_port: u16,
+    /// Versions of the etcd members that answer.
+    pub etcd: Vec<String>,
+    /// What is not as it should be.
+    pub findings: Vec<Finding>,
+}
+
+/// Address families of the mesh's networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Families {
+    /// There is an IPv4 network.
+    pub ipv4: bool,
+    /// There is an IPv6 network.
+    pub ipv6: bool,
+}
+
+/// One thing that keeps packets from getting through, or may.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// Stable, in snake case.
+    pub code: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found, with the value.
+    pub cause: String,
+    /// What mends it: a command where there is one.
+    pub remedy: String,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Packets do not get through, or would not after a restart.
+    Error,
+    /// They do, but not as they should.
+    Warning,
+    /// Good to know.
+    Note,
+}
+
+impl Finding {
+    /// A finding.
+    #[must_use]
+    pub fn new(severity: Severity, code: &str, cause: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), severity, cause: cause.into(), remedy: remedy.into() }
+    }
+}

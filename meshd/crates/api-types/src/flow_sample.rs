@@ -1,0 +1,89 @@
+//! Verdicts that `meshctl flows` shows.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SampledVerdict {
+    /// It may begin.
+    Allowed,
+    /// It was refused, or cut.
+    Denied,
+    /// It passed, and would have been refused but for audit mode.
+    Audited,
+}
+
+/// A verdict, in names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowSample {
+    /// Grows by one with each sample of this run.
+    pub number: u64,
+    /// Unix time in milliseconds.
+    pub time: u64,
+    /// What was decided.
+    pub verdict: SampledVerdict,
+    /// Where: `tunnel` or `nftables`.
+    pub at: String,
+    /// `ingress` or `egress`.
+    pub direction: String,
+    /// Who sent it.
+    pub source: IpAddr,
+    /// That pod, `NS/NAME`, where it is known.
+    pub source_pod: Option<String>,
+    /// To whom.
+    pub destination: IpAddr,
+    /// That pod.
+    pub destination_pod: Option<String>,
+    /// Protocol number.
+    pub protocol: Option<u8>,
+    /// Destination port.
+    pub port: Option<u16>,
+    /// Why: policy and rule.
+    pub why: Option<String>,
+    /// What may be behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl FlowSample {
+    /// The destination and its port, for people.
+    #[must_use]
+    pub fn destination(&self) -> String {
+        let service = match (self.protocol.and_then(policy::object::Protocol::from_number), self.port) {
+            (Some(protocol), Some(port)) => format!("{}/{port}", protocol.as_str().to_ascii_lowercase()),
+            _ => self.protocol.map_or_else(|| "?".to_owned(), |number| format!("protocol {number}")),
+        };
+        format!("{} {service}", end(self.destination_pod.as_deref(), self.destination))
+    }
+}
+
+/// A flow's end, for people.
+fn end(pod: Option<&str>, address: IpAddr) -> String {
+    match pod {
+        Some(pod) => format!("{pod} ({address})"),
+        None => address.to_string(),
+    }
+}
+
+impl std::fmt::Display for FlowSample {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let verdict = match self.verdict {
+            SampledVerdict::Allowed => "allowed",
+            SampledVerdict::Denied => "denied",
+            SampledVerdict::Audited => "would be denied",
+        };
+        let source = end(self.source_pod.as_deref(), self.source);
+        write!(f, "{verdict}  {source} -> {} at {}", self.destination(), self.at)?;
+        if let Some(why) = &self.why {
+            write!(f, ": {why}")?;
+        }
+        match &self.hint {
+            Some(hint) => write!(f, "; {hint}"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The CNI plugin's requests; `cni::daemon` defines them.
+
+use std::{sync::Arc, time::Duration};
+
+use attachments::{AttachError, Attachments, addresses::AddressError};
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, DefaultBodyLimit, Path, State, rejection::JsonRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use cni::{
+    daemon::{AddressRequest, Attach, Attached, BeginAdd, Begun, ENFORCEMENT, Network, Reason, Refusal},
+    environment::AttachmentName,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{connection::Caller, server::Source};
+
+/// Longest request, in bytes: labels are all that can be long in it.
+const MAX_REQUEST: usize = 256 << 10;
+/// For how long after its start the daemon may still be finding out its subnets.
+const STARTING: Duration = Duration::from_secs(3);
+/// Between two looks whether it knows them.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What the requests are answered from.
+struct Served {
+    source: Arc<dyn Source>,
+    attachments: Arc<Attachments>,
+    started: Instant,
+}
+
+type Shared = State<Arc<Served>>;
+
+pub(super) fn router(source: Arc<dyn Source>, attachments: Arc<Attachments>) -> Router {
+    let one = post(begin).put(attach).delete(detach).get(one);
+    Router::new()
+        .route("/v1/attachments", get(all))
+        .route("/v1/attachments/{container}/{ifname}", one)
+        .route("/v1/attachments-ready", get(ready).post(ready_with))
+        .layer(DefaultBodyLimit::max(MAX_REQUEST))
+        .with_state(Arc::new(Served { source, attachments, started: Instant::now() }))
+}
+
+async fn begin(
+    State(served): Shared,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    Path(name): Path<(String, String)>,
+    begin: Result<Json<BeginAdd>, JsonRejection>,
+) -> Result<Json<Begun>, Refused> {
+    may_change(caller)?;
+    let Json(begin) = begin.map_err(malformed)?;
+    let network = served.await_network().await?;
+    let attachments = Arc::clone(&served.attachments);
+    blocking(move || {
+        let addresses = attachments.begin(&attachment(name), begin, &network)?;
+        Ok(Json(Begun { network, addresses }))
+    })
+    .await
+}
+
+async fn attach(
+    State(served): Shared,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    Path(name): Path<(String, String)>,
+    attach: Result<Json<Attach>, JsonRejection>,
+) -> Result<StatusCode, Refused> {
+    may_change(caller)?;
+    let Json(attach) = attach.map_err(malformed)?;
+    for prefix in &attach.allowed_sources {
+        let conflict = served.source.source_conflict(prefix).map_err(|reason| refused(Reason::NotInForce, &reason))?;
+        if let Some(conflict) = conflict {
+            let message = format!("allowedSources {prefix} overlaps {conflict}: take it out of the CNI configuration");
+            return Err(refused(Reason::Invalid, &message));
+        }
+    }
+    let generation = served.attachments.attach(&attachment(name), attach)?;
+    match timeout(ENFORCEMENT, served.attachments.in_force(generation)).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(_) => Err(refused(Reason::NotInForce, "the policy for this pod is not in force yet")),
+    }
+}
+
+async fn detach(
+    State(served): Shared,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    Path(name): Path<(String, String)>,
+) -> Result<StatusCode, Refused> {
+    may_change(caller)?;
+    served.attachments.detach(&attachment(name))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn one(State(served): Shared, Path(name): Path<(String, String)>) -> Result<Json<Attached>, Refused> {
+    let name = attachment(name);
+    let found = served.attachments.table().borrow().attachments.get(&name).cloned();
+    let found = found.ok_or(AttachError::Unknown(name))?;
+    Ok(Json(Attached::clone(&found)))
+}
+
+async fn all(State(served): Shared) -> Json<Vec<Attached>> {
+    let table = served.attachments.table().borrow().clone();
+    Json(table.attachments.values().map(|attached| Attached::clone(attached)).collect())
+}
+
+async fn ready(State(served): Shared) -> Result<Json<Network>, Refused> {
+    if served.attachments.awaits_policy() {
+        return Err(refused(Reason::NotInForce, "policy is not in force on this node yet"));
+    }
+    Ok(Json(network(&served)?))
+}
+
+async fn ready_with(
+    State(served): Shared,
+    request: Result<Json<AddressRequest>, JsonRejection>,
+) -> Result<Json<Network>, Refused> {
+    let Json(request) = request.map_err(malformed)?;
+    let Json(network) = ready(State(Arc::clone(&served))).await?;
+    blocking(move || {
+        served.attachments.has_addresses(&request, &network)?;
+        Ok(Json(network))
+    })
+    .await
+}
+
+/// Does something that may wait for host-local's lock.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refused> + Send + 'static) -> Result<T, Refused> {
+    let worked = tokio::task::spawn_blocking(work).await;
+    worked.unwrap_or_else(|_| Err(refused(Reason::Failed, "the daemon is stopping")))
+}
+
+impl Served {
+    /// What the node's place in the mesh is. A daemon that has only just been started is given a moment to know.
+    async fn await_network(&self) -> Result<Network, Refused> {
+        loop {
+            match network(self) {
+                Err(_) if self.started.elapsed() < STARTING => sleep(PAUSE).await,
+                network => return network,
+            }
+        }
+    }
+}
+
+fn network(served: &Served) -> Result<Network, Refused> {
+    served.source.network().map_err(|reason| refused(Reason::NoSubnet, &reason))
+}
+
+fn attachment((container_id, ifname): (String, String)) -> AttachmentName {
+    AttachmentName { container_id, ifname }
+}
+
+fn may_change(caller: Caller) -> Result<(), Refused> {
+    if caller.may_change() { Ok(()) } else { Err(refused(Reason::Denied, "only root may attach containers")) }
+}
+
+fn malformed(rejection: JsonRejection) -> Refused {
+    Refused { status: rejection.status(), ..refused(Reason::Invalid, &rejection.body_text()) }
+}
+
+/// An answer that is none.
+struct Refused {
+    status: StatusCode,
+    refusal: Refusal,
+}
+
+fn refused(code: Reason, message: &str) -> Refused {
+    let status = match code {
+        Reason::Invalid => StatusCode::BAD_REQUEST,
+        Reason::Denied => StatusCode::FORBIDDEN,
+        Reason::NotFound => StatusCode::NOT_FOUND,
+        Reason::Conflict | Reason::NoAddress => StatusCode::CONFLICT,
+        Reason::NoSubnet | Reason::NotInForce => StatusCode::SERVICE_UNAVAILABLE,
+        Reason::Failed | Reason::Other => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    Refused { status, refusal: Refusal { code, message: message.to_owned() } }
+}
+
+impl From<AttachError> for Refused {
+    fn from(error: AttachError) -> Self {
+        let code = match &error {
+            AttachError::Invalid(_)
+            | AttachError::BadName(_)
+            | AttachError::BadInterface(_)
+            | AttachError::SourceTaken { .. } => Reason::Invalid,
+            AttachError::Unknown(_) => Reason::NotFound,
+            AttachError::Taken { .. } => Reason::Conflict,
+            AttachError::NoAddress(AddressError::Exhausted { .. } | AddressError::Taken { .. }) => Reason::NoAddress,
+            AttachError::NoAddress(AddressError::TooSmall(_)) => Reason::NoSubnet,
+            AttachError::NoAddress(_) => Reason::Invalid,
+            AttachError::TooMany | AttachError::File { .. } => Reason::Failed,
+        };
+        if code == Reason::Failed {
+            tracing::warn!(%error, "an attachment is not taken");
+        }
+        refused(code, &error.to_string())
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.refusal)).into_response()
+    }
+}

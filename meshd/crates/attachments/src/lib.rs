@@ -1,0 +1,472 @@
+//! Containers attached to this node and their addresses, as reported by the CNI plugin through the local API.
+//!
+//! ```text
+//! plugin ─▶ api ─▶ Attachments ─┬─▶ a file per attachment in RUN/attachments
+//!                   ▲   │       ├─▶ Table ─▶ control: endpoints/ID/CONTAINER/IFNAME in etcd
+//!                sweep  │       └─▶ Table ─▶ policy, which answers by Progress
+//!                       └─▶ addresses: which one is next
+//! ```
+//!
+//! The files are replaced atomically and are valid for one boot of the machine. Containers do not survive a boot, so
+//! the first start after it deletes their files; therefore the files need not reach the disk. An attachment ends when
+//! the plugin withdraws it (by a tombstone if the daemon does not answer), or when its container's namespace and its
+//! interface on the host are both gone.
+//!
+//! The attachments are the only store of addresses: an address without an attachment is free. Addresses that host-local
+//! allocated below RUN/ipam, for an earlier version of the plugin, count as in use until their container is gone.
+
+pub mod addresses;
+mod endpoints;
+mod files;
+mod sweep;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use atomic_file::FileError;
+use cni::{
+    daemon::{AddressRequest, Attach, Attached, BeginAdd, Network, RECORDS, recorded_by},
+    environment::AttachmentName,
+    host_local,
+};
+use etcd_schema::{Attachment, Violations};
+use ipnet::IpNet;
+use mesh::problem::Problem;
+use tokio::sync::watch;
+
+use crate::addresses::{AddressError, History, InUse, range_sets};
+
+use self::files::Found;
+pub use endpoints::{endpoints, record};
+pub use sweep::sweep;
+
+/// Most attachments of one node: far more than a machine runs, and few enough to be held at any time.
+pub(crate) const MAX_ATTACHMENTS: usize = 8192;
+
+/// Most unreadable entries that are named.
+const NAMED: usize = 3;
+
+/// All attachments at one time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Grows with every change.
+    pub generation: u64,
+    /// By container and interface. Those without `attach` have no addresses yet.
+    pub attachments: BTreeMap<AttachmentName, Arc<Attached>>,
+}
+
+/// The attachments of this node.
+#[derive(Debug)]
+pub struct Attachments {
+    run_dir: PathBuf,
+    boot_id: String,
+    /// Held over a change: files, table and the order of free addresses change together.
+    change: Mutex<Change>,
+    table: watch::Sender<Arc<Table>>,
+    progress: watch::Sender<Option<Progress>>,
+}
+
+/// What changes with the table.
+#[derive(Debug)]
+struct Change {
+    history: History,
+    /// The holders of addresses of host-local whose containers are gone, though their files may still be there.
+    gone: BTreeSet<AttachmentName>,
+    /// What in RUN/attachments could not be read, by name.
+    unread: BTreeMap<String, FileError>,
+}
+
+/// How far whoever enforces policy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Policy is in force for all attachments up to this generation of the table; 0: for none yet.
+    pub generation: u64,
+    /// What is newer cannot be put in force: the kernel refuses it.
+    pub refused: bool,
+}
+
+/// The side of whoever enforces policy.
+///
+/// Each ADD waits, before anything leads to its container, until [`progress`](Self::progress) was called with a
+/// generation that is not below that of the table which has it. Until the first call nobody enforces policy on this node,
+/// and no ADD waits; whoever is going to must say generation 0 before the local API is served.
+#[derive(Debug)]
+pub struct Enforcement {
+    /// What is to be enforced.
+    pub table: watch::Receiver<Arc<Table>>,
+    progress: watch::Sender<Option<Progress>>,
+}
+
+impl Enforcement {
+    /// Says how far policy is in force.
+    pub fn progress(&self, progress: Progress) {
+        self.progress.send_if_modified(|held| held.replace(progress) != Some(progress));
+    }
+}
+
+/// Why the attachments cannot be kept.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}")]
+pub struct OpenError {
+    path: String,
+    source: io::Error,
+}
+
+/// Why an attachment is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// Something in it does not hold.
+    #[error("{0}")]
+    Invalid(Violations),
+    /// Its name is none.
+    #[error("{0:?} is not the name of an attachment")]
+    BadName(AttachmentName),
+    /// Its ADD was never begun.
+    #[error("container {} has no attachment {}", .0.container_id, .0.ifname)]
+    Unknown(AttachmentName),
+    /// Another one has its address.
+    #[error("{address} belongs to container {}", holder.container_id)]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        holder: AttachmentName,
+    },
+    /// There is no address for it.
+    #[error(transparent)]
+    NoAddress(#[from] AddressError),
+    /// It may send from another one's address.
+    #[error(
+        "allowedSources {prefix} of container {router} holds {address}, which belongs to container {holder}: take it \
+         out of the CNI configuration"
+    )]
+    SourceTaken {
+        /// What the CNI configuration allows.
+        prefix: IpNet,
+        /// The container that it allows that.
+        router: String,
+        /// The address.
+        address: IpAddr,
+        /// The container that has it.
+        holder: String,
+    },
+    /// Its interface's name would mean something else in nftables.
+    #[error("interface {0:?} cannot be named in nftables: rename it without '*', '\"' and '\\'")]
+    BadInterface(String),
+    /// There are too many.
+    #[error("{MAX_ATTACHMENTS} attachments are there already")]
+    TooMany,
+    /// It could not be written down.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Attachments {
+    /// Those that an earlier run has left in `run_dir`, without those of an earlier boot.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or read.
+    pub fn open(run_dir: &Path, boot_id: &str) -> Result<Self, OpenError> {
+        let failed = |source: FileError| OpenError { path: run_dir.display().to_string(), source: source.into() };
+        let Found { present, stale, unread } = files::read_all(run_dir, boot_id).map_err(failed)?;
+        for name in &stale {
+            tracing::info!(container = name.container_id, interface = name.ifname, "an attachment of an earlier boot");
+        }
+        let attachments = present.into_iter().map(|one| (one.name(), Arc::new(one))).collect();
+        let history = History::after(files::last_allocated(run_dir));
+        let opened = Self {
+            run_dir: run_dir.to_owned(),
+            boot_id: boot_id.to_owned(),
+            change: Mutex::new(Change { history, gone: BTreeSet::new(), unread }),
+            table: watch::Sender::new(Arc::new(Table { generation: 1, attachments })),
+            progress: watch::Sender::new(None),
+        };
+        opened.honour_tombstones();
+        Ok(opened)
+    }
+
+    /// The attachments, now and later.
+    #[must_use]
+    pub fn table(&self) -> watch::Receiver<Arc<Table>> {
+        self.table.subscribe()
+    }
+
+    /// The seam to whoever enforces policy.
+    #[must_use]
+    pub fn enforcement(&self) -> Enforcement {
+        Enforcement { table: self.table.subscribe(), progress: self.progress.clone() }
+    }
+
+    /// Records that an ADD has begun, and allocates the addresses that it asks for, in this `network`. One of the same name
+    /// that broke off is forgotten, but for its addresses, if they are as requested. Without a request nothing is allocated
+    /// and nothing returned.
+    ///
+    /// # Errors
+    /// [`AttachError`]
+    pub fn begin(
+        &self,
+        name: &AttachmentName,
+        begin: BeginAdd,
+        network: &Network,
+    ) -> Result<Option<Vec<IpNet>>, AttachError> {
+        check_name(name)?;
+        let BeginAdd { begin, addresses: request } = begin;
+        let mut change = self.lock();
+        let table = self.table.borrow().clone();
+        if table.attachments.len() >= MAX_ATTACHMENTS && !table.attachments.contains_key(name) {
+            return Err(AttachError::TooMany);
+        }
+        let before: Vec<IpAddr> = table.attachments.get(name).into_iter().flat_map(|one| one.addresses()).collect();
+        let allocated = match &request {
+            None => None,
+            Some(request) => Some(self.choose(&change, &table, Some(name), request, network, &before)?),
+        };
+        // A DEL that was earlier than this ADD.
+        files::bury(&self.run_dir, name)?;
+        let begun = Attached {
+            container_id: name.container_id.clone(),
+            ifname: name.ifname.clone(),
+            begin,
+            allocated: allocated.iter().flatten().map(IpNet::addr).collect(),
+            attach: None,
+            boot_id: self.boot_id.clone(),
+        };
+        let now = begun.allocated.clone();
+        self.put(&table, begun)?;
+        change.history.freed(before.into_iter().filter(|address| !now.contains(address)));
+        if !now.is_empty() {
+            change.history.allocated(now);
+            files::write_last_allocated(&self.run_dir, change.history.last());
+        }
+        Ok(allocated)
+    }
+
+    /// Whether an ADD with this request would get its addresses now.
+    ///
+    /// # Errors
+    /// [`AttachError::NoAddress`]
+    pub fn has_addresses(&self, request: &AddressRequest, network: &Network) -> Result<(), AttachError> {
+        let change = self.lock();
+        let table = self.table.borrow().clone();
+        self.choose(&change, &table, None, request, network, &[]).map(drop)
+    }
+
+    fn choose(
+        &self,
+        change: &Change,
+        table: &Table,
+        name: Option<&AttachmentName>,
+        request: &AddressRequest,
+        network: &Network,
+        held: &[IpAddr],
+    ) -> Result<Vec<IpNet>, AttachError> {
+        let sets = range_sets(&request.ranges, &network.subnets, &network.overlay)?;
+        // An attachment that could not be read has addresses, too. No other file has any.
+        let is_record = |file: &str| recorded_by(file).is_some_and(|name| check_name(&name).is_ok());
+        let unread = change.unread.iter().find(|(file, error)| matches!(error, FileError::Io(_)) && is_record(file));
+        if let Some((file, FileError::Io(error))) = unread {
+            let path = self.run_dir.join(RECORDS).join(file).display().to_string();
+            return Err(AttachError::File { path, source: io::Error::new(error.kind(), error.to_string()) });
+        }
+        let folder = host_local::folder(&self.run_dir);
+        let reserved = host_local::reserved(&self.run_dir)
+            .map_err(|source| AttachError::File { path: folder.display().to_string(), source: source.into() })?;
+        let is_there = |holder: &Option<AttachmentName>| holder.as_ref().is_none_or(|one| !change.gone.contains(one));
+        let of_host_local = reserved.into_iter().map(|one| (one.address, one.holder)).filter(|(_, one)| is_there(one));
+        let attached = table.attachments.iter();
+        let attached = attached.flat_map(|(name, one)| one.addresses().map(|address| (address, Some(name.clone()))));
+        // What an attachment says of an address goes before what a file says.
+        let in_use: InUse =
+            of_host_local.chain(attached).filter(|(_, holder)| holder.is_none() || holder.as_ref() != name).collect();
+        Ok(change.history.choose(&sets, &request.ips, held, &in_use)?)
+    }
+
+    /// Records how it ended. Returns the generation of the table that has it.
+    ///
+    /// # Errors
+    /// [`AttachError`]
+    pub fn attach(&self, name: &AttachmentName, attach: Attach) -> Result<u64, AttachError> {
+        Attachment::parse(&endpoints::value(&attach)).map_err(AttachError::Invalid)?;
+        if attach.interface.contains(['*', '"', '\\']) {
+            return Err(AttachError::BadInterface(attach.interface));
+        }
+        let mut change = self.lock();
+        let table = self.table.borrow().clone();
+        let begun = table.attachments.get(name).ok_or_else(|| AttachError::Unknown(name.clone()))?;
+        let held = |(other, attached): (&AttachmentName, &Arc<Attached>)| {
+            let address = attached.addresses().find(|address| attach.addresses.contains(address))?;
+            (other != name).then(|| AttachError::Taken { address, holder: other.clone() })
+        };
+        if let Some(taken) = table.attachments.iter().find_map(held) {
+            return Err(taken);
+        }
+        for (other, attached) in table.attachments.iter().filter(|(other, _)| *other != name) {
+            let Some(theirs) = &attached.attach else { continue };
+            let [name, other] = [name, other].map(|name| name.container_id.clone());
+            if let Some((prefix, address)) = source_of(&attach, theirs) {
+                return Err(AttachError::SourceTaken { prefix, router: name, address, holder: other });
+            }
+            if let Some((prefix, address)) = source_of(theirs, &attach) {
+                return Err(AttachError::SourceTaken { prefix, router: other, address, holder: name });
+            }
+        }
+        let announced = attach.addresses.clone();
+        let attached = Attached { attach: Some(attach), ..Attached::clone(begun) };
+        let generation = self.put(&table, attached)?;
+        change.history.allocated(announced);
+        Ok(generation)
+    }
+
+    /// Forgets an attachment, whose addresses are free from then on; returns whether there was one.
+    ///
+    /// # Errors
+    /// When its file cannot be removed.
+    pub fn detach(&self, name: &AttachmentName) -> Result<bool, AttachError> {
+        check_name(name)?;
+        self.detach_in(&mut self.lock(), name)
+    }
+
+    fn detach_in(&self, change: &mut Change, name: &AttachmentName) -> Result<bool, AttachError> {
+        files::remove(&self.run_dir, name)?;
+        files::bury(&self.run_dir, name)?;
+        let table = self.table.borrow().clone();
+        let mut next = Table::clone(&table);
+        let Some(detached) = next.attachments.remove(name) else { return Ok(false) };
+        self.publish(next);
+        change.history.freed(detached.addresses());
+        Ok(true)
+    }
+
+    /// Tries to read again what could not be read.
+    fn read_again(&self) {
+        let mut change = self.lock();
+        let names: BTreeSet<String> = change.unread.keys().cloned().collect();
+        if names.is_empty() {
+            return;
+        }
+        match files::read_again(&self.run_dir, names, &self.boot_id) {
+            Ok(Found { present, unread, .. }) => {
+                change.unread = unread;
+                let mut next = Table::clone(&self.table.borrow());
+                let before = next.attachments.len();
+                for attached in present {
+                    next.attachments.entry(attached.name()).or_insert_with(|| Arc::new(attached));
+                }
+                if next.attachments.len() > before {
+                    self.publish(next);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "failed to read the folder of the attachments"),
+        }
+    }
+
+    /// What status says of RUN/attachments.
+    #[must_use]
+    pub fn problem(&self) -> Option<Problem> {
+        let change = self.lock();
+        let shown: Vec<String> =
+            change.unread.iter().take(NAMED).map(|(file, error)| format!("{file}: {error}")).collect();
+        let folder = self.run_dir.join(RECORDS);
+        (!shown.is_empty()).then(|| {
+            Problem::new(
+                "attachments_unreadable",
+                format!(
+                    "{} of the entries in {} cannot be read ({}); if one is an attachment (CONTAINER@INTERFACE), \
+                     policies do not know its container, and containers get no addresses until it is read",
+                    change.unread.len(),
+                    folder.display(),
+                    shown.join("; "),
+                ),
+                format!(
+                    "ls -la {}; remove what is no ordinary file; files are read again every 10 s",
+                    folder.display()
+                ),
+            )
+        })
+    }
+
+    /// Forgets what was withdrawn while the daemon did not answer.
+    fn honour_tombstones(&self) {
+        let mut change = self.lock();
+        let names = files::tombstones(&self.run_dir).unwrap_or_default();
+        for name in names {
+            match self.detach_in(&mut change, &name) {
+                Ok(_) => tracing::info!(
+                    container = name.container_id,
+                    interface = name.ifname,
+                    "detached while the daemon did not answer"
+                ),
+                // The sweep tries again.
+                Err(error) => tracing::warn!(container = name.container_id, %error, "failed to detach a container"),
+            }
+        }
+    }
+
+    /// Whether ADD would wait in vain: policy is enforced on this node, and nothing of it is in force yet, or the kernel
+    /// refuses it.
+    #[must_use]
+    pub fn awaits_policy(&self) -> bool {
+        self.progress.borrow().is_some_and(|progress| progress.generation == 0 || progress.refused)
+    }
+
+    /// Waits until policy is in force for the table of this generation; at once while nobody enforces policy.
+    pub async fn in_force(&self, generation: u64) {
+        let mut progress = self.progress.subscribe();
+        // The sender lives as long as `self`.
+        let _ = progress.wait_for(|reached| reached.is_none_or(|reached| reached.generation >= generation)).await;
+    }
+
+    /// The run directory.
+    #[must_use]
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    fn put(&self, table: &Table, attached: Attached) -> Result<u64, AttachError> {
+        files::write(&self.run_dir, &attached)?;
+        let mut next = table.clone();
+        next.attachments.insert(attached.name(), Arc::new(attached));
+        Ok(self.publish(next))
+    }
+
+    fn publish(&self, mut next: Table) -> u64 {
+        next.generation += 1;
+        let generation = next.generation;
+        self.table.send_replace(Arc::new(next));
+        generation
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Change> {
+        self.change.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An address of `holder` that `router` may send from.
+fn source_of(router: &Attach, holder: &Attach) -> Option<(IpNet, IpAddr)> {
+    router.allowed_sources.iter().find_map(|prefix| {
+        holder.addresses.iter().find(|address| prefix.contains(*address)).map(|address| (*prefix, *address))
+    })
+}
+
+/// A file is named after it, and a key of etcd.
+fn check_name(name: &AttachmentName) -> Result<(), AttachError> {
+    let is_id = cni::environment::is_identifier(&name.container_id) && name.container_id.len() <= 200;
+    if is_id && cni::environment::check_interface(&name.ifname).is_ok() {
+        Ok(())
+    } else {
+        Err(AttachError::BadName(name.clone()))
+    }
+}

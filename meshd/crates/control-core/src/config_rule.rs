@@ -1,0 +1,135 @@
+//! Decides whether a value of `config` is accepted, or the previous configuration stays in force.
+//!
+//! It is refused if it would exclude leased subnets (its deletion excludes all of them), if it would cover prefixes of
+//! an accepted external peer, or if it names an unsupported backend.
+//!
+//! All nodes decide alike, because the decision depends only on etcd and on the previous configuration, which is also
+//! from etcd (and stays in the cache over a restart). A node without a previous configuration decides by the nodes'
+//! leased subnets, and ignores external peers: those that conflict are then refused instead.
+
+use cow_map::CowMap;
+use etcd_schema::{
+    BackendKind, Key, NetworkConfig, OutsidePeer, PeerName, SubnetKey, SubnetLease, Violations, config_change,
+    config_conflicts, peer_conflicts,
+};
+use mesh::records::{Problem, ProblemCode, Record};
+
+/// Longest configuration, as JSON, that a problem repeats.
+const MAX_REPEATED: usize = 4096;
+
+/// What a configuration is judged against.
+pub(crate) struct Judge<'a> {
+    /// The configuration in force.
+    pub(crate) before: Option<&'a Record<NetworkConfig>>,
+    /// Whether anything stands under `config`, readable or not.
+    pub(crate) present: bool,
+    /// The subnets in force. Retained ones count: their nodes are about to put them back, or may live on them.
+    pub(crate) subnets: &'a CowMap<SubnetKey, Record<SubnetLease>>,
+    /// The outside peers in force.
+    pub(crate) peers: &'a CowMap<PeerName, Record<OutsidePeer>>,
+}
+
+/// Whether every prefix of `key` is inside the network of its family and of the length that is dealt out there.
+pub(crate) fn covers(config: &NetworkConfig, key: &SubnetKey) -> bool {
+    let v4 = key.v4.is_none_or(|net| {
+        config.ipv4.as_ref().is_some_and(|pool| pool.network.contains(&net) && pool.subnet_len == net.prefix_len())
+    });
+    let v6 = key.v6.is_none_or(|net| {
+        config.ipv6.as_ref().is_some_and(|pool| pool.network.contains(&net) && pool.subnet_len == net.prefix_len())
+    });
+    v4 && v6
+}
+
+impl Judge<'_> {
+    /// Why `new` is not taken; `None` for `new`: there is no value under `config` that could be. No problem: it is.
+    pub(crate) fn refusal(&self, new: Option<&Record<NetworkConfig>>) -> Option<Problem> {
+        let then = if self.before.is_some() { "the one before stays in force" } else { "none is in force" };
+        let problem = |cause: String, remedy: String| Problem {
+            code: ProblemCode::ConfigRefused,
+            key: Some(Key::Config.to_string()),
+            cause: format!("{cause}; {then}"),
+            remedy,
+        };
+        let outside = self.left_outside(new.map(|new| &*new.value));
+        let Some(new) = new else {
+            let subnet = Key::Subnet(outside?);
+            let what = if self.present { "cannot be read" } else { "is gone" };
+            return Some(problem(format!("it {what} while `{subnet}` is leased"), self.put_back()));
+        };
+        if new.value.backend.kind != BackendKind::Wireguard {
+            return Some(problem(
+                format!("Backend.Type is \"{}\", and this version has no other than \"wireguard\"", new.value.backend.kind),
+                "put \"Backend\": {\"Type\": \"wireguard\"}; with its DirectRouting nodes of one subnet use plain routes"
+                    .into(),
+            ));
+        }
+        if let Some(outside) = outside {
+            let violations = self.before.and_then(|before| {
+                let leased: Vec<SubnetKey> = self.subnets.keys().copied().collect();
+                config_change(&before.value, &new.value, &leased).err()
+            });
+            let cause = violations.map_or_else(
+                || format!("it leaves the leased `{}` outside", Key::Subnet(outside)),
+                |violations| violations.to_string(),
+            );
+            return Some(problem(
+                cause,
+                self.put_family_back(&new.value).unwrap_or_else(|| {
+                    "put a Network and SubnetLen that hold every leased subnet; to move to other addresses, drain the \
+                 nodes and delete their keys first"
+                        .into()
+                }),
+            ));
+        }
+        let violations = self.before.and_then(|before| self.covered_peers(before, new).err())?;
+        Some(problem(
+            violations.to_string(),
+            "put networks that are apart from what the outside peers own, or delete or change those under `peers/`"
+                .into(),
+        ))
+    }
+
+    /// The first leased subnet that `new` would leave outside, if any.
+    fn left_outside(&self, new: Option<&NetworkConfig>) -> Option<SubnetKey> {
+        let counts = |key: &SubnetKey, record: &Record<SubnetLease>| match self.before {
+            Some(before) => (record.lease.is_some() || record.value.node.is_some()) && covers(&before.value, key),
+            None => record.lease.is_some() && record.value.node.is_some(),
+        };
+        self.subnets
+            .iter()
+            .find(|(key, record)| counts(key, record) && !new.is_some_and(|new| covers(new, key)))
+            .map(|(key, _)| *key)
+    }
+
+    /// Whether `new` leaves alone the outside peers that the mesh has accepted. A peer that was written after `new`
+    /// is judged against it, and not the other way round: so nodes that saw both at once agree with those that did not.
+    fn covered_peers(&self, before: &Record<NetworkConfig>, new: &Record<NetworkConfig>) -> Result<(), Violations> {
+        let accepted = self.peers.iter().filter(|(_, peer)| {
+            peer.mod_revision < new.mod_revision && peer_conflicts(&peer.value, &before.value).is_ok()
+        });
+        config_conflicts(&new.value, accepted.map(|(name, peer)| (name, &*peer.value)))
+    }
+
+    /// What to do when `new` is without an address family that the mesh has.
+    fn put_family_back(&self, new: &NetworkConfig) -> Option<String> {
+        let before = &self.before?.value;
+        let (fields, example) = match (&before.ipv6, &before.ipv4) {
+            (Some(pool), _) if new.ipv6.is_none() => {
+                ("EnableIPv6", format!("\"EnableIPv6\": true, \"IPv6Network\": \"{}\"", pool.network))
+            }
+            (_, Some(pool)) if new.ipv4.is_none() => {
+                ("EnableIPv4", format!("\"EnableIPv4\": true, \"Network\": \"{}\"", pool.network))
+            }
+            _ => return None,
+        };
+        Some(format!("put a config with {example} again: {fields} stays while a subnet of that family is leased"))
+    }
+
+    fn put_back(&self) -> String {
+        let json = self.before.map(|before| before.value.to_json()).filter(|json| json.len() <= MAX_REPEATED);
+        json.and_then(|json| String::from_utf8(json).ok()).map_or_else(
+            || "put a valid configuration under `config`".into(),
+            |json| format!("put it back under `config`; in force is {json}"),
+        )
+    }
+}

@@ -1,0 +1,18 @@
+//! The control plane's decisions: values without I/O, clock or randomness of their own.
+//!
+//! [`store`] holds what etcd says and which of it is in force, [`guard`] what an etcd that lost records may withdraw,
+//! [`membership`] this node's own records, [`endpoints`] those of its containers, [`allocator`] the choice of a subnet.
+//! Each is given the time and what happened, and returns the calls to make. `control` makes them.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may begin at any instant"))]
+
+pub mod allocator;
+pub mod backoff;
+mod config_rule;
+pub mod endpoints;
+pub mod guard;
+pub mod membership;
+pub mod store;
+pub mod types;
+pub mod world;

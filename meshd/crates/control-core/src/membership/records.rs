@@ -1,0 +1,469 @@
+//! `subnets/…` and `nodes/ID`: selects, allocates, restores and rewrites, by compare-and-swap only.
+
+use std::time::{Duration, Instant};
+
+use etcd_schema::{BackendKind, Key, NetworkConfig, NodeRecord, SubnetKey, SubnetLease, WireguardData};
+use mesh::records::{LeaseId, Revision};
+use rand::rngs::StdRng;
+
+use super::{Answer, Call, CallId, Context, Flight, LocalFacts, MembershipState};
+use crate::{
+    allocator::{self, PoolExhausted},
+    config_rule,
+    store::Store,
+    types::{CallError, Compare, Transaction, Write},
+};
+
+/// How long the store may take to show what a transaction says must have happened, before it is listed anew.
+const CATCH_UP: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct RecordsLane {
+    flight: Flight,
+    /// The subnet in use; what stands in etcd decides whether it is ours.
+    own: Option<SubnetKey>,
+    /// Why `own` is not ours any more.
+    lost: Option<String>,
+    exhausted: Option<PoolExhausted>,
+    /// What the transaction under way claims, and the lease it uses.
+    claims: Option<SubnetKey>,
+    uses: Option<LeaseId>,
+    wait: Option<Wait>,
+    /// What etcd answered to be ours, until the store shows it.
+    granted: Option<SubnetKey>,
+    relist: bool,
+    /// The subnet in use is ours, and not what the configuration deals out now.
+    outdated: bool,
+    /// The changes under `subnets/`, and the subnet in use, at which no [`surplus`] was found: thousands of keys are not
+    /// looked through for every change of another one.
+    without_surplus: Option<(u64, Option<SubnetKey>)>,
+}
+
+/// What the store must have taken in before the next transaction makes sense.
+#[derive(Debug, Clone, Copy)]
+enum Wait {
+    /// Everything up to this revision; it is overdue at `until`.
+    Revision { revision: Revision, until: Instant },
+    /// A whole list read after the answer to a transaction was lost: this many in all.
+    Lists(u64),
+}
+
+/// What stands in etcd where our subnet should.
+enum Standing {
+    Ours,
+    /// The key is not there; nothing is in its way.
+    Free,
+    Lost(String),
+}
+
+impl RecordsLane {
+    pub(super) const fn new(previous: Option<SubnetKey>) -> Self {
+        Self {
+            flight: Flight::new(Duration::from_millis(20), Duration::from_secs(5)),
+            own: previous,
+            lost: None,
+            exhausted: None,
+            claims: None,
+            uses: None,
+            wait: None,
+            granted: None,
+            relist: false,
+            outdated: false,
+            without_surplus: None,
+        }
+    }
+
+    /// The subnet in use, unless it is lost.
+    pub(super) const fn subnet(&self) -> Option<SubnetKey> {
+        if self.lost.is_some() { None } else { self.own }
+    }
+
+    /// Looks whether the subnet in use still is ours; makes no call.
+    pub(super) fn observe(&mut self, context: &mut Context<'_>) {
+        if self.flight.call.is_some() || self.waits(context) {
+            return;
+        }
+        if let Some(own) = self.own {
+            self.lost = match standing(context, &own) {
+                Standing::Lost(reason) => Some(reason),
+                Standing::Ours | Standing::Free => None,
+            };
+            let free = self.lost.is_none() && !is_ours(context, &own);
+            let moves = self.lost.is_some() || free && (reservation(context).is_some() || is_outdated(context, &own));
+            if moves && !context.attached {
+                self.own = None;
+                self.lost = None;
+            }
+        }
+        if self.own.is_none() {
+            // A restart without cache: what is ours says so itself. A reservation comes first.
+            self.own = context
+                .store
+                .subnets()
+                .filter(|(_, _, lease)| lease.node.as_ref() == Some(&context.identity.id))
+                .min_by_key(|(key, kept, _)| (kept.lease.is_some(), kept.create_revision, **key))
+                .map(|(key, _, _)| *key);
+        }
+    }
+
+    /// The next transaction, if something in etcd is not as it should be.
+    pub(super) fn act(&mut self, context: &mut Context<'_>, lease: Option<LeaseId>) {
+        if !self.flight.is_free(context.now) || self.waits(context) {
+            return;
+        }
+        let Some(lease) = lease else { return };
+        self.exhausted = None;
+        let view = context.store.view();
+        let Some(config) = view.config.as_ref().map(|record| &*record.value) else { return };
+        self.outdated = self.own.is_some_and(|own| is_outdated(context, &own));
+        let transaction = match self.own {
+            Some(own) => match standing(context, &own) {
+                Standing::Ours => rewrite(context, config, Some(&own), lease, &mut self.without_surplus),
+                Standing::Free => Some(take(context, config, &own, lease)),
+                Standing::Lost(_) => rewrite(context, config, None, lease, &mut self.without_surplus),
+            },
+            None => match choose(context, config) {
+                Ok(Choice::Reserved(subnet)) => {
+                    self.claims = Some(subnet);
+                    rewrite(context, config, Some(&subnet), lease, &mut self.without_surplus)
+                }
+                Ok(Choice::Free(subnet)) => {
+                    self.claims = Some(subnet);
+                    Some(take(context, config, &subnet, lease))
+                }
+                Err(exhausted) => {
+                    self.exhausted = Some(exhausted);
+                    None
+                }
+            },
+        };
+        if let Some(transaction) = transaction {
+            self.uses = Some(lease);
+            self.wait = Some(Wait::Revision { revision: context.store.revision() + 1, until: context.now + CATCH_UP });
+            self.flight.call = Some(context.call(Call::Transact(transaction)));
+        }
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        now: Instant,
+        call: CallId,
+        answer: &Answer,
+        store: &Store,
+        rng: &mut StdRng,
+    ) -> bool {
+        if !self.flight.landed(call) {
+            return false;
+        }
+        let claims = self.claims.take();
+        match answer {
+            Answer::Committed(Ok(committed)) => {
+                self.flight.refusal = None;
+                if committed.succeeded {
+                    if claims.is_some() {
+                        self.own = claims;
+                        self.lost = None;
+                    }
+                    // With a lost one only `nodes/ID` was written.
+                    self.granted = self.own.filter(|_| self.lost.is_none());
+                    self.flight.succeeded();
+                    self.wait = Some(Wait::Revision { revision: committed.revision, until: now + CATCH_UP });
+                } else {
+                    // Something was written after the revision that this was based on (that is what `wait` is set
+                    // to): others are about, so spread.
+                    self.flight.wait(now, rng);
+                }
+            }
+            Answer::Committed(Err(error)) => {
+                self.wait = None;
+                match error {
+                    CallError::Indeterminate(_) => {
+                        self.wait = Some(Wait::Lists(store.lists() + 1));
+                        self.relist = true;
+                        self.flight.wait(now, rng);
+                    }
+                    CallError::LeaseNotFound => self.flight.wait(now, rng),
+                    CallError::Refused(_) => self.flight.failed(now, error, rng),
+                }
+            }
+            Answer::Granted(_) | Answer::KeptAlive(_) => {}
+        }
+        true
+    }
+
+    /// Nothing of what was asked of etcd, and answered, holds of the one that is there now.
+    pub(super) fn lineage_changed(&mut self) {
+        self.flight.abandon();
+        (self.claims, self.uses, self.wait, self.granted, self.relist) = (None, None, None, None, false);
+    }
+
+    /// A list of a new session is in, up to `revision`: what was answered and is later than that may be lost.
+    pub(super) const fn listed(&mut self, revision: Revision) {
+        if let Some(Wait::Revision { revision: awaited, .. }) = self.wait
+            && self.flight.call.is_none()
+            && awaited > revision
+        {
+            (self.wait, self.granted) = (None, None);
+        }
+    }
+
+    /// The lease that the last transaction used.
+    pub(super) const fn lease_used(&self) -> Option<LeaseId> {
+        self.uses
+    }
+
+    /// Whether the store has to be listed anew; says so once.
+    pub(super) fn wants_relist(&mut self, now: Instant) -> bool {
+        if let Some(Wait::Revision { until, .. }) = &mut self.wait
+            && self.flight.call.is_none()
+            && *until <= now
+        {
+            *until = now + CATCH_UP;
+            self.relist = true;
+        }
+        std::mem::take(&mut self.relist)
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        match self.wait {
+            _ if self.flight.call.is_some() => None,
+            Some(Wait::Revision { until, .. }) => Some(until),
+            Some(Wait::Lists(_)) => None,
+            None => self.flight.next_deadline(),
+        }
+    }
+
+    pub(super) const fn is_outdated(&self) -> bool {
+        self.outdated
+    }
+
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.flight.refusal.as_deref()
+    }
+
+    pub(super) fn state(&self, context: &Context<'_>) -> MembershipState {
+        match (self.own, &self.lost, self.exhausted) {
+            (Some(subnet), Some(reason), _) => MembershipState::SubnetLost { subnet, reason: reason.clone() },
+            // It stands in etcd, or the transaction that put it there was answered and the watch is about to bring it.
+            (Some(subnet), None, _) if self.granted == Some(subnet) || is_ours(context, &subnet) => {
+                MembershipState::Joined { subnet }
+            }
+            (_, _, _) if context.store.view().config.is_none() => MembershipState::NoConfig,
+            (None, _, Some(PoolExhausted { family, total })) => MembershipState::PoolExhausted { family, total },
+            _ => MembershipState::Joining,
+        }
+    }
+
+    fn waits(&mut self, context: &Context<'_>) -> bool {
+        let over = match self.wait {
+            None => true,
+            Some(Wait::Revision { revision, .. }) => context.store.revision() >= revision,
+            Some(Wait::Lists(lists)) => context.store.lists() >= lists,
+        };
+        if over {
+            self.wait = None;
+            self.granted = None;
+        }
+        !over
+    }
+}
+
+enum Choice {
+    /// A key that waits for this node.
+    Reserved(SubnetKey),
+    /// A free subnet.
+    Free(SubnetKey),
+}
+
+/// The subnet to take: a reservation, else one of the free ones.
+fn choose(context: &mut Context<'_>, config: &NetworkConfig) -> Result<Choice, PoolExhausted> {
+    match reservation(context) {
+        Some(subnet) => Ok(Choice::Reserved(subnet)),
+        None => allocator::choose(config, context.store.taken(), context.rng).map(Choice::Free),
+    }
+}
+
+/// A key without lease that names this node, or else nobody and its public address.
+fn reservation(context: &Context<'_>) -> Option<SubnetKey> {
+    let facts = context.facts;
+    let by_address = |lease: &SubnetLease| {
+        lease.node.is_none()
+            && (lease.public_ip.is_some() && lease.public_ip == facts.public_ipv4
+                || lease.public_ip.is_none() && lease.public_ipv6.is_some() && lease.public_ipv6 == facts.public_ipv6)
+    };
+    let by_node = |lease: &SubnetLease| lease.node.as_ref() == Some(&context.identity.id);
+    context
+        .store
+        .subnets()
+        .filter(|(_, kept, lease)| kept.lease.is_none() && (by_node(lease) || by_address(lease)))
+        .min_by_key(|(key, kept, lease)| (!by_node(lease), kept.create_revision, **key))
+        .map(|(key, _, _)| *key)
+}
+
+fn is_ours(context: &Context<'_>, subnet: &SubnetKey) -> bool {
+    matches!(standing(context, subnet), Standing::Ours)
+}
+
+/// Whether the configuration in force deals out other subnets than this one: of other families, lengths, networks.
+fn is_outdated(context: &Context<'_>, own: &SubnetKey) -> bool {
+    context.store.view().config.as_ref().is_some_and(|config| {
+        let config = &config.value;
+        !config_rule::covers(config, own)
+            || own.v4.is_some() != config.ipv4.is_some()
+            || own.v6.is_some() != config.ipv6.is_some()
+    })
+}
+
+fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
+    let store = context.store;
+    let Some(kept) = store.get(&Key::Subnet(*own).to_string()) else {
+        if let Some(other) = store.present_subnets().find(|other| own.overlaps(other)) {
+            return Standing::Lost(format!("`{}` overlaps it", Key::Subnet(*other)));
+        }
+        let outside = store.view().config.as_ref().is_some_and(|config| !config_rule::covers(&config.value, own));
+        if outside {
+            return Standing::Lost("it is outside of the networks of `config`".into());
+        }
+        return Standing::Free;
+    };
+    // The last good value of a record that cannot be read says whose it is; it is put right by its owner.
+    match kept.subnet().and_then(|lease| lease.node.as_ref()) {
+        Some(node) if *node == context.identity.id => Standing::Ours,
+        Some(node) => Standing::Lost(format!("it belongs to node {node}")),
+        None => Standing::Lost("its key does not name this node any more".into()),
+    }
+}
+
+/// Puts a subnet that is free, and `nodes/ID`: nothing under `subnets/` may have changed since the store's revision.
+/// In an etcd that went back and was not listed yet, everything is older than that: the key itself must be absent too.
+fn take(context: &Context<'_>, config: &NetworkConfig, subnet: &SubnetKey, lease: LeaseId) -> Transaction {
+    let store = context.store;
+    let key = Key::Subnet(*subnet).to_string();
+    let mut transaction = unchanged(context);
+    transaction.compares.push(Compare::CreateRevision { key: key.clone(), equals: 0 });
+    transaction.compares.push(Compare::AllModifiedBefore { prefix: "subnets/".into(), revision: store.revision() + 1 });
+    transaction.compares.push(Compare::ModRevision {
+        key: Key::Config.to_string(),
+        equals: store.mod_revision(&Key::Config.to_string()),
+    });
+    transaction.writes = vec![
+        Write::Put { key, value: lease_value(context, config, None).to_json(), lease: Some(lease) },
+        put_node(context, lease),
+    ];
+    transaction
+}
+
+/// Brings `nodes/ID`, and our subnet's key, to what they should be; `None` when they are.
+fn rewrite(
+    context: &Context<'_>,
+    config: &NetworkConfig,
+    subnet: Option<&SubnetKey>,
+    lease: LeaseId,
+    without_surplus: &mut Option<(u64, Option<SubnetKey>)>,
+) -> Option<Transaction> {
+    let store = context.store;
+    let mut transaction = unchanged(context);
+    if let Some(subnet) = subnet {
+        let key = Key::Subnet(*subnet).to_string();
+        let kept = store.get(&key)?;
+        let value = lease_value(context, config, kept.subnet());
+        transaction.compares.push(Compare::ModRevision { key: key.clone(), equals: kept.mod_revision });
+        if kept.unreadable() || kept.subnet() != Some(&value) {
+            // A reservation stays one: without lease.
+            transaction.writes.push(Write::Put { key, value: value.to_json(), lease: kept.lease });
+        }
+    }
+    let seen = (store.subnet_changes(), subnet.copied());
+    if !context.attached && *without_surplus != Some(seen) {
+        let surplus = surplus(context, subnet);
+        *without_surplus = surplus.is_empty().then_some(seen);
+        for (key, kept) in surplus {
+            transaction.compares.push(Compare::ModRevision { key: key.clone(), equals: kept });
+            transaction.writes.push(Write::Delete { key });
+        }
+    }
+    let node = store.get(&Key::Node(context.identity.id.clone()).to_string());
+    let as_it_should = node.is_some_and(|kept| {
+        !kept.unreadable() && kept.lease == Some(lease) && kept.node() == Some(&node_value(context, kept.node()))
+    });
+    if !as_it_should {
+        transaction.writes.push(put_node(context, lease));
+    }
+    (!transaction.writes.is_empty()).then_some(transaction)
+}
+
+/// Leased keys that are this node's beside the one in use, with their mod_revision; few at a time. They come from a
+/// state directory that was lost, or a reservation made for a node that had a lease.
+fn surplus(context: &Context<'_>, in_use: Option<&SubnetKey>) -> Vec<(String, Revision)> {
+    context
+        .store
+        .subnets()
+        .filter(|(key, kept, lease)| {
+            in_use.is_some_and(|own| own != *key)
+                && kept.lease.is_some()
+                && lease.node.as_ref() == Some(&context.identity.id)
+        })
+        .map(|(key, kept, _)| (Key::Subnet(*key).to_string(), kept.mod_revision))
+        .take(16)
+        .collect()
+}
+
+/// The conditions of every write: `nodes/ID` is as the store has it, and this node was not removed.
+fn unchanged(context: &Context<'_>) -> Transaction {
+    let id = &context.identity.id;
+    let node = Key::Node(id.clone()).to_string();
+    Transaction {
+        compares: vec![
+            Compare::ModRevision { equals: context.store.mod_revision(&node), key: node },
+            Compare::CreateRevision { key: Key::Removed(id.clone()).to_string(), equals: 0 },
+        ],
+        writes: Vec::new(),
+    }
+}
+
+fn put_node(context: &Context<'_>, lease: LeaseId) -> Write {
+    let key = Key::Node(context.identity.id.clone()).to_string();
+    let present = context.store.get(&key).and_then(|kept| kept.node());
+    Write::Put { value: node_value(context, present).to_json(), key, lease: Some(lease) }
+}
+
+/// What is wrong with what this node would say about itself, if anything.
+pub(super) fn violations(facts: &LocalFacts) -> Option<String> {
+    NodeRecord::parse(&node_record(facts).to_json()).err().map(|violations| violations.to_string())
+}
+
+/// What `nodes/ID` should hold; fields of `present` that are unknown stay.
+fn node_value(context: &Context<'_>, present: Option<&NodeRecord>) -> NodeRecord {
+    let mut record = node_record(context.facts);
+    if let Some(present) = present {
+        record.extra = present.extra.clone();
+    }
+    record
+}
+
+fn node_record(facts: &LocalFacts) -> NodeRecord {
+    NodeRecord {
+        name: facts.name.clone(),
+        site: facts.site.clone(),
+        public_key: facts.public_key,
+        next_public_key: facts.next_public_key,
+        listen_port: facts.listen_port,
+        endpoints: facts.endpoints.clone(),
+        addresses: facts.addresses.clone(),
+        version: facts.version.clone(),
+        extra: serde_json::Map::new(),
+    }
+}
+
+/// What our key under `subnets/` should hold; fields of `present` that are unknown stay.
+fn lease_value(context: &Context<'_>, config: &NetworkConfig, present: Option<&SubnetLease>) -> SubnetLease {
+    let facts = context.facts;
+    let wireguard = WireguardData { public_key: facts.public_key, port: facts.listen_port };
+    let kind: BackendKind = config.backend.kind;
+    let mut lease =
+        SubnetLease::for_node(context.identity.id.clone(), facts.public_ipv4, facts.public_ipv6, kind, wireguard);
+    if let Some(present) = present {
+        lease.extra = present.extra.clone();
+    }
+    lease
+}

@@ -1,0 +1,693 @@
+//! Records from etcd, and those in force.
+//!
+//! A pure value: `apply(now, input)` takes the watcher's input and yields a new [`View`] if anything in force changed.
+//! It does no I/O and reads no clock.
+//!
+//! Bad data never withdraws good state:
+//! - an invalid value leaves the last good value of its key in force, and is reported as a [`Problem`];
+//! - a withdrawal counts by its evidence, see `guard`: an empty or older etcd withdraws nothing; mass deletions, and
+//!   deletions while `config` is missing, stay in force for 30 s;
+//! - a `config` that would exclude leased subnets is refused while the leases exist, and so is its deletion.
+//!
+//! Two lists of the same content change nothing: records are compared by revision, lease and value.
+
+mod publish;
+mod record;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Instant,
+};
+
+use etcd_schema::{Key, NodeId, SubnetKey, SubnetLease, Violations};
+use mesh::records::{Problem, ProblemCode, Revision, View};
+use text::quote;
+
+pub(crate) use self::record::Kept;
+use self::record::{Good, Value, fingerprint};
+use super::{
+    guard::{Absence, Class, Evidence, Guard, Lineage},
+    types::{Entry, KeyListing},
+    world::{self, WorldChanges, WorldItem, WorldRecord},
+};
+use crate::types::WatchEvent;
+
+/// Everything below the prefix.
+#[derive(Debug, Default)]
+pub struct Store {
+    /// Without a slash at its end; for the commands in remedies.
+    prefix: String,
+    /// As etcd holds them. What the guard holds for a key is in force instead.
+    keys: BTreeMap<String, Kept>,
+    guard: Guard<Kept>,
+    /// How many of `keys` are nodes' records, and policies.
+    counts: Counts,
+    config_problem: Option<Problem>,
+    problems: BTreeMap<String, Problem>,
+    /// Subnets whose value in force is a retained one, whether or not it yields at present.
+    retained_subnets: BTreeSet<SubnetKey>,
+    revision: Revision,
+    lineage_changes: u64,
+    lists: u64,
+    /// How often a key under `subnets/` was put or deleted.
+    subnet_changes: u64,
+    audit_differences: u64,
+    view: Arc<View>,
+    /// What policies are made of, as far as it changed since it was last handed on.
+    world: WorldChanges,
+    /// Keys that hold something unreadable, of which an earlier value may be found in etcd, with its revision.
+    history: BTreeMap<String, Revision>,
+}
+
+/// A key whose earlier values are to be looked for: those before this revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The key below the prefix.
+    pub key: String,
+    /// The revision of its present value.
+    pub before: Revision,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    nodes: usize,
+    policies: usize,
+}
+
+impl Counts {
+    fn of(&mut self, class: Option<Class>) -> Option<&mut usize> {
+        match class? {
+            Class::Node => Some(&mut self.nodes),
+            Class::Policy => Some(&mut self.policies),
+            _ => None,
+        }
+    }
+
+    const fn get(&self, class: Class) -> usize {
+        match class {
+            Class::Node => self.nodes,
+            Class::Policy => self.policies,
+            _ => 0,
+        }
+    }
+}
+
+/// What [`Store::accept`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// Keys whose records are no longer in force.
+    pub withdrawn: usize,
+    /// Keys that have another value in force now, or one for the first time.
+    pub changed: usize,
+}
+
+impl Store {
+    /// An empty store of what is below `prefix`.
+    #[must_use]
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.trim_end_matches('/').to_owned(), ..Self::default() }
+    }
+
+    /// The prefix of all keys, without a slash at its end.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The store as it was when the cache was written, for a prefix that does not matter.
+    #[must_use]
+    pub fn from_cache(revision: Revision, entries: Vec<Entry>, now: Instant) -> Self {
+        Self::default().with_cache(revision, entries, now)
+    }
+
+    /// This empty store, as it was when the cache was written. It counts as not yet synced.
+    #[must_use]
+    pub fn with_cache(mut self, revision: Revision, entries: Vec<Entry>, now: Instant) -> Self {
+        self.revision = revision;
+        self.guard.recall(Some(Lineage { cluster: None, revision }), None);
+        // The configuration first and alone: it was in force, and subnets outside of it do not change that.
+        let (config, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.key == "config");
+        for entries in [config, others] {
+            let changes = entries.into_iter().map(|entry| (entry.key.clone(), Some(entry))).collect();
+            self.take(now, changes, Absence::Listed);
+        }
+        self
+    }
+
+    /// The store of an earlier run, with what that had seen of etcd.
+    #[must_use]
+    pub fn recall(mut self, evidence: Evidence) -> Self {
+        if evidence.lineage.is_some() {
+            self.guard.recall(evidence.lineage, evidence.doubt);
+        }
+        let mut touched = BTreeSet::new();
+        for text in evidence.held {
+            let Some(kept) = self.remove(&text) else { continue };
+            if let Some(class) = kept.class() {
+                self.guard.keep_held(text.clone(), class, kept);
+                touched.extend(self.hand_on_held(&text));
+            }
+        }
+        self.publish(touched);
+        self
+    }
+
+    /// What the next run has to know beside the records.
+    pub fn evidence(&self) -> Evidence {
+        self.guard.evidence()
+    }
+
+    /// The view in force.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view)
+    }
+
+    /// The revision up to which every change is in here. A choice made from the store may say in a transaction
+    /// that nothing was written after it.
+    #[must_use]
+    pub const fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Rises when a list is of another etcd history than the one before: of another cluster, or of one that went back. What
+    /// was learned of etcd until then (revisions, leases, calls under way) says nothing of this one.
+    pub(crate) const fn lineage_changes(&self) -> u64 {
+        self.lineage_changes
+    }
+
+    /// How many whole lists went in; 0: nothing was read from etcd yet.
+    #[must_use]
+    pub const fn lists(&self) -> u64 {
+        self.lists
+    }
+
+    /// Differences that audits found and the watch had not brought.
+    #[must_use]
+    pub const fn audit_differences(&self) -> u64 {
+        self.audit_differences
+    }
+
+    /// Takes a whole list: what is not in it is gone.
+    pub fn listed(&mut self, now: Instant, listing: KeyListing) -> Option<Arc<View>> {
+        let KeyListing { cluster, revision, entries } = listing;
+        let older =
+            |entry: &Entry| self.keys.get(&entry.key).is_some_and(|kept| entry.mod_revision < kept.mod_revision);
+        self.lineage_changes += u64::from(self.guard.list_begins(cluster, revision, entries.iter().any(older)));
+        let mut gone: BTreeSet<String> = self.keys.keys().cloned().collect();
+        let mut changes = Vec::new();
+        for entry in entries {
+            gone.remove(&entry.key);
+            if !self.keys.get(&entry.key).is_some_and(|kept| kept.is(&entry)) {
+                changes.push((entry.key.clone(), Some(entry)));
+            }
+        }
+        changes.extend(gone.into_iter().map(|key| (key, None)));
+        self.revision = revision;
+        self.lists += 1;
+        self.take(now, changes, Absence::Listed)
+    }
+
+    /// Takes events of whole revisions, in order.
+    pub fn changed(&mut self, now: Instant, events: Vec<WatchEvent>) -> Option<Arc<View>> {
+        let mut last = HashMap::new();
+        let mut revision = self.revision;
+        for event in events {
+            // A watch that was opened after a list starts behind it; anything older is known.
+            if event.revision() <= self.revision {
+                continue;
+            }
+            revision = revision.max(event.revision());
+            match event {
+                WatchEvent::Put(entry) => last.insert(entry.key.clone(), Some(entry)),
+                WatchEvent::Delete { key, .. } => last.insert(key, None),
+            };
+        }
+        self.revision = revision;
+        self.guard.reached(revision);
+        let changes = last.into_iter().filter(|(key, entry)| entry.is_some() || self.keys.contains_key(key)).collect();
+        self.take(now, changes, Absence::Deleted)
+    }
+
+    /// Compares a list that was read beside the watch, which has had time to bring everything in it. What differs
+    /// all the same was lost on the way: it is counted, put right, and its keys are returned. It is a second list for
+    /// what an earlier one lacked.
+    pub fn audited(
+        &mut self,
+        now: Instant,
+        listing: KeyListing,
+        deleted_since: &BTreeSet<String>,
+    ) -> (Option<Arc<View>>, Vec<String>) {
+        let KeyListing { cluster, revision, entries } = listing;
+        self.lineage_changes += u64::from(self.guard.list_begins(cluster, self.revision.max(revision), false));
+        let mut absent: BTreeSet<String> =
+            self.keys.iter().filter(|(_, kept)| kept.mod_revision <= revision).map(|(key, _)| key.clone()).collect();
+        let mut changes = Vec::new();
+        for entry in entries {
+            absent.remove(&entry.key);
+            let lost = match self.keys.get(&entry.key) {
+                // A later write has come by the watch since.
+                Some(kept) => kept.mod_revision <= entry.mod_revision && !kept.is(&entry),
+                None => !deleted_since.contains(&entry.key),
+            };
+            if lost {
+                changes.push((entry.key.clone(), Some(entry)));
+            }
+        }
+        changes.extend(absent.into_iter().map(|key| (key, None)));
+        let lost: Vec<_> = changes.iter().map(|(key, _)| key.clone()).collect();
+        self.audit_differences += lost.len() as u64;
+        (self.take(now, changes, Absence::Listed), lost)
+    }
+
+    /// Lets go of what has been held long enough.
+    pub fn tick(&mut self, now: Instant) -> Option<Arc<View>> {
+        let over = self.guard.tick(now);
+        if over.is_empty() {
+            return None;
+        }
+        let touched = over.iter().filter_map(|text| self.take_effect(text)).collect();
+        self.publish(touched)
+    }
+
+    /// The operator says that what etcd holds is right: nothing else stays in force.
+    pub fn accept(&mut self) -> (Accepted, Option<Arc<View>>) {
+        let mut accepted = Accepted::default();
+        let mut touched = BTreeSet::new();
+        for text in self.guard.accept().into_keys() {
+            if self.keys.contains_key(&text) {
+                accepted.changed += 1;
+            } else {
+                accepted.withdrawn += 1;
+            }
+            touched.extend(self.take_effect(&text));
+        }
+        (accepted, self.publish(touched))
+    }
+
+    /// Whether a list lacked something that only another list confirms.
+    pub fn awaits_list(&self) -> bool {
+        self.guard.awaits_list()
+    }
+
+    /// What policies are made of, as far as it changed since the last call.
+    pub fn take_world(&mut self) -> WorldChanges {
+        std::mem::take(&mut self.world)
+    }
+
+    /// The keys of which an earlier value is wanted; each is named once.
+    pub fn take_wanted(&mut self) -> Vec<Wanted> {
+        std::mem::take(&mut self.history).into_iter().map(|(key, before)| Wanted { key, before }).collect()
+    }
+
+    /// Asks again for what was not answered, as far as it is still wanted.
+    pub fn want_again(&mut self, wanted: Vec<Wanted>) {
+        for Wanted { key, before } in wanted {
+            let still = |kept: &Kept| kept.unreadable && kept.good.is_none() && kept.mod_revision == before;
+            if self.keys.get(&key).is_some_and(still) {
+                self.history.insert(key, before);
+            }
+        }
+    }
+
+    /// Whether this is a value that policies could be made of.
+    pub fn can_read(entry: &Entry) -> bool {
+        Key::parse(&entry.key).is_ok_and(|key| world::read(&key, &entry.value).is_some_and(|read| read.is_ok()))
+    }
+
+    /// Takes an earlier value of a key that was [`wanted`](Self::take_wanted): it is in force if nothing better is.
+    pub fn earlier(&mut self, wanted: &Wanted, earlier: &Entry) -> Option<Arc<View>> {
+        let kept = self.keys.get_mut(&wanted.key)?;
+        let fits = kept.unreadable
+            && self.guard.held(&wanted.key).is_none()
+            && kept.good.is_none()
+            && kept.mod_revision == wanted.before
+            && kept.create_revision == earlier.create_revision;
+        let key = kept.key.clone().filter(|_| fits)?;
+        let read = world::read(&key, &earlier.value)?.ok()?;
+        kept.good = Some(Good { bytes: read.reduced, mod_revision: earlier.mod_revision, value: Value::World });
+        if let Some(problem) = self.problems.get_mut(&wanted.key) {
+            let before = problem.cause.rsplit_once(" (").map_or(problem.cause.as_str(), |(violations, _)| violations);
+            problem.cause = format!("{before} (its value of revision {} stays in force)", earlier.mod_revision);
+        }
+        kept.refused = None;
+        self.hand_on(&key, Some(read.item), earlier.create_revision);
+        self.publish(BTreeSet::new())
+    }
+
+    /// When [`tick`](Self::tick) next has something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.guard.next_deadline()
+    }
+
+    /// Revision of the last write of a key in etcd, readable or not; 0 when it is not there. For compares.
+    #[must_use]
+    pub fn mod_revision(&self, key: &str) -> Revision {
+        self.keys.get(key).map_or(0, |kept| kept.mod_revision)
+    }
+
+    /// The prefixes of every key under `subnets/`, readable or not, and of those whose withdrawal waits.
+    pub fn taken(&self) -> impl Iterator<Item = &SubnetKey> + Clone {
+        let of = |key: &Option<Key>| matches!(key, Some(Key::Subnet(_)));
+        let present = self.keys.range("subnets/".to_owned().."subnets0".to_owned()).map(|(_, kept)| &kept.key);
+        let held = self.guard.held_below("subnets/").filter_map(|held| Some(&held.record.as_ref()?.key));
+        present.chain(held).filter(move |key| of(key)).filter_map(|key| match key {
+            Some(Key::Subnet(subnet)) => Some(subnet),
+            _ => None,
+        })
+    }
+
+    /// The prefixes of every key that etcd holds under `subnets/`, readable or not.
+    pub(crate) fn present_subnets(&self) -> impl Iterator<Item = &SubnetKey> + Clone {
+        self.keys.range("subnets/".to_owned().."subnets0".to_owned()).filter_map(|(_, kept)| match &kept.key {
+            Some(Key::Subnet(subnet)) => Some(subnet),
+            _ => None,
+        })
+    }
+
+    /// Rises whenever [`subnets`](Self::subnets) may be others than before.
+    pub(crate) const fn subnet_changes(&self) -> u64 {
+        self.subnet_changes
+    }
+
+    /// The subnets that etcd holds now and that could be read, with their revision and lease.
+    pub(crate) fn subnets(&self) -> impl Iterator<Item = (&SubnetKey, &Kept, &SubnetLease)> {
+        self.keys.range("subnets/".to_owned().."subnets0".to_owned()).filter_map(|(_, kept)| {
+            match (&kept.key, kept.good.as_ref().map(|good| &good.value)) {
+                (Some(Key::Subnet(key)), Some(Value::Subnet(lease))) if !kept.unreadable => {
+                    Some((key, kept, lease.as_ref()))
+                }
+                _ => None,
+            }
+        })
+    }
+
+    /// Whether etcd holds any Kubernetes object.
+    pub fn has_kubernetes_objects(&self) -> bool {
+        [Key::NAMESPACES, Key::PODS, Key::NETWORK_POLICIES, Key::CLUSTER_NETWORK_POLICIES, "k8s/"]
+            .into_iter()
+            .any(|kind| self.keys_below(kind).next().is_some())
+    }
+
+    /// The keys that start with `prefix`.
+    pub(crate) fn keys_below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Kept)> {
+        self.keys
+            .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
+            .take_while(move |(key, _)| key.starts_with(prefix))
+            .map(|(key, kept)| (key.as_str(), kept))
+    }
+
+    /// A key of etcd, readable or not.
+    pub(crate) fn get(&self, key: &str) -> Option<&Kept> {
+        self.keys.get(key)
+    }
+
+    /// The last good value of every key, for the cache; those whose withdrawal waits are among them.
+    ///
+    /// `config` is the one in force: a restart must not forget what a refused one is measured against.
+    pub fn cached(&self) -> impl Iterator<Item = Entry> {
+        let config = self.view.config.as_ref().map(|config| Entry {
+            key: Key::Config.to_string(),
+            value: config.value.to_json().into(),
+            create_revision: config.create_revision,
+            mod_revision: config.mod_revision,
+            lease: config.lease,
+        });
+        let present = self.keys.iter().filter(|(key, _)| self.guard.held(key).is_none());
+        let held = self.guard.all_held().filter_map(|(key, held)| Some((key, held.record.as_ref()?)));
+        let others = present.chain(held).filter(|(_, kept)| kept.key != Some(Key::Config)).filter_map(|(key, kept)| {
+            let (value, mod_revision) = kept.cached()?;
+            Some(Entry {
+                key: key.clone(),
+                value: Arc::clone(value),
+                create_revision: kept.create_revision,
+                mod_revision,
+                lease: kept.lease,
+            })
+        });
+        config.into_iter().chain(others)
+    }
+
+    /// Takes changes that happened together; a key stands in them once. `absence`: how the deletions among them are known.
+    fn take(&mut self, now: Instant, changes: Vec<(String, Option<Entry>)>, absence: Absence) -> Option<Arc<View>> {
+        let mut touched = BTreeSet::new();
+        let mut gone = Vec::new();
+        for (text, entry) in changes {
+            self.subnet_changes += u64::from(text.starts_with("subnets/"));
+            match entry {
+                Some(entry) => touched.extend(self.put(text, entry)),
+                None => gone.extend(self.remove(&text).map(|kept| (text, kept))),
+            }
+        }
+        // Removals first, so that the deletions that came with them are not held.
+        for (text, kept) in gone {
+            touched.extend(self.absent(now, text, kept, absence));
+        }
+        if absence == Absence::Listed {
+            self.guard.confirm(now);
+        }
+        // What goes while `config` is missing is an accident until someone says otherwise, however few they are.
+        let present = self.keys.get(Key::CONFIG).is_some_and(|kept| kept.good.is_some());
+        let all = self.view.config.is_some() && !present;
+        let judged = self.guard.judge(now, all, |class| self.counts.get(class));
+        for text in &judged.withdrawn {
+            touched.extend(self.take_effect(text));
+        }
+        for text in &judged.held {
+            touched.extend(self.hand_on_held(text));
+        }
+        self.release_removed(&mut touched);
+        if let Some(sign) = self.guard.settle() {
+            tracing::warn!(?sign, revision = self.revision, "etcd replaced or restored, no record missing; using it");
+        }
+        self.publish(touched)
+    }
+
+    /// Takes one value; the key it names, unless it is none of ours.
+    fn put(&mut self, text: String, entry: Entry) -> Option<Key> {
+        self.problems.remove(&text);
+        let key = match Key::parse(&text) {
+            Ok(key) => Some(key),
+            Err(error) => {
+                self.problems.insert(
+                    text.clone(),
+                    Problem {
+                        code: ProblemCode::BadKey,
+                        key: Some(text.clone()),
+                        cause: error.to_string(),
+                        remedy: format!(
+                            "etcdctl del {} # if nothing else needs it",
+                            quote(&format!("{}/{text}", self.prefix))
+                        ),
+                    },
+                );
+                None
+            }
+        };
+        let before = self.remove(&text);
+        let mut kept = Kept {
+            create_revision: entry.create_revision,
+            mod_revision: entry.mod_revision,
+            lease: entry.lease,
+            fingerprint: fingerprint(&entry.value),
+            key: key.clone(),
+            good: None,
+            unreadable: false,
+            refused: None,
+        };
+        let mut refused = None;
+        let mut item = None;
+        // A key that was deleted and made anew says nothing with its old value.
+        let earlier = before
+            .as_ref()
+            .filter(|before| before.create_revision == entry.create_revision)
+            .and_then(|before| before.good.clone());
+        if let Some(key) = &key {
+            match Value::parse(key, &entry.value) {
+                Some(Ok(value)) => {
+                    let (bytes, mod_revision) = (Arc::clone(&entry.value), entry.mod_revision);
+                    kept.good = Some(Good { bytes, mod_revision, value });
+                }
+                Some(Err(violations)) => {
+                    kept.good = earlier;
+                    if kept.good.is_none() && matches!(key, Key::Removed(_)) {
+                        kept.refused = Some(entry.value);
+                    }
+                    let effect =
+                        if kept.good.is_some() { "the last good value stays in force" } else { "it has no effect" };
+                    refused = Some((violations, effect.to_owned()));
+                }
+                None => (item, refused) = self.read_world(&text, key, &entry, &mut kept, earlier),
+            }
+        }
+        kept.unreadable = refused.is_some();
+        if let Some((violations, effect)) = refused {
+            self.problems.insert(
+                text.clone(),
+                Problem {
+                    code: ProblemCode::BadValue,
+                    key: Some(text.clone()),
+                    cause: format!("{violations} ({effect})"),
+                    remedy: format!(
+                        "meshctl check {0} FILE && etcdctl put {1} < FILE # with a corrected value in FILE",
+                        quote(&text),
+                        quote(&format!("{}/{text}", self.prefix))
+                    ),
+                },
+            );
+        }
+        if self.goes_into_force(&text, &kept, before.as_ref()) {
+            self.guard.returned(&text);
+            if let (Some(key), Some(item)) = (&key, item) {
+                self.hand_on(key, item, entry.create_revision);
+            }
+        } else if let Some(class) = kept.class() {
+            self.history.remove(&text);
+            if self.guard.held(&text).is_none() {
+                self.guard.keep(text.clone(), class, before);
+            }
+            self.hand_on_held(&text);
+        }
+        if let Some(count) = self.counts.of(kept.class()) {
+            *count += 1;
+        }
+        self.keys.insert(text, kept);
+        key
+    }
+
+    /// Whether a value that etcd holds is to be in force; `before`: what it held under this key.
+    fn goes_into_force(&self, text: &str, kept: &Kept, before: Option<&Kept>) -> bool {
+        let Some(class) = kept.class().filter(|_| self.guard.doubt().is_some()) else { return true };
+        let known = match self.guard.held(text) {
+            Some(held) => held.record.as_ref(),
+            None => before,
+        };
+        let same = known.is_some_and(|known| known.says_the_same(kept));
+        if kept.unreadable && !same {
+            return false;
+        }
+        // Without any configuration there is no mesh that another one could harm.
+        let first = kept.key == Some(Key::Config) && self.view.config.is_none();
+        first || self.guard.counts(class, kept.mod_revision, same)
+    }
+
+    /// Forgets what etcd held under a key.
+    fn remove(&mut self, text: &str) -> Option<Kept> {
+        let kept = self.keys.remove(text)?;
+        if let Some(count) = self.counts.of(kept.class()) {
+            *count -= 1;
+        }
+        Some(kept)
+    }
+
+    /// A key is gone; `kept` is what etcd held.
+    fn absent(&mut self, now: Instant, text: String, kept: Kept, absence: Absence) -> Option<Key> {
+        self.problems.remove(&text);
+        self.history.remove(&text);
+        let class = match kept.class() {
+            Some(class) if !kept.owner().is_some_and(|id| self.is_removed(&id)) => class,
+            _ => return self.take_effect(&text),
+        };
+        if let Some(held) = self.guard.held(&text) {
+            // It was not in force.
+            if held.record.is_none() {
+                self.guard.release(&text);
+            }
+            return kept.key;
+        }
+        if self.guard.absent(now, text.clone(), (class, kept.mod_revision), kept, absence) {
+            self.hand_on_held(&text)
+        } else {
+            None
+        }
+    }
+
+    /// Puts into force what etcd holds under a key, or nothing.
+    fn take_effect(&mut self, text: &str) -> Option<Key> {
+        let key = Key::parse(text).ok()?;
+        if world::concerns(&key) {
+            let kept = self.keys.get(text);
+            let (item, create_revision) = kept.map_or((None, 0), |kept| (kept.world_item(), kept.create_revision));
+            self.hand_on(&key, item, create_revision);
+        }
+        Some(key)
+    }
+
+    /// Puts into force what the guard holds for a key.
+    fn hand_on_held(&mut self, text: &str) -> Option<Key> {
+        let kept = self.guard.held(text)?.record.as_ref()?;
+        let key = kept.key.clone()?;
+        if let Some(item) = kept.world_item() {
+            let record = WorldRecord { item, create_revision: kept.create_revision, held: true };
+            self.world.insert(key.clone(), Some(record));
+        }
+        Some(key)
+    }
+
+    /// Reads a value that policies are made of. Returns what to hand on, `None`: what was handed on before stays; and what
+    /// is wrong with it, and what is enforced instead.
+    fn read_world(
+        &mut self,
+        text: &str,
+        key: &Key,
+        entry: &Entry,
+        kept: &mut Kept,
+        earlier: Option<Good>,
+    ) -> (Option<Option<WorldItem>>, Option<(Violations, String)>) {
+        self.history.remove(text);
+        match world::read(key, &entry.value) {
+            None => (None, None),
+            Some(Ok(read)) => {
+                kept.good = Some(Good { bytes: read.reduced, mod_revision: entry.mod_revision, value: Value::World });
+                (Some(Some(read.item)), None)
+            }
+            Some(Err(refusal)) if earlier.is_some() => {
+                kept.good = earlier;
+                (None, Some((refusal.violations, "the last good value stays in force".to_owned())))
+            }
+            Some(Err(refusal)) => {
+                let rewritten = entry.mod_revision > entry.create_revision;
+                if rewritten && world::has_history(key) {
+                    self.history.insert(text.to_owned(), entry.mod_revision);
+                }
+                let item = refusal.in_force(key, rewritten);
+                kept.refused = item.is_some().then(|| Arc::clone(&entry.value));
+                let effect = world::effect(item.as_ref(), key);
+                (Some(item), Some((refusal.violations, effect)))
+            }
+        }
+    }
+
+    fn hand_on(&mut self, key: &Key, item: Option<WorldItem>, create_revision: Revision) {
+        let record = item.map(|item| WorldRecord { item, create_revision, held: false });
+        self.world.insert(key.clone(), record);
+    }
+
+    fn is_removed(&self, id: &NodeId) -> bool {
+        self.standing(&Key::Removed(id.clone()).to_string()).is_some()
+    }
+
+    /// The record under a key that is in force, readable or not: the one held, else etcd's.
+    fn standing(&self, text: &str) -> Option<&Kept> {
+        match self.guard.held(text) {
+            Some(held) => held.record.as_ref(),
+            None => self.keys.get(text),
+        }
+    }
+
+    /// What belongs to a node that was removed is never held.
+    fn release_removed(&mut self, touched: &mut BTreeSet<Key>) {
+        let owned = |kept: &Kept| kept.owner().is_some_and(|id| self.is_removed(&id));
+        let held = self.guard.all_held().filter(|(_, held)| held.class == Class::Node);
+        let removed: Vec<String> =
+            held.filter(|(_, held)| held.record.as_ref().is_some_and(owned)).map(|(text, _)| text.clone()).collect();
+        for text in removed {
+            self.guard.release(&text);
+            touched.extend(self.take_effect(&text));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! Publishes the store: the view, the configuration in force, the problems.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use etcd_schema::{Key, NetworkConfig, Removed, SubnetKey};
+use ipnet::{Ipv4Net, Ipv6Net};
+use mesh::records::{MAX_PROBLEMS, Problem, ProblemCode, Record, Retained, View};
+use prefix_trie::PrefixSet;
+
+use super::{
+    Store,
+    record::{At, Value},
+};
+use crate::{
+    config_rule::Judge,
+    guard::{Class, HOLD, Held, Reason, Sign, WINDOW},
+};
+
+/// What the operator does to end a hold.
+const ACCEPT: &str = "run `meshctl etcd accept`";
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+impl Store {
+    /// Brings the view up to date for these keys.
+    pub(super) fn publish(&mut self, touched: BTreeSet<Key>) -> Option<Arc<View>> {
+        let mut view = View::clone(&self.view);
+        let mut subnets_touched = false;
+        let mut config_touched = false;
+        for key in touched {
+            let record = self.in_force(&key);
+            match key {
+                Key::Config => config_touched = true,
+                Key::Subnet(subnet) => {
+                    subnets_touched = true;
+                    let record = record.and_then(|(value, at)| Some(at.with(value.subnet()?)));
+                    let retained = record.as_ref().is_some_and(|record| record.retained.is_some());
+                    if retained {
+                        self.retained_subnets.insert(subnet);
+                    } else {
+                        self.retained_subnets.remove(&subnet);
+                    }
+                    view.subnets.set(subnet, record);
+                }
+                Key::Node(id) => {
+                    let record = record.and_then(|(value, at)| Some(at.with(value.node()?)));
+                    view.nodes.set(id, record);
+                }
+                Key::Removed(id) => {
+                    let record = match record.and_then(|(value, at)| Some(at.with(value.removed()?))) {
+                        Some(record) => Some(record),
+                        // Fail closed: a removal that cannot be read is a removal.
+                        None => self.standing(&Key::Removed(id.clone()).to_string()).map(|kept| {
+                            let nameless = Removed { name: None, public_keys: Vec::new(), time: String::new() };
+                            kept.at(None).with(Arc::new(nameless))
+                        }),
+                    };
+                    view.removed.set(id, record);
+                }
+                Key::Alive(id) => {
+                    let record = record.and_then(|(value, at)| Some(at.with(value.alive()?)));
+                    view.alive.set(id, record);
+                }
+                Key::Peer(name) => {
+                    // A configuration may be refused for the sake of a peer.
+                    config_touched |= self.config_problem.is_some();
+                    let record = record.and_then(|(value, at)| Some(at.with(value.peer()?)));
+                    view.peers.set(name, record);
+                }
+                // What policies are made of goes another way.
+                _ => {}
+            }
+        }
+        if subnets_touched && !self.retained_subnets.is_empty() {
+            self.yield_retained(&mut view);
+        }
+        if config_touched || subnets_touched {
+            self.judge_config(&mut view);
+        }
+        let problems = self.all_problems();
+        if *view.problems != problems {
+            view.problems = Arc::new(problems);
+        }
+        view.synced = self.lists > 0;
+        if self.view.is_same(&view) {
+            return None;
+        }
+        view.revision = self.revision;
+        self.view = Arc::new(view);
+        Some(Arc::clone(&self.view))
+    }
+
+    /// The value of `key` in force, and since when.
+    pub(super) fn in_force(&self, key: &Key) -> Option<(Value, At)> {
+        let text = key.to_string();
+        let kept = self.standing(&text)?;
+        let retained = match self.guard.held(&text) {
+            Some(_) => Some(Retained::Withheld),
+            None => kept.unreadable.then_some(Retained::Unreadable),
+        };
+        let good = kept.good.as_ref()?;
+        Some((good.value.clone(), kept.at(retained)))
+    }
+
+    /// Takes retained subnets out of the view while a valid record claims an address of theirs.
+    fn yield_retained(&self, view: &mut View) {
+        let valid = || view.subnets.iter().filter(|(_, record)| record.retained.is_none()).map(|(key, _)| key);
+        let v4: PrefixSet<Ipv4Net> = valid().filter_map(|key| key.v4).collect();
+        let v6: PrefixSet<Ipv6Net> = valid().filter_map(|key| key.v6).collect();
+        let claimed = |key: &SubnetKey| {
+            key.v4.is_some_and(|net| v4.get_lpm(&net).is_some() || v4.children(&net).next().is_some())
+                || key.v6.is_some_and(|net| v6.get_lpm(&net).is_some() || v6.children(&net).next().is_some())
+        };
+        for key in &self.retained_subnets {
+            let record = if claimed(key) {
+                None
+            } else {
+                self.in_force(&Key::Subnet(*key)).and_then(|(value, at)| Some(at.with(value.subnet()?)))
+            };
+            view.subnets.set(*key, record);
+        }
+    }
+
+    /// Decides which configuration is in force, see [`config_rule`](crate::config_rule).
+    fn judge_config(&mut self, view: &mut View) {
+        let candidate = self.candidate();
+        // What is in force leaves nothing outside that it did not leave outside before: no subnet need be looked at.
+        if candidate.is_some() && view.config == candidate {
+            self.config_problem = None;
+            return;
+        }
+        let judge = Judge {
+            before: view.config.as_ref(),
+            present: self.keys.contains_key(&Key::Config.to_string()),
+            subnets: &view.subnets,
+            peers: &view.peers,
+        };
+        self.config_problem = judge.refusal(candidate.as_ref());
+        if self.config_problem.is_none() && view.config != candidate {
+            view.config = candidate;
+        }
+    }
+
+    /// The configuration that stands in etcd, if it can be read.
+    fn candidate(&self) -> Option<Record<NetworkConfig>> {
+        self.in_force(&Key::Config).and_then(|(value, at)| Some(at.with(value.config()?)))
+    }
+
+    /// etcd is not the one that was known, and what is held for that.
+    fn doubt_problem(&self) -> Option<Problem> {
+        let (doubt, known) = (self.guard.doubt()?, self.guard.lineage()?);
+        let held = self.guard.all_held().filter(|(_, held)| held.reason == Reason::Doubt);
+        let policies = held.clone().filter(|(_, held)| held.class == Class::Policy).count();
+        let others = held.count() - policies;
+        let (code, found) = match (doubt.sign, known.cluster, doubt.seen.cluster) {
+            (Sign::Cluster, Some(known), Some(seen)) => {
+                (ProblemCode::EtcdReplaced, format!("etcd has cluster ID {seen}, it had {known} before"))
+            }
+            (Sign::Key, ..) => {
+                (ProblemCode::RevisionWentBack, "etcd holds an older version of a key than it did before".to_owned())
+            }
+            _ => {
+                let (seen, known) = (doubt.seen.revision, known.revision);
+                (ProblemCode::RevisionWentBack, format!("etcd is at revision {seen}, it was at {known} before"))
+            }
+        };
+        Some(Problem {
+            code,
+            key: None,
+            cause: format!(
+                "{found}; {} and {} that it lacks or holds in an unconfirmed version stay in force as they were",
+                counted(policies, "policy", "policies"),
+                counted(others, "other record", "other records"),
+            ),
+            remedy: format!(
+                "if this is not the right etcd, correct --etcd-endpoints; if it was restored or rebuilt, put the missing \
+                 keys back, or {ACCEPT} on each node to use what it holds"
+            ),
+        })
+    }
+
+    /// Records that went at once and wait.
+    fn mass_problems(&self) -> Vec<Problem> {
+        let held = |class: Class| {
+            let mass = |held: &Held<_>| held.class == class && matches!(held.reason, Reason::Mass { .. });
+            self.guard.all_held().filter(|(_, held)| mass(held)).count()
+        };
+        let (nodes, policies) = (held(Class::Node), held(Class::Policy));
+        let problem = |code, cause, remedy: &str| Problem { code, key: None, cause, remedy: remedy.to_owned() };
+        let nodes = (nodes > 0).then(|| {
+            problem(
+                ProblemCode::WithdrawalsHeld,
+                format!("{} went at once; kept in force for {HOLD:?}", counted(nodes, "node record", "node records")),
+                "live nodes put theirs back by themselves; to take a node out use `meshctl node remove`",
+            )
+        });
+        let policies = (policies > 0).then(|| {
+            problem(
+                ProblemCode::PolicyWithdrawalsHeld,
+                format!(
+                    "{} deleted within {WINDOW:?}; kept in force for {HOLD:?}",
+                    counted(policies, "policy was", "policies were")
+                ),
+                &format!("put them back if this was a mistake; {ACCEPT} to withdraw them now"),
+            )
+        });
+        nodes.into_iter().chain(policies).collect()
+    }
+
+    fn all_problems(&self) -> Vec<Problem> {
+        let general = self.config_problem.iter().cloned().chain(self.doubt_problem()).chain(self.mass_problems());
+        let mut all: Vec<_> = general.chain(self.problems.values().take(MAX_PROBLEMS).cloned()).collect();
+        if let Some(more) = self.problems.len().checked_sub(MAX_PROBLEMS).filter(|&more| more > 0) {
+            all.push(Problem {
+                code: ProblemCode::BadValue,
+                key: None,
+                cause: format!("{more} more keys cannot be read"),
+                remedy: "correct those that are shown: the next ones then show".into(),
+            });
+        }
+        all
+    }
+}

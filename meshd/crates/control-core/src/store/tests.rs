@@ -1,0 +1,492 @@
+mod evidence;
+
+use std::time::Duration;
+
+use mesh::records::{LeaseId, MAX_PROBLEMS, Retained};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{guard::HOLD, types::ClusterId};
+
+const CONFIG: &str = r#"{"Network": "10.0.0.0/16", "LeaseTTL": 60}"#;
+
+/// etcd as far as a store needs it: applies writes and keeps the events.
+#[derive(Default)]
+struct Source {
+    /// 0: it does not say.
+    cluster: u64,
+    revision: Revision,
+    keys: BTreeMap<String, Entry>,
+}
+
+impl Source {
+    fn put(&mut self, key: &str, value: &str) -> WatchEvent {
+        self.put_leased(key, value, 0)
+    }
+
+    fn put_leased(&mut self, key: &str, value: &str, lease: i64) -> WatchEvent {
+        self.revision += 1;
+        let entry = Entry {
+            key: key.into(),
+            value: value.as_bytes().into(),
+            create_revision: self.keys.get(key).map_or(self.revision, |entry| entry.create_revision),
+            mod_revision: self.revision,
+            lease: LeaseId::new(lease),
+        };
+        self.keys.insert(key.into(), entry.clone());
+        WatchEvent::Put(entry)
+    }
+
+    fn delete(&mut self, key: &str) -> WatchEvent {
+        self.keys.remove(key);
+        self.revision += 1;
+        WatchEvent::Delete { key: key.into(), revision: self.revision }
+    }
+
+    fn list(&self) -> KeyListing {
+        let entries = self.keys.values().cloned().collect();
+        KeyListing { cluster: ClusterId::new(self.cluster), revision: self.revision, entries }
+    }
+}
+
+/// A store that has listed the source.
+fn listed(source: &Source, now: Instant) -> Store {
+    let mut store = Store::default();
+    store.listed(now, source.list());
+    store
+}
+
+/// The store after a restart.
+fn restarted(store: &Store, now: Instant) -> Store {
+    Store::from_cache(store.revision(), store.cached().collect(), now).recall(store.evidence())
+}
+
+fn subnet(text: &str) -> SubnetKey {
+    match Key::parse(&format!("subnets/{text}")) {
+        Ok(Key::Subnet(key)) => key,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn node(id: &str) -> String {
+    let key = etcd_schema::PublicKey::from_bytes([id.as_bytes()[0]; 32]);
+    format!(
+        r#"{{"name": "{id}", "publicKey": "{key}", "listenPort": 51820, "endpoints": [], "addresses": [], "version": "1"}}"#
+    )
+}
+
+fn lease(id: &str) -> String {
+    format!(r#"{{"PublicIP": "192.0.2.1", "Node": "{id}"}}"#)
+}
+
+/// `count` nodes with a subnet each.
+fn mesh(count: u8) -> Source {
+    let mut source = Source::default();
+    source.put("config", CONFIG);
+    for i in 0..count {
+        let id = char::from(b'a' + i).to_string();
+        source.put_leased(&format!("nodes/{id}"), &node(&id), 7 + i64::from(i));
+        source.put_leased(&format!("subnets/10.0.{i}.0-24"), &lease(&id), 7 + i64::from(i));
+    }
+    source
+}
+
+fn codes(view: &View) -> Vec<ProblemCode> {
+    view.problems.iter().map(|problem| problem.code).collect()
+}
+
+#[test]
+fn an_unreadable_value_keeps_the_last_good_one_and_says_so() {
+    let now = Instant::now();
+    let mut source = mesh(2);
+    let mut store = listed(&source, now);
+    let before = store.view();
+    let view = store.changed(now, vec![source.put_leased("nodes/a", "{", 7)]).unwrap();
+    let id = "a".parse().unwrap();
+    let record = &view.nodes[&id];
+    assert!(Arc::ptr_eq(&record.value, &before.nodes[&id].value));
+    assert_eq!(record.retained, Some(Retained::Unreadable));
+    assert_eq!(record.mod_revision, before.nodes[&id].mod_revision);
+    assert_eq!(codes(&view), [ProblemCode::BadValue]);
+    assert!(before.subnets.ptr_eq(&view.subnets));
+    let view = store.changed(now, vec![source.put_leased("nodes/a", &node("a"), 7)]).unwrap();
+    assert!(view.nodes[&id].retained.is_none() && view.problems.is_empty());
+    // A key that was made anew has no value from before.
+    store.changed(now, vec![source.delete("nodes/a")]);
+    let view = store.changed(now, vec![source.put("nodes/a", "{")]).unwrap();
+    assert!(!view.nodes.contains_key(&id));
+}
+
+#[test]
+fn a_retained_subnet_yields_to_a_valid_one_and_comes_back_after_it() {
+    let now = Instant::now();
+    let mut source = mesh(2);
+    let mut store = listed(&source, now);
+    store.changed(now, vec![source.put_leased("subnets/10.0.0.0-24", "", 7)]);
+    let view = store.changed(now, vec![source.put("subnets/10.0.0.128-25", &lease("b"))]).unwrap();
+    assert!(!view.subnets.contains_key(&subnet("10.0.0.0-24")));
+    assert!(view.subnets.contains_key(&subnet("10.0.0.128-25")));
+    assert!(store.taken().any(|key| *key == subnet("10.0.0.0-24")), "the key stands in etcd all the same");
+    let view = store.changed(now, vec![source.delete("subnets/10.0.0.128-25")]).unwrap();
+    assert_eq!(view.subnets[&subnet("10.0.0.0-24")].retained, Some(Retained::Unreadable));
+}
+
+#[test]
+fn many_withdrawals_at_once_wait_and_the_owners_return_meanwhile() {
+    let now = Instant::now();
+    let mut source = mesh(4);
+    let mut store = listed(&source, now);
+    let before = store.view();
+    let gone: Vec<_> = ["nodes/a", "subnets/10.0.0.0-24", "subnets/10.0.1.0-24"].map(|key| source.delete(key)).into();
+    let view = store.changed(now, gone).unwrap();
+    assert_eq!(view.nodes.len(), 4);
+    assert_eq!(view.subnets.len(), 4);
+    assert_eq!(view.subnets[&subnet("10.0.0.0-24")].retained, Some(Retained::Withheld));
+    assert_eq!(codes(&view), [ProblemCode::WithdrawalsHeld]);
+    assert!(store.taken().any(|key| *key == subnet("10.0.0.0-24")));
+    assert!(!store.present_subnets().any(|key| *key == subnet("10.0.0.0-24")));
+
+    let view = store.changed(now, vec![source.put_leased("subnets/10.0.0.0-24", &lease("a"), 9)]).unwrap();
+    assert!(view.subnets[&subnet("10.0.0.0-24")].retained.is_none());
+    // Another took the prefix of a held one: it yields.
+    let view = store.changed(now, vec![source.put("subnets/10.0.1.0-25", &lease("c"))]).unwrap();
+    assert!(!view.subnets.contains_key(&subnet("10.0.1.0-24")));
+
+    assert_eq!(store.next_deadline(), Some(now + HOLD));
+    assert!(store.tick(now + HOLD - Duration::from_millis(1)).is_none());
+    let view = store.tick(now + HOLD).unwrap();
+    assert_eq!((view.nodes.len(), before.nodes.len()), (3, 4));
+    assert!(view.problems.is_empty());
+}
+
+#[test]
+fn what_an_operator_removes_is_never_held() {
+    let now = Instant::now();
+    let mut source = mesh(2);
+    let mut store = listed(&source, now);
+    let removal = vec![
+        source.delete("nodes/a"),
+        source.delete("subnets/10.0.0.0-24"),
+        source.delete("nodes/b"),
+        source.delete("subnets/10.0.1.0-24"),
+        source.put("removed/a", "not readable, and a removal all the same"),
+    ];
+    let view = store.changed(now, removal).unwrap();
+    assert!(!view.nodes.contains_key(&"a".parse().unwrap()));
+    assert!(view.removed.contains_key(&"a".parse().unwrap()));
+
+    let mut source = mesh(2);
+    let mut store = listed(&source, now);
+    let gone = ["nodes/a", "subnets/10.0.0.0-24", "nodes/b", "subnets/10.0.1.0-24"].map(|key| source.delete(key));
+    assert_eq!(store.changed(now, gone.into()).unwrap().nodes.len(), 2);
+    let view = store.changed(now, vec![source.put("removed/b", "{}")]).unwrap();
+    assert_eq!(view.nodes.keys().map(NodeId::as_str).collect::<Vec<_>>(), ["a"]);
+    assert!(!view.subnets.contains_key(&subnet("10.0.1.0-24")));
+}
+
+#[test]
+fn a_config_that_leaves_leased_subnets_outside_waits_for_them() {
+    let now = Instant::now();
+    let mut source = mesh(1);
+    let mut store = listed(&source, now);
+    let old = store.view().config.clone().unwrap();
+    for worse in [
+        r#"{"Network": "10.9.0.0/16", "LeaseTTL": 60}"#,
+        r#"{"Network": "10.0.0.0/16", "SubnetLen": 26, "LeaseTTL": 60}"#,
+        r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48", "LeaseTTL": 60}"#,
+    ] {
+        store.changed(now, vec![source.put("config", worse)]);
+        let view = store.view();
+        assert!(Arc::ptr_eq(&view.config.as_ref().unwrap().value, &old.value), "{worse}");
+        assert_eq!(codes(&view), [ProblemCode::ConfigRefused], "{worse}");
+        // A node that comes now, with or without memory, does not take it either.
+        assert_eq!(listed(&source, now).view().config, None);
+        let mut again = restarted(&store, now);
+        again.listed(now, source.list());
+        assert_eq!(again.view().config.as_ref().unwrap().value, old.value);
+    }
+    store.changed(now, vec![source.delete("config")]);
+    assert_eq!(codes(&store.view()), [ProblemCode::ConfigRefused]);
+    store.changed(now, vec![source.put("config", r#"{"Network": "10.0.0.0/15", "LeaseTTL": 90}"#)]);
+    assert_eq!(store.view().config.as_ref().unwrap().value.lease_ttl, Duration::from_secs(90));
+    assert!(store.view().problems.is_empty());
+
+    store.changed(now, vec![source.put("config", r#"{"Network": "10.9.0.0/16"}"#)]);
+    store.changed(now, vec![source.delete("subnets/10.0.0.0-24")]);
+    let network = store.view().config.as_ref().unwrap().value.ipv4.unwrap().network;
+    assert_eq!(network, "10.9.0.0/16".parse().unwrap());
+    assert!(store.view().problems.is_empty());
+}
+
+#[test]
+fn everything_deleted_in_one_revision_stays_in_force_until_the_owners_return() {
+    // A mesh of one node is as safe as one of many, and so is one that starts anew from the cache meanwhile.
+    for nodes in [1, 4] {
+        for restart in [false, true] {
+            let now = Instant::now();
+            let mut source = mesh(nodes);
+            let mut store = listed(&source, now);
+            let before = store.view();
+            let keys: Vec<String> = source.keys.keys().cloned().collect();
+            store.changed(now, keys.iter().map(|key| source.delete(key)).collect());
+            if restart {
+                store = restarted(&store, now);
+                store.listed(now, source.list());
+                store.listed(now, source.list());
+            }
+            let view = store.view();
+            assert_eq!(view.config.as_ref().unwrap().value, before.config.as_ref().unwrap().value);
+            assert_eq!((view.subnets.len(), view.nodes.len()), (before.subnets.len(), before.nodes.len()));
+            assert_eq!(codes(&view), [ProblemCode::ConfigRefused, ProblemCode::WithdrawalsHeld]);
+            assert!(view.problems[0].cause.contains("it is gone while"), "{:?}", view.problems[0]);
+            assert!(view.problems[0].remedy.contains("10.0.0.0/16"), "{:?}", view.problems[0]);
+            assert_eq!(store.mod_revision("config"), 0, "what is written now is compared with its absence");
+
+            // One node comes back: the configuration outlives the hold, and the rest goes.
+            store.changed(now, vec![source.put_leased("subnets/10.0.0.0-24", &lease("a"), 99)]);
+            let view = store.tick(now + HOLD).unwrap();
+            assert_eq!((view.subnets.len(), view.nodes.len()), (1, 0));
+            assert!(view.config.is_some());
+            assert_eq!(codes(&view), [ProblemCode::ConfigRefused]);
+            let view = store.changed(now + HOLD, vec![source.put("config", CONFIG)]).unwrap();
+            assert!(view.problems.is_empty());
+        }
+    }
+}
+
+#[test]
+fn everything_deleted_goes_in_the_end_when_nobody_returns() {
+    let now = Instant::now();
+    let mut source = mesh(3);
+    let mut store = listed(&source, now);
+    let keys: Vec<String> = source.keys.keys().cloned().collect();
+    // The configuration first, alone: then each of the others is held too.
+    for key in keys {
+        store.changed(now, vec![source.delete(&key)]);
+        assert!(store.view().config.is_some(), "{key}");
+    }
+    assert_eq!(store.view().subnets.len(), 3);
+    let view = store.tick(now + HOLD).unwrap();
+    assert!(view.config.is_none() && view.subnets.is_empty() && view.nodes.is_empty() && view.problems.is_empty());
+}
+
+/// Whatever else the cache holds, the configuration in it was in force: without it a start would have no fallback routes.
+#[test]
+fn a_config_in_force_stays_in_force_after_a_restart_beside_a_subnet_outside_of_it() {
+    let now = Instant::now();
+    let mut source = mesh(2);
+    let mut store = listed(&source, now);
+    store.changed(now, vec![source.put("subnets/10.200.0.0-24", &lease("b"))]);
+    let before = store.view().config.clone().expect("a configuration");
+    let after = restarted(&store, now).view().config.clone().expect("a configuration");
+    assert_eq!(after.value, before.value);
+}
+
+#[test]
+fn a_config_that_covers_an_accepted_outside_peer_waits_for_it() {
+    let now = Instant::now();
+    let mut source = mesh(1);
+    source.put("peers/p", &value("peers/p", 0));
+    let mut store = listed(&source, now);
+    let old = store.view().config.clone().unwrap();
+    let wide = r#"{"Network": "10.0.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48", "LeaseTTL": 60}"#;
+    // A peer that never was accepted is no reason against anything.
+    store.changed(now, vec![source.put("peers/refused", &value("peers/p", 1).replace("198.18.0.0/24", "10.0.9.0/24"))]);
+    store.changed(now, vec![source.put("config", wide)]);
+    assert!(store.view().problems.is_empty());
+    let covering = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48"}"#;
+    store.changed(now, vec![source.delete("subnets/10.0.0.0-24"), source.put("config", covering)]);
+    assert!(store.view().config.as_ref().unwrap().value.ipv4.is_none());
+    let covering = r#"{"Network": "198.18.0.0/16", "LeaseTTL": 60}"#;
+    store.changed(now, vec![source.put("config", covering)]);
+    let view = store.view();
+    assert_ne!(view.config, Some(old));
+    assert!(view.config.as_ref().unwrap().value.ipv4.is_none(), "the one before stays");
+    assert_eq!(codes(&view), [ProblemCode::ConfigRefused]);
+    assert!(view.problems[0].cause.contains("outside peer p"), "{:?}", view.problems[0]);
+    // A node that saw all of it at once, with the same configuration before, says the same.
+    let mut again = Store::from_cache(store.revision() - 1, store.cached().collect(), now);
+    again.listed(now, source.list());
+    assert_eq!(again.view().config, view.config);
+    // A first start takes it: there it is the peer that is refused.
+    assert!(listed(&source, now).view().config.is_some());
+    // The peer goes, and the configuration that waits is taken.
+    let view = store.changed(now, vec![source.delete("peers/p")]).unwrap();
+    assert!(view.problems.is_empty());
+    assert_eq!(view.config.as_ref().unwrap().value.ipv4.unwrap().network, "198.18.0.0/16".parse().unwrap());
+    // A peer that was written after it yields to it.
+    source.put("config", r#"{"Network": "172.20.0.0/16", "LeaseTTL": 60}"#);
+    source.put("peers/late", &value("peers/p", 0).replace("198.18.0.0/24", "172.20.1.0/24"));
+    let view = store.listed(now, source.list()).unwrap();
+    assert_eq!(view.config.as_ref().unwrap().value.ipv4.unwrap().network, "172.20.0.0/16".parse().unwrap());
+}
+
+#[test]
+fn a_backend_that_is_not_there_is_refused() {
+    let now = Instant::now();
+    let vxlan = r#"{"Network": "10.0.0.0/16", "Backend": {"Type": "vxlan"}, "LeaseTTL": 60}"#;
+    let mut source = mesh(1);
+    let mut store = listed(&source, now);
+    let old = store.view().config.clone();
+    let view = store.changed(now, vec![source.put("config", vxlan)]).unwrap();
+    assert_eq!(view.config, old);
+    assert_eq!(codes(&view), [ProblemCode::ConfigRefused]);
+    let first = listed(&source, now).view();
+    assert_eq!(first.config, None);
+    let problem = &first.problems[0];
+    assert!(problem.cause.contains("vxlan") && problem.cause.contains("none is in force"), "{problem:?}");
+    assert!(problem.remedy.contains("wireguard"), "{problem:?}");
+}
+
+/// What policies are made of changes no view; a value that cannot be read is told all the same.
+#[test]
+fn what_policies_are_made_of_goes_another_way() {
+    let now = Instant::now();
+    let mut source = mesh(1);
+    let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "ns", "name": "p", "uid": "u"}}"#;
+    source.put("pods/ns/p", pod);
+    let mut store = listed(&source, now);
+    assert!(store.view().problems.is_empty(), "{:?}", store.view().problems);
+    assert_eq!(store.take_world().len(), 1);
+    assert!(store.changed(now, vec![source.put("pods/ns/p", &pod.replace("uid", "UID"))]).is_none());
+    store.take_world();
+    let view = store.changed(now, vec![source.put("pods/ns/p", "{")]).unwrap();
+    assert_eq!(codes(&view), [ProblemCode::BadValue]);
+    assert!(view.problems[0].cause.contains("stays in force"), "{:?}", view.problems[0]);
+    assert!(store.take_world().is_empty());
+    assert!(store.changed(now, vec![source.delete("pods/ns/p")]).unwrap().problems.is_empty());
+    assert_eq!(store.take_world().len(), 1);
+}
+
+#[test]
+fn the_same_content_again_is_no_news() {
+    let now = Instant::now();
+    let source = mesh(3);
+    let mut store = listed(&source, now);
+    let before = store.view();
+    let listing = source.list();
+    let revision = listing.revision;
+    assert!(store.listed(now, KeyListing { revision: revision + 5, ..listing.clone() }).is_none());
+    assert_eq!(store.revision(), revision + 5);
+
+    let mut cached = Store::from_cache(revision, store.cached().collect(), now);
+    let old = cached.view();
+    assert!(!old.synced && old.nodes == before.nodes && old.subnets == before.subnets && old.config == before.config);
+    let view = cached.listed(now, listing).unwrap();
+    assert!(view.synced && old.nodes.ptr_eq(&view.nodes) && old.subnets.ptr_eq(&view.subnets));
+}
+
+#[test]
+fn an_audit_finds_what_was_lost_and_nothing_else() {
+    let now = Instant::now();
+    let mut source = mesh(3);
+    let mut store = listed(&source, now);
+    // Lost on the way: a new key, a changed one, a deleted one.
+    source.put("peers/new", "{}");
+    source.put("nodes/a", &node("b"));
+    source.delete("nodes/b");
+    let listing = source.list();
+    // After the list, seen by the watch: a delete, a put, a new key.
+    let after =
+        vec![source.delete("subnets/10.0.0.0-24"), source.put("nodes/c", &node("z")), source.put("peers/later", "{}")];
+    store.changed(now, after);
+    let deleted_since = BTreeSet::from(["subnets/10.0.0.0-24".to_owned()]);
+    let (view, mut lost) = store.audited(now, listing.clone(), &deleted_since);
+    lost.sort();
+    assert_eq!(lost, ["nodes/a", "nodes/b", "peers/new"]);
+    assert_eq!(store.audit_differences(), 3);
+    let view = view.unwrap();
+    assert_eq!(view.nodes[&"c".parse().unwrap()].value.name.as_str(), "z");
+    assert!(!view.subnets.contains_key(&subnet("10.0.0.0-24")));
+    assert!(view.nodes.contains_key(&"b".parse().unwrap()), "one list is not enough");
+    assert!(store.awaits_list());
+    let (view, lost) = store.audited(now, listing, &deleted_since);
+    assert!(!view.unwrap().nodes.contains_key(&"b".parse().unwrap()));
+    assert!(lost.is_empty() && !store.awaits_list());
+}
+
+#[test]
+fn keys_that_are_none_of_ours_are_named_and_bounded() {
+    let now = Instant::now();
+    let mut source = mesh(1);
+    for i in 0..MAX_PROBLEMS + 50 {
+        source.put(&format!("subnets/nonsense-{i}"), "{}");
+    }
+    let view = listed(&source, now).view();
+    assert_eq!(view.problems.len(), MAX_PROBLEMS + 1);
+    assert!(view.problems[MAX_PROBLEMS].cause.contains("50 more"));
+    assert_eq!(view.nodes.len(), 1);
+}
+
+const KEYS: [&str; 7] =
+    ["config", "nodes/a", "nodes/b", "subnets/10.0.1.0-24", "subnets/10.0.2.0-24", "peers/p", "pods/x/y"];
+
+fn value(key: &str, which: u8) -> String {
+    let key = match (key.split('/').next().unwrap_or_default(), which) {
+        (_, 2) => return "{ broken".into(),
+        ("config", _) => return format!(r#"{{"Network": "10.0.0.0/16", "LeaseTTL": {}}}"#, 60 + which),
+        ("nodes", 0) => return node("a"),
+        ("nodes", _) => return node("b"),
+        ("subnets", 0) => return lease("a"),
+        ("subnets", _) => return lease("b"),
+        _ => etcd_schema::PublicKey::from_bytes([which + 9; 32]),
+    };
+    format!(r#"{{"publicKey": "{key}", "allowedIPs": ["198.18.0.0/24"]}}"#)
+}
+
+proptest! {
+    /// However the changes are cut into messages, and wherever a list stands in for them, the end is the same.
+    #[test]
+    fn events_and_lists_come_to_the_same(
+        writes in prop::collection::vec((0..KEYS.len(), 0..4u8, 0..4u8), 1..60),
+    ) {
+        let mut now = Instant::now();
+        let mut source = Source::default();
+        let mut store = Store::default();
+        store.listed(now, KeyListing::default());
+        let mut pending = Vec::new();
+        for (key, which, then) in writes {
+            let key = KEYS[key];
+            now += Duration::from_secs(1);
+            if which == 3 {
+                if source.keys.contains_key(key) {
+                    pending.push(source.delete(key));
+                }
+            } else {
+                pending.push(source.put(key, &value(key, which)));
+            }
+            match then {
+                0 => {}
+                1 => {
+                    pending.clear();
+                    store.listed(now, source.list());
+                    // What the list lacked goes with the next.
+                    store.listed(now, source.list());
+                }
+                _ => {
+                    store.changed(now, std::mem::take(&mut pending));
+                }
+            }
+        }
+        store.changed(now, pending);
+        prop_assert_eq!(store.revision(), source.revision);
+        now += HOLD;
+        store.tick(now);
+        let (view, fresh) = (store.view(), listed(&source, now).view());
+        let good = |key: &str| source.keys.get(key).is_none_or(|entry| entry.value[..] != *b"{ broken");
+        if good("config") && source.keys.contains_key("config") {
+            prop_assert_eq!(&view.config, &fresh.config);
+        }
+        for id in ["a", "b"].map(|id| id.parse::<NodeId>().unwrap()) {
+            if good(&Key::Node(id.clone()).to_string()) {
+                prop_assert_eq!(view.nodes.get(&id), fresh.nodes.get(&id));
+            }
+        }
+        for key in ["10.0.1.0-24", "10.0.2.0-24"].map(subnet) {
+            if good(&Key::Subnet(key).to_string()) {
+                prop_assert_eq!(view.subnets.get(&key), fresh.subnets.get(&key));
+            }
+        }
+        prop_assert!(store.cached().all(|entry| !entry.key.starts_with("pods/")));
+    }
+}

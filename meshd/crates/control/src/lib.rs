@@ -1,0 +1,28 @@
+//! etcd: one connection, one watch stream; records, leases, the allocator.
+//!
+//! ```text
+//!   etcd ──list, watch──▶ watcher ──▶ Store ──▶ View ─────────────▶ mesh
+//!     ▲                                 ├────▶ WorldChanges ─────▶ enforcement
+//!     ▲                                 │
+//!     └── grant, keepalive, txn ◀── Membership ──▶ ControlStatus ──▶ status, daemon
+//! ```
+//!
+//! [`start`] returns a [`Control`]: records and status to read; facts about this node, whether containers are attached,
+//! and its `endpoints/` records to write. Decisions are `control_core`'s; `daemon` runs them in one task.
+
+pub mod cache;
+mod daemon;
+pub mod etcd_options;
+pub mod node_removal;
+mod predecessor;
+mod problem_log;
+pub mod session;
+pub mod state_dir;
+mod unreachable;
+mod watcher;
+
+#[cfg(test)]
+mod tests;
+
+pub use daemon::{CacheInfo, Control, ControlStatus, EtcdAcceptor, Options, start};
+pub use unreachable::{KEPT_WHILE_AWAY, remedy_of_etcd_error};

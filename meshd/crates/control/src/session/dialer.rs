@@ -1,0 +1,185 @@
+//! Opens sessions, with TLS and user.
+
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::SystemTime};
+
+use control_core::types::CallError;
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use zeroize::Zeroizing;
+
+use super::{
+    CALL_DEADLINE, Session,
+    failure::{bounded, classify},
+};
+use crate::{
+    etcd_options::{Credentials, EtcdOptions, EtcdOptionsError, Member, TlsFiles},
+    unreachable::remedy_of_etcd_error,
+};
+
+/// Where certificate authorities are kept when the operator names none.
+const SYSTEM_CA_BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// Opens sessions: checked options.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    members: Vec<Member>,
+    prefix: Arc<str>,
+    tls: TlsFiles,
+    user: Option<Credentials>,
+}
+
+/// The files of a dialer as they were at one time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Files(Vec<Option<(u64, SystemTime, u64)>>);
+
+/// Why a session could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A TLS file, or that of the password, could not be read.
+    #[error("cannot read {path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The TLS library does not take what is in the files.
+    #[error("TLS files rejected: {0}")]
+    Tls(String),
+    /// The member did not answer, or refused.
+    #[error(transparent)]
+    Call(#[from] CallError),
+}
+
+/// No member answers, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{member}: {error}\n  remedy  {remedy}")]
+pub struct NoMember {
+    /// The last one that was tried.
+    member: Member,
+    /// Its text has its causes.
+    error: String,
+    remedy: String,
+}
+
+impl Dialer {
+    /// A dialer for these options.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn new(options: &EtcdOptions) -> Result<Self, Vec<EtcdOptionsError>> {
+        let (members, prefix) = options.check()?;
+        Ok(Self { members, prefix: prefix.into(), tls: options.tls.clone(), user: options.user.clone() })
+    }
+
+    /// The members, at least one.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The prefix of every key, without a slash at its end.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Connects to `member` and authenticates; `generation` is only handed on.
+    ///
+    /// # Errors
+    /// When a file cannot be read or the member does not answer in time.
+    pub async fn open(&self, member: &Member, generation: u64) -> Result<Session, OpenError> {
+        let mut options = self.connect_options(member).await?;
+        if let Some(user) = &self.user {
+            let password = user.password().map_err(|source| OpenError::File {
+                path: user.file().map_or_else(String::new, |file| file.display().to_string()),
+                source,
+            })?;
+            options = options.with_user(user.user.clone(), password.as_str());
+        }
+        let client = connect(member, options).await?;
+        Ok(Session { client, member: member.clone(), prefix: Arc::clone(&self.prefix), generation })
+    }
+
+    /// Reads the TLS files and builds from them what a session is opened with; sends nothing.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or the TLS library does not take what is in it.
+    pub async fn try_tls(&self) -> Result<(), OpenError> {
+        let Some(member) = self.members.iter().find(|member| member.is_tls()) else { return Ok(()) };
+        // Without a user nothing is asked of the member.
+        connect(member, self.connect_options(member).await?).await.map(|_| ())
+    }
+
+    async fn connect_options(&self, member: &Member) -> Result<ConnectOptions, OpenError> {
+        let options = ConnectOptions::new().with_connect_timeout(CALL_DEADLINE).with_require_leader(true);
+        Ok(if member.is_tls() { options.with_tls(tls_options(&self.tls).await?) } else { options })
+    }
+
+    /// Changes when one of the files that a session is opened with does.
+    pub(crate) fn files(&self) -> Files {
+        let tls = [&self.tls.ca, &self.tls.cert, &self.tls.key].map(|file| file.as_deref());
+        let password = self.user.as_ref().and_then(Credentials::file);
+        let stamp = |file: &Path| {
+            let data = fs::metadata(file).ok()?;
+            // A renewed file has another number where it is renamed into place, and another time where it is rewritten.
+            Some((data.ino(), data.modified().ok()?, data.len()))
+        };
+        Files(tls.into_iter().chain([password]).map(|file| file.and_then(stamp)).collect())
+    }
+
+    /// A session with the first member that answers, for a tool that makes a few calls and ends.
+    ///
+    /// # Errors
+    /// When none answers: what came of the last one.
+    pub async fn open_any(&self) -> Result<Session, NoMember> {
+        let mut last = None;
+        for member in &self.members {
+            let answered = async {
+                let session = self.open(member, 0).await?;
+                session.list_below("config").await?;
+                Ok::<_, OpenError>(session)
+            };
+            match answered.await {
+                Ok(session) => return Ok(session),
+                Err(error) => last = Some((member.clone(), error.to_string())),
+            }
+        }
+        let (member, error) = last.unwrap_or_else(|| unreachable!("checked options have a member"));
+        let remedy = remedy_of_etcd_error(member.url(), &error);
+        Err(NoMember { member, error, remedy })
+    }
+}
+
+async fn connect(member: &Member, options: ConnectOptions) -> Result<Client, OpenError> {
+    let connected = bounded(Client::connect([member.url()], Some(options))).await;
+    connected.map_err(|failure| match failure.of_tls_files() {
+        Some(reason) => OpenError::Tls(reason),
+        None => classify(failure).into(),
+    })
+}
+
+async fn tls_options(files: &TlsFiles) -> Result<TlsOptions, OpenError> {
+    let mut options = TlsOptions::new();
+    match &files.ca {
+        Some(path) => options = options.ca_certificate(Certificate::from_pem(read(path).await?)),
+        None => {
+            for path in SYSTEM_CA_BUNDLES.map(Path::new) {
+                if let Ok(bundle) = tokio::fs::read(path).await {
+                    options = options.ca_certificate(Certificate::from_pem(bundle));
+                    break;
+                }
+            }
+        }
+    }
+    if let (Some(cert), Some(key)) = (&files.cert, &files.key) {
+        let key = Zeroizing::new(read(key).await?);
+        options = options.identity(Identity::from_pem(read(cert).await?, key.as_slice()));
+    }
+    Ok(options)
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, OpenError> {
+    tokio::fs::read(path).await.map_err(|source| OpenError::File { path: path.display().to_string(), source })
+}

@@ -1,0 +1,194 @@
+//! The cause and remedy of a missing etcd connection.
+
+use std::time::Duration;
+
+use etcd_schema::NodeId;
+use mesh::records::{Problem, ProblemCode};
+
+/// How long it is said that an audit found differences, from the last time that one did.
+pub(super) const LOST_CHANGES_SHOWN: Duration = Duration::from_secs(24 * 3600);
+
+/// What kind of failure the words of an error tell of. They come from the TLS library, the system and etcd itself,
+/// through a client crate that keeps no more of them than their text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    TlsFiles,
+    NotTls,
+    Tls,
+    File,
+    User,
+    Rights,
+    Refused,
+    Unknown,
+    Silent,
+    Other,
+}
+
+/// How the text of [`OpenError::Tls`](super::session::OpenError::Tls) begins.
+const TLS_FILES: &str = "TLS files rejected";
+
+/// In this order: a certificate that is refused often breaks the connection too.
+const WORDS: [(Kind, &[&str]); 9] = [
+    (Kind::TlsFiles, &[TLS_FILES]),
+    (Kind::NotTls, &["tls handshake eof", "corrupt message"]),
+    (Kind::File, &["cannot read "]),
+    (
+        Kind::Tls,
+        &[
+            "certificate",
+            "UnknownIssuer",
+            "NotValidForName",
+            "fatal alert",
+            "handshake",
+            "tls",
+            "InvalidMessage",
+            "DecryptError",
+        ],
+    ),
+    (
+        Kind::User,
+        &[
+            "authentication failed",
+            "user name is empty",
+            "invalid user",
+            "auth token",
+            "authentication is not enabled",
+            "password",
+        ],
+    ),
+    (Kind::Rights, &["permission denied"]),
+    (Kind::Refused, &["refused (os error", "Connection refused"]),
+    (Kind::Unknown, &["dns error", "failed to lookup", "Name or service not known"]),
+    (Kind::Silent, &["no answer within", "timed out", "no sign of life", "went without an answer", "deadline"]),
+];
+
+/// What the problem ends with, of a node that has something to keep.
+pub const KEPT_WHILE_AWAY: &str = "; what was known before stays in force";
+
+/// The problem of having no connection, by what came of the last attempt.
+pub(super) fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
+    Problem {
+        code: ProblemCode::EtcdUnreachable,
+        key: None,
+        cause: format!("etcd is not reached: {endpoint}: {error}{KEPT_WHILE_AWAY}"),
+        remedy: remedy_of_etcd_error(endpoint, error),
+    }
+}
+
+/// The problem of an etcd that is reached and does not take what `node` writes.
+pub(super) fn etcd_refuses(reason: &str, node: &NodeId) -> Problem {
+    let remedy = if reason.contains("database space exceeded") {
+        "etcdctl compact $(etcdctl endpoint status -w json | grep -o '\"revision\":[0-9]*' | head -n 1 | cut -d : -f 2) && \
+         etcdctl defrag --cluster && etcdctl alarm disarm # etcd has reached its quota (etcdctl alarm list); a larger one is \
+         --quota-backend-bytes"
+            .into()
+    } else if kind(reason) == Kind::Rights {
+        format!("meshctl etcd-roles {node} # prints the commands that give this node's etcd user the rights it needs")
+    } else {
+        "etcdctl endpoint health --cluster; etcdctl alarm list # and see etcd's log".into()
+    };
+    Problem {
+        code: ProblemCode::EtcdRefuses,
+        key: None,
+        cause: format!("etcd refuses what this node writes: {reason}; what is in force stays in force"),
+        remedy,
+    }
+}
+
+/// What mends an error in reaching `endpoint`.
+pub fn remedy_of_etcd_error(endpoint: &str, error: &str) -> String {
+    remedy(kind(error), endpoint)
+}
+
+/// The problem of a watch that did not bring everything.
+pub(super) fn watch_lost_changes(differences: u64) -> Problem {
+    Problem {
+        code: ProblemCode::WatchLostChanges,
+        key: None,
+        cause: format!(
+            "audits found {differences} keys that etcd had changed and its watch had not brought; they were put right"
+        ),
+        remedy: "compare the members (etcdctl endpoint status --cluster, endpoint hashkv --cluster): one that lags or \
+                 differs must be replaced; if all agree, report this with the log lines that say `audit`"
+            .into(),
+    }
+}
+
+fn kind(error: &str) -> Kind {
+    let known = WORDS.iter().find(|(_, words)| words.iter().any(|word| error.contains(word)));
+    known.map_or(Kind::Other, |(kind, _)| *kind)
+}
+
+fn remedy(kind: Kind, endpoint: &str) -> String {
+    match kind {
+        Kind::TlsFiles => "meshd run --check # tries the files: the private key must be RSA, ECDSA P-256 or P-384, or Ed25519, \
+                           and the one of the certificate; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 \
+                           makes one"
+            .into(),
+        Kind::NotTls => {
+            let plain = endpoint.replacen("https://", "http://", 1);
+            format!(
+                "etcd at {endpoint} seems not to speak TLS: give it a certificate, or write {plain} in --etcd-endpoints (beyond this \
+                 machine only with --etcd-allow-plaintext)"
+            )
+        }
+        Kind::Tls => {
+            "check that --etcd-cafile is the authority of etcd's certificate, that this names the host of the \
+                      endpoint and is valid today by this machine's clock (date; timedatectl set-ntp true), and that \
+                      --etcd-certfile and --etcd-keyfile are given if etcd asks for a client certificate"
+                .into()
+        }
+        Kind::File => "make the file readable for meshd, or correct the flag that names it".into(),
+        Kind::User => {
+            "check --etcd-username and the content of --etcd-password-file (etcdctl user get, auth status)".into()
+        }
+        Kind::Rights => "grant the node's etcd user the right to read and write below the prefix (etcdctl role \
+                         grant-permission ROLE readwrite PREFIX/ --prefix)"
+            .into(),
+        Kind::Refused => format!(
+            "systemctl start etcd # on {endpoint}, where nothing listens; if it is gone for good, take it out of etcd-endpoints"
+        ),
+        Kind::Unknown => {
+            "the name does not resolve here: correct --etcd-endpoints, or the name servers of this machine".into()
+        }
+        Kind::Silent => format!(
+            "check that {endpoint} is reached from here (a firewall, a route) and that etcd has a leader there \
+             (etcdctl endpoint health)"
+        ),
+        Kind::Other if endpoint.starts_with("http://") => format!(
+            "check etcd at {endpoint} (etcdctl endpoint health) and --etcd-endpoints: https:// if etcd there speaks TLS"
+        ),
+        Kind::Other => format!("check etcd at {endpoint} (etcdctl endpoint health) and --etcd-endpoints"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_remedy_goes_with_the_cause() {
+        for (error, expected) in [
+            ("etcd did not answer: transport error: invalid peer certificate: UnknownIssuer", Kind::Tls),
+            ("etcd did not answer: transport error: received fatal alert: CertificateRequired", Kind::Tls),
+            ("TLS files rejected: invalid private key", Kind::TlsFiles),
+            ("etcd did not answer: transport error: tls handshake eof", Kind::NotTls),
+            ("cannot read /etc/etcd/tls.key: No such file or directory (os error 2)", Kind::File),
+            ("etcd refused: etcdserver: authentication failed, invalid user ID or password", Kind::User),
+            ("etcd refused: etcdserver: user name is empty", Kind::User),
+            ("etcd refused: etcdserver: permission denied", Kind::Rights),
+            (
+                "etcd did not answer: transport error: tcp connect error: Connection refused (os error 111)",
+                Kind::Refused,
+            ),
+            ("etcd did not answer: transport error: dns error: failed to lookup address information", Kind::Unknown),
+            ("etcd did not answer: no answer within 5s", Kind::Silent),
+            ("a call went without an answer", Kind::Silent),
+            ("etcd did not answer: the watch ended", Kind::Other),
+        ] {
+            assert_eq!(kind(error), expected, "{error}");
+        }
+        let problem = etcd_unreachable("https://etcd:2379", "etcd did not answer: no answer within 5s");
+        assert!(problem.cause.contains("https://etcd:2379: ") && problem.remedy.contains("https://etcd:2379"));
+    }
+}

@@ -1,0 +1,33 @@
+//! Deletes connections of addresses with a new owner.
+
+use std::{collections::BTreeSet, io, net::IpAddr};
+
+use super::{
+    Conntrack,
+    message::{Answer, answers, removal},
+};
+
+impl Conntrack {
+    /// Removes every flow that one of these addresses has a part in, before or behind a rewriting: what was a reply to
+    /// whoever had the address before is a beginning for who has it now.
+    pub(crate) fn forget(&mut self, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+        let mut theirs = Vec::new();
+        self.dump(|flow| {
+            let [answers, asks] = flow.reply;
+            if [flow.tuple.source, flow.tuple.destination, answers, asks].iter().any(|end| addresses.contains(end)) {
+                theirs.push(flow);
+            }
+        })?;
+        for flow in theirs {
+            self.sequence = self.sequence.wrapping_add(1);
+            self.send(&removal(&flow, self.sequence))?;
+            let length = self.receive()?;
+            match answers(&self.buffer[..length], self.sequence).next() {
+                // It may have ended meanwhile.
+                Some(Answer::Done(0 | libc::ENOENT) | Answer::Flow(_)) | None => {}
+                Some(Answer::Done(error)) => return Err(io::Error::from_raw_os_error(error)),
+            }
+        }
+        Ok(())
+    }
+}

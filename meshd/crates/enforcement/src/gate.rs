@@ -1,0 +1,473 @@
+//! The tunnel's hooks: judges flows from the tunnel, and records flows into it.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use api_types::SampledVerdict;
+use ipnet::IpNet;
+use packet::Packet;
+use policy::{
+    engine::{Cause, Classifier, Flow, Side, Verdict},
+    flow::{Dropped, FlowTable, Judgement, Limits, Origin, Passed, Rules, Tuple},
+};
+use tunnel::{Batch, Cached, DropReason, Judge, Shared, Track};
+
+use super::{
+    InForce,
+    conntrack::{Conntrack, KnownFlow},
+    samples::{Samples, Seen, Why},
+};
+
+/// What both hooks share.
+#[derive(Debug)]
+pub(super) struct Gate {
+    in_force: Shared<Option<InForce>>,
+    table: Mutex<FlowTable>,
+    has_flows: AtomicBool,
+    counts: [AtomicU64; Reason::ALL.len()],
+    samples: Samples,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
+        /// What became of a packet at the tunnel's end of this node.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
+
+            /// The stable snake_case name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A new flow that policies allow.
+    Allowed => "allowed",
+    /// A new flow that policies refuse.
+    Refused => "refused",
+    /// Would have been refused, but for audit mode.
+    Audited => "audited",
+    /// A packet of no flow, that does not begin one.
+    NoFlow => "no_flow",
+    /// A packet of a flow that policies have cut.
+    Cut => "cut",
+    /// A later fragment without its first one.
+    Fragment => "fragment",
+    /// A new flow while the table is full.
+    TableFull => "table_full",
+    /// Flags or types that no end sends, or that do not cross routers.
+    Invalid => "invalid",
+    /// An ICMP error about no flow of whom it goes to.
+    Unrelated => "unrelated",
+    /// There is no complete picture of the policies yet.
+    NotReady => "not_ready",
+    /// The kernel was asked for a flow.
+    Asked => "asked_conntrack",
+}
+
+/// How often each [`Reason`] applied since the start. Packets of flows that are going on are not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GateCounts([u64; Reason::ALL.len()]);
+
+impl GateCounts {
+    /// Every reason with its count.
+    pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
+        Reason::ALL.iter().map(|reason| (*reason, self.0[*reason as usize]))
+    }
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        Self {
+            in_force: Shared::new(None),
+            table: Mutex::new(FlowTable::new(Limits::default(), rand::random(), Instant::now())),
+            has_flows: AtomicBool::new(false),
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            samples: Samples::default(),
+        }
+    }
+
+    /// Judges by this from each hook's next batch on.
+    pub(super) fn set(&self, in_force: InForce) {
+        self.in_force.set(Arc::new(Some(in_force)));
+    }
+
+    /// Nothing passes from each hook's next batch on.
+    pub(super) fn close(&self) {
+        self.in_force.set(Arc::new(None));
+    }
+
+    pub(super) fn in_force(&self) -> Arc<Option<InForce>> {
+        self.in_force.get()
+    }
+
+    pub(super) fn counts(&self) -> GateCounts {
+        GateCounts(std::array::from_fn(|at| self.counts[at].load(Ordering::Relaxed)))
+    }
+
+    pub(super) const fn samples(&self) -> &Samples {
+        &self.samples
+    }
+
+    /// Whether there may be flows to sweep.
+    pub(super) fn has_flows(&self) -> bool {
+        self.has_flows.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn sweep(&self, now: Instant, count: usize) {
+        let mut table = self.lock();
+        table.sweep(now, count);
+        self.has_flows.store(!table.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Takes up a flow that the kernel knows between a local pod and something else; `rules` know whose addresses they are.
+    pub(super) fn know(&self, rules: &Classifier, known: &KnownFlow, own: &[IpNet], now: Instant) {
+        let is_own = |address: IpAddr| own.iter().any(|net| net.contains(&address));
+        let origin = match (is_own(known.tuple.source), is_own(known.tuple.destination)) {
+            (true, false) => Origin::Local,
+            (false, true) => Origin::Remote,
+            _ => return,
+        };
+        // One that is rewritten is nftables' to judge.
+        if known.rewritten {
+            return;
+        }
+        self.lock().know(rules, &known.tuple, origin, known.answered, now);
+        self.has_flows.store(true, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, FlowTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, reason: Reason) {
+        self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts and samples what is worth it. Returns whether the packet passes.
+    fn decide(&self, in_force: &InForce, side: Side, packet: &Packet, judgement: &Judgement, now: Instant) -> bool {
+        let (reason, verdict) = match judgement {
+            Judgement::Pass(Passed::New(verdict)) => (Reason::Allowed, Some(verdict)),
+            Judgement::Pass(_) => return true,
+            Judgement::Drop(Dropped::Policy(verdict)) => (Reason::Refused, Some(verdict)),
+            Judgement::Drop(Dropped::NoFlow) | Judgement::Ask(_) => (Reason::NoFlow, None),
+            Judgement::Drop(Dropped::Tombstone) => (Reason::Cut, None),
+            Judgement::Drop(Dropped::Fragment) => (Reason::Fragment, None),
+            Judgement::Drop(Dropped::TableFull) => (Reason::TableFull, None),
+            Judgement::Drop(Dropped::Invalid) => (Reason::Invalid, None),
+            Judgement::Drop(Dropped::Unrelated) => (Reason::Unrelated, None),
+        };
+        // What policies refuse passes in audit mode, and so does what only has no flow because its first packet did.
+        let audited = in_force.mesh.audit && matches!(reason, Reason::Refused | Reason::NoFlow | Reason::Cut);
+        let reason = if audited { Reason::Audited } else { reason };
+        self.count(reason);
+        if let Some(sampled) = sampled(reason) {
+            let why = if verdict.is_some() { Why::Policies } else { Why::Flow };
+            let seen = Seen { at: "tunnel", side, packet, why };
+            self.samples.take(in_force, &seen, sampled, now);
+        }
+        judgement.passes() || audited
+    }
+}
+
+const fn sampled(reason: Reason) -> Option<SampledVerdict> {
+    match reason {
+        Reason::Allowed => Some(SampledVerdict::Allowed),
+        Reason::Refused | Reason::Cut => Some(SampledVerdict::Denied),
+        Reason::Audited => Some(SampledVerdict::Audited),
+        _ => None,
+    }
+}
+
+/// What the tunnel's end judges by: the policies, but for flows that this node's side begins and others have judged.
+///
+/// - Processes of the node are judged at the far end only, whichever of the node's addresses they send from. One in the
+///   node's subnet would else count as an unknown pod's. No pod gains by it: nftables judges what the node forwards from
+///   such a source as an unknown pod's, and what comes for the node's own address goes to the node.
+/// - In audit mode nftables has reported what policies refuse a local pod to begin. The replies are no second event.
+impl Rules for InForce {
+    fn generation(&self) -> u64 {
+        self.classifier.generation()
+    }
+
+    fn judge(&self, origin: Origin, flow: &Flow) -> Verdict {
+        let verdict = Rules::judge(&*self.classifier, origin, flow);
+        match origin {
+            Origin::Local if verdict.cause == Cause::UnknownPod && self.addresses.contains(&flow.source) => {
+                Verdict { allowed: true, cause: Cause::NoPod }
+            }
+            Origin::Local if self.mesh.audit => Verdict { allowed: true, ..verdict },
+            Origin::Local | Origin::Remote => verdict,
+        }
+    }
+
+    fn owners(&self, flow: &Flow) -> (u32, u32) {
+        self.classifier.owners(flow)
+    }
+}
+
+/// Sees what local pods send into the tunnel.
+pub(super) struct Egress {
+    gate: Arc<Gate>,
+    in_force: Cached<Option<InForce>>,
+}
+
+impl Egress {
+    pub(super) fn new(gate: Arc<Gate>) -> Self {
+        Self { in_force: gate.in_force.cached(), gate }
+    }
+}
+
+impl Track for Egress {
+    fn track(&mut self, batch: &mut Batch) {
+        let Some(in_force) = self.in_force.refresh(&self.gate.in_force).as_ref() else { return };
+        let now = Instant::now();
+        let mut table = self.gate.lock();
+        table.fetch(batch.slots().iter().filter_map(|slot| slot.packet.as_ref()));
+        for (slot, bytes) in batch.iter_mut() {
+            let (None, Some(packet)) = (slot.drop, &slot.packet) else { continue };
+            // The node's own; answers to it pass anyway.
+            if in_force.mesh.overlay.contains(&packet.source) {
+                continue;
+            }
+            let judgement = table.outbound(in_force, packet, bytes, now);
+            if !judgement.passes() && !in_force.mesh.audit {
+                self.gate.count(Reason::Cut);
+                slot.drop = Some(DropReason::OutRefused);
+            }
+        }
+        self.gate.has_flows.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Judges what comes out of the tunnel.
+pub(super) struct Ingress {
+    gate: Arc<Gate>,
+    in_force: Cached<Option<InForce>>,
+    conntrack: Option<Conntrack>,
+    /// Packets of the batch for which the kernel is asked, with what it said.
+    asked: Vec<(usize, Tuple, bool)>,
+}
+
+impl Ingress {
+    pub(super) fn new(gate: Arc<Gate>) -> Self {
+        Self { in_force: gate.in_force.cached(), gate, conntrack: None, asked: Vec::new() }
+    }
+
+    /// Asks the kernel, with no lock held.
+    fn ask(&mut self) {
+        if self.conntrack.is_none() {
+            self.conntrack = Conntrack::open().ok();
+        }
+        for (_, tuple, is_reply) in &mut self.asked {
+            self.gate.count(Reason::Asked);
+            let Some(conntrack) = &mut self.conntrack else { continue };
+            match conntrack.is_reply(tuple) {
+                Ok(answer) => *is_reply = answer,
+                // A socket that says what it should not is left for a new one.
+                Err(_) => self.conntrack = None,
+            }
+        }
+    }
+}
+
+impl Judge for Ingress {
+    fn judge(&mut self, batch: &mut Batch) {
+        let cached = Arc::clone(self.in_force.refresh(&self.gate.in_force));
+        let Some(in_force) = cached.as_ref() else {
+            for slot in batch.slots_mut().iter_mut().filter(|slot| slot.drop.is_none()) {
+                self.gate.count(Reason::NotReady);
+                slot.drop = Some(DropReason::InRefused);
+            }
+            return;
+        };
+        let now = Instant::now();
+        self.asked.clear();
+        let mut table = self.gate.lock();
+        table.fetch(batch.slots().iter().filter_map(|slot| slot.packet.as_ref()));
+        for (at, (slot, bytes)) in batch.iter_mut().enumerate() {
+            let peer = slot.peer();
+            let (None, Some(packet)) = (slot.drop, &slot.packet) else { continue };
+            // A process of this node, or rewritten to a pod's address, and judged behind that.
+            if in_force.mesh.overlay.contains(&packet.destination) {
+                continue;
+            }
+            let judgement = table.inbound(in_force, packet, bytes, peer, now);
+            if let Judgement::Ask(tuple) = judgement {
+                self.asked.push((at, tuple, false));
+            } else if !self.gate.decide(in_force, Side::Ingress, packet, &judgement, now) {
+                slot.drop = Some(DropReason::InRefused);
+            }
+        }
+        drop(table);
+        self.gate.has_flows.store(true, Ordering::Relaxed);
+        if self.asked.is_empty() {
+            return;
+        }
+        self.ask();
+        let mut table = self.gate.lock();
+        for (at, _, is_reply) in &self.asked {
+            let slot = batch.slots()[*at];
+            let Some(packet) = &slot.packet else { continue };
+            let judgement = table.answered(in_force, packet, batch.bytes(&slot), *is_reply, now);
+            if !self.gate.decide(in_force, Side::Ingress, packet, &judgement, now) {
+                batch.slots_mut()[*at].drop = Some(DropReason::InRefused);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use packet::tcp_flags::{ACK, SYN};
+    use policy::{
+        engine::{Engine, ObjectName, PolicyState},
+        object::{NetworkPolicy, PodObject},
+    };
+
+    use super::*;
+    use crate::MeshFacts;
+
+    /// A node with the subnet 10.244.3.0/24, the pod 10.244.3.7 and the gateway 10.244.3.1 of its bridge. Pods may begin
+    /// nothing; no policy isolates ingress.
+    struct Node {
+        engine: Engine,
+        in_force: InForce,
+        gate: Gate,
+        table: FlowTable,
+    }
+
+    impl Node {
+        fn new(audit: bool) -> Self {
+            let mut engine = Engine::new();
+            engine.set_networks(vec!["10.244.0.0/16".parse().unwrap()].into());
+            let pod = PodObject { addresses: vec!["10.244.3.7".parse().unwrap()], ..PodObject::default() };
+            engine.put_pod(ObjectName::new("shop", "db"), pod, 1);
+            let spec = serde_json::json!({"podSelector": {}, "policyTypes": ["Egress"]});
+            let policy = PolicyState::Valid(NetworkPolicy::parse(&spec).unwrap());
+            engine.put_policy(ObjectName::new("shop", "p"), &policy);
+            let mesh = MeshFacts { audit, own: vec!["10.244.3.0/24".parse().unwrap()], ..MeshFacts::default() };
+            let addresses = Arc::new(["10.244.3.1".parse().unwrap()].into());
+            let in_force = InForce { classifier: engine.commit(1), mesh: Arc::new(mesh), addresses };
+            let table = FlowTable::new(Limits::default(), 1, Instant::now());
+            Self { engine, in_force, gate: Gate::new(), table }
+        }
+
+        fn commit(&mut self) {
+            self.in_force.classifier = self.engine.commit(2);
+        }
+
+        fn sends(&mut self, source: u8, flags: u8) -> bool {
+            let bytes = tcp([3, source], [5, 7], flags);
+            self.table.outbound(&self.in_force, &Packet::parse(&bytes).unwrap(), &bytes, Instant::now()).passes()
+        }
+
+        /// A packet from a pod behind the tunnel; `known`: conntrack knows it as a reply.
+        fn gets(&mut self, destination: u8, flags: u8, known: bool) -> bool {
+            let (bytes, now) = (tcp([5, 7], [3, destination], flags), Instant::now());
+            let packet = Packet::parse(&bytes).unwrap();
+            let mut judgement = self.table.inbound(&self.in_force, &packet, &bytes, 1, now);
+            if let Judgement::Ask(_) = judgement {
+                judgement = self.table.answered(&self.in_force, &packet, &bytes, known, now);
+            }
+            self.gate.decide(&self.in_force, Side::Ingress, &packet, &judgement, now)
+        }
+
+        fn count(&self, reason: Reason) -> u64 {
+            self.gate.counts().iter().find(|(counted, _)| *counted == reason).unwrap().1
+        }
+    }
+
+    fn tcp(source: [u8; 2], destination: [u8; 2], flags: u8) -> Vec<u8> {
+        let port = |[_, host]: [u8; 2]| 1000 + u16::from(host);
+        let mut bytes = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 244];
+        bytes.extend(source);
+        bytes.extend([10, 244]);
+        bytes.extend(destination);
+        bytes.extend(port(source).to_be_bytes());
+        bytes.extend(port(destination).to_be_bytes());
+        bytes.resize(32, 0);
+        bytes.extend([0x50, flags]);
+        bytes.resize(40, 0);
+        bytes
+    }
+
+    #[test]
+    fn a_process_of_the_node_begins_flows_from_any_address_of_the_node() {
+        let mut node = Node::new(false);
+        assert!(node.sends(1, SYN) && node.gets(1, SYN | ACK, false), "a flow of its own needs no question");
+        assert!(node.sends(1, ACK) && node.gets(1, ACK, false));
+        // One that began before this table, and after other policies.
+        let mut node = Node::new(false);
+        assert!(node.gets(1, ACK, true));
+        node.commit();
+        assert!(node.gets(1, ACK, false));
+    }
+
+    #[test]
+    fn an_address_of_the_node_is_no_way_around_policies() {
+        // A pod that nothing is known of, and one that is known: nftables judges what they send, the table the replies.
+        for address in [9, 7] {
+            let mut node = Node::new(false);
+            assert!(node.sends(address, SYN));
+            assert!(!node.gets(address, SYN | ACK, true), "{address}");
+            assert!(!node.sends(address, ACK), "{address}");
+        }
+        // A pod behind the tunnel cannot begin a flow to the gateway this way where policies isolate what is not known.
+        let spec = serde_json::json!({"podSelector": {}, "policyTypes": ["Ingress"]});
+        let mut node = Node::new(false);
+        let policy = PolicyState::Valid(NetworkPolicy::parse(&spec).unwrap());
+        node.engine.put_policy(ObjectName::new("shop", "in"), &policy);
+        node.commit();
+        assert!(!node.gets(1, SYN, false));
+        assert!(!node.gets(1, ACK, false));
+        // The address becomes a pod's: its policies apply, also to the flow that there is.
+        assert!(node.sends(1, SYN) && node.gets(1, SYN | ACK, false));
+        let pod = PodObject { addresses: vec!["10.244.3.1".parse().unwrap()], ..PodObject::default() };
+        node.engine.put_pod(ObjectName::new("shop", "taker"), pod, 2);
+        node.commit();
+        assert!(!node.gets(1, ACK, true));
+        // The node no longer has it: it is an unknown pod's.
+        let mut node = Node::new(false);
+        assert!(node.sends(1, SYN) && node.gets(1, SYN | ACK, false));
+        node.in_force.addresses = Arc::default();
+        node.commit();
+        assert!(!node.gets(1, ACK, true));
+    }
+
+    #[test]
+    fn in_audit_mode_replies_to_a_local_pod_are_no_refused_ingress() {
+        let mut node = Node::new(true);
+        assert!(node.sends(7, SYN));
+        for flags in [SYN | ACK, ACK, ACK] {
+            assert!(node.gets(7, flags, true) && node.sends(7, ACK));
+        }
+        // nftables has reported the egress of its first packet.
+        assert_eq!((node.count(Reason::Audited), node.gate.samples().after(0).len()), (0, 0));
+        // A flow that began before this table.
+        let mut node = Node::new(true);
+        assert!(node.gets(7, ACK, true) && node.gets(7, ACK, true));
+        assert_eq!(node.count(Reason::Audited), 0);
+        // Once policies are enforced, it is cut.
+        node.in_force.mesh = Arc::new(MeshFacts { audit: false, ..MeshFacts::clone(&node.in_force.mesh) });
+        node.commit();
+        assert!(!node.gets(7, ACK, true) && !node.sends(7, ACK));
+        assert_eq!(node.count(Reason::Cut), 1);
+    }
+}

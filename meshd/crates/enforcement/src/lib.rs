@@ -1,0 +1,258 @@
+//! Policy enforcement: from records in etcd to verdicts on packets.
+//!
+//! ```text
+//! control ─▶ WorldChanges ┐                             ┌─▶ InForce ─▶ Ingress, Egress: the tunnel's hooks
+//! node loop ─▶ MeshFacts ─┼▶ Mailbox ─▶ policy thread ──┤
+//! attachments ─▶ Table ───┘             Engine, commit  └─▶ Applied: policies in force, for status and CNI plugin
+//! ```
+//!
+//! This node's own attachments come from their table and never from etcd: policies apply before their first packet, and
+//! also during an etcd outage.
+//!
+//! One thread owns the engine. Its pending input is the newest state of each key, so it is bounded by the number of
+//! keys, regardless of the rate of changes. Until it has a complete set of inputs, nothing passes the hooks, not even
+//! in audit mode.
+//!
+//! The kernel's conntrack is the authority on flows; `gate::Gate` holds the tunnel's cache of it. Lock order: either
+//! direction's thread takes the gate's table once per batch, and waits for nothing while it holds it.
+
+mod conntrack;
+mod explain;
+mod gate;
+mod host;
+mod mailbox;
+mod masqueraded;
+mod mesh_facts;
+mod nflog;
+mod problems;
+mod ruleset;
+mod samples;
+mod sources;
+#[expect(unsafe_code, reason = "a call of the C library")]
+mod sys;
+mod unmatched;
+mod worker;
+mod world;
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use attachments::Table;
+use control_core::world::WorldSink;
+use etcd_schema::NodeId;
+use ipnet::IpNet;
+use policy::engine::Classifier;
+use tokio::sync::watch;
+use tunnel::{Judge, Track};
+
+use self::{
+    gate::Gate,
+    host::Host,
+    mailbox::{Mailbox, Question},
+    nflog::Reports,
+    unmatched::Unmatched,
+    worker::Worker,
+    world::World,
+};
+pub use self::{
+    gate::{GateCounts, Reason},
+    mesh_facts::{FactsOfMesh, MeshFacts, NodeFacts},
+    sources::{NodeSource, ProvenAddresses},
+};
+
+/// How long a question to the policy thread waits: it may be compiling.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is fixed from the start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// This node.
+    pub node: NodeId,
+    /// The TUN device.
+    pub tun: String,
+    /// The nftables table, of family `inet`, that holds policies and nothing else.
+    pub table: String,
+    /// Where this node's pods were when it ran last, subnets and single addresses: closed until policies are in force,
+    /// unless the rules of that run are still in the kernel.
+    pub last_subnets: Vec<IpNet>,
+    /// The group of nfnetlink_log that nftables reports verdicts to.
+    pub log_group: u16,
+}
+
+/// The policies that are enforced now.
+#[derive(Debug, Clone)]
+pub struct InForce {
+    /// What judges.
+    pub classifier: Arc<Classifier>,
+    /// The mesh that it was made for.
+    pub mesh: Arc<MeshFacts>,
+    /// Addresses of this machine in the node's own subnets.
+    pub addresses: Arc<BTreeSet<IpAddr>>,
+}
+
+/// How far enforcement is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// etcd's revision that is in force everywhere on this node; 0: none yet.
+    pub revision: i64,
+    /// Grows with every change that was put in force.
+    pub generation: u64,
+    /// Number of pods known.
+    pub pods: usize,
+    /// Number of policies in force.
+    pub policies: usize,
+    /// How long the last change took, from the first look at it until it was in force.
+    pub took: Duration,
+    /// Generation of the table of this node's attachments that is in force for the tunnel and in the kernel; 0: none yet.
+    pub attachments: u64,
+    /// The kernel refuses the rules; what was in force before stays so.
+    pub refused: bool,
+    /// No packet to or from a pod passes unjudged in the kernel: this run's rules stand there, those that an earlier run
+    /// left, or ones that refuse everything.
+    pub guarded: bool,
+}
+
+/// The enforcement of policies on this node, running. Stops with [`stop`](Self::stop), or when dropped.
+#[derive(Debug)]
+pub struct Enforcement {
+    mailbox: Arc<Mailbox>,
+    gate: Arc<Gate>,
+    applied: watch::Receiver<Applied>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    host: watch::Receiver<Host>,
+    unmatched: watch::Receiver<Unmatched>,
+    /// What nftables reports, or why that cannot be had.
+    reports: Result<Reports, String>,
+}
+
+impl Enforcement {
+    /// Starts the policy thread. Nothing passes the hooks before the first complete picture, and nothing to or from the
+    /// pods of its last subnets in the kernel, unless the rules of an earlier run stand there.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn start(options: Options) -> io::Result<Arc<Self>> {
+        let mailbox = Arc::new(Mailbox::default());
+        let gate = Arc::new(Gate::new());
+        let (applied_in, applied) = watch::channel(Applied::default());
+        let group = options.log_group;
+        let reports = Reports::start(group, Arc::clone(&gate)).map_err(|error| {
+            tracing::warn!(%error, group, "verdicts of nftables cannot be read: `meshctl flows` does not show them");
+            error.to_string()
+        });
+        let (host_in, host) = watch::channel(Host::default());
+        let (unmatched_in, unmatched) = watch::channel(Unmatched::default());
+        let worker = Worker::start(options, Arc::clone(&mailbox), Arc::clone(&gate), applied_in, host_in, unmatched_in);
+        let thread = std::thread::Builder::new().name("policy".into()).spawn(move || worker.run())?;
+        Ok(Arc::new(Self { mailbox, gate, applied, thread: Mutex::new(Some(thread)), host, unmatched, reports }))
+    }
+
+    /// The hook for what local pods send into the tunnel.
+    #[must_use]
+    pub fn track(&self) -> Box<dyn Track> {
+        Box::new(gate::Egress::new(Arc::clone(&self.gate)))
+    }
+
+    /// The hook for what comes out of the tunnel.
+    #[must_use]
+    pub fn judge(&self) -> Box<dyn Judge> {
+        Box::new(gate::Ingress::new(Arc::clone(&self.gate)))
+    }
+
+    /// Where the control plane hands over what changed.
+    #[must_use]
+    pub fn sink(&self) -> Arc<dyn WorldSink> {
+        Arc::clone(&self.mailbox) as _
+    }
+
+    /// Says what the mesh looks like. The same facts again are no change.
+    pub fn mesh(&self, facts: MeshFacts) {
+        self.mailbox.mesh(facts);
+    }
+
+    /// Says who is attached to this node. Nothing is in force before the first call.
+    pub fn attachments(&self, table: Arc<Table>) {
+        self.mailbox.attachments(table);
+    }
+
+    /// The policies in force; `None` while the policy thread does not answer.
+    #[must_use]
+    pub fn policies(&self) -> Option<Vec<api_types::Policy>> {
+        self.ask(World::list)
+    }
+
+    /// The policy `NAMESPACE/NAME`, or the ClusterNetworkPolicy `NAME`, if it is in force.
+    #[must_use]
+    pub fn policy(&self, name: &str) -> Option<api_types::ShownPolicy> {
+        let name = name.to_owned();
+        self.ask(move |world| world.shown(&name))?
+    }
+
+    /// Looks something up in the policy thread; waits for it, at most [`PATIENCE`].
+    fn ask<T: Send + 'static>(&self, look_up: impl FnOnce(&World) -> T + Send + 'static) -> Option<T> {
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        self.mailbox.ask(Question(Box::new(move |world: &World| {
+            // Who asked may have gone.
+            let _gone = answer.send(look_up(world));
+        })));
+        answered.recv_timeout(PATIENCE).ok()
+    }
+
+    /// Somebody has committed something to nftables, or changed an interface: what policies need is looked after.
+    pub fn look(&self) {
+        self.mailbox.look();
+    }
+
+    /// How far enforcement is, now and later.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<Applied> {
+        self.applied.clone()
+    }
+
+    /// What is enforced now; `None` before the first complete picture.
+    #[must_use]
+    pub fn in_force(&self) -> Option<InForce> {
+        InForce::clone_of(&self.gate)
+    }
+
+    /// What the tunnel's side let pass and refused, by reason.
+    #[must_use]
+    pub fn counts(&self) -> GateCounts {
+        self.gate.counts()
+    }
+
+    /// Verdicts sampled lately, oldest first, that are newer than number `after`.
+    #[must_use]
+    pub fn samples(&self, after: u64) -> Vec<api_types::FlowSample> {
+        self.gate.samples().after(after)
+    }
+
+    /// Stops the thread; what is in force stays so.
+    pub fn stop(&self) {
+        self.mailbox.stop();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the policy thread has panicked");
+        }
+    }
+}
+
+impl Drop for Enforcement {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl InForce {
+    fn clone_of(gate: &Gate) -> Option<Self> {
+        gate.in_force().as_ref().clone()
+    }
+}
