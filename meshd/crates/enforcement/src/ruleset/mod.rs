@@ -52,6 +52,15 @@ pub(super) struct RuleTable {
     name: String,
     /// What the kernel holds; `None` while that is not known.
     held: Option<Held>,
+    /// What [`close`](RuleTable::close) has laid, while that stands alone.
+    closed: Option<Closed>,
+}
+
+#[derive(Debug)]
+struct Closed {
+    frame: Frame,
+    /// Monitors what others do to the tables from before they were closed.
+    monitor: NftMonitor,
 }
 
 #[derive(Debug)]
@@ -64,7 +73,7 @@ struct Held {
 
 impl RuleTable {
     pub(super) const fn new(name: String) -> Self {
-        Self { name, held: None }
+        Self { name, held: None, closed: None }
     }
 
     /// Makes the kernel hold this, in one transaction; nothing is done where it does.
@@ -113,29 +122,32 @@ impl RuleTable {
         if monitor.changes()? != TableChanges::None {
             return Err(RulesetError::Tampered);
         }
-        let before = Generation::now().ok();
-        apply(&text)?;
-        let undisturbed = before.is_some() && Generation::now().ok() == before.map(|before| before.after(1));
-        let mut held = Held { frame: frame.clone(), ruleset, monitor };
-        match held.monitor.changes()? {
-            // Our own.
-            TableChanges::Transactions(1) => {}
-            _ if undisturbed => {}
-            // More was done than can be told apart from what we did.
-            _ if list("inet", &self.name)?.is_some_and(|listing| holds(&listing, &held)) => {}
-            _ => return Err(RulesetError::Tampered),
+        let ours_alone = apply_alone(&text, &mut monitor)?;
+        let held = Held { frame: frame.clone(), ruleset, monitor };
+        // Where more was done than can be told apart from this, the table is read.
+        if !ours_alone && !list("inet", &self.name)?.is_some_and(|listing| holds(&listing, &held)) {
+            return Err(RulesetError::Tampered);
         }
         self.held = Some(held);
+        self.closed = None;
         Ok(())
     }
 
     /// Lays rules that let nothing pass to or from this node's pods but what its own processes send, where no rules of
     /// an earlier run stand: those stay in force until this run has a picture of its own. The table must not have been
-    /// [`put`](Self::put).
+    /// [`put`](Self::put). Nothing is done where the same rules stand: a change is heard by whoever asks for this.
     pub(super) fn close(&mut self, frame: &Frame) -> Result<(), RulesetError> {
         if self.held.is_some() {
             return Ok(());
         }
+        if let Some(mut closed) = self.closed.take()
+            && closed.frame == *frame
+            && closed.monitor.changes()? == TableChanges::None
+        {
+            self.closed = Some(closed);
+            return Ok(());
+        }
+        let mut monitor = NftMonitor::open(&self.name)?;
         let listing = list("inet", &self.name)?;
         if listing.as_ref().is_some_and(stands_open) {
             return Ok(());
@@ -144,7 +156,11 @@ impl RuleTable {
         let before = listing.as_ref().map(|listing| emptied(&table, listing)).unwrap_or_default();
         let elements = anti_spoof::change(&table, None, (frame, &Ruleset::default())).concat();
         let bridged = bridge::change(&self.name, None, frame);
-        apply(&(base_chains(&table) + &before + &elements + &closed(&table, frame) + &bridged))
+        let text = base_chains(&table) + &before + &elements + &closed(&table, frame) + &bridged;
+        if apply_alone(&text, &mut monitor)? {
+            self.closed = Some(Closed { frame: frame.clone(), monitor });
+        }
+        Ok(())
     }
 
     /// Whether the kernel still holds what was put. What others did to the tables is noted by this.
@@ -195,6 +211,14 @@ fn pods(table: &str, old: Option<&Ruleset>, new: &Ruleset) -> String {
         }
     }
     out
+}
+
+/// Applies a transaction. Whether the monitored tables were changed by it alone since it was looked at last.
+fn apply_alone(text: &str, monitor: &mut NftMonitor) -> Result<bool, RulesetError> {
+    let before = Generation::now().ok();
+    apply(text)?;
+    let undisturbed = before.is_some() && Generation::now().ok() == before.map(|before| before.after(1));
+    Ok(monitor.changes()? == TableChanges::Transactions(1) || undisturbed)
 }
 
 /// Whether this holds the rules of a picture that was in force, not only those that close.

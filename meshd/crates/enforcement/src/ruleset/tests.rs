@@ -318,6 +318,17 @@ fn before_the_first_picture_nothing_passes_but_what_an_earlier_run_left() {
         let mut first = RuleTable::new("t".to_owned());
         first.close(&frame(true)).unwrap();
         assert!(closes());
+        // What stands is left alone, whatever else the kernel refused meanwhile: its counters tell what was dropped.
+        let stands = Generation::now().unwrap();
+        let mut refused = World::new(1).ruleset();
+        refused.maps.entry("ingress4").or_default().insert("10.244.1.9".parse().unwrap(), "no_such_chain".to_owned());
+        assert!(first.put(&frame(true), refused).is_err());
+        first.close(&frame(true)).unwrap();
+        assert_eq!(Generation::now().unwrap(), stands);
+        run("nft", &["flush chain inet t forward"]);
+        assert!(!closes());
+        first.close(&frame(true)).unwrap();
+        assert!(closes());
         // Another subnet, also by another run.
         let other = Frame { own: vec!["10.244.7.0/24".parse().unwrap()], ..frame(true) };
         RuleTable::new("t".to_owned()).close(&other).unwrap();
