@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt, io,
     net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,6 +27,15 @@ const LAST: Duration = Duration::from_secs(10);
 /// Room for what a thread that has to wait for a processor has not read yet, in bytes; its own loss would count as the
 /// path's.
 const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Gives a socket room for what comes while the thread that reads it has to wait for a processor.
+///
+/// # Panics
+/// When the kernel refuses it.
+pub fn enlarge_receive_buffer(socket: &impl AsFd) {
+    setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+        .unwrap_or_else(|error| panic!("receive buffer of a socket: {error}"));
+}
 
 /// Packets that are sent at a steady pace and answered by the other side, until [`finish`](Self::finish).
 pub struct Flow {
@@ -82,12 +92,10 @@ impl Flow {
     pub fn udp(from: &Namespace, to: &Namespace, address: IpAddr, interval: Duration) -> Self {
         let server = to
             .enter(|| UdpSocket::bind((address, 0)))
-            .and_then(|socket| {
-                setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-                Ok((socket.local_addr()?, socket))
-            })
+            .and_then(|socket| Ok((socket.local_addr()?, socket)))
             .unwrap_or_else(|error| panic!("{}: cannot serve on {address}: {error}", to.name()));
         let (target, server) = server;
+        enlarge_receive_buffer(&server);
         let client = from
             .enter(|| UdpSocket::bind((unspecified(address), 0)))
             .unwrap_or_else(|error| panic!("{}: cannot open a UDP socket: {error}", from.name()));
@@ -152,7 +160,7 @@ impl Flow {
         header: usize,
     ) -> Self {
         let shared = Arc::new(Shared::default());
-        setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).unwrap_or_else(|error| panic!("{name}: {error}"));
+        enlarge_receive_buffer(&socket);
         let receiver = socket.try_clone().unwrap_or_else(|error| panic!("{name}: {error}"));
         for socket in [&socket, &receiver] {
             socket.set_read_timeout(Some(TICK)).unwrap_or_else(|error| panic!("{name}: {error}"));

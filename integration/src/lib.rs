@@ -45,7 +45,7 @@ pub use await_until::{await_ok, await_until};
 pub use cni_runtime::{CniFailure, CniPod, CniRuntime};
 pub use etcd::Etcd;
 pub use etcd_writer::EtcdWriter;
-pub use flow::{Flow, FlowReport};
+pub use flow::{Flow, FlowReport, enlarge_receive_buffer};
 pub use iperf::{Iperf, Throughput};
 pub use lab::{
     Lab,

@@ -7,7 +7,7 @@ use crate::{Host, Output, Process, await_until};
 /// Boots one; runs inside the host's network namespace.
 const BOOT: &str = include_str!("machine.sh");
 /// For systemd to come up on a busy machine.
-const BOOTED: Duration = Duration::from_secs(60);
+const BOOTED: Duration = Duration::from_secs(120);
 
 /// A machine on a host of the Lab: its network is the host's, its files are this machine's as they are now, and what is
 /// written to them is kept in memory and is gone with it. systemd is its first process.

@@ -32,6 +32,7 @@ pub struct Ping {
     interval: Duration,
     size: u16,
     wait: Duration,
+    identifier: Option<u16>,
     options: Vec<String>,
 }
 
@@ -59,6 +60,7 @@ impl Ping {
             interval: Duration::from_millis(10),
             size: 56,
             wait: Duration::from_secs(1),
+            identifier: None,
             options: Vec::new(),
         }
     }
@@ -87,6 +89,12 @@ impl Ping {
         Self { wait, ..self }
     }
 
+    /// The identifier of the echo requests, in place of one that no other ping has.
+    #[must_use]
+    pub fn identifier(self, identifier: u16) -> Self {
+        Self { identifier: Some(identifier), ..self }
+    }
+
     /// Any other words of `ping`'s: `option("-M do")`, `option("-I 192.0.2.1")`.
     #[must_use]
     pub fn option(mut self, words: &str) -> Self {
@@ -106,7 +114,7 @@ impl Ping {
         let size = self.size.to_string();
         let mut command = vec!["ping", "-n", "-c", &count, "-i", &interval, "-W", &wait, "-s", &size];
         command.extend(self.options.iter().map(String::as_str));
-        let identifier = identifier();
+        let identifier = self.identifier.unwrap_or_else(unused_identifier);
         let listener = Listener::open(from, self.destination.contains(':'), identifier)
             .unwrap_or_else(|error| panic!("{}: no socket for echo replies: {error}", from.name()));
         let identifier = identifier.to_string();
@@ -120,9 +128,9 @@ impl Ping {
             answers: output.stdout.lines().filter_map(answer).collect(),
             text: output.describe(),
         };
-        // Without any answer `ping` has waited for as long as it was told.
-        let end = Instant::now() + self.wait;
-        while report.lost() > 0 && !report.answers.is_empty() {
+        // Without any answer `ping` has waited for as long as it was told, but may have had no processor to take what came.
+        let end = if report.answers.is_empty() { Instant::now() } else { Instant::now() + self.wait };
+        while report.lost() > 0 {
             let Some(number) = listener.next_by(end) else { break };
             if number <= self.count && report.answers.iter().all(|(answered, _)| *answered != number) {
                 report.text.push_str(&format!("icmp_seq={number} was answered after ping had ended\n"));
@@ -134,7 +142,7 @@ impl Ping {
 }
 
 /// Another one for each ping of this process.
-fn identifier() -> u16 {
+fn unused_identifier() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let offset = NEXT.fetch_add(1, Ordering::Relaxed);
     // 0 means something else to `ping`.
@@ -155,15 +163,21 @@ impl Listener {
         Ok(Self { socket, v6, identifier })
     }
 
-    /// The sequence number of the next reply with the identifier; `None` when none comes until `end`.
+    /// The sequence number of the next reply with the identifier, of those that have come or come until `end`.
     fn next_by(&self, end: Instant) -> Option<u32> {
         loop {
-            let left = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
-            self.socket.set_read_timeout(Some(left)).ok()?;
+            let left = end.saturating_duration_since(Instant::now());
+            self.socket.set_nonblocking(left.is_zero()).ok()?;
+            if !left.is_zero() {
+                self.socket.set_read_timeout(Some(left)).ok()?;
+            }
             // What is longer is cut off.
             let mut message = [0; 128];
-            let Ok(length) = (&self.socket).read(&mut message) else { continue };
-            let number = self.reply(&message[..length]);
+            let number = match (&self.socket).read(&mut message) {
+                Ok(length) => self.reply(&message[..length]),
+                Err(_) if left.is_zero() => return None,
+                Err(_) => None,
+            };
             if number.is_some() {
                 return number;
             }
