@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use integration::{EtcdWriter, MeshdNode, Pod, await_until};
+use integration::{EtcdWriter, MeshdNode, Pod, await_until, enlarge_receive_buffer};
 use policy::engine::{Flow, Side};
 use serde_json::{Map, Value, json};
 
@@ -173,8 +173,12 @@ fn send(from: &Pod, to: IpAddr, first: u32, in_force: [&AtomicU64; 2], over: &At
     sent
 }
 
+/// None of what comes is lost: a packet that was let pass and its witness would be told apart.
 fn listen(at: &Pod, ports: &[u16]) -> Vec<UdpSocket> {
-    at.enter(|| ports.iter().map(|port| UdpSocket::bind(SocketAddr::new(at.v4(), *port)).unwrap()).collect())
+    let bind = |port: &u16| UdpSocket::bind(SocketAddr::new(at.v4(), *port)).unwrap();
+    let sockets: Vec<UdpSocket> = at.enter(|| ports.iter().map(bind).collect());
+    sockets.iter().for_each(enlarge_receive_buffer);
+    sockets
 }
 
 /// Notes how long the history was when each packet came to one of these sockets.

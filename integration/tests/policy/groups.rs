@@ -117,10 +117,15 @@ fn a_pod_is_itself(bridged: &Bridged, bridge: &str) {
     }
     let report = integration::ping(node, neighbour.v4());
     assert_eq!(report.lost(), 0, "the node does not reach the neighbour: {}", report.text);
-    // A frame for a station that the bridge does not know goes to all ports.
+    // A frame for a station that the bridge does not know goes to all ports. It knows one again once that answers.
     let forget = || {
-        let entry = format!("{} dev {} master", mac_text(&others), host_end(neighbour));
-        node.run(&format!("bridge fdb del {entry}"));
+        let (station, port) = (mac_text(&others), host_end(neighbour));
+        await_ok("the bridge to know the neighbour", SOON, || {
+            integration::ping(node, neighbour.v4());
+            let known = node.run(&format!("bridge fdb show dev {port}")).stdout;
+            if known.contains(&station) { Ok(()) } else { Err(known) }
+        });
+        node.run(&format!("bridge fdb del {station} dev {port} master"));
     };
     forget();
     from_db.send(&[frame(&others, &to, &datagram((db.v4(), PORT), (neighbour.v4(), PORT), b"flooded"))]);
@@ -412,8 +417,8 @@ fn refused_at_its_source(bridged: &Bridged) {
     let (wire, own) = (Wire::on(neighbour, "eth0"), mac(neighbour, "eth0"));
     for group in [Ipv4Addr::BROADCAST, Ipv4Addr::new(224, 0, 0, 1)] {
         let sent = datagram((third.v4(), PORT), (group.into(), PORT), b"to all");
-        Wire::on(third, "eth0").send(&[frame(&BROADCAST, &mac(third, "eth0"), &sent)]);
         let mut at_neighbour = Capture::on(neighbour, "eth0");
+        Wire::on(third, "eth0").send(&[frame(&BROADCAST, &mac(third, "eth0"), &sent)]);
         assert!(!at_neighbour.hears(b"to all"), "{group} hears a pod that may send nothing");
         wire.send(&[frame(&mac(third, "eth0"), &own, &port_unreachable(neighbour.v4(), third.v4(), &sent))]);
         assert!(!at_third.hears(b"to all"), "an error about what was refused passes");

@@ -7,6 +7,7 @@
 //! ```
 
 use std::{
+    cell::Cell,
     net::{IpAddr, SocketAddr, UdpSocket},
     time::Duration,
 };
@@ -18,9 +19,40 @@ use crate::{
     objects::{delete_policy, put_pod, put_policy},
     probe::{Server, round_trip},
 };
-use integration::{await_ok, await_until};
+use integration::{Namespace, await_ok, await_until};
 
 const TABLE: &str = "nft list table inet meshd_policy";
+
+/// How long is waited for a datagram.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// A socket whose datagrams are told apart: one that was sent earlier may come late.
+struct Sender {
+    socket: UdpSocket,
+    sent: Cell<u64>,
+}
+
+impl Sender {
+    fn new(place: &Namespace, address: IpAddr, port: u16) -> Self {
+        let socket = place.enter(|| UdpSocket::bind((address, port))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { socket, sent: Cell::new(0) }
+    }
+
+    /// Sends a datagram; where it came from, if it comes to `other`.
+    fn arrives(&self, other: &Self, at: SocketAddr) -> Option<SocketAddr> {
+        self.sent.set(self.sent.get() + 1);
+        let datagram = format!("{} of {:?}", self.sent.get(), self.socket.local_addr());
+        self.socket.send_to(datagram.as_bytes(), at).unwrap();
+        let mut buffer = [0; 128];
+        while let Ok((length, from)) = other.socket.recv_from(&mut buffer) {
+            if &buffer[..length] == datagram.as_bytes() {
+                return Some(from);
+            }
+        }
+        None
+    }
+}
 
 #[test]
 fn two_pods_of_one_node_and_a_direct_peer() {
@@ -80,30 +112,26 @@ fn a_flow_that_is_cut_is_cut_in_both_directions() {
     }
     await_in_force(&mesh);
     for address in [db.v4(), db.v6()] {
-        let server = db.enter(|| UdpSocket::bind((address, 5432))).unwrap();
-        server.set_read_timeout(Some(SOON)).unwrap();
-        let mut buffer = [0; 16];
-        let clients: Vec<(UdpSocket, SocketAddr)> = [&neighbour, peer, far]
+        let server = Sender::new(db, address, 5432);
+        let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let clients: Vec<(Sender, SocketAddr)> = [&neighbour, peer, far]
             .iter()
             .map(|from| {
-                let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-                let client = from.enter(|| UdpSocket::bind((any, 0))).unwrap();
-                client.set_read_timeout(Some(SOON)).unwrap();
-                client.send_to(b"begin", (address, 5432)).unwrap();
-                let (_, at) = server.recv_from(&mut buffer).unwrap();
+                let client = Sender::new(from, any, 0);
+                let at = await_ok(&format!("{} to begin a flow", from.name()), SOON, || {
+                    client.arrives(&server, (address, 5432).into()).ok_or_else(|| "it does not".to_owned())
+                });
                 (client, at)
             })
             .collect();
         // The server sends, and the client only listens.
-        let mut hears = |(client, at): &(UdpSocket, SocketAddr)| {
-            server.send_to(b"more", at).unwrap();
-            client.recv(&mut buffer).is_ok()
-        };
-        assert!(clients.iter().all(&mut hears));
+        let hears = |(client, at): &(Sender, SocketAddr)| server.arrives(client, *at).is_some();
+        for client in &clients {
+            await_ok("the client to hear", SOON, || if hears(client) { Ok(()) } else { Err(client.1.to_string()) });
+        }
         put_policy(&mesh.etcd, "shop", "closed", &json!({"podSelector": {"matchLabels": {"app": "db"}}}));
         await_in_force(&mesh);
         for client in &clients {
-            client.0.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
             assert!(!hears(client), "{} still hears of a flow that is cut", client.1);
         }
         delete_policy(&mesh.etcd, "shop", "closed");
@@ -132,19 +160,13 @@ fn a_masqueraded_flow_is_cut_in_both_directions() {
     ));
     await_in_force(&mesh);
     for (from, to) in [(db.v4(), far.v4()), (db.v6(), far.v6())] {
-        let far = far.enter(|| UdpSocket::bind((to, 5432))).unwrap();
-        far.set_read_timeout(Some(SOON)).unwrap();
-        let client = db.enter(|| UdpSocket::bind((from, 0))).unwrap();
-        client.set_read_timeout(Some(SOON)).unwrap();
-        client.send_to(b"begin", (to, 5432)).unwrap();
-        let mut buffer = [0; 16];
-        let (_, at) = far.recv_from(&mut buffer).unwrap();
+        let (far, client) = (Sender::new(far, to, 5432), Sender::new(db, from, 0));
+        let at = await_ok("the flow to begin", SOON, || {
+            client.arrives(&far, (to, 5432).into()).ok_or_else(|| "it does not".to_owned())
+        });
         assert!(east1.overlay().contains(&at.ip()), "{at} is not masqueraded");
-        let mut hears = || {
-            far.send_to(b"more", at).unwrap();
-            client.recv(&mut buffer).is_ok()
-        };
-        assert!(hears());
+        let hears = || far.arrives(&client, at).is_some();
+        await_ok("the client to hear", SOON, || if hears() { Ok(()) } else { Err(to.to_string()) });
         put_policy(
             &mesh.etcd,
             "shop",
@@ -152,7 +174,6 @@ fn a_masqueraded_flow_is_cut_in_both_directions() {
             &json!({"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Egress"]}),
         );
         await_in_force(&mesh);
-        client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         assert!(!hears(), "{to} is still heard in a flow that is cut");
         delete_policy(&mesh.etcd, "shop", "closed");
         await_in_force(&mesh);

@@ -6,6 +6,7 @@ use crate::{
     SOON, await_in_force, mesh,
     objects::{put_namespace, put_pod, put_policy},
     probe::Server,
+    reported::await_mode,
 };
 
 const KEY: &str = "/meshd/networkpolicies/shop/db";
@@ -88,7 +89,7 @@ fn audit_mode_refuses_nothing_and_says_what_it_would() {
     let mut config: serde_json::Value = serde_json::from_str(integration::topology::CONFIG).unwrap();
     config["policyMode"] = "audit".into();
     mesh.etcd.put("/meshd/config", &config.to_string());
-    west.await_status("audit mode", SOON, |status| status["policy"]["mode"] == "audit");
+    await_mode(west, "audit");
     server.assert_reached(client);
     west.await_status("what would have been refused to be counted", SOON, |status| {
         let verdicts = status["policy"]["verdicts"].as_array().cloned().unwrap_or_default();
@@ -96,7 +97,7 @@ fn audit_mode_refuses_nothing_and_says_what_it_would() {
     });
     config["policyMode"] = "enforce".into();
     mesh.etcd.put("/meshd/config", &config.to_string());
-    west.await_status("enforce mode", SOON, |status| status["policy"]["mode"] == "enforce");
+    await_mode(west, "enforce");
     server.assert_not_reached(client);
 }
 

@@ -195,10 +195,23 @@ fn the_kernel_agrees_with_the_specification_on_generated_worlds() {
                 .collect();
             number += 1;
             let (source, destination) = ("198.51.100.1".parse().unwrap(), "198.51.100.2".parse().unwrap());
-            frames.push(first_packet(&Flow { source, destination, protocol: 17, port: Some(9) }, number));
-            let come = forwarded(&mut wire, &frames);
-            for (nth, flow) in (first + 1..).zip(&flows) {
-                let expected = [Side::Egress, Side::Ingress].iter().all(|side| both.world.allowed(*side, flow));
+            let witness = Flow { source, destination, protocol: 17, port: Some(9) };
+            frames.push(first_packet(&witness, number));
+            let expected: Vec<bool> = flows
+                .iter()
+                .map(|flow| [Side::Egress, Side::Ingress].iter().all(|side| both.world.allowed(*side, flow)))
+                .collect();
+            let mut come = forwarded(&mut wire, &frames);
+            // One that is lost, or overtaken by the last one, on a busy machine: what rules refuse is refused again.
+            let missing = (first + 1..).zip(&expected).zip(&frames);
+            let missing = missing.filter(|((nth, expected), _)| **expected && !come.contains(nth));
+            let mut again: Vec<Vec<u8>> = missing.map(|(_, frame)| frame.clone()).collect();
+            if !again.is_empty() {
+                number += 1;
+                again.push(first_packet(&witness, number));
+                come.extend(forwarded(&mut wire, &again));
+            }
+            for ((nth, flow), expected) in (first + 1..).zip(&flows).zip(expected) {
                 verdicts[usize::from(expected)] += 1;
                 assert_eq!(
                     come.contains(&nth),
