@@ -18,7 +18,8 @@ use integration::{CniPod, CniRuntime, MeshdNode, Namespace, await_ok};
 use serde_json::{Value, json};
 
 use crate::{
-    Nodes, SOON, assert_nothing_left, attachments, await_reaches, pod_interfaces, reserved, reserved_by_host_local,
+    Nodes, SOON, SWEPT, assert_nothing_left, attachments, await_reaches, pod_interfaces, reserved,
+    reserved_by_host_local,
 };
 
 #[test]
@@ -110,7 +111,7 @@ fn what_host_local_gave_out_before_an_upgrade_stays_its_containers() {
     let error = asks("early", &early, &kept).unwrap_err();
     assert!(error.contains("in use by container kept"), "{error}");
     // Of `dead` there is neither a record nor an interface: its address is free once that was seen twice.
-    await_ok("the address of a dead container", SOON, || asks("late", &late, &dead).map(drop));
+    await_ok("the address of a dead container", SWEPT, || asks("late", &late, &dead).map(drop));
     // Old and new: one that is announced with another's address is refused.
     let client = cni::daemon::Client::new(node.run_dir());
     let name = AttachmentName { container_id: "late2".to_owned(), ifname: "eth0".to_owned() };

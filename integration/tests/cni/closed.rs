@@ -7,10 +7,10 @@
 
 use std::fs;
 
-use integration::{CniPod, Namespace, ping};
+use integration::{CniPod, Namespace, await_ok, ping};
 use serde_json::json;
 
-use crate::{Nodes, SOON, await_reaches};
+use crate::{Nodes, SOON, await_reaches, pod_interfaces};
 
 #[test]
 fn attached_pods_are_closed_when_rules_cache_and_etcd_are_gone() {
@@ -33,6 +33,12 @@ fn attached_pods_are_closed_when_rules_cache_and_etcd_are_gone() {
     east1.start();
     east1.await_status("to wait for etcd", SOON, |status| {
         status["problems"].as_array().is_some_and(|all| all.iter().any(|one| one["code"] == "waiting_for_etcd"))
+    });
+    // Status may say so before the kernel has the rules.
+    await_ok("the way to pods to be closed", SOON, || {
+        let listed = east1.host().try_run(&["nft", "list", "table", "inet", "meshd_policy"]);
+        let known = pod_interfaces(east1).iter().all(|interface| listed.stdout.contains(interface));
+        if known && listed.stdout.contains("chain closed") { Ok(()) } else { Err(listed.describe()) }
     });
     let is_closed = |from: &Namespace, to: &CniPod| {
         for address in &to.addresses {

@@ -9,7 +9,9 @@ use std::{thread, time::Duration};
 use integration::{Namespace, await_ok};
 use serde_json::json;
 
-use crate::{Nodes, SOON, assert_nothing_left, attachments, await_reaches, pod_interfaces, reserved};
+use crate::{
+    Nodes, SOON, SWEPT, assert_nothing_left, attachments, await_reaches, del_until_free, pod_interfaces, reserved,
+};
 
 /// How often each is killed. The delays go from nothing to more than an undisturbed ADD takes.
 const KILLS: u32 = 40;
@@ -36,10 +38,7 @@ fn a_plugin_that_is_killed_leaves_nothing_that_del_does_not_free() {
         thread::sleep(delay(KILLS - i) / 2);
         let _ = del.kill();
         del.wait().unwrap();
-        await_ok("DEL to succeed", SOON, || {
-            network.del(&name, Some(&namespace)).map_err(|failure| failure.to_string())
-        });
-        assert_eq!((pod_interfaces(node), attachments(node)), (vec![], vec![]), "after kill {i}");
+        del_until_free(&network, node, &name, &namespace, &format!("after kill {i}"));
     }
     assert!(ended < KILLS, "no ADD was caught");
     assert_eq!(reserved(node), [""; 0]);
@@ -64,7 +63,7 @@ fn what_a_killed_runtime_has_left_is_freed_once_its_containers_are_gone() {
         // Nobody says DEL.
         remove(&namespace);
     }
-    await_ok("what is gone to be freed", SOON, || {
+    await_ok("what is gone to be freed", SWEPT, || {
         let left = (pod_interfaces(node), attachments(node), reserved(node));
         if left.0.len() == 1 && left.1 == ["kept"] && left.2.len() == 2 { Ok(()) } else { Err(format!("{left:?}")) }
     });

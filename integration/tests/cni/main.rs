@@ -18,10 +18,12 @@ mod steps;
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use integration::{CniPod, Etcd, MeshdNode, Namespace, await_ok, ping, topology::TwoSites};
+use integration::{CniPod, CniRuntime, Etcd, MeshdNode, Namespace, await_ok, ping, topology::TwoSites};
 
 /// For something that takes a moment, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(40);
+/// For the daemon's sweep, which frees what it has seen to be gone twice, ten seconds apart.
+pub(crate) const SWEPT: Duration = Duration::from_secs(90);
 
 /// Two nodes on the east and one on the west, without pods.
 pub(crate) struct Nodes {
@@ -108,6 +110,21 @@ pub(crate) fn pod_interfaces(node: &MeshdNode) -> Vec<String> {
 pub(crate) fn attachments(node: &MeshdNode) -> Vec<String> {
     let known = cni::daemon::Client::new(node.run_dir()).attachments();
     known.unwrap_or_else(|error| panic!("{error}")).into_iter().map(|one| one.container_id).collect()
+}
+
+/// DEL of a container whose plugin was killed. What that one had asked the daemon for just before may be done behind the
+/// DEL, which then is said once more, as a runtime does.
+#[track_caller]
+pub(crate) fn del_until_free(network: &CniRuntime, node: &MeshdNode, name: &str, namespace: &Namespace, when: &str) {
+    await_ok(&format!("DEL to succeed {when}"), SOON, || {
+        network.del(name, Some(namespace)).map_err(|failure| failure.to_string())
+    });
+    assert_eq!(pod_interfaces(node), [""; 0], "{when}");
+    await_ok(&format!("nothing to be left {when}"), SOON, || {
+        let left = (attachments(node), reserved(node));
+        left.0.iter().try_for_each(|late| network.del(late, None).map_err(|failure| failure.to_string()))?;
+        if left == (vec![], vec![]) { Ok(()) } else { Err(format!("{left:?}")) }
+    });
 }
 
 /// Nothing of any pod is on this node.

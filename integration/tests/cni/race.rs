@@ -245,9 +245,11 @@ fn del_withdraws_rules_flows_and_record() {
     // The pod asks: answers come as replies in its flow.
     let asked = race.senders[1].enter(|| UdpSocket::bind(SocketAddr::new(race.senders[1].v4(), PORT))).unwrap();
     let socket = pod.enter(|| UdpSocket::bind(SocketAddr::new(race.wanted[0], PORT))).unwrap();
-    asked.set_read_timeout(Some(SOON)).unwrap();
-    socket.send_to(b"question", asked.local_addr().unwrap()).unwrap();
-    let (_, from) = asked.recv_from(&mut [0; 16]).unwrap();
+    asked.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let from = await_ok("the pod's question to arrive", SOON, || {
+        socket.send_to(b"question", asked.local_addr().unwrap()).unwrap();
+        asked.recv_from(&mut [0; 16]).map(|(_, from)| from).map_err(|error| error.to_string())
+    });
     let v4 = race.wanted[0].to_string();
     let flows = || host.try_run(&["conntrack", "-L", "-p", "udp"]).stdout;
     let rules = || host.run("nft list table inet meshd_policy").stdout;

@@ -39,7 +39,7 @@ fn start(title: &str) -> (Nodes, Nft) {
     let folder = sites.lab.folder().join("nft");
     fs::create_dir_all(&folder).unwrap();
     let script = "#!/bin/sh\n[ -e \"${0%/*}/refuses\" ] && { echo told to refuse >&2; exit 1; }\n\
-                  [ -e \"${0%/*}/slow\" ] && sleep 1\nexec /usr/sbin/nft \"$@\"\n";
+                  [ -e \"${0%/*}/slow\" ] && sleep 0.5\nexec /usr/sbin/nft \"$@\"\n";
     fs::write(folder.join("nft"), script).unwrap();
     fs::set_permissions(folder.join("nft"), fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default());
