@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use policy::{
     engine::{Engine, Flow, ObjectName, PolicyState, Side, SourceAliases},
-    nft::{Element, LocalPod, Match, Ruleset, Then, transaction},
+    nft::{Element, LocalPod, Match, Ruleset, Then, transactions},
     object::{NetworkPolicy, PodObject},
 };
 use serde_json::{Value, json};
@@ -74,7 +74,7 @@ fn a_node_that_roams_changes_elements_and_no_rules() {
     };
     heard_from(&mut engine, &["198.51.100.1"], &["198.51.100.1", "2001:db8::1"]);
     let before = rules(&mut engine);
-    for (address, change) in [
+    for (address, verb) in [
         ("192.0.2.11", "add element"),
         ("198.51.100.2", "delete element"),
         ("2001:db8::1", ""),
@@ -82,9 +82,10 @@ fn a_node_that_roams_changes_elements_and_no_rules() {
     ] {
         let was = rules(&mut engine);
         heard_from(&mut engine, &[address], &["198.51.100.1", "2001:db8::1"]);
-        let is = rules(&mut engine);
-        let text = transaction("inet t", &was, &is);
-        assert!(text.lines().count() <= 1 && text.starts_with(change), "{address}: {text}");
+        let mut is = rules(&mut engine);
+        let change = transactions("inet t", &was, &mut is);
+        let text = change.sets + &change.rules;
+        assert!(text.lines().count() <= 1 && text.starts_with(verb), "{address}: {text}");
     }
     assert!(before != rules(&mut engine));
 }

@@ -21,7 +21,7 @@ use generate::{Both, Dice, PORTS, address, source};
 use integration::{Host, Lab, Wire};
 use policy::{
     engine::{Flow, Side},
-    nft::{ALLOWED, LocalPod, REFUSED, Ruleset, transaction},
+    nft::{ALLOWED, LocalPod, REFUSED, Ruleset, transactions},
 };
 
 use crate::{
@@ -159,17 +159,19 @@ fn the_kernel_agrees_with_the_specification_on_generated_worlds() {
         let mut both = Both::new();
         // A packet without ports is of the same flow as the one before, which the daemon would have judged anew.
         let mut portless = HashSet::new();
-        router.nft(&(frame() + &transaction(TABLE, &Ruleset::default(), &ruleset(&mut both)) + &dispatch()));
+        let mut in_force = ruleset(&mut both);
+        let first = transactions(TABLE, &Ruleset::default(), &mut in_force);
+        router.nft(&(frame() + &first.sets + &first.rules + &dispatch()));
         for state in 0..states {
             for _ in 0..if state == 0 { 25 } else { 1 + dice.roll(4) } {
                 both.change(&mut dice);
             }
-            let before = both.rules.clone();
-            let after = ruleset(&mut both);
-            let change = transaction(TABLE, &before, &after);
-            if !change.is_empty() {
-                router.nft(&change);
+            let mut after = ruleset(&mut both);
+            let change = transactions(TABLE, &in_force, &mut after);
+            for text in [change.sets, change.rules].iter().filter(|text| !text.is_empty()) {
+                router.nft(text);
             }
+            in_force = after;
             let mut flows = Vec::new();
             while flows.len() < packets {
                 let (source, destination) = (source(&mut dice), address(&mut dice));

@@ -31,7 +31,7 @@ use crate::{engine::Side, object::Protocol};
 use text::{Form, port_sets};
 
 pub(crate) use render::SetCache;
-pub use text::{ALLOWED, REFUSED, flow_key, packet_form, transaction};
+pub use text::{ALLOWED, REFUSED, Transactions, flow_key, packet_form, transactions};
 
 /// A pod of this node whose traffic the kernel judges.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,7 +83,15 @@ impl Ruleset {
 
     /// The sets in the kernel, those of ports included.
     pub fn kernel_sets(&self) -> impl Iterator<Item = String> + '_ {
-        self.sets.keys().cloned().chain(port_sets(self).into_keys())
+        self.sets.keys().map(|name| self.kernel_set(name)).chain(port_sets(self).into_keys())
+    }
+
+    /// The name in the kernel of a set.
+    fn kernel_set(&self, name: &str) -> String {
+        match self.sets.get(name).map_or(0, |set| set.copy) {
+            0 => name.to_owned(),
+            copy => format!("{name}_{copy}"),
+        }
     }
 
     /// The maps in the kernel, both forms of each.
@@ -101,6 +109,8 @@ pub struct Set {
     pub elements: Arc<[Element]>,
     /// Hash of the elements.
     pub(crate) content: u64,
+    /// Tells its name in the kernel from those of earlier copies, see [`transactions`].
+    pub(crate) copy: u32,
 }
 
 impl PartialEq for Set {

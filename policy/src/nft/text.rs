@@ -123,11 +123,39 @@ fn port_set(ranges: &[(u16, u16)]) -> String {
     format!("p_{:016x}", hasher.finish())
 }
 
-/// The commands that make a table that holds `old` into one that holds `new`: one transaction, in an order in which every
-/// command refers only to what is there; [`REFUSED`] and [`ALLOWED`] are. Empty when nothing differs. `table` is family
-/// and name: `inet meshd`.
+/// The commands that make a table that holds one ruleset into one that holds another: two transactions, the second one
+/// once the first one is committed. Each is empty when there is nothing to do.
+///
+/// A kernel lets packets meet new rules a moment before it publishes new elements of sets of intervals, and that moment
+/// is as long as another program has the processor. So rules meet only sets that were published before:
+///
+/// - New sets, and elements that sets in use gain, come first. Until the second transaction a peer may be in the sets of
+///   its old and its new labels: what is decided then is what the old rules decide for the one or the other.
+/// - A set is replaced by a copy where present rules change as well, for with those they must change at once, and where
+///   a range would be replaced by one that overlaps it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Transactions {
+    /// What no rule in force refers to yet, and elements that sets in use gain.
+    pub sets: String,
+    /// The rest.
+    pub rules: String,
+}
+
+impl Transactions {
+    /// Whether the rulesets are the same.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.sets.is_empty() && self.rules.is_empty()
+    }
+}
+
+/// The [`Transactions`] from `old` to `new`, in an order in which every command refers only to what is there; the table,
+/// [`REFUSED`] and [`ALLOWED`] are. Names in `new` the copies of sets. `table` is family and name: `inet meshd`.
 #[must_use]
-pub fn transaction(table: &str, old: &Ruleset, new: &Ruleset) -> String {
+pub fn transactions(table: &str, old: &Ruleset, new: &mut Ruleset) -> Transactions {
+    name_copies(old, new);
+    let new = &*new;
+    let mut sets = Writer { table, text: String::new() };
     let mut out = Writer { table, text: String::new() };
     let missing_in = |other: &'_ Ruleset, one: &'_ Ruleset| -> Vec<String> {
         let missing = one.chains.keys().filter(|name| !other.chains.contains_key(*name));
@@ -135,9 +163,18 @@ pub fn transaction(table: &str, old: &Ruleset, new: &Ruleset) -> String {
     };
     let (ports_before, ports_after) = (port_sets(old), port_sets(new));
     for (name, ranges) in ports_after.iter().filter(|(name, _)| !ports_before.contains_key(*name)) {
-        out.make_port_set(name, ranges);
+        sets.make_port_set(name, ranges);
     }
-    out.make_sets(old, new);
+    for (name, set) in &new.sets {
+        let in_kernel = new.kernel_set(name);
+        match old.sets.get(name) {
+            Some(before) if before.copy == set.copy => {
+                sets.elements("add", &in_kernel, &missing(&set.elements, &before.elements));
+                out.elements("delete", &in_kernel, &missing(&before.elements, &set.elements));
+            }
+            _ => sets.make_set(&in_kernel, set),
+        }
+    }
     for name in missing_in(old, new) {
         out.line(format_args!("add chain {table} {name}"));
     }
@@ -153,8 +190,10 @@ pub fn transaction(table: &str, old: &Ruleset, new: &Ruleset) -> String {
     for name in &gone {
         out.line(format_args!("delete chain {table} {name}"));
     }
-    let ports_gone = ports_before.keys().filter(|name| !ports_after.contains_key(*name));
-    for name in old.sets.keys().filter(|name| !new.sets.contains_key(*name)).chain(ports_gone) {
+    let is_gone = |name: &&String| new.sets.get(*name).is_none_or(|set| Some(set.copy) != copy_of(old, name));
+    let sets_gone = old.sets.keys().filter(is_gone).map(|name| old.kernel_set(name));
+    let ports_gone = ports_before.into_keys().filter(|name| !ports_after.contains_key(name));
+    for name in sets_gone.chain(ports_gone) {
         out.line(format_args!("delete set {table} {name}"));
     }
     for name in old.maps.keys().filter(|name| !new.maps.contains_key(*name)) {
@@ -162,7 +201,40 @@ pub fn transaction(table: &str, old: &Ruleset, new: &Ruleset) -> String {
             out.line(format_args!("delete map {table} {}", form.name(name)));
         }
     }
-    out.text
+    Transactions { sets: sets.text, rules: out.text }
+}
+
+fn copy_of(ruleset: &Ruleset, set: &str) -> Option<u32> {
+    ruleset.sets.get(set).map(|set| set.copy)
+}
+
+/// Gives the sets that are in both their names: the one that they have, or that of another copy.
+fn name_copies(old: &Ruleset, new: &mut Ruleset) {
+    let rules_change = new.chains.iter().any(|(name, chain)| old.chains.get(name).is_some_and(|old| old != chain))
+        || new.maps.iter().any(|(name, map)| {
+            let before = old.maps.get(name);
+            map.iter().any(|(address, chain)| {
+                before.and_then(|before| before.get(address)).is_some_and(|before| before != chain)
+            })
+        });
+    for (name, set) in &mut new.sets {
+        let Some(before) = old.sets.get(name) else { continue };
+        let copied = before != set && (rules_change || has_overlap(&before.elements, &set.elements));
+        set.copy = before.copy.wrapping_add(u32::from(copied));
+    }
+}
+
+/// Whether an element that comes overlaps one that goes. Both lists are sorted, and none of an element is in another.
+fn has_overlap(before: &[Element], after: &[Element]) -> bool {
+    let (gone, mut come) = (missing(before, after), missing(after, before).into_iter().peekable());
+    let ends = |element: &Element| match *element {
+        Element::Range(first, last) => (first, last),
+        Element::Port(address, ..) => (address, address),
+    };
+    gone.into_iter().filter(|element| matches!(element, Element::Range(..))).map(ends).any(|(first, last)| {
+        while come.next_if(|element| ends(element).1 < first).is_some() {}
+        come.peek().is_some_and(|element| ends(element).0 <= last)
+    })
 }
 
 struct Writer<'a> {
@@ -186,31 +258,10 @@ impl Writer<'_> {
         ));
     }
 
-    fn make_sets(&mut self, old: &Ruleset, new: &Ruleset) {
+    fn make_set(&mut self, name: &str, set: &Set) {
         let table = self.table;
-        for (name, set) in &new.sets {
-            match old.sets.get(name) {
-                None => {
-                    self.line(format_args!("add set {table} {name} {{ {} }}", kind(set.kind)));
-                    self.elements("add", name, &set.elements.iter().collect::<Vec<_>>());
-                }
-                Some(before) if before == set => {}
-                Some(before) => self.change_set(name, before, set),
-            }
-        }
-    }
-
-    fn change_set(&mut self, name: &str, before: &Set, set: &Set) {
-        let gone = missing(&before.elements, &set.elements);
-        let come = missing(&set.elements, &before.elements);
-        if gone.len() * 2 > before.elements.len() {
-            let table = self.table;
-            self.line(format_args!("flush set {table} {name}"));
-            self.elements("add", name, &set.elements.iter().collect::<Vec<_>>());
-            return;
-        }
-        self.elements("delete", name, &gone);
-        self.elements("add", name, &come);
+        self.line(format_args!("add set {table} {name} {{ {} }}", kind(set.kind)));
+        self.elements("add", name, &set.elements.iter().collect::<Vec<_>>());
     }
 
     fn elements(&mut self, verb: &str, set: &str, elements: &[&Element]) {
@@ -234,7 +285,10 @@ impl Writer<'_> {
         let table = self.table;
         for (name, chain) in &new.chains {
             let before = old.chains.get(name);
-            if before == Some(chain) {
+            let is_copied = |set: &str| copy_of(old, set) != copy_of(new, set);
+            if before == Some(chain) && !chain.rules.iter().flat_map(|rule| &rule.matches).any(|condition| {
+                matches!(condition, Match::Peer { set, .. } | Match::PeerPort { set, .. } if is_copied(set))
+            }) {
                 continue;
             }
             for form in Form::BOTH {
@@ -243,16 +297,16 @@ impl Writer<'_> {
                     self.line(format_args!("flush chain {table} {in_kernel}"));
                 }
                 let side = if name.starts_with("in_") { Side::Ingress } else { Side::Egress };
-                self.chain(&in_kernel, chain, form, side);
+                self.chain(&in_kernel, chain, (form, side), new);
             }
         }
     }
 
-    fn chain(&mut self, name: &str, chain: &Chain, form: Form, side: Side) {
+    fn chain(&mut self, name: &str, chain: &Chain, (form, side): (Form, Side), ruleset: &Ruleset) {
         let table = self.table;
         for rule in &chain.rules {
             for variant in form.variants(rule) {
-                let rule = rule_text(rule, form, side);
+                let rule = rule_text(rule, form, side, ruleset);
                 self.line(format_args!("add rule {table} {name} {variant}{rule}"));
             }
         }
@@ -298,7 +352,7 @@ const fn kind(kind: SetKind) -> &'static str {
     }
 }
 
-fn rule_text(rule: &Rule, form: Form, side: Side) -> String {
+fn rule_text(rule: &Rule, form: Form, side: Side, ruleset: &Ruleset) -> String {
     let family = |v4: bool| if v4 { "ip" } else { "ip6" };
     // The other end: a flow's source before any rewriting, its destination behind it.
     let end = |v4: bool| {
@@ -313,7 +367,9 @@ fn rule_text(rule: &Rule, form: Form, side: Side) -> String {
     let mut out = String::new();
     for condition in &rule.matches {
         let _ = match condition {
-            Match::Peer { set, v4, not } => write!(out, "{} {}@{set} ", end(*v4), if *not { "!= " } else { "" }),
+            Match::Peer { set, v4, not } => {
+                write!(out, "{} {}@{} ", end(*v4), if *not { "!= " } else { "" }, ruleset.kernel_set(set))
+            }
             Match::Own(addresses) => {
                 let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                 let v4 = addresses.first().is_some_and(IpAddr::is_ipv4);
@@ -323,8 +379,10 @@ fn rule_text(rule: &Rule, form: Form, side: Side) -> String {
                 }
             }
             Match::PeerPort { set, v4 } => match form {
-                Form::Flow => write!(out, "{} . ct protocol . ct reply proto-src @{set} ", end(*v4)),
-                Form::Packet => write!(out, "{} . meta l4proto . th dport @{set} ", end(*v4)),
+                Form::Flow => {
+                    write!(out, "{} . ct protocol . ct reply proto-src @{} ", end(*v4), ruleset.kernel_set(set))
+                }
+                Form::Packet => write!(out, "{} . meta l4proto . th dport @{} ", end(*v4), ruleset.kernel_set(set)),
             },
             Match::Protocol(protocol) => {
                 let key = if form == Form::Flow { "ct protocol" } else { "meta l4proto" };
@@ -349,5 +407,67 @@ fn then_text(rule: &Rule, form: Form, side: Side) -> String {
         Then::Allow => format!("goto {}", ALLOWED[side as usize]),
         Then::Drop => format!("goto {}", REFUSED[side as usize]),
         Then::Goto(chain) => format!("goto {}", form.name(chain)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One pod, which lets in who is in the set `s`, and one more rule where `rules` says so.
+    fn ruleset(elements: &[(u8, u8)], rules: usize) -> Ruleset {
+        let address = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let elements: Vec<Element> =
+            elements.iter().map(|(first, last)| Element::Range(address(*first), address(*last))).collect();
+        let mut hasher = DefaultHasher::new();
+        elements.hash(&mut hasher);
+        let set = Set { kind: SetKind::V4, elements: elements.into(), content: hasher.finish(), copy: 0 };
+        let peer = Match::Peer { set: "s".to_owned(), v4: true, not: false };
+        let mut chain = vec![Rule { matches: vec![peer], then: Then::Allow, because: "".into() }];
+        chain.extend((0..rules).map(|_| Rule { matches: Vec::new(), then: Then::Drop, because: "".into() }));
+        Ruleset {
+            sets: [("s".to_owned(), set)].into(),
+            chains: [("in_1".to_owned(), Chain { rules: chain })].into(),
+            maps: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn elements_come_before_rules_and_go_with_them() {
+        let old = ruleset(&[(1, 1), (5, 5)], 0);
+        let mut new = ruleset(&[(1, 1), (7, 7)], 0);
+        let change = transactions("inet t", &old, &mut new);
+        assert_eq!(change.sets, "add element inet t s { 10.0.0.7 }\n");
+        assert_eq!(change.rules, "delete element inet t s { 10.0.0.5 }\n");
+    }
+
+    #[test]
+    fn what_rules_and_elements_say_together_changes_at_once() {
+        let mut old = ruleset(&[(1, 1)], 0);
+        for (elements, rules, copy) in [([(2, 2)], 1, "s_1"), ([(2, 2)], 2, "s_1"), ([(3, 3)], 1, "s_2")] {
+            let before = old.kernel_set("s");
+            let mut new = ruleset(&elements, rules);
+            let change = transactions("inet t", &old, &mut new);
+            let is_new = before != copy;
+            assert_eq!(change.sets.starts_with(&format!("add set inet t {copy} ")), is_new, "{change:?}");
+            assert_eq!(change.rules.contains(&format!("delete set inet t {before}\n")), is_new, "{change:?}");
+            assert!(
+                change.rules.contains(&format!("add rule inet t in_1 ct original ip saddr @{copy} ")),
+                "{change:?}"
+            );
+            assert_eq!(new.kernel_sets().collect::<Vec<_>>(), [copy]);
+            old = new;
+        }
+    }
+
+    #[test]
+    fn a_range_that_grows_is_in_another_copy() {
+        for (before, after) in [([(5, 6)], vec![(5, 7)]), ([(5, 7)], vec![(5, 5), (7, 7)]), ([(5, 5)], vec![(4, 9)])] {
+            let (old, mut new) = (ruleset(&before, 0), ruleset(&after, 0));
+            let change = transactions("inet t", &old, &mut new);
+            assert!(change.sets.starts_with("add set inet t s_1 "), "{change:?}");
+            assert!(change.rules.contains("@s_1 ") && change.rules.ends_with("delete set inet t s\n"), "{change:?}");
+            assert!(!change.sets.contains(" s {") && !change.rules.contains("element"), "{change:?}");
+        }
     }
 }

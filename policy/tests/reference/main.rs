@@ -22,8 +22,8 @@ impl Both {
         let owned = addresses.into_iter().filter(|address| self.world.owner(*address).is_some());
         let local: Vec<LocalPod> = owned.map(|address| LocalPod { addresses: vec![address] }).collect();
         let rules = self.engine.ruleset(&local);
-        let again = self.engine.ruleset(&local);
-        assert!(again == rules && nft::transaction("inet t", &rules, &again).is_empty());
+        let mut again = self.engine.ruleset(&local);
+        assert!(again == rules && nft::transactions("inet t", &rules, &mut again).is_empty());
         self.rules = rules;
         for _ in 0..flows {
             let source = source(dice);

@@ -247,6 +247,6 @@ impl Draft<'_> {
         let name = format!("s_{:016x}", hasher.finish());
         let mut hasher = DefaultHasher::new();
         elements.hash(&mut hasher);
-        Made { name, set: Set { kind, elements: elements.into(), content: hasher.finish() } }
+        Made { name, set: Set { kind, elements: elements.into(), content: hasher.finish(), copy: 0 } }
     }
 }

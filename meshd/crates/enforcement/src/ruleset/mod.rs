@@ -33,7 +33,7 @@ use std::{
 };
 
 use netfilter::{Generation, NftMonitor, TableChanges};
-use policy::nft::{Ruleset, transaction};
+use policy::nft::{Ruleset, transactions};
 
 pub(super) use self::{
     anti_spoof::Port,
@@ -76,25 +76,28 @@ impl RuleTable {
         Self { name, held: None, closed: None }
     }
 
-    /// Makes the kernel hold this, in one transaction; nothing is done where it does.
-    pub(super) fn put(&mut self, frame: &Frame, ruleset: Ruleset) -> Result<(), RulesetError> {
+    /// Makes the kernel hold this; nothing is done where it does. Present rules change in one transaction, behind one that
+    /// makes what they refer to.
+    pub(super) fn put(&mut self, frame: &Frame, mut ruleset: Ruleset) -> Result<(), RulesetError> {
         let table = format!("inet {}", self.name);
-        let mut text = String::new();
+        let (mut ahead, mut text) = (String::new(), String::new());
         self.is_whole()?;
         match &self.held {
             Some(held) => {
                 // The base chains' rules refer to maps, which must be there first.
                 let old = Some((&held.frame, &held.ruleset));
                 let [stale, elements] = anti_spoof::change(&table, old, (frame, &ruleset));
+                let change = transactions(&table, &held.ruleset, &mut ruleset);
+                ahead = change.sets;
                 text.push_str(&stale);
-                text.push_str(&transaction(&table, &held.ruleset, &ruleset));
+                text.push_str(&change.rules);
                 text.push_str(&pods(&table, Some(&held.ruleset), &ruleset));
                 text.push_str(&elements);
                 if held.frame != *frame {
                     text.push_str(&base(&table, frame, true));
                     text.push_str(&bridge::change(&self.name, Some(&held.frame), frame));
                 }
-                if text.is_empty() {
+                if ahead.is_empty() && text.is_empty() {
                     return Ok(());
                 }
                 // Verdicts of other rules are forgotten by the transaction that changes them.
@@ -106,7 +109,9 @@ impl RuleTable {
                 if let Some(listing) = list("inet", &self.name)? {
                     text.push_str(&emptied(&table, &listing));
                 }
-                text.push_str(&transaction(&table, &Ruleset::default(), &ruleset));
+                let change = transactions(&table, &Ruleset::default(), &mut ruleset);
+                text.push_str(&change.sets);
+                text.push_str(&change.rules);
                 text.push_str(&pods(&table, None, &ruleset));
                 text.push_str(&anti_spoof::change(&table, None, (frame, &ruleset)).concat());
                 text.push_str(&memo::make(&table, frame.audit, false));
@@ -122,7 +127,8 @@ impl RuleTable {
         if monitor.changes()? != TableChanges::None {
             return Err(RulesetError::Tampered);
         }
-        let ours_alone = apply_alone(&text, &mut monitor)?;
+        let ahead_alone = ahead.is_empty() || apply_alone(&ahead, &mut monitor)?;
+        let ours_alone = apply_alone(&text, &mut monitor)? && ahead_alone;
         let held = Held { frame: frame.clone(), ruleset, monitor };
         // Where more was done than can be told apart from this, the table is read.
         if !ours_alone && !list("inet", &self.name)?.is_some_and(|listing| holds(&listing, &held)) {
