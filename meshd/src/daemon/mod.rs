@@ -20,6 +20,7 @@ mod reach;
 mod roamed;
 mod told;
 mod underlay;
+mod wake;
 
 use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Instant};
 

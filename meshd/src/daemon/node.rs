@@ -56,6 +56,7 @@ use super::{
     roamed::Roamed,
     told::Told,
     underlay,
+    wake::{RETRY, wake_at},
 };
 use crate::{doctor::host::not_forwarding, settings::Settings, subnet_env::SubnetEnv};
 
@@ -73,8 +74,6 @@ const ETCD_FIRST: Duration = Duration::from_millis(500);
 const POLICIES_FIRST: Duration = Duration::from_secs(5);
 /// Settings come many at once, at boot or by `sysctl --system`: they are looked at when all are made.
 const SETTINGS_SETTLE: Duration = Duration::from_secs(5);
-/// How long to wait before trying again what the kernel refused.
-const RETRY: Duration = Duration::from_secs(1);
 
 pub(super) struct Node {
     settings: Settings,
@@ -282,7 +281,8 @@ impl Node {
         self.resolve_etcd().await;
         let mut told_ready = false;
         loop {
-            self.apply().await;
+            let began = Instant::now();
+            self.apply(began).await;
             self.published.pulse.loop_came_round(Instant::now());
             if !std::mem::replace(&mut told_ready, true) {
                 // Whether the node forwards yet is for /readyz to say: etcd may run in a pod that starts after this.
@@ -293,7 +293,7 @@ impl Node {
             if let Some(thread) = self.failed {
                 anyhow::bail!("the tunnel's thread {thread} has ended: a defect; it starts anew with the daemon");
             }
-            let wake_at = self.wake_at();
+            let wake_at = self.wake_at(began);
             tokio::select! {
                 // In this order: what ends because of `stop` is no failure, and the clock is not drowned by events.
                 biased;
@@ -390,17 +390,16 @@ impl Node {
         }
     }
 
-    /// When the loop must look again although nothing is heard.
-    fn wake_at(&self) -> Instant {
-        let lingering = self.accepted.next_deadline();
-        let idle = Instant::now() + SWEEP;
-        let save_at = [self.roamed.save_at(), self.handshakes.save_at()];
-        [lingering, self.retry_at, self.others.due()].into_iter().chain(save_at).flatten().min().unwrap_or(idle)
+    /// When the loop makes its next pass although it hears nothing; the last one began at `began`.
+    fn wake_at(&self, began: Instant) -> Instant {
+        let (lingering, saves) = (self.accepted.next_deadline(), [self.roamed.save_at(), self.handshakes.save_at()]);
+        let deadlines = [lingering, self.retry_at, self.others.due()].into_iter().chain(saves);
+        let now = Instant::now();
+        wake_at(deadlines, began, now).unwrap_or(now + SWEEP)
     }
 
     /// Makes the plan and applies what differs.
-    async fn apply(&mut self) {
-        let now = Instant::now();
+    async fn apply(&mut self, now: Instant) {
         let due = self.retry_at.is_some_and(|at| at <= now);
         if due {
             self.retry_at = None;
