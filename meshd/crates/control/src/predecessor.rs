@@ -6,8 +6,11 @@
 
 use std::{fs, io, path::Path};
 
+use atomic_file::{FileError, Folder};
 use control_core::membership::Identity;
 use tracing::warn;
+
+use super::state_dir::FILE_MODE;
 
 const FILE: &str = "incarnation";
 
@@ -28,7 +31,9 @@ pub(super) fn load(run_dir: &Path, identity: &Identity) -> Option<u64> {
 pub(super) fn save(run_dir: &Path, identity: &Identity) {
     let file = run_dir.join(FILE);
     let note = format!("{} {} {}\n", identity.id, identity.boot_id, identity.incarnation);
-    if let Err(error) = fs::write(&file, note) {
+    let written =
+        Folder::open(run_dir).map_err(FileError::from).and_then(|run| run.replace(FILE, FILE_MODE, note.as_bytes()));
+    if let Err(error) = written {
         warn!(file = %file.display(), %error, "cannot note this start; the next one calls no peer for up to 5 s");
     }
 }
@@ -48,16 +53,19 @@ pub(super) fn remove(run_dir: &Path) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_note_counts_for_its_node_and_boot_only() {
-        let run = tempfile::tempdir().unwrap();
-        let identity = |id: &str, boot_id: &str| Identity {
+    fn identity(id: &str, boot_id: &str) -> Identity {
+        Identity {
             id: id.parse().unwrap(),
             boot_id: boot_id.to_owned(),
             start_count: 1,
             incarnation: 7,
             predecessor: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_note_counts_for_its_node_and_boot_only() {
+        let run = tempfile::tempdir().unwrap();
         assert_eq!(load(run.path(), &identity("n0", "b")), None);
         save(run.path(), &identity("n0", "b"));
         assert_eq!(load(run.path(), &identity("n0", "b")), Some(7));
@@ -65,5 +73,20 @@ mod tests {
         assert_eq!(load(run.path(), &identity("n0", "c")), None, "the note is from before the boot");
         fs::write(run.path().join(FILE), "7\n").unwrap();
         assert_eq!(load(run.path(), &identity("n0", "b")), None);
+    }
+
+    #[test]
+    fn a_link_or_a_fifo_in_its_place_is_replaced() {
+        let (run, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (file, target) = (run.path().join(FILE), outside.path().join("theirs"));
+        fs::write(&target, "theirs").unwrap();
+        std::os::unix::fs::symlink(&target, &file).unwrap();
+        save(run.path(), &identity("n0", "b"));
+        assert_eq!(fs::read_to_string(&target).unwrap(), "theirs");
+        assert_eq!(load(run.path(), &identity("n0", "b")), Some(7));
+        fs::remove_file(&file).unwrap();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        save(run.path(), &identity("n0", "b"));
+        assert_eq!(load(run.path(), &identity("n0", "b")), Some(7));
     }
 }
