@@ -84,7 +84,8 @@ impl Handshakes {
         self.save_at
     }
 
-    /// Writes what there is now, if that is something else. Time stamps too far ahead of `clock` stay in memory.
+    /// Writes what there is now, if that is something else. Time stamps too far ahead of `clock` stay in memory. Without
+    /// peers there is nothing to know: as before the first table, and while another daemon has this node's identity.
     pub(super) fn keep(
         &mut self,
         now: Instant,
@@ -93,6 +94,9 @@ impl Handshakes {
         clock: SystemTime,
     ) {
         self.save_at = None;
+        if peers.is_empty() {
+            return;
+        }
         let called = now < self.loaded_at + CALLED;
         let talks = |peer: &PeerStatus| peer.alive || called && self.kept.talking.contains(&peer.name);
         let kept = Kept {
@@ -226,7 +230,7 @@ mod tests {
         let back = clock - TOO_FAR;
         assert!(loaded.behind(back).unwrap().cause.contains("60 minutes behind"));
         let mut loaded = loaded;
-        loaded.keep(now, &[], &seen, back);
+        loaded.keep(now, &peers, &seen, back);
         let again = Handshakes::load(dir.path(), now);
         assert_eq!(again.behind(back).map(|problem| problem.code), Some("handshake_clock"));
         assert_eq!(again.behind(clock), None);
@@ -251,6 +255,22 @@ mod tests {
         assert_eq!(Handshakes::load(dir.path(), now).talking(), ["nodes/a"], "it was called, and may yet answer");
         second.keep(now + CALLED, &[silent], &none, clock);
         assert_eq!(Handshakes::load(dir.path(), now).talking(), Vec::<String>::new());
+    }
+
+    /// As a clone's, or one of a start before there is a config.
+    #[test]
+    fn a_table_without_peers_takes_nothing_from_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let key = PublicKey::from_bytes([1; 32]);
+        let seen = HashMap::from([(key, Stamp::at(clock))]);
+        Handshakes::load(dir.path(), now).keep(now, &[peer("nodes/a", key, true)], &seen, clock);
+        let mut without = Handshakes::load(dir.path(), now);
+        without.changed(now);
+        without.keep(now + CALLED, &[], &HashMap::new(), clock + Duration::from_secs(CLOCK_AGE));
+        assert_eq!(without.save_at(), None, "it would be due again at once");
+        let next = Handshakes::load(dir.path(), now);
+        assert_eq!((next.talking(), next.seen()), (vec!["nodes/a".to_owned()], seen));
     }
 
     #[test]

@@ -679,10 +679,6 @@ impl Node {
 
     /// Keeps for the next start which peers there are sessions with, and what was seen of their handshakes.
     fn keep_handshakes(&mut self) {
-        if self.table.is_none() {
-            // The tunnel has no peers yet, and so no handshakes: what the run before has left stays as it is.
-            return;
-        }
         let (peers, seen, clock) = (self.tunnel.peers(), self.tunnel.seen_stamps(), SystemTime::now());
         self.clock_problems = handshakes::ahead(&peers, &seen, clock, |peer| self.name_of(peer));
         self.clock_problems.extend(self.handshakes.behind(clock));
@@ -695,9 +691,7 @@ impl Node {
         if self.handshakes.save_at().is_some_and(|at| at <= now) {
             self.keep_handshakes();
         }
-        if let (Some(table), true) = (&self.table, self.roamed.save_at().is_some_and(|at| at <= now)) {
-            self.roamed.save_if_due(now, |name| table.peers.contains_key(name));
-        }
+        self.roamed.save_if_due(now, self.table.as_ref().map(|table| &table.peers));
     }
 
     /// Makes the TUN device again, when it is gone or has another name.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use control::state_dir::FILE_MODE;
+use cow_map::CowMap;
 
 /// How long news may wait: what comes together is written together, and a peer that roams a lot costs little.
 const SAVE_AFTER: Duration = Duration::from_secs(2);
@@ -60,10 +61,13 @@ impl Roamed {
         self.save_at
     }
 
-    /// Writes the file if that is due, without the peers that `known` does not know any more.
-    pub(super) fn save_if_due(&mut self, now: Instant, known: impl Fn(&str) -> bool) {
+    /// Writes the file if that is due, without those that are not among `peers` any more. A table without peers, as while
+    /// another daemon has this node's identity, says of none that it is gone.
+    pub(super) fn save_if_due<T>(&mut self, now: Instant, peers: Option<&CowMap<String, T>>) {
         if self.save_at.is_some_and(|at| at <= now) {
-            self.at.retain(|peer, _| known(peer));
+            if let Some(peers) = peers.filter(|peers| !peers.is_empty()) {
+                self.at.retain(|peer, _| peers.contains_key(peer));
+            }
             self.save();
         }
     }
@@ -108,18 +112,23 @@ mod tests {
     fn what_was_noted_is_there_at_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
         let now = Instant::now();
+        let none: Option<&CowMap<String, ()>> = None;
         let mut roamed = Roamed::load(dir.path());
         assert!(roamed.all().is_empty());
         roamed.note(now, "nodes/a", at("192.0.2.1:1"));
         roamed.note(now, "peers/b", at("[2001:db8::1]:2"));
         roamed.note(now, "nodes/gone", at("192.0.2.9:9"));
-        roamed.save_if_due(now, |_| true);
+        roamed.save_if_due(now, none);
         assert!(Roamed::load(dir.path()).all().is_empty(), "not yet");
         let due = roamed.save_at().unwrap();
-        roamed.save_if_due(due, |peer| peer != "nodes/gone");
+        roamed.save_if_due(due, Some(&CowMap::<String, ()>::default()));
+        assert_eq!((Roamed::load(dir.path()).all().len(), roamed.save_at()), (3, None), "a clone's table has no peers");
+        roamed.note(now, "nodes/a", at("192.0.2.1:2"));
+        let peers: CowMap<String, ()> = ["nodes/a", "peers/b"].map(|peer| (peer.to_owned(), ())).into_iter().collect();
+        roamed.save_if_due(due, Some(&peers));
         assert_eq!((Roamed::load(dir.path()).all().len(), roamed.save_at()), (2, None));
         // The same again is no news; something else is, and is kept at the end at the latest.
-        roamed.note(due, "nodes/a", at("192.0.2.1:1"));
+        roamed.note(due, "nodes/a", at("192.0.2.1:2"));
         assert_eq!(roamed.save_at(), None);
         roamed.note(due, "nodes/a", at("192.0.2.2:1"));
         drop(roamed);
