@@ -4,6 +4,7 @@ mod acceptance;
 mod cleanup;
 mod diagnose;
 mod enforced;
+mod etcd_names;
 mod floor;
 mod forwarding;
 mod handshakes;

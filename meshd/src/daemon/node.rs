@@ -35,7 +35,6 @@ use mesh::{
 };
 use prober::{self, Neighbours, Prober};
 use tokio::{
-    net::lookup_host,
     sync::{broadcast, mpsc, watch},
     time::{MissedTickBehavior, interval, sleep_until, timeout},
 };
@@ -47,6 +46,7 @@ use super::{
     acceptance::Acceptance,
     cached_subnets,
     enforced::enforce,
+    etcd_names::EtcdNames,
     handshakes::{self, Handshakes},
     pace::Pace,
     peer_log::log_peers,
@@ -66,8 +66,6 @@ const SWEEP: Duration = Duration::from_secs(30);
 const COALESCE: Duration = Duration::from_millis(20);
 /// Mean time between two lists of etcd that prove that the watch loses nothing.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
-/// How long a look-up of etcd's name may take.
-const RESOLVE: Duration = Duration::from_secs(1);
 /// How long a start with a cache waits for etcd.
 const ETCD_FIRST: Duration = Duration::from_millis(500);
 /// How long the first routes wait for policies to be in force.
@@ -125,8 +123,7 @@ pub(super) struct Node {
     /// The TUN device is gone, or has another name.
     tun_missing: bool,
     told: Told,
-    /// Addresses of etcd members that are given by name.
-    etcd_addresses: Vec<(IpAddr, String)>,
+    etcd_names: EtcdNames,
     /// The thread of the tunnel that is gone.
     failed: Option<&'static str>,
     /// The first routes have waited for the policies.
@@ -253,7 +250,7 @@ impl Node {
             others: Pace::new(Instant::now()),
             tun_missing: false,
             told: Told::default(),
-            etcd_addresses: Vec::new(),
+            etcd_names: EtcdNames::default(),
             failed: None,
             policies_awaited: false,
         })
@@ -278,7 +275,7 @@ impl Node {
         let _ = timeout(ETCD_FIRST, known).await;
         let mut seen = view.borrow_and_update().clone();
         self.see(&seen);
-        self.resolve_etcd().await;
+        self.etcd_names.look_up(&self.settings.etcd.endpoints).await;
         let mut told_ready = false;
         loop {
             let began = Instant::now();
@@ -433,7 +430,8 @@ impl Node {
             self.published.set(InForce { problems: vec![unguarded()], ..InForce::default() });
             return;
         }
-        let local = underlay::local(&self.settings, &self.underlay, &self.etcd_addresses, !self.endpoints.is_empty());
+        let local =
+            underlay::local(&self.settings, &self.underlay, self.etcd_names.addresses(), !self.endpoints.is_empty());
         let mut planned = self.planner.plan(&self.snapshot, &local, &self.observed);
         if planned.probes != self.targets {
             // A path that was in use before a restart stays in use: its state must be known before routes are made.
@@ -728,7 +726,7 @@ impl Node {
         self.enforcement.look();
         self.read_underlay().await;
         self.read_attached().await;
-        self.resolve_etcd().await;
+        self.etcd_names.look_up(&self.settings.etcd.endpoints).await;
         self.read_mtus();
         self.proven.resync(Instant::now(), self.tunnel.heard_from());
         self.keep_handshakes();
@@ -757,19 +755,6 @@ impl Node {
                 self.control.attached.send_if_modified(|held| std::mem::replace(held, attached) != attached);
             }
             Err(error) => tracing::warn!(%error, "the routes cannot be read"),
-        }
-    }
-
-    /// Looks up members of etcd that are given by name: no network may cover them. What is known stays while names cannot
-    /// be looked up.
-    async fn resolve_etcd(&mut self) {
-        for url in &self.settings.etcd.endpoints {
-            let Some(name) = underlay::name_and_port(url) else { continue };
-            if let Ok(Ok(found)) = timeout(RESOLVE, lookup_host(name)).await {
-                let found: Vec<_> = found.map(|at| (at.ip(), format!("etcd's {url}"))).collect();
-                self.etcd_addresses.retain(|(_, of)| !of.ends_with(url.as_str()));
-                self.etcd_addresses.extend(found);
-            }
         }
     }
 
