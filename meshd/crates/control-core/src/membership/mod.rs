@@ -268,8 +268,11 @@ impl Membership {
     /// Takes in what happened; what to do now.
     pub fn step(&mut self, now: Instant, input: Input, store: &Store) -> Vec<Effect> {
         self.stepped = now;
+        let yielded = self.alive.yielded().is_some();
         let effects = self.advance(now, input, store);
-        if self.alive.yielded().is_some() {
+        if yielded || self.alive.yielded().is_some() {
+            // Whatever ran here before: afterwards this is one more process that wants the identity.
+            self.identity.predecessor = None;
             self.holds_identity = false;
             self.presumed_at = now + UNCONFIRMED;
         } else {

@@ -898,6 +898,25 @@ fn in_an_etcd_that_was_replaced_a_copy_leaves_the_first_word_to_the_original() {
     }
 }
 
+/// Not by what it was before it yielded, and however long it has heard nothing.
+#[test]
+fn a_clone_acts_as_the_node_again_once_its_own_record_stands() {
+    let mut sim = restarted();
+    for _ in 0..2 {
+        sim.operator_puts(ALIVE, &foreign(1, 7));
+        sim.run(sim.elapsed() + UNCONFIRMED * 2);
+    }
+    assert!(cloned(&sim, 0));
+    sim.operator_deletes(ALIVE);
+    let holds = |sim: &Sim| sim.nodes[0].membership.as_ref().unwrap().holds_identity();
+    while !sim.etcd.keys.contains_key(ALIVE) {
+        assert!(!holds(&sim), "{:?}", state_of(&sim, 0));
+        sim.run(sim.elapsed() + Duration::from_millis(1));
+    }
+    sim.run(sim.elapsed() + Duration::from_millis(100));
+    assert!(holds(&sim) && is_own(&sim));
+}
+
 /// A node that was killed, restarted, and has been running for a second.
 fn restarted() -> Sim {
     let mut sim = Sim::new(2, 1);
