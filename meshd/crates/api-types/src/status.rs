@@ -143,9 +143,14 @@ impl Explained {
     /// What both ends of a flow say by `classifier`.
     #[must_use]
     pub fn of(classifier: &Classifier, flow: &Flow, problems: Vec<String>) -> Self {
-        let allowed = classifier.connection(flow).allowed();
-        let [egress, ingress] = classifier.explain_connection(flow).map(ExplainedEnd::from);
-        Self { allowed, egress, ingress, problems }
+        Self::of_ends(classifier.explain_connection(flow), problems)
+    }
+
+    /// What the source's and the destination's end say of a flow.
+    #[must_use]
+    pub fn of_ends(ends: [Explanation; 2], problems: Vec<String>) -> Self {
+        let [egress, ingress] = ends.map(ExplainedEnd::from);
+        Self { allowed: egress.allowed && ingress.allowed, egress, ingress, problems }
     }
 
     /// The answer in lines.

@@ -3,9 +3,12 @@
 use std::net::IpAddr;
 
 use api_types::{Explained, Question, QuestionError};
-use policy::{engine::ObjectName, service::Service};
+use policy::{
+    engine::{Cause, End, Explanation, Flow, ObjectName, Verdict},
+    service::Service,
+};
 
-use super::{Enforcement, masqueraded::Suspect};
+use super::{Enforcement, InForce, masqueraded::Suspect};
 
 impl Enforcement {
     /// Whether a flow may begin, and why.
@@ -27,7 +30,7 @@ impl Enforcement {
                 QuestionError::Invalid(format!("{source} and {destination} have no address of one family"))
             })?;
         let flow = service.flow(&in_force.classifier, source, destination).map_err(QuestionError::Invalid)?;
-        let mut explained = Explained::of(&in_force.classifier, &flow, Vec::new());
+        let mut explained = Explained::of_ends(in_force.explain(&flow), Vec::new());
         if !explained.ingress.allowed
             && let Some(suspect) = Suspect::of(&in_force, &flow)
         {
@@ -49,5 +52,98 @@ impl Enforcement {
             return Err(QuestionError::NotFound(format!("no address of a pod {text} is known")));
         }
         Ok(found)
+    }
+}
+
+impl InForce {
+    /// Explains what both ends say of a flow: egress, then ingress. An address of this machine in the node's own subnets,
+    /// such as a bridge's, is the node's own as a source, although the policies take it for an unknown pod's.
+    fn explain(&self, flow: &Flow) -> [Explanation; 2] {
+        let [mut egress, mut ingress] = self.classifier.explain_connection(flow);
+        let Some(node) = self.mesh.own_node().filter(|_| self.is_own_unnamed(flow.source)) else {
+            return [egress, ingress];
+        };
+        egress.end = format!("node {node} ({})", flow.source);
+        decide(&mut egress, Cause::NoPod);
+        if let End::Pod(pod) = self.classifier.end(flow.destination)
+            && pod.node.as_ref() == Some(node)
+        {
+            decide(&mut ingress, Cause::OwnNode);
+        }
+        [egress, ingress]
+    }
+
+    /// Whether this machine has an address that is no overlay address and no pod's.
+    fn is_own_unnamed(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address) && self.classifier.end(address) == End::UnknownPod
+    }
+}
+
+/// No policy is asked: the flow is allowed, because of this.
+fn decide(explanation: &mut Explanation, cause: Cause) {
+    explanation.verdict = Verdict { allowed: true, cause };
+    (explanation.policy, explanation.rule, explanation.rule_name) = (None, None, None);
+    (explanation.nearest, explanation.source) = (None, None);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mesh::snapshot::Owner;
+    use policy::{
+        engine::{Engine, PolicyState},
+        object::{NetworkPolicy, PodObject},
+    };
+
+    use super::*;
+    use crate::enforcement::{MeshFacts, mesh_facts::NodeFacts};
+
+    /// The node east1 with 10.244.3.0/24, its bridge's 10.244.3.1 and the pod 10.244.3.7; 10.244.5.7 is a pod of another
+    /// one. No pod may begin or take anything.
+    fn in_force() -> InForce {
+        let mut engine = Engine::new();
+        engine.set_networks(vec!["10.244.0.0/16".parse().unwrap()].into());
+        for (name, address, node) in [("near", "10.244.3.7", "east1"), ("far", "10.244.5.7", "west1")] {
+            let addresses = vec![address.parse().unwrap()];
+            let pod = PodObject { addresses, node: Some(node.into()), ..PodObject::default() };
+            engine.put_pod(ObjectName::new("shop", name), pod, 1);
+        }
+        let spec = serde_json::json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
+        let policy = PolicyState::Valid(NetworkPolicy::parse(&spec).unwrap());
+        engine.put_policy(ObjectName::new("shop", "closed"), &policy);
+        let own: Vec<_> = vec!["10.244.3.0/24".parse().unwrap()];
+        let facts = NodeFacts { name: "east1".into(), addresses: Vec::new(), prefixes: own.clone().into() };
+        let mut mesh = MeshFacts { own, ..MeshFacts::default() };
+        mesh.nodes.set(Owner::Node("a1".parse().unwrap()), Some(Arc::new(facts)));
+        let addresses = Arc::new(["10.244.3.1".parse().unwrap()].into());
+        InForce { classifier: engine.commit(1), mesh: Arc::new(mesh), addresses }
+    }
+
+    fn explained(source: &str, destination: &str) -> [String; 2] {
+        let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+        in_force().explain(&Flow { source, destination, protocol: 6, port: Some(80) }).map(|end| end.to_string())
+    }
+
+    #[test]
+    fn the_address_of_a_bridge_is_the_nodes_own() {
+        let [egress, ingress] = explained("10.244.3.1", "10.244.3.7");
+        assert_eq!(egress, "egress of node east1 (10.244.3.1) allowed: no pod, no policies");
+        assert_eq!(ingress, "ingress of pod shop/near (10.244.3.7) allowed: a pod's own node always reaches it");
+        // Another node does not know whose it is.
+        let [egress, ingress] = explained("10.244.3.1", "10.244.5.7");
+        assert_eq!(egress, "egress of node east1 (10.244.3.1) allowed: no pod, no policies");
+        assert!(ingress.starts_with("ingress of pod shop/far (10.244.5.7) denied: isolated by "), "{ingress}");
+    }
+
+    #[test]
+    fn other_addresses_stay_what_the_policies_take_them_for() {
+        for source in ["10.244.3.9", "10.244.5.1"] {
+            let [egress, ingress] = explained(source, "10.244.3.7");
+            assert!(egress.starts_with(&format!("egress of unknown pod {source} denied: ")), "{egress}");
+            assert!(ingress.starts_with("ingress of pod shop/near (10.244.3.7) denied: "), "{ingress}");
+        }
+        let [egress, _] = explained("10.244.3.7", "10.244.5.7");
+        assert!(egress.starts_with("egress of pod shop/near (10.244.3.7) denied: "), "{egress}");
     }
 }

@@ -31,6 +31,14 @@ pub struct MeshFacts {
     pub audit: bool,
 }
 
+impl MeshFacts {
+    /// This node's name, once it has a subnet.
+    pub(super) fn own_node(&self) -> Option<&Arc<str>> {
+        let is_own = |node: &&Arc<NodeFacts>| node.prefixes.iter().any(|prefix| self.own.contains(prefix));
+        self.nodes.values().find(is_own).map(|node| &node.name)
+    }
+}
+
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeFacts {
