@@ -97,7 +97,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::enforcement::{MeshFacts, mesh_facts::NodeFacts};
+    use crate::{MeshFacts, mesh_facts::NodeFacts};
 
     /// The node east1 with 10.244.3.0/24, its bridge's 10.244.3.1 and the pod 10.244.3.7; 10.244.5.7 is a pod of another
     /// one. No pod may begin or take anything.
