@@ -54,8 +54,8 @@ fn forged_inner_addresses_are_dropped_and_the_endpoint_still_roams() {
         let port = 40_000 + number;
         forger.wg.set(&format!("listen-port {port}"));
         let from = source.split('/').next().unwrap();
-        Ping::new(destination).option(&format!("-I {from}")).run(&forger.host).assert_none_answered();
         await_ok(&format!("the packets from {from}, port {port}, to be dropped"), SOON, || {
+            Ping::new(destination).option(&format!("-I {from}")).run(&forger.host).assert_none_answered();
             let after = drops(&east.status(), "in_wrong_source");
             let at = east.peer("forger").map(|peer| peer["endpoint"].to_string()).unwrap_or_default();
             let is_right = after >= before + 3 && at.contains(&format!(":{port}"));
@@ -72,8 +72,8 @@ fn forged_inner_addresses_are_dropped_and_the_endpoint_still_roams() {
     forger.wg.route(&nobody.to_string());
     for destination in [west_pod.v4(), west_pod.v6(), nobody] {
         let before = drops(&east.status(), "in_wrong_destination");
-        ping(&forger.host, destination).assert_none_answered();
         await_ok(&format!("the packets to {destination} to be dropped"), SOON, || {
+            ping(&forger.host, destination).assert_none_answered();
             let after = drops(&east.status(), "in_wrong_destination");
             if after >= before + 3 { Ok(()) } else { Err(format!("{before} drops before, {after} after")) }
         });

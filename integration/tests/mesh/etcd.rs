@@ -124,7 +124,7 @@ fn what_was_compacted_while_a_node_stood_still_is_listed_and_no_route_flaps() {
     // A start anew cuts its connection: the watch has to begin again, at a revision that is no more.
     mesh.etcd.stop();
     mesh.etcd.start_again();
-    for _ in 0..20 {
+    for _ in 0..5 {
         mesh.etcd.put("/meshd/peers/late", &outside_peer(1));
     }
     mesh.etcd.del("/meshd/peers/early");

@@ -102,7 +102,9 @@ fn after_a_boot_outside_peers_are_unreachable_until_the_tunnel_leads_to_them() {
         problems(status).any(|problem| problem["code"] == "waiting_for_etcd")
     });
     assert!(are_unreachable(node, &OUTSIDE));
-    assert!(!are_unreachable(node, &["192.0.2.1"]), "the next hop is needed to reach etcd");
+    await_until("the next hop, which is needed to reach etcd", SOON, || {
+        (!are_unreachable(node, &["192.0.2.1"])).then_some(())
+    });
     for to in OUTSIDE {
         ping(pod, to).assert_none_answered();
     }

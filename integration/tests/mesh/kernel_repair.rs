@@ -49,13 +49,13 @@ fn ours(node: &MeshdNode) -> Vec<String> {
     lines
 }
 
-/// Breaks something and waits until all is as it was.
+/// Breaks something and waits until all is as it was before: a direct path that has lost probes meanwhile proves itself
+/// anew.
 #[track_caller]
-fn put_right(node: &MeshdNode, command: &str) {
-    let before = ours(node);
+fn put_right(node: &MeshdNode, before: &[String], command: &str) {
     node.host().run(command);
     let start = Instant::now();
-    await_ok(&format!("{command} to be put right"), SOON, || {
+    await_ok(&format!("{command} to be put right"), SETTLED, || {
         let now = ours(node);
         let missing: Vec<_> = before.iter().filter(|line| !now.contains(line)).collect();
         let new: Vec<_> = now.iter().filter(|line| !before.contains(line)).collect();
@@ -88,6 +88,7 @@ fn what_others_delete_comes_back_and_what_is_theirs_stays() {
     };
     let before = theirs(node);
     let subnet = |name: &str| mesh.node(name).subnets();
+    let settled = ours(node);
     let probes = node.host().run("ip rule").stdout;
     let priority = probes.lines().find(|line| line.contains("15858")).unwrap().split(':').next().unwrap().to_owned();
     for command in [
@@ -101,12 +102,12 @@ fn what_others_delete_comes_back_and_what_is_theirs_stays() {
         "nft delete table inet meshd".to_owned(),
         format!("ip link delete {}", node.interface()),
     ] {
-        put_right(node, &command);
+        put_right(node, &settled, &command);
         mesh.await_all_reach_each_other();
     }
     // All at once: a ruleset flush takes the others' table too, which is theirs to bring back.
     assert_eq!(before, theirs(node));
-    put_right(node, "nft flush ruleset");
+    put_right(node, &settled, "nft flush ruleset");
     mesh.await_all_reach_each_other();
     mesh.sniffer.assert_clean();
 }
@@ -169,8 +170,11 @@ fn forward_accept_answers_a_foreign_drop_and_takes_the_answer_back() {
     let mesh = Mesh::start_on(sites, CONFIG, |meshd| meshd.args("--forward-accept"));
     mesh.await_all_reach_each_other();
     let node = mesh.node("east1");
+    // It stands still, so that what is read has no answer in it yet.
+    node.stop();
     node.host().nft(FOREIGN_DROP);
     let theirs = node.host().run("nft -s list table ip filter").stdout;
+    node.cont();
     mesh.await_all_reach_each_other();
     await_until("the answer to be there", SOON, || {
         let now = node.host().run("nft -s list table ip filter").stdout;

@@ -27,7 +27,7 @@ use integration::{Host, MeshdNode, Process, await_ok, await_until};
 use serde_json::Value;
 
 /// How long a mesh may take to do what it is asked, on a machine that is busy with other tests.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 /// The problems that a status names.
 pub(crate) fn problems(status: &Value) -> impl Iterator<Item = &Value> {

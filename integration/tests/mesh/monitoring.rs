@@ -16,12 +16,12 @@ use std::{
 };
 
 use integration::{
-    Meshd, MeshdNode, Process, await_ok, await_until, binary, ping,
+    Meshd, MeshdNode, Process, await_ok, await_until, binary,
     topology::{CONFIG, Mesh, TwoSites},
 };
 use serde_json::Value;
 
-use crate::{SOON, problems};
+use crate::{SOON, outside_peer::await_reaches, problems};
 
 /// The answer's status code and body.
 fn get(node: &MeshdNode, path: &str) -> Option<(u16, String)> {
@@ -97,7 +97,7 @@ fn a_prometheus_scrapes_it_and_knows_the_alerts() {
 
     // Both directions of a ping to the other site, in the tunnel's counters and in the peer's own.
     let before = await_until("the counter", SOON, || ask("meshd_tunnel_sent_bytes_total"));
-    ping(mesh.pod("east1"), mesh.pod("west1").v4()).assert_all_answered();
+    await_reaches(mesh.pod("east1"), mesh.pod("west1").v4());
     await_until("the counter to rise", SOON, || (ask("meshd_tunnel_sent_bytes_total")? > before).then_some(()));
     is("meshd_tunnel_received_bytes_total > bool 0", 1.0);
     is(r#"wireguard_sent_bytes_total{friendly_name="west1"} > bool 0"#, 1.0);
@@ -249,10 +249,12 @@ fn as_a_user_of_its_own_with_two_capabilities_it_does_all_of_its_work() {
     let sites = TwoSites::new("ownuser");
     let folder = sites.lab.folder().to_owned();
     let daemon = folder.join("meshd");
-    fs::copy(binary("meshd"), &daemon).unwrap();
+    // By another process: a file that is open for writing in a child that another scenario begins now cannot be run.
+    let copy = |from: &Path, to: &Path| sites.store.run_args(&["cp", &from.to_string_lossy(), &to.to_string_lossy()]);
+    copy(&binary("meshd"), &daemon);
     let script = folder.join("as-service");
     fs::write(&script, AS_SERVICE).unwrap();
-    let program = folder.join("service");
+    let (written, program) = (folder.join("service.text"), folder.join("service"));
     let text = format!(
         "#!/bin/bash\nown=$(mktemp -d {0}/service.XXXXXX)\nchmod 755 {0} $own\n\
          exec unshare -m bash -e {1} $own {2} \"$@\"\n",
@@ -260,8 +262,9 @@ fn as_a_user_of_its_own_with_two_capabilities_it_does_all_of_its_work() {
         script.display(),
         daemon.display()
     );
-    fs::write(&program, text).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&written, text).unwrap();
+    fs::set_permissions(&written, fs::Permissions::from_mode(0o755)).unwrap();
+    copy(&written, &program);
     let mesh = Mesh::start_on(sites, CONFIG, |node| node.program(&program));
     mesh.await_all_reach_each_other();
     let node = mesh.node("east1");

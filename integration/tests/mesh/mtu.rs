@@ -187,8 +187,11 @@ fn a_very_narrow_link_fragments_outside_and_keeps_1280_inside() {
         let _ = whole(other.v4(), 1420).run(pod);
         await_route_mtu(&mesh, node, other, 1280);
         let peer = if node == "east1" { "west1" } else { "east1" };
-        let peer = mesh.node(node).peer(peer).unwrap();
-        assert!(peer["reason"].as_str().is_some_and(|reason| reason.contains("fragmented")), "{peer}");
+        await_ok("the peer's reason to say so", SOON, || {
+            let peer = mesh.node(node).peer(peer).ok_or("no peer")?;
+            let says = peer["reason"].as_str().is_some_and(|reason| reason.contains("fragmented"));
+            if says { Ok(()) } else { Err(peer.to_string()) }
+        });
     }
 }
 

@@ -15,7 +15,7 @@ use integration::{
 };
 use serde_json::{Value, json};
 
-use crate::{SOON, problems};
+use crate::{SOON, await_well, problems};
 
 /// Slow enough for a busy machine, fast enough that a gap shows.
 const PACE: u64 = 200_000;
@@ -60,6 +60,14 @@ fn host_state(host: &Host) -> Vec<String> {
     lines
 }
 
+/// The same once the kernel has taken up every address, which it does in the background.
+#[track_caller]
+fn settled_state(host: &Host) -> Vec<String> {
+    await_until("every address to be taken up", SOON, || {
+        Some(host_state(host)).filter(|lines| !lines.iter().any(|line| line.contains("tentative")))
+    })
+}
+
 fn cache_of(node: &MeshdNode) -> PathBuf {
     node.state_dir().join("cache").join("store.json")
 }
@@ -91,8 +99,12 @@ fn streams_live_through_sigterm_and_kill() {
     let across = [stream("west1", false), stream("west1", true)];
     for kill in [false, true] {
         for (node, neighbour) in [(east1, "east2"), (west1, "west2")] {
-            // A route that turns direct between the two looks is a change, too.
-            node.await_path(neighbour, "direct", SOON * 3);
+            // What the daemon does between the two looks is a change, too.
+            await_well(node);
+            node.await_path(neighbour, "direct", SOON);
+            if kill {
+                node.stop();
+            }
             let before = kernel_state(node);
             if kill {
                 node.kill9();
@@ -165,8 +177,7 @@ fn starts_without_etcd_from_its_cache() {
         assert_eq!(&node.subnets(), subnets);
     }
     mesh.await_all_reach_each_other();
-    let status = mesh.node("east1").status();
-    assert_eq!(status["state"], "degraded", "etcd is away: {status}");
+    mesh.node("east1").await_status("to miss etcd", SOON, |status| status["state"] == "degraded");
     mesh.etcd.start_again();
     for (node, subnets) in mesh.nodes.iter().zip(&subnets) {
         node.await_status("to be well", SOON, |status| status["state"] == "running");
@@ -275,7 +286,7 @@ fn after_a_boot_the_floor_lies_before_etcd_and_the_daemon_are_there() {
 #[test]
 fn cleanup_leaves_the_host_as_it_was() {
     let sites = TwoSites::new("cleanup");
-    let before: Vec<_> = sites.hosts().map(host_state).collect();
+    let before: Vec<_> = sites.hosts().map(settled_state).collect();
     let mesh = Mesh::start_on(sites, CONFIG, |meshd| meshd);
     mesh.await_all_reach_each_other();
     let node = mesh.node("east1");

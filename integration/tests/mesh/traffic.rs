@@ -76,7 +76,7 @@ fn echoes_come_back(mesh: &Mesh, from: &Namespace, address: IpAddr, count: u64, 
     };
     let before = echoes();
     let (number, to) = (count.to_string(), address.to_string());
-    let output = from.run_args(&[&["ping", "-n", "-c", &number, "-W", "1"], options, &[&to]].concat());
+    let output = from.run_args(&[&["ping", "-n", "-c", &number, "-W", "30"], options, &[&to]].concat());
     await_ok(&format!("{count} echoes from {address}"), SOON, || {
         let now = echoes();
         let drops = || mesh.nodes.iter().map(|node| node.status()["drops"].to_string()).collect::<Vec<_>>();

@@ -21,7 +21,7 @@ use integration::{
 /// A path that is to change: losses, a proof of 30 s, a machine that is busy with other tests.
 const CHANGE: Duration = Duration::from_secs(120);
 /// For a node to come up.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(120);
 /// How long it is watched that something does not happen.
 const WATCH: Duration = Duration::from_secs(20);
 

@@ -81,7 +81,8 @@ fn nodes_without_a_site_are_never_direct_and_a_restart_with_one_changes_that() {
     pair.nodes[0].await_ready(READY);
     pair.await_both("wireguard");
     traffic.await_progress();
-    traffic.finish(Duration::from_secs(10));
+    // What comes direct is refused until the other end knows.
+    traffic.finish(Duration::from_secs(25));
 }
 
 #[test]

@@ -40,7 +40,9 @@ fn a_stranger_that_takes_a_peers_address_gets_nothing_in_the_clear() {
         entry.contains(&mac).then_some(())
     });
     pair.nodes[0].await_path("east2", "wireguard", CHANGE);
-    assert!(route_to(east1, pair.pods[1].v4()).contains(pair.nodes[0].interface()));
+    await_until("the route to lead into the tunnel", CHANGE, || {
+        route_to(east1, pair.pods[1].v4()).contains(pair.nodes[0].interface()).then_some(())
+    });
     // What she got until it was noticed is part of the scenario; from now on there is nothing.
     drop(sniffer.take_violations());
     watch(WATCH, || {
