@@ -591,6 +591,11 @@ mod tests {
         AttachmentName { container_id: "c1".to_owned(), ifname: "e#0".to_owned() }
     }
 
+    /// A client that waits for as long as a busy machine may need.
+    fn patient(run_dir: &Path) -> Client {
+        Client { patience: Duration::from_secs(60), ..Client::new(run_dir) }
+    }
+
     /// What a client makes of this answer, and what it asked.
     fn told(answer: &'static str) -> (Result<Attached, ClientError>, String) {
         let dir = tempfile::tempdir().unwrap();
@@ -653,7 +658,7 @@ mod tests {
     fn a_request_that_a_dying_daemon_had_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
-        let client = Client::new(dir.path());
+        let client = patient(dir.path());
         let asked = std::thread::spawn(move || client.attachments());
         for answer in [&b""[..], b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n[]"] {
             let (mut stream, _) = listener.accept().unwrap();
@@ -668,7 +673,7 @@ mod tests {
     fn an_add_goes_on_before_the_answer_and_ends_behind_it() {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
-        let client = Client::new(dir.path());
+        let client = patient(dir.path());
         let attach = Attach {
             pod: Pod::default(),
             addresses: vec!["10.0.0.1".parse().unwrap()],
@@ -744,7 +749,7 @@ mod tests {
     fn a_daemon_that_comes_back_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join(SOCKET);
-        let client = Client::new(dir.path());
+        let client = patient(dir.path());
         let asked = std::thread::spawn(move || client.attachments());
         let listener = UnixListener::bind(socket).unwrap();
         let (mut stream, _) = listener.accept().unwrap();

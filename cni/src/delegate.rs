@@ -194,14 +194,16 @@ fn converse(child: &mut Child, stdin: &str) -> io::Result<(Vec<u8>, bool)> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{os::unix::fs::PermissionsExt as _, process::Command};
 
     use super::*;
 
     fn plugin(dir: &Path, script: &str) -> Environment {
-        let path = dir.join("other");
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let (text, path) = (dir.join("text"), dir.join("other"));
+        fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&text, fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process: a file that is open for writing in a child that another test begins now cannot be run.
+        assert!(Command::new("cp").arg(&text).arg(&path).status().unwrap().success());
         Environment { path: dir.display().to_string(), container_id: "c1".to_owned(), ..Environment::default() }
     }
 

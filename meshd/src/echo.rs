@@ -217,8 +217,10 @@ mod tests {
 
     #[test]
     fn loopback_answers_and_a_closed_port_says_so() {
-        assert!(Echo::to(Ipv4Addr::LOCALHOST.into()).ask().is_ok());
-        assert!(Echo::to(V6).ask().is_ok());
+        for address in [Ipv4Addr::LOCALHOST.into(), V6] {
+            // A second may go by on a busy machine before the answer is looked for.
+            assert!((0..20).any(|_| Echo::to(address).ask().is_ok()), "{address}");
+        }
         // Another program may take the port up once it is free.
         let closed = (0..5).any(|_| {
             let bound = UdpSocket::bind("127.0.0.1:0").unwrap();

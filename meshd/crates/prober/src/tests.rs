@@ -170,12 +170,15 @@ async fn an_echo_that_arrives_on_another_interface_proves_nothing() {
 #[tokio::test]
 async fn what_was_direct_before_a_restart_is_direct_at_once() {
     let (a, b) = (End::new(7, true), End::new(8, true));
+    let start = Instant::now();
     let targets = a.targets(&b, key(8).public(), LOOPBACK, true);
     assert!(a.prober().set_targets(targets.clone()).await.values().eq([&DirectState::Direct]));
     // The same targets again, and those of the next plan, which knows of no restart: the path stays.
     assert!(a.prober().set_targets(targets).await.values().eq([&DirectState::Direct]));
     assert!(a.aim(&b).await.values().eq([&DirectState::Direct]));
-    assert_eq!(a.world.lookups.load(Ordering::Relaxed), 1);
+    // Once for all of them, unless the machine is so busy that what was looked up is old by then.
+    let most = 1 + u32::try_from(start.elapsed().as_secs()).unwrap();
+    assert!((1..=most).contains(&a.world.lookups.load(Ordering::Relaxed)), "{most}");
 }
 
 #[test]

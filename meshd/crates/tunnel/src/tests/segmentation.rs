@@ -45,7 +45,7 @@ fn device(name: &str, tun_offload: OffloadSetting) -> TunDevice {
 fn read(device: &TunDevice) -> Vec<u8> {
     use std::os::fd::AsFd as _;
     let mut bytes = vec![0; 70_000];
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(90);
     loop {
         assert!(Instant::now() < end, "nothing came");
         let Ok(len) = device.read(&mut bytes) else {

@@ -30,7 +30,7 @@ fn send(sender: &mut Sender, from: &UdpSockets, switches: &Switches, out: &mut O
 fn receive_run(buffers: &mut ReceiveBuffers, at: &UdpSockets, switches: &Switches) {
     let mut seen = 0;
     while seen < COUNT {
-        let ready = wait([at.fds()[0]], Some(Duration::from_secs(20))).unwrap();
+        let ready = wait([at.fds()[0]], Some(Duration::from_secs(90))).unwrap();
         assert!(ready[0].readable, "{seen} came");
         let mut received = arrayvec::ArrayVec::<Received<'_>, RECEIVE>::new();
         buffers.receive(at, true, &switches.udp_gro, &mut received, |lost, _| panic!("{lost:?}"));
