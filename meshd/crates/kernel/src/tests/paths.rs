@@ -40,10 +40,12 @@ fn every_change_of_path_is_one_replace() {
                 let _ = tell.send(line.unwrap());
             }
         });
-        // It listens once it has told of this.
+        // It listens once it has told of this. The kernel tells of no replacement by the same, so each is another.
         let patience = Duration::from_millis(20);
+        let mut mtu = 1300;
         while !matches!(lines.recv_timeout(patience), Ok(l) if l.contains("203.0.113.0/24")) {
-            run("ip route replace 203.0.113.0/24 dev eth0");
+            mtu += 1;
+            run(&format!("ip route replace 203.0.113.0/24 dev eth0 mtu {mtu}"));
         }
         let (four, six) = (ways("192.0.2.2", "192.0.2.3"), ways("2001:db8::2", "2001:db8::3"));
         let changes = four.len() - 1;
