@@ -42,18 +42,18 @@ pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
         Key::Removed(id) => removed(id, &Removed::parse(value)?),
         Key::Alive(id) => {
             let alive = Alive::parse(value)?;
-            format!("node {id} runs, start {}", alive.start_count)
+            format!("node {id} is alive, start {}", alive.start_count)
         }
         Key::Peer(name) => peer(name, &OutsidePeer::parse(value)?),
         Key::Namespace(name) => namespace(&Namespace::parse(name, value)?),
         Key::Pod(ns, name) => pod(&Pod::parse(ns, name, value)?),
         Key::NetworkPolicy(ns, name) => {
             PolicyEnvelope::parse_network_policy(ns, name, value)?;
-            format!("NetworkPolicy {ns}/{name}; its spec is for the policy engine to judge")
+            format!("NetworkPolicy {ns}/{name}; its spec is not checked here")
         }
         Key::ClusterNetworkPolicy(name) => {
             PolicyEnvelope::parse_cluster_network_policy(name, value)?;
-            format!("ClusterNetworkPolicy {name}; its spec is for the policy engine to judge")
+            format!("ClusterNetworkPolicy {name}; its spec is not checked here")
         }
         Key::Endpoint(id, ..) => attachment(id, &Attachment::parse(value)?),
     };
@@ -64,15 +64,15 @@ pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
 fn config(config: &NetworkConfig) -> String {
     let mut pools = Vec::new();
     if let Some(pool) = &config.ipv4 {
-        pools.push(format!("{} in subnets of /{} ({} of them)", pool.network, pool.subnet_len, pool.subnet_count()));
+        pools.push(format!("{} with {} subnets of /{}", pool.network, pool.subnet_count(), pool.subnet_len));
     }
     if let Some(pool) = &config.ipv6 {
-        pools.push(format!("{} in subnets of /{} ({} of them)", pool.network, pool.subnet_len, pool.subnet_count()));
+        pools.push(format!("{} with {} subnets of /{}", pool.network, pool.subnet_count(), pool.subnet_len));
     }
-    let direct = if config.backend.direct_routing { ", direct inside a site" } else { "" };
+    let direct = if config.backend.direct_routing { ", direct routing within a site" } else { "" };
     let mtu = config.backend.mtu.map_or_else(|| "MTU measured".to_owned(), |mtu| format!("MTU {mtu}"));
     format!(
-        "network {}; {}{direct}; {mtu}; leases last {} s",
+        "network {}; {}{direct}; {mtu}; lease TTL {} s",
         pools.join(" and "),
         config.backend.kind,
         config.lease_ttl.as_secs()
@@ -81,34 +81,34 @@ fn config(config: &NetworkConfig) -> String {
 
 fn subnet_lease(subnet: &SubnetKey, lease: &SubnetLease) -> String {
     let owner = match (&lease.node, lease.public_ip, lease.public_ipv6) {
-        (Some(node), ..) => format!("is for node {node}"),
-        (None, Some(address), _) => format!("is for the host at {address}"),
-        (None, None, Some(address)) => format!("is for the host at {address}"),
-        (None, None, None) => "is reserved for nobody".to_owned(),
+        (Some(node), ..) => format!("for node {node}"),
+        (None, Some(address), _) => format!("for the host at {address}"),
+        (None, None, Some(address)) => format!("for the host at {address}"),
+        (None, None, None) => "reserved".to_owned(),
     };
     format!("subnet {} {owner}", list(subnet.prefixes()))
 }
 
 fn node(id: &impl Display, node: &NodeRecord) -> String {
-    let site = node.site.as_ref().map_or_else(String::new, |site| format!(" at site {site}"));
+    let site = node.site.as_ref().map_or_else(String::new, |site| format!(", site {site}"));
     let reached = if node.endpoints.is_empty() {
-        "only calls out".to_owned()
+        "initiates handshakes only".to_owned()
     } else {
-        format!("is reached at {}", list(&node.endpoints))
+        format!("endpoints {}", list(&node.endpoints))
     };
-    let rotation = if node.next_public_key.is_some() { ", key rotation under way" } else { "" };
-    format!("node {id} named {}{site}, key {}{rotation}, {reached}", node.name, node.public_key)
+    let rotation = if node.next_public_key.is_some() { ", key rotation in progress" } else { "" };
+    format!("node {id}, name {}{site}, key {}{rotation}, {reached}", node.name, node.public_key)
 }
 
 fn removed(id: &impl Display, removed: &Removed) -> String {
-    let name = removed.name.as_ref().map_or_else(String::new, |name| format!(" named {name}"));
-    format!("node {id}{name} is removed, with {} of its keys", removed.public_keys.len())
+    let name = removed.name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+    format!("node {id}{name} removed, with {}", counted(removed.public_keys.len(), "public key"))
 }
 
 fn peer(name: &impl Display, peer: &OutsidePeer) -> String {
-    let reached = peer.endpoint.map_or_else(|| "calls us".to_owned(), |e| format!("is called at {e}"));
+    let reached = peer.endpoint.map_or_else(|| "initiates connections".to_owned(), |e| format!("endpoint {e}"));
     let secret = if peer.preshared_key.is_some() { ", with a pre-shared key" } else { "" };
-    format!("outside peer {name}, key {}{secret}, {reached}, owns {}", peer.public_key, list(&peer.allowed_ips))
+    format!("external peer {name}, key {}{secret}, {reached}, allowed IPs {}", peer.public_key, list(&peer.allowed_ips))
 }
 
 fn namespace(namespace: &Namespace) -> String {
@@ -116,8 +116,8 @@ fn namespace(namespace: &Namespace) -> String {
 }
 
 fn pod(pod: &Pod) -> String {
-    let place = pod.node_name.as_ref().map_or_else(|| "on no node yet".to_owned(), |node| format!("on node {node}"));
-    let network = if pod.host_network { ", in its node's network" } else { "" };
+    let place = pod.node_name.as_ref().map_or_else(|| "not scheduled yet".to_owned(), |node| format!("on node {node}"));
+    let network = if pod.host_network { ", in the host network" } else { "" };
     let finished = if pod.is_finished() { ", finished" } else { "" };
     let addresses =
         if pod.pod_ips.is_empty() { "without address".to_owned() } else { format!("at {}", list(&pod.pod_ips)) };
@@ -132,7 +132,7 @@ fn pod(pod: &Pod) -> String {
 
 fn attachment(id: &impl Display, attachment: &Attachment) -> String {
     format!(
-        "interface {} of node {id} belongs to pod {}/{} at {}",
+        "interface {} on node {id} of pod {}/{}, addresses {}",
         attachment.interface,
         attachment.pod.namespace,
         attachment.pod.name,

@@ -124,7 +124,7 @@ impl NetworkConfig {
         let enabled4 = fields.boolean(&mut report, "EnableIPv4").unwrap_or(true);
         let enabled6 = fields.boolean(&mut report, "EnableIPv6").unwrap_or(false);
         if !enabled4 && !enabled6 {
-            report.add("EnableIPv4", "false while EnableIPv6 is not true", "enable at least one address family");
+            report.add("EnableIPv4", "false, and EnableIPv6 is not true", "enable at least one address family");
         }
         let ipv4 = enabled4.then(|| read_pool(&V4, &mut fields, &mut report));
         let ipv6 = enabled6.then(|| read_pool(&V6, &mut fields, &mut report));
@@ -278,7 +278,7 @@ fn read_backend(fields: &mut Fields, report: &mut Report, ipv6: bool) -> (Backen
         report.add(
             fields.path(FLANNEL_KEEPALIVE),
             flannel.to_string(),
-            format!("PersistentKeepalive says {own}: keep one of the two"),
+            format!("PersistentKeepalive is {own}: keep one of the two"),
         );
     }
     let backend =

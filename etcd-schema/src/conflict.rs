@@ -47,7 +47,7 @@ pub fn peer_conflicts(peer: &OutsidePeer, config: &NetworkConfig) -> Result<(), 
             report.add(
                 "endpoint",
                 format!("\"{endpoint}\""),
-                format!("must not lie in {name} {network} of config: write an address outside the mesh"),
+                format!("must not be inside {name} {network} of config: write an address outside the mesh"),
             );
         }
     }
@@ -57,7 +57,7 @@ pub fn peer_conflicts(peer: &OutsidePeer, config: &NetworkConfig) -> Result<(), 
         report.add(
             "endpoint",
             format!("\"{endpoint}\""),
-            format!("must not lie in {prefix} of its own allowedIPs: the tunnel would run through itself"),
+            format!("must not be inside {prefix} of its own allowedIPs: the tunnel would carry its own packets"),
         );
     }
     report.finish(Some(()))
@@ -71,7 +71,7 @@ pub fn peer_conflicts(peer: &OutsidePeer, config: &NetworkConfig) -> Result<(), 
 pub fn node_conflicts(node: &NodeRecord, config: &NetworkConfig) -> Result<(), Violations> {
     let mut report = Report::default();
     for (name, network) in networks(config) {
-        let expected = || format!("must not lie in {name} {network} of config");
+        let expected = || format!("must not be inside {name} {network} of config");
         for (i, endpoint) in node.endpoints.iter().enumerate() {
             if network.contains(&endpoint.ip()) {
                 report.add(format!("endpoints[{i}]"), format!("\"{endpoint}\""), expected());
@@ -104,13 +104,13 @@ pub fn config_conflicts<'a>(
         for network in &networks {
             for prefix in &peer.allowed_ips {
                 if overlap(prefix, &network.1) {
-                    note(network, format!("{prefix} of outside peer {peer_name}"));
+                    note(network, format!("{prefix} of external peer {peer_name}"));
                 }
             }
             if let Some(endpoint) = peer.endpoint
                 && network.1.contains(&endpoint.ip())
             {
-                note(network, format!("the endpoint {endpoint} of outside peer {peer_name}"));
+                note(network, format!("the endpoint {endpoint} of external peer {peer_name}"));
             }
         }
     }
@@ -208,7 +208,7 @@ fn family_change<N: Copy + PartialEq + Into<IpNet>>(
             report.add(
                 names.enable,
                 "false",
-                format!("the subnet {subnet} is leased: wait until no subnet of this family is"),
+                format!("the subnet {subnet} is leased: wait until no subnet of this family is leased"),
             );
         }
         change.live.push(names.enable);

@@ -89,7 +89,7 @@ fn read_json(text: &str, context: &Context) -> Result<Value, Violations> {
             Violations::one(
                 "",
                 format!("not JSON ({e})"),
-                "text that begins with \"{\" or \"[\" is read as JSON: mend it there",
+                "text that begins with \"{\" or \"[\" is read as JSON: fix it there",
             )
         })
     })?;
@@ -97,7 +97,7 @@ fn read_json(text: &str, context: &Context) -> Result<Value, Violations> {
         Violations::one(
             "",
             format!("more text follows the first object (line {})", e.line()),
-            "one key holds one object: put each under a key of its own",
+            "one key takes one object: put each under its own key",
         )
     })?;
     Ok(root)
@@ -140,7 +140,7 @@ fn yaml_violation(error: &serde_saphyr::Error) -> Violations {
         Error::MultipleDocuments { .. } => Violations::one(
             "",
             format!("several YAML documents{at}"),
-            "one key holds one object: put each under a key of its own",
+            "one key takes one object: put each under its own key",
         ),
         Error::Budget { breach: BudgetBreach::Anchors { .. } | BudgetBreach::Aliases { .. }, .. } => {
             Violations::one("", format!("a YAML anchor or alias{at}"), "write the value out where it is used")
@@ -148,7 +148,7 @@ fn yaml_violation(error: &serde_saphyr::Error) -> Violations {
         Error::Budget { .. } => Violations::one(
             "",
             format!("too large or too deeply nested YAML{at}"),
-            format!("at most {MAX_DEPTH} levels; split the value or drop what is not needed"),
+            format!("at most {MAX_DEPTH} levels are read: simplify or split the value"),
         ),
         _ => Violations::one("", format!("neither JSON nor YAML{at}"), "write one JSON or YAML object"),
     }
@@ -210,7 +210,7 @@ impl Context {
         if nodes > self.limits.nodes {
             return Err(self.refuse(
                 format!("past the value's first {} fields and entries", self.limits.nodes),
-                "no more are read: split the value or drop what is not needed",
+                "no more are read: simplify or split the value",
             ));
         }
         Ok(())
@@ -332,7 +332,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         while let Some(name) = fields.next_key_seed(FieldName)? {
             let before = self.context.down(&name);
             if map.contains_key(&name) {
-                return Err(self.context.refuse("there twice", "write it once"));
+                return Err(self.context.refuse("a duplicate", "write it once"));
             }
             if name.contains('\0') {
                 return Err(self.context.refuse("a name with a NUL character", "leave it out"));
@@ -352,10 +352,8 @@ impl<'de> Visitor<'de> for Node<'_> {
 
 impl Node<'_> {
     fn huge_number<E: serde::de::Error>(self) -> E {
-        self.context.refuse(
-            "a number out of range",
-            "numbers lie between -2^63 and 2^64 and are finite; write longer ones as text",
-        )
+        self.context
+            .refuse("a number out of range", "numbers must be finite, between -2^63 and 2^64; write others as text")
     }
 }
 

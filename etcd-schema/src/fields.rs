@@ -234,7 +234,7 @@ impl Fields {
     pub(crate) fn rest(self, report: &mut Report, known: &[&str]) -> Map<String, Value> {
         for name in self.map.keys() {
             if let Some(meant) = known.iter().find(|k| k.eq_ignore_ascii_case(name) && *k != name) {
-                report.add(join(&self.path, name), "not a field of this value", format!("write it \"{meant}\""));
+                report.add(join(&self.path, name), "an unknown field", format!("write it \"{meant}\""));
             }
         }
         // Made anew: this map has kept its room for all that was taken, and thousands of records are held for long.

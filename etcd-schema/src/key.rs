@@ -61,7 +61,7 @@ pub struct SubnetKey {
 pub enum KeyError {
     /// The first path element is not known.
     #[error(
-        "key {0:?} is not one that meshd reads: without the prefix it must be {config} or begin with {directories}",
+        "unknown key {0:?}: without the prefix it must be {config} or begin with {directories}",
         config = Key::CONFIG,
         directories = Key::DIRECTORIES.join(", ")
     )]

@@ -84,7 +84,7 @@ impl Object {
                     report.add(
                         "metadata.namespace",
                         quoted(&text),
-                        format!("a {} is in no namespace: leave it out", kind.name),
+                        format!("a {} has no namespace: leave it out", kind.name),
                     );
                 }
             }
@@ -126,7 +126,7 @@ fn of_kind(fields: &mut Fields, kind: Kind) -> Result<(), Violations> {
             return Err(Violations::one(
                 name,
                 found.as_ref().map_or_else(|| "missing".to_owned(), describe),
-                format!("this key holds a {} of {}", kind.name, kind.api_versions.join(" or ")),
+                format!("this key takes a {} of {}", kind.name, kind.api_versions.join(" or ")),
             ));
         }
     }

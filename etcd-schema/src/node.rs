@@ -67,7 +67,7 @@ impl NodeRecord {
             report.add(
                 "nextPublicKey",
                 format!("\"{next}\""),
-                "must differ from publicKey; leave it out while no rotation is under way",
+                "must differ from publicKey; leave it out while no key rotation is in progress",
             );
         }
         if !fields.has("listenPort") {

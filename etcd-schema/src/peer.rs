@@ -105,13 +105,8 @@ impl fmt::Debug for OutsidePeer {
 
 fn read_allowed_ips(fields: &mut Fields, report: &mut Report) -> Vec<IpNet> {
     const NAME: &str = "allowedIPs";
-    let prefixes = fields.some_texts(
-        report,
-        NAME,
-        OutsidePeer::MAX_ALLOWED_IPS,
-        "list the prefixes that are the peer's own",
-        routed_prefix,
-    );
+    let prefixes =
+        fields.some_texts(report, NAME, OutsidePeer::MAX_ALLOWED_IPS, "list the peer's prefixes", routed_prefix);
     without_overlap(prefixes, report)
 }
 

@@ -177,7 +177,7 @@ pub(crate) fn read_pool<N: Prefix>(names: &PoolFields, fields: &mut Fields, repo
         report.add(
             fields.path(names.network),
             format!("\"{network}\""),
-            format!("must hold at least four subnets: /{longest_network} or larger"),
+            format!("must have room for at least four subnets: /{longest_network} or larger"),
         );
         return None;
     }
@@ -187,7 +187,10 @@ pub(crate) fn read_pool<N: Prefix>(names: &PoolFields, fields: &mut Fields, repo
         report.add(
             fields.path(names.subnet_len),
             subnet_len.to_string(),
-            format!("{} {network} must hold at least four subnets: {shortest} to {}", names.network, names.max_len),
+            format!(
+                "{} {network} must have room for at least four subnets: {shortest} to {}",
+                names.network, names.max_len
+            ),
         );
         return None;
     }
@@ -200,7 +203,7 @@ pub(crate) fn read_pool<N: Prefix>(names: &PoolFields, fields: &mut Fields, repo
             report.add(
                 fields.path(name),
                 format!("\"{}\"", N::write_address(address)),
-                format!("must lie in {} {network}", names.network),
+                format!("must be inside {} {network}", names.network),
             );
             return None;
         }
@@ -269,7 +272,7 @@ fn network<N: Prefix>(text: &str) -> Result<N, Expected> {
     };
     let net = N::read(text).ok_or(form)?;
     if net.len() == 0 {
-        return Err("must not be the default route: name the cluster's own network".into());
+        return Err("must not be the default route: write the cluster's own network".into());
     }
     let mask = u128::MAX << (N::BITS - net.len());
     if net.address() & !mask != 0 {

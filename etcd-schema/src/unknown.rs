@@ -22,8 +22,8 @@ pub struct UnknownField {
 
 impl fmt::Display for UnknownField {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is not a field that is read", quoted(&self.path))?;
-        self.meant.map_or(Ok(()), |meant| write!(f, "; is {meant} meant?"))
+        write!(f, "unknown field {} is ignored", quoted(&self.path))?;
+        self.meant.map_or(Ok(()), |meant| write!(f, "; did you mean {meant}?"))
     }
 }
 
@@ -87,9 +87,9 @@ mod tests {
         assert_eq!(
             told,
             [
-                "\"LeesTTL\" is not a field that is read; is LeaseTTL meant?",
-                "\"note\" is not a field that is read",
-                "\"Backend.DirectRoutin\" is not a field that is read; is DirectRouting meant?",
+                "unknown field \"LeesTTL\" is ignored; did you mean LeaseTTL?",
+                "unknown field \"note\" is ignored",
+                "unknown field \"Backend.DirectRoutin\" is ignored; did you mean DirectRouting?",
             ]
         );
     }

@@ -90,12 +90,12 @@ impl Report {
             self.named.push(Violation {
                 field: String::new(),
                 found: format!("{more} more mistakes"),
-                expected: "mend those above first".into(),
+                expected: "fix those above first".into(),
             });
         }
         match value {
             Some(value) if self.named.is_empty() => Ok(value),
-            _ if self.named.is_empty() => Err(Violations::one("", "the value cannot be read", "write it anew")),
+            _ if self.named.is_empty() => Err(Violations::one("", "the value cannot be read", "rewrite it")),
             _ => Err(Violations(self.named)),
         }
     }

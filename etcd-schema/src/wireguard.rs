@@ -47,8 +47,7 @@ impl PublicKey {
         let key = Self(decode(text)?);
         if key.is_low_order() {
             return Err(
-                "must not be a point of low order, which authenticates nobody: make a key with `wg genkey | wg pubkey`"
-                    .into(),
+                "must not be a low-order point, which is insecure: make a key with `wg genkey | wg pubkey`".into()
             );
         }
         if !key.is_canonical() {
@@ -120,7 +119,7 @@ impl PresharedKey {
         let key = Self::from_bytes(bytes);
         bytes.zeroize();
         if *key.0 == [0; 32] {
-            return Err("must not be all zero, which WireGuard takes for none: leave it out".into());
+            return Err("must not be all zero, which means no key: leave it out".into());
         }
         Ok(key)
     }

@@ -146,6 +146,6 @@ fn a_repeated_key_is_refused_at_any_depth() {
         "Network: 10.0.0.0/8\nx:\n  y:\n    - z: 1\n      z: 2\n",
         "Network: 10.0.0.0/8\nx: {1: a, 1: b}\n",
     ] {
-        assert!(refusal("config", value).contains("is there twice"), "{value}");
+        assert!(refusal("config", value).contains("is a duplicate"), "{value}");
     }
 }

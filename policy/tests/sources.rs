@@ -42,8 +42,13 @@ fn the_node_and_the_address_that_matched_are_named() {
     let mut engine = engine(&json!([{"ipBlock": {"cidr": "192.0.0.0/16", "except": ["192.0.3.0/24"]}}]));
     for (proven, published, allowed, said) in [
         (&["192.0.2.11"][..], &[][..], true, "the source is node east1, matched by its address 192.0.2.11"),
-        (&["198.51.100.7", "2001:db8::7"], &[], false, "node east1, which also counts as 198.51.100.7 and 2001:db8::7"),
-        (&[], &["192.0.2.11"], false, "node east1, none of its underlay addresses counts"),
+        (
+            &["198.51.100.7", "2001:db8::7"],
+            &[],
+            false,
+            "node east1, also matched by its addresses 198.51.100.7 and 2001:db8::7",
+        ),
+        (&[], &["192.0.2.11"], false, "node east1, none of whose underlay addresses is accepted as a source"),
         (
             &["192.0.3.1"],
             &[],

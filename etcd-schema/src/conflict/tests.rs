@@ -63,9 +63,9 @@ fn a_config_covers_nothing_that_is_there() {
         |network: &str| config_conflicts(&config(&format!("{{\"Network\": \"{network}\"}}")), [(&name, &laptop)]);
     assert!(judged("10.244.0.0/16").is_ok());
     for (network, thing) in [
-        ("10.0.0.0/8", "10.9.0.0/24 of outside peer laptop"),
-        ("192.168.0.0/16", "192.168.7.0/24 of outside peer laptop"),
-        ("203.0.113.0/24", "the endpoint 203.0.113.5:51820 of outside peer laptop"),
+        ("10.0.0.0/8", "10.9.0.0/24 of external peer laptop"),
+        ("192.168.0.0/16", "192.168.7.0/24 of external peer laptop"),
+        ("203.0.113.0/24", "the endpoint 203.0.113.5:51820 of external peer laptop"),
     ] {
         let said = judged(network).unwrap_err().to_string();
         assert_eq!(said, format!("Network is \"{network}\": must not cover {thing}"));

@@ -31,7 +31,7 @@ fn low_order_points_are_refused_with_either_top_bit() {
             bytes[31] |= top;
             assert!(PublicKey::from_bytes(bytes).is_low_order(), "{text}");
             let said = key(bytes).expect_err(text).to_string();
-            assert!(said.contains("low order"), "{said}");
+            assert!(said.contains("low-order"), "{said}");
         }
     }
 }

@@ -202,7 +202,7 @@ fn without_br_netfilter_a_bridge_passes_nothing_between_pods() {
     let port = strange.host_interface().name().to_owned();
     east1.host().ip(&[&format!("link set {port} master cni0 up")]);
     east1.await_status("to name the port", SOON, |status| {
-        problem(status, "bridge_port_unknown") && status.to_string().contains(&format!("whose port {port} is"))
+        problem(status, "bridge_port_unknown") && status.to_string().contains(&format!("unknown port {port} on"))
     });
 }
 

@@ -108,7 +108,7 @@ fn an_empty_etcd_withdraws_nothing_until_the_operator_accepts_it() {
     assert!(said.starts_with("accepted: "), "{said}");
     closed.assert_open();
     closed.await_no_problem("etcd_replaced");
-    assert_eq!(closed.accept(), "nothing was held\n");
+    assert_eq!(closed.accept(), "nothing to accept: no records were kept in force\n");
     // From here on this etcd counts. While it lacks `config`, all that goes is held for a while.
     closed.mesh.etcd.put("/meshd/config", CONFIG);
     put_pod(&closed.mesh.etcd, ("shop", "db"), &json!({"app": "db"}), "west1", closed.mesh.pod("west1").addresses());

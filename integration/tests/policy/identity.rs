@@ -220,10 +220,10 @@ fn a_pod_sends_from_its_own_addresses_and_a_router_from_what_it_is_allowed() {
     routed.mesh.etcd.put("/meshd/peers/office", &outside_peer());
     await_in_force(&routed.mesh);
     for (prefix, whose) in [
-        ("10.244.0.0/20", "10.244.0.0/16, a network of the mesh"),
-        ("fd42:244:0:7::/64", "fd42:244::/48, a network of the mesh"),
-        ("10.0.0.0/8", "10.244.0.0/16, a network of the mesh"),
-        ("10.99.1.0/24", "10.99.0.0/16, which is outside peer office's"),
+        ("10.244.0.0/20", "10.244.0.0/16, a mesh network"),
+        ("fd42:244:0:7::/64", "fd42:244::/48, a mesh network"),
+        ("10.0.0.0/8", "10.244.0.0/16, a mesh network"),
+        ("10.99.1.0/24", "10.99.0.0/16 of external peer office"),
         ("198.51.100.0/24", "an address of node west"),
     ] {
         let network = east1.cni("1.0.0", &json!({"allowedSources": [prefix]}));

@@ -83,7 +83,7 @@ fn the_far_end_names_the_node_that_masquerades() {
                 let hinted = refused.iter().any(|flow| {
                     let hint = flow["hint"].as_str().unwrap_or_default();
                     flow["destination"] == json!(server.at.ip())
-                        && hint.contains("an address of node east1, whose pod shop/client may send this")
+                        && hint.contains("an address of node east1, whose pod shop/client would be allowed")
                         && hint.contains("meshctl doctor on east1")
                 });
                 if hinted { Ok(()) } else { Err(format!("{refused:?}")) }

@@ -88,7 +88,7 @@ fn a_block_of_the_nodes_network_lets_their_processes_in_through_the_tunnel_and_d
     allow(&mesh, &WEST.map(block));
     reached(&[near], &[far]);
     await_explained(&mesh, near, true, "the source is node west2, matched by its address ");
-    await_explained(&mesh, far, false, "the source is node east1, which also counts as ");
+    await_explained(&mesh, far, false, "the source is node east1, also matched by its addresses ");
     // One of its addresses in `except` is enough, in whatever family it is heard from.
     allow(&mesh, &[all_but("192.0.2.0/24", "192.0.2.11/32"), all_but("198.51.100.0/24", "198.51.100.12/32")]);
     await_explained(&mesh, near, false, "its address 198.51.100.12 is excepted by ipBlock 198.51.100.0/24");
@@ -147,7 +147,7 @@ fn an_address_behind_which_several_nodes_are_lets_none_of_them_in() {
         if heard { Ok(()) } else { Err(peer.to_string()) }
     });
     for node in ["home1", "home2"] {
-        await_explained(&mesh, mesh.node(node), false, &format!("{node}, none of its underlay addresses counts"));
+        await_explained(&mesh, mesh.node(node), false, &format!("{node}, none of whose underlay addresses is accepted as a source"));
         servers.iter().for_each(|server| server.assert_not_reached(mesh.node(node).host()));
     }
     assert!(!round_trip(&mut connection, Duration::from_millis(700)), "the established connection goes on");

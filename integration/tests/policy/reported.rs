@@ -86,7 +86,7 @@ fn the_log_group_can_be_moved_and_marks_of_others_stay() {
     let rules = east1.host().run("nft list table inet meshd_policy").stdout;
     assert!(rules.contains("log prefix \"meshd refused ingress\" group 77"), "{rules}");
     assert!(!rules.contains("mark"), "{rules}");
-    assert!(east1.log().contains("--policy-marks has no effect"));
+    assert!(east1.log().contains("--policy-marks is ignored"));
     await_flow(east1, "refused", |flow| flow["at"] == "nftables" && flow["verdict"] == "denied");
 }
 

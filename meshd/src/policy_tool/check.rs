@@ -12,7 +12,7 @@ pub enum CheckError {
     #[error(transparent)]
     Schema(#[from] SchemaError),
     /// The configuration holds, and asks for what this version does not have.
-    #[error("Backend.Type: \"{0}\" is not carried by this version; put \"wireguard\"")]
+    #[error("Backend.Type: \"{0}\" is not supported by this version; use \"wireguard\"")]
     Backend(BackendKind),
     /// The spec is none of a NetworkPolicy.
     #[error(transparent)]

@@ -85,7 +85,7 @@ pub fn test(files: &[impl AsRef<Path>], now: Instant) -> Result<Tested, ReadErro
                         file: name.clone(),
                         world: error.world,
                         probe: error.at,
-                        expected: "a world that can be understood".to_owned(),
+                        expected: "a valid test case".to_owned(),
                         got: "none".to_owned(),
                         reason: error.problem,
                         why: None,
@@ -117,12 +117,13 @@ impl Tested {
                 d.file, d.world, d.probe, d.expected, d.got, d.reason
             );
         }
+        let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let _ = writeln!(
             out,
-            "{} worlds, {} expectations, {} differences",
-            self.worlds,
-            self.checked,
-            self.differences.len()
+            "{}, {}, {}",
+            counted(self.worlds, "test case"),
+            counted(self.checked, "expectation"),
+            counted(self.differences.len(), "difference")
         );
         out
     }

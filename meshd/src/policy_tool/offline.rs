@@ -121,7 +121,7 @@ impl Cluster {
                             return Err(format!("{}; it has no effect", invalid.violations));
                         };
                         self.engine.put_policy(name, &PolicyState::Isolates(subject, directions));
-                        return Err(format!("{}; it isolates and allows nothing", invalid.violations));
+                        return Err(format!("{}; it isolates its pods and allows nothing", invalid.violations));
                     }
                 }
             }
@@ -135,7 +135,7 @@ impl Cluster {
                             return Err(format!("{}; it has no effect", invalid.violations));
                         };
                         self.engine.put_cluster_policy(name.into(), &policy);
-                        return Err(format!("{}; what cannot be read of it denies", invalid.violations));
+                        return Err(format!("{}; its unreadable rules deny", invalid.violations));
                     }
                 }
             }
@@ -152,7 +152,7 @@ impl Cluster {
         });
         let (source, destination) = pair.ok_or_else(|| {
             let Question { source, destination, .. } = question;
-            ExplainError::Question(format!("{source} and {destination} have no addresses of one family"))
+            ExplainError::Question(format!("{source} and {destination} have no common address family"))
         })?;
         let service = Service::parse(&question.service).map_err(ExplainError::Question)?;
         service.flow(classifier, source, destination).map_err(ExplainError::Question)
@@ -164,14 +164,14 @@ impl Cluster {
         }
         let (namespace, name) = text
             .split_once('/')
-            .ok_or_else(|| ExplainError::Question(format!("{text}: write NAMESPACE/POD or an address")))?;
+            .ok_or_else(|| ExplainError::Question(format!("{text}: must be NAMESPACE/POD or an address")))?;
         let addresses: Vec<IpAddr> = self
             .engine
             .pods_named(&ObjectName::new(namespace, name))
             .flat_map(|pod| pod.addresses.iter().copied())
             .collect();
         if addresses.is_empty() {
-            return Err(ExplainError::NotFound(format!("{text}: no such pod, or it has no address")));
+            return Err(ExplainError::NotFound(format!("{text}: no such pod, or no address")));
         }
         Ok(addresses)
     }

@@ -81,7 +81,7 @@ fn worlds_are_read_as_lines_and_as_yaml() {
     assert_eq!((tested.worlds, tested.checked, tested.agrees()), (4, 4, false));
     let wrong: Vec<&str> = tested.differences.iter().map(|d| d.world.as_str()).collect();
     assert_eq!(wrong, ["b", "d"]);
-    assert!(tested.text().ends_with("4 worlds, 4 expectations, 2 differences\n"));
+    assert!(tested.text().ends_with("4 test cases, 4 expectations, 2 differences\n"));
     assert!(test(&[folder.path().join("none")], Instant::now()).is_err());
 }
 
@@ -93,8 +93,7 @@ fn a_policys_spec_is_checked_too() {
         check("networkpolicies/shop/db", object.to_string().as_bytes())
     };
     let summary = policy(serde_json::json!({"ingress": [{"ports": [{"port": 80}]}]})).unwrap().summary;
-    let expected =
-        "NetworkPolicy shop/db\npods {}\ningress: isolated, allowed is\n  [0] anyone, TCP/80\negress: has no say";
+    let expected = "NetworkPolicy shop/db\npods {}\ningress: denied except\n  [0] any peer, TCP/80\negress: not restricted by this policy";
     assert_eq!(summary, expected);
     let error = policy(serde_json::json!({"ingress": [{"ports": [{"port": 80, "protocol": "tcp"}]}]})).unwrap_err();
     assert!(error.to_string().contains("spec.ingress[0].ports[0].protocol"), "{error}");

@@ -219,11 +219,11 @@ impl fmt::Display for Explanation {
         let verb = if self.verdict.allowed { "allowed" } else { "denied" };
         write!(f, "{} of {} {verb}: ", self.side.as_str(), self.end)?;
         match self.verdict.cause {
-            Cause::NoPod => f.write_str("no pod, no policies"),
-            Cause::Itself => f.write_str("a pod always reaches itself"),
-            Cause::OwnNode => f.write_str("a pod's own node always reaches it"),
-            Cause::NoPolicy => f.write_str("no policy has anything against it"),
-            Cause::UnknownPod => f.write_str("nothing is known of this pod, and there are policies in this direction"),
+            Cause::NoPod => f.write_str("not a pod, so no policy applies"),
+            Cause::Itself => f.write_str("a pod can always reach itself"),
+            Cause::OwnNode => f.write_str("a pod's own node can always reach it"),
+            Cause::NoPolicy => f.write_str("no policy denies it"),
+            Cause::UnknownPod => f.write_str("this pod is unknown, and policies exist in this direction"),
             Cause::Rule { action, .. } => {
                 let policy = self.policy.as_ref().map_or_else(String::new, ToString::to_string);
                 write!(f, "{policy}, {} rule {}", self.side.as_str(), self.rule.unwrap_or_default())?;
@@ -236,15 +236,15 @@ impl fmt::Display for Explanation {
                 let policy = self.policy.as_ref().map_or_else(String::new, ToString::to_string);
                 write!(f, "isolated by {policy}")?;
                 if unknown {
-                    f.write_str(", which may select it: its labels are not known")?;
+                    f.write_str(", which could select it: its labels are unknown")?;
                 }
                 let others = self.selecting.len().saturating_sub(1);
                 if others > 0 {
                     write!(f, " and {others} more")?;
                 }
                 match &self.nearest {
-                    None => f.write_str("; no rule comes near"),
-                    Some(miss) => write!(f, "; nearest: {miss}"),
+                    None => f.write_str("; no rule matches"),
+                    Some(miss) => write!(f, "; closest rule: {miss}"),
                 }
             }
         }?;
@@ -262,9 +262,9 @@ impl fmt::Display for SourceNode {
             return write!(f, ": its address {address} is excepted by ipBlock {block}");
         }
         match self.proven.as_slice() {
-            [] => f.write_str(", none of its underlay addresses counts"),
+            [] => f.write_str(", none of whose underlay addresses is accepted as a source"),
             proven => {
-                f.write_str(", which also counts as ")?;
+                f.write_str(", also matched by its addresses ")?;
                 for (i, address) in proven.iter().enumerate() {
                     write!(f, "{}{address}", if i == 0 { "" } else { " and " })?;
                 }
@@ -278,7 +278,7 @@ impl fmt::Display for NearMiss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, rule {}: ", self.policy, self.rule)?;
         if self.peer_unknown {
-            return f.write_str("its port matches, its peer may: the other end's labels are not known");
+            return f.write_str("its port matches, its peer might: the other end's labels are unknown");
         }
         if self.peer_matches {
             write!(f, "its peer matches, its ports ({}) do not", self.ports.join(", "))

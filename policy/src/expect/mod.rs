@@ -130,7 +130,7 @@ impl Check<'_> {
         self.outcome.checked += 1;
         let expected = self.world.get("expect").and_then(Value::as_str).unwrap_or("reject");
         let (got, reason) = match store::validate(policy) {
-            Ok(()) => ("accept", "nothing is wrong with it".to_owned()),
+            Ok(()) => ("accept", "the policy is valid".to_owned()),
             Err(violations) => ("reject", violations),
         };
         if got != expected {

@@ -31,7 +31,7 @@ impl Probe {
         };
         let (from, to) = (ends(value, "from", store)?, ends(value, "to", store)?);
         let (source, destination) =
-            pair(&from, &to, family).ok_or_else(|| problem("to", "the two ends have no addresses of one family"))?;
+            pair(&from, &to, family).ok_or_else(|| problem("to", "the two ends have no common address family"))?;
         let name = text("protocol").unwrap_or("TCP");
         let number = protocol_number(name, destination)
             .ok_or_else(|| problem("protocol", format!("{name}: no such protocol")))?;
@@ -81,7 +81,7 @@ fn ends(value: &Value, name: &str, store: &Store) -> Result<Vec<IpAddr>, Problem
     let text = end.get("pod").and_then(Value::as_str).ok_or_else(|| problem(name, "must have a pod or an ip"))?;
     let addresses = store.addresses_of(text);
     if addresses.is_empty() {
-        return Err(problem(format!("{name}.pod"), format!("{text}: no such pod, or it has no address")));
+        return Err(problem(format!("{name}.pod"), format!("{text}: no such pod, or no address")));
     }
     Ok(addresses)
 }

@@ -234,7 +234,7 @@ pub(super) fn validate(object: &Value) -> Result<(), String> {
             return Err(format!("metadata.namespace is {namespace}: must be a DNS label"));
         }
         Some(namespace) if cluster && namespace.as_str() != Some("") => {
-            return Err(format!("metadata.namespace is {namespace}: a ClusterNetworkPolicy is in no namespace"));
+            return Err(format!("metadata.namespace is {namespace}: a ClusterNetworkPolicy has no namespace"));
         }
         _ => {}
     }

@@ -62,10 +62,10 @@ impl fmt::Display for Block {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BlockError {
     /// Not `ADDRESS/LENGTH`.
-    #[error("must be an address, \"/\" and the length of the prefix")]
+    #[error("must be ADDRESS/LENGTH")]
     Form,
     /// `::ffff:…`: which family it means differs between readers.
-    #[error("an IPv4 block inside IPv6: write it as IPv4")]
+    #[error("an IPv4-mapped block: write it as IPv4")]
     Mapped,
 }
 
@@ -127,7 +127,7 @@ pub(super) fn read(fields: &Fields<'_>, report: &mut Report, escaped: &mut usize
         if let Some(cidr) = cidr
             && !(cidr.contains(&hole) && cidr != hole)
         {
-            report.add(&at.path, quoted(&hole.to_string()), format!("must lie inside {cidr} and be smaller"));
+            report.add(&at.path, quoted(&hole.to_string()), format!("must be inside {cidr} and smaller"));
             *escaped += 1;
             continue;
         }

@@ -131,7 +131,7 @@ impl ClusterPolicy {
             (None, Some(policy)) => Ok(policy),
             (Some(violations), fail_closed) => Err(InvalidClusterPolicy { violations, fail_closed }),
             (None, None) => Err(InvalidClusterPolicy {
-                violations: Violations::one("spec", "not readable", "write it anew"),
+                violations: Violations::one("spec", "unreadable", "rewrite it"),
                 fail_closed: None,
             }),
         }
@@ -315,7 +315,7 @@ fn read_peer(at: &At<'_>, egress: bool, peers: &mut Vec<ClusterPeer>, report: &m
             limited(&at.path, networks.len(), report);
             for (i, network) in networks.iter().enumerate() {
                 if networks[..i].iter().any(|before| before.value == network.value) {
-                    report.add(&network.path, describe(network.value), "is there already: write it once");
+                    report.add(&network.path, describe(network.value), "is listed twice: write it once");
                 }
                 let text = network.text(report).inspect(|text| {
                     if text.len() > MAX_NETWORK {
@@ -344,7 +344,7 @@ fn read_protocol(at: &At<'_>, addresses: bool, report: &mut Report) -> Option<Po
         "sctp" => Protocol::Sctp,
         _ => {
             if addresses {
-                report.add(&at.path, describe(at.value), "networks have no named ports: write numbers");
+                report.add(&at.path, describe(at.value), "networks have no named ports: write port numbers");
             }
             // The API server takes any text; a name that no container has matches nothing.
             return Some(PortMatch { protocol: None, ports: Ports::Named(at.text(report)?.into()) });
@@ -376,7 +376,7 @@ fn read_ports(fields: &Fields<'_>, report: &mut Report) -> Option<Ports> {
             };
             let (start, end) = (bound("start")?, bound("end")?);
             if start >= end {
-                report.add(fields.own_path(), format!("{start} to {end}"), "must start below its end");
+                report.add(fields.own_path(), format!("{start} to {end}"), "start must be below end");
                 return None;
             }
             Some(Ports::Range(start, end))

@@ -110,7 +110,7 @@ impl NetworkPolicy {
                 Err(InvalidNetworkPolicy { violations, isolates: readable, literal })
             }
             (None, None) => Err(InvalidNetworkPolicy {
-                violations: Violations::one("spec", "not readable", "write it anew"),
+                violations: Violations::one("spec", "unreadable", "rewrite it"),
                 isolates: None,
                 literal: None,
             }),
@@ -121,7 +121,7 @@ impl NetworkPolicy {
 impl InvalidNetworkPolicy {
     fn without_remains(report: Report) -> Self {
         let violations =
-            report.into_violations().unwrap_or_else(|| Violations::one("spec", "not readable", "write it anew"));
+            report.into_violations().unwrap_or_else(|| Violations::one("spec", "unreadable", "rewrite it"));
         Self { violations, isolates: None, literal: None }
     }
 }
@@ -179,7 +179,12 @@ fn read_peer(at: &At<'_>, report: &mut Report, escaped: &mut usize) -> Option<Pe
     let (pods, namespaces, block) = (fields.get("podSelector"), fields.get("namespaceSelector"), fields.get("ipBlock"));
     if let Some(block) = block {
         if pods.is_some() || namespaces.is_some() {
-            report.add(fields.own_path(), "an ipBlock with a selector", "an ipBlock stands alone: make it two peers");
+            report.add(
+                fields.own_path(),
+                "an ipBlock with a selector",
+                "an ipBlock cannot be combined with a \
+                                                                         selector: split it into two peers",
+            );
         }
         let block = block.object(report).and_then(|fields| block::read(&fields, report, escaped));
         return block.map(Peer::Block);
@@ -188,7 +193,7 @@ fn read_peer(at: &At<'_>, report: &mut Report, escaped: &mut usize) -> Option<Pe
         report.add(
             fields.own_path(),
             "without a peer",
-            "must have a podSelector, a namespaceSelector or an ipBlock; {} as selector is everything",
+            "must have a podSelector, a namespaceSelector or an ipBlock; the selector {} selects everything",
         );
         return None;
     }
@@ -221,14 +226,14 @@ fn read_port(at: &At<'_>, report: &mut Report) -> Option<PortMatch> {
     let ports = match fields.get("port") {
         None => {
             if let Some(end) = &end {
-                report.add(&end.path, describe(end.value), "needs a port to begin at");
+                report.add(&end.path, describe(end.value), "requires port");
             }
             Some(Ports::All)
         }
         Some(at) => match at.value {
             Value::String(text) => {
                 if let Some(end) = &end {
-                    report.add(&end.path, describe(end.value), "goes with a numeric port only");
+                    report.add(&end.path, describe(end.value), "requires a numeric port");
                 }
                 port::name(&at.path, text, report).map(Ports::Named)
             }

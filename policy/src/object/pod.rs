@@ -72,7 +72,7 @@ pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), Viola
     match (report.into_violations(), place) {
         (None, Some((namespace, name))) => Ok((namespace, name, pod)),
         (Some(violations), _) => Err(violations),
-        (None, None) => Err(Violations::one("metadata", "not readable", "write it anew")),
+        (None, None) => Err(Violations::one("metadata", "unreadable", "rewrite it")),
     }
 }
 
@@ -93,7 +93,7 @@ pub fn namespace_from(object: &Value) -> Result<(Arc<str>, Labels), Violations> 
     match (report.into_violations(), name) {
         (None, Some(name)) => Ok((name.into(), labels)),
         (Some(violations), _) => Err(violations),
-        (None, None) => Err(Violations::one("metadata", "not readable", "write it anew")),
+        (None, None) => Err(Violations::one("metadata", "unreadable", "rewrite it")),
     }
 }
 

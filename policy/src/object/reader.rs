@@ -84,7 +84,7 @@ impl<'v> Fields<'v> {
     /// Refuses every field that is not one of `known`, null ones too.
     pub(super) fn only(&self, known: &[&str], report: &mut Report) {
         for name in self.unknown(known) {
-            report.add(self.path(name), "not a field that is known here", "leave it out, or mend its name");
+            report.add(self.path(name), "an unknown field", "remove it, or correct its name");
         }
     }
 

@@ -9,10 +9,10 @@ impl Display for NetworkPolicy {
         writeln!(f, "pods {}", self.subject)?;
         for (direction, rules) in [("ingress", &self.ingress), ("egress", &self.egress)] {
             match rules {
-                None => writeln!(f, "{direction}: has no say")?,
-                Some(rules) if rules.is_empty() => writeln!(f, "{direction}: isolated, nothing is allowed")?,
+                None => writeln!(f, "{direction}: not restricted by this policy")?,
+                Some(rules) if rules.is_empty() => writeln!(f, "{direction}: denied")?,
                 Some(rules) => {
-                    writeln!(f, "{direction}: isolated, allowed is")?;
+                    writeln!(f, "{direction}: denied except")?;
                     for (number, rule) in rules.iter().enumerate() {
                         writeln!(f, "  [{number}] {rule}")?;
                     }
@@ -33,8 +33,8 @@ impl Display for Rule {
 impl Display for Peer {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pods { namespaces: None, pods } => write!(f, "pods {pods} of its namespace"),
-            Self::Pods { namespaces: Some(namespaces), pods } => write!(f, "pods {pods} of namespaces {namespaces}"),
+            Self::Pods { namespaces: None, pods } => write!(f, "pods {pods} in the policy's namespace"),
+            Self::Pods { namespaces: Some(namespaces), pods } => write!(f, "pods {pods} in namespaces {namespaces}"),
             Self::Block(block) => write!(f, "{block}"),
         }
     }
@@ -43,17 +43,17 @@ impl Display for Peer {
 impl Display for ClusterPolicy {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let tier = match self.tier {
-            Tier::Admin => "Admin, before NetworkPolicies",
-            Tier::Baseline => "Baseline, behind NetworkPolicies",
+            Tier::Admin => "Admin, evaluated before NetworkPolicies",
+            Tier::Baseline => "Baseline, evaluated after NetworkPolicies",
         };
         writeln!(f, "tier {tier}; priority {}", self.priority)?;
-        writeln!(f, "pods {} of namespaces {}", self.subject.pods, self.subject.namespaces)?;
+        writeln!(f, "pods {} in namespaces {}", self.subject.pods, self.subject.namespaces)?;
         for (direction, rules) in [("ingress", &self.ingress), ("egress", &self.egress)] {
             if rules.is_empty() {
-                writeln!(f, "{direction}: has no say")?;
+                writeln!(f, "{direction}: not restricted by this policy")?;
                 continue;
             }
-            writeln!(f, "{direction}: the first of these that matches decides")?;
+            writeln!(f, "{direction}: first matching rule decides")?;
             for (number, rule) in rules.iter().enumerate() {
                 writeln!(f, "  [{number}] {rule}")?;
             }
@@ -81,7 +81,7 @@ impl Display for ClusterRule {
 impl Display for ClusterPeer {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pods { namespaces, pods } => write!(f, "pods {pods} of namespaces {namespaces}"),
+            Self::Pods { namespaces, pods } => write!(f, "pods {pods} in namespaces {namespaces}"),
             Self::Network(block) => write!(f, "{block}"),
         }
     }
@@ -89,15 +89,15 @@ impl Display for ClusterPeer {
 
 fn ends<P: Display>(f: &mut Formatter<'_>, peers: Option<&[P]>) -> fmt::Result {
     match peers {
-        None => f.write_str("anyone"),
-        Some([]) => f.write_str("nobody"),
+        None => f.write_str("any peer"),
+        Some([]) => f.write_str("no peer"),
         Some(peers) => list(f, peers, "; "),
     }
 }
 
 fn ports(f: &mut Formatter<'_>, ports: Option<&[PortMatch]>) -> fmt::Result {
     match ports {
-        None => f.write_str(", every port and protocol"),
+        None => f.write_str(", any port and protocol"),
         Some([]) => f.write_str(", no port"),
         Some(ports) => {
             f.write_str(", ")?;
@@ -126,12 +126,12 @@ mod tests {
                       {"ipBlock": {"cidr": "10.0.0.7/8", "except": ["10.1.0.0/16"]}}],
              "ports": [{"port": 80}, {"protocol": "UDP", "port": 53, "endPort": 60}, {"port": "pg"}]},
             {}]});
-        let expected = "pods {app=db}\ningress: isolated, allowed is\n  \
-            [0] pods {} of its namespace; pods {} of namespaces {team=a}; 10.0.0.0/8 except 10.1.0.0/16, \
-            TCP/80 UDP/53-60 TCP/pg\n  [1] anyone, every port and protocol\negress: has no say\n";
+        let expected = "pods {app=db}\ningress: denied except\n  \
+            [0] pods {} in the policy's namespace; pods {} in namespaces {team=a}; 10.0.0.0/8 except 10.1.0.0/16, \
+            TCP/80 UDP/53-60 TCP/pg\n  [1] any peer, any port and protocol\negress: not restricted by this policy\n";
         assert_eq!(NetworkPolicy::parse(&spec).unwrap().to_string(), expected);
         let closed = NetworkPolicy::parse(&json!({"policyTypes": ["Egress"]})).unwrap().to_string();
-        assert_eq!(closed, "pods {}\ningress: has no say\negress: isolated, nothing is allowed\n");
+        assert_eq!(closed, "pods {}\ningress: not restricted by this policy\negress: denied\n");
     }
 
     #[test]
@@ -140,10 +140,10 @@ mod tests {
             {"name": "ours", "action": "Accept", "from": [{"namespaces": {"matchLabels": {"team": "a"}}}],
              "protocols": [{"tcp": {"destinationPort": {"number": 80}}}]},
             {"action": "Deny", "from": [{"namespaces": {}}]}]});
-        let expected = "tier Admin, before NetworkPolicies; priority 7\npods {} of namespaces {}\n\
-            ingress: the first of these that matches decides\n  \
-            [0] Accept \"ours\" pods {} of namespaces {team=a}, TCP/80\n  \
-            [1] Deny pods {} of namespaces {}, every port and protocol\negress: has no say\n";
+        let expected = "tier Admin, evaluated before NetworkPolicies; priority 7\npods {} in namespaces {}\n\
+            ingress: first matching rule decides\n  \
+            [0] Accept \"ours\" pods {} in namespaces {team=a}, TCP/80\n  \
+            [1] Deny pods {} in namespaces {}, any port and protocol\negress: not restricted by this policy\n";
         assert_eq!(ClusterPolicy::parse(&spec).unwrap().to_string(), expected);
     }
 }

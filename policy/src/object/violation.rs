@@ -82,8 +82,8 @@ impl Report {
         if self.unnamed > 0 {
             self.named.push(Violation {
                 field: "spec".into(),
-                found: format!("wrong in {} more places", self.unnamed),
-                expected: "mend those above first".into(),
+                found: format!("invalid in {} more places", self.unnamed),
+                expected: "fix those above first".into(),
             });
         }
         (!self.named.is_empty()).then_some(Violations(self.named))
