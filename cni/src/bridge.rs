@@ -46,7 +46,15 @@ pub fn join(netlink: &mut Netlink, run_dir: &Path, name: &str, network: &Network
         Err(error) if error.is(Errno::EEXIST) => {}
         made => made?,
     }
-    let bridge = netlink.link(name)?.ok_or_else(|| CniError::new(Code::Kernel, format!("bridge {name} is gone")))?;
+    let bridge = netlink.link(name)?.ok_or_else(|| {
+        CniError::new(
+            Code::Kernel,
+            format!(
+                "bridge {name} was removed \
+                                                                                        meanwhile"
+            ),
+        )
+    })?;
     if !bridge.is_bridge {
         return Err(CniError::new(Code::InvalidConfig, format!("{name} is not a bridge")));
     }
@@ -138,7 +146,10 @@ fn lock(run_dir: &Path) -> Result<Option<Flock<File>>, CniError> {
                 thread::sleep(PAUSE);
             }
             Err((_, Errno::EWOULDBLOCK)) => {
-                return Err(CniError::new(Code::TryAgainLater, format!("{} is held by somebody", path.display())));
+                return Err(CniError::new(
+                    Code::TryAgainLater,
+                    format!("{} is locked by another process; try again", path.display()),
+                ));
             }
             Err((_, errno)) => return Err(failed(errno.into())),
         }

@@ -164,8 +164,10 @@ impl Config {
         let version = version(&raw)?;
         let fields: Fields = serde_json::from_value(Value::Object(raw.clone())).map_err(malformed)?;
         if !is_identifier(&fields.name) {
-            let message =
-                format!("name {:?} must be letters, digits, '_', '.' and '-', a letter or digit first", fields.name);
+            let message = format!(
+                "name {:?} must be letters, digits, '_', '.' and '-', starting with a letter or digit",
+                fields.name
+            );
             return Err(CniError::new(Code::InvalidConfig, message));
         }
         let args = fields.args.and_then(|args| args.cni);
@@ -247,7 +249,7 @@ fn mode(mode: Option<&str>, bridge: Option<String>) -> Result<Mode, CniError> {
 /// Whether they are free to be used, only the daemon knows.
 fn allowed_sources(texts: &[String]) -> Result<Vec<IpNet>, CniError> {
     if texts.len() > MAX_ALLOWED_SOURCES {
-        let message = format!("allowedSources has {} entries, {MAX_ALLOWED_SOURCES} at most are taken", texts.len());
+        let message = format!("allowedSources has {} entries, at most {MAX_ALLOWED_SOURCES} are allowed", texts.len());
         return Err(CniError::new(Code::InvalidConfig, message));
     }
     let read = |(at, text): (usize, &String)| {

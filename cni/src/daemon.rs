@@ -287,7 +287,7 @@ pub enum ClientError {
     #[error("{}", .0.message)]
     Refused(Refusal),
     /// The answer is none that is understood.
-    #[error("the daemon answered what this plugin does not understand: {0}")]
+    #[error("the daemon's answer is not understood: {0}")]
     Malformed(String),
 }
 
@@ -296,18 +296,18 @@ impl From<ClientError> for CniError {
         let message = error.to_string();
         let (code, details) = match &error {
             ClientError::Unreachable { .. } => {
-                (Code::DaemonUnreachable, "is `meshd run` up, and runDir its --run-dir?")
+                (Code::DaemonUnreachable, "check that `meshd run` is up and that runDir is its --run-dir")
             }
             ClientError::Broken { .. } => (Code::DaemonUnreachable, "see the daemon's log"),
-            ClientError::Malformed(_) => (Code::DaemonDiffers, "are meshd and meshd-cni of one version?"),
+            ClientError::Malformed(_) => (Code::DaemonDiffers, "check that meshd and meshd-cni have the same version"),
             ClientError::Refused(refusal) => match refusal.code {
                 Reason::Invalid | Reason::Denied => (Code::InvalidConfig, ""),
                 Reason::NotFound => (Code::UnknownContainer, ""),
                 Reason::NoSubnet => (Code::NoSubnet, "see `meshctl status`"),
-                Reason::NoAddress => (Code::NoAddress, "addresses become free by DEL of their containers, or by GC"),
+                Reason::NoAddress => (Code::NoAddress, "DEL of containers, or GC, frees addresses"),
                 Reason::NotInForce | Reason::Conflict => (Code::TryAgainLater, "see `meshctl status`"),
                 Reason::Failed => (Code::TryAgainLater, "see the daemon's log"),
-                Reason::Other => (Code::DaemonDiffers, "are meshd and meshd-cni of one version?"),
+                Reason::Other => (Code::DaemonDiffers, "check that meshd and meshd-cni have the same version"),
             },
         };
         Self::new(code, message).details(details)
@@ -438,7 +438,7 @@ impl Client {
 
     fn receive(&self, mut stream: UnixStream, end: Instant) -> Result<String, ClientError> {
         let answer = read_until(&mut stream, end).map_err(|error| self.broken(error))?;
-        let answer = String::from_utf8(answer).map_err(|_| ClientError::Malformed("no text".to_owned()))?;
+        let answer = String::from_utf8(answer).map_err(|_| ClientError::Malformed("no message".to_owned()))?;
         let (head, body) =
             answer.split_once("\r\n\r\n").ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))?;
         let status = head.lines().next().unwrap_or_default();
@@ -474,7 +474,7 @@ impl Client {
 
 /// The end of an ADD that the daemon was told of.
 #[derive(Debug)]
-#[must_use = "policy is in force only once it has answered"]
+#[must_use = "policy is in force only once the daemon has answered"]
 pub struct Attaching<'a>(Asked<'a>);
 
 impl Attaching<'_> {

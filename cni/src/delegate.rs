@@ -58,12 +58,12 @@ impl Delegate {
         let is_name = !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
         if !is_name || kind.starts_with('.') {
             let shown: String = kind.chars().take(64).collect();
-            return Err(CniError::new(Code::InvalidConfig, format!("type {shown:?} is not the name of a plugin")));
+            return Err(CniError::new(Code::InvalidConfig, format!("type {shown:?} is not a valid plugin name")));
         }
         let program = environment.plugin_dirs().map(|dir| dir.join(kind)).find(|path| path.is_file());
         let program = program.ok_or_else(|| {
-            CniError::new(Code::InvalidConfig, format!("plugin {kind} is in no folder of CNI_PATH"))
-                .details(format!("{}; Debian's containernetworking-plugins brings it", environment.path))
+            CniError::new(Code::InvalidConfig, format!("plugin {kind} not found in CNI_PATH"))
+                .details(format!("{}; on Debian, install containernetworking-plugins", environment.path))
         })?;
         let file = file_of(kind, &program);
         if let Some(version) = file.as_deref().and_then(|file| remembered(run_dir, file)) {
@@ -71,12 +71,18 @@ impl Delegate {
         }
         let asked = run(&program, "VERSION", environment, &format!("{{\"cniVersion\":\"{}\"}}", CniVersion::V1_0_0))?;
         let spoken: Spoken = serde_json::from_slice(&asked).map_err(|error| {
-            CniError::new(Code::NoAddress, format!("plugin {kind} does not tell its versions: {error}"))
+            CniError::new(Code::NoAddress, format!("plugin {kind} does not report its versions: {error}"))
         })?;
         let version = CniVersion::highest_common(spoken.supported.iter().map(String::as_str)).ok_or_else(|| {
             let theirs = spoken.supported.join(", ");
-            CniError::new(Code::IncompatibleVersion, format!("plugin {kind} speaks no version that meshd-cni does"))
-                .details(theirs)
+            CniError::new(
+                Code::IncompatibleVersion,
+                format!(
+                    "plugin {kind} and meshd-cni have no CNI version in \
+                                                              common"
+                ),
+            )
+            .details(theirs)
         })?;
         if let Some(file) = file {
             remember(run_dir, &file, version);

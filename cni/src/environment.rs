@@ -87,7 +87,7 @@ impl Environment {
     /// [`Code::InvalidEnvironment`]
     pub fn attachment(&self) -> Result<AttachmentName, CniError> {
         if !is_identifier(&self.container_id) || self.container_id.len() > MAX_CONTAINER_ID {
-            let expected = "must be letters, digits, '_', '.' and '-', a letter or digit first, at most 200";
+            let expected = "must be at most 200 letters, digits, '_', '.' and '-', starting with a letter or digit";
             return Err(invalid("CNI_CONTAINERID", &self.container_id, expected));
         }
         check_interface(&self.ifname).map_err(|reason| invalid("CNI_IFNAME", &self.ifname, reason))?;

@@ -310,7 +310,7 @@ fn hash(name: &AttachmentName, which: u8) -> u64 {
 }
 
 fn gone(name: &str) -> CniError {
-    CniError::new(Code::Kernel, format!("interface {name} is gone as soon as it was made"))
+    CniError::new(Code::Kernel, format!("interface {name} disappeared right after its creation"))
 }
 
 #[cfg(test)]

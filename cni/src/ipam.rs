@@ -183,7 +183,7 @@ fn ranges(network: Option<&Network>) -> Result<Value, CniError> {
         })
         .collect();
     if sets.len() < network.subnets.len() || sets.is_empty() {
-        return Err(CniError::new(Code::NoSubnet, "this node's subnet has no address for a container"));
+        return Err(CniError::new(Code::NoSubnet, "this node's subnet is too small for container addresses"));
     }
     Ok(Value::Array(sets))
 }

@@ -7,10 +7,10 @@ use std::{
 
 use cni::{config::MAX_BYTES, environment::Environment, plugin};
 
-/// What a person gets who tries it out. A runtime gives no arguments.
+/// Printed for `--help`; a runtime passes no arguments.
 const HELP: &str = "\
-meshd-cni, the CNI plugin of meshd: a container runtime runs it, with CNI_* variables and a configuration on standard input.
-meshd install-cni puts it where the runtime looks for it; its configuration is described in docs/cni.md of meshd.";
+meshd-cni is the CNI plugin of meshd. Container runtimes run it with CNI_* variables and a configuration on standard input.
+Install it with meshd install-cni. docs/cni.md of meshd describes its configuration.";
 
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {

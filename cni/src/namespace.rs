@@ -39,7 +39,7 @@ impl Namespace {
         let file = File::open(path).map_err(|error| unknown(error.to_string()))?;
         let kind = fstatfs(&file).map_err(|error| unknown(error.to_string()))?.filesystem_type();
         if kind != NSFS_MAGIC && kind != PROC_SUPER_MAGIC {
-            return Err(unknown("it is another kind of file".to_owned()));
+            return Err(unknown("not a namespace file".to_owned()));
         }
         let inode = file.metadata().map(|data| (data.dev(), data.ino())).map_err(|error| unknown(error.to_string()))?;
         let own = fs::metadata("/proc/self/ns/net").map(|data| (data.dev(), data.ino()));
@@ -78,7 +78,7 @@ impl Namespace {
                 setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| entered(errno.into()))?;
                 work(&mut Netlink::open()?)
             });
-            inside.join().unwrap_or_else(|_| Err(entered(io::Error::other("a thread has failed")).into()))
+            inside.join().unwrap_or_else(|_| Err(entered(io::Error::other("a thread panicked")).into()))
         })
     }
 }

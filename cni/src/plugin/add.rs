@@ -50,8 +50,8 @@ fn refuse_existing(netlink: &mut Netlink, name: &AttachmentName, namespace: &Nam
     let host_name = interface::host_name(name);
     let inside = namespace.enter(|netlink| netlink.link(&name.ifname))?;
     if inside.is_some() || netlink.link(&host_name)?.is_some() {
-        let message = format!("container {} has an interface {} already", name.container_id, name.ifname);
-        return Err(CniError::new(Code::InvalidEnvironment, message).details("DEL it first"));
+        let message = format!("container {} already has an interface {}", name.container_id, name.ifname);
+        return Err(CniError::new(Code::InvalidEnvironment, message).details("run DEL for it first"));
     }
     Ok(())
 }
@@ -103,8 +103,8 @@ fn with_addresses(
 fn given(call: &Call<'_>, begun: &Begun) -> Result<AddResult, CniError> {
     let Some(delegate) = call.delegate()? else {
         let addresses = begun.addresses.as_deref().ok_or_else(|| {
-            CniError::new(Code::DaemonDiffers, "the daemon is older than this plugin and allocates no addresses")
-                .details("restart meshd, so that daemon and plugin are of one version")
+            CniError::new(Code::DaemonDiffers, "the daemon is older than this plugin and does not allocate addresses")
+                .details("restart meshd so that daemon and plugin have the same version")
         })?;
         return ipam::allocated(call.config, addresses);
     };
@@ -118,23 +118,23 @@ fn given(call: &Call<'_>, begun: &Begun) -> Result<AddResult, CniError> {
 /// Refuses what an IPAM plugin gave if it cannot be the addresses of this node's containers.
 fn check(call: &Call<'_>, given: &AddResult, network: &Network) -> Result<(), CniError> {
     let refuse =
-        |message: String| Err(CniError::new(Code::InvalidConfig, message).details("see ipam of the configuration"));
+        |message: String| Err(CniError::new(Code::InvalidConfig, message).details("check ipam in the configuration"));
     let addresses: Vec<IpNet> = given.ips.iter().map(|ip| ip.address).collect();
     if addresses.is_empty() {
-        return refuse("the IPAM plugin gave no address".to_owned());
+        return refuse("the IPAM plugin returned no address".to_owned());
     }
     for address in &addresses {
         let ip = address.addr();
         if !network.subnets.iter().any(|subnet| subnet.contains(&ip)) {
-            return refuse(format!("the IPAM plugin gave {ip}, which is not in this node's subnets"));
+            return refuse(format!("the IPAM plugin returned {ip}, which is outside this node's subnets"));
         }
         if network.overlay.contains(&ip) {
-            return refuse(format!("the IPAM plugin gave {ip}, which is this node's own address"));
+            return refuse(format!("the IPAM plugin returned {ip}, which is this node's own address"));
         }
     }
     let wanted: Vec<IpAddr> = config::wanted_addresses(&call.config.raw)?;
     if let Some(missing) = wanted.iter().find(|ip| !addresses.iter().any(|given| given.addr() == **ip)) {
-        return refuse(format!("the IPAM plugin did not give {missing}, which the runtime asks for"));
+        return refuse(format!("the IPAM plugin did not return {missing}, which the runtime requested"));
     }
     Ok(())
 }

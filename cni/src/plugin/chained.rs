@@ -28,7 +28,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, CniError> {
     if addresses.is_empty() {
         return Err(CniError::new(
             Code::InvalidConfig,
-            "prevResult has no address: meshd-cni comes behind the plugin that gives one",
+            "prevResult has no address: put meshd-cni after the plugin that assigns one",
         ));
     }
     let daemon = Client::new(call.run_dir());
@@ -96,8 +96,14 @@ pub(super) fn host_end(namespace: &Namespace, ifname: &str, made: &AddResult) ->
             return Ok(interface.name.clone());
         }
     }
-    Err(CniError::new(Code::InvalidConfig, format!("{ifname} has no end on the host: its packets could not be judged"))
-        .details("put meshd-cni behind a plugin that makes a veth pair: bridge, ptp"))
+    Err(CniError::new(
+        Code::InvalidConfig,
+        format!(
+            "{ifname} has no peer interface on the host, so policies cannot be \
+                                                    enforced"
+        ),
+    )
+    .details("put meshd-cni after a plugin that creates a veth pair: bridge, ptp"))
 }
 
 /// Lowers the MTU of every route that leads further than to this node's own containers.

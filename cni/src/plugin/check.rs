@@ -24,11 +24,11 @@ pub(super) fn check(call: &Call<'_>) -> Result<(), CniError> {
         .config
         .prev_result
         .clone()
-        .ok_or_else(|| CniError::new(Code::InvalidConfig, "CHECK needs prevResult, which is what ADD returned"))?;
+        .ok_or_else(|| CniError::new(Code::InvalidConfig, "CHECK needs prevResult, the result of ADD"))?;
     let made: AddResult = serde_json::from_value(previous)
         .map_err(|error| CniError::new(Code::Decode, "prevResult cannot be read").details(error.to_string()))?;
     let known = Client::new(call.run_dir()).attachment(&name)?;
-    let Some(attach) = known.attach else { return Err(differs("its ADD was not ended")) };
+    let Some(attach) = known.attach else { return Err(differs("its ADD did not complete")) };
     let expected = Expected { ifname: &name.ifname, made: &made, mac: known.begin.interface.is_some() };
     let mac = namespace.enter(|netlink| inside(netlink, &expected))?;
     if let (Some(told), Some(mac)) = (attach.mac, mac)
@@ -42,12 +42,12 @@ pub(super) fn check(call: &Call<'_>) -> Result<(), CniError> {
     if known.begin.interface.is_none() {
         let interface = chained::host_end(&namespace, &name.ifname, &made)?;
         if interface != attach.interface {
-            return Err(differs(format!("its end on the host is {interface}, not {}", attach.interface)));
+            return Err(differs(format!("its host interface is {interface}, not {}", attach.interface)));
         }
         return Ok(());
     }
     if let Some(unknown) = expected.addresses().find(|address| !attach.addresses.contains(&address.addr())) {
-        return Err(differs(format!("the daemon does not know {} as its address", unknown.addr())));
+        return Err(differs(format!("the daemon has no record of its address {}", unknown.addr())));
     }
     outside(call, &interface::host_name(&name), &made)?;
     match call.delegate()? {
@@ -115,20 +115,22 @@ fn outside(call: &Call<'_>, host_name: &str, made: &AddResult) -> Result<(), Cni
         Mode::Routed => host_name,
     };
     if made.ips.iter().any(|ip| ip.address.addr().is_ipv4()) && !interface::forwards(receives) {
-        return Err(differs(format!("net.ipv4.conf.{receives}.forwarding is 0: the host forwards nothing from it")));
+        return Err(differs(format!(
+            "net.ipv4.conf.{receives}.forwarding is 0: the host does not forward its packets"
+        )));
     }
     match &call.config.mode {
         Mode::Bridge(bridge) => {
             let bridge_index = netlink.link(bridge)?.map(|link| link.index);
             if bridge_index.is_none() || host.master != bridge_index {
-                return Err(differs(format!("{host_name} is no port of {bridge}")));
+                return Err(differs(format!("{host_name} is not a port of {bridge}")));
             }
         }
         Mode::Routed => {
             let routes = netlink.routes(host.index)?;
             let led = |ip: std::net::IpAddr| routes.iter().any(|route| route.dst == IpNet::from(ip));
             if let Some(missing) = made.ips.iter().find(|ip| !led(ip.address.addr())) {
-                return Err(differs(format!("no route leads to {}", missing.address.addr())));
+                return Err(differs(format!("no route to {}", missing.address.addr())));
             }
         }
     }

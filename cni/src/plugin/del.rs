@@ -53,7 +53,7 @@ pub(super) fn withdraw(call: &Call<'_>, name: &AttachmentName) -> Result<(), Cni
         Err(error) => {
             log(&format!("{error}"));
             daemon.forget(name).map_err(|error| {
-                CniError::new(Code::Io, format!("the attachment cannot be withdrawn without the daemon: {error}"))
+                CniError::new(Code::Io, format!("cannot detach while the daemon is unreachable: {error}"))
             })
         }
     }

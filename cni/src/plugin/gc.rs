@@ -40,7 +40,7 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), CniError> {
     for attachment in stale {
         let name = attachment.name();
         let own = attachment.begin.interface.is_some();
-        log(&format!("GC: container {} {} is not there any more", name.container_id, name.ifname));
+        log(&format!("GC: detached stale container {} {}", name.container_id, name.ifname));
         let removed = if own { del::remove(call, &name) } else { del::withdraw(call, &name) };
         failures.extend(removed.err());
     }

@@ -59,7 +59,7 @@ fn command(environment: &Environment, stdin: &[u8]) -> Result<Option<Value>, Cni
         _ => CniVersion::V0_3_1,
     };
     if config.version < since {
-        let message = format!("{} exists from version {since} on", environment.command);
+        let message = format!("{} exists since version {since}", environment.command);
         return Err(CniError::new(Code::IncompatibleVersion, message));
     }
     let call = Call { environment, config: &config };
