@@ -43,31 +43,31 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// What the command line says.
 #[derive(Debug, Clone, Args)]
 pub struct InstallCniFlags {
-    /// Folder of CNI plugins that the container runtime searches
+    /// Directory in which the container runtime searches CNI plugins
     #[arg(long, env = "MESHD_CNI_BIN_DIR", value_name = "DIR", default_value = "/opt/cni/bin")]
     pub bin_dir: PathBuf,
-    /// Folder of CNI configurations that the container runtime reads
+    /// Directory from which the container runtime reads CNI configurations
     #[arg(long, env = "MESHD_CNI_CONF_DIR", value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub conf_dir: PathBuf,
-    /// The daemon's --run-dir, as the container runtime's host sees it
+    /// The daemon's --run-dir, as seen from the host of the container runtime
     #[arg(long, env = "MESHD_RUN_DIR", value_name = "DIR", default_value = RUN_DIR)]
     pub run_dir: PathBuf,
-    /// The plugin's binary to install [default: meshd-cni beside this binary, or in /usr/lib/cni]
+    /// Plugin binary to install [default: meshd-cni next to this binary, or in /usr/lib/cni]
     #[arg(long, value_name = "FILE")]
     pub plugin: Option<PathBuf>,
-    /// Put the plugin at the end of this conflist of others instead of writing one of its own
+    /// Append the plugin to this existing conflist instead of writing its own
     #[arg(long, value_name = "FILE")]
     pub chain: Option<PathBuf>,
-    /// Take plugin and configuration away again: its own, and out of the conflists of others
+    /// Remove the plugin and its configuration, also from other plugins' conflists
     #[arg(long, conflicts_with_all = ["plugin", "chain"])]
     pub remove: bool,
-    /// With --remove: remove it although containers are attached, which the container runtime cannot delete then
+    /// With --remove: remove it even if containers are attached; the container runtime cannot delete them afterwards
     #[arg(long, requires = "remove")]
     pub force: bool,
-    /// Stay, and put back what is missing, until told to stop (SIGTERM): for a container beside the daemon's
+    /// Keep running until SIGTERM and restore missing files, as a sidecar of the daemon
     #[arg(long, conflicts_with = "remove")]
     pub keep: bool,
-    /// Seconds to wait for the daemon before giving up without a configuration
+    /// Seconds to wait for the daemon; after that, no configuration is written
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub timeout: u64,
 }
@@ -116,19 +116,19 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
 /// # Errors
 /// When the signals cannot be caught. What keeps it from installing is logged, and tried again.
 pub async fn keep_cni_installed(flags: InstallCniFlags) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot install the handler for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot install the handler for SIGINT")?;
     // Each look is a short one, so that a signal is heard.
     let flags = InstallCniFlags { timeout: 0, ..flags };
     let mut told = String::new();
     loop {
         let trouble = match install_cni(&flags) {
             Ok(Installed::Done) => String::new(),
-            Ok(Installed::NotReady(reason)) => format!("the daemon is not ready: {reason}"),
+            Ok(Installed::NotReady(reason)) => format!("daemon not ready: {reason}"),
             Err(error) => with_causes(error.as_ref()),
         };
         if !trouble.is_empty() && trouble != told {
-            tracing::warn!("{trouble}; trying again");
+            tracing::warn!(error = trouble, "cannot install the CNI plugin; retrying");
         }
         told = trouble;
         tokio::select! {
@@ -179,9 +179,9 @@ fn refuse_while_attached(flags: &InstallCniFlags) -> anyhow::Result<()> {
     let attached = attached(&flags.run_dir);
     let Some(first) = attached.first() else { return Ok(()) };
     bail!(
-        "{} still attached, such as {}, and the container runtime has no other network to delete them by: delete \
-         them first (in Kubernetes drain the node, and delete the DaemonSets' pods), or install the configuration of \
-         another network plugin, or use --force",
+        "{} still attached, such as {}, and no other CNI configuration is left to delete them with: delete them first \
+         (in Kubernetes drain the node and delete the DaemonSets' pods), install another network plugin's \
+         configuration, or use --force",
         if attached.len() == 1 { "1 container is".to_owned() } else { format!("{} containers are", attached.len()) },
         first.container_id
     )
@@ -204,7 +204,7 @@ fn source(flags: &InstallCniFlags) -> anyhow::Result<PathBuf> {
     if let Some(plugin) = &flags.plugin {
         return Ok(plugin.clone());
     }
-    let own = std::env::current_exe().context("the path of this binary")?.with_file_name(PLUGIN);
+    let own = std::env::current_exe().context("cannot resolve the path of this binary")?.with_file_name(PLUGIN);
     let packaged = Path::new(PACKAGED).join(PLUGIN);
     Ok(if !own.exists() && packaged.exists() { packaged } else { own })
 }
@@ -220,7 +220,7 @@ fn put_binary(source: &Path, dir: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     atomic_file::write(&target, 0o755, &new).with_context(|| target.display().to_string())?;
-    tracing::info!(plugin = %target.display(), "installed");
+    tracing::info!(plugin = %target.display(), "CNI plugin installed");
     Ok(())
 }
 
@@ -284,8 +284,7 @@ fn read_conflist(path: &Path) -> anyhow::Result<Map<String, Value>> {
     let read = file.and_then(|file| file.take(MAX_CONFIG).read_to_string(&mut text));
     read.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow!(
-            "{}: there is no such conflist: name one that is there (ls /etc/cni/net.d), or leave --chain out for one of its \
-             own",
+            "{}: no such conflist: name an existing one (ls /etc/cni/net.d), or omit --chain to write a separate one",
             path.display()
         ),
         _ => anyhow::Error::from(error).context(path.display().to_string()),
@@ -294,7 +293,7 @@ fn read_conflist(path: &Path) -> anyhow::Result<Map<String, Value>> {
         serde_json::from_str(&text).with_context(|| format!("{} is not a configuration list", path.display()))?;
     match list.get("plugins").and_then(Value::as_array) {
         Some(plugins) if !plugins.is_empty() => Ok(list),
-        _ => bail!("{} has no list of plugins: write it as a conflist first", path.display()),
+        _ => bail!("{} has no list of plugins: convert it to a conflist first", path.display()),
     }
 }
 
@@ -310,16 +309,16 @@ fn read_chain(path: &Path) -> anyhow::Result<Map<String, Value>> {
         let found =
             if named.is_empty() { "no cniVersion".to_owned() } else { format!("cniVersion {}", named.join(", ")) };
         bail!(
-            "{file} has {found}, and {PLUGIN} supports {supported}: set \"cniVersion\": \"{}\" in it, or the highest of these \
-             that its other plugins support (CNI_COMMAND=VERSION /opt/cni/bin/PLUGIN < /dev/null)",
+            "{file} has {found}, but {PLUGIN} supports {supported}: set \"cniVersion\" to \"{}\", or to the highest \
+             of these that its other plugins support (CNI_COMMAND=VERSION /opt/cni/bin/PLUGIN < /dev/null)",
             CniVersion::V0_3_1
         );
     }
     let name = list.get("name").and_then(Value::as_str).unwrap_or_default();
     if !is_identifier(name) {
         bail!(
-            "{file} has the name {name:?}: set \"name\" to letters, digits, '_', '.' and '-', a letter or digit first, as the \
-             CNI specification wants it"
+            "{file} has the name {name:?}: set \"name\" to letters, digits, '_', '.' and '-', starting with a letter \
+             or digit, as the CNI specification requires"
         );
     }
     Ok(list)
@@ -332,7 +331,7 @@ fn write_if_other(path: &Path, config: &Value) -> anyhow::Result<()> {
     }
     let mode = fs::metadata(path).map_or(0o644, |data| data.permissions().mode() & 0o777);
     atomic_file::write(path, mode, text.as_bytes()).with_context(|| path.display().to_string())?;
-    tracing::info!(configuration = %path.display(), "written");
+    tracing::info!(configuration = %path.display(), "CNI configuration written");
     Ok(())
 }
 
@@ -341,7 +340,7 @@ fn remove_file(path: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error).with_context(|| path.display().to_string()),
         Ok(()) => {
-            tracing::info!(file = %path.display(), "removed");
+            tracing::info!(file = %path.display(), "CNI file removed");
             Ok(())
         }
     }

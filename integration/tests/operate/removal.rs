@@ -45,7 +45,7 @@ fn it_reads_the_settings_file_and_spares_a_node_that_is_online_with_pods() {
     etcd.put(&format!("/other/endpoints/{id}/c1/eth0"), pod);
     let refused = remove("east1", &[]);
     assert_eq!(refused.code(), Some(1), "{}", refused.describe());
-    for words in ["east1 was not removed", "is online and has 1 pod attached", "shop/web", "--force"] {
+    for words in ["east1 was not removed", "is online with 1 pod attached", "shop/web", "--force"] {
         assert!(refused.stderr.contains(words), "{words}: {}", refused.describe());
     }
     assert!(etcd.get(&format!("/other/nodes/{id}")).is_some() && etcd.get(&format!("/other/removed/{id}")).is_none());

@@ -114,7 +114,7 @@ fn is_installed_run_by_systemd_removed_and_purged() {
     assert_eq!(machine.sh("systemctl show -P NRestarts meshd").stdout.trim(), "0");
     await_ok("the reason in the journal", SOON, || {
         let told = machine.try_sh("journalctl -u meshd -p err -o cat");
-        if told.stdout.contains("no-such-setting: no such setting") { Ok(()) } else { Err(told.describe()) }
+        if told.stdout.contains("no-such-setting: unknown setting") { Ok(()) } else { Err(told.describe()) }
     });
     machine.sh("mv /root/good.toml /etc/meshd/meshd.toml; systemctl restart meshd");
     await_running(&machine);

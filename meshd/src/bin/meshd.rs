@@ -18,9 +18,9 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const NOT_READY: u8 = 4;
 
-/// WireGuard-encrypted overlay network for clusters over several sites.
+/// WireGuard-encrypted overlay network with NetworkPolicy for clusters that span several sites.
 ///
-/// Exit codes: 0 done, 1 failed or refused, 2 wrong call or settings that do not hold, 4 the daemon was not ready in time
+/// Exit codes: 0 success, 1 failed or refused, 2 usage error or invalid configuration, 4 daemon not ready in time
 /// (install-cni).
 #[derive(Parser)]
 #[command(name = "meshd", version)]
@@ -31,34 +31,43 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Joins the mesh and stays in it until it is told to stop (SIGTERM); then traffic goes on as it is
+    /// Join the mesh and run until SIGTERM; kernel state stays in place afterwards
     ///
-    /// Each setting can also be given as a variable or as a key of the settings file. A flag without a value is true as a
-    /// variable with 1, true, yes or on, and false with 0, false, no or off.
+    /// Each setting can also be an environment variable or a key of the settings file. Variables of switches take 1,
+    /// true, yes, on, or 0, false, no, off.
+    ///
+    /// Example: meshd run --node east-1 --site east --etcd-endpoints https://etcd-1:2379 --etcd-cafile
+    /// /etc/meshd/ca.pem
     Run(Box<RunFlags>),
-    /// Puts unreachable routes for the mesh networks of the last run into the kernel, under those of the daemon
+    /// Install unreachable fallback routes for the mesh networks of the last run
     ///
-    /// To be run before containers start: until the daemon is up, what they send to the mesh then goes nowhere, and not
-    /// out in the clear by the default route. It takes the settings of meshd run, asks nothing of etcd, and can be run again.
+    /// Run it before containers start: until the daemon is up, their packets to the mesh are dropped instead of leaving
+    /// in clear text by the default route. It takes the settings of meshd run, does not contact etcd and is idempotent.
+    ///
+    /// Example: meshd floor
     Floor(Box<RunFlags>),
-    /// Removes all that meshd has put into the kernel of this machine, once the daemon is stopped
+    /// Remove all kernel state of meshd from this machine, once the daemon is stopped
     ///
-    /// Routes, rules, the tunnel's device and the firewall table go, and kernel settings get back what they were. It
-    /// refuses while containers are attached. The node's key and identity stay: a later run is the same node again.
+    /// Removes routes, rules, the TUN device and firewall tables, and restores kernel settings. It refuses while
+    /// containers are attached. The node's key and identity are kept: a later run is the same node.
+    ///
+    /// Example: systemctl stop meshd && meshd cleanup
     Cleanup(CleanupFlags),
-    /// Puts the CNI plugin where the container runtime finds it, and its configuration once the daemon is ready
+    /// Install the CNI plugin for the container runtime, and its configuration once the daemon is ready
     ///
-    /// It can be run again: what is as it should be stays untouched. It exits with 4 when the daemon is not ready in time.
+    /// It is idempotent. It exits with 4 if the daemon is not ready in time.
+    ///
+    /// Example: meshd install-cni --chain /etc/cni/net.d/10-flannel.conflist
     InstallCni(InstallCniFlags),
-    /// Prints a completion script for a shell
+    /// Print a shell completion script
     Completions {
-        /// The shell that is to read the script
+        /// Shell to generate the script for
         shell: manual::Shell,
     },
-    /// Writes the manual pages into a folder
+    /// Write the manual pages into a directory
     #[command(hide = true)]
     Man {
-        /// The folder, which is made where it is missing
+        /// Target directory, created if missing
         folder: PathBuf,
     },
 }
@@ -100,7 +109,7 @@ fn main() -> ExitCode {
             match install_cni(&flags) {
                 Ok(Installed::Done) => Ok(Outcome::Done),
                 Ok(Installed::NotReady(reason)) => {
-                    tracing::error!(reason, "the daemon is not ready: no configuration was written");
+                    tracing::error!(reason, "daemon not ready; no configuration written");
                     return ExitCode::from(NOT_READY);
                 }
                 Err(error) => Err(error),
@@ -137,7 +146,7 @@ fn exit_code(outcome: anyhow::Result<Outcome>) -> ExitCode {
 }
 
 fn refuse(mistakes: &SettingsError) -> ExitCode {
-    log::print_error(&format!("meshd: the settings do not hold:\n{mistakes}"));
+    log::print_error(&format!("meshd: invalid configuration:\n{mistakes}"));
     ExitCode::from(USAGE)
 }
 
@@ -149,19 +158,19 @@ fn tell(trial: &Trial) -> ExitCode {
     if trial.mistakes.is_empty() {
         return ExitCode::SUCCESS;
     }
-    log::print_error(&format!("meshd: the settings do not hold:\n{}", trial.mistakes.join("\n")));
+    log::print_error(&format!("meshd: invalid configuration:\n{}", trial.mistakes.join("\n")));
     ExitCode::from(USAGE)
 }
 
 fn warn_of(mistakes: &[String]) {
     for mistake in mistakes {
-        tracing::warn!("the settings do not hold: {mistake}");
+        tracing::warn!(mistake, "invalid configuration");
     }
 }
 
 fn to_its_end(work: impl Future<Output = anyhow::Result<Outcome>>) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("no runtime")?.block_on(work)
+    runtime.context("cannot start the async runtime")?.block_on(work)
 }
 
 #[cfg(test)]

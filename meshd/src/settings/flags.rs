@@ -13,36 +13,36 @@ use tunnel::OffloadSetting;
 #[serde(default)]
 #[group(skip)]
 pub struct EtcdFlags {
-    /// Members of the etcd cluster; tried in random order, one at a time, until one answers [default:
+    /// Members of the etcd cluster, tried one at a time in random order until one answers [default:
     /// http://127.0.0.1:2379]
     #[arg(long = "etcd-endpoints", env = "MESHD_ETCD_ENDPOINTS", value_name = "URL,URL", value_delimiter = ',')]
     #[serde(rename = "etcd-endpoints")]
     pub endpoints: Option<Vec<String>>,
-    /// What all keys of this mesh in etcd begin with; every node of one mesh needs the same [default: /meshd]
+    /// Prefix of all keys of this mesh in etcd; the same on every node [default: /meshd]
     #[arg(long = "etcd-prefix", env = "MESHD_ETCD_PREFIX", value_name = "PREFIX")]
     #[serde(rename = "etcd-prefix")]
     pub prefix: Option<String>,
-    /// Certificates (PEM) of the authorities that etcd's own certificate is checked against, for https
+    /// CA certificates (PEM) to verify etcd's server certificate, for https
     #[arg(long = "etcd-cafile", env = "MESHD_ETCD_CAFILE", value_name = "FILE")]
     #[serde(rename = "etcd-cafile")]
     pub cafile: Option<PathBuf>,
-    /// Certificate (PEM) that is shown to etcd; needs --etcd-keyfile
+    /// Client certificate (PEM) for etcd; needs --etcd-keyfile
     #[arg(long = "etcd-certfile", env = "MESHD_ETCD_CERTFILE", value_name = "FILE")]
     #[serde(rename = "etcd-certfile")]
     pub certfile: Option<PathBuf>,
-    /// Private key (PEM) of the certificate in --etcd-certfile
+    /// Private key (PEM) of the client certificate
     #[arg(long = "etcd-keyfile", env = "MESHD_ETCD_KEYFILE", value_name = "FILE")]
     #[serde(rename = "etcd-keyfile")]
     pub keyfile: Option<PathBuf>,
-    /// User to log in to etcd as; needs --etcd-password-file
+    /// etcd user; needs --etcd-password-file
     #[arg(long = "etcd-username", env = "MESHD_ETCD_USERNAME", value_name = "USER")]
     #[serde(rename = "etcd-username")]
     pub username: Option<String>,
-    /// File that holds that user's password and nothing else
+    /// File with the etcd user's password and nothing else
     #[arg(long = "etcd-password-file", env = "MESHD_ETCD_PASSWORD_FILE", value_name = "FILE")]
     #[serde(rename = "etcd-password-file")]
     pub password_file: Option<PathBuf>,
-    /// Allow plain http to an etcd that is not on this machine: whoever can read or change that traffic owns the mesh
+    /// Allow plain http to etcd on other machines. Anyone who can change that traffic controls the mesh
     #[arg(
         long = "etcd-allow-plaintext", env = "MESHD_ETCD_ALLOW_PLAINTEXT", value_name = "true|false", value_parser = BoolishValueParser::new(),
         num_args = 0..=1, require_equals = true, default_missing_value = "true"
@@ -55,103 +55,100 @@ pub struct EtcdFlags {
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct RunFlags {
-    /// Settings file (TOML); its keys are these flags without the dashes in front: node = "a". A flag or a variable
-    /// counts before the file [default: /etc/meshd/meshd.toml, if there]
+    /// Settings file (TOML); its keys are these flags without the leading dashes: node = "a". Flags and variables
+    /// override it [default: /etc/meshd/meshd.toml, if present]
     #[arg(long, env = "MESHD_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
     /// Name of this node, unique in the mesh [default: the host name]
     #[arg(long, env = "MESHD_NODE", value_name = "NAME")]
     pub node: Option<String>,
-    /// Site (room, cluster, region) that this node is in. Nodes of one site that share an IP subnet send each other
-    /// pod traffic as it is, without encryption; all other traffic is encrypted [default: none]
+    /// Site (room, cluster, region) of this node. Nodes of one site on the same IP subnet exchange pod traffic
+    /// unencrypted; all other pod traffic is encrypted [default: none]
     #[arg(long, env = "MESHD_SITE", value_name = "NAME")]
     pub site: Option<String>,
     #[command(flatten)]
     #[serde(flatten)]
     #[allow(missing_docs, reason = "a doc comment on a flattened group would become the command's own text")]
     pub etcd: EtcdFlags,
-    /// Network interface that leads to the other nodes. auto takes that of the default route, for IPv4 and IPv6 each
+    /// Underlay interface, towards the other nodes. auto: the interface of the default route, for each address family
     /// [default: auto]
     #[arg(long, env = "MESHD_IFACE", value_name = "IF|auto")]
     pub iface: Option<String>,
-    /// Addresses that other nodes reach this one at where they are not the interface's own, as behind a NAT with
-    /// forwarded ports; at most one IPv4 and one IPv6 [default: the interface's]
+    /// Addresses at which other nodes reach this one, if they are not the interface's, as behind a NAT with port
+    /// forwarding; at most one IPv4 and one IPv6 address [default: the interface's]
     #[arg(long, env = "MESHD_PUBLIC_IP", value_name = "IP,IP", value_delimiter = ',')]
     pub public_ip: Option<Vec<IpAddr>>,
-    /// Address and UDP port that other nodes reach the tunnel at, where the port is not --listen-port either. none:
-    /// nobody can reach this node, so it calls the others [default: the addresses above with --listen-port]
+    /// Public address and UDP port of the tunnel, if the port differs from --listen-port. none: this node cannot be
+    /// called and initiates all handshakes [default: --public-ip with --listen-port]
     #[arg(long, env = "MESHD_ENDPOINT", value_name = "IP:PORT|none")]
     pub endpoint: Option<String>,
-    /// UDP port that the tunnel listens on, for WireGuard. The port after it is used as well, to find out which nodes
-    /// can be reached without the tunnel [default: 51820]
+    /// UDP port of the WireGuard tunnel. The next port is used to probe direct paths to other nodes [default: 51820]
     #[arg(long, env = "MESHD_LISTEN_PORT", value_name = "PORT")]
     pub listen_port: Option<u16>,
-    /// Name of the tunnel's network device, which is made if it is not there [default: meshd0]
+    /// Name of the TUN device, created if missing [default: meshd0]
     #[arg(long, env = "MESHD_INTERFACE", value_name = "IF")]
     pub interface: Option<String>,
-    /// Directory that must outlive a reboot: private key, identity of the node, last known state of the mesh [default:
+    /// Persistent directory for the private key, the node's identity and the last known state of the mesh [default:
     /// /var/lib/meshd]
     #[arg(long, env = "MESHD_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Directory for the socket that meshctl talks to and for subnet.env, which network plugins read [default:
-    /// /run/meshd]
+    /// Directory for the socket of meshctl and for subnet.env, which network plugins read [default: /run/meshd]
     #[arg(long, env = "MESHD_RUN_DIR", value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// Where another program's firewall (Docker, firewalld, ufw) would drop forwarded pod traffic, put one rule on top
-    /// of its chain that accepts it; without this, meshctl status only names the chain
+    /// Insert an accept rule into foreign firewall chains (Docker, firewalld, ufw) that would drop forwarded pod
+    /// traffic; without this flag, meshctl status only names the chain
     #[arg(
         long, env = "MESHD_FORWARD_ACCEPT", value_name = "true|false", value_parser = BoolishValueParser::new(),
         num_args = 0..=1, require_equals = true, default_missing_value = "true"
     )]
     pub forward_accept: Option<bool>,
-    /// Do not give traffic from pods to addresses outside of the mesh this node's address (masquerading); something
-    /// else must then do that or route the answers back
+    /// Do not masquerade traffic from pods to addresses outside the mesh; replies must then be routed back by other
+    /// means
     #[arg(
         long, env = "MESHD_NO_IP_MASQ", value_name = "true|false", value_parser = BoolishValueParser::new(),
         num_args = 0..=1, require_equals = true, default_missing_value = "true"
     )]
     pub no_ip_masq: Option<bool>,
-    /// Send many packets to one node in one system call (UDP GSO). auto does so until the kernel refuses it [default:
-    /// auto]
+    /// Send many packets to one node per system call (UDP GSO). auto: until the kernel refuses it [default: auto]
     #[arg(long, env = "MESHD_UDP_GSO", value_name = "auto|off")]
     pub udp_gso: Option<OffloadFlag>,
-    /// Receive many packets of one node in one system call (UDP GRO). auto does so where the kernel can [default: auto]
+    /// Receive many packets from one node per system call (UDP GRO). auto: if the kernel supports it [default: auto]
     #[arg(long, env = "MESHD_UDP_GRO", value_name = "auto|off")]
     pub udp_gro: Option<OffloadFlag>,
-    /// Exchange packets of up to 64 KiB with the kernel, which are cut and joined at the tunnel (TSO, USO). auto does
-    /// so until the kernel refuses it [default: auto]
+    /// Exchange packets of up to 64 KiB with the kernel and segment or merge them in the tunnel (TSO, USO). auto: until
+    /// the kernel refuses it [default: auto]
     #[arg(long, env = "MESHD_TUN_OFFLOAD", value_name = "auto|off")]
     pub tun_offload: Option<OffloadFlag>,
-    /// Address and TCP port that metrics (/metrics) and health (/livez, /readyz) are served at, without a password; none:
-    /// nowhere [default: 127.0.0.1:9473]
+    /// Address and TCP port of metrics (/metrics) and health checks (/livez, /readyz), without authentication. none:
+    /// disabled [default: 127.0.0.1:9473]
     #[arg(long, env = "MESHD_METRICS_ADDR", value_name = "IP:PORT|none")]
     pub metrics_addr: Option<String>,
-    /// Export per-peer metrics; their number grows with the square of the number of nodes
+    /// Export per-peer metrics (cardinality grows with the square of the number of nodes)
     #[arg(
         long, env = "MESHD_METRICS_PER_PEER", value_name = "true|false", value_parser = BoolishValueParser::new(),
         num_args = 0..=1, require_equals = true, default_missing_value = "true"
     )]
     pub metrics_per_peer: Option<bool>,
-    /// Loopback address and TCP port of a page for browsers on this machine that shows the mesh, without a password and
-    /// only to look at: 127.0.0.1:9474. none: nowhere [default: none]
+    /// Loopback address and TCP port of the read-only browser page, without authentication, such as 127.0.0.1:9474.
+    /// none: disabled [default: none]
     #[arg(long, env = "MESHD_UI_ADDR", value_name = "IP:PORT|none")]
     pub ui_addr: Option<String>,
-    /// No effect; accepted for configurations of earlier versions
+    /// Ignored; accepted for configurations of earlier versions
     #[arg(long, env = "MESHD_POLICY_MARKS", value_name = "MASK,MASK", value_delimiter = ',')]
     pub policy_marks: Option<Vec<String>>,
-    /// Group of nfnetlink_log (NFLOG) that nftables reports verdicts to, for meshctl flows; no other program on this
-    /// machine may read it [default: 15858]
+    /// NFLOG group to which nftables reports verdicts, for meshctl flows; no other program on this machine may read it
+    /// [default: 15858]
     #[arg(long, env = "MESHD_POLICY_LOG_GROUP", value_name = "GROUP")]
     pub policy_log_group: Option<u16>,
-    /// Log what is at least this serious: error, warn, info, debug or trace [default: info]
+    /// Minimum log level: error, warn, info, debug or trace [default: info]
     #[arg(long, env = "MESHD_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,
-    /// How log lines on standard error look [default: text]
+    /// Format of the log on standard error [default: text]
     #[arg(long, env = "MESHD_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// Only check the settings, and that the files they name can be read, by the user meshd too: print everything that is
-    /// wrong and exit with 2, or exit with 0
+    /// Check the settings and the files they name, print every mistake and exit: 0 if valid, 2 if not. Files must be
+    /// readable for the user meshd
     #[arg(long)]
     #[serde(skip)]
     pub check: bool,
@@ -160,11 +157,11 @@ pub struct RunFlags {
 /// Flags of `meshd cleanup`: what says where the daemon's state is. `None` means not given.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CleanupFlags {
-    /// Settings file of meshd run, for interface, state-dir and run-dir; mistakes in it are only warned of [default:
-    /// /etc/meshd/meshd.toml, if there]
+    /// Settings file of meshd run, for interface, state-dir and run-dir; mistakes in it are warnings here [default:
+    /// /etc/meshd/meshd.toml, if present]
     #[arg(long, env = "MESHD_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Name of the tunnel's network device [default: meshd0]
+    /// Name of the TUN device [default: meshd0]
     #[arg(long, env = "MESHD_INTERFACE", value_name = "IF")]
     pub interface: Option<String>,
     /// The daemon's --state-dir; the private key and the identity in it are kept [default: /var/lib/meshd]
@@ -173,13 +170,13 @@ pub struct CleanupFlags {
     /// The daemon's --run-dir; the socket and subnet.env are removed from it [default: /run/meshd]
     #[arg(long, env = "MESHD_RUN_DIR", value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// Log what is at least this serious: error, warn, info, debug or trace [default: info]
+    /// Minimum log level: error, warn, info, debug or trace [default: info]
     #[arg(long, env = "MESHD_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,
-    /// How log lines on standard error look [default: text]
+    /// Format of the log on standard error [default: text]
     #[arg(long, env = "MESHD_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// Remove everything although containers are, or may be, still attached: they lose the mesh
+    /// Remove everything even if containers are still attached: they lose the mesh
     #[arg(long)]
     pub force: bool,
 }
@@ -207,10 +204,10 @@ impl From<OffloadFlag> for OffloadSetting {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable lines.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -299,11 +296,11 @@ impl EtcdFlags {
             },
             (None, None) => None,
             (Some(_), None) => {
-                mistakes.push("--etcd-username: needs --etcd-password-file beside it".to_owned());
+                mistakes.push("--etcd-username: needs --etcd-password-file too".to_owned());
                 None
             }
             (None, Some(_)) => {
-                mistakes.push("--etcd-password-file: needs --etcd-username beside it".to_owned());
+                mistakes.push("--etcd-password-file: needs --etcd-username too".to_owned());
                 None
             }
         };

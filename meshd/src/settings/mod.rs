@@ -25,7 +25,7 @@ const DEFAULT_STATE_DIR: &str = "/var/lib/meshd";
 const DEFAULT_RUN_DIR: &str = "/run/meshd";
 const DEFAULT_METRICS_ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9473);
 const OBSOLETE_MARKS: &str =
-    "--policy-marks has no effect: verdicts are no longer kept in connection marks. Remove it from flags and files";
+    "--policy-marks is ignored: verdicts are no longer kept in connection marks. Remove it from flags and files";
 /// WireGuard's usual port.
 pub const DEFAULT_LISTEN_PORT: u16 = 51820;
 
@@ -165,7 +165,7 @@ impl Settings {
         let etcd = flags.etcd.check(&mut mistakes);
         let node = name(flags.node.or_else(host_name), "--node", &mut mistakes);
         if node.is_none() && mistakes.iter().all(|mistake| !mistake.starts_with("--node")) {
-            mistakes.push("--node: this machine has no host name; name the node".to_owned());
+            mistakes.push("--node: this machine has no host name; set --node".to_owned());
         }
         let site = name(flags.site, "--site", &mut mistakes);
         let iface = name(flags.iface.filter(|iface| iface != "auto"), "--iface", &mut mistakes);
@@ -173,9 +173,9 @@ impl Settings {
         let mut public_ips: Vec<IpAddr> = Vec::new();
         for ip in flags.public_ip.unwrap_or_default() {
             if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
-                mistakes.push(format!("--public-ip {ip}: not an address that another node can send to"));
+                mistakes.push(format!("--public-ip {ip}: not an address that other nodes can reach"));
             } else if public_ips.iter().any(|have| have.is_ipv4() == ip.is_ipv4()) {
-                mistakes.push(format!("--public-ip {ip}: at most one address of each family"));
+                mistakes.push(format!("--public-ip {ip}: at most one address per family"));
             } else {
                 public_ips.push(ip);
             }
@@ -193,7 +193,7 @@ impl Settings {
         };
         let listen_port = flags.listen_port.unwrap_or(DEFAULT_LISTEN_PORT);
         if listen_port == 0 || listen_port == u16::MAX {
-            mistakes.push(format!("--listen-port {listen_port}: 1 to 65534, for probes use the next port"));
+            mistakes.push(format!("--listen-port {listen_port}: must be 1 to 65534, since probes use the next port"));
         }
         let metrics_addr = match flags.metrics_addr.as_deref() {
             None => Some(DEFAULT_METRICS_ADDR),
@@ -212,8 +212,8 @@ impl Settings {
                 Ok(at) if at.port() != 0 && at.ip().is_loopback() => Some(at),
                 Ok(at) if at.port() != 0 => {
                     mistakes.push(format!(
-                        "--ui-addr {text}: not a loopback address; the page has no password, so it is for this machine \
-                         alone: 127.0.0.1:{port}, and ssh -L {port}:127.0.0.1:{port} from elsewhere",
+                        "--ui-addr {text}: not a loopback address; the page has no authentication: use \
+                         127.0.0.1:{port}, and ssh -L {port}:127.0.0.1:{port} from other machines",
                         port = at.port()
                     ));
                     None
@@ -398,8 +398,10 @@ fn parse_file(text: &str) -> (RunFlags, Vec<String>) {
         |key: &str| !matches!(key, "config" | "check") && known.get_arguments().any(|arg| arg.get_long() == Some(key));
     for (key, value) in table {
         if !is_known(&key) {
-            mistakes
-                .push(format!("{key}: no such setting; the keys are the flags of `meshd run` without their dashes"));
+            mistakes.push(format!(
+                "{key}: unknown setting; the keys are the flags of `meshd run` without the leading \
+                               dashes"
+            ));
             continue;
         }
         // Each by itself, so that one mistake does not hide another.
@@ -427,7 +429,7 @@ fn log(level: Option<String>, format: Option<LogFormat>, mistakes: &mut Vec<Stri
         Ok(level) => level,
         Err(_) => {
             let text = level.unwrap_or_default();
-            mistakes.push(format!("--log-level {text}: error, warn, info, debug or trace"));
+            mistakes.push(format!("--log-level {text}: must be error, warn, info, debug or trace"));
             tracing::Level::INFO
         }
     };

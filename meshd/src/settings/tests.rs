@@ -52,7 +52,7 @@ fn marks_of_an_earlier_version_are_accepted_with_a_warning() {
     assert!(check("node = 'a'").unwrap().obsolete.is_empty());
     for given in ["'0x7f0000', '0x7f000000'", "'anything'"] {
         let settings = check(&format!("node = 'a'\npolicy-marks = [{given}]")).unwrap();
-        assert!(settings.obsolete[0].starts_with("--policy-marks has no effect"), "{:?}", settings.obsolete);
+        assert!(settings.obsolete[0].starts_with("--policy-marks is ignored"), "{:?}", settings.obsolete);
         assert_eq!(settings.try_out().warnings, settings.obsolete);
     }
 }
@@ -96,7 +96,7 @@ fn plaintext_beyond_loopback_needs_its_flag() {
 fn a_key_that_is_no_flag_is_refused() {
     for text in ["nod = 'a'", "etcd_prefix = '/x'", "config = 'other.toml'", "check = true"] {
         let (_, mistakes) = parse_file(text);
-        assert!(matches!(&mistakes[..], [mistake] if mistake.contains("no such setting")), "{mistakes:?}");
+        assert!(matches!(&mistakes[..], [mistake] if mistake.contains("unknown setting")), "{mistakes:?}");
     }
 }
 
@@ -121,8 +121,8 @@ fn mistakes_of_the_file_and_of_the_flags_are_reported_together() {
     };
     let error = Settings::load(given).unwrap_err().to_string();
     for part in [
-        "nod: no such setting",
-        "sit: no such setting",
+        "nod: unknown setting",
+        "sit: unknown setting",
         "listen-port: invalid type",
         "log-format: unknown variant `xml`",
         "etcd-prefix: invalid type",
@@ -177,7 +177,7 @@ fn mistakes_in_the_file_do_not_keep_anybody_from_cleaning_up() {
     let settings = CleanupSettings::load(&given).unwrap();
     assert_eq!((settings.interface.as_str(), settings.state_dir.as_path()), ("meshd0", Path::new("/s")));
     assert_eq!(settings.mistakes.len(), 3, "{:?}", settings.mistakes);
-    assert!(settings.mistakes[0].contains("interfce: no such setting"), "{:?}", settings.mistakes);
+    assert!(settings.mistakes[0].contains("interfce: unknown setting"), "{:?}", settings.mistakes);
     // Those of the command line are of this very moment.
     let given = CleanupFlags { interface: Some("no/name".to_owned()), ..CleanupFlags::default() };
     assert!(CleanupSettings::load(&given).unwrap_err().to_string().starts_with("--interface no/name"));
@@ -210,7 +210,7 @@ fn an_operators_command_reaches_etcd_as_the_file_says_and_not_as_the_node() {
     assert_eq!(load(text, flags).unwrap().prefix, "/flag", "flags win");
 
     let error = load("etcd-endpoint = ['https://e:2379']\n", EtcdFlags::default()).unwrap_err().to_string();
-    assert!(error.contains("etcd-endpoint: no such setting"), "{error}");
+    assert!(error.contains("etcd-endpoint: unknown setting"), "{error}");
     let missing = Some(folder.path().join("nope.toml"));
     let error = EtcdFlags::default().load(missing.clone()).unwrap_err().to_string();
     assert!(error.contains("nope.toml: No such file"), "{error}");

@@ -74,8 +74,8 @@ impl Settings {
         }
         if let Some(iface) = self.iface.as_ref().filter(|iface| if_nametoindex(iface.as_str()).is_err()) {
             trial.warnings.push(format!(
-                "--iface {iface}: there is no such interface now; until there is, this node reaches no other (ip link lists \
-                 them)"
+                "--iface {iface}: no such interface at the moment; this node cannot reach others until it exists (ip \
+                 link lists interfaces)"
             ));
         }
         trial
@@ -98,20 +98,26 @@ impl Content {
         let bytes = match fs::read(file) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Some(format!("{error}: chown it to the user that runs meshd, or run this check with sudo"));
+                return Some(format!(
+                    "{error}: make it readable for the user that runs meshd, or run this check with \
+                                     sudo"
+                ));
             }
-            Err(error) => return Some(format!("{error}: put the file there, or correct the setting")),
+            Err(error) => return Some(format!("{error}: create the file, or correct the setting")),
         };
         match self {
             Self::Certificates => match CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>() {
                 Ok(found) if found.is_empty() => {
-                    Some("no certificate in it: it needs \"-----BEGIN CERTIFICATE-----\" (PEM)".to_owned())
+                    Some("contains no certificate: a line \"-----BEGIN CERTIFICATE-----\" (PEM) is required".to_owned())
                 }
                 Ok(_) => None,
-                Err(error) => Some(format!("not PEM ({error}): copy it anew")),
+                Err(error) => Some(format!("not valid PEM ({error}): copy the file again")),
             },
             Self::PrivateKey => PrivateKeyDer::from_pem_slice(&bytes).err().map(|error| {
-                format!("no private key in it ({error}): it needs \"-----BEGIN PRIVATE KEY-----\" (PEM), not encrypted")
+                format!(
+                    "contains no private key ({error}): a line \"-----BEGIN PRIVATE KEY-----\" (PEM, unencrypted) \
+                         is required"
+                )
             }),
             Self::Text => None,
         }
@@ -146,13 +152,11 @@ impl Reader {
         for folder in file.ancestors().skip(1) {
             if !self.may(&fs::metadata(folder).ok()?, 1) {
                 let folder = folder.display();
-                return Some(format!("the user {name} cannot enter {folder}: chmod o+x {folder}"));
+                return Some(format!("the service's user {name} cannot enter {folder}: chmod o+x {folder}"));
             }
         }
         let denied = !self.may(&fs::metadata(&file).ok()?, 4);
-        denied.then(|| {
-            format!("the user {name}, whom the service runs as, cannot read it: chown {name}: {}", file.display())
-        })
+        denied.then(|| format!("the service's user {name} cannot read it: chown {name}: {}", file.display()))
     }
 }
 
@@ -186,7 +190,7 @@ mod tests {
             ))
         };
         let faults =
-            |trial: Trial| trial.mistakes.into_iter().filter(|fault| fault.contains(" in it")).collect::<Vec<_>>();
+            |trial: Trial| trial.mistakes.into_iter().filter(|fault| fault.contains("contains no")).collect::<Vec<_>>();
         assert_eq!(faults(tls("ca.pem", "client.pem", "client.key")), [""; 0]);
         let wrong = faults(tls("client.key", "client.key", "client.pem"));
         for (fault, words) in wrong.iter().zip([

@@ -28,7 +28,7 @@ pub struct Client {
 #[non_exhaustive]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("the daemon is not reachable at {socket}: {source}; is `meshd run` up, and --run-dir the same?")]
+    #[error("the daemon is not reachable at {socket}: {source}; is `meshd run` up, with the same --run-dir?")]
     Unreachable {
         /// The socket.
         socket: String,
@@ -37,7 +37,8 @@ pub enum ClientError {
     },
     /// The socket is not for this user.
     #[error(
-        "permission denied on {0}: use sudo, or add the user to the group meshd (usermod -aG meshd USER) and log in anew"
+        "permission denied on {0}: use sudo, or add the user to the group meshd (usermod -aG meshd USER) and log in \
+         again"
     )]
     NotAllowed(String),
     /// This user may look, and change nothing.
@@ -58,7 +59,7 @@ pub enum ClientError {
     #[error("{0}")]
     Invalid(String),
     /// It answered something else than HTTP/1.1 200 with JSON.
-    #[error("the daemon answered what this meshctl does not understand ({0}); are both of one version?")]
+    #[error("the daemon's answer is not understood ({0}); are meshd and meshctl of one version?")]
     Malformed(String),
 }
 

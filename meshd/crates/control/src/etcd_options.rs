@@ -54,10 +54,10 @@ enum Password {
 #[non_exhaustive]
 pub enum EtcdOptionsError {
     /// No member was given.
-    #[error("no etcd endpoint is given (--etcd-endpoints)")]
+    #[error("no etcd endpoint given (--etcd-endpoints)")]
     NoEndpoints,
     /// More members than anyone runs.
-    #[error("{0} etcd endpoints are given, at most 64 are allowed")]
+    #[error("{0} etcd endpoints given, at most 64 are allowed")]
     TooManyEndpoints(usize),
     /// Not a URL of a member.
     #[error("etcd endpoint {endpoint:?}: {reason}")]
@@ -69,19 +69,19 @@ pub enum EtcdOptionsError {
     },
     /// Plain http to another machine without leave.
     #[error(
-        "etcd endpoint {0:?} is plain http to another machine: every pod's traffic depends on what it says; \
-         use https, or give --etcd-allow-plaintext"
+        "etcd endpoint {0:?} is plain http to another machine, so anyone on the way could control the mesh: use \
+         https, or set --etcd-allow-plaintext"
     )]
     Plaintext(String),
     /// Plain http although TLS files are given.
-    #[error("etcd endpoint {0:?} is plain http although TLS files are given: write https://")]
+    #[error("etcd endpoint {0:?} is plain http, but TLS files are given: use https://")]
     PlaintextWithTls(String),
     /// One of certificate and key is missing.
-    #[error("--etcd-certfile and --etcd-keyfile go together, only one of them is given")]
+    #[error("--etcd-certfile and --etcd-keyfile must be given together")]
     HalfIdentity,
     /// A prefix that is not a clean path.
     #[error(
-        "etcd prefix {0:?}: must start with \"/\", hold no empty part, and be at most 256 bytes of printable ASCII"
+        "etcd prefix {0:?}: must start with \"/\", contain no empty part and be at most 256 bytes of printable ASCII"
     )]
     Prefix(String),
 }
@@ -201,13 +201,13 @@ impl EtcdOptions {
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains('@') {
-            return Err(bad("a user belongs into --etcd-username, a password into --etcd-password-file"));
+            return Err(bad("must not contain credentials: use --etcd-username and --etcd-password-file"));
         }
         if rest.contains(['/', '?', '#']) {
             return Err(bad("a path is not allowed"));
         }
         let (host, port) =
-            split_host_port(rest).ok_or_else(|| bad("must be HOST:PORT, an IPv6 address in brackets"))?;
+            split_host_port(rest).ok_or_else(|| bad("must be HOST:PORT, with an IPv6 address in brackets"))?;
         if port.parse::<u16>().map_or(true, |port| port == 0) {
             return Err(bad("the port must be 1 to 65535"));
         }
@@ -216,7 +216,7 @@ impl EtcdOptions {
             && host.len() <= 253
             && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_');
         if address.is_err() && !named {
-            return Err(bad("the host is neither an address nor a name"));
+            return Err(bad("the host is neither an IP address nor a DNS name"));
         }
         let here = address.map_or(host == "localhost", |address| address.to_canonical().is_loopback());
         let url = format!("{}://{rest}", if tls { "https" } else { "http" });

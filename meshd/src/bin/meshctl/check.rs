@@ -52,7 +52,7 @@ pub(crate) fn run(output: Output, key: &str, file: &Path, prefix: &str) -> anyho
         print_error(&format!("warning: {text}"));
     }
     print(output, &checked, |checked| {
-        format!("{} holds: {}\n", checked.key, checked.summary.as_deref().unwrap_or_default())
+        format!("{} is valid: {}\n", checked.key, checked.summary.as_deref().unwrap_or_default())
     })?;
     Ok(if checked.holds { 0 } else { FAILED })
 }

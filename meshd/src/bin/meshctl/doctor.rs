@@ -16,10 +16,10 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct Doctor {
-    /// The tunnel's device, for when the daemon is away and cannot tell
+    /// Name of the TUN device, used if the daemon is not reachable
     #[arg(long, env = "MESHD_INTERFACE", default_value = "meshd0")]
     interface: String,
-    /// The tunnel's UDP port, for the same
+    /// UDP port of the tunnel, used if the daemon is not reachable
     #[arg(long, env = "MESHD_LISTEN_PORT", default_value_t = 51820)]
     listen_port: u16,
 }
@@ -110,7 +110,7 @@ pub(crate) fn text(examined: &Examined) -> String {
         text += &format!("{} etcd: {member}\n", toned("well", Tone::Good));
     }
     if examined.findings.iter().all(|finding| finding.severity == Severity::Note) {
-        text += &format!("{} nothing keeps packets from getting through\n", toned("well", Tone::Good));
+        text += &format!("{} no connectivity problems found\n", toned("well", Tone::Good));
     }
     text
 }

@@ -8,11 +8,12 @@ use crate::output::{Output, print};
 
 #[derive(Subcommand)]
 pub(crate) enum EtcdCommand {
-    /// Use what etcd holds now: end every hold on policies and other records that it lacks, on this node (root only)
+    /// Accept the current content of etcd on this node: drop policies and other records that etcd no longer has (root
+    /// only)
     ///
-    /// A node keeps policies, pods and other records in force if etcd was replaced, restored from an older backup, or
-    /// lost many policies at once; `meshctl status` shows it. After this command nothing is in force that etcd does not
-    /// hold. Run it on each node, once the keys in etcd are the right ones.
+    /// If etcd was replaced, restored from an older backup or lost many policies at once, a node keeps the missing
+    /// records in force; `meshctl status` shows this. After this command only the records in etcd are in force. Run it
+    /// on each node, once the keys in etcd are correct.
     ///
     /// Example: sudo meshctl etcd accept
     Accept,
@@ -31,7 +32,7 @@ pub(crate) fn run(output: Output, client: &Client, command: &EtcdCommand) -> any
 fn accepted_text(accepted: &EtcdAccepted) -> String {
     let keys = |count: usize| format!("{count} {}", if count == 1 { "key" } else { "keys" });
     match accepted {
-        EtcdAccepted { withdrawn: 0, changed: 0 } => "nothing was held\n".to_owned(),
+        EtcdAccepted { withdrawn: 0, changed: 0 } => "nothing to accept: no records were kept in force\n".to_owned(),
         EtcdAccepted { withdrawn, changed } => {
             format!("accepted: {} withdrawn, {} changed\n", keys(*withdrawn), keys(*changed))
         }
@@ -44,7 +45,11 @@ mod tests {
 
     #[test]
     fn plurals_are_right() {
-        assert_eq!(accepted_text(&EtcdAccepted { withdrawn: 0, changed: 0 }), "nothing was held\n");
+        assert_eq!(
+            accepted_text(&EtcdAccepted { withdrawn: 0, changed: 0 }),
+            "nothing to accept: no records were \
+                                                                               kept in force\n"
+        );
         let text = accepted_text(&EtcdAccepted { withdrawn: 1, changed: 2 });
         assert_eq!(text, "accepted: 1 key withdrawn, 2 keys changed\n");
     }

@@ -11,27 +11,28 @@ use crate::{
     output::{Output, print},
 };
 
-/// Prints the etcdctl commands that make roles in etcd, each with no more rights than nodes, operators or readers need
+/// Print the etcdctl commands that create least-privilege etcd roles for nodes, operators or readers
 ///
-/// Nothing is changed: the commands are for a shell (sh -e), once for each role. A node's role reads everything below the
-/// prefix and writes that node's own records. With --subnet it writes one key of subnets/ and not all of them.
+/// This command changes nothing: pipe its output into a shell (sh -e), once per role. A node's role reads everything
+/// below the prefix and writes that node's own records. With --subnet it may write only that key below subnets/.
+///
+/// Example: meshctl etcd-roles --operator | sh -e
 #[derive(Args)]
 pub(crate) struct EtcdRoles {
-    /// Ids of nodes, one role each: what /var/lib/meshd/node-id holds on the node, and what its key nodes/ID in etcd is named
-    /// after
+    /// Node ids, one role each: the content of /var/lib/meshd/node-id, and ID in the key nodes/ID
     #[arg(value_name = "NODE-ID")]
     nodes: Vec<String>,
-    /// The role meshd-operator: reads and writes everything below the prefix
+    /// Print the role meshd-operator: reads and writes everything below the prefix
     #[arg(long)]
     operator: bool,
-    /// The role meshd-reader: reads everything below the prefix, pre-shared keys of outside peers too
+    /// Print the role meshd-reader: reads everything below the prefix, including pre-shared keys of external peers
     #[arg(long)]
     reader: bool,
-    /// What all keys of this mesh begin with
+    /// Prefix of all keys of this mesh
     #[arg(long, env = "MESHD_ETCD_PREFIX", default_value = "/meshd", value_name = "PREFIX")]
     etcd_prefix: String,
-    /// Gives the node this key of subnets/ and no others, such as 10.244.3.0-24; it must hold the node's reservation before
-    /// the node starts. For one node
+    /// Limit the node to this key below subnets/, such as 10.244.3.0-24; it must contain the node's reservation before
+    /// the node starts. For one node only
     #[arg(long, value_name = "SUBNET-KEY")]
     subnet: Option<String>,
 }
@@ -66,7 +67,7 @@ impl EtcdRoles {
         let subnet = match &self.subnet {
             None => None,
             Some(_) if nodes.len() != 1 => {
-                return Err(Usage("--subnet speaks of one node: give one NODE-ID".to_owned()).into());
+                return Err(Usage("--subnet needs exactly one NODE-ID".to_owned()).into());
             }
             Some(text) => {
                 let key: etcd_schema::SubnetKey =
@@ -76,7 +77,7 @@ impl EtcdRoles {
         };
         let roles = self.roles(&prefix, &nodes, subnet.as_deref());
         if roles.is_empty() {
-            return Err(Usage("say whose role: NODE-ID (one or more), --operator or --reader".to_owned()).into());
+            return Err(Usage("no role selected: give one or more NODE-IDs, --operator or --reader".to_owned()).into());
         }
         print(output, &roles, |roles| commands(roles))?;
         Ok(0)
@@ -95,7 +96,7 @@ impl EtcdRoles {
         });
         let reader = self.reader.then(|| Role {
             name: "meshd-reader".to_owned(),
-            purpose: "looks at everything, pre-shared keys of outside peers too".to_owned(),
+            purpose: "reads everything, including pre-shared keys of external peers".to_owned(),
             grants: vec![grant("read", "", true)],
         });
         let nodes = nodes.iter().map(|id| {
@@ -129,8 +130,8 @@ fn commands(roles: &[Role]) -> String {
             text += &format!("etcdctl role grant-permission {prefix}{} {permission} {}\n", role.name, quote(key));
         }
     }
-    text += "# then a user for each, NAME of the certificate (CN) or with a password: \
-             etcdctl user add NAME --no-password; etcdctl user grant-role NAME ROLE\n";
+    text += "# then create a user for each role; NAME is the CN of its certificate: etcdctl user add NAME \
+             --no-password (omit the flag to log in with a password); etcdctl user grant-role NAME ROLE\n";
     text
 }
 

@@ -22,20 +22,20 @@ use text::with_causes;
 
 use crate::{exit::exit_code, output::Output};
 
-/// Looks into the mesh daemon of this node, and checks and changes what etcd holds for the mesh.
+/// Inspect the mesh daemon of this node, and check and change the mesh's records in etcd.
 ///
-/// What asks the daemon takes root or a user of the group meshd; check, etcd-roles, policy test and policy explain --offline
-/// ask nobody, and node remove asks etcd alone.
+/// Commands that query the daemon need root or membership in the group meshd. check, etcd-roles, policy test and policy
+/// explain --offline need no daemon; node remove only talks to etcd.
 ///
-/// Exit codes: 0 well, 1 failed, 2 wrong call, 3 the daemon is not reachable or its socket not for this user, 4 degraded
-/// (status --check, doctor), 5 not found, 6 denied (policy explain).
+/// Exit codes: 0 success, 1 failed, 2 usage error, 3 daemon not reachable or permission denied on its socket, 4
+/// degraded (status --check, doctor), 5 not found, 6 denied (policy explain).
 #[derive(Parser)]
 #[command(name = "meshctl", version)]
 struct Cli {
-    /// The daemon's --run-dir: where its socket is
+    /// The daemon's --run-dir, with its socket
     #[arg(long, env = "MESHD_RUN_DIR", default_value = "/run/meshd", global = true, value_name = "DIR")]
     run_dir: PathBuf,
-    /// How to print the answer: for people, or for programs
+    /// Output format: table for people, json for programs
     #[arg(short, long, value_enum, default_value_t = Output::Table, global = true, value_name = "FORMAT")]
     output: Output,
     #[command(subcommand)]
@@ -44,76 +44,92 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Shows this node at a glance: state, subnets, etcd, peers, and what is not well with cause and remedy
+    /// Show this node's state, subnets, etcd connection, peers, and problems with cause and remedy
+    ///
+    /// Example: meshctl status --check
     Status {
-        /// Exits with 4 when this node is not running or anything is not well
+        /// Exit with 4 if this node is not running or has any problem
         #[arg(long)]
         check: bool,
     },
-    /// Lists the other nodes and the outside peers, and how packets reach each: direct, wireguard or unreachable
+    /// List other nodes and external peers, and the path to each: direct, wireguard or unreachable
+    ///
+    /// Example: meshctl -o json peers
     Peers {
         #[command(subcommand)]
         command: Option<PeersCommand>,
     },
-    /// Lists the mesh routes of this node, and the peer that each leads to
+    /// List this node's mesh routes with the peer behind each
+    ///
+    /// Example: meshctl routes
     Routes,
-    /// Asks a node or an address for an echo, and shows which layer on the way answers, and how fast
+    /// Ping a node or address layer by layer, and show which layers answer and how fast
+    ///
+    /// Example: meshctl ping west-1 --size
     Ping(ping::Ping),
-    /// Looks for what keeps packets from getting through, and names the command that mends it
+    /// Diagnose connectivity problems and print the command that fixes each
+    ///
+    /// Example: sudo meshctl doctor
     Doctor(doctor::Doctor),
-    /// Takes nodes out of the mesh, in etcd itself; works without a daemon here
+    /// Remove nodes from the mesh, directly in etcd; needs no daemon
     Node {
         #[command(subcommand)]
         command: node::NodeCommand,
     },
-    /// Shows the policies in force on this node, and whether they let a connection through
+    /// Show the policies in force on this node, and whether they allow a connection
     Policy {
         #[command(subcommand)]
         command: policy::PolicyCommand,
     },
-    /// Prints recent connections to and from this node's pods that policies judged: a sample, not every one
+    /// Print a sample of recent policy verdicts on connections of this node's pods
+    ///
+    /// Example: meshctl flows --follow --denied
     Flows {
-        /// Goes on printing as more are judged
+        /// Keep printing new verdicts
         #[arg(long)]
         follow: bool,
-        /// Only those that were refused, or would have been if policyMode were not audit
+        /// Print only denied connections, and those that would be denied if policyMode were not audit
         #[arg(long)]
         denied: bool,
     },
-    /// Checks a value as the daemons would read it, before `etcdctl put`; exits with 1 when it does not hold
+    /// Validate a value as the daemons would, before `etcdctl put`; exit with 1 if it is invalid
+    ///
+    /// Example: meshctl check config net-conf.json
     Check {
-        /// The key, with or without the prefix: peers/laptop, /meshd/config
+        /// Key, with or without the prefix: peers/laptop, /meshd/config
         key: String,
-        /// The file that holds the value; - reads standard input
+        /// File with the value; - reads standard input
         file: PathBuf,
-        /// What all keys of this mesh begin with
+        /// Prefix of all keys of this mesh
         #[arg(long, env = "MESHD_ETCD_PREFIX", default_value = "/meshd", value_name = "PREFIX")]
         etcd_prefix: String,
     },
-    /// Decide about records that this node keeps in force without etcd
+    /// Accept the records in etcd over those that this node keeps in force
     Etcd {
         #[command(subcommand)]
         command: etcd::EtcdCommand,
     },
     EtcdRoles(etcd_roles::EtcdRoles),
-    /// Prints a completion script for a shell
+    /// Print a shell completion script
     Completions {
-        /// The shell that is to read the script
+        /// Shell to generate the script for
         shell: manual::Shell,
     },
-    /// Writes the manual pages into a folder
+    /// Write the manual pages into a directory
     #[command(hide = true)]
     Man {
-        /// The folder, which is made where it is missing
+        /// Target directory, created if missing
         folder: PathBuf,
     },
 }
 
 #[derive(Subcommand)]
 enum PeersCommand {
-    /// Prints a wg-quick file for an outside peer; the private key is left for its owner to fill in
+    /// Print a wg-quick file for an external peer, with a placeholder for the private key
+    ///
+    /// Example: meshctl peers config laptop > wg0.conf
     Config {
-        /// The peer's name: peers/NAME in etcd
+        /// Name of the peer: peers/NAME in etcd
         name: String,
     },
 }

@@ -19,22 +19,24 @@ use crate::{
 
 #[derive(Subcommand)]
 pub(crate) enum NodeCommand {
-    /// Takes a node out of the mesh for good, also one that is away or stolen
+    /// Remove a node from the mesh for good, even if it is offline or stolen
     ///
-    /// Its keys are refused by every node from then on, and its subnets are free. It comes back when removed/ID in etcd is
-    /// deleted. Done again, it does the same again. etcd is reached as the settings file of meshd says, and by these flags
-    /// where they differ; the user or certificate must have the rights of `meshctl etcd-roles --operator`.
+    /// Every node refuses its keys from then on, and its subnets are free. Delete removed/ID in etcd to let it back in.
+    /// The command is idempotent. It connects to etcd by the settings file of meshd; flags override it. The user or
+    /// certificate needs the rights of `meshctl etcd-roles --operator`.
+    ///
+    /// Example: meshctl node remove west-1 --etcd-certfile operator.pem --etcd-keyfile operator.key
     Remove(Remove),
 }
 
 #[derive(Args)]
 pub(crate) struct Remove {
-    /// The node's name (of several with one name: the oldest), or its id
+    /// Name of the node (if several have the name: the oldest), or its id
     name: String,
-    /// Remove the node although it is online and has pods attached: they lose the mesh at once
+    /// Remove the node even if it is online with pods attached: they lose the mesh at once
     #[arg(long)]
     force: bool,
-    /// Settings file of meshd, for how etcd is reached [default: /etc/meshd/meshd.toml, if there]
+    /// Settings file of meshd, for the connection to etcd [default: /etc/meshd/meshd.toml, if present]
     #[arg(long, env = "MESHD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -50,7 +52,10 @@ pub(crate) fn run(output: Output, NodeCommand::Remove(remove): &NodeCommand) -> 
 fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
     let etcd = remove.etcd.clone().load(remove.config.clone()).map_err(|mistakes| Usage(mistakes.to_string()))?;
     let live = if remove.force { Live::Removed } else { Live::Refused };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(
+        "cannot start the async \
+                                                                                              runtime",
+    )?;
     let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
     let removed = runtime.block_on(async {
         let dialer = Dialer::new(&etcd).map_err(|errors| Usage(said(&errors)))?;
@@ -67,8 +72,8 @@ fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
         Ok(RemovalError::Call(CallError::Refused(reason))) => not_removed(anyhow::anyhow!(
             "etcd refused: {reason}\n  remedy  {}",
             if reason.contains("permission denied") {
-                "give the user or certificate of an operator (--etcd-username, --etcd-certfile), with the role that meshctl \
-                 etcd-roles --operator prints"
+                "use an operator's credentials (--etcd-username, --etcd-certfile), with the role printed by meshctl \
+                 etcd-roles --operator"
             } else {
                 "etcdctl alarm list; etcdctl endpoint health --cluster"
             }
@@ -113,7 +118,7 @@ impl From<Removal> for Removed {
 impl Removed {
     fn text(&self) -> String {
         let name = self.name.as_deref().unwrap_or("without a readable name");
-        let mut text = format!("node {} ({name}) is removed; its keys are refused by every node\n", self.id);
+        let mut text = format!("node {} ({name}) removed; every node refuses its keys\n", self.id);
         for subnet in &self.subnets {
             text.push_str(&format!("subnet {subnet} is free\n"));
         }
@@ -160,7 +165,7 @@ mod tests {
         assert_eq!(json["publicKeys"].as_array().map(Vec::len), Some(1));
         assert_eq!(
             removed.text(),
-            "node n0011223344556677 (a) is removed; its keys are refused by every node\nsubnet 10.244.1.0-24 is free\n"
+            "node n0011223344556677 (a) removed; every node refuses its keys\nsubnet 10.244.1.0-24 is free\n"
         );
     }
 }

@@ -27,13 +27,13 @@ const RAISE: &str = "let ICMP \"too big\" pass on the way, or raise the MTU ther
 
 #[derive(Args)]
 pub(crate) struct Ping {
-    /// A node's or an outside peer's name, a node's id, or an address of the mesh
+    /// Name of a node or external peer, id of a node, or address in the mesh
     #[arg(value_name = "NODE|IP", required_unless_present = "size")]
     target: Option<String>,
-    /// How often to ask: layer by layer the first time, then only the innermost address, once a second
+    /// Number of echo requests: the first layer by layer, the others to the innermost address only, one per second
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
-    /// Find the longest packet that gets through; with a number: try a packet of this length, its IP header included
+    /// Find the largest packet that gets through; with a number: try a packet of this size, including its IP header
     #[arg(short, long, value_name = "BYTES", num_args = 0..=1)]
     size: Option<Option<Word>>,
 }
@@ -53,7 +53,7 @@ impl FromStr for Word {
             return Ok(Self::Target(word.to_owned()));
         }
         let length = word.parse().ok().filter(|length| *length >= MIN_PACKET);
-        length.map(Self::Length).ok_or_else(|| format!("{MIN_PACKET} to {} bytes", u16::MAX))
+        length.map(Self::Length).ok_or_else(|| format!("must be {MIN_PACKET} to {} bytes", u16::MAX))
     }
 }
 
@@ -104,7 +104,7 @@ impl Ping {
         let (target, size) = self.asked()?;
         if !target.bytes().all(|b| b.is_ascii_alphanumeric() || b":.-_".contains(&b)) {
             return Err(Usage(format!(
-                "{target:?} is neither a name nor an address (a peer that is shown as NAME (ID) goes by its id)"
+                "{target:?} is neither a name nor an address (for a peer shown as NAME (ID), use its id)"
             ))
             .into());
         }
@@ -128,7 +128,8 @@ impl Ping {
                 pinged.size = Some(find_size(client, target, address, size, pinged.ping.mtu)?);
             }
         } else if self.count > 1 || size.is_some() {
-            let why = if pinged.reached { "no address behind it is known: name one" } else { "it is not reached" };
+            let why =
+                if pinged.reached { "no address behind it is known: give an address" } else { "it is unreachable" };
             pinged.skipped = Some(format!("--count and --size were not tried on {target}: {why}"));
         }
         match output {
@@ -198,29 +199,27 @@ fn judge(target: &str, longest: Option<u16>, mtu: Option<u16>) -> Size {
     let (text, well) = match (longest, mtu) {
         (None, _) => (
             format!(
-                "not even {SMALLEST} bytes get through, though short packets do\n  remedy  {RAISE}; meshctl doctor here and on \
-                 {target} says more"
+                "packets of {SMALLEST} bytes are lost, shorter ones get through\n  remedy  {RAISE}; run meshctl \
+                 doctor here and on {target}"
             ),
             false,
         ),
         (Some(longest), Some(mtu)) if longest < mtu => (
             format!(
-                "an MTU hole: packets of more than {longest} bytes are lost, and the route is said to carry {mtu}\n  remedy  \
-                 {RAISE}{}",
+                "MTU black hole: packets larger than {longest} bytes are lost, but the route's MTU is {mtu}\n  \
+                 remedy  {RAISE}{}",
                 smaller_mtu(longest)
             ),
             false,
         ),
-        (Some(longest), _) => {
-            (format!("packets of up to {longest} bytes get through: all that the route carries"), true)
-        }
+        (Some(longest), _) => (format!("packets of up to {longest} bytes get through: the route's full MTU"), true),
     };
     Size { longest, mtu, text, well }
 }
 
 /// The other remedy of a hole, where `config` takes an MTU as small as that.
 fn smaller_mtu(longest: u16) -> String {
-    let with = |which: &str| format!(", or{which} put \"Backend\": {{…, \"MTU\": {longest}}} into config");
+    let with = |which: &str| format!(", or{which} set \"Backend\": {{…, \"MTU\": {longest}}} in config");
     match longest {
         mtu if mtu >= Backend::least_mtu(true) => with(""),
         mtu if mtu >= Backend::least_mtu(false) => with(", in a mesh without IPv6,"),
@@ -233,12 +232,12 @@ fn judge_one(target: &str, size: u16, passes: bool, mtu: Option<u16>) -> Size {
     let text = match (passes, mtu) {
         (true, _) => format!("a packet of {size} bytes gets through"),
         (false, Some(mtu)) if size > mtu => format!(
-            "a packet of {size} bytes does not get through: the route carries {mtu}\n  remedy  none is needed: no packet of a \
-             pod is longer than that"
+            "a packet of {size} bytes does not get through: the route's MTU is {mtu}\n  remedy  none needed: pods \
+             send no larger packets"
         ),
         (false, _) => format!(
-            "a packet of {size} bytes does not get through\n  remedy  meshctl ping {target} --size finds the longest that \
-             does, and what to do"
+            "a packet of {size} bytes does not get through\n  remedy  meshctl ping {target} --size # finds the \
+             largest that does"
         ),
     };
     Size { longest: passes.then_some(size), mtu, text, well: passes }
@@ -287,7 +286,7 @@ fn summary(pinged: &Pinged) -> String {
         let most = answered.iter().copied().fold(0.0, f64::max);
         let mean = answered.iter().sum::<f64>() / answered.len().max(1) as f64;
         text += &format!(
-            "{} of {} answered; round trip least {:.3}, mean {:.3}, most {:.3} ms\n",
+            "{} of {} answered; round trip min {:.3}, mean {:.3}, max {:.3} ms\n",
             answered.len(),
             all().count(),
             least * 1e3,
@@ -323,7 +322,10 @@ mod tests {
     fn a_hole_is_named_with_what_passes() {
         assert!(judge("west-1", Some(1420), Some(1420)).well);
         let hole = judge("west-1", Some(1300), Some(1420));
-        assert!(!hole.well && hole.text.contains("more than 1300") && hole.text.contains("\"MTU\": 1300"), "{hole:?}");
+        assert!(
+            !hole.well && hole.text.contains("larger than 1300") && hole.text.contains("\"MTU\": 1300"),
+            "{hole:?}"
+        );
         assert!(!judge("west-1", None, Some(1420)).well);
     }
 
@@ -331,7 +333,7 @@ mod tests {
     fn no_remedy_names_an_mtu_that_config_refuses() {
         let hole = |longest| judge("west-1", Some(longest), Some(1420)).text;
         assert!(hole(1280).contains("\"MTU\": 1280") && !hole(1280).contains("IPv6"), "{}", hole(1280));
-        assert!(hole(1279).contains("in a mesh without IPv6, put"), "{}", hole(1279));
+        assert!(hole(1279).contains("in a mesh without IPv6, set"), "{}", hole(1279));
         assert!(!hole(575).contains("\"MTU\""), "{}", hole(575));
     }
 
@@ -340,7 +342,7 @@ mod tests {
         let one = |size, passes| judge_one("west-1", size, passes, Some(1420));
         assert_eq!((one(1400, true).longest, one(1400, true).well), (Some(1400), true));
         assert!(one(1400, false).text.contains("remedy  meshctl ping west-1 --size"), "{:?}", one(1400, false));
-        assert!(one(1500, false).text.contains("the route carries 1420"), "{:?}", one(1500, false));
+        assert!(one(1500, false).text.contains("the route's MTU is 1420"), "{:?}", one(1500, false));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use meshd::policy_tool::{self, ExplainError};
 use crate::{
     exit::{DENIED, FAILED, NotFound, Usage},
     output::{Output, print, print_json_line, print_lines, text_of},
+    show::counted,
 };
 
 /// How often `flows --follow` asks for more.
@@ -20,31 +21,39 @@ const FOLLOW: Duration = Duration::from_millis(500);
 
 #[derive(Subcommand)]
 pub(crate) enum PolicyCommand {
-    /// Lists all policies in force
+    /// List all policies in force
+    ///
+    /// Example: meshctl policy list
     List,
-    /// Shows what one policy was understood as
+    /// Show one policy as meshd interprets it
+    ///
+    /// Example: meshctl policy show default/db
     Show {
-        /// NAMESPACE/NAME, or the NAME of a ClusterNetworkPolicy
+        /// NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy
         name: String,
     },
-    /// Tests policies on invented pods, without a daemon: files say which connections are expected to pass; exits with 1 on any
-    /// difference
+    /// Test policies against expected verdicts in files, without a daemon; exit with 1 on any difference
+    ///
+    /// Example: meshctl policy test policies/*.yaml
     Test {
-        /// JSON Lines or YAML documents, each with pods, policies and what is expected of them (docs/policy.md); - reads
-        /// standard input
+        /// JSON Lines or YAML documents, each with pods, policies and expectations (docs/policy.md); - reads standard
+        /// input
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Tells whether SRC may begin a connection to DST, and which rule says so; exits with 6 if it may not
+    /// Explain whether SRC may connect to DST, and which rule decides; exit with 6 if denied
+    ///
+    /// Example: meshctl policy explain default/web default/db tcp/5432
     Explain {
-        /// Who begins: NAMESPACE/POD, or an address
+        /// Source: NAMESPACE/POD, or an address
         src: String,
-        /// Whom it is for: NAMESPACE/POD, or an address
+        /// Destination: NAMESPACE/POD, or an address
         dst: String,
-        /// tcp/80, udp/53, sctp/5000, tcp/http (a port that DST names), icmp, or proto/NUMBER
+        /// tcp/80, udp/53, sctp/5000, tcp/http (a named port of DST), icmp, or proto/NUMBER
         #[arg(value_name = "PROTO/PORT")]
         service: String,
-        /// Asks the Kubernetes objects in the files of this folder (JSON or YAML, Lists too) instead of the daemon
+        /// Read Kubernetes objects (JSON or YAML, Lists too) from the files in this directory instead of asking the
+        /// daemon
         #[arg(long, value_name = "DIR")]
         offline: Option<PathBuf>,
     },
@@ -58,7 +67,7 @@ pub(crate) fn policy(output: Output, client: &Client, command: &PolicyCommand) -
         }
         PolicyCommand::Show { name } => {
             if !is_plain(name) {
-                return Err(Usage(format!("{name:?} is no policy's name")).into());
+                return Err(Usage(format!("{name:?} is not a valid policy name")).into());
             }
             let shown: ShownPolicy = client.get(&format!("/v1/policies/{name}"))?;
             let head = |shown: &ShownPolicy| policies_text(std::slice::from_ref(&shown.policy));
@@ -124,8 +133,9 @@ pub(crate) fn policies_text(policies: &[Policy]) -> String {
     let mut text = String::new();
     for policy in policies {
         let directions = policy.directions.join("+");
-        let of = if directions.is_empty() { "nothing".to_owned() } else { directions };
-        text += &format!("{}  {of}, {} rules, {}\n", policy.key, policy.rules, policy.state);
+        let of = if directions.is_empty() { "no direction".to_owned() } else { directions };
+        let rules = counted(policy.rules, "rule", "rules");
+        text += &format!("{}  {of}, {rules}, {}\n", policy.key, policy.state);
     }
     text
 }

@@ -58,7 +58,7 @@ pub(crate) fn status_text(status: &Status) -> String {
     let etcd = match (status.etcd.connected, &status.etcd.endpoint) {
         (true, Some(endpoint)) => format!("connected to {endpoint}"),
         (false, Some(endpoint)) => format!("not connected, last to {endpoint}{}", age(status.etcd.age)),
-        (_, None) => "not reached yet".to_owned(),
+        (_, None) => "never connected".to_owned(),
     };
     let policy = &status.policy;
     let mut lines = vec![
@@ -93,7 +93,7 @@ fn peer_counts(peers: &PeerCounts) -> String {
         return reached;
     }
     let down = if offline == 0 { String::new() } else { format!(" ({offline} offline)") };
-    format!("{reached}, {}{down}: meshctl peers says why", toned(&format!("{unreachable} unreachable"), Tone::Bad))
+    format!("{reached}, {}{down}: see meshctl peers", toned(&format!("{unreachable} unreachable"), Tone::Bad))
 }
 
 /// The reasons that dropped most.
@@ -109,7 +109,7 @@ fn drops(drops: &[DropCount]) -> String {
     }
 }
 
-fn counted(count: usize, one: &str, many: &str) -> String {
+pub(crate) fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
@@ -164,8 +164,9 @@ pub(crate) fn peers_text(peers: &[Peer]) -> String {
     ]);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     for peer in peers {
-        let handshake =
-            peer.latest_handshake.map_or_else(|| "-".to_owned(), |at| format!("{} s ago", now.saturating_sub(at)));
+        let handshake = peer
+            .latest_handshake
+            .map_or_else(|| "-".to_owned(), |at| format!("{} ago", duration(now.saturating_sub(at))));
         table.add_row([
             peer.name.clone(),
             peer.site.clone().unwrap_or_else(|| "-".to_owned()),
@@ -181,7 +182,7 @@ pub(crate) fn peers_text(peers: &[Peer]) -> String {
     }
     let mut text = table.to_string() + "\n";
     for peer in peers.iter().filter(|peer| peer.path == Path::Unreachable) {
-        let cause = if peer.reason.is_empty() { "nothing gets there" } else { &peer.reason };
+        let cause = if peer.reason.is_empty() { "unreachable" } else { &peer.reason };
         text += &format!("{}: {cause}\n  remedy  {}\n", peer.name, peer.remedy);
     }
     text
@@ -209,7 +210,7 @@ pub(crate) fn routes_text(routes: &[Route]) -> String {
     let lost = |route: &&Route| route.path == Path::Unreachable && !route.peer.is_empty();
     let lost: BTreeMap<&str, &Route> = routes.iter().filter(lost).map(|route| (route.peer.as_str(), route)).collect();
     for (peer, route) in lost {
-        let cause = if route.reason.is_empty() { "nothing leaves for it" } else { &route.reason };
+        let cause = if route.reason.is_empty() { "unreachable" } else { &route.reason };
         text += &format!("{peer}: {cause}\n  remedy  {}\n", route.remedy);
     }
     text
