@@ -37,16 +37,16 @@ pub enum EchoError {
     #[error("no answer")]
     NoAnswer,
     /// The packet is longer than the interface or the route takes.
-    #[error("a packet of {0} bytes is too long for the route")]
+    #[error("a packet of {0} bytes exceeds the route's MTU")]
     TooLong(u16),
     /// A firewall at the kernel's output hook refused the packet.
-    #[error("a firewall on this machine refuses to send it")]
+    #[error("blocked by a firewall on this machine")]
     Barred,
     /// The kernel has no way there, or somebody on the way said so.
-    #[error("no way there: {0}")]
+    #[error("no route to host: {0}")]
     NoWay(#[source] io::Error),
     /// There is no socket to be had.
-    #[error("cannot send echo requests: {0}; it takes CAP_NET_RAW")]
+    #[error("cannot send echo requests: {0}; CAP_NET_RAW is required")]
     Socket(#[source] io::Error),
 }
 

@@ -34,7 +34,7 @@ impl Service {
     /// When it says nothing: how to write it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let invalid = || {
-            format!("{text:?} must be tcp/PORT, udp/PORT, sctp/PORT (a number or a port's name), icmp or proto/NUMBER")
+            format!("{text:?} must be tcp/PORT, udp/PORT, sctp/PORT (a number or a named port), icmp or proto/NUMBER")
         };
         let (name, port) = match text.split_once('/') {
             Some((name, port)) => (name.to_ascii_lowercase(), Some(port)),
@@ -66,7 +66,10 @@ impl Service {
             },
             (number, None) => match (number.parse::<u8>(), number.parse::<u16>()) {
                 (Ok(number), _) if BARE_NUMBERS.contains(&number) => alone(number),
-                (_, Ok(number @ 1..)) => Err(format!("{number}: tcp/{number}? IP protocols are proto/NUMBER")),
+                (_, Ok(number @ 1..)) => Err(format!(
+                    "{number}: use tcp/{number} for a port, proto/NUMBER for an IP \
+                                                      protocol"
+                )),
                 _ => Err(invalid()),
             },
             _ => Err(invalid()),
@@ -94,7 +97,7 @@ impl Service {
         let protocol = Protocol::from_number(self.protocol);
         let word = protocol.map_or("", Protocol::as_str).to_ascii_lowercase();
         let End::Pod(pod) = end else {
-            return Err(format!("{destination} is no pod that is known, so it names no ports: give {word}/NUMBER"));
+            return Err(format!("{destination} is not a known pod and has no named ports: use {word}/NUMBER"));
         };
         let of_protocol = || pod.ports.iter().filter(|port| Some(port.protocol) == protocol);
         let found: BTreeSet<u16> = of_protocol().filter(|port| &*port.name == name).map(|port| port.port).collect();
@@ -105,12 +108,12 @@ impl Service {
                 let known = list(of_protocol().map(|port| format!("{} ({})", port.name, port.port)).collect());
                 let known = if known.is_empty() { "none" } else { &known };
                 Err(format!(
-                    "pod {} has no {word} port named {name:?}; its named {word} ports: {known}. Give {word}/NUMBER",
+                    "pod {} has no {word} port named {name:?}; its named {word} ports: {known}. Use {word}/NUMBER",
                     pod.name
                 ))
             }
             _ => Err(format!(
-                "pod {} has several {word} ports named {name:?}: give one of {}",
+                "pod {} has several {word} ports named {name:?}: use one of {}",
                 pod.name,
                 list(found.iter().map(|port| format!("{word}/{port}")).collect())
             )),
@@ -150,7 +153,7 @@ mod tests {
     fn a_port_without_its_protocol_is_asked_for() {
         for port in ["80", "443", "8080", "53"] {
             let error = parsed(port).unwrap_err();
-            assert!(error.contains(&format!("tcp/{port}?")), "{error}");
+            assert!(error.contains(&format!("use tcp/{port} ")), "{error}");
         }
     }
 }

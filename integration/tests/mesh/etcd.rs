@@ -94,7 +94,7 @@ fn stopped_and_started_under_traffic() {
             status["etcd"]["connected"] == false && status["etcd"]["age"].as_f64().is_some_and(|age| age > 2.0)
         });
     }
-    await_problem(mesh.node("east1"), "etcd_unreachable", &["etcd is not reached"]);
+    await_problem(mesh.node("east1"), "etcd_unreachable", &["etcd unreachable"]);
     for flow in &flows {
         flow.await_answer(SOON);
     }

@@ -135,7 +135,7 @@ fn health_tells_what_is_missing_and_etcd_is_not() {
     let node = Meshd::on(&host, &etcd).site("east").start();
     assert_eq!(await_code(&node, "/livez", 200), "ok");
     let missing = await_code(&node, "/readyz", 503);
-    assert!(missing.contains("[-]subnet failed: there is no picture of the mesh yet"), "{missing}");
+    assert!(missing.contains("[-]subnet failed: the mesh has not been read yet"), "{missing}");
     assert!(missing.contains("[-]policy failed"), "{missing}");
     etcd.start_again();
     etcd.put("/meshd/config", CONFIG);

@@ -278,7 +278,7 @@ fn after_a_boot_the_floor_lies_before_etcd_and_the_daemon_are_there() {
     config["value"] = json!(r#"{"Network": "192.0.0.0/8"}"#);
     fs::write(cache_of(node), document.to_string()).unwrap();
     let refused = node.floor();
-    assert!(refused.success() && refused.stderr.contains("no floor is laid under"), "{}", refused.describe());
+    assert!(refused.success() && refused.stderr.contains("no fallback route"), "{}", refused.describe());
     assert_eq!(node.host().run("ip route show proto 158").stdout, "");
     mesh.sniffer.assert_clean();
 }

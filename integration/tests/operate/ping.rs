@@ -87,10 +87,10 @@ fn the_layer_where_it_ends_is_named() {
     let (closed, code) = json(east1, &["ping", "west1"]);
     let udp = layer(&closed, "udp");
     assert_eq!((code, &udp["passes"]), (1, &false.into()), "{closed}");
-    assert!(udp["remedy"].as_str().unwrap().contains("open UDP 51820"), "{udp}");
+    assert!(udp["remedy"].as_str().unwrap().contains("open UDP port 51820"), "{udp}");
     assert_eq!(layer(&closed, "overlay")["passes"], false);
     let skipped = east1.meshctl(&["ping", "--size", "west1"]);
-    assert!(skipped.stdout.contains("--size were not tried on west1: it is not reached"), "{}", skipped.describe());
+    assert!(skipped.stdout.contains("--size were not tried on west1: it is unreachable"), "{}", skipped.describe());
     router.nft("delete table inet fault");
     // A firewall on this very machine.
     east1

@@ -150,7 +150,7 @@ fn a_remedy_fits_the_mistake() {
     let own = node.subnets().iter().any(|subnet| subnet.to_string().starts_with("10.244.250."));
     let free = node.meshctl(&["ping", if own { "10.244.251.9" } else { "10.244.250.9" }]);
     assert_eq!(free.code(), Some(5));
-    assert!(free.stderr.contains("10.244.0.0/16") && free.stderr.contains("no node"), "{}", free.describe());
+    assert!(free.stderr.contains("10.244.0.0/16") && free.stderr.contains("no leased subnet"), "{}", free.describe());
 }
 
 #[test]

@@ -147,7 +147,12 @@ fn an_address_behind_which_several_nodes_are_lets_none_of_them_in() {
         if heard { Ok(()) } else { Err(peer.to_string()) }
     });
     for node in ["home1", "home2"] {
-        await_explained(&mesh, mesh.node(node), false, &format!("{node}, none of whose underlay addresses is accepted as a source"));
+        await_explained(
+            &mesh,
+            mesh.node(node),
+            false,
+            &format!("{node}, none of whose underlay addresses is accepted as a source"),
+        );
         servers.iter().for_each(|server| server.assert_not_reached(mesh.node(node).host()));
     }
     assert!(!round_trip(&mut connection, Duration::from_millis(700)), "the established connection goes on");

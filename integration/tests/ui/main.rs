@@ -45,7 +45,7 @@ fn a_browser_shows_nodes_and_links_and_a_click_tells_more() {
     ];
     browser.await_value(nodes, &wanted, |found| *found == json!(wanted));
     browser.await_text("#title", "east1");
-    for site in ["site east", "site west", "outside peers"] {
+    for site in ["site east", "site west", "external peers"] {
         browser.await_text("#map", site);
     }
 

@@ -38,7 +38,7 @@ pub async fn cleanup(settings: CleanupSettings) -> anyhow::Result<Outcome> {
     }
     let cleanup = kernel.cleanup().await?;
     for item in &cleanup.removed {
-        tracing::info!("removed {item}");
+        tracing::info!(%item, "removed from the kernel");
     }
     for file in ["subnet.env", api::SOCKET] {
         match fs::remove_file(settings.run_dir.join(file)) {
@@ -60,8 +60,8 @@ pub async fn cleanup(settings: CleanupSettings) -> anyhow::Result<Outcome> {
 fn remove_idle_bridges(run_dir: &Path) {
     let removed = Netlink::open().map_err(Into::into);
     match removed.and_then(|mut netlink| bridge::remove_idle(&mut netlink, run_dir, None)) {
-        Ok(removed) => removed.iter().for_each(|bridge| tracing::info!("removed bridge {bridge}")),
-        Err(error) => tracing::warn!(%error, "bridges without containers cannot be removed"),
+        Ok(removed) => removed.iter().for_each(|bridge| tracing::info!(bridge, "idle bridge removed")),
+        Err(error) => tracing::warn!(%error, "cannot remove idle bridges"),
     }
 }
 
@@ -88,13 +88,13 @@ fn refusal(attachments: &Attachments) -> Option<String> {
     match attachments {
         Attachments::None => None,
         Attachments::Routes(routes) => Some(format!(
-            "containers are still attached: others' routes lead into this node's subnets ({}); stop them first, or say \
-             --force",
+            "containers are still attached: foreign routes lead into this node's subnets ({}); stop them first, or \
+             use --force",
             listed(routes)
         )),
         Attachments::Possible(routes) => Some(format!(
-            "containers may still be attached: this node's subnet is not known, and others' routes lead into the mesh \
-             network ({}); stop them first, or say --force",
+            "containers may still be attached: this node's subnet is unknown, and foreign routes lead into the mesh \
+             network ({}); stop them first, or use --force",
             listed(routes)
         )),
     }

@@ -35,7 +35,7 @@ pub(super) async fn lay(kernel: &Kernel, settings: &FloorSettings) -> anyhow::Re
     let claims = match last_claims(&settings.state_dir) {
         Ok(claims) => claims,
         Err(error) => {
-            tracing::warn!(%error, "cache unreadable: no fallback routes until etcd has been read");
+            tracing::warn!(%error, "cache unreadable; no fallback routes until etcd has been read");
             return Ok(());
         }
     };
@@ -60,7 +60,7 @@ fn floor_of(claims: Vec<Claim>, protected: &[(IpAddr, String)]) -> Floor {
     let mut floor = Floor::default();
     for (owner, prefixes) in claims {
         if let Some((prefix, address, what)) = covered(&prefixes, protected) {
-            tracing::warn!("no floor is laid under {prefix}: it covers {address}, {what}");
+            tracing::warn!(%prefix, %address, what, "no fallback route: the prefix covers an address that must stay reachable");
             continue;
         }
         let of = if owner.is_none() { &mut floor.networks } else { &mut floor.outside };

@@ -94,9 +94,10 @@ fn finding(tried: &Tried, errno: i32) -> Finding {
     Finding::new(
         Severity::Error,
         "not_forwarded",
-        format!("the kernel does not forward a packet from {from} that arrives on {by} to {to}: {error}"),
+        format!("the kernel does not forward packets from {from} arriving on {by} to {to}: {error}"),
         format!(
-            "ip{family} route get {to} from {from} iif {by}; ip{family} rule show # find the route or rule that takes it"
+            "ip{family} route get {to} from {from} iif {by}; ip{family} rule show # find the route or rule that \
+             diverts them"
         ),
     )
 }

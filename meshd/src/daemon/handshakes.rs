@@ -115,7 +115,7 @@ impl Handshakes {
         match write(&self.path, &kept) {
             Ok(()) => self.kept = kept,
             Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "cannot keep the handshakes for the next start");
+                tracing::warn!(path = %self.path.display(), %error, "cannot save handshakes for the next start");
             }
         }
     }
@@ -127,13 +127,13 @@ impl Handshakes {
         Some(Problem::new(
             "handshake_clock",
             format!(
-                "the clock is {} minutes behind what it was before the last start: until it has caught up, peers that saw \
-                 later handshakes of this node refuse its handshakes",
+                "the clock is {} minutes behind its time before the last start: peers that saw later handshakes of \
+                 this node refuse its handshakes until it has caught up",
                 behind.div_ceil(60)
             ),
             format!(
-                "check `timedatectl`; peers that run meshd call this node, for others restart WireGuard there; if the clock is \
-                 right now and was wrong then: systemctl stop meshd && rm {} && systemctl start meshd",
+                "check `timedatectl`; meshd peers call this node, on other peers restart WireGuard; if the clock is \
+                 right now and was wrong before: systemctl stop meshd && rm {} && systemctl start meshd",
                 quote(&self.path.display().to_string())
             ),
         ))
@@ -157,10 +157,13 @@ pub(super) fn ahead(
         problems.push(Problem::new(
             "peer_clock_ahead",
             format!(
-                "the last handshake of {name} is {minutes} minutes ahead of this node's clock: until the clock has caught \
-                 up, handshakes of {name} with an earlier time are refused as replays"
+                "the last handshake of {name} is {minutes} minutes ahead of this node's clock: earlier handshakes of \
+                 {name} are refused as replays until the clock has caught up"
             ),
-            format!("compare `timedatectl` here and on {name}; once both are right: systemctl restart meshd # here"),
+            format!(
+                "compare `timedatectl` here and on {name}; once both clocks are right: systemctl restart meshd # \
+                     on this node"
+            ),
         ));
     }
     problems

@@ -59,8 +59,8 @@ pub enum Outcome {
 /// # Errors
 /// When it cannot start: the state directory, the key, the TUN device or the sockets cannot be had.
 pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot install the handler for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot install the handler for SIGINT")?;
 
     privilege::demand("run", &[privilege::NET_ADMIN, privilege::NET_RAW])?;
     make_dir(&settings.run_dir, 0o755)?;
@@ -86,7 +86,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
         last_subnets: last_pods(cached_subnets(&state), &attachments),
         log_group: settings.policy_log_group,
     })
-    .context("the policy thread cannot be started")?;
+    .context("cannot start the policy thread")?;
     let mut options = tunnel::Options::new(settings.interface.as_str(), settings.listen_port, private_key.clone());
     options.offloads = settings.offloads;
     options.track = enforcement.track();
@@ -121,7 +121,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     tunnel.shutdown();
     enforcement.stop();
     if matches!(outcome, Ok(Outcome::Done)) {
-        tracing::info!("stopped; the TUN device, addresses, routes and rules stay (`meshd cleanup` removes them)");
+        tracing::info!("stopped; TUN device, addresses, routes and rules stay in place (`meshd cleanup` removes them)");
     }
     outcome
 }
@@ -153,7 +153,7 @@ fn make_dir(path: &Path, mode: u32) -> anyhow::Result<()> {
         .recursive(true)
         .mode(mode)
         .create(path)
-        .with_context(|| format!("directory {} cannot be made", path.display()))
+        .with_context(|| format!("cannot create directory {}", path.display()))
 }
 
 /// A handle that the API and the loop share.

@@ -148,7 +148,7 @@ impl Node {
         let kernel = Arc::new(kernel);
         // A cable that is out at boot is no reason not to start: the kernel says when there is an underlay.
         let underlay = kernel.underlay(&selection(&settings)).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "there is no underlay yet");
+            tracing::warn!(%error, "no underlay yet");
             Underlay::default()
         });
         let endpoints = underlay::endpoints(&settings, &underlay);
@@ -165,13 +165,13 @@ impl Node {
             Arc::new(world),
         )
         .with_context(|| {
-            format!("UDP port {} cannot be had: probes use the port behind --listen-port", settings.listen_port + 1)
+            format!("cannot bind UDP port {}: probes use the port after --listen-port", settings.listen_port + 1)
         })?;
         let roamed = Roamed::load(&settings.state_dir);
-        let direct_at_start = kernel.direct_routes().await.context("the routes cannot be read")?;
+        let direct_at_start = kernel.direct_routes().await.context("cannot read routes")?;
         let accepted = Acceptance::at_start(&direct_at_start, &underlay, Instant::now());
         let subnets = cached_subnets(&state);
-        let attached = !kernel.foreign_routes_within(&subnets).await.context("the routes cannot be read")?.is_empty();
+        let attached = !kernel.foreign_routes_within(&subnets).await.context("cannot read routes")?.is_empty();
         enforce(&attachments, Arc::clone(&enforcement));
         let control = control::start(control::Options {
             etcd: settings.etcd.clone(),
@@ -288,7 +288,7 @@ impl Node {
             }
             self.keep_endpoints();
             if let Some(thread) = self.failed {
-                anyhow::bail!("the tunnel's thread {thread} has ended: a defect; it starts anew with the daemon");
+                anyhow::bail!("the tunnel thread {thread} ended unexpectedly; this is a bug, the daemon restarts");
             }
             let wake_at = self.wake_at(began);
             tokio::select! {
@@ -299,11 +299,11 @@ impl Node {
                     return Ok(Outcome::Done);
                 }
                 _ = sweep.tick() => self.sweep().await,
-                changed = view.changed() => changed.context("the control plane has ended")?,
-                changed = status.changed() => changed.context("the control plane has ended")?,
-                changed = paths.changed() => changed.context("the prober has ended")?,
+                changed = view.changed() => changed.context("control plane ended unexpectedly")?,
+                changed = status.changed() => changed.context("control plane ended unexpectedly")?,
+                changed = paths.changed() => changed.context("prober ended unexpectedly")?,
                 event = tunnel_events.recv() => self.tunnel_event(event),
-                events = kernel_events.recv() => self.kernel_events(events.context("the kernel watch has ended")?).await,
+                events = kernel_events.recv() => self.kernel_events(events.context("kernel watch ended unexpectedly")?).await,
                 () = sleep_until(wake_at.into()) => {}
             }
             // What comes together is answered together.
@@ -457,11 +457,11 @@ impl Node {
         }
         let mut problems: Vec<Problem> = self.tunnel_problems.iter().chain(&self.kernel_problems).cloned().collect();
         if self.underlay == Underlay::default() {
-            let cause = "no interface carries the outer packets: there is no default route, or --iface is not there";
+            let cause = "no underlay interface: there is no default route, or the interface of --iface does not exist";
             problems.push(Problem::new(
                 "no_underlay",
                 cause,
-                "bring the interface up, or name another one with --iface",
+                "bring the interface up, or select another one with --iface",
             ));
         }
         problems.extend(self.clock_problems.iter().cloned());
@@ -508,7 +508,7 @@ impl Node {
         if !std::mem::replace(&mut self.policies_awaited, true) {
             let first = applied.wait_for(|applied| applied.generation > 0 || applied.refused);
             if timeout(POLICIES_FIRST, first).await.is_err() {
-                tracing::warn!("the policies are not in force yet: until they are, nothing reaches a pod of this node");
+                tracing::warn!("policies are not in force yet; this node's pods are unreachable until then");
             }
         }
         applied.borrow().guarded
@@ -517,14 +517,14 @@ impl Node {
     /// Why there is no picture to act on yet.
     fn uninformed(&self) -> Problem {
         let cause = match self.control.cached {
-            None => "nothing was read from etcd yet, and there is no cache of an earlier run".to_owned(),
+            None => "nothing has been read from etcd yet, and there is no cache of an earlier run".to_owned(),
             Some(cached) => format!(
-                "nothing was read from etcd yet, and the cache of {} s ago is older than LeaseTTL: its subnets may be \
-                 others' by now",
+                "nothing has been read from etcd yet, and the cache is {} s old, more than LeaseTTL: its subnets may \
+                 belong to other nodes by now",
                 cached.age.as_secs()
             ),
         };
-        Problem::new("waiting_for_etcd", cause, "start etcd; this node forwards as soon as it has read it")
+        Problem::new("waiting_for_etcd", cause, "start etcd; this node forwards packets as soon as it has read etcd")
     }
 
     /// Gives the tunnel its table, if it is another one.
@@ -537,8 +537,12 @@ impl Node {
             .iter()
             .map(|refused| {
                 let cause = format!("{}: {}", refused.peer, refused.reason);
-                Problem::new("tunnel_refused", cause, "each key and each prefix belongs to one record: take what is named here out of the record under nodes/ or \
-                     peers/ that has it wrongly")
+                Problem::new(
+                    "tunnel_refused",
+                    cause,
+                    "a key or prefix may belong to one record only: remove it from \
+                                                       the wrong record below nodes/ or peers/",
+                )
             })
             .collect();
         self.table = Some(table.clone());
@@ -562,8 +566,8 @@ impl Node {
         let report = match report {
             Ok(report) => report,
             Err(error) => {
-                tracing::error!(%error, "the kernel's state cannot be read; trying again");
-                problems.push(Problem::new("kernel_unreadable", error.to_string(), "see the log; it is tried again"));
+                tracing::error!(%error, "cannot read kernel state; retrying");
+                problems.push(Problem::new("kernel_unreadable", error.to_string(), "see the log; the daemon retries"));
                 self.retry_at = Some(now + RETRY);
                 return;
             }
@@ -582,7 +586,7 @@ impl Node {
             let (source, destination) = met.packet;
             let at = format!("chain {} of table {}", met.chain, met.table);
             let (code, cause) = if met.translates {
-                let effect = "the far end sees an address of this node, and policies by label judge the wrong sender";
+                let effect = "the receiver sees an address of this node, so policies by label match the wrong sender";
                 (
                     "pods_masqueraded",
                     format!("{at} rewrites the source of packets from {source} to {destination}: {effect}"),
@@ -590,7 +594,7 @@ impl Node {
             } else {
                 (
                     "probes_dropped",
-                    format!("{at} drops probes from {source} to {destination}: direct paths do not come up"),
+                    format!("{at} drops probes from {source} to {destination}, so direct paths cannot be used"),
                 )
             };
             problems.push(Problem::new(code, cause, met.remedy.clone()));
@@ -624,7 +628,12 @@ impl Node {
                 && error.kind() != std::io::ErrorKind::NotFound
             {
                 let cause = format!("{} cannot be removed: {error}", path.display());
-                problems.push(Problem::new("subnet_env", cause, "remove it: the subnet in it is not this node's"));
+                problems.push(Problem::new(
+                    "subnet_env",
+                    cause,
+                    "remove the file: its subnet no longer belongs to \
+                                                                 this node",
+                ));
             }
             return;
         }
@@ -636,7 +645,7 @@ impl Node {
         };
         if let Err(error) = env.write(&path) {
             let cause = format!("{} cannot be written: {error}", path.display());
-            problems.push(Problem::new("subnet_env", cause, "make room, or the directory writable"));
+            problems.push(Problem::new("subnet_env", cause, "free disk space, or make the directory writable"));
         }
     }
 
@@ -696,11 +705,11 @@ impl Node {
     fn reopen_tun(&mut self, now: Instant) {
         match self.tunnel.reopen_tun() {
             Ok(()) => {
-                tracing::warn!(interface = %self.settings.interface, "the TUN device was gone; it is made again");
+                tracing::warn!(interface = %self.settings.interface, "TUN device was removed; recreated");
                 self.tun_missing = false;
             }
             Err(error) => {
-                tracing::error!(%error, interface = %self.settings.interface, "the TUN device cannot be made; trying again");
+                tracing::error!(%error, interface = %self.settings.interface, "cannot create the TUN device; retrying");
                 self.retry_at = Some(now + RETRY);
             }
         }
@@ -754,7 +763,7 @@ impl Node {
                 let attached = !routes.is_empty();
                 self.control.attached.send_if_modified(|held| std::mem::replace(held, attached) != attached);
             }
-            Err(error) => tracing::warn!(%error, "the routes cannot be read"),
+            Err(error) => tracing::warn!(%error, "cannot read routes"),
         }
     }
 
@@ -775,7 +784,7 @@ impl Node {
             }
             Ok(_) => {}
             // What is published stays: a cable that is out for a moment moves no node.
-            Err(error) => tracing::warn!(%error, "the underlay cannot be read"),
+            Err(error) => tracing::warn!(%error, "cannot read the underlay"),
         }
     }
 }
@@ -784,8 +793,8 @@ impl Node {
 fn unguarded() -> Problem {
     Problem::new(
         "pods_not_guarded",
-        "nftables takes no rules for the way to this node's pods, so no routes are made, see the log",
-        "install nftables, and check that the kernel has nf_tables; it is tried again",
+        "nftables refuses the rules that protect this node's pods, so no routes are installed; see the log",
+        "install nftables, and check that the kernel supports nf_tables; the daemon retries",
     )
 }
 
@@ -793,8 +802,9 @@ fn unguarded() -> Problem {
 fn unconfirmed_identity() -> Problem {
     Problem::new(
         "identity_unconfirmed",
-        "another daemon may run with this node's identity: until etcd shows that none does, for 5 s at most, no peer is called",
-        "none: if another one runs, `cloned` follows and names it",
+        "another daemon may be running with this node's identity: no handshakes are initiated until etcd rules that \
+         out, for at most 5 s",
+        "none needed: if another daemon is running, the problem `cloned` follows",
     )
 }
 
@@ -826,7 +836,7 @@ fn watch_kernel(
     enforcement: Arc<Enforcement>,
     stop: CancellationToken,
 ) -> anyhow::Result<mpsc::Receiver<KernelEvents>> {
-    let mut watch = kernel.watch().context("the kernel's notifications cannot be had")?;
+    let mut watch = kernel.watch().context("cannot subscribe to kernel notifications")?;
     let (events_in, events) = mpsc::channel(16);
     tokio::spawn(async move {
         let hand_on = async {
@@ -855,8 +865,8 @@ fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn a
         let told = Arc::clone(published);
         let tell = move |error: Option<std::io::Error>| {
             let problem = |error| {
-                let cause = format!("metrics and health are not served at {address}: {error}");
-                Problem::new("metrics_address", cause, "free that address, or set another one with --metrics-addr")
+                let cause = format!("cannot serve metrics and health checks on {address}: {error}");
+                Problem::new("metrics_address", cause, "free that address, or choose another one with --metrics-addr")
             };
             told.warn("metrics_address", error.map(problem));
         };
@@ -866,8 +876,8 @@ fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn a
         let told = Arc::clone(published);
         let tell = move |error: Option<std::io::Error>| {
             let problem = |error| {
-                let cause = format!("the browser page is not served at {address}: {error}");
-                Problem::new("ui_address", cause, "free that address, or set another one with --ui-addr")
+                let cause = format!("cannot serve the browser page on {address}: {error}");
+                Problem::new("ui_address", cause, "free that address, or choose another one with --ui-addr")
             };
             told.warn("ui_address", error.map(problem));
         };
@@ -876,11 +886,11 @@ fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn a
     let told = Arc::clone(published);
     let tell = move |error: Option<std::io::Error>| {
         let problem = |error| {
-            let cause = format!("`wg show` is not answered: {error}");
+            let cause = format!("`wg show` does not work: {error}");
             Problem::new(
                 "wg_socket",
                 cause,
-                "see to it that this name is free in /var/run/wireguard, or use --interface",
+                "free this name in /var/run/wireguard, or choose another one with --interface",
             )
         };
         told.warn("wg_socket", error.map(problem));

@@ -25,9 +25,9 @@ pub(super) fn wg_quick(
         // Writing to a string does not fail.
         let _ = writeln!(text, "{line}");
     };
-    line(format!("# wg-quick file for the outside peer {name}, revision {}", snapshot.revision));
+    line(format!("# wg-quick file for external peer {name}, revision {}", snapshot.revision));
     line("[Interface]".to_owned());
-    line("# PrivateKey = the private key whose public key is".to_owned());
+    line("# PrivateKey = the private key of this public key:".to_owned());
     line(format!("#   {}", peer.public_key));
     let (addresses, behind): (Vec<IpNet>, Vec<IpNet>) =
         peer.allowed_ips.iter().copied().partition(|net| net.prefix_len() == net.max_prefix_len());
@@ -36,7 +36,7 @@ pub(super) fn wg_quick(
     }
     // The first address of a network is nobody's, and which one is the peer's own the record does not say.
     if !behind.is_empty() {
-        line(format!("# Behind this peer, by its own routes: {}", list(&behind)));
+        line(format!("# Routed behind this peer: {}", list(&behind)));
     }
     line(format!("MTU = {mtu}"));
     if let Some(port) = peer.endpoint.map(|endpoint| endpoint.port()) {
@@ -137,9 +137,7 @@ mod tests {
         peer.allowed_ips =
             ["10.9.0.2/32", "10.8.0.0/24", "fd09::2/128", "fd09:1::/64"].map(|net| net.parse().unwrap()).to_vec();
         let text = text_for(&snapshot);
-        for line in
-            ["Address = 10.9.0.2/32, fd09::2/128", "# Behind this peer, by its own routes: 10.8.0.0/24, fd09:1::/64"]
-        {
+        for line in ["Address = 10.9.0.2/32, fd09::2/128", "# Routed behind this peer: 10.8.0.0/24, fd09:1::/64"] {
             assert!(text.lines().any(|have| have == line), "{line} in:\n{text}");
         }
         Arc::make_mut(snapshot.outside.get_mut(&laptop).unwrap()).allowed_ips = vec!["10.8.0.0/24".parse().unwrap()];

@@ -56,8 +56,8 @@ impl Published {
                 Some(_) => Reached { path: api_types::Path::Wireguard, reason: String::new(), remedy: String::new() },
                 None => Reached {
                     path: api_types::Path::Unreachable,
-                    reason: "it is refused here".to_owned(),
-                    remedy: "meshctl status # says why".to_owned(),
+                    reason: "refused on this node".to_owned(),
+                    remedy: "meshctl status # shows the reason".to_owned(),
                 },
             };
             let site = outside.site.as_ref().map(ToString::to_string);
@@ -98,7 +98,7 @@ struct Reached {
 }
 
 /// Said of a peer whose tunnel is called in vain.
-const SILENT: &str = "it answers no handshake";
+const SILENT: &str = "no answer to handshakes";
 
 /// Whether a node shows a sign of life in etcd; `None` for peers that never do.
 fn shows_life(in_force: &InForce, owner: &Owner) -> Option<bool> {
@@ -117,10 +117,10 @@ fn remedy(path: api_types::Path, name: &str, alive: Option<bool>) -> String {
     match (path, alive) {
         (api_types::Path::Direct | api_types::Path::Wireguard, _) => String::new(),
         (api_types::Path::Unreachable, Some(false)) => format!(
-            "systemctl status meshd # on {name}, which shows no sign of life in etcd; if it is gone for good: meshctl node \
-             remove {name}"
+            "systemctl status meshd # on {name}, which is offline according to etcd; if it is gone for good: meshctl \
+             node remove {name}"
         ),
-        (api_types::Path::Unreachable, _) => format!("meshctl ping {name} # shows the layer where it ends"),
+        (api_types::Path::Unreachable, _) => format!("meshctl ping {name} # shows which layer fails"),
     }
 }
 
@@ -148,9 +148,9 @@ pub(super) fn not_reached(peers: &[(String, Peer)]) -> Option<Problem> {
     let others = if lost.len() > NAMED { " and others" } else { "" };
     Some(Problem::new(
         "peers_unreachable",
-        format!("of {} peers {} are up and not reached: {}{others}", peers.len(), lost.len(), named.join(", ")),
+        format!("{} of {} peers are online but unreachable: {}{others}", lost.len(), peers.len(), named.join(", ")),
         format!(
-            "meshctl ping {} # shows the layer where it ends; most often UDP is closed between the two",
+            "meshctl ping {} # shows which layer fails; most often a firewall blocks UDP between the two",
             argument(&first.name, &first.id)
         ),
     ))
@@ -206,7 +206,7 @@ fn worse_path(plan: &Plan, owner: &Owner, status: Option<&PeerStatus>) -> (api_t
         .filter_map(|family| Some((family, plan.paths.get(&(owner.clone(), family))?)))
         .collect();
     let Some((family, chosen)) = families.iter().max_by_key(|(_, chosen)| rank(chosen)) else {
-        return (api_types::Path::Unreachable, "it has no subnet that holds".to_owned());
+        return (api_types::Path::Unreachable, "it has no valid subnet".to_owned());
     };
     let differ = families.iter().any(|(_, other)| rank(other) != rank(chosen));
     let path = match chosen.path {
@@ -223,7 +223,7 @@ fn worse_path(plan: &Plan, owner: &Owner, status: Option<&PeerStatus>) -> (api_t
         Family::V6 => format!("IPv6: {}", chosen.reason),
     };
     if status.is_some_and(|status| status.without_df) {
-        let note = "the path carries less than an inner packet of 1280 bytes: outer packets are fragmented";
+        let note = "path MTU below 1280 bytes for inner packets: outer packets are fragmented";
         reason = if reason.is_empty() { note.to_owned() } else { format!("{reason}; {note}") };
     }
     (path, reason)

@@ -19,8 +19,8 @@ pub(super) fn demand(command: &str, wanted: &[Capability]) -> anyhow::Result<()>
         return Ok(());
     }
     bail!(
-        "meshd {command} needs {}, which this user does not have: run it as root (sudo meshd {command}); the service has it \
-         from its unit (systemctl start meshd)",
+        "meshd {command} needs {}, which this user lacks: run it as root (sudo meshd {command}) or as a service \
+         (systemctl start meshd)",
         missing.join(" and ")
     )
 }

@@ -137,10 +137,10 @@ impl Published {
         audit.then(|| {
             Problem::new(
                 "policy_audit",
-                "policyMode in config is audit: policies are evaluated and nothing is refused",
+                "policyMode in config is audit: policies are evaluated but nothing is denied",
                 format!(
-                    "config=$(etcdctl get {key} --print-value-only | jq -e '.policyMode = \"enforce\"') && etcdctl put {key} \
-                     \"$config\" # meshctl flows --denied shows what that refuses"
+                    "config=$(etcdctl get {key} --print-value-only | jq -e '.policyMode = \"enforce\"') && etcdctl \
+                     put {key} \"$config\" # meshctl flows --denied shows the flows this would deny"
                 ),
             )
         })
@@ -155,10 +155,10 @@ impl Published {
         Some(Problem::new(
             "kubernetes_not_copied",
             format!(
-                "pods of Kubernetes are attached here (uid {first}), and etcd holds no pod, namespace or policy: nothing copies \
-                 them, so no NetworkPolicy is in force"
+                "Kubernetes pods are attached here (such as uid {first}), but etcd contains no pods, namespaces or \
+                 policies: no NetworkPolicy is in force"
             ),
-            "copy them into etcd, see \"Pods and policies into etcd\" in docs/kubernetes.md (/usr/share/doc/meshd)",
+            "sync them into etcd, see \"Pods and policies into etcd\" in docs/kubernetes.md (/usr/share/doc/meshd)",
         ))
     }
 
@@ -196,8 +196,8 @@ impl Source for Published {
         problems.extend(self.tunnel.offloads().refused().map(|offload| {
             Problem::new(
                 "offload_refused",
-                format!("the kernel refused {offload}, and the tunnel goes on without it, more slowly"),
-                "nothing is lost; a newer kernel may be able to, and a restart tries again",
+                format!("the kernel refused {offload}: the tunnel runs without it and is slower"),
+                "none needed: no packets are lost; a newer kernel may support it, and a restart tries again",
             )
         }));
         let state = state(&control, &in_force, !problems.is_empty());
@@ -277,7 +277,7 @@ impl Source for Published {
     fn readiness(&self) -> Vec<Check> {
         let in_force = self.lock();
         let no_subnet = || match in_force.snapshot.network {
-            None => "there is no picture of the mesh yet, from etcd or a cache",
+            None => "the mesh has not been read yet, neither from etcd nor from a cache",
             Some(_) if in_force.snapshot.own_subnets.is_empty() => "this node has no subnet",
             Some(_) => "the key of this node's subnet is not in etcd",
         };
@@ -285,13 +285,13 @@ impl Source for Published {
             (!in_force.subnet_holds || in_force.snapshot.own_subnets.is_empty()).then(|| no_subnet().to_owned());
         let refused = |problem: &&Problem| matches!(problem.code, "kernel_unreadable" | "kernel_refused");
         let data_plane = match &in_force.plan {
-            None => Some("nothing was programmed yet".to_owned()),
+            None => Some("the kernel has not been programmed yet".to_owned()),
             Some(_) => in_force.problems.iter().find(refused).map(|problem| problem.cause.clone()),
         };
         let applied = *self.enforcement.applied().borrow();
         let policy = match applied {
-            _ if applied.refused => Some("the kernel does not take the rules of the policies".to_owned()),
-            _ if applied.generation == 0 => Some("there is no complete picture of the policies yet".to_owned()),
+            _ if applied.refused => Some("the kernel refuses the policy rules".to_owned()),
+            _ if applied.generation == 0 => Some("policies have not been read completely yet".to_owned()),
             _ => None,
         };
         let identity = match (&self.control.borrow().state, &in_force.snapshot.own_record) {
@@ -351,7 +351,7 @@ impl Source for Published {
 
     fn network(&self) -> Result<cni::daemon::Network, String> {
         let in_force = self.lock();
-        let plan = in_force.plan.as_ref().ok_or("the daemon knows nothing of the mesh yet")?;
+        let plan = in_force.plan.as_ref().ok_or("the daemon has not read the mesh yet")?;
         let subnets: Vec<IpNet> = in_force.snapshot.own_prefixes().collect();
         if subnets.is_empty() {
             return Err("this node has no subnet".to_owned());

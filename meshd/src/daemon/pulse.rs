@@ -76,7 +76,7 @@ impl Pulse {
 
 fn check(name: &'static str, seen: Instant, late: Duration, now: Instant) -> Check {
     let silent = now.saturating_duration_since(seen);
-    let failure = (silent > late).then(|| format!("not seen to come round for {} s", silent.as_secs()));
+    let failure = (silent > late).then(|| format!("no progress for {} s", silent.as_secs()));
     Check::new(name, failure)
 }
 

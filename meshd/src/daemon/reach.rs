@@ -68,7 +68,7 @@ impl Published {
                 address: how.clone(),
                 passes: Some(true),
                 round_trip: None,
-                text: format!("proven for {} by an authenticated echo over this very path", family_name(*family)),
+                text: format!("proven for {} by an authenticated echo over this path", family_name(*family)),
                 remedy: String::new(),
             });
         }
@@ -112,10 +112,10 @@ impl Published {
             let network = address.and_then(|address| networks.iter().find(|net| net.contains(&address)));
             QuestionError::NotFound(match network {
                 Some(network) => format!(
-                    "{target} is inside the mesh's network {network}, and no node leases a subnet with it: meshctl routes lists \
-                     those that are leased"
+                    "{target} is in the mesh network {network}, but in no leased subnet: meshctl routes lists the \
+                     leased ones"
                 ),
-                None => format!("{target} is no node, no outside peer and no address of the mesh"),
+                None => format!("{target} is not a node, external peer or address of the mesh"),
             })
         };
         let peers = self.peers_by_owner();
@@ -194,7 +194,7 @@ impl Published {
         let shake = self.handshake(&asked.owner, anew);
         let at = match (shake.endpoint, asked.endpoints.first()) {
             (Some(at), _) | (None, Some(&at)) => at.to_string(),
-            (None, None) => "no endpoint is known".to_owned(),
+            (None, None) => "no known endpoint".to_owned(),
         };
         let udp = |passes, round_trip, text: String, remedy: String| Layer {
             layer: LayerKind::Udp,
@@ -206,21 +206,21 @@ impl Published {
         };
         let well = shake.age.is_some();
         layers.push(if well {
-            udp(Some(true), None, "authentic datagrams come from there".to_owned(), String::new())
+            udp(Some(true), None, "authenticated datagrams received".to_owned(), String::new())
         } else {
             let (passes, round_trip, text, remedy) = outer(&asked.endpoints);
             udp(passes, round_trip, text, remedy)
         });
         let (text, remedy) = match shake.age {
-            Some(age) if shake.took.is_some() => (format!("a new handshake, {} s old", age.as_secs()), String::new()),
-            Some(age) => (format!("the handshake is {} s old", age.as_secs()), String::new()),
+            Some(age) if shake.took.is_some() => (format!("new handshake, {} s old", age.as_secs()), String::new()),
+            Some(age) => (format!("last handshake {} s ago", age.as_secs()), String::new()),
             None if asked.path == Path::Unreachable && !asked.reason.is_empty() => {
-                (asked.reason.clone(), "meshctl status on both nodes says more".to_owned())
+                (asked.reason.clone(), "run meshctl status on both nodes".to_owned())
             }
             None => (
                 format!("no handshake within {} s", HANDSHAKE.as_secs()),
                 format!(
-                    "meshctl status on {}: is it up, and does its record have the key that it runs with?",
+                    "meshctl status # on {}: check that it is up and that its record has its current key",
                     asked.peer
                 ),
             ),
@@ -285,7 +285,7 @@ impl Published {
             return (error.to_string(), "give the daemon CAP_NET_RAW (AmbientCapabilities= in its unit)".to_owned());
         }
         if let EchoError::Barred = error {
-            return (error.to_string(), format!("nft list ruleset: at the output hook, accept what goes to {address}"));
+            return (error.to_string(), format!("nft list ruleset # accept packets to {address} in the output chain"));
         }
         if layer == LayerKind::Pod {
             let source = self.lock().snapshot.own_overlay().into_iter().find(|own| own.is_ipv4() == address.is_ipv4());
@@ -297,19 +297,21 @@ impl Published {
             let explained = question.and_then(|question| self.enforcement.explain(&question).ok());
             if let Some(explained) = explained.filter(|explained| !explained.allowed) {
                 return (
-                    format!("{error}: policy refuses it to this node; {}", explained.ingress.text),
-                    format!("ask from a pod that may; meshctl policy explain SRC {address} icmp tells which"),
+                    format!("{error}: policy denies it to this node; {}", explained.ingress.text),
+                    format!(
+                        "ping from a pod that is allowed to; check with: meshctl policy explain SRC {address} icmp"
+                    ),
                 );
             }
             return (
                 error.to_string(),
-                format!(
-                    "is there a pod with this address, and does it answer pings? meshctl status on {} says more",
-                    asked.peer
-                ),
+                format!("check that a pod has this address and answers pings; run meshctl status on {}", asked.peer),
             );
         }
-        (error.to_string(), format!("meshctl doctor on {}: a firewall there, or its daemon is not up", asked.peer))
+        (
+            error.to_string(),
+            format!("meshctl doctor # on {}: a firewall drops pings there, or its daemon is down", asked.peer),
+        )
     }
 }
 
@@ -326,8 +328,13 @@ struct Shake {
 /// What can be told of the way to hosts that answer no handshake.
 fn outer(endpoints: &[SocketAddr]) -> (Option<bool>, Option<f64>, String, String) {
     if endpoints.is_empty() {
-        let remedy = "nothing to do here: it must call; look at it there, with meshctl ping to this node";
-        return (None, None, "it only calls out, and has not called".to_owned(), remedy.to_owned());
+        let remedy = "this peer must initiate the handshake: run meshctl ping to this node there";
+        return (
+            None,
+            None,
+            "no endpoint: it initiates handshakes itself and has not done so yet".to_owned(),
+            remedy.to_owned(),
+        );
     }
     for at in endpoints.iter().take(KNOCKED) {
         match knock(*at, KNOCK) {
@@ -335,27 +342,24 @@ fn outer(endpoints: &[SocketAddr]) -> (Option<bool>, Option<f64>, String, String
                 return (
                     Some(false),
                     None,
-                    format!("{} says that nobody listens at UDP port {}", at.ip(), at.port()),
-                    format!(
-                        "start meshd there; is it --listen-port {}, or a port forwarding at a NAT that is wrong?",
-                        at.port()
-                    ),
+                    format!("{} refuses UDP port {}: no process is listening", at.ip(), at.port()),
+                    format!("start meshd there; check --listen-port {} and any port forwarding on a NAT", at.port()),
                 );
             }
             Ok(UdpPort::Barred) => {
                 return (
                     Some(false),
                     None,
-                    format!("a firewall on this machine refuses what goes to {} at UDP port {}", at.ip(), at.port()),
-                    format!("nft list ruleset: at the output hook, accept UDP to port {}", at.port()),
+                    format!("a firewall on this machine blocks packets to {}, UDP port {}", at.ip(), at.port()),
+                    format!("nft list ruleset # accept UDP to port {} in the output chain", at.port()),
                 );
             }
             Ok(UdpPort::NoWay) => {
                 return (
                     Some(false),
                     None,
-                    format!("there is no way to {}", at.ip()),
-                    format!("ip route get {}: mend the route or the link below", at.ip()),
+                    format!("no route to {}", at.ip()),
+                    format!("ip route get {} # then fix the route or the link", at.ip()),
                 );
             }
             Ok(UdpPort::Silent) | Err(_) => {}
@@ -366,14 +370,18 @@ fn outer(endpoints: &[SocketAddr]) -> (Option<bool>, Option<f64>, String, String
         Some((at, took)) => (
             Some(false),
             Some(took.as_secs_f64()),
-            format!("the host {} answers a ping, its UDP port {} answers no handshake", at.ip(), at.port()),
-            format!("open UDP {} to it in the firewalls on the way and on it, and start meshd there", at.port()),
+            format!("host {} answers pings, but there is no answer from UDP port {}", at.ip(), at.port()),
+            format!("open UDP port {} in the firewalls on the path and on that host, and start meshd there", at.port()),
         ),
         None => (
             None,
             None,
-            "neither ping nor UDP is answered: it is down, or there is no way to it".to_owned(),
-            format!("is it up? ip route get {}; open UDP {} on the way", endpoints[0].ip(), endpoints[0].port()),
+            "no answer to pings or UDP: the host is down or unreachable".to_owned(),
+            format!(
+                "check that the host is up; ip route get {}; open UDP port {} on the path",
+                endpoints[0].ip(),
+                endpoints[0].port()
+            ),
         ),
     }
 }

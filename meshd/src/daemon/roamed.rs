@@ -36,7 +36,7 @@ impl Roamed {
         let path = state_dir.join("cache").join("endpoints.json");
         let at = read(&path).unwrap_or_else(|error| {
             if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(path = %path.display(), %error, "endpoints of the last run cannot be read");
+                tracing::warn!(path = %path.display(), %error, "cannot read the endpoints of the last run");
             }
             BTreeMap::new()
         });
@@ -75,7 +75,7 @@ impl Roamed {
     fn save(&mut self) {
         self.save_at = None;
         if let Err(error) = write(&self.path, &self.at) {
-            tracing::warn!(path = %self.path.display(), %error, "endpoints of peers cannot be kept for the next start");
+            tracing::warn!(path = %self.path.display(), %error, "cannot save peer endpoints for the next start");
         }
     }
 }

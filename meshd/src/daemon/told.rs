@@ -23,7 +23,7 @@ impl Told {
             tracing::warn!(code = problem.code, cause = problem.cause, remedy = problem.remedy, "problem");
         }
         if new.len() > MOST_LINES {
-            tracing::warn!(more = new.len() - MOST_LINES, "more problems; `meshctl status` lists them");
+            tracing::warn!(more = new.len() - MOST_LINES, "more problems; see `meshctl status`");
         }
         for problem in self.0.difference(&now).take(MOST_LINES) {
             tracing::info!(code = problem.code, cause = problem.cause, "problem is gone");

@@ -107,7 +107,7 @@ pub fn findings(wanted: &Wanted) -> Vec<Finding> {
 }
 
 fn finding(table: &str, chain: &str, port: u16, remedy: String) -> Finding {
-    let cause = format!("chain {chain} of table {table} drops what comes to UDP port {port}");
+    let cause = format!("chain {chain} of table {table} drops packets to UDP port {port}");
     Finding::new(Severity::Warning, "udp_port_may_be_closed", cause, remedy)
 }
 
@@ -162,8 +162,8 @@ fn not_forwarded(dropped: &Taken, packet: &Packet, networks: &[IpNet]) -> Findin
     Finding::new(
         Severity::Error,
         "foreign_forward_drop",
-        format!("chain {at} of table {table} drops what is forwarded from {source} to {destination}"),
-        format!("{remedy} # or take out of chain {at} what drops it"),
+        format!("chain {at} of table {table} drops packets forwarded from {source} to {destination}"),
+        format!("{remedy} # or remove the drop rule from chain {at}"),
     )
 }
 

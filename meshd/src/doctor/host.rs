@@ -34,7 +34,7 @@ pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
         findings.push(Finding::new(
             Severity::Error,
             "tun_missing",
-            "/dev/net/tun is not there: the kernel has no TUN devices",
+            "/dev/net/tun is missing: the kernel has no TUN support",
             "modprobe tun; echo tun > /etc/modules-load.d/meshd.conf",
         ));
     }
@@ -45,7 +45,7 @@ pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
         findings.push(Finding::new(
             Severity::Error,
             "nft_missing",
-            "there is no program nft: policies and the guard cannot be laid",
+            "nft is not installed: policies and the firewall cannot be set up",
             "apt-get install nftables",
         ));
     }
@@ -57,7 +57,7 @@ pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
 pub(crate) fn not_forwarding(interface: &str) -> (String, String) {
     let key = format!("net.ipv4.conf.{interface}.forwarding");
     (
-        format!("{key} is 0: the kernel does not forward IPv4 packets that arrive on {interface}"),
+        format!("{key} is 0: the kernel does not forward IPv4 packets arriving on {interface}"),
         set(&format!("net/ipv4/conf/{interface}/forwarding"), "1"),
     )
 }
@@ -92,7 +92,7 @@ fn settings(
                 Severity::Error,
                 "forwarding_off",
                 format!(
-                    "{} is 0: the kernel forwards no {family} packets between pods and the mesh",
+                    "{} is 0: the kernel does not forward {family} packets between pods and the mesh",
                     key.replace('/', ".")
                 ),
                 set(key, "1"),
@@ -116,7 +116,7 @@ fn settings(
             findings.push(Finding::new(
                 Severity::Warning,
                 "rp_filter_strict",
-                format!("the reverse path filter of {interface} is strict: packets that come by another path than they go are dropped"),
+                format!("the reverse path filter of {interface} is strict: packets on asymmetric paths are dropped"),
                 set(&format!("net/ipv4/conf/{interface}/rp_filter"), "2"),
             ));
         }
@@ -127,7 +127,10 @@ fn settings(
             findings.push(Finding::new(
                 Severity::Error,
                 "default_route_will_go",
-                format!("{interface} has a default route by router advertisement, and with forwarding on the kernel takes no more of them"),
+                format!(
+                    "the default route of {interface} comes from router advertisements, which the kernel ignores \
+                         with forwarding enabled: it will expire"
+                ),
                 set(&key, "2"),
             ));
         }
@@ -138,7 +141,7 @@ fn settings(
                 Severity::Warning,
                 "bridge_not_filtered",
                 format!(
-                    "{} is 0: policies do not see what a bridge passes from pod to pod, and so it is refused",
+                    "{} is 0: packets between pods on a bridge bypass policies, so they are dropped",
                     key.replace('/', ".")
                 ),
                 set(key, "1"),

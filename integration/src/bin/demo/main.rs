@@ -35,15 +35,12 @@ const PICTURE: &str = "
      │ east2 ├──┘               ┌──────────┴───┐           └──┤ west2 │
      └───────┘                etcd          laptop            └───────┘
 
-  Each node runs meshd and gets a pod. Nobody trusts the router.
+  Each node runs meshd and gets a pod. The router is untrusted.
 ";
 
 fn main() -> ExitCode {
     let style = Style::new();
-    println!(
-        "{}{PICTURE}",
-        style.bold("meshd: a mesh of two sites, on real parts, in network namespaces of this machine")
-    );
+    println!("{}{PICTURE}", style.bold("meshd: a real mesh of two sites, in network namespaces of this machine"));
     // What goes wrong is told once, by the step that it goes wrong in.
     panic::set_hook(Box::new(|_| {}));
     let started = Instant::now();
@@ -61,7 +58,7 @@ fn main() -> ExitCode {
             }
             let seconds = started.elapsed().as_secs_f32();
             let end = if kept { "the mesh stays up (KEEP=1)" } else { "nothing is left behind" };
-            println!("\n{} in {seconds:.0} s; {end}.", style.good("All as it should be"));
+            println!("\n{} in {seconds:.0} s; {end}.", style.good("All checks passed"));
             ExitCode::SUCCESS
         }
         Err(payload) => {
@@ -89,7 +86,7 @@ fn show(style: &Style) -> String {
     act.command(&format!("etcdctl put /meshd/config '{CONFIG}'"));
     etcd.put("/meshd/config", CONFIG);
 
-    act.opens("Four nodes start, draw subnets and find each other");
+    act.opens("Four nodes start, lease subnets and find each other");
     let nodes = start_nodes(&sites, &etcd, &mut act);
 
     act.opens("On each node a container runtime calls meshd-cni for a pod");
@@ -104,10 +101,10 @@ fn show(style: &Style) -> String {
     peers(&nodes[0], &mut act);
     measure(&pods, &mut act);
 
-    act.opens("A web server in a pod: reached by pods of its node, its site and the other one, and from outside");
+    act.opens("A web server in a pod, reachable from pods of its node, its site and the other site, and from outside");
     pods::reach(&nodes, &pods, &laptop, [sites.east.v4(0), sites.east.v4(1)], &mut act);
 
-    act.opens("What the router saw");
+    act.opens("Packets captured on the router");
     capture(&sniffer, &sites.store, &pods[0], &mut act);
 
     act.opens("A NetworkPolicy is put into etcd: only pods with app=client may reach the database, on one port");
@@ -121,7 +118,7 @@ fn show(style: &Style) -> String {
     sniffer.assert_clean();
     drop(peer);
 
-    act.opens("The pods go, and leave nothing");
+    act.opens("The pods are deleted without residue");
     pods::del(&nodes, &networks, &pods, &etcd, &mut act);
 
     sites.lab.id().to_owned()
@@ -232,12 +229,12 @@ fn capture(sniffer: &Sniffer, store: &Host, pod: &CniPod, act: &mut Act<'_>) {
     act.good(format!("{frames} frames crossed the router, none with a pod's or overlay address in the clear"));
     // Whether the capture would have noticed: a packet that should not be there.
     let stray = Ping::new(pod.v4()).count(1).wait(Duration::from_millis(200)).run(store);
-    assert_eq!(stray.answers.len(), 0, "a pod must not be reached from outside of the mesh");
+    assert_eq!(stray.answers.len(), 0, "a pod must be unreachable from outside the mesh");
     let caught = await_until("the capture to show a planted packet", SOON, || {
         Some(sniffer.take_violations().len()).filter(|count| *count > 0)
     });
     act.good(format!(
-        "the same capture shows {caught} when a packet to a pod is planted in the clear, and nobody answers it"
+        "the same capture shows {caught} when a packet to a pod is planted in the clear, and it gets no answer"
     ));
 }
 
@@ -298,13 +295,13 @@ fn policies(etcd: &Etcd, nodes: &[MeshdNode], pods: &[CniPod], act: &mut Act<'_>
         }
     }
     drop(listeners);
-    act.good("what came through the tunnel was judged behind its decryption, what came direct by nftables");
+    act.good("policies are enforced on tunnel packets after decryption, on direct packets by nftables");
     etcd.del("/meshd/networkpolicies/shop/database");
     for name in NAMES {
         etcd.del(&format!("/meshd/pods/shop/{name}"));
     }
     first_answer(&pods[3], database.v4());
-    act.good("without the policy the stranger's ping is answered again");
+    act.good("without the policy the stranger's ping gets an answer again");
 }
 
 fn join_laptop(laptop: &Host, etcd: &Etcd, nodes: &[MeshdNode], pods: &[CniPod], act: &mut Act<'_>) -> WireguardPeer {

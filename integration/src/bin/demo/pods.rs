@@ -38,7 +38,7 @@ pub(super) fn add(nodes: &[MeshdNode], networks: &[CniRuntime], act: &mut Act<'_
         act.line(format!("{:<6} {:<34} eth0 ─ {interface}", node.name(), addresses.join("  ")));
         pods.push(pod);
     }
-    act.good(format!("each ADD came back with policy in force for its pod, after {slowest} ms at most"));
+    act.good(format!("each ADD returned with policy in force for its pod, within {slowest} ms"));
     pods
 }
 
@@ -76,7 +76,7 @@ pub(super) fn reach(nodes: &[MeshdNode], pods: &[CniPod], laptop: &Host, east: [
         node.host().nft("delete table ip kube-proxy");
     }
     network.del("web", Some(&web)).unwrap_or_else(|failure| panic!("DEL: {failure}"));
-    act.good("every way leads to the pod");
+    act.good("the pod is reachable by every path");
 }
 
 /// What kube-proxy's nftables mode makes of a Service with this one endpoint, on one node. With policy Cluster the pod sees
@@ -128,7 +128,7 @@ pub(super) fn del(nodes: &[MeshdNode], networks: &[CniRuntime], pods: &[CniPod],
     await_until("the records of the pods to be gone", SOON, || {
         etcd.get_prefix("/meshd/endpoints/").is_empty().then_some(())
     });
-    act.good("no address, no interface, no rule, no record of them is left");
+    act.good("no address, interface, rule or record of them is left");
 }
 
 fn serve(node: &MeshdNode, pod: &CniPod) -> Process {

@@ -44,7 +44,11 @@ fn a_peer_that_is_away_and_a_nat() {
         let all = findings(east1);
         let named = all.iter().find(|finding| finding["code"] == "udp_not_through");
         let cause = named.and_then(|finding| finding["cause"].as_str()).unwrap_or_default();
-        if cause.contains("west1") && cause.contains("nobody listens") { Ok(()) } else { Err(format!("{all:?}")) }
+        if cause.contains("west1") && cause.contains("no process is listening") {
+            Ok(())
+        } else {
+            Err(format!("{all:?}"))
+        }
     });
 }
 
@@ -68,15 +72,15 @@ fn a_firewall_between_the_sites() {
     });
     let problem = lost["problems"].as_array().unwrap().iter().find(|problem| problem["code"] == "peers_unreachable");
     let problem = problem.unwrap();
-    assert!(problem["cause"].as_str().unwrap().contains("west1 (it answers no handshake)"), "{problem}");
+    assert!(problem["cause"].as_str().unwrap().contains("west1 (no answer to handshakes)"), "{problem}");
     assert!(problem["remedy"].as_str().unwrap().starts_with("meshctl ping west1"), "{problem}");
     assert_eq!((&lost["state"], counts(east1)["unreachable"].as_u64()), (&json!("degraded"), Some(1)));
     assert_eq!(east1.meshctl(&["status", "--check"]).code(), Some(4));
     let peer = east1.peer("west1").unwrap();
-    assert_eq!((&peer["path"], &peer["reason"]), (&json!("unreachable"), &json!("it answers no handshake")));
+    assert_eq!((&peer["path"], &peer["reason"]), (&json!("unreachable"), &json!("no answer to handshakes")));
     assert!(east1.meshctl(&["routes"]).stdout.contains("remedy  meshctl ping west1"));
     let closed = await_named(east1, "udp_not_through");
-    assert!(closed["remedy"].as_str().unwrap().contains("open UDP 51820"), "{closed}");
+    assert!(closed["remedy"].as_str().unwrap().contains("open UDP port 51820"), "{closed}");
     mesh.sites.router.nft("delete table inet fault");
     await_gone(east1, "udp_not_through");
     mesh.await_all_reach_each_other();
@@ -190,7 +194,7 @@ fn networks_that_overlap_with_the_machines_own() {
     mends(east1, "foreign_route");
     host.ip(&["route add 10.0.0.0/8 dev docker0 table 99", "rule add to 10.0.0.0/8 lookup 99 priority 100"]);
     let led = await_named(east1, "foreign_route");
-    assert!(led["cause"].as_str().unwrap().contains("of west1, goes to docker0"), "{led}");
+    assert!(led["cause"].as_str().unwrap().contains("of peer west1 to docker0"), "{led}");
     host.ip(&["rule del priority 100"]);
     await_gone(east1, "foreign_route");
     mesh.await_all_reach_each_other();

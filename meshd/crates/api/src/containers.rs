@@ -72,14 +72,14 @@ async fn attach(
     for prefix in &attach.allowed_sources {
         let conflict = served.source.source_conflict(prefix).map_err(|reason| refused(Reason::NotInForce, &reason))?;
         if let Some(conflict) = conflict {
-            let message = format!("allowedSources {prefix} overlaps {conflict}: take it out of the CNI configuration");
+            let message = format!("allowedSources {prefix} overlaps {conflict}: remove it from the CNI configuration");
             return Err(refused(Reason::Invalid, &message));
         }
     }
     let generation = served.attachments.attach(&attachment(name), attach)?;
     match timeout(ENFORCEMENT, served.attachments.in_force(generation)).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
-        Err(_) => Err(refused(Reason::NotInForce, "the policy for this pod is not in force yet")),
+        Err(_) => Err(refused(Reason::NotInForce, "policy for this pod is not in force yet")),
     }
 }
 
@@ -192,7 +192,7 @@ impl From<AttachError> for Refused {
             AttachError::TooMany | AttachError::File { .. } => Reason::Failed,
         };
         if code == Reason::Failed {
-            tracing::warn!(%error, "an attachment is not taken");
+            tracing::warn!(%error, "attachment refused");
         }
         refused(code, &error.to_string())
     }

@@ -92,13 +92,13 @@ impl Scrape {
         out.gauge("meshd_build_info", "Version of the daemon; always 1", None, |one| {
             one([("version", status.version.as_str())], 1.0)
         })?;
-        let help = "Name, id and site of the node, and version of its daemon, for joins; always 1";
+        let help = "Name, id and site of the node and version of its daemon, for joins; always 1";
         let site = status.site.as_deref().unwrap_or_default();
         out.gauge("meshd_node_info", help, None, |one| {
             let (node, id, version) = (status.node.as_str(), status.id.as_str(), status.version.as_str());
             one([("node", node), ("id", id), ("site", site), ("version", version)], 1.0)
         })?;
-        out.gauge("meshd_state", "The daemon's state: 1 for the one it is in", None, |one| {
+        out.gauge("meshd_state", "State of the daemon: 1 for the current one", None, |one| {
             for (state, name) in STATES {
                 one([("state", name)], f64::from(u8::from(state == status.state)))?;
             }
@@ -108,18 +108,28 @@ impl Scrape {
         for problem in &status.problems {
             *problems.entry(&problem.code).or_default() += 1.0;
         }
-        out.gauge("meshd_problems", "What is not well now, by code; see meshctl status", None, |one| {
+        out.gauge("meshd_problems", "Current problems, by code; see meshctl status", None, |one| {
             problems.iter().try_for_each(|(code, count)| one([("code", *code)], *count))
         })?;
-        out.gauge1("meshd_etcd_connected", "Whether a member of etcd answers", None, status.etcd.connected.into())?;
+        out.gauge1(
+            "meshd_etcd_connected",
+            "Whether the daemon is connected to etcd",
+            None,
+            status.etcd.connected.into(),
+        )?;
         if let Some(age) = status.etcd.age {
-            out.gauge1("meshd_etcd_age", "Time since all in etcd was known", Some(Unit::Seconds), age)?;
+            out.gauge1(
+                "meshd_etcd_age",
+                "Time since the state in etcd was last fully known",
+                Some(Unit::Seconds),
+                age,
+            )?;
         }
-        out.gauge1("meshd_etcd_revision", "Revision of etcd that is in force", None, status.revision as f64)?;
-        out.counter1("meshd_etcd_lists", "Lists of etcd read", None, figures.lists)?;
-        let help = "Records that a list showed changed and the watch had not brought";
+        out.gauge1("meshd_etcd_revision", "etcd revision in force", None, status.revision as f64)?;
+        out.counter1("meshd_etcd_lists", "Full lists read from etcd", None, figures.lists)?;
+        let help = "Changed records found by an audit that the etcd watch had missed";
         out.counter1("meshd_etcd_audit_differences", help, None, figures.audit_differences)?;
-        out.gauge1("meshd_attachments", "Containers attached on this node", None, figures.attachments as f64)
+        out.gauge1("meshd_attachments", "Containers attached to this node", None, figures.attachments as f64)
     }
 
     fn mesh(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -129,11 +139,10 @@ impl Scrape {
             counts
         };
         let peers = by_path(&mut self.peers.iter().map(|peer| peer.path));
-        out.gauge("meshd_peers", "Other nodes and outside peers, by how packets reach them", None, |one| {
+        out.gauge("meshd_peers", "Other nodes and external peers, by path", None, |one| {
             PATHS.iter().zip(peers).try_for_each(|((_, name), count)| one([("path", *name)], count))
         })?;
-        let help =
-            "Peers that nothing gets to: online ones show a sign of life in etcd, offline ones do not, others never do";
+        let help = "Unreachable peers, by state: online or offline according to etcd, unknown for other peers";
         out.gauge("meshd_unreachable_peers", help, None, |one| {
             let lost = || self.peers.iter().filter(|peer| peer.path == Path::Unreachable);
             [(Some(true), "online"), (Some(false), "offline"), (None, "unknown")].into_iter().try_for_each(
@@ -145,12 +154,12 @@ impl Scrape {
             PATHS.iter().zip(routes).try_for_each(|((_, name), count)| one([("path", *name)], count))
         })?;
         let (rx, tx) = self.figures.tunnel_bytes;
-        out.counter1("meshd_tunnel_received", "Authentic outer payload", Some(Unit::Bytes), rx)?;
+        out.counter1("meshd_tunnel_received", "Authenticated outer payload", Some(Unit::Bytes), rx)?;
         out.counter1("meshd_tunnel_sent", "Outer payload", Some(Unit::Bytes), tx)?;
         out.counter("meshd_dropped_packets", "Packets dropped, by reason", None, |one| {
             self.figures.drops.iter().try_for_each(|drop| one([("reason", drop.reason.as_str())], drop.packets as f64))
         })?;
-        out.gauge("meshd_offload_active", "Whether the tunnel uses this offload of the kernel", None, |one| {
+        out.gauge("meshd_offload_active", "Whether the tunnel uses this kernel offload", None, |one| {
             self.figures
                 .offloads
                 .iter()
@@ -160,20 +169,19 @@ impl Scrape {
 
     fn policy(&self, out: &mut Out<'_>) -> fmt::Result {
         let policy = &self.status.policy;
-        let help = "Revision of etcd whose policies are in force; 0: none yet, and nothing reaches a pod";
+        let help = "etcd revision of the policies in force; 0: none yet, and pods are unreachable";
         out.gauge1("meshd_policy_revision", help, None, policy.revision as f64)?;
-        out.gauge("meshd_policy_mode", "1 for the mode that is in force", None, |one| {
+        out.gauge("meshd_policy_mode", "Policy mode: 1 for the current one", None, |one| {
             ["enforce", "audit"]
                 .into_iter()
                 .try_for_each(|mode| one([("mode", mode)], f64::from(u8::from(mode == policy.mode))))
         })?;
-        out.gauge1("meshd_policy_pods", "Pods that policies know", None, policy.pods as f64)?;
+        out.gauge1("meshd_policy_pods", "Pods known to the policy engine", None, policy.pods as f64)?;
         out.gauge1("meshd_policies", "Policies in force", None, policy.policies as f64)?;
         let took = self.figures.policy_apply.as_secs_f64();
-        let help = "How long the last change took to be in force";
+        let help = "Time to put the last policy change in force";
         out.gauge1("meshd_policy_apply", help, Some(Unit::Seconds), took)?;
-        let help =
-            "Packets at the tunnel's end of this node, by what became of them; those of flows going on are not counted";
+        let help = "First packets of flows at this node's end of the tunnel, by verdict";
         out.counter("meshd_policy_verdicts", help, None, |one| {
             self.figures
                 .verdicts
@@ -204,7 +212,7 @@ impl Scrape {
         out.counter("wireguard_received", "Bytes received from the peer", Some(Unit::Bytes), |one| {
             labelled.iter().try_for_each(|(allowed, peer)| one(labels(allowed, peer), peer.rx as f64))
         })?;
-        let help = "Unix time of the last handshake; 0: none";
+        let help = "Unix time of the last handshake; 0: never";
         out.gauge("wireguard_latest_handshake", help, Some(Unit::Seconds), |one| {
             labelled.iter().try_for_each(|(allowed, peer)| {
                 one(labels(allowed, peer), peer.latest_handshake.unwrap_or_default() as f64)
@@ -320,6 +328,6 @@ impl Process {
         out.counter("process_cpu", "User and system time", seconds.clone(), |one| one([("", ""); 0], self.cpu))?;
         out.gauge1("process_resident_memory", "Resident memory", Some(Unit::Bytes), self.resident as f64)?;
         out.gauge1("process_open_fds", "Open files", None, self.files as f64)?;
-        out.gauge1("process_start_time", "Start, as Unix time", seconds, self.started)
+        out.gauge1("process_start_time", "Start time, as Unix time", seconds, self.started)
     }
 }

@@ -161,9 +161,7 @@ async fn policy(State(source): State<Arc<dyn Source>>, extract::Path(name): extr
     let known = tokio::task::spawn_blocking(move || source.policy(&name).ok_or(name)).await;
     match known {
         Ok(Ok(policy)) => Json(policy).into_response(),
-        Ok(Err(name)) => {
-            (StatusCode::NOT_FOUND, format!("no policy {name} is in force on this node\n")).into_response()
-        }
+        Ok(Err(name)) => (StatusCode::NOT_FOUND, format!("no policy {name} in force on this node\n")).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
@@ -193,14 +191,14 @@ pub(super) async fn echo(
     // Whoever may open the socket may not have this node send to any address there is.
     let routes = source.routes();
     if !routes.iter().any(|route| route.dst.contains(&to)) {
-        return (StatusCode::NOT_FOUND, format!("{to} is no address of the mesh\n")).into_response();
+        return (StatusCode::NOT_FOUND, format!("{to} is not an address of the mesh\n")).into_response();
     }
     answer(move || Ok(source.echo(to, packet))).await
 }
 
 async fn accept_etcd(State(source): State<Arc<dyn Source>>, ConnectInfo(caller): ConnectInfo<Caller>) -> Response {
     if !caller.may_change() {
-        return (StatusCode::FORBIDDEN, "only root may accept what etcd holds: use sudo\n").into_response();
+        return (StatusCode::FORBIDDEN, "only root may accept the content of etcd: use sudo\n").into_response();
     }
     answer(move || source.accept_etcd()).await
 }
@@ -247,11 +245,10 @@ async fn peer_config(State(source): State<Arc<dyn Source>>, extract::Path(name):
             let of_key = |rest: &str| rest.starts_with([' ', ':']);
             let refused = status.problems.iter().find(|problem| problem.cause.strip_prefix(&key).is_some_and(of_key));
             let why = match refused {
-                Some(problem) => format!("the outside peer {name} is not taken: {}", problem.cause),
-                None => format!(
-                    "there is no outside peer {name} up to revision {} of etcd: put {key} first",
-                    status.etcd.revision
-                ),
+                Some(problem) => format!("external peer {name} is refused: {}", problem.cause),
+                None => {
+                    format!("no external peer {name} as of etcd revision {}: put {key} first", status.etcd.revision)
+                }
             };
             (StatusCode::NOT_FOUND, format!("{why}\n")).into_response()
         }

@@ -132,10 +132,10 @@ impl Socket {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY)?;
         match fs::symlink_metadata(path) {
             Ok(there) if !there.file_type().is_socket() => {
-                return Err(io::Error::other(format!("{} is there and is no socket", path.display())));
+                return Err(io::Error::other(format!("{} exists and is not a socket", path.display())));
             }
             Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-                return Err(io::Error::other(format!("{} is another live process's", path.display())));
+                return Err(io::Error::other(format!("{} is in use by another process", path.display())));
             }
             _ => {}
         }

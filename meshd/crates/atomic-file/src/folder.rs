@@ -30,7 +30,7 @@ pub struct Folder(OwnedFd);
 #[non_exhaustive]
 pub enum FileError {
     /// It is something else than wanted, and is left alone.
-    #[error("{name} is {found}, not {wanted}: put {wanted} in its place, or remove it")]
+    #[error("{name} is {found}, not {wanted}: replace it with {wanted}, or remove it")]
     Odd {
         /// Its name in the folder.
         name: String,
@@ -83,7 +83,7 @@ impl FileError {
 
 const NO_LINK: OFlag = OFlag::O_NOFOLLOW.union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
 const FOLDER: &str = "a directory";
-const FILE: &str = "an ordinary file";
+const FILE: &str = "a regular file";
 
 impl Folder {
     /// Opens a directory by the operator's path; links on that path are followed.

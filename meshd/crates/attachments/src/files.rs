@@ -69,7 +69,7 @@ fn read_one(folder: &Folder, file: String, boot_id: &str, found: &mut Found) -> 
         // It was withdrawn meanwhile.
         Err(error) if error.is_not_found() => return Ok(()),
         Err(error) => {
-            tracing::warn!(file, %error, "failed to read a file in the folder of the attachments; it stays there");
+            tracing::warn!(file, %error, "cannot read a file in the attachment directory; keeping it");
             found.unread.insert(file, error);
             return Ok(());
         }
@@ -84,7 +84,7 @@ fn read_one(folder: &Folder, file: String, boot_id: &str, found: &mut Found) -> 
         }
         Err(error) => {
             // Half a file that was never renamed, or something of another version.
-            tracing::warn!(file, %error, "not an attachment; it is removed");
+            tracing::warn!(file, %error, "invalid attachment file; removed");
             folder.remove(&file)?;
         }
     }
@@ -117,7 +117,7 @@ pub(super) fn last_allocated(run_dir: &Path) -> Vec<IpAddr> {
 pub(super) fn write_last_allocated(run_dir: &Path, addresses: impl Iterator<Item = IpAddr>) {
     let text: String = addresses.map(|address| format!("{address}\n")).collect();
     if let Err(error) = put(run_dir, LAST, text.as_bytes()) {
-        tracing::debug!(%error, "the last allocated addresses are not written down");
+        tracing::debug!(%error, "cannot save the last allocated addresses");
     }
 }
 

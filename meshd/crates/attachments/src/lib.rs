@@ -127,7 +127,7 @@ pub enum AttachError {
     #[error("{0}")]
     Invalid(Violations),
     /// Its name is none.
-    #[error("{0:?} is not the name of an attachment")]
+    #[error("{0:?} is not a valid attachment name")]
     BadName(AttachmentName),
     /// Its ADD was never begun.
     #[error("container {} has no attachment {}", .0.container_id, .0.ifname)]
@@ -145,8 +145,8 @@ pub enum AttachError {
     NoAddress(#[from] AddressError),
     /// It may send from another one's address.
     #[error(
-        "allowedSources {prefix} of container {router} holds {address}, which belongs to container {holder}: take it \
-         out of the CNI configuration"
+        "allowedSources {prefix} of container {router} covers {address} of container {holder}: remove it from the CNI \
+         configuration"
     )]
     SourceTaken {
         /// What the CNI configuration allows.
@@ -159,10 +159,10 @@ pub enum AttachError {
         holder: String,
     },
     /// Its interface's name would mean something else in nftables.
-    #[error("interface {0:?} cannot be named in nftables: rename it without '*', '\"' and '\\'")]
+    #[error("interface name {0:?} cannot be used in nftables: rename it without '*', '\"' and '\\'")]
     BadInterface(String),
     /// There are too many.
-    #[error("{MAX_ATTACHMENTS} attachments are there already")]
+    #[error("the limit of {MAX_ATTACHMENTS} attachments is reached")]
     TooMany,
     /// It could not be written down.
     #[error("{path}: {source}")]
@@ -183,7 +183,12 @@ impl Attachments {
         let failed = |source: FileError| OpenError { path: run_dir.display().to_string(), source: source.into() };
         let Found { present, stale, unread } = files::read_all(run_dir, boot_id).map_err(failed)?;
         for name in &stale {
-            tracing::info!(container = name.container_id, interface = name.ifname, "an attachment of an earlier boot");
+            tracing::info!(
+                container = name.container_id,
+                interface = name.ifname,
+                "attachment of an earlier boot \
+                                                                                    dropped"
+            );
         }
         let attachments = present.into_iter().map(|one| (one.name(), Arc::new(one))).collect();
         let history = History::after(files::last_allocated(run_dir));
@@ -369,7 +374,7 @@ impl Attachments {
                     self.publish(next);
                 }
             }
-            Err(error) => tracing::warn!(%error, "failed to read the folder of the attachments"),
+            Err(error) => tracing::warn!(%error, "cannot read the attachment directory"),
         }
     }
 
@@ -385,13 +390,13 @@ impl Attachments {
                 "attachments_unreadable",
                 format!(
                     "{} of the entries in {} cannot be read ({}); if one is an attachment (CONTAINER@INTERFACE), \
-                     policies do not know its container, and containers get no addresses until it is read",
+                     policies do not know its container, and no addresses are allocated until it is readable",
                     change.unread.len(),
                     folder.display(),
                     shown.join("; "),
                 ),
                 format!(
-                    "ls -la {}; remove what is no ordinary file; files are read again every 10 s",
+                    "ls -la {} # remove entries that are not regular files; the daemon reads them again every 10 s",
                     folder.display()
                 ),
             )
@@ -407,10 +412,10 @@ impl Attachments {
                 Ok(_) => tracing::info!(
                     container = name.container_id,
                     interface = name.ifname,
-                    "detached while the daemon did not answer"
+                    "container detached while the daemon was down"
                 ),
                 // The sweep tries again.
-                Err(error) => tracing::warn!(container = name.container_id, %error, "failed to detach a container"),
+                Err(error) => tracing::warn!(container = name.container_id, %error, "cannot detach container"),
             }
         }
     }

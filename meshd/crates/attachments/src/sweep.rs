@@ -50,8 +50,8 @@ pub(super) fn look(attachments: &Attachments, before: &BTreeSet<AttachmentName>)
     let (over, suspected): (BTreeSet<_>, BTreeSet<_>) = gone.into_iter().partition(|name| before.contains(name));
     for name in over.iter().filter(|name| table.attachments.contains_key(name)) {
         match attachments.detach(name) {
-            Ok(_) => tracing::info!(container = name.container_id, interface = name.ifname, "the container is gone"),
-            Err(error) => tracing::warn!(container = name.container_id, %error, "failed to detach a container"),
+            Ok(_) => tracing::info!(container = name.container_id, interface = name.ifname, "container gone; detached"),
+            Err(error) => tracing::warn!(container = name.container_id, %error, "cannot detach container"),
         }
     }
     remove_host_locals_files(attachments.run_dir(), &of_host_local, &over);
@@ -65,7 +65,7 @@ pub(super) fn look(attachments: &Attachments, before: &BTreeSet<AttachmentName>)
 /// The network and the holder of each address that host-local has given out.
 fn reserved_by_host_local(run_dir: &Path) -> Vec<(String, AttachmentName)> {
     let reserved = host_local::reserved(run_dir).unwrap_or_else(|error| {
-        tracing::warn!(%error, "failed to read the addresses that host-local has given out");
+        tracing::warn!(%error, "cannot read the addresses reserved by host-local");
         Vec::new()
     });
     reserved.into_iter().filter_map(|one| Some((one.network, one.holder?))).collect()
@@ -76,8 +76,8 @@ fn remove_host_locals_files(run_dir: &Path, reserved: &[(String, AttachmentName)
     let with_gone = reserved.iter().filter(|(_, holder)| gone.contains(holder)).map(|(network, _)| network);
     for network in with_gone.collect::<BTreeSet<_>>() {
         match host_local::give_back(run_dir, network, |holder| gone.contains(holder)) {
-            Ok(addresses) => tracing::info!(network, addresses, "freed addresses of containers that are gone"),
-            Err(error) => tracing::debug!(network, %error, "files of containers that are gone stay"),
+            Ok(addresses) => tracing::info!(network, addresses, "addresses of removed containers freed"),
+            Err(error) => tracing::debug!(network, %error, "cannot remove files of removed containers"),
         }
     }
 }
@@ -86,10 +86,8 @@ fn remove_host_locals_files(run_dir: &Path, reserved: &[(String, AttachmentName)
 fn remove_idle_bridges(run_dir: &Path) {
     let removed = Netlink::open().map_err(Into::into);
     match removed.and_then(|mut netlink| bridge::remove_idle(&mut netlink, run_dir, None)) {
-        Ok(removed) => {
-            removed.iter().for_each(|bridge| tracing::info!(bridge, "a bridge without containers is removed"))
-        }
-        Err(error) => tracing::warn!(%error, "bridges without containers cannot be removed"),
+        Ok(removed) => removed.iter().for_each(|bridge| tracing::info!(bridge, "idle bridge removed")),
+        Err(error) => tracing::warn!(%error, "cannot remove idle bridges"),
     }
 }
 

@@ -150,7 +150,7 @@ fn every_address_of_an_attachment_is_its_own_until_its_del() {
     assert_eq!(allocate(&attachments, "d", None).unwrap(), "10.244.3.5/29");
     assert_eq!(allocate(&attachments, "e", None).unwrap(), "10.244.3.6/29");
     let full = allocate(&attachments, "f", None).unwrap_err();
-    assert!(full.to_string().contains("5 are in use"), "{full}");
+    assert!(full.to_string().contains("5 in use"), "{full}");
     assert!(attachments.has_addresses(&AddressRequest::default(), &network()).is_err());
     assert!(!attachments.table().borrow().attachments.contains_key(&name("f")), "nothing of it stays");
     for id in ["d", "a"] {

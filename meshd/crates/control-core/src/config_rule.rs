@@ -43,7 +43,7 @@ pub(crate) fn covers(config: &NetworkConfig, key: &SubnetKey) -> bool {
 impl Judge<'_> {
     /// Why `new` is not taken; `None` for `new`: there is no value under `config` that could be. No problem: it is.
     pub(crate) fn refusal(&self, new: Option<&Record<NetworkConfig>>) -> Option<Problem> {
-        let then = if self.before.is_some() { "the one before stays in force" } else { "none is in force" };
+        let then = if self.before.is_some() { "the previous one stays in force" } else { "none is in force" };
         let problem = |cause: String, remedy: String| Problem {
             code: ProblemCode::ConfigRefused,
             key: Some(Key::Config.to_string()),
@@ -53,13 +53,17 @@ impl Judge<'_> {
         let outside = self.left_outside(new.map(|new| &*new.value));
         let Some(new) = new else {
             let subnet = Key::Subnet(outside?);
-            let what = if self.present { "cannot be read" } else { "is gone" };
-            return Some(problem(format!("it {what} while `{subnet}` is leased"), self.put_back()));
+            let what = if self.present { "cannot be read" } else { "was deleted" };
+            return Some(problem(format!("config {what} while `{subnet}` is leased"), self.put_back()));
         };
         if new.value.backend.kind != BackendKind::Wireguard {
             return Some(problem(
-                format!("Backend.Type is \"{}\", and this version has no other than \"wireguard\"", new.value.backend.kind),
-                "put \"Backend\": {\"Type\": \"wireguard\"}; with its DirectRouting nodes of one subnet use plain routes"
+                format!(
+                    "Backend.Type \"{}\" is not supported; this version only has \"wireguard\"",
+                    new.value.backend.kind
+                ),
+                "put \"Backend\": {\"Type\": \"wireguard\"}; with DirectRouting, nodes on the same subnet use plain \
+                 routes"
                     .into(),
             ));
         }
@@ -69,14 +73,14 @@ impl Judge<'_> {
                 config_change(&before.value, &new.value, &leased).err()
             });
             let cause = violations.map_or_else(
-                || format!("it leaves the leased `{}` outside", Key::Subnet(outside)),
+                || format!("the leased `{}` would be outside its networks", Key::Subnet(outside)),
                 |violations| violations.to_string(),
             );
             return Some(problem(
                 cause,
                 self.put_family_back(&new.value).unwrap_or_else(|| {
-                    "put a Network and SubnetLen that hold every leased subnet; to move to other addresses, drain the \
-                 nodes and delete their keys first"
+                    "put a Network and SubnetLen that cover every leased subnet; to change the network, drain the \
+                     nodes and delete their keys first"
                         .into()
                 }),
             ));
@@ -84,7 +88,8 @@ impl Judge<'_> {
         let violations = self.before.and_then(|before| self.covered_peers(before, new).err())?;
         Some(problem(
             violations.to_string(),
-            "put networks that are apart from what the outside peers own, or delete or change those under `peers/`"
+            "put networks that do not overlap prefixes of external peers, or delete or change those peers below \
+             `peers/`"
                 .into(),
         ))
     }
@@ -122,14 +127,14 @@ impl Judge<'_> {
             }
             _ => return None,
         };
-        Some(format!("put a config with {example} again: {fields} stays while a subnet of that family is leased"))
+        Some(format!("put a config with {example}: {fields} must stay while a subnet of that family is leased"))
     }
 
     fn put_back(&self) -> String {
         let json = self.before.map(|before| before.value.to_json()).filter(|json| json.len() <= MAX_REPEATED);
         json.and_then(|json| String::from_utf8(json).ok()).map_or_else(
             || "put a valid configuration under `config`".into(),
-            |json| format!("put it back under `config`; in force is {json}"),
+            |json| format!("put it back under `config`; the value in force is {json}"),
         )
     }
 }

@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
     time::{Duration, Instant},
 };
 
@@ -85,6 +86,16 @@ pub enum Sign {
     Revision,
     /// It holds a key whose last write is older than the one seen before.
     Key,
+}
+
+impl fmt::Display for Sign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "cluster id changed",
+            Self::Revision => "revision went back",
+            Self::Key => "version of a key went back",
+        })
+    }
 }
 
 /// An etcd that is not taken for the one that was known before.

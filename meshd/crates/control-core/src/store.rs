@@ -459,7 +459,8 @@ impl Store {
         }
         self.release_removed(&mut touched);
         if let Some(sign) = self.guard.settle() {
-            tracing::warn!(?sign, revision = self.revision, "etcd replaced or restored, no record missing; using it");
+            tracing::warn!(sign = %sign, revision = self.revision, "etcd replaced or restored; no record missing, \
+                                                                    using it");
         }
         self.publish(touched)
     }
@@ -477,7 +478,7 @@ impl Store {
                         key: Some(text.clone()),
                         cause: error.to_string(),
                         remedy: format!(
-                            "etcdctl del {} # if nothing else needs it",
+                            "etcdctl del {} # if no other program needs it",
                             quote(&format!("{}/{text}", self.prefix))
                         ),
                     },

@@ -29,7 +29,7 @@ impl TryFrom<String> for ClusterId {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        u64::from_str_radix(&text, 16).ok().and_then(Self::new).ok_or("not a cluster id in hexadecimal digits")
+        u64::from_str_radix(&text, 16).ok().and_then(Self::new).ok_or("not a hexadecimal cluster id")
     }
 }
 

@@ -84,13 +84,13 @@ impl Refusal {
 pub(super) fn effect(item: Option<&WorldItem>, key: &Key) -> String {
     match (item, key) {
         (Some(WorldItem::Policy(PolicyState::Isolates(..))), _) => {
-            "the pods that it selects are isolated in its directions, and it allows nothing".to_owned()
+            "the pods it selects are isolated in its directions, and it allows nothing".to_owned()
         }
         (Some(WorldItem::Policy(PolicyState::IsolatesNamespace)), Key::NetworkPolicy(namespace, _)) => {
             format!("all pods of namespace {namespace} are isolated in both directions")
         }
-        (Some(_), _) => "what can be read of it is in force, the rest denies".to_owned(),
-        (None, Key::Pod(..) | Key::Namespace(_)) => "its labels count as unknown".to_owned(),
+        (Some(_), _) => "its readable rules are in force, the others deny".to_owned(),
+        (None, Key::Pod(..) | Key::Namespace(_)) => "its labels are treated as unknown".to_owned(),
         (None, _) => "it has no effect".to_owned(),
     }
 }
@@ -186,7 +186,7 @@ fn remains_of(spec: &Value) -> Option<WorldItem> {
 }
 
 fn violations(of: &policy::object::Violations) -> Violations {
-    Violations::one("", of.to_string(), "write it as the API server would take it")
+    Violations::one("", of.to_string(), "correct it so that the API server would accept it")
 }
 
 fn reduced_policy(envelope: &PolicyEnvelope, api_version: &str, kind: &str) -> Arc<[u8]> {

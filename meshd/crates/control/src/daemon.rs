@@ -149,7 +149,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
     let dialer = Dialer::new(&options.etcd)?;
     let pace = pace.unwrap_or_else(|| Pace { audit: options.audit_interval, ..Pace::default() });
     let cached = Cached::load(options.state.path()).unwrap_or_else(|error| {
-        warn!(%error, "the cache is not used");
+        warn!(%error, "cache not used");
         None
     });
     let cache_info = cached.as_ref().map(|cached| {
@@ -436,11 +436,15 @@ impl Daemon {
                 let revision = listing.revision;
                 let (view, lost) = self.store.audited(now, listing, &deleted_since);
                 if lost.is_empty() {
-                    debug!(revision, "audit: the watch lost nothing");
+                    debug!(revision, "audit: no change missed");
                 } else {
                     self.lost_changes = Some(now);
-                    error!(revision, keys = ?lost.iter().take(20).collect::<Vec<_>>(), count = lost.len(),
-                        "audit: the watch did not bring these changes; they are taken from the list");
+                    error!(
+                        revision,
+                        keys = lost.iter().take(20).map(|key| &**key).collect::<Vec<&str>>().join(", "),
+                        count = lost.len(),
+                        "audit: watch missed changes; applied from the list"
+                    );
                 }
                 self.publish(view);
                 self.list_again();
@@ -459,7 +463,7 @@ impl Daemon {
 
     fn accept(&mut self, answer: oneshot::Sender<Accepted>) {
         let (accepted, view) = self.store.accept();
-        info!(withdrawn = accepted.withdrawn, changed = accepted.changed, "operator accepted what etcd holds");
+        info!(withdrawn = accepted.withdrawn, changed = accepted.changed, "operator accepted the content of etcd");
         self.publish(view);
         self.cache.changed_now();
         self.step(Input::Store);
@@ -502,7 +506,7 @@ impl Daemon {
                     Ok(Some(entry)) => Earlier::Found(one, entry),
                     Ok(None) => continue,
                     Err(error) => {
-                        debug!(%error, key = one.key, "the history of a key could not be read");
+                        debug!(%error, key = one.key, "cannot read the history of a key");
                         let rest = std::iter::once(one).chain(wanted.by_ref()).collect();
                         // Not at once again: the member may be refusing.
                         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -519,7 +523,7 @@ impl Daemon {
     fn on_earlier(&mut self, earlier: Earlier) {
         match earlier {
             Earlier::Found(wanted, entry) => {
-                info!(key = wanted.key, revision = entry.mod_revision, "an earlier value stays in force");
+                info!(key = wanted.key, revision = entry.mod_revision, "earlier value stays in force");
                 let view = self.store.earlier(&wanted, &entry);
                 self.publish(view);
             }
@@ -559,7 +563,7 @@ impl Daemon {
                 Answer::Committed(result) => result.as_ref().err(),
             };
             if let (Some(error), Some(session)) = (failed, &session) {
-                debug!(%error, endpoint = %session.member(), "a call to etcd failed");
+                debug!(%error, endpoint = %session.member(), "etcd call failed");
                 if matches!(error, CallError::Indeterminate(_)) {
                     suspect(&suspects, session.generation());
                 }
@@ -584,7 +588,7 @@ impl Daemon {
         tokio::spawn(async move {
             let answer = session.transact(&transaction).await;
             if let Err(error) = &answer {
-                debug!(%error, endpoint = %session.member(), "endpoints could not be written");
+                debug!(%error, endpoint = %session.member(), "cannot write endpoint records");
                 if matches!(error, CallError::Indeterminate(_)) {
                     suspect(&suspects, session.generation());
                 }
@@ -673,7 +677,7 @@ fn log_membership(state: &MembershipState) {
         MembershipState::Joined { subnet } => info!(%subnet, "subnet leased"),
         MembershipState::PoolExhausted { family, total } => warn!(%family, total, "no free subnet"),
         MembershipState::SubnetLost { subnet, reason } => error!(%subnet, reason, "subnet lost"),
-        MembershipState::Removed => error!("this node was removed from the mesh"),
+        MembershipState::Removed => error!("node removed from the mesh"),
         MembershipState::Cloned { reason } => error!(reason, "identity in use by another daemon"),
     }
 }
@@ -696,11 +700,16 @@ fn log_config_change(before: &View, after: &View) {
     }
     if let Ok(change) = etcd_schema::config_change(&old.value, &new.value, &[]) {
         if !change.live.is_empty() {
-            info!(fields = ?change.live, "config changed");
+            info!(fields = change.live.join(", "), "config changed");
         }
         if !change.with_next_subnet.is_empty() {
-            warn!(fields = ?change.with_next_subnet, "config changed in fields that take effect with a node's next \
-                subnet: to give a node one, drain it, stop meshd, delete its key under `subnets/`, start meshd");
+            warn!(
+                fields = change.with_next_subnet.join(", "),
+                "config changed in fields that take effect with a \
+                                                                node's next subnet; to renew a node's subnet: drain \
+                                                                it, stop meshd, delete its key below `subnets/`, \
+                                                                start meshd"
+            );
         }
     }
 }
@@ -733,7 +742,7 @@ async fn perform(session: &Session, call: Call) -> Answer {
 }
 
 fn refuse(call: &Call) -> Answer {
-    let error = CallError::Indeterminate("there is no connection to etcd".into());
+    let error = CallError::Indeterminate("not connected to etcd".into());
     match call {
         Call::Grant { .. } => Answer::Granted(Err(error)),
         Call::KeepAlive { .. } => Answer::KeptAlive(Err(error)),

@@ -49,11 +49,11 @@ pub enum Live {
 pub enum RemovalError {
     /// Nothing in etcd has this name or id.
     #[error(
-        "no node has the name or id {0:?} (meshctl peers lists them; a node without a readable record goes by its id)"
+        "no node has the name or id {0:?} (meshctl peers lists names; for a node without a readable record, use its id)"
     )]
     NotFound(String),
     /// Several nodes that were removed had this name.
-    #[error("{} removed nodes were named {name:?}: say which by its id ({})", ids.len(), list(ids))]
+    #[error("{} removed nodes had the name {name:?}: select one by its id ({})", ids.len(), list(ids))]
     Ambiguous {
         /// The name.
         name: String,
@@ -62,7 +62,7 @@ pub enum RemovalError {
     },
     /// It is online and has pods attached.
     #[error(
-        "node {} ({id}) is online and has {} attached, which removal would cut off: {}",
+        "node {} ({id}) is online with {} attached, which would lose the mesh: {}",
         name.as_ref().map_or("without a readable name", NodeName::as_str),
         if pods.len() == 1 { "1 pod".to_owned() } else { format!("{} pods", pods.len()) },
         first(pods)
@@ -76,7 +76,7 @@ pub enum RemovalError {
         pods: Vec<String>,
     },
     /// Its records changed each time they had been read.
-    #[error("the node's records keep changing: try again")]
+    #[error("the node's records keep changing; try again")]
     Contended,
     /// etcd did not answer or refused.
     #[error(transparent)]

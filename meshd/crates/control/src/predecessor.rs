@@ -34,7 +34,7 @@ pub(super) fn save(run_dir: &Path, identity: &Identity) {
     let written =
         Folder::open(run_dir).map_err(FileError::from).and_then(|run| run.replace(FILE, FILE_MODE, note.as_bytes()));
     if let Err(error) = written {
-        warn!(file = %file.display(), %error, "cannot note this start; the next one calls no peer for up to 5 s");
+        warn!(file = %file.display(), %error, "cannot record this start; after the next one, handshakes wait for up to 5 s");
     }
 }
 
@@ -43,7 +43,7 @@ pub(super) fn remove(run_dir: &Path) {
     let file = run_dir.join(FILE);
     match fs::remove_file(&file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            warn!(file = %file.display(), %error, "cannot remove the note of an earlier start");
+            warn!(file = %file.display(), %error, "cannot remove the record of an earlier start");
         }
         _ => {}
     }

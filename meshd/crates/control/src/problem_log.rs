@@ -30,7 +30,7 @@ pub(super) fn log(before: &[Problem], after: &[Problem]) {
         info!(code = problem.code.as_str(), key = problem.key.as_deref(), "problem is gone");
     }
     if change.left_out > 0 {
-        warn!(count = change.left_out, "more problems came or went; meshctl status shows those that are left");
+        warn!(count = change.left_out, "more problems came or went; see `meshctl status`");
     }
 }
 

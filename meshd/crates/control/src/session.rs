@@ -159,7 +159,7 @@ impl Session {
             .map_err(classify)?;
         LeaseId::new(answer.id())
             .map(|lease| Granted { lease, ttl: whole_seconds(answer.ttl()) })
-            .ok_or_else(|| CallError::Refused("the lease granted has no id".into()))
+            .ok_or_else(|| CallError::Refused("etcd granted a lease without an id".into()))
     }
 
     /// Renews a lease, and tells its full time to live.
@@ -341,7 +341,7 @@ impl Watch {
             .events()
             .iter()
             .map(|event| {
-                let kv = event.kv().ok_or_else(|| CallError::Refused("a watch event without key".into()))?;
+                let kv = event.kv().ok_or_else(|| CallError::Refused("watch event without a key".into()))?;
                 Ok(match event.event_type() {
                     EventType::Put => WatchEvent::Put(entry(&self.prefix, kv.clone())),
                     EventType::Delete => {

@@ -36,7 +36,7 @@ pub struct StateDir {
 #[non_exhaustive]
 pub enum StateDirError {
     /// Another daemon runs on it.
-    #[error("state directory {path} is in use by process {holder}: one meshd at a time")]
+    #[error("state directory {path} is in use by process {holder}: only one meshd may use it")]
     InUse {
         /// The directory.
         path: String,
@@ -53,8 +53,8 @@ pub enum StateDirError {
     },
     /// `node-id` holds something else.
     #[error(
-        "{path} does not hold a node id ({reason}): write back the id that this node had (the part after `nodes/` of \
-         its key in etcd), or delete the file to join as a new node with a new subnet"
+        "{path} contains no valid node id ({reason}): restore this node's id (the part after `nodes/` of its key in \
+         etcd), or delete the file to join as a new node with a new subnet"
     )]
     BadNodeId {
         /// The file.
@@ -64,9 +64,9 @@ pub enum StateDirError {
     },
     /// `node-id` holds an id, but not the one that this node started with.
     #[error(
-        "{path} holds \"{id}\", but {sum} was made for another id: the file is damaged (half an id is an id too), or \
-         was edited. Write back the id that this node had (the part after `nodes/` of its key in etcd). If \"{id}\" is \
-         intended, delete {sum}. To join as a new node with a new subnet, delete {path}"
+        "{path} contains \"{id}\", but its checksum {sum} is for another id: the file is truncated or was edited. \
+         Restore this node's id (the part after `nodes/` of its key in etcd). If \"{id}\" is intended, delete {sum}. \
+         To join as a new node with a new subnet, delete {path}"
     )]
     NodeIdChanged {
         /// The file.
@@ -96,8 +96,9 @@ impl StateDir {
             .saturating_add(1);
         // Only people read the count: a full or read-only disk must not keep the node from starting.
         if let Err(error) = atomic_file::write(&count_file, FILE_MODE, format!("{start_count}\n").as_bytes()) {
-            warn!(file = %count_file.display(), %error, "this start could not be counted; state that is kept here may \
-                be missing after the next one: make room, or the file system writable");
+            warn!(file = %count_file.display(), %error, "cannot count this start; saved state may be incomplete after \
+                                                         the next one: free disk space, or make the file system \
+                                                         writable");
         }
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned());
@@ -133,7 +134,7 @@ fn lock(dir: &Path) -> Result<Flock<File>, StateDirError> {
     // For the message of another daemon's start; the lock itself is the kernel's.
     let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
     if let Err(error) = written {
-        debug!(file = %dir.join(LOCK).display(), %error, "the lock does not name its holder");
+        debug!(file = %dir.join(LOCK).display(), %error, "the lock file names no process");
     }
     Ok(lock)
 }
@@ -183,8 +184,9 @@ fn node_id(dir: &Path) -> Result<NodeId, StateDirError> {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     // An operator wrote the id, or an older daemon. A read-only disk must not keep the node from starting.
                     if let Err(error) = write_checksum(&sum_path, &sum) {
-                        warn!(file = %sum_path.display(), %error, "the checksum of the node id could not be written; \
-                            a damaged id would go unnoticed: make room, or the file system writable");
+                        warn!(file = %sum_path.display(), %error, "cannot write the checksum of the node id; a \
+                                                                   damaged id would go unnoticed: free disk space, or \
+                                                                   make the file system writable");
                     }
                 }
                 Err(source) => return Err(io_error(&sum_path)(source)),

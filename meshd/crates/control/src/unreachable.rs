@@ -63,14 +63,14 @@ const WORDS: [(Kind, &[&str]); 9] = [
 ];
 
 /// What the problem ends with, of a node that has something to keep.
-pub const KEPT_WHILE_AWAY: &str = "; what was known before stays in force";
+pub const KEPT_WHILE_AWAY: &str = "; the last known state stays in force";
 
 /// The problem of having no connection, by what came of the last attempt.
 pub(super) fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
     Problem {
         code: ProblemCode::EtcdUnreachable,
         key: None,
-        cause: format!("etcd is not reached: {endpoint}: {error}{KEPT_WHILE_AWAY}"),
+        cause: format!("etcd unreachable: {endpoint}: {error}{KEPT_WHILE_AWAY}"),
         remedy: remedy_of_etcd_error(endpoint, error),
     }
 }
@@ -83,14 +83,14 @@ pub(super) fn etcd_refuses(reason: &str, node: &NodeId) -> Problem {
          --quota-backend-bytes"
             .into()
     } else if kind(reason) == Kind::Rights {
-        format!("meshctl etcd-roles {node} # prints the commands that give this node's etcd user the rights it needs")
+        format!("meshctl etcd-roles {node} # prints the commands that grant this node's etcd user its rights")
     } else {
-        "etcdctl endpoint health --cluster; etcdctl alarm list # and see etcd's log".into()
+        "etcdctl endpoint health --cluster; etcdctl alarm list # see also etcd's log".into()
     };
     Problem {
         code: ProblemCode::EtcdRefuses,
         key: None,
-        cause: format!("etcd refuses what this node writes: {reason}; what is in force stays in force"),
+        cause: format!("etcd refuses this node's writes: {reason}; the current state stays in force"),
         remedy,
     }
 }
@@ -106,10 +106,10 @@ pub(super) fn watch_lost_changes(differences: u64) -> Problem {
         code: ProblemCode::WatchLostChanges,
         key: None,
         cause: format!(
-            "audits found {differences} keys that etcd had changed and its watch had not brought; they were put right"
+            "audits found {differences} changed keys that the etcd watch had missed; they have been applied"
         ),
-        remedy: "compare the members (etcdctl endpoint status --cluster, endpoint hashkv --cluster): one that lags or \
-                 differs must be replaced; if all agree, report this with the log lines that say `audit`"
+        remedy: "compare the members (etcdctl endpoint status --cluster, endpoint hashkv --cluster): replace one that \
+                 lags or differs; if all agree, report this as a bug with the log lines that contain `audit`"
             .into(),
     }
 }
@@ -121,24 +121,24 @@ fn kind(error: &str) -> Kind {
 
 fn remedy(kind: Kind, endpoint: &str) -> String {
     match kind {
-        Kind::TlsFiles => "meshd run --check # tries the files: the private key must be RSA, ECDSA P-256 or P-384, or Ed25519, \
-                           and the one of the certificate; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 \
-                           makes one"
+        Kind::TlsFiles => "meshd run --check # checks the files: the private key must be RSA, ECDSA P-256 or P-384, \
+                           or Ed25519, and match the certificate; openssl genpkey -algorithm EC -pkeyopt \
+                           ec_paramgen_curve:P-256 generates one"
             .into(),
         Kind::NotTls => {
             let plain = endpoint.replacen("https://", "http://", 1);
             format!(
-                "etcd at {endpoint} seems not to speak TLS: give it a certificate, or write {plain} in --etcd-endpoints (beyond this \
-                 machine only with --etcd-allow-plaintext)"
+                "etcd at {endpoint} does not seem to speak TLS: give it a certificate, or use {plain} in \
+                 --etcd-endpoints (beyond this machine only with --etcd-allow-plaintext)"
             )
         }
         Kind::Tls => {
-            "check that --etcd-cafile is the authority of etcd's certificate, that this names the host of the \
-                      endpoint and is valid today by this machine's clock (date; timedatectl set-ntp true), and that \
-                      --etcd-certfile and --etcd-keyfile are given if etcd asks for a client certificate"
+            "check that --etcd-cafile is the CA of etcd's certificate, that the certificate names the endpoint's host \
+             and is valid by this machine's clock (date; timedatectl set-ntp true), and that --etcd-certfile and \
+             --etcd-keyfile are set if etcd requires a client certificate"
                 .into()
         }
-        Kind::File => "make the file readable for meshd, or correct the flag that names it".into(),
+        Kind::File => "make the file readable for meshd, or correct its flag".into(),
         Kind::User => {
             "check --etcd-username and the content of --etcd-password-file (etcdctl user get, auth status)".into()
         }
@@ -146,17 +146,18 @@ fn remedy(kind: Kind, endpoint: &str) -> String {
                          grant-permission ROLE readwrite PREFIX/ --prefix)"
             .into(),
         Kind::Refused => format!(
-            "systemctl start etcd # on {endpoint}, where nothing listens; if it is gone for good, take it out of etcd-endpoints"
+            "systemctl start etcd # on {endpoint}, which refuses connections; if it is gone for good, remove it from \
+             etcd-endpoints"
         ),
         Kind::Unknown => {
-            "the name does not resolve here: correct --etcd-endpoints, or the name servers of this machine".into()
+            "the host name does not resolve: correct --etcd-endpoints, or this machine's name servers".into()
         }
         Kind::Silent => format!(
-            "check that {endpoint} is reached from here (a firewall, a route) and that etcd has a leader there \
-             (etcdctl endpoint health)"
+            "check that {endpoint} is reachable from here (firewalls, routes) and that etcd has a leader (etcdctl \
+             endpoint health)"
         ),
         Kind::Other if endpoint.starts_with("http://") => format!(
-            "check etcd at {endpoint} (etcdctl endpoint health) and --etcd-endpoints: https:// if etcd there speaks TLS"
+            "check etcd at {endpoint} (etcdctl endpoint health) and --etcd-endpoints: https:// if etcd speaks TLS"
         ),
         Kind::Other => format!("check etcd at {endpoint} (etcdctl endpoint health) and --etcd-endpoints"),
     }

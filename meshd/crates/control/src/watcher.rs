@@ -199,9 +199,9 @@ impl Watcher {
             // The control plane says that etcd is away. Then each further member once, and a reminder now and then: an outage
             // of days must not fill the log.
             if (2..=members.len()).contains(&failures) || failures.is_multiple_of(REMINDER) {
-                warn!(endpoint = %member, error, failures, "etcd member does not serve, trying the next");
+                warn!(endpoint = %member, error, failures, "etcd member unavailable; trying the next");
             } else {
-                debug!(endpoint = %member, error, failures, "etcd member does not serve, trying the next");
+                debug!(endpoint = %member, error, failures, "etcd member unavailable; trying the next");
             }
             let endpoint = member.to_string();
             if self.out.send(StoreInput::Disconnected { endpoint, error }).await.is_err() {
@@ -240,7 +240,7 @@ impl Watcher {
                 self.served = true;
             }
             ended?;
-            info!(endpoint = %session.member(), "the watch fell behind a compaction, listing again");
+            info!(endpoint = %session.member(), "watch fell behind a compaction; listing again");
             let delay = self.backoff.next(&mut self.rng);
             self.unless_closed(tokio::time::sleep(delay)).await?;
         }
@@ -284,7 +284,7 @@ impl Watcher {
                     if asked {
                         return Err(CallError::Indeterminate("the watch gives no sign of life".into()).into());
                     }
-                    debug!(endpoint = %session.member(), "watch is silent, asking for progress");
+                    debug!(endpoint = %session.member(), "watch silent; requesting progress");
                     watch.request_progress().await?;
                     asked = true;
                 }
@@ -343,11 +343,12 @@ impl Watcher {
         };
         match tried.await {
             Ok(_) => {
-                info!(endpoint = %session.member(), "files for etcd have changed, connecting anew with them");
+                info!(endpoint = %session.member(), "etcd credentials changed; reconnecting");
                 true
             }
             Err(error) => {
-                warn!(endpoint = %session.member(), %error, "files for etcd have changed, and do not serve: the connection from before goes on");
+                warn!(endpoint = %session.member(), %error, "new etcd credentials rejected; keeping the current \
+                                                             connection");
                 false
             }
         }

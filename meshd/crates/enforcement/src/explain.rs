@@ -19,7 +19,7 @@ impl Enforcement {
         let service = Service::parse(&question.service).map_err(QuestionError::Invalid)?;
         let in_force = self
             .in_force()
-            .ok_or_else(|| QuestionError::NotFound("no policies are in force yet, and nothing reaches a pod".into()))?;
+            .ok_or_else(|| QuestionError::NotFound("no policies are in force yet, so pods are unreachable".into()))?;
         let (sources, destinations) = (self.addresses(&question.source)?, self.addresses(&question.destination)?);
         // Of pods with addresses of both families one that both have.
         let mut pairs =
@@ -27,7 +27,7 @@ impl Enforcement {
         let (source, destination) =
             pairs.find(|(source, destination)| source.is_ipv4() == destination.is_ipv4()).ok_or_else(|| {
                 let (source, destination) = (&question.source, &question.destination);
-                QuestionError::Invalid(format!("{source} and {destination} have no address of one family"))
+                QuestionError::Invalid(format!("{source} and {destination} have no common address family"))
             })?;
         let flow = service.flow(&in_force.classifier, source, destination).map_err(QuestionError::Invalid)?;
         let mut explained = Explained::of_ends(in_force.explain(&flow), Vec::new());
@@ -49,7 +49,7 @@ impl Enforcement {
         let name = ObjectName::new(namespace, name);
         let found = self.ask(move |world| world.addresses_of(&name)).unwrap_or_default();
         if found.is_empty() {
-            return Err(QuestionError::NotFound(format!("no address of a pod {text} is known")));
+            return Err(QuestionError::NotFound(format!("no known address of pod {text}")));
         }
         Ok(found)
     }

@@ -77,7 +77,7 @@ impl Host {
         let Looked { links, addresses, learning } = match looked {
             Ok(looked) => looked,
             Err(error) => {
-                tracing::warn!(%error, "interfaces cannot be listed: keeping what was last seen of them");
+                tracing::warn!(%error, "cannot list interfaces; keeping the last known state");
                 return host;
             }
         };

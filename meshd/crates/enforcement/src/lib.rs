@@ -143,7 +143,7 @@ impl Enforcement {
         let (applied_in, applied) = watch::channel(Applied::default());
         let group = options.log_group;
         let reports = Reports::start(group, Arc::clone(&gate)).map_err(|error| {
-            tracing::warn!(%error, group, "verdicts of nftables cannot be read: `meshctl flows` does not show them");
+            tracing::warn!(%error, group, "cannot read verdicts of nftables; `meshctl flows` does not show them");
             error.to_string()
         });
         let (host_in, host) = watch::channel(Host::default());
@@ -240,7 +240,7 @@ impl Enforcement {
         if let Some(thread) = thread
             && thread.join().is_err()
         {
-            tracing::error!("the policy thread has panicked");
+            tracing::error!("policy thread panicked");
         }
     }
 }

@@ -62,8 +62,8 @@ impl fmt::Display for Suspect {
         let Self { node, address, pod } = self;
         write!(
             f,
-            "{address} is an address of node {node}, whose pod {pod} may send this: a NAT rule on {node} may have rewritten \
-             the source (meshctl doctor on {node}: pods_masqueraded)"
+            "{address} is an address of node {node}, whose pod {pod} would be allowed: a NAT rule on {node} may have \
+             rewritten the source (meshctl doctor on {node}: pods_masqueraded)"
         )
     }
 }
@@ -92,8 +92,9 @@ impl Suspects {
             Problem::new(
                 "peer_masquerades",
                 format!(
-                    "policies refused packets from {address}, an address of node {node}, to {destination}, which pods of {node} \
-                     such as {pod} may reach: a NAT rule on {node} may give pods' packets the node's address"
+                    "policies denied packets from {address}, an address of node {node}, to {destination}, although \
+                     pods of {node} such as {pod} are allowed: a NAT rule on {node} may rewrite pods' addresses to \
+                     the node's"
                 ),
                 format!("meshctl doctor # on {node}: pods_masqueraded names the rule"),
             )

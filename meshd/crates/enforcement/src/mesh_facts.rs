@@ -133,11 +133,11 @@ impl MeshFacts {
     pub fn source_conflict(&self, prefix: &IpNet) -> Option<String> {
         let overlaps = |net: &IpNet| net.contains(prefix) || prefix.contains(net);
         if let Some(network) = self.networks.iter().chain(&self.own).find(|net| overlaps(net)) {
-            return Some(format!("{network}, a network of the mesh"));
+            return Some(format!("{network}, a mesh network"));
         }
         for (name, prefixes) in self.outside.iter() {
             if let Some(claimed) = prefixes.iter().find(|net| overlaps(net)) {
-                return Some(format!("{claimed}, which is outside peer {name}'s"));
+                return Some(format!("{claimed} of external peer {name}"));
             }
         }
         for node in self.nodes.values() {

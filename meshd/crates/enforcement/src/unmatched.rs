@@ -61,11 +61,11 @@ impl Unmatched {
             Problem::new(
                 "attachment_without_pod",
                 format!(
-                    "no Pod in etcd has the UID of these attachments: {names}; their labels are unknown, so every policy \
-                     that may select them isolates them"
+                    "no Pod in etcd has the UID of these attachments: {names}; their labels are unknown, so every \
+                     policy that could select them isolates them"
                 ),
-                "copy their Pod objects from the API server to pods/NAMESPACE/NAME; of a static pod, the mirror pod with \
-                 its annotations",
+                "copy their Pod objects from the API server to pods/NAMESPACE/NAME; for a static pod, the mirror pod \
+                 with its annotations",
             )
         });
         let misplaced = self.misplaced.shown(now).map(|names| {
@@ -75,9 +75,9 @@ impl Unmatched {
                     "these attachments are not on the node of their Pod: {names}; they do not get its labels, named ports \
                      or policies"
                 ),
-                "if the attachments are right, correct nodeName in the Pod object, start meshd with --node and Kubernetes' \
-                 name of the node, or remove an older node of that name (meshctl node remove); if not, the node that \
-                 published them is broken or compromised",
+                "if the attachments are right, correct nodeName in the Pod object, start meshd with --node set to the \
+                 Kubernetes node name, or remove an older node of that name (meshctl node remove); if not, the node \
+                 that published them is broken or compromised",
             )
         });
         without_pod.into_iter().chain(misplaced)

@@ -156,12 +156,12 @@ impl Worker {
         match self.table.is_whole() {
             Ok(true) => true,
             Ok(false) => {
-                tracing::warn!("somebody has removed rules that policies need; they are put back");
+                tracing::warn!("policy rules were removed by another program; restoring them");
                 self.gate.close();
                 false
             }
             Err(error) => {
-                tracing::error!(%error, "the rules that policies need cannot be read");
+                tracing::error!(%error, "cannot read policy rules");
                 self.gate.close();
                 false
             }
@@ -194,13 +194,13 @@ impl Worker {
         };
         frame.isolated = isolated(&frame, &ruleset);
         if let Err(error) = self.table.put(&frame, ruleset) {
-            tracing::error!(%error, "the kernel does not take the rules of the policies; trying again");
+            tracing::error!(%error, "kernel refused policy rules; retrying");
             self.refused(now);
             return;
         }
         // Before anything is judged by these: else a reply to whoever had the address would pass.
         if let Err(error) = self.forget_moved() {
-            tracing::error!(%error, "connections of addresses that are others' now cannot be removed; trying again");
+            tracing::error!(%error, "cannot remove connections of reassigned addresses from conntrack; retrying");
             self.refused(now);
             return;
         }
@@ -249,7 +249,7 @@ impl Worker {
         };
         let closed = self.table.close(&frame);
         if let Err(error) = &closed {
-            tracing::error!(%error, "the way to this node's pods cannot be closed until the policies are in force");
+            tracing::error!(%error, "cannot block traffic to this node's pods until policies are in force");
             self.retry_at = Some(now + RETRY);
         }
         let guarded = closed.is_ok();
@@ -278,7 +278,7 @@ impl Worker {
         let known = Conntrack::open()
             .and_then(|mut conntrack| conntrack.dump(|flow| self.gate.know(classifier, &flow, own, Instant::now())));
         if let Err(error) = known {
-            tracing::warn!(%error, "conntrack cannot be listed: flows from before may be asked for one by one");
+            tracing::warn!(%error, "cannot list conntrack; established flows are looked up one by one");
         }
     }
 }

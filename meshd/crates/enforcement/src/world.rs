@@ -358,12 +358,11 @@ fn summary(key: &Key, item: &WorldItem) -> Option<(Policy, Box<str>)> {
             ("valid", ingress, egress, policy.to_string())
         }
         WorldItem::Policy(PolicyState::Isolates(subject, directions)) => {
-            let understood =
-                format!("cannot be read; pods {subject}: isolated in its directions, nothing is allowed\n");
+            let understood = format!("invalid; pods {subject}: denied in the policy's directions\n");
             ("isolates", directions.ingress.then_some(0), directions.egress.then_some(0), understood)
         }
         WorldItem::Policy(PolicyState::IsolatesNamespace) => {
-            let understood = "cannot be read; all pods of its namespace: isolated, nothing is allowed\n".to_owned();
+            let understood = "invalid; all pods of its namespace: ingress and egress denied\n".to_owned();
             ("isolatesNamespace", Some(0), Some(0), understood)
         }
         WorldItem::ClusterPolicy(policy) => {

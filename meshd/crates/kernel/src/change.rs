@@ -3,6 +3,7 @@
 use std::fmt;
 
 use ipnet::IpNet;
+use nix::net::if_::if_indextoname;
 
 use super::foreign::ForeignEdit;
 use super::nft::Transaction;
@@ -114,7 +115,11 @@ impl fmt::Display for KernelRoute {
                 if let Some(gateway) = gateway {
                     write!(f, " via {gateway}")?;
                 }
-                write!(f, " dev #{index}")?;
+                match if_indextoname(*index) {
+                    Ok(name) => write!(f, " dev {}", name.to_string_lossy())?,
+                    // The interface is gone already.
+                    Err(_) => write!(f, " dev #{index}")?,
+                }
             }
             Target::Other => write!(f, "{} (several next hops)", self.dst)?,
         }

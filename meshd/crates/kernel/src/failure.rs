@@ -73,20 +73,20 @@ impl Failure {
     /// What an operator can do about it.
     pub fn remedy(&self) -> &'static str {
         match &self.problem {
-            Problem::NoTun => "none needed if the daemon is making the device; else see its log",
+            Problem::NoTun => "none needed while the daemon creates the device; else see its log",
             Problem::NoDevice { .. } => "check --iface and the interface's name",
-            Problem::OtherFamily { .. } | Problem::Twice => "report this as a defect",
+            Problem::OtherFamily { .. } | Problem::Twice => "report this as a bug",
             Problem::Foreign => "remove the other route, or give it another metric",
             Problem::Kernel { errno } => kernel_remedy(*errno),
-            Problem::Netlink { .. } => "none: the next pass opens a new connection",
+            Problem::Netlink { .. } => "none needed: the next reconcile opens a new connection",
             Problem::Firewall { remedy, .. } => remedy,
-            Problem::NoFirewall => "see the failure of nftables in the same pass",
-            Problem::Setting { .. } => "run with CAP_NET_ADMIN and a writable /proc/sys, or make the setting by hand",
+            Problem::NoFirewall => "fix the nftables failure reported with this one",
+            Problem::Setting { .. } => "run with CAP_NET_ADMIN and a writable /proc/sys, or set it by hand",
             Problem::Saved { .. } => {
-                "make the state directory writable; a damaged file is to be moved away: the settings are made then, and \
-                 cleanup cannot give back what they were before"
+                "make the state directory writable; move a damaged file away: the settings are applied then, but \
+                 cleanup cannot restore their earlier values"
             }
-            Problem::ForeignName => "put an accept rule for the mesh networks there by hand",
+            Problem::ForeignName => "add an accept rule for the mesh networks there by hand",
         }
     }
 }
@@ -94,9 +94,7 @@ impl Failure {
 fn kernel_remedy(errno: i32) -> &'static str {
     match errno {
         libc::EPERM | libc::EACCES => "run with CAP_NET_ADMIN; for IPv6, check net.ipv6.conf.*.disable_ipv6",
-        libc::ENETUNREACH | libc::EHOSTUNREACH => {
-            "the next hop is on no connected prefix of that interface: check its addresses"
-        }
+        libc::ENETUNREACH | libc::EHOSTUNREACH => "the next hop is not on-link on that interface: check its addresses",
         libc::ENETDOWN => "bring the interface up",
         libc::EINVAL => "the source address is not on this node, or the kernel lacks the feature",
         libc::EAFNOSUPPORT | libc::EOPNOTSUPP => "the kernel lacks this address family or feature",
@@ -114,19 +112,19 @@ impl fmt::Display for Failure {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoTun => f.write_str("there is no such device, so nothing can use the tunnel"),
-            Self::NoDevice { dev } => write!(f, "there is no interface {dev}"),
-            Self::OtherFamily { via } => write!(f, "next hop {via} is of the other family"),
-            Self::Twice => f.write_str("asked for twice"),
-            Self::Foreign => f.write_str("another route with the same metric is in its place"),
+            Self::NoTun => f.write_str("the TUN device does not exist, so the tunnel carries no packets"),
+            Self::NoDevice { dev } => write!(f, "interface {dev} does not exist"),
+            Self::OtherFamily { via } => write!(f, "next hop {via} is of the wrong address family"),
+            Self::Twice => f.write_str("requested twice"),
+            Self::Foreign => f.write_str("a foreign route with the same metric is in its place"),
             Self::Kernel { errno } => {
                 write!(f, "{}", io::Error::from_raw_os_error(*errno))
             }
             Self::Netlink { message } => write!(f, "netlink: {message}"),
             Self::Firewall { message, .. } => f.write_str(message),
-            Self::NoFirewall => f.write_str("held back until the firewall is in place"),
+            Self::NoFirewall => f.write_str("postponed until the firewall is in place"),
             Self::Setting { message } | Self::Saved { message } => f.write_str(message),
-            Self::ForeignName => f.write_str("its name cannot be written safely"),
+            Self::ForeignName => f.write_str("its name cannot be quoted safely"),
         }
     }
 }

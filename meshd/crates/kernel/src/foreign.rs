@@ -412,5 +412,5 @@ fn remedy(desired: &Desired, chain: &ForeignChain) -> String {
             format!("{rule} saddr {net} accept && {rule} daddr {net} accept")
         }),
     };
-    format!("{commands} # or start meshd with --forward-accept, which keeps such a rule in every such chain")
+    format!("{commands} # or start meshd with --forward-accept, which keeps such a rule in each of these chains")
 }

@@ -148,11 +148,11 @@ impl Kernel {
     pub fn new(options: Options) -> Result<Self, KernelError> {
         let refuse = |option, value: String, why| Err(KernelError::Option { option, value, why });
         if options.route_protocol <= 4 {
-            let why = "0 to 4 are the kernel's and the administrator's";
+            let why = "0 to 4 are reserved for the kernel and the administrator";
             return refuse("route protocol", options.route_protocol.to_string(), why);
         }
         if !netfilter::is_identifier(&options.table_name) || options.table_name.len() > 20 {
-            let why = "must be 1 to 20 letters, digits, - or _, and begin with a letter";
+            let why = "must be 1 to 20 letters, digits, - or _, starting with a letter";
             return refuse("table name", options.table_name, why);
         }
         if options.probe_mark == 0 {
@@ -160,7 +160,7 @@ impl Kernel {
             return refuse("probe mark", options.probe_mark.to_string(), why);
         }
         if matches!(options.probe_table, 0 | 253..=255) {
-            let why = "is one of the kernel's own tables";
+            let why = "is reserved by the kernel";
             return refuse("probe table", options.probe_table.to_string(), why);
         }
         if !(1..32_766).contains(&options.rule_priority) {

@@ -249,7 +249,7 @@ impl Rtnetlink {
             })),
             // Unreachable is an answer, too.
             Some(Err(rtnetlink::Error::NetlinkError(_))) => Ok(None),
-            Some(Err(_)) | None => Err(NetlinkError::Ended { what: "a look-up of a route" }),
+            Some(Err(_)) | None => Err(NetlinkError::Ended { what: "route lookup" }),
         }
     }
 
@@ -265,7 +265,7 @@ impl Rtnetlink {
         match answers.next().await {
             Some(Ok(_)) => Ok(Ok(())),
             Some(Err(rtnetlink::Error::NetlinkError(error))) => Ok(Err(error.raw_code().wrapping_neg())),
-            Some(Err(_)) | None => Err(NetlinkError::Ended { what: "a look-up of a route" }),
+            Some(Err(_)) | None => Err(NetlinkError::Ended { what: "route lookup" }),
         }
     }
 

@@ -208,10 +208,10 @@ impl Kernel {
         let failures = &report.failures;
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         for failure in failures.iter().filter(|f| !told.contains(f)) {
-            warn!(what = %failure.what, problem = %failure.problem, remedy = failure.remedy(), "kernel state not as desired");
+            warn!(what = %failure.what, problem = %failure.problem, remedy = failure.remedy(), "kernel change failed");
         }
         for failure in told.iter().filter(|f| !failures.contains(f)) {
-            info!(what = %failure.what, "kernel state as desired again, or no longer wanted");
+            info!(what = %failure.what, "kernel change no longer fails");
         }
         told.clone_from(failures);
     }
@@ -359,12 +359,12 @@ impl Kernel {
             }
         }
         if held > 0 {
-            report.failures.push(Failure::new(format!("{held} steps that let packets pass"), Problem::NoFirewall));
+            report.failures.push(Failure::new(format!("{held} changes that would admit packets"), Problem::NoFirewall));
         }
         if untried > 0 {
             report.failures.push(Failure::new(
-                format!("{untried} steps"),
-                Problem::Netlink { message: "the connection ended before them".to_owned() },
+                format!("{untried} changes"),
+                Problem::Netlink { message: "the connection ended first".to_owned() },
             ));
         }
     }

@@ -220,7 +220,7 @@ pub(super) fn plan(options: &Options, desired: &Desired, observed: &Observed, pl
         if value(key).is_none() {
             plan.failures.push(Failure::new(
                 key.to_owned(),
-                Problem::Setting { message: "the kernel has no such setting".to_owned() },
+                Problem::Setting { message: "the kernel does not have this setting".to_owned() },
             ));
         }
         push(sysctls, key, "1", true, true, plan);
@@ -275,7 +275,7 @@ pub(crate) fn restore(state_dir: &Path) -> Result<(Vec<String>, Vec<Failure>), S
     let mut keys: Vec<String> = saved.keys().cloned().collect();
     // `cleanup` runs as root, and the daemon's user owns the file.
     if let Some(key) = keys.iter().find(|key| !is_below_net(key)) {
-        let source = serde_json::Error::custom(format!("{key:?} is no setting below net/"));
+        let source = serde_json::Error::custom(format!("{key:?} is not a setting below net/"));
         return Err(StateError::Format { path: state_dir.join(STATE_FILE), source });
     }
     keys.sort_by_key(|key| key != FORWARD4 && key != FORWARD6);
@@ -292,7 +292,7 @@ pub(crate) fn restore(state_dir: &Path) -> Result<(Vec<String>, Vec<Failure>), S
         match restored {
             Ok(changed) => {
                 if changed {
-                    done.push(format!("{key} back to {}", entry.earlier));
+                    done.push(format!("{key} restored to {}", entry.earlier));
                 }
                 saved.remove(&key);
             }

@@ -53,10 +53,10 @@ pub enum UnderlayError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// The named interface is not there.
-    #[error("there is no interface {0}: check --iface, or use --iface auto")]
+    #[error("interface {0} does not exist: check --iface, or use --iface auto")]
     NoInterface(InterfaceName),
     /// No default route, so nothing to choose by.
-    #[error("no default route with a usable address in IPv4 or IPv6: name the underlay interface with --iface")]
+    #[error("no default route with a usable IPv4 or IPv6 address: set the underlay interface with --iface")]
     NoDefaultRoute,
 }
 

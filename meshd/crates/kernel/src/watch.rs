@@ -161,7 +161,7 @@ impl KernelWatch {
                         self.sockets = Some(sockets);
                         return KernelEvents { resync: true, ..events };
                     }
-                    Err(error) => warn!(%error, "cannot watch the kernel; trying again"),
+                    Err(error) => warn!(%error, "cannot watch the kernel; retrying"),
                 }
                 continue;
             };
@@ -191,7 +191,7 @@ impl KernelWatch {
                 Ok(Drained::Lost) => events.resync = true,
                 Ok(_) => {}
                 Err(error) => {
-                    warn!(%error, "the watch on the kernel ended; opening it anew");
+                    warn!(%error, "kernel watch ended; reopening it");
                     self.sockets = None;
                     continue;
                 }

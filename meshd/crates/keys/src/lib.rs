@@ -29,8 +29,8 @@ pub enum PrivateKeyError {
     },
     /// The file holds something that is not 32 bytes in base64.
     #[error(
-        "private key file {path} does not hold a WireGuard key (44 characters of base64); \
-         move it away to have a new key made, which gives this node a new identity to its peers"
+        "private key file {path} contains no WireGuard key (44 characters of base64); move it away to generate a new \
+         key, which changes this node's public key"
     )]
     Malformed {
         /// The file.
@@ -126,7 +126,7 @@ mod tests {
         let path = dir.path().join("key");
         fs::write(&path, "not a key").unwrap();
         let error = PrivateKey::load_or_create(&path).unwrap_err();
-        assert!(error.to_string().contains("does not hold a WireGuard key"), "{error}");
+        assert!(error.to_string().contains("contains no WireGuard key"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "not a key");
     }
 

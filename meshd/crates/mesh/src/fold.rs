@@ -157,8 +157,8 @@ impl Builder<'_> {
                 self.problem(
                     of(),
                     "node_removed",
-                    format!("{who} is refused: removed/{id} stands"),
-                    format!("delete removed/{id} if the node may come back"),
+                    format!("{who} is refused: the node was removed (removed/{id})"),
+                    format!("delete removed/{id} to let the node back in"),
                 );
                 continue;
             }
@@ -168,8 +168,8 @@ impl Builder<'_> {
                 self.problem(
                     of(),
                     "inside_network",
-                    format!("{who} does not hold: {violations}"),
-                    "start the node with an underlay, --public-ip or --endpoint outside of the mesh's networks",
+                    format!("{who} is invalid: {violations}"),
+                    "start the node with an underlay, --public-ip or --endpoint outside the mesh networks",
                 );
                 continue;
             }
@@ -180,8 +180,8 @@ impl Builder<'_> {
                 self.problem(
                     of(),
                     "key_conflict",
-                    format!("{who} does not hold: its public key {key} is held by {holder}"),
-                    "give the node a key of its own: move its key file away and restart it",
+                    format!("{who} is invalid: its public key {key} belongs to {holder}"),
+                    "give the node its own key: move its key file away and restart it",
                 );
                 continue;
             }
@@ -193,11 +193,11 @@ impl Builder<'_> {
                     of(),
                     "name_conflict",
                     format!(
-                        "{who} has the name of nodes/{older}: it is shown as `{shown}`, and `{name}` means {older}"
+                        "{who} has the same name as nodes/{older}: it is shown as `{shown}`, and `{name}` means {older}"
                     ),
                     format!(
-                        "meshctl node remove {older} # if {id} replaces that machine; otherwise start one of the two \
-                         with another --node"
+                        "meshctl node remove {older} # if {id} replaces that machine; otherwise rename one of the two \
+                         with --node"
                     ),
                 );
                 name = shown;
@@ -214,8 +214,11 @@ impl Builder<'_> {
                     self.problem(
                         of(),
                         "address_conflict",
-                        format!("{who} is not direct by {address}: another node of site {site} holds that address"),
-                        "give the two machines different addresses, or name different sites",
+                        format!(
+                            "{who} has no direct path by {address}: another node of site {site} has the same \
+                                 address"
+                        ),
+                        "give the two machines different addresses or different sites",
                     );
                 }
             }
@@ -246,12 +249,7 @@ impl Builder<'_> {
             let who = format!("subnets/{subnet}");
             let of = || RecordId::Subnet(*subnet);
             if let Some(reason) = self.outside_of_network(subnet) {
-                self.problem(
-                    of(),
-                    "subnet_outside_network",
-                    format!("{who} does not hold: {reason}"),
-                    "delete the key",
-                );
+                self.problem(of(), "subnet_outside_network", format!("{who} is invalid: {reason}"), "delete the key");
                 continue;
             }
             let conflict = prefixes(subnet)
@@ -260,8 +258,8 @@ impl Builder<'_> {
                 self.problem(
                     of(),
                     "prefix_conflict",
-                    format!("{who} does not hold: {holder} holds {held}"),
-                    format!("delete {who}; its node then draws another subnet"),
+                    format!("{who} is invalid: {held} belongs to {holder}"),
+                    format!("delete {who}; its node then leases another subnet"),
                 );
                 continue;
             }
@@ -281,7 +279,7 @@ impl Builder<'_> {
                 let owner = Owner::Node(id.clone());
                 let member = self.out.members.entry(owner).or_insert_with(|| match nodes.get(id) {
                     Some(node) => member_of_node(node),
-                    None => unusable(id.to_string(), format!("nodes/{id} is missing or does not hold")),
+                    None => unusable(id.to_string(), format!("nodes/{id} is missing or invalid")),
                 });
                 member.subnets.push(*subnet);
             }
@@ -298,14 +296,14 @@ impl Builder<'_> {
         let name = format!("subnets/{subnet}");
         if lease.backend_type.as_deref() != Some("wireguard") {
             let backend = lease.backend_type.as_deref().unwrap_or("none");
-            return unusable(name, format!("its BackendType is {backend}, not wireguard, and it names no Node"));
+            return unusable(name, format!("its BackendType is {backend}, not wireguard, and it has no Node"));
         }
         let (v4, v6) = (lease.wireguard_v4(), lease.wireguard_v6());
         let Some(data) = v4.or(v6) else {
-            return unusable(name, "its BackendData holds no WireGuard key and it names no Node".to_owned());
+            return unusable(name, "its BackendData contains no WireGuard key and it has no Node".to_owned());
         };
         if let Some(holder) = self.claims.holder_of_key(&data.public_key) {
-            return unusable(name, format!("its key {} is held by {holder}", data.public_key));
+            return unusable(name, format!("its key {} belongs to {holder}", data.public_key));
         }
         // Flannel's two devices share one key; a value where they do not is spoken to by the first.
         let v6 = v6.filter(|v6| v6.public_key == data.public_key);
@@ -314,7 +312,7 @@ impl Builder<'_> {
         endpoints.extend(v6.zip(lease.public_ipv6).map(|(data, ip)| SocketAddr::new(ip.into(), data.port)));
         let inside = endpoints.iter().find(|at| networks(self.network).any(|network| network.contains(&at.ip())));
         if let Some(endpoint) = inside {
-            return unusable(name, format!("its endpoint {endpoint} lies inside the mesh's networks"));
+            return unusable(name, format!("its endpoint {endpoint} is inside the mesh networks"));
         }
         self.claims.grant_key(data.public_key, &format!("subnets/{subnet}"));
         Member {
@@ -339,7 +337,7 @@ impl Builder<'_> {
                 self.problem(
                     of(),
                     "key_conflict",
-                    format!("{who} does not hold: its public key {} is held by {holder}", peer.public_key),
+                    format!("{who} is invalid: its public key {} belongs to {holder}", peer.public_key),
                     format!("put {who} with the peer's own publicKey, or delete it"),
                 );
                 continue;
@@ -349,8 +347,8 @@ impl Builder<'_> {
                 self.problem(
                     of(),
                     "prefix_conflict",
-                    format!("{who} does not hold: {violations}"),
-                    format!("put {who} with prefixes and an endpoint outside of the mesh's networks"),
+                    format!("{who} is invalid: {violations}"),
+                    format!("put {who} with prefixes and an endpoint outside the mesh networks"),
                 );
                 continue;
             }
@@ -359,8 +357,8 @@ impl Builder<'_> {
                 self.problem(
                     of(),
                     "covers_underlay",
-                    format!("{who} does not hold: allowedIPs {net} covers the endpoint {endpoint} of nodes/{node}"),
-                    format!("put {who} with prefixes that hold no node's endpoint"),
+                    format!("{who} is invalid: allowedIPs {net} covers the endpoint {endpoint} of nodes/{node}"),
+                    format!("put {who} with prefixes that contain no node's endpoint"),
                 );
                 continue;
             }
@@ -372,8 +370,8 @@ impl Builder<'_> {
                 self.problem(
                     of(),
                     "prefix_conflict",
-                    format!("{who} does not hold: {holder} holds {held}"),
-                    format!("put {who} with prefixes that nobody else holds"),
+                    format!("{who} is invalid: {held} belongs to {holder}"),
+                    format!("put {who} with prefixes that are still free"),
                 );
                 continue;
             }
@@ -400,13 +398,13 @@ impl Builder<'_> {
         let Some(network) = self.network else { return Some("there is no valid config".to_owned()) };
         let v4 = subnet.v4.and_then(|net| match network.ipv4 {
             Some(pool) if pool.network.contains(&net) => None,
-            Some(pool) => Some(format!("{net} lies outside of Network {}", pool.network)),
+            Some(pool) => Some(format!("{net} is outside Network {}", pool.network)),
             None => Some(format!("{net}: the mesh has no IPv4 network")),
         });
         v4.or_else(|| {
             subnet.v6.and_then(|net| match network.ipv6 {
                 Some(pool) if pool.network.contains(&net) => None,
-                Some(pool) => Some(format!("{net} lies outside of IPv6Network {}", pool.network)),
+                Some(pool) => Some(format!("{net} is outside IPv6Network {}", pool.network)),
                 None => Some(format!("{net}: the mesh has no IPv6 network")),
             })
         })

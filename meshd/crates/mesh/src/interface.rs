@@ -15,7 +15,7 @@ pub struct InterfaceName(String);
 
 /// Why a text is not an interface name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0:?} is no interface name: 1 to 15 printable ASCII bytes without / \" \\ * or blanks")]
+#[error("{0:?} is not a valid interface name: 1 to 15 printable ASCII characters without / \" \\ * or spaces")]
 pub struct InvalidInterfaceName(String);
 
 impl InterfaceName {

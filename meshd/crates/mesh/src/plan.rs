@@ -476,7 +476,7 @@ impl<'a> Inputs<'a> {
         if !is_supported(config.backend.kind) {
             return Some(Problem::new(
                 "backend_not_supported",
-                format!("config: Backend.Type is {:?}, which this version does not carry", config.backend.kind),
+                format!("config: Backend.Type {:?} is not supported by this version", config.backend.kind),
                 "put a config with \"Type\": \"wireguard\"",
             ));
         }
@@ -485,7 +485,7 @@ impl<'a> Inputs<'a> {
             Problem::new(
                 "covers_underlay",
                 format!("config: the network {net} covers {address}, {what}"),
-                "meshctl check config FILE && etcdctl put /meshd/config < FILE # with networks in it that no site uses",
+                "meshctl check config FILE && etcdctl put /meshd/config < FILE # with networks that no site uses",
             )
         })
     }
@@ -525,7 +525,7 @@ impl<'a> Inputs<'a> {
                 Some((net, address, what)) => problems.push(Problem::new(
                     "covers_underlay",
                     format!("peers/{name} is refused here: allowedIPs {net} covers {address}, {what}"),
-                    format!("etcdctl put /meshd/peers/{name} < FILE # with allowedIPs outside of the underlay"),
+                    format!("etcdctl put /meshd/peers/{name} < FILE # with allowedIPs outside the underlay"),
                 )),
             }
         }
@@ -556,20 +556,21 @@ impl<'a> Inputs<'a> {
         let callable = !member.endpoints.is_empty() || self.local.has_endpoint;
         match (link, state) {
             (Some(link), Some(DirectState::Direct)) => Chosen { path: ChosenPath::Direct(link), reason: String::new() },
-            (Some(_), Some(DirectState::Silent)) => {
-                Chosen { path: ChosenPath::Silent, reason: "it answers neither direct nor in the tunnel".to_owned() }
-            }
+            (Some(_), Some(DirectState::Silent)) => Chosen {
+                path: ChosenPath::Silent,
+                reason: "no answer on the direct path or through the tunnel".to_owned(),
+            },
             _ if !callable => Chosen {
                 path: ChosenPath::Unreachable,
-                reason: "neither it nor this node has an endpoint that the other could call".to_owned(),
+                reason: "neither the peer nor this node has an endpoint for handshakes".to_owned(),
             },
             (Some(_), Some(DirectState::Tunnel(NotDirect::Failed))) => Chosen {
                 path: ChosenPath::Wireguard,
-                reason: "on the same subnet, but no echo comes back over the direct path".to_owned(),
+                reason: "on the same subnet, but no echo reply over the direct path".to_owned(),
             },
             (Some(_), _) => Chosen {
                 path: ChosenPath::Wireguard,
-                reason: "on the same subnet; no echo has come back over the direct path yet".to_owned(),
+                reason: "on the same subnet; no echo reply over the direct path yet".to_owned(),
             },
             (None, _) => Chosen { path: ChosenPath::Wireguard, reason: String::new() },
         }

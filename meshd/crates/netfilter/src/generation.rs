@@ -30,7 +30,13 @@ impl Generation {
         let mut answer = [0; ANSWER];
         let length = recv(fd, &mut answer, MsgFlags::empty())?;
         let datagram = answer.get(..length).unwrap_or_default();
-        parse(datagram).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no generation in the answer"))
+        parse(datagram).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the answer contains no ruleset \
+                                                                                  generation",
+            )
+        })
     }
 
     /// The generation after `transactions` more.

@@ -43,9 +43,10 @@ impl NftError {
     pub const fn remedy(&self) -> &'static str {
         match self {
             Self::Start(_) => "install the package nftables",
-            Self::Deadline(_) | Self::Pipe(_) => "look for a hanging nft process or an exhausted host",
+            Self::Deadline(_) | Self::Pipe(_) => "check for a hanging nft process or an overloaded host",
             Self::Refused { .. } => {
-                "check that the kernel has nf_tables with fib, nat and set support, and who else edits the table"
+                "check that the kernel supports nf_tables with fib, nat and sets, and that no other program edits the \
+                 table"
             }
         }
     }

@@ -102,7 +102,7 @@ impl Netlink {
     /// # Errors
     /// When the system gives none.
     pub fn open() -> Result<Self, NetlinkError> {
-        let failed = |source| NetlinkError { what: "a netlink socket".to_owned(), source };
+        let failed = |source| NetlinkError { what: "netlink socket".to_owned(), source };
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
         socket.bind_auto().map_err(failed)?;
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
@@ -204,7 +204,7 @@ impl Netlink {
                 mask: off,
             })])),
         ])];
-        self.change(format!("link-local learning of bridge {bridge} off"), RouteNetlinkMessage::NewLink(link), 0)
+        self.change(format!("disabling link-local learning on bridge {bridge}"), RouteNetlinkMessage::NewLink(link), 0)
     }
 
     /// Sets an interface up.
@@ -227,7 +227,11 @@ impl Netlink {
         let mut link = LinkMessage::default();
         link.header.index = index;
         link.attributes = vec![LinkAttribute::Controller(bridge)];
-        self.change(format!("interface {index} to bridge {bridge}"), RouteNetlinkMessage::NewLink(link.clone()), 0)?;
+        self.change(
+            format!("adding interface {index} to bridge {bridge}"),
+            RouteNetlinkMessage::NewLink(link.clone()),
+            0,
+        )?;
         link.attributes = vec![LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
@@ -242,7 +246,7 @@ impl Netlink {
     pub fn delete(&mut self, name: &str) -> Result<bool, NetlinkError> {
         let mut link = LinkMessage::default();
         link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        match self.change(format!("deletion of {name}"), RouteNetlinkMessage::DelLink(link), 0) {
+        match self.change(format!("deleting {name}"), RouteNetlinkMessage::DelLink(link), 0) {
             Err(error) if error.is(Errno::ENODEV) => Ok(false),
             done => done.map(|()| true),
         }

@@ -89,8 +89,14 @@ impl Prober {
         if let [Err(error), Err(_)] = bound {
             return Err(error);
         }
-        let sockets =
-            bound.map(|bound| bound.inspect_err(|error| tracing::info!(%error, "no probes in one family")).ok());
+        let sockets = bound.map(|bound| {
+            bound
+                .inspect_err(|error| {
+                    tracing::info!(%error, "cannot open the probe socket of one \
+                                                                                address family")
+                })
+                .ok()
+        });
         let (targets_in, targets) = mpsc::channel(4);
         let (states_in, states) = watch::channel(PathStates::new());
         let stop = CancellationToken::new();
@@ -262,7 +268,7 @@ impl<W: World> Task<W> {
         let after = entry.path.state();
         if after != before {
             self.changed = true;
-            tracing::debug!(peer = %id.0, family = ?id.1, ?before, ?after, "the path has changed");
+            tracing::debug!(peer = %id.0, family = ?id.1, ?before, ?after, "path changed");
         }
         if entry.path.wants_tunnel(now, around.heard_in_tunnel) {
             self.world.call_in_tunnel(&id.0);
@@ -323,7 +329,7 @@ impl<W: World> Task<W> {
                 let after = entry.path.state();
                 if after != before {
                     self.changed = true;
-                    tracing::debug!(peer = %id.0, family = ?id.1, ?before, ?after, "the path has changed");
+                    tracing::debug!(peer = %id.0, family = ?id.1, ?before, ?after, "path changed");
                 }
             }
             _ => {}

@@ -51,7 +51,7 @@ pub(super) enum ProbeError {
     #[error("not a probe of this version")]
     Malformed,
     /// The tag is not that of these two nodes.
-    #[error("the probe's tag does not hold")]
+    #[error("the probe's authentication tag is invalid")]
     Forged,
 }
 

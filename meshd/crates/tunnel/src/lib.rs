@@ -199,11 +199,11 @@ pub struct TunError {
 fn hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EINVAL) => {
-            " (a device of this name was made with other flags; delete it with `ip link del` or use another name)"
+            " (a device of this name exists with other flags; delete it with `ip link del` or choose another name)"
         }
         Some(libc::EPERM) => " (CAP_NET_ADMIN is missing)",
         Some(libc::ENOENT) => " (/dev/net/tun is missing; load the tun module)",
-        Some(libc::EBUSY) => " (another program uses a device of this name)",
+        Some(libc::EBUSY) => " (a device of this name is in use by another program)",
         _ => "",
     }
 }
@@ -508,7 +508,7 @@ impl Handle {
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.join().is_err() {
-                tracing::error!("a thread of the tunnel panicked");
+                tracing::error!("tunnel thread panicked");
             }
         }
     }

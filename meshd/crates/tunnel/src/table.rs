@@ -33,16 +33,16 @@ pub enum RefusedReason {
     #[error("this node's own key")]
     OwnKey,
     /// Every key agrees with it on the same secret.
-    #[error("a point of low order, with which no secret can be agreed on")]
+    #[error("a low-order point, which is insecure")]
     LowOrder,
     /// An earlier peer has it.
-    #[error("{0} has it already")]
+    #[error("already used by {0}")]
     Taken(String),
     /// More than [`MAX_KEYS`].
     #[error("a peer has at most {MAX_KEYS} keys")]
     TooManyKeys,
     /// None of its keys can be used.
-    #[error("it has no key that can be used")]
+    #[error("no usable key")]
     NoKey,
 }
 

@@ -129,7 +129,7 @@ impl Shell {
     fn tun_gone(&self, device: &Arc<Option<TunDevice>>) {
         if Arc::ptr_eq(device, &self.tun.get()) {
             self.tun.set(Arc::new(None));
-            tracing::warn!("the TUN device is gone");
+            tracing::warn!("TUN device removed");
             let _ = self.core.events.send(TunnelEvent::TunGone);
         }
     }

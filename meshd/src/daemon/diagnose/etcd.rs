@@ -35,8 +35,9 @@ impl Published {
                         findings.push(Finding::new(
                             Severity::Error,
                             "etcd_too_old",
-                            format!("etcd at {member} is {version}; 3.4 is the oldest that works"),
-                            "apt-get install etcd-server # on one member after the other; https://etcd.io/docs/v3.4/upgrades",
+                            format!("etcd at {member} is {version}; the oldest supported version is 3.4"),
+                            "apt-get install etcd-server # on one member after another; see \
+                             https://etcd.io/docs/v3.4/upgrades",
                         ));
                     }
                     versions.push(format!("{member} {version}"));

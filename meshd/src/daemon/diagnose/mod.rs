@@ -78,7 +78,7 @@ impl Published {
             findings.push(Finding::new(
                 Severity::Note,
                 "offload_off",
-                format!("the tunnel goes without {name} ({}): it is slower", state.name()),
+                format!("the tunnel runs without {name} ({}) and is slower", state.name()),
                 match state {
                     OffloadState::SetOff => {
                         format!(
@@ -86,10 +86,11 @@ impl Published {
                             name.replace('_', "-")
                         )
                     }
-                    OffloadState::Refused => format!(
-                        "journalctl -u meshd | grep {name} # what the kernel said; it is tried again after a restart"
-                    ),
-                    _ => "uname -r # Linux has UDP_SEGMENT from 4.18, UDP_GRO from 5.0, UDP over TUN whole from 6.2"
+                    OffloadState::Refused => {
+                        format!("journalctl -u meshd | grep {name} # shows the kernel's error; a restart tries again")
+                    }
+                    _ => "uname -r # Linux supports UDP_SEGMENT since 4.18, UDP_GRO since 5.0, UDP offload on TUN \
+                          devices since 6.2"
                         .to_owned(),
                 },
             ));
@@ -157,11 +158,12 @@ impl Published {
                 Severity::Error,
                 "clock_went_back",
                 format!(
-                    "the clock is {} s behind what it was when this node last wrote its state: peers refuse its handshakes \
+                    "the clock is {} s behind the time of this node's last saved state: peers refuse its handshakes \
                      until it has caught up",
                     ahead.as_secs()
                 ),
-                "timedatectl set-ntp true # if the clock was ahead before, meshctl node remove this node and let it join anew",
+                "timedatectl set-ntp true # if the clock was ahead before, remove this node (meshctl node remove) and \
+                 let it join again",
             ));
         }
     }

@@ -39,14 +39,14 @@ impl Published {
         }
         for ((peer, address), device) in asked.iter().zip(ways) {
             let Some(device) = device.filter(|device| !mesh.devices.contains(device)) else { continue };
-            let cause = format!("{address}, of {peer}, goes to {device}, by a route or rule that is not the mesh's");
+            let cause = format!("a foreign route or rule sends {address} of peer {peer} to {device}");
             if findings.iter().any(|known| known.code == "foreign_route" && known.cause.contains(&device)) {
                 continue;
             }
             let remedy = match leading(*address, &device) {
                 Some(net) => format!("ip route delete {net} dev {}", quote(&device)),
                 None => {
-                    format!("ip route get {address}; ip rule show # delete the rule that leads there: ip rule delete …")
+                    format!("ip route get {address}; ip rule show # find the rule, then delete it: ip rule delete …")
                 }
             };
             findings.push(Finding::new(Severity::Error, "foreign_route", cause, remedy));
@@ -91,10 +91,10 @@ fn overlapping(device: &str, address: IpNet, mesh: &Prefixes<'_>, tun: &str, fin
     findings.push(Finding::new(
         Severity::Error,
         "networks_overlap",
-        format!("{device} has {address}, which overlaps with the mesh's {network}: one of both is not reached"),
+        format!("{address} on {device} overlaps the mesh network {network}: one of the two is unreachable"),
         format!(
-            "ip addr delete {address} dev {} # or give the mesh networks that no site uses: docs/operations.md, \"Change the \
-             network\"",
+            "ip addr delete {address} dev {} # or move the mesh to networks that no site uses: docs/operations.md, \
+             \"Change the network\"",
             quote(device)
         ),
     ));
@@ -112,10 +112,7 @@ fn foreign_routes(mesh: &Prefixes<'_>, tun: &str, findings: &mut Vec<Finding>) {
             findings.push(Finding::new(
                 Severity::Error,
                 "foreign_route",
-                format!(
-                    "{} goes to {}, by a route that is not the mesh's, inside its network",
-                    route.net, route.device
-                ),
+                format!("a foreign route sends {}, inside the mesh network, to {}", route.net, route.device),
                 format!("ip route delete {} dev {}", route.net, quote(&route.device)),
             ));
         }

@@ -48,7 +48,8 @@ impl Published {
             let Ok(reached) = reached else { continue };
             let Some(layer) = reached.layers.iter().find(|layer| layer.passes != Some(true)) else { continue };
             let code = if layer.layer == LayerKind::Udp { "udp_not_through" } else { "peer_not_reached" };
-            let cause = format!("{}, at {} {}: {}", peer.name, layer.layer.name(), layer.address, layer.text);
+            let cause =
+                format!("{} unreachable at layer {}, {}: {}", peer.name, layer.layer.name(), layer.address, layer.text);
             findings.push(Finding::new(Severity::Error, code, cause, layer.remedy.clone()));
         }
     }
@@ -60,10 +61,10 @@ pub(super) fn narrow_paths(peers: &[(String, Peer)], mtu: u16, prefix: &str, fin
         findings.push(Finding::new(
             Severity::Warning,
             "path_mtu",
-            format!("the path to {} carries packets of {carried} bytes inside the tunnel, not {mtu}", peer.name),
+            format!("path MTU to {} is {carried} bytes inside the tunnel, less than the mesh's {mtu}", peer.name),
             format!(
-                "config=$(etcdctl get {0} --print-value-only | jq -e '.Backend.MTU = {carried}') && etcdctl put {0} \"$config\" \
-                 # or raise the MTU on the way: meshctl ping {1} --size finds what passes",
+                "config=$(etcdctl get {0} --print-value-only | jq -e '.Backend.MTU = {carried}') && etcdctl put {0} \
+                 \"$config\" # or raise the MTU on the path: meshctl ping {1} --size finds the largest packet",
                 quote(&format!("{}/config", prefix.trim_end_matches('/'))),
                 quote(&peer.name)
             ),
@@ -78,7 +79,7 @@ pub(super) fn narrow_interfaces(underlay: &[Carrier], mtu: u16, findings: &mut V
                 Severity::Error,
                 "mtu_beyond_interface",
                 format!(
-                    "the mesh's MTU is {mtu}; with the tunnel's {OVERHEAD} bytes that is more than {name}'s {link}"
+                    "the mesh's MTU {mtu} plus {OVERHEAD} bytes of tunnel overhead exceeds the MTU {link} of {name}"
                 ),
                 format!(
                     "ip link set {} mtu {} # or a smaller Backend.MTU in config",
@@ -102,10 +103,11 @@ pub(super) fn translated(peers: &[(String, Peer)], snapshot: &Snapshot, findings
             findings.push(Finding::new(
                 Severity::Note,
                 "nat_in_the_way",
-                format!("{} is heard from {at}; its record says {recorded}: a NAT translates it", peer.name),
+                format!("{} sends from {at}, but its record says {recorded}: it is behind a NAT", peer.name),
                 format!(
-                    "echo 'endpoint = \"none\"' >> /etc/meshd/meshd.toml && systemctl restart meshd # on {}: it works while it \
-                     calls, and so it keeps the NAT open. Or forward a UDP port to it and name that as its endpoint",
+                    "echo 'endpoint = \"none\"' >> /etc/meshd/meshd.toml && systemctl restart meshd # on {}: then it \
+                     initiates all handshakes and keeps the NAT mapping open. Or forward a UDP port to it and set \
+                     that as its endpoint",
                     peer.name
                 ),
             ));

@@ -7,7 +7,7 @@ import { SELF, view } from "./view.js";
 export function showDetails() {
   if (view.chosen === null) return;
   const link = view.links.get(view.chosen);
-  const facts = view.chosen === SELF ? factsOfSelf() : link ? factsOf(link) : [["gone", "It is not in the mesh any more."]];
+  const facts = view.chosen === SELF ? factsOfSelf() : link ? factsOf(link) : [["gone", "No longer in the mesh."]];
   const name = view.chosen === SELF ? view.status.node : link?.peer.name ?? "gone";
   const found = view.chosen === SELF ? view.status.problems : problemsOf(link);
   const panel = $("details");
@@ -45,7 +45,7 @@ function factsOfSelf() {
     ["subnets", ...lines(view.status.subnets)],
     ["overlay", ...lines(view.status.overlay)],
     ["identity", code(view.status.id)],
-    ["etcd", view.status.etcd.endpoint ?? "none", view.status.etcd.connected ? "connected" : "not reached; what is in force stays in force"],
+    ["etcd", view.status.etcd.endpoint ?? "none", view.status.etcd.connected ? "connected" : "disconnected; the last known state stays in force"],
     ["revision", String(view.status.revision)],
     ["policies", `${policy.policies} in force, ${policy.pods} pods known`, policy.mode],
     ["dropped", ...lines(view.status.drops.map((drop) => `${drop.reason} ${drop.packets}`))],
@@ -55,7 +55,7 @@ function factsOfSelf() {
 function factsOf(link) {
   const { peer, health, echoes } = link;
   const facts = [
-    ["site", peer.outside ? `outside peer${peer.site ? `, ${peer.site}` : ""}` : peer.site ?? "none"],
+    ["site", peer.outside ? `external peer${peer.site ? `, ${peer.site}` : ""}` : peer.site ?? "none"],
     ["path", peer.path, peer.reason].filter((text) => text !== ""),
     ["health", health.text],
     ["round trip", link.roundTripText, ...(echoes.length > 1 ? [trend(link)] : []), ...roundTrips(link)],
@@ -64,7 +64,7 @@ function factsOf(link) {
     ["overlay", ...lines(peer.overlay ?? [])],
     ["endpoint", peer.endpoint ? code(peer.endpoint) : "none known"],
     ["handshake", peer.latestHandshake ? `${age(Date.now() / 1000 - peer.latestHandshake)} ago` : "none yet"],
-    ["public key", peer.publicKey ? code(peer.publicKey) : "none: it has no tunnel"],
+    ["public key", peer.publicKey ? code(peer.publicKey) : "none: no tunnel"],
   ];
   if (peer.mtu) facts.push(["mtu", `${peer.mtu} bytes`]);
   if (!peer.outside) facts.push(["identity", code(peer.id)]);
@@ -72,16 +72,16 @@ function factsOf(link) {
 }
 
 function roundTrips({ echoes, address, misses, why }) {
-  if (misses > 0) return [`${misses} unanswered to ${address}, the last one: ${why}`];
+  if (misses > 0) return [`${misses} echo requests to ${address} unanswered, the last one: ${why}`];
   if (echoes.length < 2) return address ? [`echo to ${address}`] : [];
   const [least, most] = [Math.min(...echoes), Math.max(...echoes)];
   return [`${duration(least)} to ${duration(most)}, median ${duration(median(echoes))}, of the last ${echoes.length} echoes to ${address}`];
 }
 
 function rates(link) {
-  if (link.peer.path === "unreachable") return ["–", "nothing is sent"];
+  if (link.peer.path === "unreachable") return ["–", "no packets are sent"];
   const counted = `${bytes(link.peer.rx)} received and ${bytes(link.peer.tx)} sent through the tunnel so far`;
-  if (!link.metered) return ["not measured", `the tunnel counts, and what goes direct does not pass it; ${counted}`];
+  if (!link.metered) return ["not measured", `only tunnel traffic is counted; ${counted}`];
   return [link.rates ? `${rate(link.rates.rx)} received, ${rate(link.rates.tx)} sent` : "…", counted];
 }
 

@@ -21,7 +21,7 @@ function sites() {
     const { site, outside } = link.peer;
     // The first digit is the order.
     const name = outside ? "3/outside" : !site ? "2/none" : site === view.status.site ? HERE : `1/${site}`;
-    const title = outside ? "outside peers" : site ? `site ${site}` : "without a site";
+    const title = outside ? "external peers" : site ? `site ${site}` : "without a site";
     if (!found.has(name)) found.set(name, { title, links: [] });
     found.get(name).links.push([key, link]);
   }

@@ -94,13 +94,13 @@ fn refusal(port: u16, uri: &Uri, headers: &HeaderMap) -> Option<String> {
     };
     if !is_loopback(host, port) {
         return Some(format!(
-            "this answers to http://127.0.0.1:{port}/ and http://localhost:{port}/, and not to {host:?}"
+            "this page is served at http://127.0.0.1:{port}/ and http://localhost:{port}/ only, not at {host:?}"
         ));
     }
     // Browsers name who asks. Another site may lead here by a link, but not ask on its own.
     let from = headers.get("sec-fetch-site").map(|value| value.to_str().unwrap_or_default());
     let asked_by_itself = matches!(from, None | Some("same-origin" | "none"));
-    (!asked_by_itself && uri.path() != "/").then(|| "this answers to its own page only".to_owned())
+    (!asked_by_itself && uri.path() != "/").then(|| "only this page itself may send requests here".to_owned())
 }
 
 /// Whether a `Host` (RFC 9110, 7.2) is a loopback name or address with this port.

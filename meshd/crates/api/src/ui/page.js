@@ -32,7 +32,7 @@ async function ask() {
     const answers = await Promise.all([get("/v1/status"), get("/v1/peers")]).catch(() => null);
     $("silence").hidden = answers !== null;
     if (answers === null) {
-      const since = heardAt ? `since ${heardAt.toLocaleTimeString()}; what stands here is from then` : "yet";
+      const since = heardAt ? `since ${heardAt.toLocaleTimeString()}; this page shows the state of that time` : "yet";
       $("silence").textContent = `meshd does not answer ${since}. Is it running? systemctl status meshd`;
     } else {
       heardAt = new Date();
@@ -109,7 +109,7 @@ function showHead() {
   state.className = `chip ${view.status.state === "running" ? "well" : ["removed", "cloned"].includes(view.status.state) ? "bad" : "warn"}`;
   const facts = {
     site: view.status.site ?? "none",
-    etcd: view.status.etcd.connected ? "connected" : view.status.etcd.age === null ? "never reached" : `away for ${age(view.status.etcd.age)}`,
+    etcd: view.status.etcd.connected ? "connected" : view.status.etcd.age === null ? "never connected" : `disconnected for ${age(view.status.etcd.age)}`,
     revision: String(view.status.revision),
     links: summary(),
     version: view.status.version,
@@ -120,7 +120,7 @@ function showHead() {
 
 function summary() {
   const well = [...view.links.values()].filter((link) => ["well", "idle"].includes(link.health.level)).length;
-  return view.links.size === 0 ? "none" : well === view.links.size ? `${well}, all well` : `${view.links.size - well} of ${view.links.size} not well`;
+  return view.links.size === 0 ? "none" : well === view.links.size ? `${well}, all healthy` : `${view.links.size - well} of ${view.links.size} unhealthy`;
 }
 
 let problemsShown = "";

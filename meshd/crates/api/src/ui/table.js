@@ -20,7 +20,7 @@ export function showTable() {
     const { peer } = link;
     if (!rows.has(key)) rows.set(key, newRow(key));
     const row = rows.get(key);
-    const values = [peer.name, peer.outside ? "outside" : peer.site ?? "none", peer.path, link.health.text,
+    const values = [peer.name, peer.outside ? "external" : peer.site ?? "none", peer.path, link.health.text,
       link.roundTripText, link.rateText("rx"), link.rateText("tx"), peer.subnets.join(" ")];
     const text = [...values.slice(0, 4), peer.subnets.join(" "), peer.endpoint ?? "", (peer.overlay ?? []).join(" ")].join(" ").toLowerCase();
     const matches = wanted.every((word) => text.includes(word));

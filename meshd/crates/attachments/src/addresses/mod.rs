@@ -48,7 +48,7 @@ pub enum AddressError {
     #[error("invalid range: {0}")]
     InvalidRange(String),
     /// A range has no address of the node's subnets.
-    #[error("range {range} has no address for containers of this node, whose subnets are {subnets}")]
+    #[error("range {range} contains no container address in this node's subnets {subnets}")]
     OutsideSubnets {
         /// The range.
         range: String,
@@ -56,10 +56,10 @@ pub enum AddressError {
         subnets: String,
     },
     /// A subnet has only addresses of the node itself.
-    #[error("subnet {0} has no address for a container: it is too small")]
+    #[error("subnet {0} is too small for container addresses")]
     TooSmall(IpNet),
     /// A requested address is in no range.
-    #[error("the requested address {address} is not available to containers; the range is {ranges}")]
+    #[error("requested address {address} is outside the container range {ranges}")]
     OutsideRanges {
         /// The address.
         address: IpAddr,
@@ -67,7 +67,7 @@ pub enum AddressError {
         ranges: String,
     },
     /// A requested address is in use.
-    #[error("the requested address {address} is in use{}", by(.holder))]
+    #[error("requested address {address} is in use{}", by(.holder))]
     Taken {
         /// The address.
         address: IpAddr,
@@ -75,7 +75,7 @@ pub enum AddressError {
         holder: Option<AttachmentName>,
     },
     /// Every address is in use.
-    #[error("no address is left in {ranges}: {in_use} are in use")]
+    #[error("no free address in {ranges}: {in_use} in use")]
     Exhausted {
         /// The ranges.
         ranges: String,

@@ -47,7 +47,8 @@ pub(crate) fn range_sets(
             return Err(AddressError::InvalidRange("an empty list of ranges".to_owned()));
         };
         if set.iter().any(|range| range.first.is_ipv4() != first.first.is_ipv4()) {
-            let message = format!("{} and {} are of two families, and in one list", first.subnet, set[1].subnet);
+            let message =
+                format!("{} and {} are of different address families in one list", first.subnet, set[1].subnet);
             return Err(AddressError::InvalidRange(message));
         }
         Ok(RangeSet(set))
@@ -60,19 +61,19 @@ fn within(named: &AddressRange, usable: &[Range]) -> Result<Range, AddressError>
     let invalid = |what: String| Err(AddressError::InvalidRange(what));
     let subnet = named.subnet;
     if subnet.trunc() != subnet {
-        return invalid(format!("{subnet} is no subnet; {} is", subnet.trunc()));
+        return invalid(format!("{subnet} has host bits; write {}", subnet.trunc()));
     }
     for (field, address) in
         [("rangeStart", named.range_start), ("rangeEnd", named.range_end), ("gateway", named.gateway)]
     {
         if let Some(address) = address.filter(|address| !subnet.contains(address)) {
-            return invalid(format!("{field} {address} is not in {subnet}"));
+            return invalid(format!("{field} {address} is outside {subnet}"));
         }
     }
     let first = named.range_start.unwrap_or_else(|| subnet.network());
     let last = named.range_end.unwrap_or_else(|| subnet.broadcast());
     if first > last {
-        return invalid(format!("rangeStart {first} is behind rangeEnd {last}"));
+        return invalid(format!("rangeStart {first} is after rangeEnd {last}"));
     }
     // Where nobody says so, host-local takes the first address as the gateway's. Those at the edges are nobody's.
     let gateway = named.gateway.or_else(|| next(subnet.network()));

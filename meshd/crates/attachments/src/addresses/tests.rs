@@ -37,7 +37,7 @@ fn an_address_of_each_family_or_none() {
     assert_eq!(first, nets(&["10.0.0.2/29", "fd00::2/125"]));
     let full = used(&["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
     let error = history.choose(&sets, &[], &[], &full).unwrap_err();
-    assert_eq!(error.to_string(), "no address is left in 10.0.0.2 to 10.0.0.6: 5 are in use");
+    assert_eq!(error.to_string(), "no free address in 10.0.0.2 to 10.0.0.6: 5 in use");
     // The node's own address is the last one, and is not given with all others gone.
     let full = used(&["fd00::2", "fd00::3", "fd00::4", "fd00::5", "fd00::6"]);
     assert!(matches!(history.choose(&sets, &[], &[], &full), Err(AddressError::Exhausted { in_use: 5, .. })));
@@ -76,7 +76,7 @@ fn a_requested_address_is_given_or_the_reason_said() {
     assert_eq!(choose(&["10.0.0.5"], &["10.0.0.4"], &InUse::new()).unwrap()[0], nets(&["10.0.0.5/29"])[0]);
     let holder = AttachmentName { container_id: "c7".to_owned(), ifname: "eth0".to_owned() };
     let taken = choose(&["10.0.0.5"], &[], &InUse::from([(ip("10.0.0.5"), Some(holder))])).unwrap_err();
-    assert_eq!(taken.to_string(), "the requested address 10.0.0.5 is in use by container c7");
+    assert_eq!(taken.to_string(), "requested address 10.0.0.5 is in use by container c7");
     for other in ["10.0.0.0", "10.0.0.1", "10.0.0.7", "10.0.0.9", "fd00::", "fd00::1", "fd00::7"] {
         let error = choose(&[other], &[], &InUse::new()).unwrap_err();
         assert!(matches!(error, AddressError::OutsideRanges { .. }), "{other}: {error}");
@@ -119,11 +119,14 @@ fn named_ranges_are_host_locals() {
     assert_eq!(of(&two, &InUse::new()).unwrap(), nets(&["10.244.3.5/24", "10.244.3.9/24"]));
 
     for (bad, says) in [
-        (r#"{"subnet": "192.0.2.0/24"}"#, "whose subnets are 10.244.3.0/24 and fd42::/64"),
-        (r#"{"subnet": "10.244.3.7/24"}"#, "10.244.3.7/24 is no subnet; 10.244.3.0/24 is"),
-        (r#"{"subnet": "10.244.3.0/24", "rangeStart": "10.244.4.1"}"#, "rangeStart 10.244.4.1 is not in 10.244.3.0/24"),
-        (r#"{"subnet": "10.244.3.0/24", "rangeStart": "10.244.3.9", "rangeEnd": "10.244.3.8"}"#, "is behind rangeEnd"),
-        (r#"{"subnet": "10.244.3.0/24", "gateway": "fd42::1"}"#, "gateway fd42::1 is not in"),
+        (r#"{"subnet": "192.0.2.0/24"}"#, "this node's subnets 10.244.3.0/24 and fd42::/64"),
+        (r#"{"subnet": "10.244.3.7/24"}"#, "10.244.3.7/24 has host bits; write 10.244.3.0/24"),
+        (
+            r#"{"subnet": "10.244.3.0/24", "rangeStart": "10.244.4.1"}"#,
+            "rangeStart 10.244.4.1 is outside 10.244.3.0/24",
+        ),
+        (r#"{"subnet": "10.244.3.0/24", "rangeStart": "10.244.3.9", "rangeEnd": "10.244.3.8"}"#, "is after rangeEnd"),
+        (r#"{"subnet": "10.244.3.0/24", "gateway": "fd42::1"}"#, "gateway fd42::1 is outside"),
     ] {
         let error = shown(bad).unwrap_err().to_string();
         assert!(error.contains(says), "{bad}: {error}");

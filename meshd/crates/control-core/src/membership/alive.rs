@@ -194,8 +194,8 @@ impl AliveLane {
                 known.runs = other.is_some();
                 if let Some(other) = other.filter(|other| other.started_before(own)) {
                     let reason = format!(
-                        "another meshd runs with this node's identity (boot {}, start {}): it started earlier and has \
-                         put its `{key}` back",
+                        "another meshd runs with this node's identity (boot {}, start {}); it started earlier and \
+                         restored its `{key}`",
                         other.boot_id, other.start_count
                     );
                     self.yielded = Some(Yielded { reason, without_lease: None, absent_until: None });
@@ -231,22 +231,22 @@ impl AliveLane {
                 Some(other) if foreign.runs => (
                     format!(
                         "another meshd runs with this node's identity (boot {}, start {}); it started later, and this \
-                         node has put its `{key}` back",
+                         node restored its `{key}`",
                         other.boot_id, other.start_count
                     ),
                     "stop meshd on the copy, delete its state directory, and start it again to let it join as a new node",
                 ),
                 Some(other) => (
                     format!(
-                        "`{key}` was overwritten (boot {}, start {}); this node has put its record back",
+                        "`{key}` was overwritten (boot {}, start {}); this node restored its record",
                         other.boot_id, other.start_count
                     ),
-                    "find what writes this key: only this node may; if this machine was copied with its state \
-                     directory, delete that directory on the copy",
+                    "find the other writer of this key: only this node may write it; if this machine was cloned with \
+                     its state directory, delete that directory on the clone",
                 ),
                 None => (
-                    format!("`{key}` was overwritten with an unreadable value; this node has put its record back"),
-                    "find what writes this key: only this node may",
+                    format!("`{key}` was overwritten with an unreadable value; this node restored its record"),
+                    "find the other writer of this key: only this node may write it",
                 ),
             };
             Problem {

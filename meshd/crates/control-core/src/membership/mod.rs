@@ -418,8 +418,8 @@ impl Membership {
                 ProblemCode::NoConfig,
                 "there is no valid network configuration".into(),
                 &format!(
-                    "meshctl check config FILE && etcdctl put {} < FILE # if the mesh's keys are elsewhere, correct --etcd-prefix: \
-                     etcdctl get --prefix --keys-only / | grep '/config$' lists where",
+                    "meshctl check config FILE && etcdctl put {} < FILE # if the mesh has another prefix, correct \
+                     --etcd-prefix: etcdctl get --prefix --keys-only / | grep '/config$'",
                     quote(&format!("{prefix}/config"))
                 ),
             )),
@@ -430,34 +430,34 @@ impl Membership {
             )),
             MembershipState::SubnetLost { subnet, reason } => problems.push(problem(
                 ProblemCode::SubnetLost,
-                format!("{} is not this node's any more: {reason}", Key::Subnet(*subnet)),
-                "drain this node: it draws a new subnet once no pod is attached",
+                format!("{} no longer belongs to this node: {reason}", Key::Subnet(*subnet)),
+                "drain this node: it leases a new subnet once no pod is attached",
             )),
             MembershipState::Removed => problems.push(problem(
                 ProblemCode::NodeRemoved,
-                "this node, or its key, was removed from the mesh by an operator".into(),
-                "stop meshd here; to let the node in again delete its key under `removed/`",
+                "an operator removed this node or its key from the mesh".into(),
+                "stop meshd here; to let the node back in, delete its key below `removed/`",
             )),
             MembershipState::Cloned { reason } => problems.push(problem(
                 ProblemCode::Cloned,
-                format!("{reason}; this one forwards nothing"),
-                "if this machine is the copy: stop meshd here, delete its state directory, start meshd; if the other one \
-                 is: stop meshd there, and this node resumes within 30 s",
+                format!("{reason}; this daemon forwards no packets"),
+                "if this machine is the clone: stop meshd here, delete its state directory, start meshd; if the other \
+                 machine is: stop meshd there, and this node resumes within 30 s",
             )),
             MembershipState::Connecting | MembershipState::Joining | MembershipState::Joined { .. } => {}
         }
         if let (MembershipState::Joined { subnet }, true) = (&self.state, self.records.is_outdated()) {
             problems.push(problem(
                 ProblemCode::SubnetOutdated,
-                format!("`{}` is not what `config` deals out now; it stays in use", Key::Subnet(*subnet)),
-                "to get another one: drain this node, stop meshd, delete that key, start meshd",
+                format!("`{}` does not match the current `config`; it stays in use", Key::Subnet(*subnet)),
+                "to lease a new subnet: drain this node, stop meshd, delete that key, start meshd",
             ));
         }
         if let Some(cause) = &self.bad_facts {
             problems.push(problem(
                 ProblemCode::BadFacts,
-                format!("this node's record would not be readable, so it is not written: {cause}"),
-                "correct the flags or the configuration file of meshd on this node",
+                format!("this node's record would be invalid and was not written: {cause}"),
+                "correct the flags or the settings file of meshd on this node",
             ));
         }
         problems.extend(self.alive.problems(&self.identity.id));

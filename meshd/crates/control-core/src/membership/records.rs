@@ -322,7 +322,7 @@ fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
         }
         let outside = store.view().config.as_ref().is_some_and(|config| !config_rule::covers(&config.value, own));
         if outside {
-            return Standing::Lost("it is outside of the networks of `config`".into());
+            return Standing::Lost("it is outside the networks of `config`".into());
         }
         return Standing::Free;
     };
@@ -330,7 +330,7 @@ fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
     match kept.subnet().and_then(|lease| lease.node.as_ref()) {
         Some(node) if *node == context.identity.id => Standing::Ours,
         Some(node) => Standing::Lost(format!("it belongs to node {node}")),
-        None => Standing::Lost("its key does not name this node any more".into()),
+        None => Standing::Lost("its key no longer names this node".into()),
     }
 }
 

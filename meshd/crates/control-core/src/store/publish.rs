@@ -156,27 +156,27 @@ impl Store {
         let others = held.count() - policies;
         let (code, found) = match (doubt.sign, known.cluster, doubt.seen.cluster) {
             (Sign::Cluster, Some(known), Some(seen)) => {
-                (ProblemCode::EtcdReplaced, format!("etcd has cluster ID {seen}, it had {known} before"))
+                (ProblemCode::EtcdReplaced, format!("etcd's cluster ID changed from {known} to {seen}"))
             }
             (Sign::Key, ..) => {
-                (ProblemCode::RevisionWentBack, "etcd holds an older version of a key than it did before".to_owned())
+                (ProblemCode::RevisionWentBack, "etcd returns an older version of a key than before".to_owned())
             }
             _ => {
                 let (seen, known) = (doubt.seen.revision, known.revision);
-                (ProblemCode::RevisionWentBack, format!("etcd is at revision {seen}, it was at {known} before"))
+                (ProblemCode::RevisionWentBack, format!("etcd's revision went back from {known} to {seen}"))
             }
         };
         Some(Problem {
             code,
             key: None,
             cause: format!(
-                "{found}; {} and {} that it lacks or holds in an unconfirmed version stay in force as they were",
+                "{found}; {} and {} that are missing or unconfirmed in etcd stay in force",
                 counted(policies, "policy", "policies"),
                 counted(others, "other record", "other records"),
             ),
             remedy: format!(
-                "if this is not the right etcd, correct --etcd-endpoints; if it was restored or rebuilt, put the missing \
-                 keys back, or {ACCEPT} on each node to use what it holds"
+                "if this is the wrong etcd, correct --etcd-endpoints; if it was restored or rebuilt, put the missing \
+                 keys back, or {ACCEPT} on each node to accept its content"
             ),
         })
     }
@@ -192,8 +192,11 @@ impl Store {
         let nodes = (nodes > 0).then(|| {
             problem(
                 ProblemCode::WithdrawalsHeld,
-                format!("{} went at once; kept in force for {HOLD:?}", counted(nodes, "node record", "node records")),
-                "live nodes put theirs back by themselves; to take a node out use `meshctl node remove`",
+                format!(
+                    "{} disappeared at once; kept in force for {HOLD:?}",
+                    counted(nodes, "node record", "node records")
+                ),
+                "none needed: live nodes restore their records; to remove a node, use `meshctl node remove`",
             )
         });
         let policies = (policies > 0).then(|| {
@@ -216,8 +219,8 @@ impl Store {
             all.push(Problem {
                 code: ProblemCode::BadValue,
                 key: None,
-                cause: format!("{more} more keys cannot be read"),
-                remedy: "correct those that are shown: the next ones then show".into(),
+                cause: format!("{more} more keys have invalid values"),
+                remedy: "correct the keys shown; further ones appear then".into(),
             });
         }
         all

@@ -198,7 +198,7 @@ impl Value {
             Key::Removed(_) => Self::Removed(Arc::new(Removed::parse(bytes)?)),
             Key::Alive(_) => Self::Alive(Arc::new(Alive::parse(bytes)?)),
             Key::Peer(_) => Self::Peer(Arc::new(OutsidePeer::parse(bytes)?)),
-            _ => return Err(Violations::one("", key.to_string(), "this kind of key is not known here")),
+            _ => return Err(Violations::one("", key.to_string(), "unknown kind of key")),
         })
     }
 

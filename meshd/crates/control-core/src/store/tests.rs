@@ -238,7 +238,7 @@ fn everything_deleted_in_one_revision_stays_in_force_until_the_owners_return() {
             assert_eq!(view.config.as_ref().unwrap().value, before.config.as_ref().unwrap().value);
             assert_eq!((view.subnets.len(), view.nodes.len()), (before.subnets.len(), before.nodes.len()));
             assert_eq!(codes(&view), [ProblemCode::ConfigRefused, ProblemCode::WithdrawalsHeld]);
-            assert!(view.problems[0].cause.contains("it is gone while"), "{:?}", view.problems[0]);
+            assert!(view.problems[0].cause.contains("config was deleted while"), "{:?}", view.problems[0]);
             assert!(view.problems[0].remedy.contains("10.0.0.0/16"), "{:?}", view.problems[0]);
             assert_eq!(store.mod_revision("config"), 0, "what is written now is compared with its absence");
 
@@ -301,9 +301,9 @@ fn a_config_that_covers_an_accepted_outside_peer_waits_for_it() {
     store.changed(now, vec![source.put("config", covering)]);
     let view = store.view();
     assert_ne!(view.config, Some(old));
-    assert!(view.config.as_ref().unwrap().value.ipv4.is_none(), "the one before stays");
+    assert!(view.config.as_ref().unwrap().value.ipv4.is_none(), "the previous one stays");
     assert_eq!(codes(&view), [ProblemCode::ConfigRefused]);
-    assert!(view.problems[0].cause.contains("outside peer p"), "{:?}", view.problems[0]);
+    assert!(view.problems[0].cause.contains("external peer p"), "{:?}", view.problems[0]);
     // A node that saw all of it at once, with the same configuration before, says the same.
     let mut again = Store::from_cache(store.revision() - 1, store.cached().collect(), now);
     again.listed(now, source.list());

@@ -132,7 +132,7 @@ impl CacheWriter {
             let begin = Instant::now();
             let path: PathBuf = state.path().to_owned();
             if let Err(error) = cached.save(&path) {
-                warn!(%error, "the cache could not be written: a start without etcd would use the one before");
+                warn!(%error, "cannot write the cache; a start without etcd would use the previous one");
             }
             collected + begin.elapsed()
         }));

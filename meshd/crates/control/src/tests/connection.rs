@@ -150,7 +150,7 @@ async fn a_member_that_is_not_there_is_said_to_be_so() {
         Ok(session) => session.list().await.unwrap_err().to_string(),
         Err(error) => error.to_string(),
     };
-    assert!(remedy(&error).contains("nothing listens"), "{error}");
+    assert!(remedy(&error).contains("refuses connections"), "{error}");
 }
 
 #[tokio::test]

@@ -77,7 +77,7 @@ impl Drop for Reports {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread that reads what nftables reports has panicked");
+            tracing::error!("nflog reader thread panicked");
         }
     }
 }
@@ -99,7 +99,7 @@ fn next(socket: &OwnedFd, stopped: &OwnedFd, buffer: &mut [u8]) -> Option<usize>
             // Lost samples are no harm.
             Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOBUFS) => {}
             Err(error) => {
-                tracing::warn!(%error, "what nftables reports cannot be read any more");
+                tracing::warn!(%error, "cannot read nflog any more; no further verdicts of nftables are shown");
                 return None;
             }
         }

@@ -21,7 +21,7 @@ pub(crate) enum RulesetError {
     #[error("cannot read nft's listing: {0}")]
     Listing(#[from] serde_json::Error),
     /// What is there now is not known.
-    #[error("somebody else changes the tables of policies at the same time")]
+    #[error("another program changes the policy tables at the same time")]
     Tampered,
 }
 

@@ -357,8 +357,7 @@ mod tests {
         assert_eq!(sources(&world), [(first, free.clone(), true), (second, free, false)]);
         assert_eq!(
             world.refused_sources(),
-            ["db", "far"]
-                .map(|pod| format!("10.244.9.0/24 of shop/{pod}: it overlaps 10.244.0.0/16, a network of the mesh"))
+            ["db", "far"].map(|pod| format!("10.244.9.0/24 of shop/{pod}: it overlaps 10.244.0.0/16, a mesh network"))
         );
     }
 

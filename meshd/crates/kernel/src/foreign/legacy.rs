@@ -68,7 +68,7 @@ fn judge(tool: &str, listing: &str, prefixes: &[IpNet]) -> Option<ForeignDrop> {
         owner: owner("filter", &jumps),
         remedy: format!(
             "{tool} -I FORWARD -s {missing} -j ACCEPT && {tool} -I FORWARD -d {missing} -j ACCEPT # --forward-accept \
-             does not edit these old tables"
+             does not edit legacy tables"
         ),
     })
 }

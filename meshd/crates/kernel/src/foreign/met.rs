@@ -137,7 +137,7 @@ fn keep_source(desired: &Desired, taken: &Taken, ipv4: bool) -> String {
     let commands = networks
         .iter()
         .map(|net| insert(taken, "nat", &format!("-s {net} -d {net}"), &format!("{ip} saddr {net} {ip} daddr {net}")));
-    format!("{} # established connections keep the source they have", commands.collect::<Vec<_>>().join(" && "))
+    format!("{} # established connections keep their translated source", commands.collect::<Vec<_>>().join(" && "))
 }
 
 /// The command that accepts packets at the top of the base chain, by the tool that owns its table.

@@ -16,7 +16,7 @@ use super::table::{Counter, Element, ObservedChain, ObservedSet, ObservedTable, 
 #[derive(Debug, Error)]
 pub enum ListingError {
     /// Not JSON.
-    #[error("no JSON: {0}")]
+    #[error("not JSON: {0}")]
     Json(#[from] serde_json::Error),
     /// No `nftables` array.
     #[error("no \"nftables\" array")]

@@ -217,7 +217,7 @@ fn a_node_knows_whether_its_own_record_holds() {
     assert_eq!(world.seen_by("bb").own_record, OwnRecord::Missing);
     world.node("bb", 1);
     let OwnRecord::Refused { cause } = world.seen_by("bb").own_record else { panic!("its key is another's") };
-    assert!(cause.contains("held by nodes/aa"), "{cause}");
+    assert!(cause.contains("belongs to nodes/aa"), "{cause}");
     let mut picture = Picture::new("bb".parse().unwrap());
     picture.see(&world.records);
     world.records.nodes.remove(&"aa".parse().unwrap());

@@ -110,14 +110,14 @@ impl Switch {
     /// Switches it off, as the kernel does not have it.
     pub(in super::super) fn missing(&self) {
         if self.turn_off(OffloadState::Missing) {
-            tracing::info!(offload = self.name, "this kernel does not have the offload; going on without it");
+            tracing::info!(offload = self.name, "offload not supported by the kernel; disabled");
         }
     }
 
     /// Switches it off, as the kernel refused it with `errno`. Said once.
     pub(in super::super) fn refused(&self, errno: i32) {
         if self.turn_off(OffloadState::Refused) {
-            tracing::warn!(offload = self.name, errno, "the kernel refused the offload; going on without it");
+            tracing::warn!(offload = self.name, errno, "offload refused by the kernel; disabled");
         }
     }
 
