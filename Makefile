@@ -32,6 +32,7 @@ lint: deps ## Format, lints, documentation, scripts
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 	scripts/unused-public
+	scripts/language
 	for script in scripts/* .ci/run integration/src/lab/*.sh; do bash -n "$$script"; done
 
 fmt: ## Format the code
