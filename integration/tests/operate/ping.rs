@@ -102,5 +102,5 @@ fn the_layer_where_it_ends_is_named() {
     east1.host().nft("delete table inet fault");
     // Nobody is there.
     west1.kill9();
-    await_answer(east1, &["ping", "west1"], |away, code| code == 1 && udp_says(away, "nobody listens"));
+    await_answer(east1, &["ping", "west1"], |away, code| code == 1 && udp_says(away, "no process is listening"));
 }
