@@ -51,7 +51,7 @@ pub fn join(netlink: &mut Netlink, run_dir: &Path, name: &str, network: &Network
             Code::Kernel,
             format!(
                 "bridge {name} was removed \
-                                                                                        meanwhile"
+                 meanwhile"
             ),
         )
     })?;

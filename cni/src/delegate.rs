@@ -79,7 +79,7 @@ impl Delegate {
                 Code::IncompatibleVersion,
                 format!(
                     "plugin {kind} and meshd-cni have no CNI version in \
-                                                              common"
+                     common"
                 ),
             )
             .details(theirs)

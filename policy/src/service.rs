@@ -68,7 +68,7 @@ impl Service {
                 (Ok(number), _) if BARE_NUMBERS.contains(&number) => alone(number),
                 (_, Ok(number @ 1..)) => Err(format!(
                     "{number}: use tcp/{number} for a port, proto/NUMBER for an IP \
-                                                      protocol"
+                     protocol"
                 )),
                 _ => Err(invalid()),
             },

@@ -100,7 +100,7 @@ pub(super) fn host_end(namespace: &Namespace, ifname: &str, made: &AddResult) ->
         Code::InvalidConfig,
         format!(
             "{ifname} has no peer interface on the host, so policies cannot be \
-                                                    enforced"
+             enforced"
         ),
     )
     .details("put meshd-cni after a plugin that creates a veth pair: bridge, ptp"))

@@ -541,7 +541,7 @@ impl Node {
                     "tunnel_refused",
                     cause,
                     "a key or prefix may belong to one record only: remove it from \
-                                                       the wrong record below nodes/ or peers/",
+                     the wrong record below nodes/ or peers/",
                 )
             })
             .collect();
@@ -632,7 +632,7 @@ impl Node {
                     "subnet_env",
                     cause,
                     "remove the file: its subnet no longer belongs to \
-                                                                 this node",
+                     this node",
                 ));
             }
             return;

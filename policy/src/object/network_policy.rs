@@ -183,7 +183,7 @@ fn read_peer(at: &At<'_>, report: &mut Report, escaped: &mut usize) -> Option<Pe
                 fields.own_path(),
                 "an ipBlock with a selector",
                 "an ipBlock cannot be combined with a \
-                                                                         selector: split it into two peers",
+                 selector: split it into two peers",
             );
         }
         let block = block.object(report).and_then(|fields| block::read(&fields, report, escaped));

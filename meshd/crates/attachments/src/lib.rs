@@ -187,7 +187,7 @@ impl Attachments {
                 container = name.container_id,
                 interface = name.ifname,
                 "attachment of an earlier boot \
-                                                                                    dropped"
+                 dropped"
             );
         }
         let attachments = present.into_iter().map(|one| (one.name(), Arc::new(one))).collect();

@@ -460,7 +460,7 @@ impl Store {
         self.release_removed(&mut touched);
         if let Some(sign) = self.guard.settle() {
             tracing::warn!(sign = %sign, revision = self.revision, "etcd replaced or restored; no record missing, \
-                                                                    using it");
+                using it");
         }
         self.publish(touched)
     }

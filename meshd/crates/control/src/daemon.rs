@@ -706,9 +706,9 @@ fn log_config_change(before: &View, after: &View) {
             warn!(
                 fields = change.with_next_subnet.join(", "),
                 "config changed in fields that take effect with a \
-                                                                node's next subnet; to renew a node's subnet: drain \
-                                                                it, stop meshd, delete its key below `subnets/`, \
-                                                                start meshd"
+                 node's next subnet; to renew a node's subnet: drain \
+                 it, stop meshd, delete its key below `subnets/`, \
+                 start meshd"
             );
         }
     }

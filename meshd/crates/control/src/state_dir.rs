@@ -97,8 +97,8 @@ impl StateDir {
         // Only people read the count: a full or read-only disk must not keep the node from starting.
         if let Err(error) = atomic_file::write(&count_file, FILE_MODE, format!("{start_count}\n").as_bytes()) {
             warn!(file = %count_file.display(), %error, "cannot count this start; saved state may be incomplete after \
-                                                         the next one: free disk space, or make the file system \
-                                                         writable");
+                the next one: free disk space, or make the file system \
+                writable");
         }
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned());
@@ -185,8 +185,8 @@ fn node_id(dir: &Path) -> Result<NodeId, StateDirError> {
                     // An operator wrote the id, or an older daemon. A read-only disk must not keep the node from starting.
                     if let Err(error) = write_checksum(&sum_path, &sum) {
                         warn!(file = %sum_path.display(), %error, "cannot write the checksum of the node id; a \
-                                                                   damaged id would go unnoticed: free disk space, or \
-                                                                   make the file system writable");
+                            damaged id would go unnoticed: free disk space, or \
+                            make the file system writable");
                     }
                 }
                 Err(source) => return Err(io_error(&sum_path)(source)),

@@ -348,7 +348,7 @@ impl Watcher {
             }
             Err(error) => {
                 warn!(endpoint = %session.member(), %error, "new etcd credentials rejected; keeping the current \
-                                                             connection");
+                    connection");
                 false
             }
         }

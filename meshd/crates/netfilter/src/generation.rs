@@ -34,7 +34,7 @@ impl Generation {
             io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the answer contains no ruleset \
-                                                                                  generation",
+                 generation",
             )
         })
     }

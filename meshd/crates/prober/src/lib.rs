@@ -93,7 +93,7 @@ impl Prober {
             bound
                 .inspect_err(|error| {
                     tracing::info!(%error, "cannot open the probe socket of one \
-                                                                                address family")
+                        address family")
                 })
                 .ok()
         });

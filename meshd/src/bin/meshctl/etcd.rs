@@ -48,7 +48,7 @@ mod tests {
         assert_eq!(
             accepted_text(&EtcdAccepted { withdrawn: 0, changed: 0 }),
             "nothing to accept: no records were \
-                                                                               kept in force\n"
+             kept in force\n"
         );
         let text = accepted_text(&EtcdAccepted { withdrawn: 1, changed: 2 });
         assert_eq!(text, "accepted: 1 key withdrawn, 2 keys changed\n");

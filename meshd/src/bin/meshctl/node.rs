@@ -54,7 +54,7 @@ fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
     let live = if remove.force { Live::Removed } else { Live::Refused };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(
         "cannot start the async \
-                                                                                              runtime",
+         runtime",
     )?;
     let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
     let removed = runtime.block_on(async {
