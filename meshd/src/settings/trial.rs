@@ -167,7 +167,7 @@ mod tests {
     use super::*;
     use crate::settings::parse_file;
 
-    const TLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/control/tests/tls");
+    const TLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/crates/control/src/tests/tls");
 
     fn try_out(text: &str) -> Trial {
         let (flags, mistakes) = parse_file(&format!("node = 'a'\netcd-endpoints = ['https://e:2379']\n{text}"));

@@ -208,7 +208,7 @@ async fn an_expired_token_is_renewed_once_per_call() {
 /// thrown away.
 #[tokio::test]
 async fn tls_with_and_without_a_client_certificate() {
-    let files = concat!(env!("CARGO_MANIFEST_DIR"), "/src/control/tests/tls");
+    let files = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tests/tls");
     let path = |name: &str| Some(format!("{files}/{name}").into());
     for with_client in [false, true] {
         let etcd = Etcd::start_tls(files, with_client).await;
@@ -241,7 +241,7 @@ async fn tls_with_and_without_a_client_certificate() {
 /// A running daemon takes up renewed files, and ones that do not serve take nothing from it.
 #[tokio::test]
 async fn renewed_files_are_taken_up_and_bad_ones_leave_the_connection_alone() {
-    let files = concat!(env!("CARGO_MANIFEST_DIR"), "/src/control/tests/tls");
+    let files = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tests/tls");
     let etcd = Etcd::start_tls(files, false).await;
     etcd.put("config", CONFIG).await;
     let dir = tempfile::tempdir().unwrap();
