@@ -25,10 +25,11 @@ use super::{
     engine::{BoringtunFactory, EngineFactory},
     event::TunnelEvent,
     initiation::Initiation,
-    peer::{Context, Peer, PeerId},
+    peer::{Context, InitiationError, Peer, PeerId},
     prefix::PrefixTable,
     shared::Shared,
     stamps::{SeenStamps, Stamp},
+    strangers::CallLimit,
     table::{Accepted, Holders, Refused, accept},
 };
 
@@ -44,6 +45,8 @@ pub(super) struct Core {
     public: PublicKey,
     factory: Box<dyn EngineFactory>,
     seen: SeenStamps,
+    /// Calls for datagrams that any host can send.
+    pub(super) calls: CallLimit,
     pub(super) tables: Shared<Tables>,
     /// Held while a new table is taken in, so that two do not mix.
     applied: Mutex<Applied>,
@@ -256,6 +259,7 @@ impl Core {
             public,
             factory,
             seen: SeenStamps::default(),
+            calls: CallLimit::default(),
             tables: Shared::new(Tables::default()),
             applied: Mutex::default(),
             gone: Mutex::default(),
@@ -454,7 +458,17 @@ impl Core {
         let mut peer = tables.at(at).ok_or(DropReason::HandshakeUnknownPeer)?.lock();
         let mut cx = self.context(now, drops, out);
         match initiation {
-            Some(initiation) => peer.initiation(&mut cx, index, &initiation, message, from),
+            Some(initiation) => match peer.initiation(&mut cx, index, &initiation, message, from) {
+                Err(InitiationError::Stale) => {
+                    // The peer's clock was ahead, and is right now: it can begin nothing until that time, so we do.
+                    if self.calls.allows(now) && peer.stranger(&mut cx) {
+                        self.calls.count();
+                    }
+                    Err(DropReason::HandshakeRefused)
+                }
+                Err(InitiationError::Dropped(reason)) => Err(reason),
+                Ok(()) => Ok(()),
+            },
             None => peer.handshake(&mut cx, index, message, from),
         }
     }

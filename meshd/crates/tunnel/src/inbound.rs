@@ -168,11 +168,12 @@ impl Inbound {
         if self.admission.is_loaded(now) {
             return;
         }
+        if !self.core.calls.allows(now) {
+            return;
+        }
         let peer = self.strangers.peer(now, tables, from).and_then(|position| tables.at(position));
-        if let Some(peer) = peer
-            && peer.lock().stranger(&mut self.core.context(now, &self.drops, out))
-        {
-            self.strangers.called();
+        if peer.is_some_and(|peer| peer.lock().stranger(&mut self.core.context(now, &self.drops, out))) {
+            self.core.calls.count();
         }
     }
 

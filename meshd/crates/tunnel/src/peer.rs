@@ -45,6 +45,20 @@ pub(super) struct Peer {
     state: Mutex<PeerState>,
 }
 
+/// Why an initiation has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InitiationError {
+    /// It is the peer's, and not newer than one before: recorded, or its clock has gone back.
+    Stale,
+    Dropped(DropReason),
+}
+
+impl From<DropReason> for InitiationError {
+    fn from(reason: DropReason) -> Self {
+        Self::Dropped(reason)
+    }
+}
+
 /// What peers need from around them while a lock on one is held.
 pub(super) struct Context<'a> {
     pub(super) now: Instant,
@@ -333,13 +347,13 @@ impl PeerState {
         initiation: &Initiation<'_>,
         message: &[u8],
         from: Endpoint,
-    ) -> Result<(), DropReason> {
+    ) -> Result<(), InitiationError> {
         let key = self.keys.iter_mut().find(|k| k.index == index).ok_or(DropReason::InUnknownIndex)?;
         let public = x25519_dalek::PublicKey::from(*key.public.as_bytes());
         let shared = key.shared.get_or_insert_with(|| cx.secret.diffie_hellman(&public));
         let stamp = initiation.stamp(shared).ok_or(DropReason::HandshakeRefused)?;
         if cx.seen.get(&key.public).is_some_and(|seen| stamp <= seen) {
-            return Err(DropReason::HandshakeRefused);
+            return Err(InitiationError::Stale);
         }
         let public = key.public;
         self.handshake(cx, index, message, from)?;

@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -19,28 +19,49 @@ const PER: Duration = Duration::from_secs(1);
 /// How long what is known of endpoints is used: one pass over all peers each time.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Which peer such datagrams come from, and how many calls they have led to.
+/// How many calls datagrams have led to that any host can send.
+#[derive(Debug, Default)]
+pub(super) struct CallLimit(Mutex<Calls>);
+
+#[derive(Debug, Default)]
+struct Calls {
+    since: Option<Instant>,
+    number: u32,
+}
+
+impl CallLimit {
+    /// Whether another such call may be made. No lock is held meanwhile: peers are locked before and after this.
+    pub(super) fn allows(&self, now: Instant) -> bool {
+        let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_old(calls.since, now, PER) {
+            *calls = Calls { since: Some(now), number: 0 };
+        }
+        calls.number < CALLS
+    }
+
+    /// Counts a call that was made.
+    pub(super) fn count(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).number += 1;
+    }
+}
+
+fn is_old(at: Option<Instant>, now: Instant, limit: Duration) -> bool {
+    at.is_none_or(|at| now.saturating_duration_since(at) >= limit)
+}
+
+/// Which peer such datagrams come from.
 #[derive(Default)]
 pub(super) struct Strangers {
     /// Positions in `tables`.
     by_endpoint: HashMap<SocketAddr, u32>,
     tables: Option<Arc<Tables>>,
     built: Option<Instant>,
-    counted_since: Option<Instant>,
-    calls: u32,
 }
 
 impl Strangers {
     /// The position of the peer that may be called for a datagram from `from`.
     pub(super) fn peer(&mut self, now: Instant, tables: &Arc<Tables>, from: SocketAddr) -> Option<u32> {
-        let old = |at: Option<Instant>, limit| at.is_none_or(|at| now.saturating_duration_since(at) >= limit);
-        if old(self.counted_since, PER) {
-            (self.counted_since, self.calls) = (Some(now), 0);
-        }
-        if self.calls >= CALLS {
-            return None;
-        }
-        if old(self.built, FRESH) || !self.tables.as_ref().is_some_and(|known| Arc::ptr_eq(known, tables)) {
+        if is_old(self.built, now, FRESH) || !self.tables.as_ref().is_some_and(|known| Arc::ptr_eq(known, tables)) {
             self.by_endpoint.clear();
             for (position, peer) in tables.positions() {
                 for endpoint in peer.lock().endpoints() {
@@ -50,10 +71,5 @@ impl Strangers {
             (self.built, self.tables) = (Some(now), Some(Arc::clone(tables)));
         }
         self.by_endpoint.get(&from).copied()
-    }
-
-    /// Takes in that the peer is called.
-    pub(super) fn called(&mut self) {
-        self.calls += 1;
     }
 }

@@ -1,6 +1,10 @@
 //! Restarted nodes: replayed initiations, and sessions that only the other end has.
 
-use std::{collections::HashMap, net::SocketAddr, time::Instant};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    time::{Duration, Instant, SystemTime},
+};
 
 use etcd_schema::PublicKey;
 
@@ -107,6 +111,31 @@ fn an_initiation_of_before_is_refused_if_what_was_seen_is_on_disk() {
     b.apply(now, table(2, vec![with_key]));
     assert_eq!(b.receive(now, &replayed(&recorded[..1])), []);
     assert_eq!(b.dropped(DropReason::HandshakeRefused), 4);
+}
+
+/// a's clock was an hour ahead, and is right since its restart: b refuses its initiations, and calls.
+#[test]
+fn a_peer_whose_clock_has_gone_back_is_called() {
+    let now = Instant::now();
+    let (mut a, b) = pair(now);
+    let ahead = Stamp::at(SystemTime::now() + Duration::from_secs(3600));
+    let mut b = restarted(now, b, HashMap::from([(a.key.public(), ahead)]), to_a(&a));
+    let refused = a.initiate(now, "b");
+    // From wherever it comes, and once in 5 seconds.
+    for from_elsewhere in [false, true] {
+        let message = if from_elsewhere { replayed(&refused) } else { refused.clone() };
+        assert_eq!(b.receive(now, &message), []);
+    }
+    assert_eq!(b.dropped(DropReason::HandshakeRefused), 2);
+    let call = b.ring(now);
+    assert_eq!((call.len(), call[0].bytes[0], call[0].to), (1, 1, a.address));
+    assert_eq!(b.receive(now + SECOND, &replayed(&refused)), []);
+    assert_eq!(b.ring(now + SECOND), []);
+    until_established(now + SECOND, &mut a, &mut b, call);
+    // With a session that opens packets, it is a replay and no more.
+    assert_eq!(b.receive(now + 7 * SECOND, &replayed(&refused)), []);
+    assert_eq!(b.ring(now + 7 * SECOND), []);
+    assert_eq!(b.endpoint_of("a"), Some(a.address));
 }
 
 #[test]
