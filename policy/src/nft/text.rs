@@ -126,16 +126,13 @@ fn port_set(ranges: &[(u16, u16)]) -> String {
 /// The commands that make a table that holds one ruleset into one that holds another: two transactions, the second one
 /// once the first one is committed. Each is empty when there is nothing to do.
 ///
-/// A kernel lets packets meet new rules a moment before it publishes new elements of sets of intervals, and that moment
-/// is as long as another program has the processor. So rules meet only sets that were published before:
-///
-/// - New sets, and elements that sets in use gain, come first. Until the second transaction a peer may be in the sets of
-///   its old and its new labels: what is decided then is what the old rules decide for the one or the other.
-/// - A set is replaced by a copy where present rules change as well, for with those they must change at once, and where
-///   a range would be replaced by one that overlaps it.
+/// A kernel lets packets meet new rules a moment before it publishes the elements of interval sets, and that moment is as
+/// long as another program has the processor. So rules meet only sets that were published before, and new rules none that
+/// is about to lose elements: sets in use gain elements in place, where nothing else changes; else the sets that differ
+/// are replaced by copies, at once with the rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Transactions {
-    /// What no rule in force refers to yet, and elements that sets in use gain.
+    /// Sets that no rule in force refers to yet, or elements that sets in use gain.
     pub sets: String,
     /// The rest.
     pub rules: String,
@@ -170,7 +167,6 @@ pub fn transactions(table: &str, old: &Ruleset, new: &mut Ruleset) -> Transactio
         match old.sets.get(name) {
             Some(before) if before.copy == set.copy => {
                 sets.elements("add", &in_kernel, &missing(&set.elements, &before.elements));
-                out.elements("delete", &in_kernel, &missing(&before.elements, &set.elements));
             }
             _ => sets.make_set(&in_kernel, set),
         }
@@ -217,24 +213,14 @@ fn name_copies(old: &Ruleset, new: &mut Ruleset) {
                 before.and_then(|before| before.get(address)).is_some_and(|before| before != chain)
             })
         });
+    let loses = |(name, set): (&String, &Set)| {
+        old.sets.get(name).is_some_and(|old| old != set && !missing(&old.elements, &set.elements).is_empty())
+    };
+    let at_once = rules_change || new.sets.iter().any(loses);
     for (name, set) in &mut new.sets {
         let Some(before) = old.sets.get(name) else { continue };
-        let copied = before != set && (rules_change || has_overlap(&before.elements, &set.elements));
-        set.copy = before.copy.wrapping_add(u32::from(copied));
+        set.copy = before.copy.wrapping_add(u32::from(at_once && before != set));
     }
-}
-
-/// Whether an element that comes overlaps one that goes. Both lists are sorted, and none of an element is in another.
-fn has_overlap(before: &[Element], after: &[Element]) -> bool {
-    let (gone, mut come) = (missing(before, after), missing(after, before).into_iter().peekable());
-    let ends = |element: &Element| match *element {
-        Element::Range(first, last) => (first, last),
-        Element::Port(address, ..) => (address, address),
-    };
-    gone.into_iter().filter(|element| matches!(element, Element::Range(..))).map(ends).any(|(first, last)| {
-        while come.next_if(|element| ends(element).1 < first).is_some() {}
-        come.peek().is_some_and(|element| ends(element).0 <= last)
-    })
 }
 
 struct Writer<'a> {
@@ -433,12 +419,12 @@ mod tests {
     }
 
     #[test]
-    fn elements_come_before_rules_and_go_with_them() {
-        let old = ruleset(&[(1, 1), (5, 5)], 0);
-        let mut new = ruleset(&[(1, 1), (7, 7)], 0);
+    fn a_set_that_only_gains_stays_where_it_is() {
+        let old = ruleset(&[(1, 1), (5, 6)], 0);
+        let mut new = ruleset(&[(1, 1), (5, 6), (8, 8)], 0);
         let change = transactions("inet t", &old, &mut new);
-        assert_eq!(change.sets, "add element inet t s { 10.0.0.7 }\n");
-        assert_eq!(change.rules, "delete element inet t s { 10.0.0.5 }\n");
+        assert_eq!((&*change.sets, &*change.rules), ("add element inet t s { 10.0.0.8 }\n", ""));
+        assert!(transactions("inet t", &new, &mut ruleset(&[(1, 1), (5, 6), (8, 8)], 0)).is_empty());
     }
 
     #[test]
@@ -461,8 +447,14 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_grows_is_in_another_copy() {
-        for (before, after) in [([(5, 6)], vec![(5, 7)]), ([(5, 7)], vec![(5, 5), (7, 7)]), ([(5, 5)], vec![(4, 9)])] {
+    fn a_set_that_loses_an_element_or_has_a_range_grow_is_another_copy() {
+        for (before, after) in [
+            ([(5, 6)], vec![]),
+            ([(5, 5)], vec![(7, 7)]),
+            ([(5, 6)], vec![(5, 7)]),
+            ([(5, 7)], vec![(5, 5), (7, 7)]),
+            ([(5, 5)], vec![(4, 9)]),
+        ] {
             let (old, mut new) = (ruleset(&before, 0), ruleset(&after, 0));
             let change = transactions("inet t", &old, &mut new);
             assert!(change.sets.starts_with("add set inet t s_1 "), "{change:?}");

@@ -129,7 +129,7 @@ mod tests {
     fn the_address_of_a_bridge_is_the_nodes_own() {
         let [egress, ingress] = explained("10.244.3.1", "10.244.3.7");
         assert_eq!(egress, "egress of node east1 (10.244.3.1) allowed: not a pod, so no policy applies");
-        assert_eq!(ingress, "ingress of pod shop/near (10.244.3.7) allowed: a pod's own node always reaches it");
+        assert_eq!(ingress, "ingress of pod shop/near (10.244.3.7) allowed: a pod's own node can always reach it");
         // Another node does not know whose it is.
         let [egress, ingress] = explained("10.244.3.1", "10.244.5.7");
         assert_eq!(egress, "egress of node east1 (10.244.3.1) allowed: not a pod, so no policy applies");

@@ -18,7 +18,7 @@ use super::{
     gate::Gate,
     host::Host,
     mailbox::Mailbox,
-    ruleset::{Frame, RuleTable, isolated},
+    ruleset::{Frame, RuleTable, RulesetError, isolated},
     sys::give_back_memory,
     unmatched::Unmatched,
     world::World,
@@ -153,6 +153,10 @@ impl Worker {
             // Making it whole is closing it.
             return false;
         }
+        if self.retry_at.is_some() {
+            // The kernel has refused a part of our own change: what it holds is made again in a moment.
+            return true;
+        }
         match self.table.is_whole() {
             Ok(true) => true,
             Ok(false) => {
@@ -195,6 +199,10 @@ impl Worker {
         frame.isolated = isolated(&frame, &ruleset);
         if let Err(error) = self.table.put(&frame, ruleset) {
             tracing::error!(%error, "kernel refused policy rules; retrying");
+            if matches!(error, RulesetError::Tampered) {
+                // As when that is seen later: what is there may judge nothing.
+                self.gate.close();
+            }
             self.refused(now);
             return;
         }
@@ -210,6 +218,7 @@ impl Worker {
         self.gate.set(InForce { classifier, mesh, addresses: Arc::clone(&self.seen.addresses) });
         let world = &self.world;
         self.unmatched.send_modify(|unmatched| unmatched.update(now, world.unmatched(), world.misplaced()));
+        self.retry_at = None;
         self.generation += 1;
         self.took = now.elapsed();
         self.publish();
