@@ -30,7 +30,8 @@ pub fn print_error(text: &str) {
 }
 
 /// The crates that log by the level that is set; see the test that finds a missing one.
-const OWN_CRATES: [&str; 8] = ["meshd", "api", "attachments", "control", "enforcement", "kernel", "prober", "tunnel"];
+const OWN_CRATES: [&str; 9] =
+    ["meshd", "api", "attachments", "control", "control_core", "enforcement", "kernel", "prober", "tunnel"];
 
 fn dispatch<W>(log: Log, to_journal: bool, lines: W) -> Dispatch
 where

@@ -16,12 +16,12 @@ use std::{
 };
 
 use integration::{
-    Meshd, MeshdNode, Process, await_ok, await_until, binary,
+    Meshd, MeshdNode, Process, await_ok, await_until, binary, ping,
     topology::{CONFIG, Mesh, TwoSites},
 };
 use serde_json::Value;
 
-use crate::{SOON, outside_peer::await_reaches, problems};
+use crate::{SOON, problems};
 
 /// The answer's status code and body.
 fn get(node: &MeshdNode, path: &str) -> Option<(u16, String)> {
@@ -97,7 +97,7 @@ fn a_prometheus_scrapes_it_and_knows_the_alerts() {
 
     // Both directions of a ping to the other site, in the tunnel's counters and in the peer's own.
     let before = await_until("the counter", SOON, || ask("meshd_tunnel_sent_bytes_total"));
-    await_reaches(mesh.pod("east1"), mesh.pod("west1").v4());
+    ping(mesh.pod("east1"), mesh.pod("west1").v4()).assert_all_answered();
     await_until("the counter to rise", SOON, || (ask("meshd_tunnel_sent_bytes_total")? > before).then_some(()));
     is("meshd_tunnel_received_bytes_total > bool 0", 1.0);
     is(r#"wireguard_sent_bytes_total{friendly_name="west1"} > bool 0"#, 1.0);

@@ -24,7 +24,7 @@ fn all_of_it_goes_and_a_second_run_finds_nothing() {
         assert_eq!(run("sysctl -n net.ipv4.conf.eth0.rp_filter").trim(), "2");
         let cleanup = kernel.cleanup().await.unwrap();
         assert_eq!(cleanup.failures, []);
-        for what in ["device meshd0", "nftables table inet meshd", "net/ipv4/ip_forward back to 0"] {
+        for what in ["device meshd0", "nftables table inet meshd", "net/ipv4/ip_forward restored to 0"] {
             assert!(cleanup.removed.iter().any(|r| r == what), "{:?}", cleanup.removed);
         }
         nothing_left();
