@@ -89,6 +89,8 @@ fn a_prometheus_scrapes_it_and_knows_the_alerts() {
     is(r#"meshd_peers{path="wireguard"}"#, 2.0);
     is(r#"meshd_peers{path="direct"}"#, 1.0);
     is(r#"meshd_state{state="running"}"#, 1.0);
+    is(r#"count(meshd_node_info{node="east1",site="east"})"#, 1.0);
+    is(r#"sum(meshd_unreachable_peers{state=~"online|offline|unknown"})"#, 0.0);
     is("meshd_etcd_connected", 1.0);
     is(r#"meshd_policy_mode{mode="enforce"}"#, 1.0);
     is("meshd_policy_revision > bool 0", 1.0);

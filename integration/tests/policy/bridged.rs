@@ -115,7 +115,7 @@ fn a_pod_cannot_borrow_a_neighbours_address() {
     for server in &servers {
         server.assert_not_reached(&third);
     }
-    // Tried again: rules that the daemon has just made anew count from 0.
+    // Tried again: counters begin at 0 when the daemon rebuilds its rules.
     await_ok("what is borrowed to be counted", SOON, || {
         servers.iter().for_each(|server| server.assert_not_reached(&third));
         if dropped(mesh.node("east1")) > 0 { Ok(()) } else { Err("it is not".to_owned()) }

@@ -1,9 +1,14 @@
 //! `meshd`, the node daemon.
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{
+    io::{ErrorKind, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
+use control::state_dir::StateDirError;
 use meshd::{
     daemon::{self, Outcome},
     install_cni::{InstallCniFlags, Installed, install_cni, keep_cni_installed},
@@ -13,6 +18,7 @@ use meshd::{
     },
 };
 use text::with_causes;
+use tunnel::StartError;
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -140,9 +146,24 @@ fn exit_code(outcome: anyhow::Result<Outcome>) -> ExitCode {
         }
         Err(error) => {
             tracing::error!("{}", with_causes(error.as_ref()));
-            ExitCode::from(FAILED)
+            ExitCode::from(if is_of_settings(&error) { USAGE } else { FAILED })
         }
     }
+}
+
+/// Whether only an operator can end it: no later start would go better.
+fn is_of_settings(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let start = cause.downcast_ref::<StartError>().is_some_and(|start| match start {
+            // The name is that of a device of another kind.
+            StartError::Tun(tun) => tun.source.kind() == ErrorKind::InvalidInput,
+            // Below 1024, without the capability for it.
+            StartError::Udp { source, .. } => source.kind() == ErrorKind::PermissionDenied,
+            _ => false,
+        });
+        let id = cause.downcast_ref::<StateDirError>();
+        start || matches!(id, Some(StateDirError::BadNodeId { .. } | StateDirError::NodeIdChanged { .. }))
+    })
 }
 
 fn refuse(mistakes: &SettingsError) -> ExitCode {
@@ -175,6 +196,8 @@ fn to_its_end(work: impl Future<Output = anyhow::Result<Outcome>>) -> anyhow::Re
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -199,5 +222,20 @@ mod tests {
                 assert!(arg.get_help().is_some_and(|help| help.to_string().len() > 20), "{}", arg.get_id());
             }
         }
+    }
+
+    #[test]
+    fn what_no_later_start_can_do_better_ends_as_invalid_settings_do() {
+        let udp = |kind: ErrorKind| StartError::Udp { port: 80, source: kind.into() };
+        let tun = |errno| {
+            let source = io::Error::from_raw_os_error(errno);
+            StartError::from(tunnel::TunError { name: "eth0".to_owned(), source })
+        };
+        let of_settings = |error| is_of_settings(&anyhow::Error::from(error).context("cannot start"));
+        assert!(of_settings(udp(ErrorKind::PermissionDenied)) && !of_settings(udp(ErrorKind::AddrInUse)));
+        assert!(of_settings(tun(libc::EINVAL)) && !of_settings(tun(libc::EBUSY)));
+        let id = StateDirError::BadNodeId { path: "node-id".to_owned(), reason: "empty".to_owned() };
+        assert!(is_of_settings(&anyhow::Error::from(id).context("cannot start")));
+        assert!(!is_of_settings(&anyhow::anyhow!("cannot start")));
     }
 }

@@ -12,20 +12,20 @@ impl Enforcement {
     pub fn problems(&self, expected: bool) -> Vec<Problem> {
         let applied = *self.applied.borrow();
         let mut problems = Vec::new();
+        let refused =
+            "check that the kernel supports nf_tables with sets, maps and connection tracking; the daemon retries";
         if expected && applied.generation == 0 {
-            problems.push(Problem::new(
-                "policies_not_in_force",
-                "policies are not in force yet: only this node's own processes can reach its pods, plus connections \
-                 allowed by rules of an earlier run",
-                "see the other problems; this one ends once policies are read and the kernel accepts their rules",
-            ));
-        }
-        if applied.refused {
-            problems.push(Problem::new(
-                "policy_rules_refused",
-                "the kernel refuses the policy rules; the previous rules stay in force, see the log",
-                "check that the kernel supports nf_tables with sets, maps and connection tracking; the daemon retries",
-            ));
+            let (why, remedy) = if applied.refused {
+                ("; the kernel refuses their rules, see the log", refused)
+            } else {
+                ("", "see the other problems; this one ends once policies are read and the kernel accepts their rules")
+            };
+            let cause = "policies are not in force yet: only this node's own processes can reach its pods, plus \
+                         connections allowed by rules of an earlier run";
+            problems.push(Problem::new("policies_not_in_force", format!("{cause}{why}"), remedy));
+        } else if applied.refused {
+            let cause = "the kernel refuses the policy rules; the previous rules stay in force, see the log";
+            problems.push(Problem::new("policy_rules_refused", cause, refused));
         }
         problems.extend(self.unmatched.borrow().problems(Instant::now()));
         let host = self.host.borrow();

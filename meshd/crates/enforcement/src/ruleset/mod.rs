@@ -141,7 +141,7 @@ impl RuleTable {
 
     /// Lays rules that let nothing pass to or from this node's pods but what its own processes send, where no rules of
     /// an earlier run stand: those stay in force until this run has a picture of its own. The table must not have been
-    /// [`put`](Self::put). Nothing is done where the same rules stand: a change is heard by whoever asks for this.
+    /// [`put`](Self::put). Nothing is done where the same rules stand: another program's change is heard first.
     pub(super) fn close(&mut self, frame: &Frame) -> Result<(), RulesetError> {
         if self.held.is_some() {
             return Ok(());
