@@ -23,7 +23,7 @@ impl Enforcement {
             let cause = "policies are not in force yet: only this node's own processes can reach its pods, plus \
                          connections allowed by rules of an earlier run";
             problems.push(Problem::new("policies_not_in_force", format!("{cause}{why}"), remedy));
-        } else if applied.refused {
+        } else if applied.refused && applied.generation > 0 {
             let cause = "the kernel refuses the policy rules; the previous rules stay in force, see the log";
             problems.push(Problem::new("policy_rules_refused", cause, refused));
         }
