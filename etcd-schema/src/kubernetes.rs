@@ -55,7 +55,7 @@ struct Object {
     fields: Fields,
     uid: Option<String>,
     labels: Labels,
-    /// `metadata.annotations` as they stand: any text is valid in them, and what is none is ignored.
+    /// `metadata.annotations`, unchecked: any text is valid, and other values are ignored.
     annotations: Map<String, Value>,
     /// `metadata.deletionTimestamp`, RFC 3339.
     deletion_timestamp: Option<String>,

@@ -83,7 +83,7 @@ impl MeshdNode {
     /// The addresses of this node's attachments, by the daemon's files: it may be away.
     ///
     /// # Panics
-    /// When a file is none of an attachment.
+    /// When a file is not an attachment's.
     #[must_use]
     #[track_caller]
     pub fn pod_addresses(&self) -> Vec<IpAddr> {
@@ -99,7 +99,7 @@ impl MeshdNode {
             names.iter().filter(|name| name.contains('@') && !name.starts_with('.') && !name.ends_with(".new"));
         let mut addresses = Vec::new();
         for name in records {
-            // One that is withdrawn meanwhile is none.
+            // One that is withdrawn meanwhile does not count.
             let Ok(bytes) = fs::read(folder.join(name)) else { continue };
             let attached: Attached = serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
             if !withdrawn.contains(&attached.name()) {

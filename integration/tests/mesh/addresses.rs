@@ -35,7 +35,7 @@ fn the_source_is_the_address_that_was_called_as_long_as_it_is_there() {
 
     let answers_from = |wanted: &str, called: Option<&str>| {
         await_ok(&format!("answers from {wanted}"), SOON, || {
-            // A keepalive that was under way from the address of before takes the peer back there: it calls again.
+            // A keepalive in flight from the earlier address takes the peer back there: it calls again.
             if let Some(called) = called {
                 peer.call(&mesh, "west1", called);
             }

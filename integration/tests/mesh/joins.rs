@@ -264,7 +264,7 @@ fn a_foreign_write_to_alive_after_a_restart_is_put_back() {
     flow.finish().assert_nothing_lost();
 }
 
-/// A machine is replaced, or its state directory lost: another id under the same name, while the records of before last.
+/// A machine is replaced, or its state directory lost: another id under the same name, while the earlier records last.
 #[test]
 fn a_node_made_again_under_its_old_name_is_a_full_peer() {
     let mut mesh = Mesh::start("made-again");

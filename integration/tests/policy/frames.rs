@@ -72,7 +72,7 @@ pub(crate) fn icmpv6(source: Ipv6Addr, destination: Ipv6Addr, hops: u8, message:
     ipv6(source, destination, ICMPV6, hops, &with_checksum(source, destination, ICMPV6, message, 2))
 }
 
-/// What tells the sender of `packet` that nobody listens there.
+/// The ICMP error that tells the sender of `packet` that its port is closed.
 pub(crate) fn port_unreachable(from: IpAddr, to: IpAddr, packet: &[u8]) -> Vec<u8> {
     match (from, to) {
         (IpAddr::V6(source), IpAddr::V6(destination)) => {

@@ -107,7 +107,7 @@ impl Browser {
         fs::write(path, STANDARD.decode(picture.as_str().unwrap_or_default()).unwrap()).unwrap();
     }
 
-    /// Once more where the page has drawn the element anew between the two commands.
+    /// Once more where the page has redrawn the element between the two commands.
     #[track_caller]
     fn act_on(&self, selector: &str, act: &str, body: &Value) {
         await_ok(&format!("{act} on {selector}"), SOON, || {

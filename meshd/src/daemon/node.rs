@@ -92,7 +92,7 @@ pub(super) struct Node {
     planner: Planner,
     facts_of_mesh: FactsOfMesh,
     record_problems: Arc<Vec<mesh::records::Problem>>,
-    /// Nodes that show a sign of life in etcd; for status, and to call those that have started anew.
+    /// Nodes that show a sign of life in etcd; for status, and to call those that have restarted.
     alive: CowMap<NodeId, Record<Alive>>,
     /// Boot and start of each node as they were last seen, also while it shows no sign of life.
     starts: HashMap<NodeId, (String, u64)>,
@@ -336,7 +336,7 @@ impl Node {
         self.alive = view.alive.clone();
     }
 
-    /// Calls peers whose daemon has started anew: this node's session with them is of before. That one shows no sign of
+    /// Calls peers whose daemon has restarted: this node's session with them predates that. That one shows no sign of
     /// life, or comes back as it was, leads to nothing.
     fn call_restarted(&mut self, view: &View) {
         for id in view.alive.changes(&self.alive) {

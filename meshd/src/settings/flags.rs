@@ -265,7 +265,7 @@ impl EtcdFlags {
         self.certfile.is_some() || self.keyfile.is_some() || self.username.is_some() || self.password_file.is_some()
     }
 
-    /// The same for nobody in particular.
+    /// The same for no particular user.
     pub(super) fn without_identity(self) -> Self {
         Self { certfile: None, keyfile: None, username: None, password_file: None, ..self }
     }

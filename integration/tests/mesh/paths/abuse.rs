@@ -51,7 +51,7 @@ fn forged_and_replayed_probes_prove_nothing_and_a_flood_of_them_gets_few_echoes(
     let answered = counted(&pair);
     // Until they were counted: what had not been read when the flood ended was answered afterwards.
     let spent = start.elapsed();
-    // 20 a second, for the seconds that have begun, and what the probes of before have left.
+    // 20 a second, for the seconds that have begun, and what earlier probes have left.
     let most = 20 * (spent.as_secs() + 4);
     assert!(answered <= most, "{answered} echoes within {spent:?}");
     pair.await_direct();

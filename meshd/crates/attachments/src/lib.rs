@@ -84,7 +84,7 @@ struct Change {
     unread: BTreeMap<String, FileError>,
 }
 
-/// How far whoever enforces policy is.
+/// How far enforcement is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {
     /// Policy is in force for all attachments up to this generation of the table; 0: for none yet.
@@ -93,7 +93,7 @@ pub struct Progress {
     pub refused: bool,
 }
 
-/// The side of whoever enforces policy.
+/// The side of enforcement.
 ///
 /// Each ADD waits, before anything leads to its container, until [`progress`](Self::progress) was called with a
 /// generation that is not below that of the table which has it. Until the first call nobody enforces policy on this node,
@@ -126,7 +126,7 @@ pub enum AttachError {
     /// Something in it does not hold.
     #[error("{0}")]
     Invalid(Violations),
-    /// Its name is none.
+    /// Its name is invalid.
     #[error("{0:?} is not a valid attachment name")]
     BadName(AttachmentName),
     /// Its ADD was never begun.
@@ -209,7 +209,7 @@ impl Attachments {
         self.table.subscribe()
     }
 
-    /// The seam to whoever enforces policy.
+    /// The seam to enforcement.
     #[must_use]
     pub fn enforcement(&self) -> Enforcement {
         Enforcement { table: self.table.subscribe(), progress: self.progress.clone() }
@@ -420,14 +420,14 @@ impl Attachments {
         }
     }
 
-    /// Whether ADD would wait in vain: policy is enforced on this node, and nothing of it is in force yet, or the kernel
+    /// Whether ADD would block: policy is enforced on this node, and nothing of it is in force yet, or the kernel
     /// refuses it.
     #[must_use]
     pub fn awaits_policy(&self) -> bool {
         self.progress.borrow().is_some_and(|progress| progress.generation == 0 || progress.refused)
     }
 
-    /// Waits until policy is in force for the table of this generation; at once while nobody enforces policy.
+    /// Waits until policy is in force for the table of this generation; at once while policy is not enforced.
     pub async fn in_force(&self, generation: u64) {
         let mut progress = self.progress.subscribe();
         // The sender lives as long as `self`.

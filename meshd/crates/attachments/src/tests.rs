@@ -79,7 +79,7 @@ fn nobody_may_send_from_anothers_address() {
     attachments.attach(&name("b"), inside).unwrap();
     begin_add(&attachments, &name("a"), begin()).unwrap();
     assert_eq!(refused(attachments.attach(&name("a"), router.clone())), ("a".to_owned(), "b".to_owned()));
-    // What nobody should claim as its own.
+    // Prefixes that no pod may claim.
     for prefix in ["0.0.0.0/0", "fe80::/64", "224.0.0.0/4", "127.0.0.0/8"] {
         let attach = Attach { allowed_sources: vec![prefix.parse().unwrap()], ..attach("10.244.3.2") };
         assert!(matches!(attachments.attach(&name("a"), attach), Err(AttachError::Invalid(_))), "{prefix}");

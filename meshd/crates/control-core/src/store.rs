@@ -465,7 +465,7 @@ impl Store {
         self.publish(touched)
     }
 
-    /// Takes one value; the key it names, unless it is none of ours.
+    /// Takes one value; returns the key it names, if meshd reads it.
     fn put(&mut self, text: String, entry: Entry) -> Option<Key> {
         self.problems.remove(&text);
         let key = match Key::parse(&text) {
@@ -499,7 +499,7 @@ impl Store {
         };
         let mut refused = None;
         let mut item = None;
-        // A key that was deleted and made anew says nothing with its old value.
+        // The old value of a key that was deleted and put again says nothing.
         let earlier = before
             .as_ref()
             .filter(|before| before.create_revision == entry.create_revision)

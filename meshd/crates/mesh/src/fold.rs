@@ -185,7 +185,7 @@ impl Builder<'_> {
                 );
                 continue;
             }
-            // A name identifies nobody: it is the older one's, and the other one is told apart by its id.
+            // A name is no identity: it is the older one's, and the other is named with its id.
             let mut name = node.name.to_string();
             if let Err(older) = self.claims.claim_name(&node.name, id) {
                 let shown = format!("{name} ({id})");

@@ -516,7 +516,7 @@ impl Core {
         }
     }
 
-    /// Takes in that the peer called `name` has started anew: if there is a session, it is most likely of before.
+    /// Takes in that the peer called `name` has restarted: its session, if any, most likely predates that.
     pub(super) fn restarted(&self, now: Instant, name: &str, drops: &Drops, out: &mut Outgoing) {
         let tables = self.tables.get();
         if let Some(peer) = tables.named(name) {

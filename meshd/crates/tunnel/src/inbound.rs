@@ -163,7 +163,7 @@ impl Inbound {
         self.order.sort_unstable();
     }
 
-    /// A datagram came that is for no session of ours: the peer that it comes from may not know that we have started anew.
+    /// A datagram came that is for no session of ours: the peer that it comes from may not know of our restart.
     fn stranger(&mut self, now: Instant, tables: &Arc<Tables>, from: SocketAddr, out: &mut Outgoing) {
         if self.admission.is_loaded(now) {
             return;

@@ -24,7 +24,7 @@ type Hash = [u8; 32];
 
 /// An initiation whose sender is known, and whose time stamp is still sealed.
 pub(super) struct Initiation<'a> {
-    /// The sender's key. Whoever knows ours can name any: only the time stamp proves it.
+    /// The sender's key. Any host that knows ours can name any: only the time stamp proves it.
     pub(super) sender: PublicKey,
     chain: Zeroizing<Hash>,
     hash: Hash,

@@ -422,7 +422,7 @@ impl Tunnel {
         self.with_caller(|core, caller| core.call(Instant::now(), names, &caller.drops, &mut caller.out));
     }
 
-    /// Takes in that the peer called `name` has started anew: calls it, at some time within a second if there are more
+    /// Takes in that the peer called `name` has restarted: calls it, at some time within a second if there are more
     /// than 100 peers, unless there is no session with it or one that came up within the last 10 seconds.
     pub fn restarted(&self, name: &str) {
         self.with_caller(|core, caller| core.restarted(Instant::now(), name, &caller.drops, &mut caller.out));

@@ -77,7 +77,7 @@ impl FromStr for Stamp {
 #[error("a time stamp is 24 hexadecimal digits")]
 pub struct InvalidStamp;
 
-/// The greatest time stamp that came in initiations of each peer key. Losing one lets initiations of before be answered,
+/// The greatest time stamp that came in initiations of each peer key. Losing one lets earlier initiations be answered,
 /// which moves no endpoint and ends no session.
 #[derive(Debug, Default)]
 pub(super) struct SeenStamps(Mutex<HashMap<PublicKey, Stamp>>);

@@ -75,7 +75,7 @@ fn within(named: &AddressRange, usable: &[Range]) -> Result<Range, AddressError>
     if first > last {
         return invalid(format!("rangeStart {first} is after rangeEnd {last}"));
     }
-    // Where nobody says so, host-local takes the first address as the gateway's. Those at the edges are nobody's.
+    // By default, host-local takes the first address as the gateway's. Those at the edges are unused.
     let gateway = named.gateway.or_else(|| next(subnet.network()));
     let first = if first == subnet.network() { next(first).unwrap_or(first) } else { first };
     let is_broadcast = last == subnet.broadcast() && last.is_ipv4();

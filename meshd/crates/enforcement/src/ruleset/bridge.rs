@@ -165,7 +165,7 @@ const fn closed(frame: &Frame) -> bool {
     !frame.switched_judged && !frame.audit
 }
 
-/// Unlike the others, these chains are few and made anew: in between, which no packet sees, there are none.
+/// Unlike the others, these chains are few and rebuilt: in between, which no packet sees, there are none.
 fn made_anew(table: &str) -> String {
     let mut out = format!("add table {table}\ndelete table {table}\nadd table {table}\n");
     let sets = [

@@ -40,7 +40,7 @@ pub(super) fn apply(text: &str) -> Result<(), RulesetError> {
     Ok(())
 }
 
-/// The table `family name`; `None`: there is none.
+/// The table `family name`; `None`: it does not exist.
 pub(super) fn list(family: &str, name: &str) -> Result<Option<Listing>, RulesetError> {
     let json = match netfilter::nft("nft", &["-j", "-t", "list", "table", family, name], "", LOAD_DEADLINE) {
         Ok(json) => json,

@@ -160,7 +160,7 @@ fn the_same_again_is_no_transaction_and_what_others_remove_is_seen() {
             assert!(table.is_whole().unwrap());
             assert_eq!(listed(), before, "{removal}");
         }
-        // Also when it happens between two changes that nobody looks after.
+        // Also when it happens between two changes without a look.
         run("nft", &["flush map inet t ingress4"]);
         world.policy(&port(81));
         let ruleset = world.ruleset();
@@ -273,7 +273,7 @@ fn a_bridges_own_link_local_address_passes_to_another_bridge() {
             (0..tries).any(|_| {
                 // Ports of a bridge forward only a moment after they are up.
                 from.send_to(word, std::net::SocketAddrV6::new(group, 5353, 0, index("br1"))).unwrap();
-                // What was sent under the rules of before may come as late as now.
+                // What was sent under the earlier rules may come as late as now.
                 let mut heard = [0; 8];
                 while let Ok((length, _)) = socket.recv_from(&mut heard) {
                     if heard[..length] == *word {
@@ -344,7 +344,7 @@ fn before_the_first_picture_nothing_passes_but_what_an_earlier_run_left() {
         let ruleset = world.ruleset();
         first.put(&frame(false), ruleset.clone()).unwrap();
         assert!(!closes() && first.is_whole().unwrap());
-        // A pod that stays behind in a subnet that was this node's is not judged as whoever has its address now.
+        // A pod that stays behind in a subnet that was this node's is not judged as the present owner of its address.
         let displaced: BTreeSet<IpAddr> = ["10.244.9.7".parse().unwrap(), "fd42:244:0:9::7".parse().unwrap()].into();
         first.put(&Frame { displaced, ..frame(false) }, ruleset.clone()).unwrap();
         let listed = run("nft", &["list", "table", "inet", "t"]);

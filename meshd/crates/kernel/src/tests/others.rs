@@ -332,7 +332,7 @@ fn elements_of_others_sets_are_no_news() {
         let nft = std::mem::replace(&mut kernel.nft, Nft::with_program("false"));
         run("nft add element inet big s { 192.0.2.99 }");
         settled(&kernel, &desired()).await;
-        // A rule is: and it is the first thing that is told.
+        // A rule is, and it is reported first.
         run("nft add rule inet big c tcp dport 25 drop");
         let mut events = watch.next().await;
         // Of a link that has just come up the kernel may tell up to a second later.

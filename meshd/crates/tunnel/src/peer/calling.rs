@@ -56,7 +56,7 @@ impl PeerState {
         }
     }
 
-    /// Takes in that the peer has started anew: calls it at `at`, unless there is no session that may be gone, or one that
+    /// Takes in that the peer has restarted: calls it at `at`, unless there is no session that may be gone, or one that
     /// came up since.
     pub(in super::super) fn restarted(&mut self, cx: &mut Context<'_>, at: Instant) {
         let lately = |up: Instant| cx.now.saturating_duration_since(up) < HEARD_LATELY;

@@ -182,7 +182,7 @@ impl Node {
         self.ring(now)
     }
 
-    /// The node hears that a peer has started anew; returns what is sent at once.
+    /// The node hears that a peer has restarted; returns what is sent at once.
     pub(super) fn restarted(&mut self, now: Instant, name: &str) -> Vec<Wire> {
         self.core.restarted(now, name, &self.drops, &mut self.out);
         self.ring(now)

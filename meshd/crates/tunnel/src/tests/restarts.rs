@@ -86,7 +86,7 @@ fn a_recorded_initiation_moves_no_endpoint_after_a_restart() {
         assert_eq!(b.endpoint_of("a"), Some(a.address));
         assert!(b.core.tables.get().named("a").unwrap().lock().heard().is_none(), "no sign of life");
     }
-    // Nothing is sealed for a session that nobody has confirmed: b calls, and where a is.
+    // Nothing is sealed for an unconfirmed session: b calls, and where a is.
     let call = b.send(now, &[b_to_a(60)]);
     assert_eq!((call.len(), call[0].bytes[0], call[0].to), (1, 1, a.address));
     assert_eq!(b.send(now, &[b_to_a(61)]), []);
@@ -243,7 +243,7 @@ fn peers_are_called_after_a_start_and_when_they_have_started() {
     // No session, nothing to be cut: the next packet calls.
     let (mut fresh, _) = pair(now);
     assert_eq!(fresh.restarted(now, "b"), []);
-    // After its own start a node calls those that it is told to.
+    // After its own start a node calls those on its list.
     assert_eq!(fresh.call(now, &["b", "stranger"]).len(), 1);
     assert_eq!(fresh.call(now + SECOND, &["b"]), []);
 }
