@@ -3,8 +3,8 @@
 use std::fmt::Display;
 
 use crate::{
-    Alive, Attachment, Key, KeyError, Namespace, NetworkConfig, NodeRecord, OutsidePeer, Pod, PolicyEnvelope, Removed,
-    SubnetKey, SubnetLease, UnknownField, Violations, unknown::unknown_fields,
+    Alive, Attachment, Key, KeyError, KubernetesKey, Namespace, NetworkConfig, NodeRecord, OutsidePeer, Pod,
+    PolicyEnvelope, Removed, SubnetKey, SubnetLease, UnknownField, Violations, unknown::unknown_fields,
 };
 
 /// What a key and its value mean, when both hold.
@@ -45,20 +45,29 @@ pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
             format!("node {id} is alive, start {}", alive.start_count)
         }
         Key::Peer(name) => peer(name, &OutsidePeer::parse(value)?),
-        Key::Namespace(name) => namespace(&Namespace::parse(name, value)?),
-        Key::Pod(ns, name) => pod(&Pod::parse(ns, name, value)?),
-        Key::NetworkPolicy(ns, name) => {
-            PolicyEnvelope::parse_network_policy(ns, name, value)?;
-            format!("NetworkPolicy {ns}/{name}; its spec is not checked here")
-        }
-        Key::ClusterNetworkPolicy(name) => {
-            PolicyEnvelope::parse_cluster_network_policy(name, value)?;
-            format!("ClusterNetworkPolicy {name}; its spec is not checked here")
-        }
         Key::Endpoint(id, ..) => attachment(id, &Attachment::parse(value)?),
+        Key::Kubernetes(_, key) => kubernetes(key, value)?,
     };
     let unknown = unknown_fields(&key, value);
     Ok(Checked { key, summary, unknown })
+}
+
+fn kubernetes(key: &KubernetesKey, value: &[u8]) -> Result<String, Violations> {
+    Ok(match key {
+        KubernetesKey::Namespace(name) => namespace(&Namespace::parse(name, value)?),
+        KubernetesKey::Pod(ns, name) => pod(&Pod::parse(ns, name, value)?),
+        KubernetesKey::NetworkPolicy(ns, name) => {
+            PolicyEnvelope::parse_network_policy(ns, name, value)?;
+            format!("NetworkPolicy {ns}/{name}; its spec is not checked here")
+        }
+        KubernetesKey::ClusterNetworkPolicy(name) => {
+            PolicyEnvelope::parse_cluster_network_policy(name, value)?;
+            format!("ClusterNetworkPolicy {name}; its spec is not checked here")
+        }
+        KubernetesKey::Node(name) => format!("Node {name}; its value is not checked here"),
+        KubernetesKey::Leader => "leader of the copy; its value is not checked here".to_owned(),
+        KubernetesKey::State => "state of the copy; its value is not checked here".to_owned(),
+    })
 }
 
 fn config(config: &NetworkConfig) -> String {

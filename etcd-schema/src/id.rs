@@ -116,7 +116,7 @@ impl KubernetesName {
 }
 
 /// A DNS label in lower case (RFC 1123).
-fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     let word = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     (1..=63).contains(&bytes.len())

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::{
-    ContainerId, InterfaceName, KubernetesName, NodeId, PeerName,
+    Cluster, ContainerId, InterfaceName, KubernetesName, NodeId, PeerName,
     address::{ordinary_v4, ordinary_v6},
     fields::Expected,
     violation::quoted,
@@ -31,6 +31,16 @@ pub enum Key {
     Alive(NodeId),
     /// `peers/NAME`
     Peer(PeerName),
+    /// `endpoints/ID/CONTAINERID/IFNAME`
+    Endpoint(NodeId, ContainerId, InterfaceName),
+    /// `k8s/CLUSTER/…`, and the flat keys `namespaces/…`, `pods/…`, `networkpolicies/…`, `clusternetworkpolicies/…`
+    Kubernetes(Cluster, KubernetesKey),
+}
+
+/// What a key of a Kubernetes cluster names: the part below `k8s/CLUSTER/`, or a flat key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum KubernetesKey {
     /// `namespaces/NS`
     Namespace(KubernetesName),
     /// `pods/NS/NAME`
@@ -39,8 +49,12 @@ pub enum Key {
     NetworkPolicy(KubernetesName, KubernetesName),
     /// `clusternetworkpolicies/NAME`
     ClusterNetworkPolicy(KubernetesName),
-    /// `endpoints/ID/CONTAINERID/IFNAME`
-    Endpoint(NodeId, ContainerId, InterfaceName),
+    /// `nodes/NAME`; never flat.
+    Node(KubernetesName),
+    /// `leader`: which program copies the objects; never flat.
+    Leader,
+    /// `state`: how far the copy is; never flat.
+    State,
 }
 
 /// The prefixes of one lease: IPv4, IPv6 or both; canonical (no host bits).
@@ -59,13 +73,14 @@ pub struct SubnetKey {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// The first path element is not known.
-    #[error(
-        "unknown key {0:?}: without the prefix it must be {config} or begin with {directories}",
-        config = Key::CONFIG,
-        directories = Key::DIRECTORIES.join(", ")
-    )]
-    Unknown(String),
+    /// The first path element is not known, or the one after `k8s/CLUSTER/`.
+    #[error("unknown key {key:?}: {}", known(key))]
+    Unknown {
+        /// The key, shortened.
+        key: String,
+        /// The directory that is not known, with the slash at its end; `None`: the key is in none.
+        directory: Option<Box<str>>,
+    },
     /// The key is of a known kind, and a part of it is wrong.
     #[error("key {key:?}: {reason}")]
     Malformed {
@@ -89,18 +104,20 @@ impl Key {
     pub const ALIVE: &'static str = "alive/";
     /// Where outside peers are.
     pub const PEERS: &'static str = "peers/";
-    /// Where Namespace objects are.
+    /// Where Namespace objects are, flat or below `k8s/CLUSTER/`.
     pub const NAMESPACES: &'static str = "namespaces/";
-    /// Where Pod objects are, by namespace.
+    /// Where Pod objects are, by namespace; likewise.
     pub const PODS: &'static str = "pods/";
-    /// Where NetworkPolicy objects are, by namespace.
+    /// Where NetworkPolicy objects are, by namespace; likewise.
     pub const NETWORK_POLICIES: &'static str = "networkpolicies/";
-    /// Where ClusterNetworkPolicy objects are.
+    /// Where ClusterNetworkPolicy objects are; likewise.
     pub const CLUSTER_NETWORK_POLICIES: &'static str = "clusternetworkpolicies/";
     /// Where attachments are, by node.
     pub(crate) const ENDPOINTS: &'static str = "endpoints/";
+    /// Where the objects of Kubernetes clusters are, by cluster.
+    pub const CLUSTERS: &'static str = "k8s/";
     /// Every directory below the prefix.
-    pub const DIRECTORIES: [&'static str; 10] = [
+    pub const DIRECTORIES: [&'static str; 11] = [
         Self::SUBNETS,
         Self::NODES,
         Self::REMOVED,
@@ -111,6 +128,7 @@ impl Key {
         Self::NETWORK_POLICIES,
         Self::CLUSTER_NETWORK_POLICIES,
         Self::ENDPOINTS,
+        Self::CLUSTERS,
     ];
 
     /// The key that `relative` (without prefix and its slash) names.
@@ -118,7 +136,6 @@ impl Key {
     /// # Errors
     /// When it names none.
     pub fn parse(relative: &str) -> Result<Self, KeyError> {
-        let unknown = || KeyError::Unknown(unquoted(relative));
         if relative.len() > MAX_KEY_BYTES {
             return Err(KeyError::Malformed {
                 key: unquoted(relative),
@@ -128,30 +145,14 @@ impl Key {
         if relative == Self::CONFIG {
             return Ok(Self::Config);
         }
-        let (kind, rest) = relative.split_once('/').ok_or_else(unknown)?;
-        let parts = Parts { key: relative, rest };
-        match &relative[..=kind.len()] {
-            Self::SUBNETS => SubnetKey::read(rest).map(Self::Subnet).map_err(|reason| parts.malformed(reason)),
+        let parts = Parts { key: relative, rest: relative };
+        let (directory, parts) = parts.enter().ok_or_else(|| parts.unknown(None))?;
+        match directory {
+            Self::SUBNETS => SubnetKey::read(parts.rest).map(Self::Subnet).map_err(|reason| parts.malformed(reason)),
             Self::NODES => Ok(Self::Node(parts.only("ID", NodeId::read)?)),
             Self::REMOVED => Ok(Self::Removed(parts.only("ID", NodeId::read)?)),
             Self::ALIVE => Ok(Self::Alive(parts.only("ID", NodeId::read)?)),
             Self::PEERS => Ok(Self::Peer(parts.only("NAME", PeerName::read)?)),
-            Self::NAMESPACES => Ok(Self::Namespace(parts.only("NS", KubernetesName::read_label)?)),
-            Self::PODS => {
-                let [ns, name] = parts.split(["NS", "NAME"])?;
-                Ok(Self::Pod(
-                    parts.read("NS", ns, KubernetesName::read_label)?,
-                    parts.read("NAME", name, KubernetesName::read)?,
-                ))
-            }
-            Self::NETWORK_POLICIES => {
-                let [ns, name] = parts.split(["NS", "NAME"])?;
-                Ok(Self::NetworkPolicy(
-                    parts.read("NS", ns, KubernetesName::read_label)?,
-                    parts.read("NAME", name, KubernetesName::read)?,
-                ))
-            }
-            Self::CLUSTER_NETWORK_POLICIES => Ok(Self::ClusterNetworkPolicy(parts.only("NAME", KubernetesName::read)?)),
             Self::ENDPOINTS => {
                 let [id, container, interface] = parts.split(["ID", "CONTAINERID", "IFNAME"])?;
                 Ok(Self::Endpoint(
@@ -160,7 +161,12 @@ impl Key {
                     parts.read("IFNAME", interface, InterfaceName::read)?,
                 ))
             }
-            _ => Err(unknown()),
+            Self::CLUSTERS => {
+                let (cluster, below) = parts.rest.split_once('/').unwrap_or((parts.rest, ""));
+                let cluster = parts.read("CLUSTER", cluster, Cluster::read)?;
+                Ok(Self::Kubernetes(cluster, KubernetesKey::read(&Parts { rest: below, ..parts })?))
+            }
+            _ => Ok(Self::Kubernetes(Cluster::default(), KubernetesKey::read_object(directory, &parts)?)),
         }
     }
 
@@ -181,15 +187,58 @@ impl fmt::Display for Key {
             Self::Removed(id) => write!(f, "{}{id}", Self::REMOVED),
             Self::Alive(id) => write!(f, "{}{id}", Self::ALIVE),
             Self::Peer(name) => write!(f, "{}{name}", Self::PEERS),
-            Self::Namespace(name) => write!(f, "{}{name}", Self::NAMESPACES),
-            Self::Pod(ns, name) => write!(f, "{}{ns}/{name}", Self::PODS),
-            Self::NetworkPolicy(ns, name) => write!(f, "{}{ns}/{name}", Self::NETWORK_POLICIES),
-            Self::ClusterNetworkPolicy(name) => {
-                write!(f, "{}{name}", Self::CLUSTER_NETWORK_POLICIES)
-            }
             Self::Endpoint(id, container, interface) => {
                 write!(f, "{}{id}/{container}/{interface}", Self::ENDPOINTS)
             }
+            Self::Kubernetes(cluster, key) if cluster.is_flat() => key.fmt(f),
+            Self::Kubernetes(cluster, key) => write!(f, "{}{cluster}/{key}", Self::CLUSTERS),
+        }
+    }
+}
+
+impl KubernetesKey {
+    const LEADER: &'static str = "leader";
+    const STATE: &'static str = "state";
+
+    /// What stands below `k8s/CLUSTER/`.
+    fn read(parts: &Parts<'_>) -> Result<Self, KeyError> {
+        match (parts.rest, parts.enter()) {
+            (Self::LEADER, _) => Ok(Self::Leader),
+            (Self::STATE, _) => Ok(Self::State),
+            (_, Some((Key::NODES, parts))) => Ok(Self::Node(parts.only("NAME", KubernetesName::read)?)),
+            (_, Some((directory, parts))) => Self::read_object(directory, &parts),
+            (_, None) => Err(parts.unknown(None)),
+        }
+    }
+
+    /// The object of a kind that flat keys have, too.
+    fn read_object(directory: &str, parts: &Parts<'_>) -> Result<Self, KeyError> {
+        let in_namespace = || {
+            let [ns, name] = parts.split(["NS", "NAME"])?;
+            let ns = parts.read("NS", ns, KubernetesName::read_label)?;
+            Ok((ns, parts.read("NAME", name, KubernetesName::read)?))
+        };
+        Ok(match directory {
+            Key::NAMESPACES => Self::Namespace(parts.only("NS", KubernetesName::read_label)?),
+            Key::PODS => in_namespace().map(|(ns, name)| Self::Pod(ns, name))?,
+            Key::NETWORK_POLICIES => in_namespace().map(|(ns, name)| Self::NetworkPolicy(ns, name))?,
+            Key::CLUSTER_NETWORK_POLICIES => Self::ClusterNetworkPolicy(parts.only("NAME", KubernetesName::read)?),
+            _ => return Err(parts.unknown(Some(parts.directory()))),
+        })
+    }
+}
+
+/// The part below `k8s/CLUSTER/`, or the flat key.
+impl fmt::Display for KubernetesKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespace(name) => write!(f, "{}{name}", Key::NAMESPACES),
+            Self::Pod(ns, name) => write!(f, "{}{ns}/{name}", Key::PODS),
+            Self::NetworkPolicy(ns, name) => write!(f, "{}{ns}/{name}", Key::NETWORK_POLICIES),
+            Self::ClusterNetworkPolicy(name) => write!(f, "{}{name}", Key::CLUSTER_NETWORK_POLICIES),
+            Self::Node(name) => write!(f, "{}{name}", Key::NODES),
+            Self::Leader => f.write_str(Self::LEADER),
+            Self::State => f.write_str(Self::STATE),
         }
     }
 }
@@ -267,18 +316,27 @@ impl<'de> Deserialize<'de> for SubnetKey {
 }
 
 /// What follows the directory of a key.
+#[derive(Clone, Copy)]
 struct Parts<'k> {
     key: &'k str,
     rest: &'k str,
 }
 
 impl<'k> Parts<'k> {
+    /// The next directory, with its slash, and what follows it.
+    fn enter(self) -> Option<(&'k str, Self)> {
+        let (directory, rest) = self.rest.split_at(self.rest.find('/')? + 1);
+        Some((directory, Self { rest, ..self }))
+    }
+
+    /// All directories before the rest.
+    fn directory(&self) -> &'k str {
+        &self.key[..self.key.len() - self.rest.len()]
+    }
+
     fn split<const N: usize>(&self, names: [&str; N]) -> Result<[&'k str; N], KeyError> {
         let parts: Vec<&str> = self.rest.splitn(N + 1, '/').collect();
-        parts.try_into().map_err(|_| {
-            let directory = &self.key[..self.key.len() - self.rest.len()];
-            self.malformed(format!("must be {directory}{}", names.join("/")))
-        })
+        parts.try_into().map_err(|_| self.malformed(format!("must be {}{}", self.directory(), names.join("/"))))
     }
 
     fn only<T>(&self, name: &str, read: impl FnOnce(&str) -> Result<T, Expected>) -> Result<T, KeyError> {
@@ -288,6 +346,10 @@ impl<'k> Parts<'k> {
 
     fn read<T>(&self, name: &str, part: &str, read: impl FnOnce(&str) -> Result<T, Expected>) -> Result<T, KeyError> {
         read(part).map_err(|expected| self.malformed(format!("{name} is {}: {expected}", quoted(part))))
+    }
+
+    fn unknown(&self, directory: Option<&str>) -> KeyError {
+        KeyError::Unknown { key: unquoted(self.key), directory: directory.map(Into::into) }
     }
 
     fn malformed(&self, reason: impl Into<String>) -> KeyError {
@@ -321,6 +383,22 @@ fn v6(text: &str) -> Result<Ipv6Net, Expected> {
 fn canonical(text: &str, net: &IpNet) -> Result<(), Expected> {
     let written = format!("{}-{}", net.addr(), net.prefix_len());
     if written == text { Ok(()) } else { Err(format!("must be canonical, without host bits: write {written}").into()) }
+}
+
+/// How `key` could begin.
+fn known(key: &str) -> String {
+    if key.starts_with(Key::CLUSTERS) {
+        let directories =
+            [Key::NAMESPACES, Key::PODS, Key::NETWORK_POLICIES, Key::CLUSTER_NETWORK_POLICIES, Key::NODES];
+        return format!(
+            "below {}CLUSTER/ it must be {} or {}, or begin with {}",
+            Key::CLUSTERS,
+            KubernetesKey::LEADER,
+            KubernetesKey::STATE,
+            directories.join(", ")
+        );
+    }
+    format!("without the prefix it must be {} or begin with {}", Key::CONFIG, Key::DIRECTORIES.join(", "))
 }
 
 /// Shortened like [`quoted`]; `Debug` of the error adds the quotes.

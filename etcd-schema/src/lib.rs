@@ -16,6 +16,7 @@
 //! | `pods/NS/NAME` | [`Pod`] |
 //! | `networkpolicies/NS/NAME`, `clusternetworkpolicies/NAME` | [`PolicyEnvelope`] |
 //! | `endpoints/ID/CONTAINERID/IFNAME` | [`Attachment`] |
+//! | `k8s/CLUSTER/…` | the same objects of a Kubernetes [`Cluster`], its nodes, and the state of their copy |
 //!
 //! Each type parses itself from JSON or YAML with `parse`, which reports all errors at once. Types that the mesh writes
 //! have `to_json`. A hostile value costs no more memory than the largest valid one. [`check()`] validates any key with
@@ -27,6 +28,7 @@ mod address;
 mod alive;
 mod attachment;
 mod check;
+mod cluster;
 mod config;
 mod conflict;
 mod document;
@@ -46,11 +48,12 @@ mod wireguard;
 pub use alive::Alive;
 pub use attachment::{AttachedPod, Attachment};
 pub use check::{CheckError, Checked, check};
+pub use cluster::Cluster;
 pub use config::{Backend, BackendKind, NetworkConfig, PolicyMode, Pool};
 pub use conflict::{ConfigChange, config_change, config_conflicts, node_conflicts, peer_conflicts};
 pub use document::MAX_VALUE_BYTES;
 pub use id::{ContainerId, InterfaceName, KubernetesName, NodeId, NodeName, PeerName, PodName, SiteName};
-pub use key::{Key, KeyError, SubnetKey};
+pub use key::{Key, KeyError, KubernetesKey, SubnetKey};
 pub use kubernetes::{Labels, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase, PolicyEnvelope, Protocol};
 pub use node::NodeRecord;
 pub use peer::{Endpoint, OutsidePeer};

@@ -37,7 +37,7 @@ pub(crate) fn unknown_fields(key: &Key, value: &[u8]) -> Vec<UnknownField> {
         Key::Alive(_) => &alive::KNOWN,
         Key::Peer(_) => &peer::KNOWN,
         Key::Endpoint(..) => &attachment::KNOWN,
-        Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..) | Key::ClusterNetworkPolicy(_) => return Vec::new(),
+        Key::Kubernetes(..) => return Vec::new(),
     };
     let Ok(fields) = read(value, Limits::RECORD) else { return Vec::new() };
     let mut unknown = beside(known, &fields, "");

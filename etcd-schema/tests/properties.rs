@@ -9,8 +9,9 @@ use std::{
 };
 
 use etcd_schema::{
-    Alive, AttachedPod, Attachment, Backend, BackendKind, Key, Labels, NetworkConfig, NodeRecord, OutsidePeer,
-    PolicyMode, Pool, PresharedKey, PublicKey, Removed, SubnetKey, SubnetLease, WireguardData, check,
+    Alive, AttachedPod, Attachment, Backend, BackendKind, Cluster, Key, KubernetesKey, Labels, NetworkConfig,
+    NodeRecord, OutsidePeer, PolicyMode, Pool, PresharedKey, PublicKey, Removed, SubnetKey, SubnetLease, WireguardData,
+    check,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -36,12 +37,30 @@ fn key() -> impl Strategy<Value = Key> {
         text(LABEL).prop_map(Key::Removed),
         text(LABEL).prop_map(Key::Alive),
         text(LABEL).prop_map(Key::Peer),
-        text(LABEL).prop_map(Key::Namespace),
-        (text(LABEL), name()).prop_map(|(ns, name)| Key::Pod(ns, name)),
-        (text(LABEL), name()).prop_map(|(ns, name)| Key::NetworkPolicy(ns, name)),
-        name().prop_map(Key::ClusterNetworkPolicy),
         (text(LABEL), text("[A-Za-z0-9][A-Za-z0-9_.-]{0,70}"), text("[!-.0-9;-~]{3,15}"))
             .prop_map(|(id, container, interface)| Key::Endpoint(id, container, interface)),
+        object_key().prop_map(|key| Key::Kubernetes(Cluster::default(), key)),
+        (
+            text(LABEL),
+            prop_oneof![
+                object_key(),
+                name().prop_map(KubernetesKey::Node),
+                Just(KubernetesKey::Leader),
+                Just(KubernetesKey::State),
+            ]
+        )
+            .prop_map(|(cluster, key)| Key::Kubernetes(cluster, key)),
+    ]
+}
+
+/// Of a kind that flat keys have, too.
+fn object_key() -> impl Strategy<Value = KubernetesKey> {
+    let name = || text(SUBDOMAIN);
+    prop_oneof![
+        text(LABEL).prop_map(KubernetesKey::Namespace),
+        (text(LABEL), name()).prop_map(|(ns, name)| KubernetesKey::Pod(ns, name)),
+        (text(LABEL), name()).prop_map(|(ns, name)| KubernetesKey::NetworkPolicy(ns, name)),
+        name().prop_map(KubernetesKey::ClusterNetworkPolicy),
     ]
 }
 
@@ -321,6 +340,7 @@ proptest! {
     fn accepted_key_is_canonical(text in prop_oneof![
         ".{0,40}",
         "(subnets|nodes|peers|pods|endpoints|config)/?[-a-z0-9.:&/]{0,40}",
+        "k8s/[-a-z0-9]{0,34}/(pods|nodes|namespaces|leader|state|[a-z]{0,3})/?[-a-z0-9./]{0,10}",
         "subnets/1[0-9]{0,2}\\.[0-9]{1,3}\\.[0-9]{1,3}\\.0-[0-9]{1,2}(&fd[0-9a-f:]{1,12}::-[0-9]{1,3})?",
     ]) {
         if let Ok(key) = Key::parse(&text) {

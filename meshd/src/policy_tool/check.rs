@@ -1,6 +1,6 @@
 //! `meshctl check`: validates a value like the daemon, including a policy's spec.
 
-use etcd_schema::{BackendKind, CheckError as SchemaError, Checked, Key, NetworkConfig, PolicyEnvelope};
+use etcd_schema::{BackendKind, CheckError as SchemaError, Checked, Key, KubernetesKey, NetworkConfig, PolicyEnvelope};
 use mesh::snapshot::is_supported;
 use policy::object::{ClusterPolicy, InvalidClusterPolicy, InvalidNetworkPolicy, NetworkPolicy};
 
@@ -34,11 +34,11 @@ pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
             let kind = NetworkConfig::parse(value).map_err(SchemaError::from)?.backend.kind;
             return if is_supported(kind) { Ok(checked) } else { Err(CheckError::Backend(kind)) };
         }
-        Key::NetworkPolicy(namespace, name) => {
+        Key::Kubernetes(_, KubernetesKey::NetworkPolicy(namespace, name)) => {
             let envelope = PolicyEnvelope::parse_network_policy(namespace, name, value).map_err(SchemaError::from)?;
             NetworkPolicy::parse(&envelope.spec)?.to_string()
         }
-        Key::ClusterNetworkPolicy(name) => {
+        Key::Kubernetes(_, KubernetesKey::ClusterNetworkPolicy(name)) => {
             let envelope = PolicyEnvelope::parse_cluster_network_policy(name, value).map_err(SchemaError::from)?;
             ClusterPolicy::parse(&envelope.spec)?.to_string()
         }

@@ -20,7 +20,7 @@ use std::{
     time::Instant,
 };
 
-use etcd_schema::{Key, NodeId, SubnetKey, SubnetLease, Violations};
+use etcd_schema::{Key, KeyError, NodeId, SubnetKey, SubnetLease, Violations};
 use mesh::records::{Problem, ProblemCode, Revision, View};
 use text::quote;
 
@@ -45,6 +45,8 @@ pub struct Store {
     counts: Counts,
     config_problem: Option<Problem>,
     problems: BTreeMap<String, Problem>,
+    /// How many keys are in each directory that this version does not know.
+    unknown: BTreeMap<Box<str>, usize>,
     /// Subnets whose value in force is a retained one, whether or not it yields at present.
     retained_subnets: BTreeSet<SubnetKey>,
     revision: Revision,
@@ -385,7 +387,7 @@ impl Store {
 
     /// Whether etcd holds any Kubernetes object.
     pub fn has_kubernetes_objects(&self) -> bool {
-        [Key::NAMESPACES, Key::PODS, Key::NETWORK_POLICIES, Key::CLUSTER_NETWORK_POLICIES, "k8s/"]
+        [Key::NAMESPACES, Key::PODS, Key::NETWORK_POLICIES, Key::CLUSTER_NETWORK_POLICIES, Key::CLUSTERS]
             .into_iter()
             .any(|kind| self.keys_below(kind).next().is_some())
     }
@@ -470,6 +472,7 @@ impl Store {
         self.problems.remove(&text);
         let key = match Key::parse(&text) {
             Ok(key) => Some(key),
+            Err(KeyError::Unknown { directory: Some(_), .. }) => None,
             Err(error) => {
                 self.problems.insert(
                     text.clone(),
@@ -553,6 +556,9 @@ impl Store {
         if let Some(count) = self.counts.of(kept.class()) {
             *count += 1;
         }
+        if let Some(directory) = unknown_directory(&text, &kept) {
+            *self.unknown.entry(directory).or_default() += 1;
+        }
         self.keys.insert(text, kept);
         key
     }
@@ -578,6 +584,14 @@ impl Store {
         let kept = self.keys.remove(text)?;
         if let Some(count) = self.counts.of(kept.class()) {
             *count -= 1;
+        }
+        if let Some(directory) = unknown_directory(text, &kept)
+            && let Some(count) = self.unknown.get_mut(&directory)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.unknown.remove(&directory);
+            }
         }
         Some(kept)
     }
@@ -687,6 +701,14 @@ impl Store {
             self.guard.release(&text);
             touched.extend(self.take_effect(&text));
         }
+    }
+}
+
+/// The directory of a key that is in none of ours.
+fn unknown_directory(text: &str, kept: &Kept) -> Option<Box<str>> {
+    match kept.key.is_none().then(|| Key::parse(text))? {
+        Err(KeyError::Unknown { directory, .. }) => directory,
+        _ => None,
     }
 }
 

@@ -6,8 +6,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use etcd_schema::{
-    Attachment, Key, MAX_VALUE_BYTES, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase, PolicyEnvelope,
-    Protocol, Violations,
+    Attachment, Key, KubernetesKey, MAX_VALUE_BYTES, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase,
+    PolicyEnvelope, Protocol, Violations,
 };
 use mesh::records::Revision;
 use policy::{
@@ -74,7 +74,9 @@ impl Refusal {
     pub(super) fn in_force(&self, key: &Key, rewritten: bool) -> Option<WorldItem> {
         match (&self.remains, key) {
             (Some(remains), _) => Some(WorldItem::clone(remains)),
-            (None, Key::NetworkPolicy(..)) if rewritten => Some(WorldItem::Policy(PolicyState::IsolatesNamespace)),
+            (None, Key::Kubernetes(_, KubernetesKey::NetworkPolicy(..))) if rewritten => {
+                Some(WorldItem::Policy(PolicyState::IsolatesNamespace))
+            }
             (None, _) => None,
         }
     }
@@ -86,26 +88,32 @@ pub(super) fn effect(item: Option<&WorldItem>, key: &Key) -> String {
         (Some(WorldItem::Policy(PolicyState::Isolates(..))), _) => {
             "the pods it selects are isolated in its directions, and it allows nothing".to_owned()
         }
-        (Some(WorldItem::Policy(PolicyState::IsolatesNamespace)), Key::NetworkPolicy(namespace, _)) => {
+        (
+            Some(WorldItem::Policy(PolicyState::IsolatesNamespace)),
+            Key::Kubernetes(_, KubernetesKey::NetworkPolicy(namespace, _)),
+        ) => {
             format!("all pods of namespace {namespace} are isolated in both directions")
         }
         (Some(_), _) => "its readable rules are in force, the others deny".to_owned(),
-        (None, Key::Pod(..) | Key::Namespace(_)) => "its labels are treated as unknown".to_owned(),
+        (None, Key::Kubernetes(_, KubernetesKey::Pod(..) | KubernetesKey::Namespace(_))) => {
+            "its labels are treated as unknown".to_owned()
+        }
         (None, _) => "it has no effect".to_owned(),
     }
 }
 
-/// Whether policies are made of what this key holds.
+/// Whether policies are made of what this key holds. Objects of Kubernetes clusters are known and not yet read.
 pub(super) const fn concerns(key: &Key) -> bool {
-    matches!(
-        key,
-        Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..) | Key::ClusterNetworkPolicy(_) | Key::Endpoint(..)
-    )
+    match key {
+        Key::Endpoint(..) => true,
+        Key::Kubernetes(cluster, _) => cluster.is_flat(),
+        _ => false,
+    }
 }
 
 /// Whether an unreadable value of this key makes it worth looking for an earlier one.
 pub(super) const fn has_history(key: &Key) -> bool {
-    matches!(key, Key::NetworkPolicy(..) | Key::ClusterNetworkPolicy(_) | Key::Namespace(_) | Key::Pod(..))
+    matches!(key, Key::Kubernetes(..)) && concerns(key)
 }
 
 /// Reads the value of a key that [`concerns`] policies; `None`: the key is of another kind.
@@ -120,14 +128,16 @@ pub(super) fn read(key: &Key, bytes: &[u8]) -> Option<Result<Read, Refusal>> {
     }
     let plain = |violations| Refusal { violations, remains: None };
     Some(match key {
-        Key::Namespace(name) => {
-            Namespace::parse(name, bytes).map(|namespace| namespace_item(&namespace)).map_err(plain)
-        }
-        Key::Pod(namespace, name) => Pod::parse(namespace, name, bytes).map(|pod| pod_item(&pod)).map_err(plain),
         Key::Endpoint(..) => Attachment::parse(bytes)
             .map(|attachment| Read { reduced: bytes.into(), item: WorldItem::Attachment(Arc::new(attachment)) })
             .map_err(plain),
-        Key::NetworkPolicy(namespace, name) => {
+        Key::Kubernetes(_, KubernetesKey::Namespace(name)) => {
+            Namespace::parse(name, bytes).map(|namespace| namespace_item(&namespace)).map_err(plain)
+        }
+        Key::Kubernetes(_, KubernetesKey::Pod(namespace, name)) => {
+            Pod::parse(namespace, name, bytes).map(|pod| pod_item(&pod)).map_err(plain)
+        }
+        Key::Kubernetes(_, KubernetesKey::NetworkPolicy(namespace, name)) => {
             match PolicyEnvelope::parse_network_policy(namespace, name, bytes) {
                 Ok(envelope) => network_policy(&envelope),
                 Err(violations) => {
@@ -137,10 +147,12 @@ pub(super) fn read(key: &Key, bytes: &[u8]) -> Option<Result<Read, Refusal>> {
                 }
             }
         }
-        Key::ClusterNetworkPolicy(name) => match PolicyEnvelope::parse_cluster_network_policy(name, bytes) {
-            Ok(envelope) => cluster_policy(&envelope),
-            Err(violations) => Err(plain(violations)),
-        },
+        Key::Kubernetes(_, KubernetesKey::ClusterNetworkPolicy(name)) => {
+            match PolicyEnvelope::parse_cluster_network_policy(name, bytes) {
+                Ok(envelope) => cluster_policy(&envelope),
+                Err(violations) => Err(plain(violations)),
+            }
+        }
         _ => return None,
     })
 }

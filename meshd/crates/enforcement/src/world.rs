@@ -10,7 +10,7 @@ use std::{
 
 use api_types::{Policy, ShownPolicy};
 use control_core::world::{self, WorldItem, WorldRecord};
-use etcd_schema::{Key, NodeId};
+use etcd_schema::{Key, KubernetesKey, KubernetesName, NodeId};
 use mesh::{records::Revision, snapshot::Owner};
 use policy::{
     engine::{Age, Attachment, Classifier, End, Engine, Misplaced, ObjectName, PodInfo, PolicyState},
@@ -183,7 +183,7 @@ impl World {
         };
         let Some(mesh) = &self.mesh else { return };
         // Who is known by its Pod object alone: nobody says when it is detached, but its address is free from here on.
-        if self.complete && matches!(key, Key::Pod(..)) {
+        if self.complete && matches!(key, Key::Kubernetes(_, KubernetesKey::Pod(..))) {
             let gone = before.iter().flatten().filter(|address| mesh.is_own(**address) && !addresses.contains(address));
             self.own.release(gone);
         }
@@ -224,38 +224,39 @@ impl World {
             _ if matches!(key, Key::Endpoint(..)) => {}
             _ => self.claim(&key, &[]),
         }
-        match (key, item) {
-            (Key::Namespace(name), Some(WorldItem::Namespace(labels))) => {
-                self.engine.put_namespace(&name.as_str().into(), labels);
-            }
-            (Key::Namespace(name), _) => self.engine.delete_namespace(&name.as_str().into()),
-            (Key::Pod(namespace, name), Some(WorldItem::Pod(pod))) => {
-                self.engine.put_pod(
-                    ObjectName::new(namespace.as_str(), name.as_str()),
-                    pod,
-                    age(create_revision, held),
-                );
-            }
-            (Key::Pod(namespace, name), _) => {
-                self.engine.delete_pod(&ObjectName::new(namespace.as_str(), name.as_str()));
-            }
-            (Key::NetworkPolicy(namespace, name), Some(WorldItem::Policy(policy))) => {
-                self.engine.put_policy(ObjectName::new(namespace.as_str(), name.as_str()), &policy);
-            }
-            (Key::NetworkPolicy(namespace, name), _) => {
-                self.engine.delete_policy(&ObjectName::new(namespace.as_str(), name.as_str()));
-            }
-            (Key::ClusterNetworkPolicy(name), Some(WorldItem::ClusterPolicy(policy))) => {
-                self.engine.put_cluster_policy(name.as_str().into(), &policy);
-            }
-            (Key::ClusterNetworkPolicy(name), _) => self.engine.delete_cluster_policy(name.as_str()),
-            (key @ Key::Endpoint(..), item) => {
+        match key {
+            Key::Kubernetes(_, object) => self.take_object(&object, item, age(create_revision, held)),
+            key @ Key::Endpoint(..) => {
                 let record = item.and_then(|item| match item {
                     WorldItem::Attachment(record) => Some(record),
                     _ => None,
                 });
                 self.put_attachment(key, record, create_revision, held);
             }
+            _ => {}
+        }
+    }
+
+    fn take_object(&mut self, key: &KubernetesKey, item: Option<WorldItem>, age: Age) {
+        let named =
+            |namespace: &KubernetesName, name: &KubernetesName| ObjectName::new(namespace.as_str(), name.as_str());
+        match (key, item) {
+            (KubernetesKey::Namespace(name), Some(WorldItem::Namespace(labels))) => {
+                self.engine.put_namespace(&name.as_str().into(), labels);
+            }
+            (KubernetesKey::Namespace(name), _) => self.engine.delete_namespace(&name.as_str().into()),
+            (KubernetesKey::Pod(namespace, name), Some(WorldItem::Pod(pod))) => {
+                self.engine.put_pod(named(namespace, name), pod, age);
+            }
+            (KubernetesKey::Pod(namespace, name), _) => self.engine.delete_pod(&named(namespace, name)),
+            (KubernetesKey::NetworkPolicy(namespace, name), Some(WorldItem::Policy(policy))) => {
+                self.engine.put_policy(named(namespace, name), &policy);
+            }
+            (KubernetesKey::NetworkPolicy(namespace, name), _) => self.engine.delete_policy(&named(namespace, name)),
+            (KubernetesKey::ClusterNetworkPolicy(name), Some(WorldItem::ClusterPolicy(policy))) => {
+                self.engine.put_cluster_policy(name.as_str().into(), &policy);
+            }
+            (KubernetesKey::ClusterNetworkPolicy(name), _) => self.engine.delete_cluster_policy(name.as_str()),
             _ => {}
         }
     }

@@ -6,6 +6,7 @@ use etcd_schema::{Key, NetworkConfig, Removed, SubnetKey};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh::records::{MAX_PROBLEMS, Problem, ProblemCode, Record, Retained, View};
 use prefix_trie::PrefixSet;
+use text::quote;
 
 use super::{
     Store,
@@ -212,10 +213,32 @@ impl Store {
         nodes.into_iter().chain(policies).collect()
     }
 
+    /// One for each directory that this version does not know: another version of the mesh may have many keys there. It
+    /// says nothing of their number, which may change all the time.
+    fn unknown_directories(&self) -> impl Iterator<Item = Problem> {
+        self.unknown.keys().filter_map(|directory| {
+            let (first, _) = self.keys_below(directory).next()?;
+            Some(Problem {
+                code: ProblemCode::BadKey,
+                key: Some(first.to_owned()),
+                cause: format!(
+                    "{directory:?} is no directory of this version ({}); its keys are ignored",
+                    Key::DIRECTORIES.join(", ")
+                ),
+                remedy: format!(
+                    "none needed if a newer meshd reads it; else etcdctl del --prefix {}",
+                    quote(&format!("{}/{directory}", self.prefix))
+                ),
+            })
+        })
+    }
+
     fn all_problems(&self) -> Vec<Problem> {
         let general = self.config_problem.iter().cloned().chain(self.doubt_problem()).chain(self.mass_problems());
-        let mut all: Vec<_> = general.chain(self.problems.values().take(MAX_PROBLEMS).cloned()).collect();
-        if let Some(more) = self.problems.len().checked_sub(MAX_PROBLEMS).filter(|&more| more > 0) {
+        let of_keys = self.unknown_directories().chain(self.problems.values().cloned());
+        let mut all: Vec<_> = general.chain(of_keys.take(MAX_PROBLEMS)).collect();
+        let found = self.unknown.len() + self.problems.len();
+        if let Some(more) = found.checked_sub(MAX_PROBLEMS).filter(|&more| more > 0) {
             all.push(Problem {
                 code: ProblemCode::BadValue,
                 key: None,

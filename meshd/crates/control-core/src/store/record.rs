@@ -6,7 +6,8 @@ use std::{
 };
 
 use etcd_schema::{
-    Alive, Key, MAX_VALUE_BYTES, NetworkConfig, NodeId, NodeRecord, OutsidePeer, Removed, SubnetLease, Violations,
+    Alive, Key, KubernetesKey, MAX_VALUE_BYTES, NetworkConfig, NodeId, NodeRecord, OutsidePeer, Removed, SubnetLease,
+    Violations,
 };
 use mesh::records::{LeaseId, Record, Retained, Revision};
 
@@ -98,11 +99,14 @@ impl Kept {
 
     /// What it is to the guard; `None`: its absence withdraws nothing that matters.
     pub(super) const fn class(&self) -> Option<Class> {
-        match self.key {
+        match &self.key {
             Some(Key::Subnet(_) | Key::Node(_)) => Some(Class::Node),
             Some(Key::Endpoint(..)) => Some(Class::Attachment),
-            Some(Key::NetworkPolicy(..) | Key::ClusterNetworkPolicy(_)) => Some(Class::Policy),
-            Some(Key::Pod(..) | Key::Namespace(_)) => Some(Class::Object),
+            Some(Key::Kubernetes(cluster, key)) if cluster.is_flat() => match key {
+                KubernetesKey::NetworkPolicy(..) | KubernetesKey::ClusterNetworkPolicy(_) => Some(Class::Policy),
+                KubernetesKey::Pod(..) | KubernetesKey::Namespace(_) => Some(Class::Object),
+                _ => None,
+            },
             Some(Key::Config | Key::Peer(_) | Key::Removed(_)) => Some(Class::Setting),
             _ => None,
         }
@@ -178,9 +182,10 @@ impl Kept {
 }
 
 impl Value {
-    /// The value of a record of the mesh; `None` for a key that policies are made of, see [`world`].
+    /// The value of a record of the mesh; `None` for a key that policies are made of, see [`world`], or that this
+    /// version does not read.
     pub(super) fn parse(key: &Key, bytes: &[u8]) -> Option<Result<Self, Violations>> {
-        if world::concerns(key) {
+        if matches!(key, Key::Endpoint(..) | Key::Kubernetes(..)) {
             return None;
         }
         Some(Self::of_mesh(key, bytes))

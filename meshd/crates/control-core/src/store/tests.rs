@@ -96,6 +96,36 @@ fn codes(view: &View) -> Vec<ProblemCode> {
 }
 
 #[test]
+fn a_directory_of_another_version_is_one_problem_and_one_of_a_cluster_is_none() {
+    let now = Instant::now();
+    let mut source = mesh(1);
+    let mut store = listed(&source, now);
+    let before = store.view();
+    let pod = r#"{"kind": "Pod"}"#;
+    let known = ["leader", "state", "nodes/n1", "pods/shop/db", "namespaces/shop", "networkpolicies/shop/p"];
+    let keys: Vec<WatchEvent> = known.iter().map(|key| source.put(&format!("k8s/east/{key}"), pod)).collect();
+    assert!(store.changed(now, keys).is_none());
+    assert!(store.take_world().is_empty() && store.take_wanted().is_empty());
+    assert_eq!(store.cached().count(), before.nodes.len() + before.subnets.len() + 1);
+    assert!(store.changed(now, vec![source.delete("k8s/east/pods/shop/db")]).is_none(), "nor is one held");
+
+    let told = |store: &mut Store, events| {
+        let view = store.changed(now, events);
+        let view = view.unwrap_or_else(|| store.view());
+        view.problems.iter().map(|problem| (problem.code, problem.key.clone().unwrap())).collect::<Vec<_>>()
+    };
+    let new = ["sites/a", "sites/b", "k8s/east/services/a/b", "k8s/east/services/a/c"];
+    let one = |key: &str| (ProblemCode::BadKey, key.to_owned());
+    let events = new.iter().map(|key| source.put(key, "{}")).collect();
+    assert_eq!(told(&mut store, events), [one("k8s/east/services/a/b"), one("sites/a")]);
+    assert_eq!(told(&mut store, vec![source.delete("sites/a")]), [one("k8s/east/services/a/b"), one("sites/b")]);
+    let malformed = source.put("k8s/NO/pods/a/b", "{}");
+    assert_eq!(told(&mut store, vec![malformed]).len(), 3);
+    let events = ["sites/b", "k8s/NO/pods/a/b", new[2], new[3]].map(|key| source.delete(key));
+    assert_eq!(told(&mut store, events.to_vec()), []);
+}
+
+#[test]
 fn an_unreadable_value_keeps_the_last_good_one_and_says_so() {
     let now = Instant::now();
     let mut source = mesh(2);
