@@ -56,10 +56,10 @@ impl Published {
         let in_force = self.lock();
         let routes = in_force.plan.as_ref()?.kernel.routes.iter();
         let (_, route) = routes.filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len())?;
-        match &route.path {
-            kernel_state::Path::Direct { dev, .. } => Some(dev.to_string()),
-            kernel_state::Path::Tunnel => Some(self.identity.interface.clone()),
-            kernel_state::Path::Unreachable => None,
+        match &route.via {
+            kernel_state::RouteVia::Neighbour { dev, .. } => Some(dev.to_string()),
+            kernel_state::RouteVia::Tunnel => Some(self.identity.interface.clone()),
+            kernel_state::RouteVia::Unreachable => None,
         }
     }
 }

@@ -98,7 +98,7 @@ impl Handshakes {
             return;
         }
         let called = now < self.loaded_at + CALLED;
-        let talks = |peer: &PeerStatus| peer.alive || called && self.kept.talking.contains(&peer.name);
+        let talks = |peer: &PeerStatus| peer.session.alive || called && self.kept.talking.contains(&peer.name);
         let kept = Kept {
             talking: peers.iter().filter(|peer| talks(peer)).map(|peer| peer.name.clone()).collect(),
             seen: seen
@@ -186,7 +186,10 @@ fn write(path: &Path, kept: &Kept) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use mesh::path::Session;
+
     use super::*;
+
     fn peer(name: &str, key: PublicKey, alive: bool) -> PeerStatus {
         PeerStatus {
             name: name.to_owned(),
@@ -195,8 +198,7 @@ mod tests {
             latest_handshake: None,
             rx_bytes: 0,
             tx_bytes: 0,
-            alive,
-            silent: false,
+            session: Session { alive, ..Session::default() },
             inner_mtu: 1420,
             without_df: false,
         }

@@ -26,7 +26,7 @@ use mesh::{
     kernel_state,
     path::MacAddress,
     picture::Picture,
-    plan::{Observed, Plan, Planner},
+    plan::{Local, Observed, Plan, Planner},
     problem::Problem,
     records::{Record, View},
     snapshot::{Owner, Snapshot},
@@ -432,14 +432,15 @@ impl Node {
         }
         let local =
             underlay::local(&self.settings, &self.underlay, self.etcd_names.addresses(), !self.endpoints.is_empty());
-        let mut planned = self.planner.plan(&self.snapshot, &local, &self.observed);
-        if planned.probes != self.targets {
+        let targets = self.planner.targets(&self.snapshot, &local, &self.observed);
+        if targets != self.targets {
             // A path that was in use before a restart stays in use: its state must be known before routes are made.
-            self.observed.paths = self.prober.set_targets(planned.probes.clone()).await;
-            self.targets = planned.probes;
+            let neighbours = self.neighbours_at_start(&local).await;
+            self.observed.paths = self.prober.set_targets(targets.clone(), &neighbours);
+            self.targets = targets;
             self.tell_enforcement(now);
-            planned = self.planner.plan(&self.snapshot, &local, &self.observed);
         }
+        let mut planned = self.planner.plan(&self.snapshot, &local, &self.observed);
         if cloned {
             planned.tunnel.peers = CowMap::default();
         } else {
@@ -483,6 +484,17 @@ impl Node {
             firewall_drops: self.firewall_drops.clone(),
             underlay: self.carriers(),
         });
+    }
+
+    /// The neighbours on the underlay, by interface, as long as there are paths to resume.
+    async fn neighbours_at_start(&self, local: &Local) -> HashMap<u32, Neighbours> {
+        let mut all: HashMap<u32, Neighbours> = HashMap::new();
+        if !self.observed.direct_at_start.is_empty() {
+            for (family, link) in &local.underlay {
+                all.entry(link.index).or_default().extend(read_neighbours(&self.kernel, link.index, *family).await);
+            }
+        }
+        all
     }
 
     /// Tells enforcement what the mesh looks like, and where its nodes are proven to be.
@@ -918,6 +930,12 @@ fn facts(settings: &Settings, public_key: PublicKey, underlay: &Underlay, endpoi
     }
 }
 
+/// The neighbours of one family on an interface. What cannot be read is not known: a path in doubt is left then.
+async fn read_neighbours(kernel: &Kernel, interface: u32, family: Family) -> Neighbours {
+    let known = kernel.neighbours(interface, family == Family::V4).await.unwrap_or_default();
+    known.into_iter().map(|(address, neighbour)| (address, MacAddress(neighbour.mac))).collect()
+}
+
 /// What the prober asks of the node.
 struct World {
     kernel: Arc<Kernel>,
@@ -926,9 +944,7 @@ struct World {
 
 impl prober::World for World {
     async fn neighbours(&self, interface: u32, family: Family) -> Neighbours {
-        // What cannot be read is not known: a path in doubt is left then.
-        let known = self.kernel.neighbours(interface, family == Family::V4).await.unwrap_or_default();
-        known.into_iter().map(|(address, neighbour)| (address, MacAddress(neighbour.mac))).collect()
+        read_neighbours(&self.kernel, interface, family).await
     }
 
     fn heard_in_tunnel(&self, peer: &NodeId) -> Option<Instant> {

@@ -6,8 +6,10 @@ use api_types::{Peer, PeerCounts, Route};
 use ipnet::IpNet;
 use mesh::{
     address::Family,
-    kernel_state,
-    plan::{Chosen, ChosenPath, Plan},
+    backend::PathKind,
+    kernel_state::RouteVia,
+    path::{ChosenPath, Reach, Reason, worse},
+    plan::Plan,
     problem::Problem,
     snapshot::{Owner, Snapshot},
 };
@@ -27,11 +29,13 @@ impl Published {
         let mut peers = Vec::new();
         for (owner, member) in in_force.snapshot.members.iter() {
             let status = tunnel.get(&owner.to_string());
-            let (path, mut reason) = worse_path(plan, owner, status);
+            let (family, chosen) = worse(paths_to(plan, owner, status));
+            let mut reason = explained(family, &chosen, status);
             let dropped = in_force.problems.iter().find(|problem| problem.code == "probes_dropped");
-            if let Some(problem) = dropped.filter(|_| reason.contains("no echo")) {
+            if let Some(problem) = dropped.filter(|_| chosen.reason.is_missing_echo()) {
                 reason = format!("{reason}; {}", problem.cause);
             }
+            let path = word(&chosen);
             let id = match owner {
                 Owner::Node(id) => id.to_string(),
                 Owner::Lease(_) | Owner::Outside(_) => member.name.clone(),
@@ -47,19 +51,13 @@ impl Published {
             let owner = Owner::Outside(name.clone());
             let status = tunnel.get(&owner.to_string());
             let name = name.to_string();
-            let reached = match status {
-                Some(status) if status.silent => Reached {
-                    path: api_types::Path::Unreachable,
-                    reason: SILENT.to_owned(),
-                    remedy: remedy(api_types::Path::Unreachable, &name, None),
-                },
-                Some(_) => Reached { path: api_types::Path::Wireguard, reason: String::new(), remedy: String::new() },
-                None => Reached {
-                    path: api_types::Path::Unreachable,
-                    reason: "refused on this node".to_owned(),
-                    remedy: "meshctl status # shows the reason".to_owned(),
-                },
+            let chosen = ChosenPath::external(status.map(|status| &status.session));
+            let path = word(&chosen);
+            let remedy = match chosen.reason {
+                Reason::Refused => "meshctl status # shows the reason".to_owned(),
+                _ => remedy(path, &name, None),
             };
+            let reached = Reached { path, reason: chosen.reason.to_string(), remedy };
             let site = outside.site.as_ref().map(ToString::to_string);
             let allowed = outside.allowed_ips.clone();
             let alone = allowed.iter().filter(|net| net.prefix_len() == net.max_prefix_len());
@@ -96,9 +94,6 @@ struct Reached {
     reason: String,
     remedy: String,
 }
-
-/// Said of a peer whose tunnel is called in vain.
-const SILENT: &str = "no answer to handshakes";
 
 /// Whether a node shows a sign of life in etcd; `None` for peers that never do.
 fn shows_life(in_force: &InForce, owner: &Owner) -> Option<bool> {
@@ -158,33 +153,31 @@ pub(super) fn not_reached(peers: &[(String, Peer)]) -> Option<Problem> {
 
 /// The mesh's routes, by destination; `tun` is the tunnel's device.
 fn routes(snapshot: &Snapshot, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus>, tun: &str) -> Vec<Route> {
-    let is_silent = |owner: &Owner| tunnel.get(&owner.to_string()).is_some_and(|status| status.silent);
+    let session = |owner: &Owner| tunnel.get(&owner.to_string()).map(|status| &status.session);
     let members = snapshot.members.iter().flat_map(|(owner, member)| {
-        let tunnel_silent = is_silent(owner);
-        member.prefixes().map(move |net| {
-            let chosen = plan.paths.get(&(owner.clone(), Family::of_net(&net)));
-            let silent = tunnel_silent || chosen.is_some_and(|chosen| chosen.path == ChosenPath::Silent);
-            (net, (member.name.clone(), silent))
+        member.prefixes().filter_map(move |net| {
+            let chosen = plan.paths.get(&(owner.clone(), Family::of_net(&net)))?.clone();
+            Some((net, (member.name.clone(), chosen.with_session(session(owner)))))
         })
     });
     let outside = snapshot.outside.iter().flat_map(|(name, peer)| {
-        let silent = is_silent(&Owner::Outside(name.clone()));
-        peer.allowed_ips.iter().map(move |net| (*net, (name.to_string(), silent)))
+        let chosen = ChosenPath::external(session(&Owner::Outside(name.clone())));
+        peer.allowed_ips.iter().map(move |net| (*net, (name.to_string(), chosen.clone())))
     });
-    let owners: BTreeMap<IpNet, (String, bool)> = members.chain(outside).collect();
+    let owners: BTreeMap<IpNet, (String, ChosenPath)> = members.chain(outside).collect();
     let mut routes: Vec<Route> = plan
         .kernel
         .routes
         .values()
         .map(|route| {
-            let (peer, silent) = owners.get(&route.dst).cloned().unwrap_or_default();
-            let (path, via, dev) = match &route.path {
-                kernel_state::Path::Direct { via, dev } => (api_types::Path::Direct, Some(*via), Some(dev.to_string())),
-                // It leads into the tunnel, where nobody answers.
-                kernel_state::Path::Tunnel if silent => (api_types::Path::Unreachable, None, Some(tun.to_owned())),
-                kernel_state::Path::Tunnel => (api_types::Path::Wireguard, None, Some(tun.to_owned())),
-                kernel_state::Path::Unreachable => (api_types::Path::Unreachable, None, None),
+            let (via, dev) = match &route.via {
+                RouteVia::Neighbour { via, dev } => (Some(*via), Some(dev.to_string())),
+                RouteVia::Tunnel => (None, Some(tun.to_owned())),
+                RouteVia::Unreachable => (None, None),
             };
+            let (peer, path) = owners
+                .get(&route.dst)
+                .map_or((String::new(), api_types::Path::Unreachable), |(peer, chosen)| (peer.clone(), word(chosen)));
             Route { path, peer, via, dev, mtu: route.mtu, src: route.src, ..Route::nowhere(route.dst) }
         })
         .collect();
@@ -193,40 +186,37 @@ fn routes(snapshot: &Snapshot, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus
     routes
 }
 
-/// The path of the family that fares worse.
-fn worse_path(plan: &Plan, owner: &Owner, status: Option<&PeerStatus>) -> (api_types::Path, String) {
-    let rank = |chosen: &Chosen| match chosen.path {
-        ChosenPath::Direct(_) => 0,
-        ChosenPath::Wireguard => 1,
-        ChosenPath::Silent => 2,
-        ChosenPath::Unreachable => 3,
-    };
-    let families: Vec<(Family, &Chosen)> = Family::BOTH
-        .into_iter()
-        .filter_map(|family| Some((family, plan.paths.get(&(owner.clone(), family))?)))
-        .collect();
-    let Some((family, chosen)) = families.iter().max_by_key(|(_, chosen)| rank(chosen)) else {
-        return (api_types::Path::Unreachable, "it has no valid subnet".to_owned());
-    };
-    let differ = families.iter().any(|(_, other)| rank(other) != rank(chosen));
-    let path = match chosen.path {
-        ChosenPath::Direct(_) => api_types::Path::Direct,
-        ChosenPath::Wireguard if status.is_some_and(|status| status.silent) => {
-            return (api_types::Path::Unreachable, SILENT.to_owned());
-        }
-        ChosenPath::Wireguard => api_types::Path::Wireguard,
-        ChosenPath::Silent | ChosenPath::Unreachable => api_types::Path::Unreachable,
-    };
-    let mut reason = match family {
-        _ if !differ || chosen.reason.is_empty() => chosen.reason.clone(),
-        Family::V4 => format!("IPv4: {}", chosen.reason),
-        Family::V6 => format!("IPv6: {}", chosen.reason),
-    };
-    if status.is_some_and(|status| status.without_df) {
-        let note = "path MTU below 1280 bytes for inner packets: outer packets are fragmented";
-        reason = if reason.is_empty() { note.to_owned() } else { format!("{reason}; {note}") };
+/// A member's path in each family that it has a prefix of.
+fn paths_to(plan: &Plan, owner: &Owner, status: Option<&PeerStatus>) -> Vec<(Family, ChosenPath)> {
+    let session = status.map(|status| &status.session);
+    let path = |family| Some((family, plan.paths.get(&(owner.clone(), family))?.clone().with_session(session)));
+    Family::BOTH.into_iter().filter_map(path).collect()
+}
+
+/// The word of a path.
+fn word(chosen: &ChosenPath) -> api_types::Path {
+    match chosen.kind() {
+        Some(PathKind::HostGw) => api_types::Path::Direct,
+        Some(PathKind::Wireguard) => api_types::Path::Wireguard,
+        None => api_types::Path::Unreachable,
     }
-    (path, reason)
+}
+
+/// Why it is this path, and in which family if the other one fares better.
+fn explained(family: Option<Family>, chosen: &ChosenPath, status: Option<&PeerStatus>) -> String {
+    let reason = match family {
+        _ if chosen.reason == Reason::Best => String::new(),
+        None => chosen.reason.to_string(),
+        Some(Family::V4) => format!("IPv4: {}", chosen.reason),
+        Some(Family::V6) => format!("IPv6: {}", chosen.reason),
+    };
+    let fragments = status.is_some_and(|status| status.without_df) && chosen.reach != Reach::Unreachable;
+    let note = fragments.then_some("path MTU below 1280 bytes for inner packets: outer packets are fragmented");
+    [Some(reason.as_str()).filter(|reason| !reason.is_empty()), note]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn peer(
@@ -264,7 +254,7 @@ mod tests {
 
     use keys::PrivateKey;
     use mesh::{
-        path::DirectState,
+        path::{DirectState, Session},
         plan::{Local, Observed, UnderlayLink, plan},
         snapshot::Member,
     };
@@ -345,8 +335,7 @@ mod tests {
             latest_handshake: None,
             rx_bytes: 0,
             tx_bytes: 0,
-            alive: false,
-            silent: true,
+            session: Session { calls: 9, last_call: Some(std::time::Duration::ZERO), keys: 1, ..Session::default() },
             inner_mtu: 1420,
             without_df: false,
         };

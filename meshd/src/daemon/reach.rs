@@ -11,7 +11,7 @@ use api_types::{Finding, Layer, LayerKind, Path, Ping, Question, QuestionError, 
 use ipnet::IpNet;
 use mesh::{
     address::Family,
-    plan::ChosenPath,
+    path::Via,
     snapshot::{Owner, Snapshot},
 };
 
@@ -168,8 +168,8 @@ impl Published {
             .filter(|family| address.is_none_or(|address| Family::of(address) == *family))
             .filter_map(|family| Some((family, plan.paths.get(&(owner.clone(), family))?)))
             .collect();
-        let direct = families.iter().filter_map(|(family, chosen)| match &chosen.path {
-            ChosenPath::Direct(link) => Some((*family, format!("via {}", link.next_hop))),
+        let direct = families.iter().filter_map(|(family, chosen)| match &chosen.via {
+            Via::Link(_, link) => Some((*family, format!("via {}", link.next_hop))),
             _ => None,
         });
         let direct: Vec<_> = direct.collect();
@@ -241,7 +241,7 @@ impl Published {
         let age = |at: Option<SystemTime>| at.and_then(|at| at.elapsed().ok());
         let Some(before) = look() else { return Shake::default() };
         let before_age = age(before.latest_handshake);
-        if !anew && before.alive && before_age.is_some_and(|age| age < FRESH) {
+        if !anew && before.session.alive && before_age.is_some_and(|age| age < FRESH) {
             return Shake { endpoint: before.endpoint, age: before_age, took: None };
         }
         let start = Instant::now();

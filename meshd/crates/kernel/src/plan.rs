@@ -20,7 +20,7 @@ use cow_map::CowMap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh::{
     interface::InterfaceName,
-    kernel_state::{Desired, Floor, Path},
+    kernel_state::{Desired, Floor, RouteVia},
 };
 
 use super::{
@@ -166,12 +166,12 @@ fn peer_routes(
     let mut want_tun = false;
     for (dst, route) in desired.routes.iter() {
         let dst = dst.trunc();
-        let target = match (&route.path, &observed.tun) {
-            (Path::Unreachable, _) => Ok(Target::Unreachable),
-            (Path::Tunnel, Some(tun)) => Ok(Target::Device { gateway: None, index: tun.index }),
-            (Path::Direct { via, dev }, Some(_)) => direct(dst, *via, dev, observed),
+        let target = match (&route.via, &observed.tun) {
+            (RouteVia::Unreachable, _) => Ok(Target::Unreachable),
+            (RouteVia::Tunnel, Some(tun)) => Ok(Target::Device { gateway: None, index: tun.index }),
+            (RouteVia::Neighbour { via, dev }, Some(_)) => direct(dst, *via, dev, observed),
             // Their source address is on the TUN device: one failure says so for all of them.
-            (Path::Tunnel, None) | (Path::Direct { .. }, None) => {
+            (RouteVia::Tunnel, None) | (RouteVia::Neighbour { .. }, None) => {
                 want_tun = true;
                 wanted.held.insert((dst, MAIN_TABLE, ROUTE_METRIC));
                 continue;

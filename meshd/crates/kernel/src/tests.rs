@@ -15,7 +15,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use cow_map::CowMap;
 use ipnet::IpNet;
-use mesh::kernel_state::{Desired, Firewall, Floor, Forwarding, Path, PrefixOn, PrefixVia, ProbeRoute, Route, Tun};
+use mesh::kernel_state::{Desired, Firewall, Floor, Forwarding, PrefixOn, PrefixVia, ProbeRoute, Route, RouteVia, Tun};
 use namespace::run;
 
 use super::*;
@@ -66,7 +66,7 @@ fn add_tun() {
     run("ip tuntap add name meshd0 mode tun multi_queue vnet_hdr");
 }
 
-fn route(dst: &str, path: Path) -> Route {
+fn route(dst: &str, via: RouteVia) -> Route {
     let dst = net(dst);
     Route {
         src: Some(match dst {
@@ -74,7 +74,7 @@ fn route(dst: &str, path: Path) -> Route {
             IpNet::V6(_) => addr("fd42:244:0:1:ffff:ffff:ffff:ffff"),
         }),
         dst,
-        path,
+        via,
         mtu: None,
     }
 }
@@ -88,8 +88,8 @@ fn route_to<'a>(desired: &'a mut Desired, dst: &str) -> &'a mut Route {
     desired.routes.get_mut(&net(dst)).unwrap()
 }
 
-fn direct(via: &str) -> Path {
-    Path::Direct { via: addr(via), dev: name("eth0") }
+fn direct(via: &str) -> RouteVia {
+    RouteVia::Neighbour { via: addr(via), dev: name("eth0") }
 }
 
 /// Node 1 of a dual-stack mesh: node 2 is direct, node 3 behind the tunnel, node 4 unreachable.
@@ -100,10 +100,10 @@ fn desired() -> Desired {
         routes: routes([
             route("10.244.2.0/24", direct("192.0.2.2")),
             route("fd42:244:0:2::/64", direct("2001:db8::2")),
-            Route { mtu: Some(1380), ..route("10.244.3.0/24", Path::Tunnel) },
-            Route { mtu: Some(1380), ..route("fd42:244:0:3::/64", Path::Tunnel) },
-            route("10.244.4.0/24", Path::Unreachable),
-            route("fd42:244:0:4::/64", Path::Unreachable),
+            Route { mtu: Some(1380), ..route("10.244.3.0/24", RouteVia::Tunnel) },
+            Route { mtu: Some(1380), ..route("fd42:244:0:3::/64", RouteVia::Tunnel) },
+            route("10.244.4.0/24", RouteVia::Unreachable),
+            route("fd42:244:0:4::/64", RouteVia::Unreachable),
         ]),
         floor: Floor { networks: vec![net("10.244.0.0/16"), net("fd42:244::/48")], outside: Vec::new() },
         probes: vec![

@@ -77,8 +77,8 @@ pub struct Tun {
 pub struct Route {
     /// The destination.
     pub dst: IpNet,
-    /// The path.
-    pub path: Path,
+    /// How packets leave.
+    pub via: RouteVia,
     /// Lowers the path MTU of this destination, in bytes.
     pub mtu: Option<u16>,
     /// The source address that this node's own packets take.
@@ -87,11 +87,11 @@ pub struct Route {
 
 /// How packets to a peer leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Path {
+pub enum RouteVia {
     /// By the TUN device.
     Tunnel,
     /// In the clear to a neighbour on a subnet that both share.
-    Direct {
+    Neighbour {
         /// The neighbour's address, of the same family as the destination.
         via: IpAddr,
         /// The interface that the neighbour is on.

@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may begin at any instant"))]
 
 pub mod address;
+pub mod backend;
 mod claims;
 mod fold;
 pub mod interface;

@@ -1,59 +1,29 @@
-//! The path to a peer, per family: direct, through the tunnel, or neither.
+//! How packets get to a peer, per family, and why so: decided here and nowhere else.
 //!
 //! ```text
-//!                  first echo
-//!    ┌──────────┐ ─────────────────────────▶ ┌────────┐ ◀─┐ neither path answers (its daemon restarts): stay while
-//!    │  Tunnel  │      30 s of echoes         │ Direct │   │ the neighbour keeps the MAC of the last good echo, at
-//!    └──────────┘ ◀───────────────────────── └────────┘ ──┘ most 5 min; three more losses count once it is heard again
-//!      ▲      │    3 losses, and it is heard      │  ▲
-//!      │      │    in the tunnel since            │  │ first echo
-//!      │      │ nothing is heard for 45 s         ▼  │
-//!      │      └──────────────────────────▶ ┌──────────┐
-//!      └────────────────────────────────── │  Silent  │
-//!             heard in the tunnel again    └──────────┘
+//! records, underlay ─▶ Candidates ─┐
+//! probes, neighbours ─▶ PathAgents ┼─▶ choose ─▶ ChosenPath { via, reach, reason } ─▶ planner: routes
+//! calls of the tunnel ─▶ Session ──┘                                               └▶ status, peers, alerts
 //! ```
 //!
-//! A peer is *eligible* for direct if both records name the same site and each one's interface address is in a
-//! connected prefix that the other's record also states. Only an authenticated echo over that path proves it: clouds
-//! answer ARP and drop foreign sources, and two homes both have 192.168.1.0/24.
-//!
-//! The tunnel also counts as alive only by packets that arrived since the direct path came into doubt: an established
-//! session is no sign of life.
+//! The prober executes what the agents ask for, kernel and tunnel what the plan says; the API shows the chosen path.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+mod agents;
+mod direct;
+mod session;
 
-use arrayvec::ArrayVec;
+use std::{fmt, net::IpAddr, sync::Arc};
+
 use ipnet::IpNet;
 
-use crate::address::Family;
+pub use agents::{Due, PathAgents};
+pub use direct::{DirectState, MacAddress, NotDirect, Surroundings};
+pub use session::Session;
 
-/// Time between probes of a path whose echoes come back.
-pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(3);
-/// Time after which a probe without an echo counts as lost; the next one is sent at once.
-pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Losses in a row after which the direct path is left.
-pub(crate) const LOSSES: u32 = 3;
-/// The same for a path that was never proven.
-pub(crate) const FIRST_TIMEOUT: Duration = Duration::from_millis(250);
-/// Losses in a row after which such a path is asked at the usual pace.
-pub(crate) const FIRST_LOSSES: u32 = 40;
-/// Losses in a row after which the peer is called in the tunnel, too: most paths prove themselves before.
-pub(crate) const FIRST_CALL: u32 = 8;
-/// How long echoes must come back before a path that failed is used again.
-pub(crate) const PROVING: Duration = Duration::from_secs(30);
-/// How long a path whose peer answers nowhere is kept while its neighbour entry still holds.
-pub const GRACE: Duration = Duration::from_secs(300);
-/// How old the last word in the tunnel may be before the peer is asked there again, while the direct path is not in use.
-pub(crate) const TUNNEL_FRESH: Duration = Duration::from_secs(25);
-/// How old it may be before the peer counts as silent.
-pub(crate) const TUNNEL_SILENT: Duration = Duration::from_secs(45);
-
-/// A link-layer address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MacAddress(pub [u8; 6]);
+use crate::{
+    address::Family,
+    backend::{KernelForm, PathKind},
+};
 
 /// The two interface addresses between which a direct path runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,256 +57,188 @@ pub fn eligible(
     })
 }
 
-/// What the path is now.
+/// What could carry packets to a peer in one family, by the records of both and by this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidates {
+    /// Why nothing may, although the peer has prefixes.
+    pub unusable: Option<Arc<str>>,
+    /// The subnet that both share.
+    pub link: Option<DirectLink>,
+    /// At least one of both ends has an endpoint for handshakes.
+    pub callable: bool,
+}
+
+/// The path to one peer in one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChosenPath {
+    /// Where packets go.
+    pub via: Via,
+    /// Whether they arrive.
+    pub reach: Reach,
+    /// Why this path and no better one.
+    pub reason: Reason,
+}
+
+/// Where packets go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DirectState {
-    /// Packets go through the tunnel; the direct path is being probed.
-    Tunnel(NotDirect),
-    /// Packets go direct.
-    Direct,
-    /// Neither path answers.
-    Silent,
+pub enum Via {
+    /// To the next hop of this link.
+    Link(PathKind, DirectLink),
+    /// Into the TUN device. A peer that does not answer is called there again and again.
+    Tun(PathKind),
+    /// Nowhere: senders get ICMP unreachable.
+    Nowhere,
 }
 
-/// Why an eligible peer is not direct.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotDirect {
-    /// No echo has come back yet.
-    Unproven,
-    /// It failed, and echoes have not yet come back for long enough.
-    Failed,
+/// Whether packets arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// The peer has answered over this very path, and no later answer is missing.
+    Confirmed,
+    /// Nothing is known: the first packet calls the peer.
+    Unconfirmed,
+    /// The peer does not answer, or cannot be asked.
+    Unreachable,
 }
 
-/// What is known of the rest of the world when a probe is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Surroundings {
-    /// When something authentic of the peer's last came through the tunnel.
-    pub heard_in_tunnel: Option<Instant>,
-    /// Link-layer address that the kernel has for the next hop, when it holds.
-    pub neighbour: Option<MacAddress>,
+/// Why packets take this path and no better one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// It is the best of those that both ends have.
+    Best,
+    /// Both are on one subnet; the direct path has not proven itself yet.
+    AwaitingEcho,
+    /// Both are on one subnet; the direct path has failed.
+    EchoLost,
+    /// Neither the direct path nor the tunnel answers.
+    NoAnswer,
+    /// The tunnel does not answer.
+    NoHandshake,
+    /// Neither end has an endpoint.
+    NoEndpoint,
+    /// The peer has no subnet.
+    NoSubnet,
+    /// This machine refuses the peer's prefixes.
+    Refused,
+    /// The peer's records do not permit any path.
+    Unusable(Arc<str>),
 }
 
-/// The state machine of one peer and family that is eligible for direct.
-#[derive(Debug, Clone)]
-pub struct DirectPath {
-    state: DirectState,
-    /// MAC of the neighbour when the last echo came.
-    last_mac: Option<MacAddress>,
-    /// Losses in a row.
-    losses: u32,
-    /// Since when the peer must have been heard in the tunnel to count as there: when the first probe of the present run
-    /// of losses was sent, or when it became silent.
-    doubted: Option<Instant>,
-    /// In use although neither path answers.
-    in_grace: bool,
-    /// First echo of the present run of echoes.
-    proving_since: Option<Instant>,
-    last_echo: Option<Instant>,
-    /// The direct path has failed before: it must prove itself.
-    failed: bool,
-    outstanding: Option<Outstanding>,
-    /// Nonces of the newest probes that count as lost: an echo that comes late still proves the path.
-    late: ArrayVec<u128, { LOSSES as usize }>,
-    next_probe: Instant,
+impl Reason {
+    /// The direct path is missing because its echoes are.
+    #[must_use]
+    pub fn is_missing_echo(&self) -> bool {
+        matches!(self, Self::AwaitingEcho | Self::EchoLost)
+    }
 }
 
-/// A probe that was sent and whose echo has not come back.
-#[derive(Debug, Clone, Copy)]
-struct Outstanding {
-    nonce: u128,
-    sent: Instant,
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Best => "",
+            Self::AwaitingEcho => "on the same subnet; no echo reply over the direct path yet",
+            Self::EchoLost => "on the same subnet, but no echo reply over the direct path",
+            Self::NoAnswer => "no answer on the direct path or through the tunnel",
+            Self::NoHandshake => "no answer to handshakes",
+            Self::NoEndpoint => "neither the peer nor this node has an endpoint for handshakes",
+            Self::NoSubnet => "it has no valid subnet",
+            Self::Refused => "refused on this node",
+            Self::Unusable(why) => why,
+        })
+    }
 }
 
-/// What to do now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Probe {
-    /// Fresh and random; its echo proves the path.
-    pub nonce: u128,
+/// The path by these candidates, where a direct one is in `state`; what the tunnel knows is added by
+/// [`ChosenPath::with_session`].
+#[must_use]
+pub fn choose(candidates: &Candidates, state: Option<DirectState>) -> ChosenPath {
+    let path = |via, reach, reason| ChosenPath { via, reach, reason };
+    let tunnel = via(PathKind::Wireguard, candidates.link);
+    if let Some(why) = &candidates.unusable {
+        return path(Via::Nowhere, Reach::Unreachable, Reason::Unusable(Arc::clone(why)));
+    }
+    match (candidates.link.is_some(), state) {
+        (true, Some(DirectState::Direct)) => {
+            path(via(PathKind::HostGw, candidates.link), Reach::Confirmed, Reason::Best)
+        }
+        (true, Some(DirectState::Silent)) => path(tunnel, Reach::Unreachable, Reason::NoAnswer),
+        _ if !candidates.callable => path(Via::Nowhere, Reach::Unreachable, Reason::NoEndpoint),
+        (true, Some(DirectState::Tunnel(NotDirect::Failed))) => path(tunnel, Reach::Unconfirmed, Reason::EchoLost),
+        (true, _) => path(tunnel, Reach::Unconfirmed, Reason::AwaitingEcho),
+        (false, _) => path(tunnel, Reach::Unconfirmed, Reason::Best),
+    }
 }
 
-impl DirectPath {
-    /// A path that has become eligible: it is probed at once.
+/// Where packets go on a path of this kind.
+fn via(kind: PathKind, link: Option<DirectLink>) -> Via {
+    match (kind.backend().form, link) {
+        (KernelForm::NeighbourRoute, Some(link)) => Via::Link(kind, link),
+        (KernelForm::NeighbourRoute, None) => Via::Nowhere,
+        (KernelForm::TunRoute, _) => Via::Tun(kind),
+    }
+}
+
+impl ChosenPath {
+    /// A peer that no path leads to.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
-        Self {
-            state: DirectState::Tunnel(NotDirect::Unproven),
-            last_mac: None,
-            losses: 0,
-            doubted: None,
-            in_grace: false,
-            proving_since: None,
-            last_echo: None,
-            failed: false,
-            outstanding: None,
-            late: ArrayVec::new(),
-            next_probe: now,
-        }
+    pub fn nowhere(reason: Reason) -> Self {
+        Self { via: Via::Nowhere, reach: Reach::Unreachable, reason }
     }
 
-    /// A path that was in use before the daemon was restarted: it stays in use while it proves itself, as long as the
-    /// neighbour entry holds.
+    /// The path of a peer outside the mesh: `None` if the tunnel does not have it.
     #[must_use]
-    pub fn resumed(now: Instant, neighbour: Option<MacAddress>) -> Self {
-        let mut path = Self::new(now);
-        if neighbour.is_some() {
-            path.state = DirectState::Direct;
-            path.last_mac = neighbour;
-            path.last_echo = Some(now);
+    pub fn external(session: Option<&Session>) -> Self {
+        if session.is_none() {
+            return Self::nowhere(Reason::Refused);
         }
-        path
+        choose(&Candidates { unusable: None, link: None, callable: true }, None).with_session(session)
     }
 
-    /// What packets do now.
+    /// The same path with what the tunnel knows of the session that carries it.
     #[must_use]
-    pub fn state(&self) -> DirectState {
-        self.state
+    pub fn with_session(self, session: Option<&Session>) -> Self {
+        match (self.via, self.reach, session) {
+            (Via::Tun(_), Reach::Unconfirmed, Some(session)) if session.is_silent() => {
+                Self { reach: Reach::Unreachable, reason: Reason::NoHandshake, ..self }
+            }
+            (Via::Tun(_), Reach::Unconfirmed, Some(session)) if session.alive => {
+                Self { reach: Reach::Confirmed, ..self }
+            }
+            _ => self,
+        }
     }
 
-    /// When [`Self::poll`] has something to do.
+    /// The kind of path that packets arrive by, if they do.
     #[must_use]
-    pub fn deadline(&self) -> Instant {
-        match self.outstanding {
-            Some(probe) => probe.sent + self.timeout(),
-            None => self.next_probe,
+    pub fn kind(&self) -> Option<PathKind> {
+        match self.via {
+            _ if self.reach == Reach::Unreachable => None,
+            Via::Link(kind, _) | Via::Tun(kind) => Some(kind),
+            Via::Nowhere => None,
         }
     }
 
-    /// Whether a call into the tunnel should show now that the peer is there: a path in use is in doubt, or one that is
-    /// not has nothing fresh to show that the tunnel carries.
-    #[must_use]
-    pub fn wants_tunnel(&self, now: Instant, heard_in_tunnel: Option<Instant>) -> bool {
-        let Some(doubted) = self.doubted else { return false };
-        match self.state {
-            DirectState::Tunnel(NotDirect::Unproven) if self.losses < FIRST_CALL => false,
-            DirectState::Direct => heard_in_tunnel.is_none_or(|heard| heard < doubted),
-            DirectState::Tunnel(_) | DirectState::Silent => {
-                heard_in_tunnel.is_none_or(|heard| now.saturating_duration_since(heard) >= TUNNEL_FRESH)
-            }
+    /// How it compares with another family's path: the greater one is worse.
+    fn rank(&self) -> u8 {
+        match (self.via, self.reach) {
+            (Via::Nowhere, _) => 4,
+            // Says more than what the tunnel alone does not answer.
+            (_, Reach::Unreachable) if self.reason == Reason::NoAnswer => 3,
+            (_, Reach::Unreachable) => 2,
+            (Via::Tun(_), _) => 1,
+            (Via::Link(..), _) => 0,
         }
     }
+}
 
-    /// Whether [`Self::poll`] makes use of [`Surroundings`]; what is given may be anything otherwise.
-    #[must_use]
-    pub fn needs_surroundings(&self, now: Instant) -> bool {
-        self.doubted.is_some() || self.outstanding.is_some_and(|probe| now >= probe.sent + self.timeout())
-    }
-
-    /// Time has passed. Gives the probe to send, if one is due. `nonce` must be fresh and random.
-    pub fn poll(&mut self, now: Instant, around: Surroundings, nonce: u128) -> Option<Probe> {
-        if let Some(probe) = self.outstanding {
-            if now < probe.sent + self.timeout() {
-                return None;
-            }
-            self.outstanding = None;
-            self.losses = self.losses.saturating_add(1);
-            self.doubted.get_or_insert(probe.sent);
-            if self.late.is_full() {
-                self.late.remove(0);
-            }
-            self.late.push(probe.nonce);
-            self.proving_since = None;
-            // A loss on a path in use, or on one that has not had its chance yet, is followed up at once; else the usual
-            // pace will do.
-            let in_question = matches!(self.state, DirectState::Direct | DirectState::Tunnel(NotDirect::Unproven));
-            if in_question && self.losses < self.allowed() {
-                self.next_probe = now;
-            }
-        }
-        self.fall_back(now, around);
-        if now < self.next_probe {
-            return None;
-        }
-        self.outstanding = Some(Outstanding { nonce, sent: now });
-        self.next_probe = now + PROBE_INTERVAL;
-        Some(Probe { nonce })
-    }
-
-    /// Whether an echo of `nonce` is awaited.
-    #[must_use]
-    pub fn awaits(&self, nonce: u128) -> bool {
-        self.outstanding.is_some_and(|probe| probe.nonce == nonce) || self.late.contains(&nonce)
-    }
-
-    /// An authenticated echo of `nonce` has come back over the path. `false` if no such probe is under way.
-    pub fn echoed(&mut self, now: Instant, nonce: u128, neighbour: Option<MacAddress>) -> bool {
-        if !self.awaits(nonce) {
-            return false;
-        }
-        if self.outstanding.is_some_and(|probe| probe.nonce == nonce) {
-            self.outstanding = None;
-        }
-        self.late.clear();
-        self.losses = 0;
-        self.doubted = None;
-        self.in_grace = false;
-        self.last_echo = Some(now);
-        self.last_mac = neighbour.or(self.last_mac);
-        let since = *self.proving_since.get_or_insert(now);
-        let proven = !self.failed || now.duration_since(since) >= PROVING || self.state == DirectState::Silent;
-        if proven {
-            self.state = DirectState::Direct;
-        }
-        true
-    }
-
-    /// Time that an echo has. The other end of a path that was never proven may not be listening yet: it is asked often.
-    fn timeout(&self) -> Duration {
-        match self.state {
-            DirectState::Tunnel(NotDirect::Unproven) => FIRST_TIMEOUT,
-            _ => PROBE_TIMEOUT,
-        }
-    }
-
-    /// Losses in a row that say something about the path.
-    fn allowed(&self) -> u32 {
-        match self.state {
-            DirectState::Tunnel(NotDirect::Unproven) => FIRST_LOSSES,
-            _ => LOSSES,
-        }
-    }
-
-    /// Leaves a path that has been lost, or comes back from silence into the tunnel.
-    fn fall_back(&mut self, now: Instant, around: Surroundings) {
-        let Some(doubted) = self.doubted else { return };
-        let heard = around.heard_in_tunnel.filter(|heard| *heard >= doubted);
-        match self.state {
-            DirectState::Direct if self.losses >= LOSSES => {
-                if heard.is_some() && self.in_grace {
-                    // It was away and is back: its prober gets its chance before the path is called broken.
-                    self.in_grace = false;
-                    self.losses = 0;
-                    self.doubted = None;
-                } else if heard.is_some() {
-                    self.failed = true;
-                    self.state = DirectState::Tunnel(NotDirect::Failed);
-                } else {
-                    let same_neighbour = around.neighbour.is_some() && around.neighbour == self.last_mac;
-                    let time_left = self.last_echo.is_some_and(|echo| now.duration_since(echo) < GRACE);
-                    self.in_grace = same_neighbour && time_left;
-                    if !self.in_grace {
-                        self.fall_silent(now);
-                    }
-                }
-            }
-            DirectState::Tunnel(_) if self.losses >= self.allowed() => {
-                let newest = around.heard_in_tunnel.map_or(doubted, |heard| heard.max(doubted));
-                if now.saturating_duration_since(newest) >= TUNNEL_SILENT {
-                    self.fall_silent(now);
-                }
-            }
-            DirectState::Silent if heard.is_some() => {
-                self.state = DirectState::Tunnel(NotDirect::Failed);
-            }
-            _ => {}
-        }
-    }
-
-    fn fall_silent(&mut self, now: Instant) {
-        self.failed = true;
-        self.in_grace = false;
-        self.doubted = Some(now);
-        self.state = DirectState::Silent;
-    }
+/// The worse of a peer's two paths, with its family if the other one is better; a peer without a subnet has neither.
+#[must_use]
+pub fn worse(paths: impl IntoIterator<Item = (Family, ChosenPath)>) -> (Option<Family>, ChosenPath) {
+    let mut paths: Vec<(Family, ChosenPath)> = paths.into_iter().collect();
+    paths.sort_by_key(|(_, path)| path.rank());
+    let differ = paths.first().map(|(_, path)| path.rank()) != paths.last().map(|(_, path)| path.rank());
+    let Some((family, path)) = paths.pop() else { return (None, ChosenPath::nowhere(Reason::NoSubnet)) };
+    (differ.then_some(family), path)
 }
 
 #[cfg(test)]

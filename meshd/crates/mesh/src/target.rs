@@ -26,6 +26,14 @@ pub struct Target {
     pub was_direct: bool,
 }
 
+impl Target {
+    /// Whether `other` is reached over the same interface by the same next hop: what was proven of one holds of both.
+    #[must_use]
+    pub fn is_same_link(&self, other: &Self) -> bool {
+        (self.next_hop, &self.interface) == (other.next_hop, &other.interface)
+    }
+}
+
 /// What is to be probed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Targets {

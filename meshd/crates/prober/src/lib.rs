@@ -1,4 +1,5 @@
-//! Proves direct paths: one task with a UDP socket per family, and one [`DirectPath`] per eligible peer and family.
+//! Sends the probes that the path agents ask for, and reports the echoes: one task with a UDP socket per family. What they
+//! prove is decided in [`mesh::path`].
 //!
 //! Probes run from overlay address to overlay address over the same path as packets: the sockets carry a mark, and a
 //! rule before the main table leads the mark to a table that routes each eligible peer's overlay address via its
@@ -9,11 +10,11 @@ mod probe;
 mod socket;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     future::Future,
     io,
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,12 +22,12 @@ use etcd_schema::NodeId;
 use keys::PrivateKey;
 use mesh::{
     address::Family,
-    path::{DirectPath, MacAddress, Surroundings},
+    path::{MacAddress, PathAgents, Surroundings},
     target::{PathId, PathStates, Target, Targets},
 };
 use socket::{Arrival, ProbeSocket};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, watch},
     time::sleep_until,
 };
 use tokio_util::sync::CancellationToken;
@@ -40,8 +41,6 @@ const ECHOES_PER_SECOND: u32 = 20;
 const MAX_BURST: usize = 64;
 /// How long a socket rests.
 const REST: Duration = Duration::from_millis(10);
-/// Deadlines that lie as close together are met together.
-const COALESCE: Duration = Duration::from_millis(20);
 /// How old what the kernel has told of neighbours may be.
 const NEIGHBOURS_FRESH: Duration = Duration::from_secs(1);
 
@@ -74,9 +73,23 @@ pub struct Options {
 /// The running prober; it stops when this is dropped.
 #[derive(Debug)]
 pub struct Prober {
-    targets: mpsc::Sender<(Targets, oneshot::Sender<PathStates>)>,
+    paths: Arc<Paths>,
     states: watch::Receiver<PathStates>,
     _stop: tokio_util::sync::DropGuard,
+}
+
+/// The path agents, between the node that says what there is to probe and the task that probes it.
+#[derive(Debug, Default)]
+struct Paths {
+    agents: Mutex<PathAgents>,
+    /// The targets are others.
+    retargeted: Notify,
+}
+
+impl Paths {
+    fn lock(&self) -> MutexGuard<'_, PathAgents> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Prober {
@@ -90,37 +103,32 @@ impl Prober {
             return Err(error);
         }
         let sockets = bound.map(|bound| {
-            bound
-                .inspect_err(|error| {
-                    tracing::info!(%error, "cannot open the probe socket of one \
-                        address family")
-                })
-                .ok()
+            bound.inspect_err(|error| tracing::info!(%error, "cannot open the probe socket of one address family")).ok()
         });
-        let (targets_in, targets) = mpsc::channel(4);
+        let paths = Arc::new(Paths::default());
         let (states_in, states) = watch::channel(PathStates::new());
         let stop = CancellationToken::new();
         let task = Task {
             options,
             world,
             sockets,
-            own: BTreeMap::new(),
-            entries: BTreeMap::new(),
-            by_overlay: HashMap::new(),
+            paths: Arc::clone(&paths),
+            targets: Targets::default(),
+            peers: HashMap::new(),
             neighbours: HashMap::new(),
-            next: None,
-            changed: false,
         };
-        tokio::spawn(task.run(targets, states_in, stop.clone()));
-        Ok(Self { targets: targets_in, states, _stop: stop.drop_guard() })
+        tokio::spawn(task.run(states_in, stop.clone()));
+        Ok(Self { paths, states, _stop: stop.drop_guard() })
     }
 
-    /// Replaces what is probed, and returns the state of each path of `targets`; paths that stay keep theirs.
-    pub async fn set_targets(&self, targets: Targets) -> PathStates {
-        let (answer_in, answer) = oneshot::channel();
-        // The task ends only with this handle.
-        let _ = self.targets.send((targets, answer_in)).await;
-        answer.await.unwrap_or_default()
+    /// Replaces what is probed, and returns the state of each path of `targets`; paths that stay keep theirs. `neighbours`
+    /// are those of each interface, by its index, that decide whether a path that was direct before this start stays so.
+    pub fn set_targets(&self, targets: Targets, neighbours: &HashMap<u32, Neighbours>) -> PathStates {
+        let mut agents = self.paths.lock();
+        let known = |target: &Target| neighbours.get(&target.interface.0)?.get(&target.next_hop).copied();
+        agents.set_targets(Instant::now(), targets, known);
+        self.paths.retargeted.notify_one();
+        agents.states()
     }
 
     /// The state of each path, as it changes.
@@ -130,11 +138,10 @@ impl Prober {
     }
 }
 
-/// An eligible path.
-struct Entry {
-    target: Target,
+/// A peer that is probed.
+struct Peer {
+    id: PathId,
     keys: Vec<ProbeKey>,
-    path: DirectPath,
     echoes: EchoBudget,
 }
 
@@ -143,45 +150,38 @@ struct Task<W> {
     world: Arc<W>,
     /// IPv4, IPv6.
     sockets: [Option<ProbeSocket>; 2],
-    own: BTreeMap<Family, IpAddr>,
-    entries: BTreeMap<PathId, Entry>,
-    by_overlay: HashMap<IpAddr, PathId>,
+    paths: Arc<Paths>,
+    /// What the agents probe, as far as this task knows.
+    targets: Targets,
+    /// The peers of `targets` by their overlay addresses.
+    peers: HashMap<IpAddr, Peer>,
     /// What the kernel last told, per interface and family, and when.
     neighbours: HashMap<(u32, Family), (Instant, Neighbours)>,
-    /// The earliest deadline, or an earlier time.
-    next: Option<Instant>,
-    /// A path's state is another one than was told.
-    changed: bool,
 }
 
 impl<W: World> Task<W> {
-    async fn run(
-        mut self,
-        mut targets: mpsc::Receiver<(Targets, oneshot::Sender<PathStates>)>,
-        states: watch::Sender<PathStates>,
-        stop: CancellationToken,
-    ) {
+    async fn run(mut self, states: watch::Sender<PathStates>, stop: CancellationToken) {
         let mut resting: [Option<Instant>; 2] = [None, None];
+        let paths = Arc::clone(&self.paths);
         loop {
-            let idle = Instant::now() + Duration::from_secs(3600);
-            let next = self.next.unwrap_or(idle);
+            let next = paths.lock().next_timer().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             // In this order: an echo that has come is taken before its probe is given up. What a flood of them can take is
             // bounded by the sockets' rests.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                Some((new, answer)) = targets.recv() => {
-                    self.set_targets(new).await;
-                    // Nobody waits any more when the daemon ends.
-                    let _ = answer.send(self.states());
-                }
+                () = paths.retargeted.notified() => self.follow_targets(),
                 () = readable(self.sockets[0].as_ref(), resting[0]) => resting[0] = self.receive(0).await,
                 () = readable(self.sockets[1].as_ref(), resting[1]) => resting[1] = self.receive(1).await,
                 () = sleep_until(next.into()) => self.poll().await,
             }
-            if std::mem::take(&mut self.changed) {
-                let now = self.states();
+            let changed = {
+                let mut agents = paths.lock();
+                agents.take_changed().then(|| agents.states())
+            };
+            if let Some(now) = changed {
                 states.send_if_modified(|states| {
+                    log_changes(states, &now);
                     let changed = *states != now;
                     *states = now;
                     changed
@@ -190,43 +190,27 @@ impl<W: World> Task<W> {
         }
     }
 
-    fn states(&self) -> PathStates {
-        self.entries.iter().map(|(id, entry)| (id.clone(), entry.path.state())).collect()
-    }
-
-    async fn set_targets(&mut self, targets: Targets) {
-        let now = Instant::now();
-        self.own = targets.own;
-        let mut before = std::mem::take(&mut self.entries);
-        self.by_overlay.clear();
-        for (id, target) in targets.peers {
-            let entry = match before.remove(&id) {
-                Some(entry)
-                    if entry.target.next_hop == target.next_hop && entry.target.interface == target.interface =>
-                {
-                    let keys = if entry.target.keys == target.keys { entry.keys } else { self.derive(&target) };
-                    Entry { keys, target, ..entry }
-                }
-                _ => {
-                    let neighbour = if target.was_direct { self.neighbour(&target, now).await } else { None };
-                    let path = DirectPath::resumed(now, neighbour);
-                    Entry { keys: self.derive(&target), target, path, echoes: EchoBudget::default() }
-                }
-            };
-            self.by_overlay.insert(entry.target.overlay, id.clone());
-            self.entries.insert(id, entry);
+    /// Derives the keys of new targets, and forgets those of others.
+    fn follow_targets(&mut self) {
+        let targets = self.paths.lock().targets().clone();
+        let mut before: HashMap<PathId, Peer> = self.peers.drain().map(|(_, peer)| (peer.id.clone(), peer)).collect();
+        for (id, target) in &targets.peers {
+            let same_keys = self.targets.peers.get(id).is_some_and(|old| old.keys == target.keys);
+            let kept = before.remove(id).filter(|_| same_keys);
+            let peer = kept.unwrap_or_else(|| Peer {
+                id: id.clone(),
+                keys: target.keys.iter().map(|key| ProbeKey::derive(&self.options.private_key, key)).collect(),
+                echoes: EchoBudget::default(),
+            });
+            self.peers.insert(target.overlay, peer);
         }
-        self.next = self.entries.values().map(|entry| entry.path.deadline()).min();
-        self.changed = true;
-    }
-
-    fn derive(&self, target: &Target) -> Vec<ProbeKey> {
-        target.keys.iter().map(|key| ProbeKey::derive(&self.options.private_key, key)).collect()
+        self.targets = targets;
     }
 
     /// What the kernel holds for the next hop; not older than [`NEIGHBOURS_FRESH`].
-    async fn neighbour(&mut self, target: &Target, now: Instant) -> Option<MacAddress> {
-        let (interface, family) = (target.interface.0, Family::of(target.next_hop));
+    async fn neighbour(&mut self, id: &PathId, now: Instant) -> Option<MacAddress> {
+        let target = self.targets.peers.get(id)?;
+        let (interface, next_hop, family) = (target.interface.0, target.next_hop, id.1);
         let known = self.neighbours.get(&(interface, family));
         if known.is_none_or(|(at, _)| now.saturating_duration_since(*at) >= NEIGHBOURS_FRESH) {
             let neighbours = self.world.neighbours(interface, family).await;
@@ -234,52 +218,40 @@ impl<W: World> Task<W> {
             self.neighbours.retain(|_, (at, _)| now.saturating_duration_since(*at) < 8 * NEIGHBOURS_FRESH);
             self.neighbours.insert((interface, family), (now, neighbours));
         }
-        self.neighbours.get(&(interface, family)).and_then(|(_, all)| all.get(&target.next_hop).copied())
+        self.neighbours.get(&(interface, family)).and_then(|(_, all)| all.get(&next_hop).copied())
     }
 
     /// Sends what is due.
     async fn poll(&mut self) {
         let now = Instant::now();
-        let due: Vec<PathId> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.path.deadline() <= now + COALESCE)
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in due {
-            self.poll_one(&id, now).await;
+        let due = self.paths.lock().due(now);
+        for (id, at) in due {
+            self.poll_one(&id, at).await;
         }
-        let next = self.entries.values().map(|entry| entry.path.deadline()).min();
-        self.next = next.map(|next| next.max(now + COALESCE));
+        self.paths.lock().polled(now);
     }
 
     async fn poll_one(&mut self, id: &PathId, now: Instant) {
-        let Some(entry) = self.entries.get(id) else { return };
-        let now = now.max(entry.path.deadline());
         let mut around = Surroundings { heard_in_tunnel: None, neighbour: None };
-        if entry.path.needs_surroundings(now) {
-            let target = entry.target.clone();
-            around.neighbour = self.neighbour(&target, now).await;
+        let needed = self.paths.lock().needs_surroundings(now, id);
+        if needed {
+            around.neighbour = self.neighbour(id, now).await;
             around.heard_in_tunnel = self.world.heard_in_tunnel(&id.0);
         }
-        let Some(entry) = self.entries.get_mut(id) else { return };
-        let before = entry.path.state();
-        let probe = entry.path.poll(now, around, rand::random());
-        let after = entry.path.state();
-        if after != before {
-            self.changed = true;
-            tracing::debug!(peer = %id.0, family = ?id.1, ?before, ?after, "path changed");
-        }
-        if entry.path.wants_tunnel(now, around.heard_in_tunnel) {
+        let due = self.paths.lock().poll(now, id, around, rand::random());
+        if due.call {
             self.world.call_in_tunnel(&id.0);
         }
-        let (Some(probe), Some(key), Some(own)) = (probe, entry.keys.first(), self.own.get(&id.1)) else {
+        let (Some(nonce), Some(target), Some(own)) =
+            (due.probe, self.targets.peers.get(id), self.targets.own.get(&id.1))
+        else {
             return;
         };
-        let message = key.seal(Kind::Probe, id.1, probe.nonce, &self.options.own_id, &id.0);
+        let Some(key) = self.peers.get(&target.overlay).and_then(|peer| peer.keys.first()) else { return };
+        let message = key.seal(Kind::Probe, id.1, nonce, &self.options.own_id, &id.0);
         if let Some(socket) = &self.sockets[socket_index(id.1)] {
             // A probe that cannot be sent is a probe that is lost.
-            let _ = socket.send(&message, *own, entry.target.overlay, entry.target.port);
+            let _ = socket.send(&message, *own, target.overlay, target.port);
         }
     }
 
@@ -297,42 +269,53 @@ impl<W: World> Task<W> {
 
     async fn arrived(&mut self, family: Family, message: &[u8], arrival: Arrival) {
         let now = Instant::now();
-        let Some(own) = self.own.get(&family).copied() else { return };
-        let Some(id) = self.by_overlay.get(&arrival.from) else { return };
-        let Some(entry) = self.entries.get_mut(id) else { return };
-        if arrival.to != own || arrival.interface != entry.target.interface.0 {
+        let Some(own) = self.targets.own.get(&family).copied() else { return };
+        let Some(peer) = self.peers.get_mut(&arrival.from) else { return };
+        let Some(target) = self.targets.peers.get(&peer.id) else { return };
+        if arrival.to != own || arrival.interface != target.interface.0 {
             return;
         }
-        let opened = entry.keys.iter().find_map(|key| {
-            let (kind, nonce) = key.open(message, family, &id.0, &self.options.own_id).ok()?;
+        let opened = peer.keys.iter().find_map(|key| {
+            let (kind, nonce) = key.open(message, family, &peer.id.0, &self.options.own_id).ok()?;
             Some((key, kind, nonce))
         });
         match opened {
-            Some((key, Kind::Probe, nonce)) if entry.echoes.take(now) => {
-                let echo = key.seal(Kind::Echo, family, nonce, &self.options.own_id, &id.0);
+            Some((key, Kind::Probe, nonce)) if peer.echoes.take(now) => {
+                let echo = key.seal(Kind::Echo, family, nonce, &self.options.own_id, &peer.id.0);
                 if let Some(socket) = &self.sockets[socket_index(family)] {
                     // To its recorded port, by its recorded interface address: where the message came from is not asked.
-                    let _ = socket.send(&echo, own, arrival.from, entry.target.port);
+                    let _ = socket.send(&echo, own, arrival.from, target.port);
                 }
             }
-            Some((_, Kind::Echo, nonce)) if entry.path.awaits(nonce) => {
-                let (id, target) = (id.clone(), entry.target.clone());
-                let mut neighbour = self.neighbour(&target, now).await;
-                if neighbour.is_none() {
-                    // What was told before the next hop had been found: an echo shows that it is known by now.
-                    self.neighbours.remove(&(target.interface.0, Family::of(target.next_hop)));
-                    neighbour = self.neighbour(&target, now).await;
-                }
-                let Some(entry) = self.entries.get_mut(&id) else { return };
-                let before = entry.path.state();
-                entry.path.echoed(now, nonce, neighbour);
-                let after = entry.path.state();
-                if after != before {
-                    self.changed = true;
-                    tracing::debug!(peer = %id.0, family = ?id.1, ?before, ?after, "path changed");
-                }
+            Some((_, Kind::Echo, nonce)) => {
+                let (id, interface) = (peer.id.clone(), target.interface.0);
+                self.echoed(now, &id, interface, nonce).await;
             }
             _ => {}
+        }
+    }
+
+    /// An authentic echo has come over a path.
+    async fn echoed(&mut self, now: Instant, id: &PathId, interface: u32, nonce: u128) {
+        let awaited = self.paths.lock().awaits(id, nonce);
+        if !awaited {
+            return;
+        }
+        let mut neighbour = self.neighbour(id, now).await;
+        if neighbour.is_none() {
+            // What was told before the next hop had been found: an echo shows that it is known by now.
+            self.neighbours.remove(&(interface, id.1));
+            neighbour = self.neighbour(id, now).await;
+        }
+        self.paths.lock().on_echo(now, id, nonce, neighbour);
+    }
+}
+
+fn log_changes(before: &PathStates, after: &PathStates) {
+    for (id, state) in after {
+        let old = before.get(id);
+        if old != Some(state) {
+            tracing::debug!(peer = %id.0, family = ?id.1, before = ?old, after = ?state, "path changed");
         }
     }
 }

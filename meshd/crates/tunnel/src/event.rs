@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::SystemTime};
 
 use etcd_schema::PublicKey;
+use mesh::path::Session;
 
 /// Something that happened. Subscribers that fall behind lose the oldest and are told so; what counts can then be read
 /// from [`Tunnel::peers`](super::Tunnel::peers).
@@ -53,13 +54,8 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent, outer payload.
     pub tx_bytes: u64,
-    /// Whether the tunnel to it can be believed up: there is a session (none lives beyond 180 s), and no data sent has been
-    /// without any answer for 15 s. WireGuard answers data within 10 s, with an empty message if there is nothing else. An
-    /// idle peer without keepalive has no session after 180 s and is not alive, which says nothing about the next packet.
-    pub alive: bool,
-    /// It was called in vain for 15 s or longer, within the last minutes. One that nothing was sent to is neither alive nor
-    /// silent.
-    pub silent: bool,
+    /// Whether it answers.
+    pub session: Session,
     /// Largest inner packet in bytes that the path carries.
     pub inner_mtu: u16,
     /// Outer packets go without DF because the path carries too little.

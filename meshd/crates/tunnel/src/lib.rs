@@ -351,8 +351,7 @@ impl Tunnel {
                         .and_then(|at| wall.checked_sub(now.saturating_duration_since(at))),
                     rx_bytes,
                     tx_bytes,
-                    alive: state.is_alive(now),
-                    silent: state.is_silent(now),
+                    session: state.session(now),
                     inner_mtu: state.inner_mtu(),
                     without_df: state.without_df(),
                 }

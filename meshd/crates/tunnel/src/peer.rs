@@ -12,7 +12,10 @@ use std::{
 
 use arrayvec::ArrayVec;
 use etcd_schema::{PresharedKey, PublicKey};
-use mesh::tunnel_table::{MAX_KEYS, PeerConfig};
+use mesh::{
+    path::Session,
+    tunnel_table::{MAX_KEYS, PeerConfig},
+};
 use tokio::sync::broadcast;
 use x25519_dalek::{SharedSecret, StaticSecret};
 
@@ -27,10 +30,6 @@ use super::{
     stamps::SeenStamps,
 };
 
-/// Calls in vain, over each of its keys, that make a peer silent: the fourth goes out 15 s after the first.
-const CALLS_IN_VAIN: u32 = 4;
-/// A call that is longer ago says nothing of now.
-const STALE_CALL: Duration = Duration::from_secs(300);
 /// Data unanswered for this long means the peer is not there (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT).
 const UNANSWERED: Duration = Duration::from_secs(15);
 
@@ -458,13 +457,16 @@ impl PeerState {
         self.sending_key().is_some() && self.unanswered.is_none_or(|at| now.saturating_duration_since(at) < UNANSWERED)
     }
 
-    /// Whether the calls of the last minutes got no answer, the first of them 15 s ago or more, and every candidate was
-    /// tried. A peer that was not called since it was last heard, or not recently, is not silent: nothing is known of it.
-    pub(super) fn is_silent(&self, now: Instant) -> bool {
+    /// What is known of its sessions and of the calls for one.
+    pub(super) fn session(&self, now: Instant) -> Session {
         let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-        let calls = CALLS_IN_VAIN.max(count(self.candidates.len()).saturating_add(1));
-        let recent = |at: Instant| now.saturating_duration_since(at) < STALE_CALL;
-        self.attempts >= calls.saturating_mul(count(self.keys.len())).max(1) && self.last_attempt.is_some_and(recent)
+        Session {
+            alive: self.is_alive(now),
+            calls: self.attempts,
+            last_call: self.last_attempt.map(|at| now.saturating_duration_since(at)),
+            keys: count(self.keys.len()),
+            endpoints: count(self.candidates.len()),
+        }
     }
 
     /// When something authentic last came.

@@ -4,7 +4,7 @@ use std::thread;
 
 use api_types::{Finding, LayerKind, Path, Peer, Severity};
 use mesh::{
-    plan::OVERHEAD,
+    backend::PathKind,
     snapshot::{Owner, Snapshot},
 };
 use text::quote;
@@ -73,18 +73,19 @@ pub(super) fn narrow_paths(peers: &[(String, Peer)], mtu: u16, prefix: &str, fin
 }
 
 pub(super) fn narrow_interfaces(underlay: &[Carrier], mtu: u16, findings: &mut Vec<Finding>) {
+    let overhead = PathKind::Wireguard.backend().overhead;
     for Carrier { name, mtu: link } in underlay {
-        if u32::from(mtu) + u32::from(OVERHEAD) > *link {
+        if u32::from(mtu) + u32::from(overhead) > *link {
             findings.push(Finding::new(
                 Severity::Error,
                 "mtu_beyond_interface",
                 format!(
-                    "the mesh's MTU {mtu} plus {OVERHEAD} bytes of tunnel overhead exceeds the MTU {link} of {name}"
+                    "the mesh's MTU {mtu} plus {overhead} bytes of tunnel overhead exceeds the MTU {link} of {name}"
                 ),
                 format!(
                     "ip link set {} mtu {} # or a smaller Backend.MTU in config",
                     quote(name),
-                    u32::from(mtu) + u32::from(OVERHEAD)
+                    u32::from(mtu) + u32::from(overhead)
                 ),
             ));
         }

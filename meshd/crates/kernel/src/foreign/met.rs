@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use mesh::kernel_state::{Desired, Path};
+use mesh::kernel_state::{Desired, RouteVia};
 use text::quote;
 
 use super::super::{
@@ -73,10 +73,10 @@ fn pods(options: &Options, desired: &Desired) -> Vec<Packet> {
             continue;
         };
         let routes = || desired.routes.values().filter(move |route| route.dst.addr().is_ipv4() == ipv4);
-        let tunnel = routes().find(|route| route.path == Path::Tunnel).map(|route| (route, options.tun.to_string()));
-        let direct = routes().find_map(|route| match &route.path {
-            Path::Direct { dev, .. } => Some((route, dev.to_string())),
-            Path::Tunnel | Path::Unreachable => None,
+        let tunnel = routes().find(|route| route.via == RouteVia::Tunnel).map(|route| (route, options.tun.to_string()));
+        let direct = routes().find_map(|route| match &route.via {
+            RouteVia::Neighbour { dev, .. } => Some((route, dev.to_string())),
+            RouteVia::Tunnel | RouteVia::Unreachable => None,
         });
         let ways = tunnel.into_iter().chain(direct).map(|(route, dev)| (pod(&route.dst, 1), Some(dev)));
         // And to another pod of this node, by whatever interface that has.

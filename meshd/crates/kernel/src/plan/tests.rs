@@ -96,10 +96,10 @@ fn address_like(net: &IpNet, host: u8) -> IpAddr {
 
 fn any_route() -> impl Strategy<Value = Route> {
     (small_net(), 0u8..4, 1u8..4, proptest::option::of(1280u16..1400)).prop_map(|(dst, path, host, mtu)| Route {
-        path: match path {
-            0 => Path::Tunnel,
-            1 => Path::Unreachable,
-            n => Path::Direct {
+        via: match path {
+            0 => RouteVia::Tunnel,
+            1 => RouteVia::Unreachable,
+            n => RouteVia::Neighbour {
                 via: address_like(&dst, host),
                 // One of the two is not there.
                 dev: InterfaceName::new(if n == 2 { "eth0" } else { "gone0" }).unwrap(),
@@ -203,9 +203,9 @@ proptest! {
         let end = applied(between.clone(), &plan(&options, &to, &between).changes);
         let mut wanted = BTreeMap::new();
         for route in to.routes.values() {
-            let target = match &route.path {
-                Path::Tunnel => Target::Device { gateway: None, index: 7 },
-                Path::Direct { via, dev } if dev.as_str() == "eth0" => {
+            let target = match &route.via {
+                RouteVia::Tunnel => Target::Device { gateway: None, index: 7 },
+                RouteVia::Neighbour { via, dev } if dev.as_str() == "eth0" => {
                     Target::Device { gateway: Some(*via), index: 2 }
                 }
                 _ => Target::Unreachable,
@@ -237,7 +237,7 @@ fn order_fails_closed() {
     let full = Desired {
         tun: Tun { mtu: 1420, txqueuelen: 1000, up: true },
         overlay: vec!["10.244.1.0".parse().unwrap()],
-        routes: [(dst, Route { dst, path: Path::Tunnel, mtu: None, src: None })].into_iter().collect(),
+        routes: [(dst, Route { dst, via: RouteVia::Tunnel, mtu: None, src: None })].into_iter().collect(),
         floor: Floor { networks: vec![net], outside: Vec::new() },
         probes: vec![ProbeRoute {
             overlay: "10.244.2.0".parse().unwrap(),

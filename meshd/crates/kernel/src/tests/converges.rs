@@ -172,9 +172,9 @@ fn one_failure_does_not_stop_the_others() {
         let (kernel, _state) = kernel();
         let mut bad = desired();
         settle(&kernel, &bad).await;
-        route_to(&mut bad, "10.244.2.0/24").path = Path::Direct { via: addr("192.0.2.2"), dev: name("gone0") };
-        route_to(&mut bad, "fd42:244:0:2::/64").path = direct("2001:db8:ffff::1");
-        bad.put_route(route("10.244.5.0/24", Path::Tunnel));
+        route_to(&mut bad, "10.244.2.0/24").via = RouteVia::Neighbour { via: addr("192.0.2.2"), dev: name("gone0") };
+        route_to(&mut bad, "fd42:244:0:2::/64").via = direct("2001:db8:ffff::1");
+        bad.put_route(route("10.244.5.0/24", RouteVia::Tunnel));
         let report = kernel.reconcile(&bad, Others::Read).await.unwrap();
         let problems: Vec<_> = report.failures.iter().map(|f| &f.problem).collect();
         assert!(matches!(problems.as_slice(), [Problem::NoDevice { .. }, Problem::Kernel { .. }]), "{problems:?}");
@@ -383,9 +383,9 @@ fn follows_what_changed() {
             report.changes.len()
         };
         assert_eq!(follow(&desired).await, 0);
-        desired.put_route(route("10.244.5.0/24", Path::Tunnel));
+        desired.put_route(route("10.244.5.0/24", RouteVia::Tunnel));
         assert_eq!(follow(&desired).await, 1);
-        desired.put_route(route("10.244.5.0/24", Path::Unreachable));
+        desired.put_route(route("10.244.5.0/24", RouteVia::Unreachable));
         desired.routes.remove(&net("10.244.3.0/24"));
         assert_eq!(follow(&desired).await, 2);
         // A direct path needs the firewall, too.

@@ -156,8 +156,8 @@ fn what_comes_in_the_clear_is_a_direct_peers() {
             assert_eq!(heard, Some(addr(f.peer_pod)));
         }
         // It is accepted while this node itself sends through the tunnel.
-        route_to(&mut desired, "10.244.2.0/24").path = Path::Tunnel;
-        route_to(&mut desired, "fd42:244:0:2::/64").path = Path::Tunnel;
+        route_to(&mut desired, "10.244.2.0/24").via = RouteVia::Tunnel;
+        route_to(&mut desired, "fd42:244:0:2::/64").via = RouteVia::Tunnel;
         desired.firewall.direct.clear();
         settle(&kernel, &desired).await;
         for f in FAMILIES {
@@ -282,8 +282,8 @@ fn probes_pass_before_a_direct_route_does() {
         let (kernel, _state) = kernel();
         let mut desired = desired();
         desired.firewall.direct.clear();
-        route_to(&mut desired, "10.244.2.0/24").path = Path::Unreachable;
-        route_to(&mut desired, "fd42:244:0:2::/64").path = Path::Unreachable;
+        route_to(&mut desired, "10.244.2.0/24").via = RouteVia::Unreachable;
+        route_to(&mut desired, "fd42:244:0:2::/64").via = RouteVia::Unreachable;
         settle(&kernel, &desired).await;
         let ear = listen(&hosts.peer, "10.244.2.0");
         let probe = UdpSocket::bind("10.244.1.0:51821").unwrap();

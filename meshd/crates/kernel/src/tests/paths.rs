@@ -12,15 +12,15 @@ use super::namespace::isolated;
 use super::*;
 
 /// The ways that one prefix takes, one after the other, each change a different one.
-fn ways(via: &str, other: &str) -> Vec<Path> {
+fn ways(via: &str, other: &str) -> Vec<RouteVia> {
     vec![
         direct(via),
-        Path::Tunnel,
-        Path::Unreachable,
+        RouteVia::Tunnel,
+        RouteVia::Unreachable,
         direct(via),
         direct(other),
-        Path::Unreachable,
-        Path::Tunnel,
+        RouteVia::Unreachable,
+        RouteVia::Tunnel,
         direct(via),
     ]
 }
@@ -50,8 +50,8 @@ fn every_change_of_path_is_one_replace() {
         let (four, six) = (ways("192.0.2.2", "192.0.2.3"), ways("2001:db8::2", "2001:db8::3"));
         let changes = four.len() - 1;
         for (four, six) in four.into_iter().zip(six).skip(1) {
-            route_to(&mut desired, "10.244.2.0/24").path = four;
-            route_to(&mut desired, "fd42:244:0:2::/64").path = six;
+            route_to(&mut desired, "10.244.2.0/24").via = four;
+            route_to(&mut desired, "fd42:244:0:2::/64").via = six;
             let report = settle(&kernel, &desired).await;
             let replaced = report.changes.iter().filter(|c| matches!(c, Change::RouteReplace(_))).count();
             assert_eq!((replaced, report.changes.len()), (2, 2), "{:?}", report.changes);
@@ -102,9 +102,9 @@ fn no_lookup_ever_falls_through_to_the_floor() {
         while flips < 60 || lookups.load(Ordering::Relaxed) < 2_000 {
             flips += 1;
             let tunnel = flips % 2 == 1;
-            route_to(&mut desired, "10.244.2.0/24").path = if tunnel { Path::Tunnel } else { direct("192.0.2.2") };
-            route_to(&mut desired, "fd42:244:0:2::/64").path =
-                if tunnel { Path::Tunnel } else { direct("2001:db8::2") };
+            route_to(&mut desired, "10.244.2.0/24").via = if tunnel { RouteVia::Tunnel } else { direct("192.0.2.2") };
+            route_to(&mut desired, "fd42:244:0:2::/64").via =
+                if tunnel { RouteVia::Tunnel } else { direct("2001:db8::2") };
             settle(&kernel, &desired).await;
             if prober.is_finished() {
                 break;

@@ -1,7 +1,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{kernel_state::Floor, path::DirectState};
+use etcd_schema::NodeId;
+
+use crate::{
+    kernel_state::{Floor, RouteVia},
+    path::{DirectState, NotDirect, Reach, Reason},
+};
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
@@ -69,7 +74,7 @@ fn route<'a>(plan: &'a Plan, dst: &str) -> &'a kernel_state::Route {
 #[test]
 fn an_unproven_neighbour_is_reached_through_the_tunnel_and_probed() {
     let plan = plan(&snapshot(DUAL), &local(), &Observed::default());
-    assert_eq!(route(&plan, "10.244.2.0/24").path, kernel_state::Path::Tunnel);
+    assert_eq!(route(&plan, "10.244.2.0/24").via, RouteVia::Tunnel);
     let target = &plan.probes.peers[&("bb".parse().unwrap(), Family::V4)];
     assert_eq!((target.overlay, target.next_hop, target.port), (ip("10.244.2.0"), ip("192.168.1.2"), 51821));
     assert_eq!(plan.kernel.probes.len(), 1, "the other site is not probed");
@@ -87,9 +92,9 @@ fn what_an_eligible_neighbour_sends_direct_is_accepted_before_it_is_sent_to() {
 fn a_proven_neighbour_is_direct_per_family_and_with_the_same_mtu() {
     let plan = plan(&snapshot(DUAL), &local(), &paths(DirectState::Direct));
     let direct = route(&plan, "10.244.2.0/24");
-    let via = kernel_state::Path::Direct { via: ip("192.168.1.2"), dev: "eth0".parse().unwrap() };
-    assert_eq!((&direct.path, direct.mtu, direct.src), (&via, Some(1420), Some(ip("10.244.1.0"))));
-    assert_eq!(route(&plan, "fd42:244:0:2::/64").path, kernel_state::Path::Tunnel);
+    let via = RouteVia::Neighbour { via: ip("192.168.1.2"), dev: "eth0".parse().unwrap() };
+    assert_eq!((&direct.via, direct.mtu, direct.src), (&via, Some(1420), Some(ip("10.244.1.0"))));
+    assert_eq!(route(&plan, "fd42:244:0:2::/64").via, RouteVia::Tunnel);
     let hops: Vec<IpAddr> = plan.kernel.firewall.direct.iter().map(|direct| direct.via).collect();
     assert_eq!(hops, [ip("192.168.1.2")]);
     assert!(plan.tunnel.peers.values().any(|peer| peer.name == "nodes/bb"), "the tunnel stays ready");
@@ -99,7 +104,7 @@ fn a_proven_neighbour_is_direct_per_family_and_with_the_same_mtu() {
 fn without_direct_routing_nothing_is_sent_accepted_or_probed() {
     let config = DUAL.replace('}', r#", "Backend": {"Type": "wireguard", "DirectRouting": false}}"#);
     let plan = plan(&snapshot(&config), &local(), &paths(DirectState::Direct));
-    assert_eq!(route(&plan, "10.244.2.0/24").path, kernel_state::Path::Tunnel);
+    assert_eq!(route(&plan, "10.244.2.0/24").via, RouteVia::Tunnel);
     assert!(plan.kernel.firewall.accepted.is_empty() && plan.kernel.firewall.direct.is_empty());
     assert!(plan.probes.peers.is_empty());
 }
@@ -119,9 +124,9 @@ fn every_prefix_has_one_route_and_the_floor_lies_under_all() {
 #[test]
 fn a_silent_neighbour_goes_nowhere_but_the_tunnel() {
     let plan = plan(&snapshot(DUAL), &local(), &paths(DirectState::Silent));
-    assert_eq!(route(&plan, "10.244.2.0/24").path, kernel_state::Path::Tunnel);
+    assert_eq!(route(&plan, "10.244.2.0/24").via, RouteVia::Tunnel);
     let chosen = &plan.paths[&(Owner::Node("bb".parse().unwrap()), Family::V4)];
-    assert_eq!(chosen.path, ChosenPath::Silent);
+    assert_eq!((chosen.reach, &chosen.reason), (Reach::Unreachable, &Reason::NoAnswer));
 }
 
 #[test]
@@ -131,8 +136,8 @@ fn a_member_without_a_key_is_unreachable_with_its_reason() {
     member.keys.clear();
     member.unusable = Some("nodes/cc is missing".to_owned());
     let plan = plan(&snapshot, &local(), &Observed::default());
-    assert_eq!(route(&plan, "10.244.3.0/24").path, kernel_state::Path::Unreachable);
-    assert_eq!(plan.paths[&(Owner::Node("cc".parse().unwrap()), Family::V4)].reason, "nodes/cc is missing");
+    assert_eq!(route(&plan, "10.244.3.0/24").via, RouteVia::Unreachable);
+    assert_eq!(plan.paths[&(Owner::Node("cc".parse().unwrap()), Family::V4)].reason.to_string(), "nodes/cc is missing");
     assert!(plan.tunnel.peers.values().all(|peer| peer.name != "nodes/cc"));
 }
 
@@ -142,7 +147,7 @@ fn two_nodes_that_only_call_out_cannot_reach_each_other() {
     Arc::make_mut(snapshot.members.get_mut(&Owner::Node("cc".parse().unwrap())).unwrap()).endpoints.clear();
     let local = Local { has_endpoint: false, ..local() };
     let plan = plan(&snapshot, &local, &Observed::default());
-    assert_eq!(route(&plan, "10.244.3.0/24").path, kernel_state::Path::Unreachable);
+    assert_eq!(route(&plan, "10.244.3.0/24").via, RouteVia::Unreachable);
     let bb = plan.tunnel.peers.values().find(|peer| peer.name == "nodes/bb").unwrap();
     assert!(bb.call_out, "the one that can be called is called at once");
     assert_eq!(bb.keepalive, Some(Duration::from_secs(25)));
@@ -203,7 +208,7 @@ fn an_outside_peer_that_covers_etcd_is_refused_alone() {
     let plan = plan(&snapshot, &local, &Observed::default());
     assert_eq!(plan.problems.len(), 1);
     assert!(plan.problems[0].cause.contains("peers/bad"), "{}", plan.problems[0].cause);
-    assert_eq!(route(&plan, "10.9.0.2/32").path, kernel_state::Path::Tunnel);
+    assert_eq!(route(&plan, "10.9.0.2/32").via, RouteVia::Tunnel);
     assert!(plan.kernel.routes.values().all(|route| route.dst != net("203.0.113.0/24")));
     assert!(plan.kernel.firewall.networks.contains(&net("10.9.0.2/32")));
     assert_eq!(plan.kernel.floor.outside, [net("10.9.0.2/32")]);
@@ -385,6 +390,7 @@ proptest! {
             prop_assert_eq!(&kept.kernel, &fresh.kernel, "after {:?}", steps);
             prop_assert_eq!(&kept.tunnel, &fresh.tunnel);
             prop_assert_eq!(&kept.probes, &fresh.probes);
+            prop_assert_eq!(&planner.targets(&snapshot, &local, &observed), &fresh.probes);
             prop_assert_eq!(&kept.paths, &fresh.paths);
             prop_assert_eq!(&kept.owners, &fresh.owners);
             prop_assert_eq!((kept.mtu, &kept.problems), (fresh.mtu, &fresh.problems));

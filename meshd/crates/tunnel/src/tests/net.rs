@@ -248,7 +248,7 @@ fn carries_both_families_inside_both_families() {
         wire.pings_without_loss(0, INNER[1][1], "-f -c 500");
         for (host, tunnel) in tunnels.iter().enumerate() {
             let status = &tunnel.peers()[0];
-            assert!(status.alive && status.latest_handshake.is_some());
+            assert!(status.session.alive && status.latest_handshake.is_some());
             assert_eq!(status.endpoint.map(|e| e.ip().to_string()).as_deref(), Some(OUTER[1 - host][family]));
             // Router solicitations and the like, which the kernel sends on its own.
             let unexpected: Vec<_> =
@@ -361,7 +361,7 @@ fn talks_to_wireguard_go_whoever_calls() {
         let caller = usize::from(!we_call);
         wire.pings(caller, INNER[1 - caller][0]);
         wire.pings(1 - caller, INNER[caller][1]);
-        assert!(tunnel.peers()[0].alive);
+        assert!(tunnel.peers()[0].session.alive);
         // A message may be under way between the two looks.
         let mut seen = Vec::new();
         let agree = (0..50).any(|_| {
@@ -473,7 +473,7 @@ fn keepalive_keeps_a_way_through_nat_open() {
     assert_eq!(tunnels[0].apply(to_b), []);
     assert_eq!(tunnels[1].apply(table(1, keys[0].public(), None)), []);
     // It calls by itself, and b sees it at the router.
-    until("a handshake", || tunnels[1].peers()[0].alive);
+    until("a handshake", || tunnels[1].peers()[0].session.alive);
     let seen = tunnels[1].peers()[0].endpoint.unwrap();
     assert_eq!(seen.ip().to_string(), "198.51.100.254");
     // Once more where a thread waits for a processor for longer than the router remembers a flow.

@@ -166,7 +166,7 @@ impl Rig {
 
     fn is_silent(&self, name: &str) -> bool {
         let tables = self.node.core.tables.get();
-        tables.named(name).unwrap().lock().is_silent(self.now)
+        tables.named(name).unwrap().lock().session(self.now).is_silent()
     }
 }
 

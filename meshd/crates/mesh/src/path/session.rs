@@ -1,0 +1,35 @@
+//! A peer's session, as the tunnel knows it.
+
+use std::time::Duration;
+
+/// Unanswered calls, over each of a peer's keys, that make it silent: the fourth goes out 15 s after the first.
+const UNANSWERED_CALLS: u32 = 4;
+/// A call that is longer ago says nothing of now.
+const STALE_CALL: Duration = Duration::from_secs(300);
+
+/// What the tunnel knows of a peer: facts, of which [`crate::path`] makes the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Session {
+    /// There is a session (none lives beyond 180 s), and no data sent has been without any answer for 15 s. WireGuard
+    /// answers data within 10 s, with an empty message if there is nothing else. An idle peer without keepalive has no
+    /// session after 180 s and is not alive, which says nothing about the next packet.
+    pub alive: bool,
+    /// Initiations sent, over all keys and endpoints, since something authentic came.
+    pub calls: u32,
+    /// How long ago the last of them was.
+    pub last_call: Option<Duration>,
+    /// How many keys the peer has.
+    pub keys: u32,
+    /// How many endpoints it may have.
+    pub endpoints: u32,
+}
+
+impl Session {
+    /// Whether the calls of the last minutes got no answer, the first of them 15 s ago or more, and every endpoint was
+    /// tried. A peer that was not called since it was last heard, or not recently, is not silent: nothing is known of it.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        let each = UNANSWERED_CALLS.max(self.endpoints.saturating_add(1));
+        self.calls >= each.saturating_mul(self.keys).max(1) && self.last_call.is_some_and(|ago| ago < STALE_CALL)
+    }
+}

@@ -1,0 +1,279 @@
+//! What a plan follows from, and what follows from it for one member.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use cow_map::CowMap;
+use etcd_schema::{NetworkConfig, PeerName};
+use ipnet::IpNet;
+
+use super::{Frame, Local, Observed, covered};
+use crate::{
+    address::{Family, host},
+    backend::PathKind,
+    interface::InterfaceName,
+    kernel_state,
+    path::{Candidates, ChosenPath, DirectLink, Via, choose, eligible},
+    problem::Problem,
+    snapshot::{Member, Outside, Owner, Snapshot, is_supported},
+    tunnel_table,
+};
+
+/// Least MTU of an IPv6 link (RFC 8200, 5).
+const MIN_MTU: u16 = 1280;
+/// How often a node that only calls out keeps its NAT's mapping alive.
+const CALL_OUT_KEEPALIVE: Duration = Duration::from_secs(25);
+/// Length of the TUN device's queue, in packets.
+const TXQUEUELEN: u32 = 4096;
+
+/// What the plan of each member is made of, besides the member.
+pub(super) struct Common<'a> {
+    pub(super) inputs: &'a Inputs<'a>,
+    pub(super) outside: &'a [(&'a PeerName, &'a Outside)],
+    pub(super) overlay: &'a BTreeMap<Family, IpAddr>,
+    pub(super) mtu: u16,
+}
+
+/// What is planned of a member in a family that it has a prefix of.
+pub(super) struct FamilyPlan {
+    pub(super) chosen: ChosenPath,
+    pub(super) routes: Vec<kernel_state::Route>,
+}
+
+impl Common<'_> {
+    pub(super) fn of_family(&self, owner: &Owner, member: &Member, family: Family) -> Option<FamilyPlan> {
+        let prefixes: Vec<IpNet> = member.prefixes().filter(|net| Family::of_net(net) == family).collect();
+        if prefixes.is_empty() {
+            return None;
+        }
+        let inputs = self.inputs;
+        let chosen = inputs.choose(owner, member, family);
+        let routes = self.overlay.get(&family).map(|src| {
+            let mtu = inputs.route_mtu(&owner.to_string(), chosen.via, self.mtu);
+            let route = |dst: &IpNet| kernel_state::Route {
+                dst: *dst,
+                via: inputs.route_via(chosen.via, family),
+                mtu,
+                src: Some(*src),
+            };
+            prefixes.iter().map(route).collect()
+        });
+        Some(FamilyPlan { routes: routes.unwrap_or_default(), chosen })
+    }
+
+    pub(super) fn peer(&self, name: &str, member: &Member) -> tunnel_table::PeerConfig {
+        let inputs = self.inputs;
+        let keepalive = inputs.snapshot.network.as_ref().and_then(|config| config.backend.persistent_keepalive);
+        let keepalive = keepalive.map(|seconds| Duration::from_secs(seconds.get().into()));
+        let links = Family::BOTH.into_iter().filter_map(|family| inputs.link(member, family));
+        let links = links.map(|link| SocketAddr::new(link.next_hop, member.listen_port));
+        let published: Vec<SocketAddr> = links.chain(member.endpoints.iter().copied()).collect();
+        let calls = !inputs.local.has_endpoint && !published.is_empty();
+        let mut candidates: Vec<SocketAddr> = Vec::new();
+        for candidate in self.roamed(name).into_iter().chain(published) {
+            if !candidates.contains(&candidate) {
+                candidates.push(candidate);
+            }
+        }
+        tunnel_table::PeerConfig {
+            name: name.to_owned(),
+            keys: member.keys.clone(),
+            preshared_key: None,
+            allowed: member.prefixes().collect(),
+            candidates,
+            keepalive: if calls { Some(keepalive.unwrap_or(CALL_OUT_KEEPALIVE)) } else { keepalive },
+            call_out: calls,
+        }
+    }
+
+    /// Where a peer was heard from in an earlier run, to be tried first: it worked until then. Not if that is now inside of
+    /// the mesh: outer packets never are.
+    pub(super) fn roamed(&self, peer: &str) -> Option<SocketAddr> {
+        let at = *self.inputs.observed.roamed.get(peer)?;
+        let inside = |net: &IpNet| net.contains(&at.ip());
+        let of_mesh = self.inputs.snapshot.networks().any(|net| inside(&net))
+            || self.outside.iter().any(|(_, peer)| peer.allowed_ips.iter().any(inside));
+        (!of_mesh).then_some(at)
+    }
+}
+
+/// What a plan follows from.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) local: &'a Local,
+    pub(super) observed: &'a Observed,
+}
+
+impl<'a> Inputs<'a> {
+    /// Whether anything may be programmed. `Ok`: yes, although this may be wrong; `Err`: no, for this reason, or because
+    /// there is no config yet, of which the control plane speaks.
+    pub(super) fn admitted(&self) -> Result<Option<Problem>, Option<Problem>> {
+        let Some(config) = &self.snapshot.network else { return Err(None) };
+        let problem = self.refuses(config);
+        // What is in force is not withdrawn because the underlay has moved into it.
+        let in_force = self.snapshot.networks().eq(self.observed.programmed.networks.iter().copied());
+        if problem.is_some() && !in_force { Err(problem) } else { Ok(problem) }
+    }
+
+    /// This node's overlay address of each family.
+    pub(super) fn overlay(&self) -> BTreeMap<Family, IpAddr> {
+        self.snapshot.own_overlay().into_iter().map(|address| (Family::of(address), address)).collect()
+    }
+
+    /// Why nothing of this network may be programmed here.
+    fn refuses(&self, config: &NetworkConfig) -> Option<Problem> {
+        if !is_supported(config.backend.kind) {
+            return Some(Problem::new(
+                "backend_not_supported",
+                format!("config: Backend.Type {:?} is not supported by this version", config.backend.kind),
+                "put a config with \"Type\": \"wireguard\"",
+            ));
+        }
+        let networks: Vec<IpNet> = self.snapshot.networks().collect();
+        covered(&networks, &self.local.protected).map(|(net, address, what)| {
+            Problem::new(
+                "covers_underlay",
+                format!("config: the network {net} covers {address}, {what}"),
+                "meshctl check config FILE && etcdctl put /meshd/config < FILE # with networks that no site uses",
+            )
+        })
+    }
+
+    pub(super) fn frame(&self) -> Frame {
+        let outside_mtu = self.observed.inner_mtu.range("peers/".to_owned().."peers0".to_owned());
+        Frame {
+            local: self.local.clone(),
+            network: self.snapshot.network.clone(),
+            own_subnets: self.snapshot.own_subnets.clone(),
+            outside: self.snapshot.outside.clone(),
+            roamed: Arc::clone(&self.observed.roamed),
+            direct_at_start: self.observed.direct_at_start.clone(),
+            outside_mtu: outside_mtu.map(|(name, mtu)| (name.clone(), *mtu)).collect(),
+        }
+    }
+
+    /// MTU of pods and of the TUN device: `Backend.MTU` if set, else min(interface, 1500) less what the costliest path kind
+    /// adds.
+    pub(super) fn mtu(&self) -> u16 {
+        let configured = self.snapshot.network.as_ref().and_then(|config| config.backend.mtu);
+        configured.map_or_else(
+            || {
+                let interface = self.local.underlay.values().map(|link| link.mtu).min().unwrap_or(1500).min(1500);
+                let overhead = PathKind::ALL.iter().map(|kind| kind.backend().overhead).max().unwrap_or(0);
+                u16::try_from(interface).unwrap_or(1500).saturating_sub(overhead).max(MIN_MTU)
+            },
+            |mtu| mtu.get(),
+        )
+    }
+
+    /// The outside peers, without those that would cover what must stay outside.
+    pub(super) fn accepted_outside(&self, problems: &mut Vec<Problem>) -> Vec<(&'a PeerName, &'a Outside)> {
+        let snapshot = self.snapshot;
+        let mut accepted = Vec::new();
+        for (name, peer) in snapshot.outside.iter() {
+            match covered(&peer.allowed_ips, &self.local.protected) {
+                None => accepted.push((name, peer.as_ref())),
+                Some((net, address, what)) => problems.push(Problem::new(
+                    "covers_underlay",
+                    format!("peers/{name} is refused here: allowedIPs {net} covers {address}, {what}"),
+                    format!("etcdctl put /meshd/peers/{name} < FILE # with allowedIPs outside the underlay"),
+                )),
+            }
+        }
+        accepted
+    }
+
+    /// The link by which `member` is eligible for direct.
+    pub(super) fn link(&self, member: &Member, family: Family) -> Option<DirectLink> {
+        let direct_routing = self.snapshot.network.as_ref().is_some_and(|config| config.backend.direct_routing);
+        let underlay = self.local.underlay.get(&family).filter(|_| direct_routing && !member.keys.is_empty())?;
+        eligible(
+            family,
+            self.local.site.as_deref(),
+            &underlay.addresses,
+            member.site.as_ref().map(|site| site.as_str()),
+            &member.addresses,
+        )
+    }
+
+    fn choose(&self, owner: &Owner, member: &Member, family: Family) -> ChosenPath {
+        let link = self.link(member, family);
+        let state = match (owner, link) {
+            (Owner::Node(id), Some(_)) => self.observed.paths.get(&(id.clone(), family)).copied(),
+            _ => None,
+        };
+        let candidates = Candidates {
+            unusable: member.unusable.as_deref().map(Arc::from),
+            link,
+            callable: !member.endpoints.is_empty() || self.local.has_endpoint,
+        };
+        choose(&candidates, state)
+    }
+
+    pub(super) fn route_via(&self, via: Via, family: Family) -> kernel_state::RouteVia {
+        match via {
+            Via::Link(_, link) => {
+                kernel_state::RouteVia::Neighbour { via: link.next_hop, dev: self.local.underlay[&family].name.clone() }
+            }
+            // A silent peer keeps its route into the tunnel: there it is tried on, and a loose reverse path filter
+            // still lets its probes in.
+            Via::Tun(_) => kernel_state::RouteVia::Tunnel,
+            Via::Nowhere => kernel_state::RouteVia::Unreachable,
+        }
+    }
+
+    /// One MTU on every path, so that a path change does not change it; less where the tunnel carries less.
+    pub(super) fn route_mtu(&self, peer: &str, via: Via, mtu: u16) -> Option<u16> {
+        match via {
+            Via::Link(..) => Some(mtu),
+            Via::Tun(_) => self.observed.inner_mtu.get(peer).copied().filter(|inner| *inner < mtu),
+            Via::Nowhere => None,
+        }
+    }
+
+    /// Without the networks, which follow from the floor, and what depends on paths.
+    pub(super) fn firewall(&self) -> kernel_state::Firewall {
+        let mut own: Vec<IpNet> = self.snapshot.own_prefixes().collect();
+        own.extend(self.snapshot.own_overlay().into_iter().map(host));
+        kernel_state::Firewall {
+            own,
+            ip_masq: self.local.ip_masq,
+            probe_port: Some(self.local.listen_port + 1),
+            ..kernel_state::Firewall::default()
+        }
+    }
+
+    pub(super) fn desired(
+        &self,
+        mtu: u16,
+        overlay: Vec<IpAddr>,
+        routes: CowMap<IpNet, kernel_state::Route>,
+        firewall: kernel_state::Firewall,
+        floor: kernel_state::Floor,
+        probes: Vec<kernel_state::ProbeRoute>,
+    ) -> kernel_state::Desired {
+        // What must not leave in the clear has a fallback route, and the guard drops it where a foreign route leads it out.
+        let firewall = kernel_state::Firewall { networks: floor.prefixes().copied().collect(), ..firewall };
+        let has = |family| firewall.networks.iter().any(|net| Family::of_net(net) == family);
+        let mut underlay: Vec<InterfaceName> = self.local.underlay.values().map(|link| link.name.clone()).collect();
+        underlay.dedup();
+        kernel_state::Desired {
+            tun: kernel_state::Tun { mtu: mtu.into(), txqueuelen: TXQUEUELEN, up: true },
+            overlay,
+            routes,
+            floor,
+            probes,
+            forwarding: kernel_state::Forwarding { ipv4: has(Family::V4), ipv6: has(Family::V6) },
+            firewall,
+            underlay,
+            underlay4: self.local.underlay.get(&Family::V4).map(|link| link.name.clone()),
+            pods: Vec::new(),
+            forward_accept: self.local.forward_accept,
+        }
+    }
+}
