@@ -18,7 +18,7 @@ const ALLOWED: [(&str, &[&str]); 22] = [
     ("text", &[]),
     ("keys", &["atomic-file", "etcd-schema"]),
     ("mesh", &["cow-map", "etcd-schema"]),
-    ("policy", &["packet"]),
+    ("policy", &["etcd-schema", "packet"]),
     ("api-types", &["mesh", "policy"]),
     ("kernel", &["atomic-file", "cow-map", "mesh", "netfilter", "netlink", "text"]),
     ("prober", &["etcd-schema", "keys", "mesh"]),

@@ -163,7 +163,7 @@ fn compile(name: &str, world: &World) -> (Engine, Arc<Classifier>) {
     let start = Instant::now();
     let mut engine = Engine::new();
     for (name, labels) in &world.namespaces {
-        engine.put_namespace(name, labels.clone());
+        engine.put_namespace(&etcd_schema::Cluster::default(), name, labels.clone());
     }
     for (age, (name, pod)) in world.pods.iter().enumerate() {
         engine.put_pod(name.clone(), pod.clone(), age as u64);

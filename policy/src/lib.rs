@@ -55,6 +55,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may begin at any instant"))]
 
+// Files that unit tests share with the tests of the whole crate name it.
+#[cfg(test)]
+extern crate self as policy;
+
 pub mod engine;
 pub mod expect;
 pub mod flow;

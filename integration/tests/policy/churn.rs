@@ -75,7 +75,8 @@ struct Sent {
 fn pod(name: &str, age: u64, app: &str, addresses: &[IpAddr]) -> model::Pod {
     let labels = Map::from_iter([("app".to_owned(), Value::from(app))]);
     let (namespace, ips) = ("shop".to_owned(), addresses.to_vec());
-    model::Pod { namespace, name: name.into(), labels: Some(labels), ips, ports: Vec::new(), finished: false, age }
+    let (cluster, name, labels) = (String::new(), name.into(), Some(labels));
+    model::Pod { cluster, namespace, name, labels, ips, ports: Vec::new(), finished: false, age }
 }
 
 fn pod_object(pod: &model::Pod) -> (String, String) {
@@ -124,12 +125,12 @@ fn change(dice: &mut Dice, world: &mut World, history: &History, writer: &mut Et
         0..=3 => {
             let (name, spec) = (format!("p{}", dice.roll(5)), spec(dice));
             let object = policy_object(&name, &spec);
-            world.policies.insert(("shop".into(), name), spec);
+            world.policies.insert((String::new(), "shop".into(), name), spec);
             history.write(world, || writer.put_all(&[object]));
         }
         4 | 5 => {
             let name = format!("p{}", dice.roll(5));
-            world.policies.remove(&("shop".to_owned(), name.clone()));
+            world.policies.remove(&(String::new(), "shop".to_owned(), name.clone()));
             history.write(world, || writer.delete_all(&[policy_key(&name)]));
         }
         6 | 7 => {
@@ -142,7 +143,7 @@ fn change(dice: &mut Dice, world: &mut World, history: &History, writer: &mut Et
         _ => {
             let labels = Map::from_iter([("team".to_owned(), Value::from(dice.pick(&APPS)))]);
             let object = namespace_object(&labels);
-            world.namespaces.insert("shop".into(), labels);
+            world.namespaces.insert((String::new(), "shop".into()), labels);
             history.write(world, || writer.put_all(&[object]));
         }
     }
@@ -150,7 +151,7 @@ fn change(dice: &mut Dice, world: &mut World, history: &History, writer: &mut Et
 
 /// Sends first packets of flows until it is over, each followed by one that passes.
 fn send(from: &Pod, to: IpAddr, first: u32, in_force: [&AtomicU64; 2], over: &AtomicBool) -> HashMap<u32, Sent> {
-    let mut dice = Dice(u64::from(first));
+    let mut dice = Dice::of_one_cluster(u64::from(first));
     let mut sent = HashMap::new();
     from.enter(|| {
         for number in first.. {
@@ -228,7 +229,7 @@ fn a_hundred_changes_a_second_give_no_wrong_verdict() {
     let (history, mut world) = (History::default(), World::default());
     let pods = [("db", db), ("neighbour", &neighbour), ("far", far)];
     world.pods = (1..).zip(pods).map(|(age, (name, at))| pod(name, age, "a", at.addresses())).collect();
-    world.namespaces.insert("shop".into(), Map::new());
+    world.namespaces.insert((String::new(), "shop".into()), Map::new());
     let mut first: Vec<_> = world.pods.iter().map(pod_object).collect();
     first.push(namespace_object(&Map::new()));
     history.write(&world, || writer.put_all(&first));
@@ -244,7 +245,7 @@ fn a_hundred_changes_a_second_give_no_wrong_verdict() {
         let witnesses = scope.spawn(|| receive(&unjudged, &history, &over));
         let near = scope.spawn(|| send(&neighbour, db.v4(), 0, [&west_in_force; 2], &no_more));
         let far = scope.spawn(|| send(far, db.v4(), 1 << 31, [&east_in_force, &west_in_force], &no_more));
-        let mut dice = Dice(1);
+        let mut dice = Dice::of_one_cluster(1);
         let begin = Instant::now();
         for number in 0..CHANGES {
             thread::sleep((begin + EACH * number).saturating_duration_since(Instant::now()));

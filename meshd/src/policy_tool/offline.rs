@@ -95,11 +95,11 @@ impl Cluster {
         match kind {
             "Namespace" => {
                 let (name, labels) = namespace_from(object).map_err(|error| error.to_string())?;
-                self.engine.put_namespace(&name, labels);
+                self.engine.put_namespace(&etcd_schema::Cluster::default(), &name, labels);
             }
             "Pod" => {
                 let (namespace, name, pod) = pod_from(object).map_err(|error| error.to_string())?;
-                self.engine.put_pod(ObjectName { namespace, name }, pod, self.age);
+                self.engine.put_pod(ObjectName::new(namespace, name), pod, self.age);
             }
             "Node" => {
                 let name = text("name").ok_or("it has no name")?;
@@ -127,14 +127,14 @@ impl Cluster {
             }
             "ClusterNetworkPolicy" => {
                 version(object, &CLUSTER_POLICY_VERSIONS)?;
-                let name = text("name").ok_or("it has no name")?;
+                let name = ObjectName::new("", text("name").ok_or("it has no name")?);
                 match ClusterPolicy::parse(spec) {
-                    Ok(policy) => self.engine.put_cluster_policy(name.into(), &policy),
+                    Ok(policy) => self.engine.put_cluster_policy(name, &policy),
                     Err(invalid) => {
                         let Some(policy) = invalid.fail_closed else {
                             return Err(format!("{}; it has no effect", invalid.violations));
                         };
-                        self.engine.put_cluster_policy(name.into(), &policy);
+                        self.engine.put_cluster_policy(name, &policy);
                         return Err(format!("{}; its unreadable rules deny", invalid.violations));
                     }
                 }

@@ -12,17 +12,17 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(value) = serde_json::from_slice(bytes) else { return };
     let mut engine = Engine::new();
     if let Ok((namespace, name, pod)) = pod_from(&value) {
-        engine.put_pod(ObjectName { namespace, name }, pod, 1);
+        engine.put_pod(ObjectName::new(namespace, name), pod, 1);
     }
     if let Ok((name, labels)) = namespace_from(&value) {
-        engine.put_namespace(&name, labels);
+        engine.put_namespace(&Default::default(), &name, labels);
     }
     match NetworkPolicy::parse(&value) {
         Ok(policy) => engine.put_policy(ObjectName::new("a", "p"), &PolicyState::Valid(policy)),
         Err(invalid) => assert!(!invalid.violations.as_slice().is_empty()),
     }
     match ClusterPolicy::parse(&value) {
-        Ok(policy) => engine.put_cluster_policy("c".into(), &policy),
+        Ok(policy) => engine.put_cluster_policy(ObjectName::new("", "c"), &policy),
         Err(invalid) => assert!(!invalid.violations.as_slice().is_empty()),
     }
     engine.commit(1);

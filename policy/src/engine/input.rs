@@ -1,14 +1,18 @@
 //! Input of the engine.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
+use etcd_schema::Cluster;
 use ipnet::IpNet;
 
 use crate::object::{ClusterPolicy, Directions, Labels, NetworkPolicy, Selector};
 
-/// A namespace and a name in it.
+/// The name of an object. It is shown as `NAMESPACE/NAME`, or as `NAME` where its kind has no namespaces; that of an
+/// object of a cluster with `CLUSTER:` before it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
+    /// The cluster that it is an object of.
+    pub cluster: Cluster,
     /// The namespace; empty for kinds without.
     pub namespace: Arc<str>,
     /// The name.
@@ -16,14 +20,31 @@ pub struct ObjectName {
 }
 
 impl ObjectName {
-    /// The object `name` in `namespace`.
+    /// The object `name` in `namespace`, of no cluster.
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self { cluster: Cluster::default(), namespace: namespace.into(), name: name.into() }
+    }
+
+    /// The object of this name in `cluster`.
+    #[must_use]
+    pub fn of(self, cluster: &Cluster) -> Self {
+        Self { cluster: cluster.clone(), ..self }
+    }
+
+    /// The name that `text` is, in the form in which names are shown; `None`: it is none of an object in a namespace.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (cluster, name) = text.split_once(':').unwrap_or(("", text));
+        let (namespace, name) = name.split_once('/')?;
+        Some(Self::new(namespace, name).of(&cluster.parse().ok()?))
     }
 }
 
-impl std::fmt::Display for ObjectName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.cluster.is_flat() {
+            write!(f, "{}:", self.cluster)?;
+        }
         if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
     }
 }
@@ -47,7 +68,7 @@ impl From<u64> for Age {
 /// An interface that the CNI plugin made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
-    /// The pod that it was made for.
+    /// The pod that it was made for, in its node's cluster.
     pub pod: ObjectName,
     /// The pod's uid, where the plugin was told it.
     pub uid: Option<Arc<str>>,
@@ -59,6 +80,17 @@ pub struct Attachment {
     /// The node that it is on.
     pub node: Arc<str>,
     /// That node's subnets.
+    pub subnets: Arc<[IpNet]>,
+}
+
+/// What a node of the mesh is to a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterNode {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The node's name there.
+    pub name: Arc<str>,
+    /// Its subnets: no pod of another cluster has an address in them.
     pub subnets: Arc<[IpNet]>,
 }
 

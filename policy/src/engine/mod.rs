@@ -4,8 +4,10 @@
 //! commit and returns a [`Classifier`], an immutable snapshot that shares unchanged parts with its predecessor.
 
 mod classifier;
+mod clusters;
 mod explain;
 mod input;
+mod leading;
 mod pods;
 pub(crate) mod rules;
 pub(crate) mod selection;
@@ -18,20 +20,22 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use etcd_schema::Cluster;
 use ipnet::IpNet;
 
 use crate::nft::SetCache;
 use crate::object::{
-    Action, ClusterPeer, ClusterPolicy, ClusterRule, Labels, Peer, PodObject, PortMatch, Rule, Selector, Tier,
+    Action, ClusterPeer, ClusterPolicy, ClusterRule, Labels, NAMESPACE_NAME, Peer, PodObject, PortMatch, Rule,
+    Selector, Tier,
 };
 use pods::Pods;
 use rules::{Entry, PeerRef, PortSet, Table, Tiers, Union};
-use selection::{Selection, SetKey};
+use selection::Selection;
 use storage::{Chunked, Slab, marked};
 
 pub use classifier::{Cause, Classifier, Connection, End, Flow, PolicyKind, PolicyName, Side, Verdict};
 pub use explain::{Explanation, NearMiss, SourceNode};
-pub use input::{Age, Attachment, ClusterPolicyState, Misplaced, ObjectName, PolicyState};
+pub use input::{Age, Attachment, ClusterNode, ClusterPolicyState, Misplaced, ObjectName, PolicyState};
 pub use pods::PodInfo;
 pub use rules::PolicyId;
 pub use sources::SourceAliases;
@@ -92,7 +96,7 @@ pub struct Engine {
     pub(crate) pods: Pods,
     pub(crate) policies: Slab<Arc<Compiled>>,
     by_name: HashMap<ObjectName, u32>,
-    cluster_by_name: HashMap<Arc<str>, u32>,
+    cluster_by_name: HashMap<ObjectName, u32>,
     pub(crate) networks: Arc<[IpNet]>,
     node_addresses: Option<Arc<HashMap<IpAddr, Arc<str>>>>,
     /// By overlay address.
@@ -140,14 +144,14 @@ impl Engine {
         }
     }
 
-    /// The Namespace object `name` has these labels; `kubernetes.io/metadata.name` need not be among them.
-    pub fn put_namespace(&mut self, name: &Arc<str>, labels: Labels) {
-        self.selection.set_namespace_labels(name, Some(labels));
+    /// The Namespace object `name` of `cluster` has these labels; `kubernetes.io/metadata.name` need not be among them.
+    pub fn put_namespace(&mut self, cluster: &Cluster, name: &Arc<str>, labels: Labels) {
+        self.selection.set_namespace_labels(cluster, name, Some(labels));
     }
 
-    /// There is no such Namespace object: of its labels only its name is known from now on.
-    pub fn delete_namespace(&mut self, name: &Arc<str>) {
-        self.selection.set_namespace_labels(name, None);
+    /// There is no such Namespace object: of its labels only its name and its cluster are known from now on.
+    pub fn delete_namespace(&mut self, cluster: &Cluster, name: &Arc<str>) {
+        self.selection.set_namespace_labels(cluster, name, None);
     }
 
     /// The Pod object `name`. Of several living pods with one address the one with the highest `age` has it.
@@ -201,6 +205,12 @@ impl Engine {
         self.nodes_changed();
     }
 
+    /// What the mesh's node `name` is to a cluster; `None`: it is in none. A pod of a cluster has no address but those in
+    /// subnets of the cluster's nodes.
+    pub fn set_cluster(&mut self, name: &Arc<str>, node: Option<ClusterNode>) {
+        self.pods.set_cluster(name, node);
+    }
+
     /// What another node's overlay address also counts as where it is a source; none: only as itself.
     pub fn set_source(&mut self, overlay: IpAddr, aliases: Arc<SourceAliases>) {
         let aliases = Some(aliases).filter(|aliases| !aliases.is_empty());
@@ -240,8 +250,8 @@ impl Engine {
             }
             PolicyState::IsolatesNamespace => (Selector::default(), deny(true), deny(true)),
         };
-        let subject = SetKey::Within(Arc::clone(&name.namespace), subject);
         let kind = PolicyKind::NetworkPolicy;
+        let subject = self.selection.acquire_set(&own_namespace(&name), subject);
         let id = self.add(PolicyName { kind, name: name.clone() }, (None, 0), subject, [ingress, egress]);
         if let Some(old) = self.by_name.insert(name, id) {
             self.remove(old);
@@ -255,16 +265,18 @@ impl Engine {
         }
     }
 
-    /// A ClusterNetworkPolicy.
-    pub fn put_cluster_policy(&mut self, name: Arc<str>, policy: &ClusterPolicy) {
+    /// A ClusterNetworkPolicy. Its subject is of its own cluster, even where its selector names others.
+    pub fn put_cluster_policy(&mut self, name: ObjectName, policy: &ClusterPolicy) {
+        let cluster = name.cluster.as_str();
         let mut side = |rules: &[ClusterRule]| {
-            let compiled = rules.iter().map(|rule| compile_cluster(rule, &mut self.selection)).collect();
+            let compiled = rules.iter().map(|rule| compile_cluster(rule, cluster, &mut self.selection)).collect();
             (!rules.is_empty()).then_some(compiled)
         };
         let sides = [side(&policy.ingress), side(&policy.egress)];
-        let subject = SetKey::Across(policy.subject.namespaces.clone(), policy.subject.pods.clone());
+        let namespaces = policy.subject.namespaces.in_cluster(cluster);
+        let subject = self.selection.acquire_set(&namespaces, policy.subject.pods.clone());
         let kind = PolicyKind::ClusterNetworkPolicy(policy.tier);
-        let full = PolicyName { kind, name: ObjectName::new("", Arc::clone(&name)) };
+        let full = PolicyName { kind, name: name.clone() };
         let id = self.add(full, (Some(policy.tier), policy.priority), subject, sides);
         if let Some(old) = self.cluster_by_name.insert(name, id) {
             self.remove(old);
@@ -272,7 +284,7 @@ impl Engine {
     }
 
     /// There is no such ClusterNetworkPolicy.
-    pub fn delete_cluster_policy(&mut self, name: &str) {
+    pub fn delete_cluster_policy(&mut self, name: &ObjectName) {
         if let Some(old) = self.cluster_by_name.remove(name) {
             self.remove(old);
         }
@@ -297,6 +309,7 @@ impl Engine {
 
     /// Compiles what changed since the last time. `revision` is the caller's name for the state of the world.
     pub fn commit(&mut self, revision: u64) -> Arc<Classifier> {
+        self.pods.settle_clusters(&mut self.selection);
         self.recompile_namespaces();
         self.recompile_classes();
         self.set_cache.changed.extend(self.selection.dirty_sets.drain());
@@ -341,10 +354,9 @@ impl Engine {
         &mut self,
         name: PolicyName,
         order: (Option<Tier>, u16),
-        subject: SetKey,
+        subject: u32,
         sides: [Option<Vec<CompiledRule>>; 2],
     ) -> u32 {
-        let subject = self.selection.acquire_set(subject);
         for (voices, side) in self.voices.iter_mut().zip(&sides) {
             *voices += usize::from(side.is_some());
         }
@@ -538,11 +550,12 @@ fn compile(rule: &Rule, name: &ObjectName, selection: &mut Selection) -> Compile
             .iter()
             .map(|peer| match peer {
                 Peer::Block(block) => PeerRef::Block(Arc::new(block.clone())),
-                Peer::Pods { namespaces: None, pods } => {
-                    PeerRef::Set(selection.acquire_set(SetKey::Within(Arc::clone(&name.namespace), pods.clone())))
-                }
-                Peer::Pods { namespaces: Some(namespaces), pods } => {
-                    PeerRef::Set(selection.acquire_set(SetKey::Across(namespaces.clone(), pods.clone())))
+                Peer::Pods { namespaces, pods } => {
+                    let namespaces = match namespaces {
+                        None => own_namespace(name),
+                        Some(namespaces) => namespaces.peers_of(name.cluster.as_str()),
+                    };
+                    PeerRef::Set(selection.acquire_set(&namespaces, pods.clone()))
                 }
             })
             .collect(),
@@ -550,7 +563,12 @@ fn compile(rule: &Rule, name: &ObjectName, selection: &mut Selection) -> Compile
     CompiledRule { name: None, action: Action::Accept, peers, ports: ports(rule.ports.as_deref()) }
 }
 
-fn compile_cluster(rule: &ClusterRule, selection: &mut Selection) -> CompiledRule {
+/// The namespace of a policy; of a policy without a cluster the namespaces of that name in all clusters.
+fn own_namespace(policy: &ObjectName) -> Selector {
+    Selector::labels([(NAMESPACE_NAME, &*policy.namespace)]).in_cluster(policy.cluster.as_str())
+}
+
+fn compile_cluster(rule: &ClusterRule, cluster: &str, selection: &mut Selection) -> CompiledRule {
     let peers = match &rule.peers {
         None => vec![PeerRef::Anyone],
         Some(peers) => peers
@@ -558,7 +576,7 @@ fn compile_cluster(rule: &ClusterRule, selection: &mut Selection) -> CompiledRul
             .map(|peer| match peer {
                 ClusterPeer::Network(block) => PeerRef::Block(Arc::new(block.clone())),
                 ClusterPeer::Pods { namespaces, pods } => {
-                    PeerRef::Set(selection.acquire_set(SetKey::Across(namespaces.clone(), pods.clone())))
+                    PeerRef::Set(selection.acquire_set(&namespaces.peers_of(cluster), pods.clone()))
                 }
             })
             .collect(),

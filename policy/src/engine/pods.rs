@@ -11,7 +11,8 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    input::{Age, Attachment, Misplaced, ObjectName},
+    clusters::Clusters,
+    input::{Age, Attachment, ClusterNode, Misplaced, ObjectName},
     selection::Selection,
     storage::{AddressTable, Chunked, Owner, Slab},
 };
@@ -26,13 +27,13 @@ pub struct PodInfo {
     pub labels: Option<Labels>,
     /// Named ports of its containers.
     pub ports: Arc<[NamedPort]>,
-    /// The node that it is on, where that is known.
+    /// The node that it is on, where that is known: its name in the mesh.
     pub node: Option<Arc<str>>,
     /// Its uid, where that is known.
     pub uid: Option<Arc<str>>,
     /// Of its name and uid; never 0.
     pub(crate) stamp: u32,
-    /// Addresses it claims; each is its own unless a newer pod claims it too.
+    /// Addresses it claims and may have; each is its own unless a newer pod claims it too.
     pub addresses: Arc<[IpAddr]>,
 }
 
@@ -82,6 +83,7 @@ pub(crate) struct Pods {
     /// The nodes of the mesh by name, each with its own addresses.
     pub(crate) nodes: HashMap<Arc<str>, Arc<[IpAddr]>>,
     networks: Arc<[IpNet]>,
+    clusters: Clusters,
     /// Entries by [`Entry::elsewhere`]: they depend on whether the mesh has a node of that name.
     elsewhere: HashMap<Arc<str>, HashSet<ObjectName>>,
     misplaced: HashMap<ObjectName, Vec<Misplaced>>,
@@ -101,17 +103,45 @@ impl Pods {
         }
     }
 
+    /// Notes what a node of the mesh is to a cluster. [`Self::settle_clusters`] has it take effect.
+    pub(crate) fn set_cluster(&mut self, name: &Arc<str>, node: Option<ClusterNode>) {
+        self.clusters.set(name, node);
+    }
+
+    /// Joins those pods again that nodes of clusters which changed make a difference to.
+    pub(crate) fn settle_clusters(&mut self, selection: &mut Selection) {
+        let Some(changed) = self.clusters.take_changed() else { return };
+        let inside = |addresses: &[IpAddr]| addresses.iter().any(|ip| changed.subnets.get(*ip).is_some());
+        let concerned = |(name, entry): &(&ObjectName, &Entry)| {
+            let of_object = entry.object.as_ref().is_some_and(|(object, _)| {
+                let node = object.node.as_ref().filter(|_| !name.cluster.is_flat());
+                inside(&object.addresses)
+                    || node.is_some_and(|node| changed.names.contains(&(name.cluster.clone(), Arc::clone(node))))
+            });
+            let mut attachments = entry.attachments.values().map(|(attachment, _)| attachment);
+            of_object
+                || attachments
+                    .any(|attachment| inside(&attachment.addresses) || changed.nodes.contains(&attachment.node))
+        };
+        let entries = self.entries.iter().filter(concerned);
+        for pod in entries.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.rejoin(&pod, selection);
+        }
+    }
+
     pub(crate) fn set_networks(&mut self, networks: Arc<[IpNet]>, selection: &mut Selection) {
         if self.networks == networks {
             return;
         }
         self.networks = networks;
         // Whether the pods' addresses or their nodeName say where they are depends on the networks.
-        let placed = |entry: &Entry| {
-            let object = entry.object.as_ref();
-            object.is_some_and(|(object, _)| object.node.is_some()) && !entry.attachments.is_empty()
+        let placed = |name: &ObjectName, entry: &Entry| {
+            entry.object.as_ref().is_some_and(|(object, _)| {
+                let attached = object.node.is_some() && !entry.attachments.is_empty();
+                attached || (object.host_network && !name.cluster.is_flat())
+            })
         };
-        let entries = self.entries.iter().filter(|(_, entry)| placed(entry));
+        let entries = self.entries.iter().filter(|(name, entry)| placed(name, entry));
         for pod in entries.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.rejoin(&pod, selection);
         }
@@ -129,6 +159,10 @@ impl Pods {
         let inside = |nets: &[IpNet]| object.addresses.iter().any(|ip| nets.iter().any(|net| net.contains(ip)));
         if inside(&self.networks) {
             return inside(&attachment.subnets);
+        }
+        let cluster = &attachment.pod.cluster;
+        if !cluster.is_flat() {
+            return self.clusters.node(cluster, node) == Some(&attachment.node);
         }
         // A cluster may have other names for its nodes than the mesh.
         *node == attachment.node || !self.nodes.contains_key(node)
@@ -198,12 +232,17 @@ impl Pods {
         let mut host = None;
         let mut joined: Vec<Joined> = Vec::new();
         if let Some((object, age)) = &entry.object {
+            let node = object.node.as_ref();
             let info = PodInfo {
                 name: name.clone(),
                 labels: Some(object.labels.clone()),
                 ports: object.ports.as_slice().into(),
-                node: object.node.clone(),
-                addresses: object.addresses.as_slice().into(),
+                node: if !name.cluster.is_flat() {
+                    node.and_then(|node| self.clusters.node(&name.cluster, node)).cloned()
+                } else {
+                    node.cloned()
+                },
+                addresses: self.may_have(name, object).collect(),
                 stamp: stamp(name, object.uid.as_deref()),
                 uid: object.uid.clone(),
             };
@@ -211,7 +250,7 @@ impl Pods {
                 host = Some(Arc::new(info));
             } else {
                 let mut claims: Vec<(IpAddr, Rank)> = Vec::new();
-                for address in object.addresses.iter().filter(|_| !object.finished) {
+                for address in info.addresses.iter().filter(|_| !object.finished) {
                     // An address that is listed twice is claimed once.
                     if claims.iter().all(|(claimed, _)| claimed != address) {
                         claims.push((*address, (age.stored, true, false, age.created)));
@@ -276,7 +315,8 @@ impl Pods {
             let pod = &mut joined[at];
             pod.info.node = Some(Arc::clone(&attachment.node));
             pod.attached_at = Some(Arc::clone(&attachment.node));
-            for address in &attachment.addresses {
+            let may_have = |address: &&IpAddr| self.clusters.may_have(&name.cluster, **address);
+            for address in attachment.addresses.iter().filter(may_have) {
                 let rank = (age.stored, pod.living, true, age.created);
                 match pod.claims.iter_mut().find(|(claimed, _)| claimed == address) {
                     Some((_, own)) => *own = rank.max(*own),
@@ -304,6 +344,16 @@ impl Pods {
         }
     }
 
+    /// The addresses of a Pod object that pods of its cluster may have. One in its node's network has that node's, which
+    /// lie outside of the mesh's networks, too.
+    fn may_have<'a>(&'a self, name: &'a ObjectName, object: &'a PodObject) -> impl Iterator<Item = IpAddr> {
+        let outside = |address: &IpAddr| !self.networks.iter().any(|net| net.contains(address));
+        let may_have = move |address: &IpAddr| {
+            self.clusters.may_have(&name.cluster, *address) || (object.host_network && outside(address))
+        };
+        object.addresses.iter().copied().filter(may_have)
+    }
+
     fn note_elsewhere(&mut self, name: &ObjectName, entry: &mut Entry) {
         let node = entry.object.as_ref().and_then(|(object, _)| object.node.as_ref());
         let elsewhere = |node: &&Arc<str>| entry.attachments.values().any(|(attachment, _)| attachment.node != **node);
@@ -325,7 +375,7 @@ impl Pods {
     }
 
     fn add(&mut self, joined: Joined, selection: &mut Selection) -> u32 {
-        let namespace = selection.namespace(&joined.info.name.namespace);
+        let namespace = selection.namespace(&joined.info.name.cluster, &joined.info.name.namespace);
         let class = selection.class(namespace, &joined.info.labels);
         let info = Arc::new(joined.info);
         let members = &mut selection.classes[class].pods;

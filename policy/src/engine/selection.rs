@@ -1,20 +1,27 @@
 //! Set membership: namespaces, classes of pods, interned selectors, and the indexes that keep a change small.
 //!
-//! A *class* is all pods of one namespace with the same labels. A *set* is an interned pair of selectors, used as a
-//! policy's subject or as a peer. A set without pod labels has *namespaces* as members, all others have classes, so a
-//! namespace with many pods is one entry. Membership is kept in both directions.
+//! A *class* is all pods of one namespace with the same labels. A *group* is the namespaces that one selector matches. A
+//! *set* is a group with a selector of pods, used as a policy's subject or as a peer. A set without pod labels has
+//! *namespaces* as members, all others have classes, so a namespace with many pods is one entry. Membership is kept in
+//! both directions.
+//!
+//! Namespaces of two clusters may have one name. Policies tell them apart by selectors alone: each namespace bears its
+//! cluster and its name as labels, whatever is known of the others.
 
 use std::{
     collections::{HashMap, HashSet},
-    hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher as _},
+    hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
+use etcd_schema::Cluster;
+
 use super::{
+    leading::{is_virtual, leading_labels, leading_of_namespaces},
     rules::{ALL_PODS, PolicyId},
     storage::{Slab, add_mark, mark, marked, remove_mark},
 };
-use crate::object::{Labels, NAMESPACE_NAME, Selector, Test, Truth};
+use crate::object::{CLUSTER, Labels, NAMESPACE_NAME, Selector, Truth};
 
 type Fixed = BuildHasherDefault<DefaultHasher>;
 
@@ -23,25 +30,15 @@ const FEW: usize = 8;
 
 /// Which pods a set holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum SetKey {
-    /// Pods of one namespace.
-    Within(Arc<str>, Selector),
-    /// Pods of the namespaces that the first selector matches.
-    Across(Selector, Selector),
-}
-
-impl SetKey {
-    pub(crate) const fn pods(&self) -> &Selector {
-        match self {
-            Self::Within(_, pods) | Self::Across(_, pods) => pods,
-        }
-    }
+struct SetKey {
+    /// Of which namespaces.
+    group: u32,
+    pods: Selector,
 }
 
 #[derive(Debug)]
 pub(crate) struct Set {
-    pub(crate) key: SetKey,
-    scope: Scope,
+    key: SetKey,
     uses: u32,
     /// Policies whose subject it is.
     pub(crate) subjects: Vec<PolicyId>,
@@ -51,18 +48,12 @@ pub(crate) struct Set {
 
 impl Set {
     /// Whether it has namespaces as members.
-    pub(crate) const fn of_namespaces(&self) -> bool {
-        self.key.pods().is_everything()
+    pub(crate) fn of_namespaces(&self) -> bool {
+        self.key.pods.is_everything()
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Scope {
-    Namespace(u32),
-    Group(u32),
-}
-
-/// The sets of one scope.
+/// The sets of one group.
 #[derive(Debug, Default)]
 struct Scoped {
     /// The set of all its pods.
@@ -81,11 +72,12 @@ impl Scoped {
 
 #[derive(Debug)]
 pub(crate) struct Namespace {
+    /// Index of its cluster.
+    cluster: u32,
     pub(crate) name: Arc<str>,
     /// `None`: there is no such object, its labels are not known.
     pub(crate) labels: Option<Labels>,
     pub(crate) classes: HashMap<Option<Labels>, u32, Fixed>,
-    scoped: Scoped,
     /// Marks of the groups whose selector matches.
     groups: Vec<u32>,
     /// Marks of the sets that all its pods are in.
@@ -112,17 +104,23 @@ pub(crate) struct Class {
 
 #[derive(Debug)]
 pub(crate) struct Selection {
+    /// All that were ever named, the flat one first. There are few.
+    clusters: Vec<Cluster>,
     pub(crate) namespaces: Slab<Namespace>,
-    by_name: HashMap<Arc<str>, u32, Fixed>,
+    /// By cluster and name.
+    by_name: HashMap<(u32, Arc<str>), u32, Fixed>,
     pub(crate) classes: Slab<Class>,
     pub(crate) sets: Slab<Set>,
     by_key: HashMap<SetKey, u32, Fixed>,
     groups: Slab<Group>,
     group_by_selector: HashMap<Selector, u32, Fixed>,
-    /// Sets that a label leads to, by hash of scope and label.
+    /// Sets that a label leads to, by hash of group and label.
     sets_by_label: HashMap<u64, Vec<u32>, Fixed>,
     /// Groups that a label leads to, by hash of the label.
     groups_by_label: HashMap<u64, Vec<u32>, Fixed>,
+    /// Those that a label leads to which only a Namespace object tells.
+    groups_by_object: Vec<u32>,
+    /// Those that no label leads to.
     groups_rest: Vec<u32>,
     /// Classes that have a label, by hash of namespace and label.
     classes_by_label: HashMap<u64, Vec<u32>, Fixed>,
@@ -136,6 +134,7 @@ pub(crate) struct Selection {
 impl Selection {
     pub(crate) fn new() -> Self {
         let mut selection = Self {
+            clusters: vec![Cluster::default()],
             namespaces: Slab::default(),
             by_name: HashMap::default(),
             classes: Slab::default(),
@@ -145,41 +144,49 @@ impl Selection {
             group_by_selector: HashMap::default(),
             sets_by_label: HashMap::default(),
             groups_by_label: HashMap::default(),
+            groups_by_object: Vec::new(),
             groups_rest: Vec::new(),
             classes_by_label: HashMap::default(),
             dirty_namespaces: HashSet::default(),
             dirty_classes: HashSet::default(),
             dirty_sets: HashSet::default(),
         };
-        let all = selection.acquire_set(SetKey::Across(Selector::default(), Selector::default()));
+        let all = selection.acquire_set(&Selector::default(), Selector::default());
         debug_assert_eq!(all, ALL_PODS);
         selection
     }
 
-    /// The namespace `name`, made if there is none. [`Self::release_namespace`] takes it away again.
-    pub(crate) fn namespace(&mut self, name: &Arc<str>) -> u32 {
-        if let Some(index) = self.by_name.get(name) {
+    /// The index of a cluster, which is kept.
+    fn cluster(&mut self, cluster: &Cluster) -> u32 {
+        let known = self.clusters.iter().position(|known| known == cluster);
+        known.unwrap_or_else(|| {
+            self.clusters.push(cluster.clone());
+            self.clusters.len() - 1
+        }) as u32
+    }
+
+    /// The namespace `name` of `cluster`, made if there is none. [`Self::release_namespace`] takes it away again.
+    pub(crate) fn namespace(&mut self, cluster: &Cluster, name: &Arc<str>) -> u32 {
+        let cluster = self.cluster(cluster);
+        if let Some(index) = self.by_name.get(&(cluster, Arc::clone(name))) {
             return *index;
         }
         let index = self.namespaces.insert(Namespace {
+            cluster,
             name: Arc::clone(name),
             labels: None,
             classes: HashMap::default(),
-            scoped: Scoped::default(),
             groups: Vec::new(),
             sets: Vec::new(),
         });
-        self.by_name.insert(Arc::clone(name), index);
+        self.by_name.insert((cluster, Arc::clone(name)), index);
         self.regroup(index);
         index
     }
 
     /// `None`: the object is gone.
-    pub(crate) fn set_namespace_labels(&mut self, name: &Arc<str>, labels: Option<Labels>) {
-        if labels.is_none() && !self.by_name.contains_key(name) {
-            return;
-        }
-        let index = self.namespace(name);
+    pub(crate) fn set_namespace_labels(&mut self, cluster: &Cluster, name: &Arc<str>, labels: Option<Labels>) {
+        let index = self.namespace(cluster, name);
         if self.namespaces[index].labels != labels {
             self.namespaces[index].labels = labels;
             self.regroup(index);
@@ -190,7 +197,7 @@ impl Selection {
     /// Forgets the namespace if nothing is known of it.
     pub(crate) fn release_namespace(&mut self, index: u32) {
         let namespace = &self.namespaces[index];
-        if namespace.labels.is_some() || !namespace.classes.is_empty() || !namespace.scoped.is_empty() {
+        if namespace.labels.is_some() || !namespace.classes.is_empty() {
             return;
         }
         for group in namespace.groups.clone() {
@@ -201,7 +208,7 @@ impl Selection {
             self.dirty_sets.insert(set >> 1);
         }
         if let Some(namespace) = self.namespaces.remove(index) {
-            self.by_name.remove(&namespace.name);
+            self.by_name.remove(&(namespace.cluster, namespace.name));
         }
         self.dirty_namespaces.insert(index);
     }
@@ -237,24 +244,21 @@ impl Selection {
         self.release_namespace(class.namespace);
     }
 
-    /// The set of `key`, used once more. [`Self::release_set`] is the other half.
-    pub(crate) fn acquire_set(&mut self, key: SetKey) -> u32 {
+    /// The set of the pods that `pods` matches in the namespaces that `namespaces` matches, used once more.
+    /// [`Self::release_set`] is the other half.
+    pub(crate) fn acquire_set(&mut self, namespaces: &Selector, pods: Selector) -> u32 {
+        let key = SetKey { group: self.group(namespaces), pods };
         if let Some(index) = self.by_key.get(&key) {
             self.sets[*index].uses += 1;
             return *index;
         }
-        let scope = match &key {
-            SetKey::Within(name, _) => Scope::Namespace(self.namespace(name)),
-            SetKey::Across(selector, _) => Scope::Group(self.group(selector)),
-        };
-        let index =
-            self.sets.insert(Set { key: key.clone(), scope, uses: 1, subjects: Vec::new(), members: Vec::new() });
-        let labels = leading_labels(key.pods());
+        let index = self.sets.insert(Set { key: key.clone(), uses: 1, subjects: Vec::new(), members: Vec::new() });
+        let labels = leading_labels(&key.pods);
         for (name, value) in labels.iter().flatten() {
-            self.sets_by_label.entry(hash((scope, *name, *value))).or_default().push(index);
+            self.sets_by_label.entry(hash((key.group, *name, *value))).or_default().push(index);
         }
-        let scoped = self.scoped(scope);
-        if key.pods().is_everything() {
+        let scoped = &mut self.groups[key.group].scoped;
+        if key.pods.is_everything() {
             scoped.whole = Some(index);
         } else {
             scoped.sets.push(index);
@@ -285,19 +289,22 @@ impl Selection {
                 self.dirty_classes.insert(member >> 1);
             }
         }
-        for (name, value) in leading_labels(set.key.pods()).iter().flatten() {
-            take_from(&mut self.sets_by_label, hash((set.scope, *name, *value)), index);
+        for (name, value) in leading_labels(&set.key.pods).iter().flatten() {
+            take_from(&mut self.sets_by_label, hash((set.key.group, *name, *value)), index);
         }
-        let scoped = self.scoped(set.scope);
+        let scoped = &mut self.groups[set.key.group].scoped;
         if scoped.whole == Some(index) {
             scoped.whole = None;
         }
         scoped.sets.retain(|other| *other != index);
         scoped.rest.retain(|other| *other != index);
-        match set.scope {
-            Scope::Namespace(namespace) => self.release_namespace(namespace),
-            Scope::Group(group) => self.release_group(group),
-        }
+        self.release_group(set.key.group);
+    }
+
+    /// Feeds `hasher` with what a set means, whatever its number and its members are.
+    pub(crate) fn hash_set(&self, index: u32, hasher: &mut impl Hasher) {
+        let set = self.sets.get(index);
+        set.map(|set| (&self.groups[set.key.group].selector, &set.key.pods)).hash(hasher);
     }
 
     /// Everything whose rules change with those of the policies that have this subject.
@@ -326,22 +333,23 @@ impl Selection {
     /// Finds the groups that a namespace is in, and all that follows from it.
     fn regroup(&mut self, index: u32) {
         let namespace = &self.namespaces[index];
-        let candidates: Vec<u32> = match &namespace.labels {
-            None => self.groups.iter().map(|(group, _)| group).collect(),
+        let cluster = self.clusters[namespace.cluster as usize].as_str();
+        let own = [(NAMESPACE_NAME, &*namespace.name), (CLUSTER, cluster)];
+        let mut candidates = self.groups_rest.clone();
+        let mut add = |label| candidates.extend(self.groups_by_label.get(&hash(label)).into_iter().flatten());
+        own.into_iter().for_each(&mut add);
+        match &namespace.labels {
             Some(labels) => {
-                let mut found = self.groups_rest.clone();
-                let own = [(NAMESPACE_NAME, &*namespace.name)];
-                for label in labels.iter().filter(|(key, _)| *key != NAMESPACE_NAME).chain(own) {
-                    found.extend(self.groups_by_label.get(&hash(label)).into_iter().flatten());
-                }
-                found.sort_unstable();
-                found.dedup();
-                found
+                let others = labels.iter().filter(|(key, _)| own.iter().all(|(known, _)| key != known));
+                others.for_each(&mut add);
             }
-        };
+            None => candidates.extend(&self.groups_by_object),
+        }
+        candidates.sort_unstable();
+        candidates.dedup();
         let mut groups = Vec::new();
         for group in candidates {
-            match self.groups[group].selector.matches_namespace(&namespace.name, namespace.labels.as_ref()) {
+            match self.matches(&self.groups[group].selector, namespace) {
                 Truth::No => {}
                 truth => groups.push(mark(group, truth == Truth::Unknown)),
             }
@@ -364,7 +372,7 @@ impl Selection {
     /// Finds the sets that all pods of a namespace are in.
     fn refill_namespace(&mut self, index: u32) {
         let namespace = &self.namespaces[index];
-        let mut sets: Vec<u32> = namespace.scoped.whole.map(|set| mark(set, false)).into_iter().collect();
+        let mut sets = Vec::new();
         for group in &namespace.groups {
             let (group, unknown) = marked(*group);
             sets.extend(self.groups[group].scoped.whole.map(|set| mark(set, unknown)));
@@ -393,23 +401,20 @@ impl Selection {
         let mut sets = Vec::new();
         let take = |candidates: &[u32], surely: Truth, sets: &mut Vec<u32>| {
             for set in candidates {
-                match surely.and(self.sets[*set].key.pods().matches(class.labels.as_ref())) {
+                match surely.and(self.sets[*set].key.pods.matches(class.labels.as_ref())) {
                     Truth::No => {}
                     truth => sets.push(mark(*set, truth == Truth::Unknown)),
                 }
             }
         };
-        let groups = namespace.groups.iter().map(|group| {
+        for group in &namespace.groups {
             let (group, unknown) = marked(*group);
-            (Scope::Group(group), &self.groups[group].scoped, if unknown { Truth::Unknown } else { Truth::Yes })
-        });
-        let own = (Scope::Namespace(class.namespace), &namespace.scoped, Truth::Yes);
-        for (scope, scoped, surely) in groups.chain([own]) {
+            let (scoped, surely) = (&self.groups[group].scoped, if unknown { Truth::Unknown } else { Truth::Yes });
             match &class.labels {
                 Some(labels) if scoped.sets.len() > FEW => {
                     take(&scoped.rest, surely, &mut sets);
                     for (key, value) in labels.iter() {
-                        if let Some(found) = self.sets_by_label.get(&hash((scope, key, value))) {
+                        if let Some(found) = self.sets_by_label.get(&hash((group, key, value))) {
                             take(found, surely, &mut sets);
                         }
                     }
@@ -442,10 +447,7 @@ impl Selection {
     /// Finds the members of a new set.
     fn fill(&mut self, index: u32) {
         let set = &self.sets[index];
-        let namespaces = match set.scope {
-            Scope::Namespace(namespace) => vec![mark(namespace, false)],
-            Scope::Group(group) => self.groups[group].members.clone(),
-        };
+        let namespaces = self.groups[set.key.group].members.clone();
         if set.of_namespaces() {
             for namespace in &namespaces {
                 let (namespace, unknown) = marked(*namespace);
@@ -455,12 +457,12 @@ impl Selection {
             self.sets[index].members = namespaces;
             return;
         }
-        let labels = leading_labels(set.key.pods());
+        let labels = leading_labels(&set.key.pods);
         let mut members = Vec::new();
         for namespace in namespaces {
             let (namespace, unknown) = marked(namespace);
             let surely = if unknown { Truth::Unknown } else { Truth::Yes };
-            let mut take = |class: u32| match surely.and(set.key.pods().matches(self.classes[class].labels.as_ref())) {
+            let mut take = |class: u32| match surely.and(set.key.pods.matches(self.classes[class].labels.as_ref())) {
                 Truth::No => {}
                 truth => members.push(mark(class, truth == Truth::Unknown)),
             };
@@ -486,16 +488,31 @@ impl Selection {
         self.sets[index].members = members;
     }
 
+    /// Whether a selector matches a namespace: its name and its cluster are known even where its labels are not.
+    fn matches(&self, selector: &Selector, namespace: &Namespace) -> Truth {
+        let cluster = self.clusters[namespace.cluster as usize].as_str();
+        selector.matches_namespace(cluster, &namespace.name, namespace.labels.as_ref())
+    }
+
     fn group(&mut self, selector: &Selector) -> u32 {
         if let Some(group) = self.group_by_selector.get(selector) {
             return *group;
         }
+        let lead = leading_of_namespaces(selector);
         let mut members = Vec::new();
-        for (index, namespace) in self.namespaces.iter() {
-            match selector.matches_namespace(&namespace.name, namespace.labels.as_ref()) {
-                Truth::No => {}
-                truth => members.push(mark(index, truth == Truth::Unknown)),
+        let mut add = |index: u32, namespace| match self.matches(selector, namespace) {
+            Truth::No => {}
+            truth => members.push(mark(index, truth == Truth::Unknown)),
+        };
+        match &lead {
+            Some(labels) if labels.iter().all(|(key, _)| *key == NAMESPACE_NAME) => {
+                let clusters = 0..self.clusters.len() as u32;
+                for named in clusters.flat_map(|at| labels.iter().map(move |(_, name)| (at, Arc::from(*name)))) {
+                    self.by_name.get(&named).into_iter().for_each(|index| add(*index, &self.namespaces[*index]));
+                }
+                members.sort_unstable();
             }
+            _ => self.namespaces.iter().for_each(|(index, namespace)| add(index, namespace)),
         }
         let group = self.groups.insert(Group {
             selector: selector.clone(),
@@ -506,8 +523,11 @@ impl Selection {
             let (namespace, unknown) = marked(member);
             add_mark(&mut self.namespaces[namespace].groups, mark(group, unknown));
         }
-        match leading_labels(selector) {
+        match lead {
             Some(labels) => {
+                if !labels.iter().all(|(key, _)| is_virtual(key)) {
+                    self.groups_by_object.push(group);
+                }
                 for label in labels {
                     self.groups_by_label.entry(hash(label)).or_default().push(group);
                 }
@@ -526,8 +546,11 @@ impl Selection {
         for member in &group.members {
             remove_mark(&mut self.namespaces[member >> 1].groups, index);
         }
-        match leading_labels(&group.selector) {
+        match leading_of_namespaces(&group.selector) {
             Some(labels) => {
+                if !labels.iter().all(|(key, _)| is_virtual(key)) {
+                    self.groups_by_object.retain(|other| *other != index);
+                }
                 for label in labels {
                     take_from(&mut self.groups_by_label, hash(label), index);
                 }
@@ -536,26 +559,6 @@ impl Selection {
         }
         self.group_by_selector.remove(&group.selector);
     }
-
-    fn scoped(&mut self, scope: Scope) -> &mut Scoped {
-        match scope {
-            Scope::Namespace(namespace) => &mut self.namespaces[namespace].scoped,
-            Scope::Group(group) => &mut self.groups[group].scoped,
-        }
-    }
-}
-
-/// Labels one of which whatever the selector matches must have; `None`: there is no such list.
-fn leading_labels(selector: &Selector) -> Option<Vec<(&str, &str)>> {
-    selector
-        .requirements()
-        .iter()
-        .filter_map(|requirement| match &requirement.test {
-            Test::In(values) => Some((&*requirement.key, values)),
-            Test::NotIn(_) | Test::Exists | Test::DoesNotExist => None,
-        })
-        .min_by_key(|(_, values)| values.len())
-        .map(|(key, values)| values.iter().map(|value| (key, &**value)).collect())
 }
 
 fn hash(value: impl Hash) -> u64 {

@@ -2,12 +2,16 @@
 //!
 //! A world is a JSON object: `name`, optional `why` and `tags`, `namespaces` (name → labels), `pods`, `nodes` (name →
 //! `{ips, labels}`; `ips` also count as `proven` and `published`, see [`SourceAliases`]), `policies`, `clusterPolicies`,
-//! and one of
+//! `clusters` (name → an object with the five fields before, those of a cluster: its nodes may list their `subnets`, and
+//! without them have exactly their pods' addresses), and one of
 //!
 //! - `probes`: `[{from, to, protocol, port, family, expect}]`, each a new connection,
 //! - `steps`: `[{apply, probes}]`, which change the world between probes,
 //! - `packets`: a sequence through the stateful classifier,
 //! - `policy` with `expect: reject`: validation must refuse it.
+//!
+//! Wherever a pod is named, it is `NS/NAME`, or `CLUSTER:NS/NAME`; changes of a cluster's objects have its name as
+//! `cluster`.
 //!
 //! [`SourceAliases`]: crate::engine::SourceAliases
 

@@ -6,11 +6,15 @@ use std::{
     sync::Arc,
 };
 
+use etcd_schema::Cluster;
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{Problem, list, problem};
+#[cfg(test)]
+use crate::nft::{LocalPod, Ruleset};
 use crate::{
-    engine::{Classifier, Engine, ObjectName, PolicyState, SourceAliases},
+    engine::{Classifier, ClusterNode, Engine, ObjectName, PolicyState, SourceAliases},
     object::{
         CLUSTER_POLICY_VERSIONS, ClusterPolicy, Labels, NetworkPolicy, PodObject, is_namespace_name, is_object_name,
         namespace_from, pod_from,
@@ -24,7 +28,8 @@ pub(super) struct Store {
     pods: HashMap<ObjectName, PodObject>,
     /// When each was made.
     ages: HashMap<ObjectName, u64>,
-    nodes: BTreeMap<Arc<str>, Vec<IpAddr>>,
+    /// By cluster and name there.
+    nodes: BTreeMap<(Cluster, Arc<str>), Node>,
     /// Policies whose last good version is in force.
     good: HashSet<ObjectName>,
     /// How often each key was written since it was made.
@@ -32,34 +37,66 @@ pub(super) struct Store {
     age: u64,
 }
 
+/// A node, as far as the world tells.
+#[derive(Default)]
+struct Node {
+    addresses: Vec<IpAddr>,
+    /// Those that it lists, or else all addresses of its pods.
+    subnets: Vec<IpNet>,
+    lists_subnets: bool,
+}
+
 impl Store {
     pub(super) fn new(world: &Value) -> Result<Self, Problem> {
         let mut store = Self::default();
-        store.put_namespaces(world.get("namespaces").unwrap_or(&Value::Null))?;
-        for (name, node) in world.get("nodes").and_then(Value::as_object).into_iter().flatten() {
-            store.put_node(name, node)?;
-        }
-        for (i, pod) in list(world, "pods")?.iter().enumerate() {
-            store.put_pod(pod).map_err(|(_, what)| problem(format!("pods[{i}]"), what))?;
-        }
-        for policy in list(world, "policies")? {
-            store.put_policy(policy)?;
-        }
-        for policy in list(world, "clusterPolicies")? {
-            store.put_cluster_policy(policy)?;
+        store.put_objects(&Cluster::default(), world)?;
+        for (name, objects) in world.get("clusters").and_then(Value::as_object).into_iter().flatten() {
+            let within = |(at, what)| (format!("clusters.{name}.{at}"), what);
+            store.put_objects(&cluster_from(name)?, objects).map_err(within)?;
         }
         Ok(store)
+    }
+
+    fn put_objects(&mut self, cluster: &Cluster, objects: &Value) -> Result<(), Problem> {
+        self.put_namespaces(cluster, objects.get("namespaces").unwrap_or(&Value::Null))?;
+        for (name, node) in objects.get("nodes").and_then(Value::as_object).into_iter().flatten() {
+            self.put_node(cluster, name, node)?;
+        }
+        for (i, pod) in list(objects, "pods")?.iter().enumerate() {
+            self.put_pod(cluster, pod).map_err(|(_, what)| problem(format!("pods[{i}]"), what))?;
+        }
+        for policy in list(objects, "policies")? {
+            self.put_policy(cluster, policy)?;
+        }
+        for policy in list(objects, "clusterPolicies")? {
+            self.put_cluster_policy(cluster, policy)?;
+        }
+        Ok(())
     }
 
     pub(super) fn classifier(&mut self) -> Arc<Classifier> {
         self.engine.commit(self.age)
     }
 
-    /// Addresses of pod `NS/NAME`; those of its node where it is in that one's network and has none itself.
+    /// What the kernel does as of the last [`classifier`](Self::classifier), with every pod on its machine.
+    #[cfg(test)]
+    pub(super) fn ruleset(&mut self) -> Ruleset {
+        let pods: Vec<LocalPod> = self
+            .pods
+            .values()
+            .filter(|pod| !pod.host_network && !pod.finished)
+            .flat_map(|pod| pod.addresses.iter().map(|address| LocalPod { addresses: vec![*address] }))
+            .collect();
+        self.engine.ruleset(&pods)
+    }
+
+    /// Addresses of pod `[CLUSTER:]NS/NAME`; those of its node where it is in that one's network and has none itself.
     pub(super) fn addresses_of(&self, text: &str) -> Vec<IpAddr> {
-        let Some(pod) = pod_name(text).and_then(|name| self.pods.get(&name)) else { return Vec::new() };
+        let name = ObjectName::parse(text);
+        let Some((name, pod)) = name.and_then(|name| self.pods.get_key_value(&name)) else { return Vec::new() };
         if pod.addresses.is_empty() && pod.host_network {
-            return pod.node.as_ref().and_then(|node| self.nodes.get(node)).cloned().unwrap_or_default();
+            let node = pod.node.as_ref().and_then(|node| self.nodes.get(&(name.cluster.clone(), Arc::clone(node))));
+            return node.map(|node| node.addresses.clone()).unwrap_or_default();
         }
         pod.addresses.clone()
     }
@@ -71,29 +108,35 @@ impl Store {
             text.ok_or_else(|| problem(name, "missing"))
         };
         let part = |name: &str| change.get(name).ok_or_else(|| problem(name, "missing"));
+        let cluster = cluster_from(change.get("cluster").and_then(Value::as_str).unwrap_or_default())?;
+        let pod = || -> Result<ObjectName, Problem> {
+            let name = ObjectName::parse(text("pod")?).ok_or_else(|| problem("pod", "must be NS/NAME"))?;
+            Ok(if name.cluster.is_flat() { name.of(&cluster) } else { name })
+        };
         match text("op")? {
-            "put_policy" => self.put_policy(part("policy")?),
+            "put_policy" => self.put_policy(&cluster, part("policy")?),
             "delete_policy" => {
-                let name = ObjectName::new(text("ns")?, text("name")?);
+                let name = ObjectName::new(text("ns")?, text("name")?).of(&cluster);
                 self.forget(&name);
                 self.engine.delete_policy(&name);
                 Ok(())
             }
-            "put_cluster_policy" => self.put_cluster_policy(part("policy")?),
+            "put_cluster_policy" => self.put_cluster_policy(&cluster, part("policy")?),
             "delete_cluster_policy" => {
-                self.forget(&ObjectName::new("", text("name")?));
-                self.engine.delete_cluster_policy(text("name")?);
+                let name = ObjectName::new("", text("name")?).of(&cluster);
+                self.forget(&name);
+                self.engine.delete_cluster_policy(&name);
                 Ok(())
             }
-            "put_pod" => self.put_pod(part("pod")?),
+            "put_pod" => self.put_pod(&cluster, part("pod")?),
             "delete_pod" => {
-                let name = pod_name(text("pod")?).ok_or_else(|| problem("pod", "must be NS/NAME"))?;
+                let name = pod()?;
                 self.pods.remove(&name);
                 self.engine.delete_pod(&name);
                 Ok(())
             }
             "set_pod_labels" => {
-                let name = pod_name(text("pod")?).ok_or_else(|| problem("pod", "must be NS/NAME"))?;
+                let name = pod()?;
                 let labels = labels_from("labels", part("labels")?)?;
                 let pod = self.pods.get_mut(&name).ok_or_else(|| problem("pod", "no such pod"))?;
                 pod.labels = labels.clone();
@@ -102,29 +145,30 @@ impl Store {
             }
             "put_ns" | "set_ns_labels" => {
                 let labels = labels_from("labels", part("labels")?)?;
-                self.engine.put_namespace(&text("ns")?.into(), labels);
+                self.engine.put_namespace(&cluster, &text("ns")?.into(), labels);
                 Ok(())
             }
             "delete_ns" => {
-                self.engine.delete_namespace(&text("ns")?.into());
+                self.engine.delete_namespace(&cluster, &text("ns")?.into());
                 Ok(())
             }
             other => Err(problem("op", format!("{other}: no such operation"))),
         }
     }
 
-    fn put_namespaces(&mut self, namespaces: &Value) -> Result<(), Problem> {
+    fn put_namespaces(&mut self, cluster: &Cluster, namespaces: &Value) -> Result<(), Problem> {
         match namespaces {
             Value::Null => {}
             Value::Object(map) => {
                 for (name, labels) in map {
-                    self.engine.put_namespace(&name.as_str().into(), labels_from("namespaces", labels)?);
+                    let labels = labels_from("namespaces", labels)?;
+                    self.engine.put_namespace(cluster, &name.as_str().into(), labels);
                 }
             }
             Value::Array(objects) => {
                 for object in objects {
                     let (name, labels) = namespace_from(object).map_err(|error| problem("namespaces", error))?;
-                    self.engine.put_namespace(&name, labels);
+                    self.engine.put_namespace(cluster, &name, labels);
                 }
             }
             _ => return Err(problem("namespaces", "must be an object")),
@@ -132,7 +176,7 @@ impl Store {
         Ok(())
     }
 
-    fn put_node(&mut self, name: &str, node: &Value) -> Result<(), Problem> {
+    fn put_node(&mut self, cluster: &Cluster, name: &str, node: &Value) -> Result<(), Problem> {
         let address = |ip: &Value| {
             let address = ip.as_str().and_then(|text| text.parse().ok());
             address.ok_or_else(|| problem("nodes", format!("{ip}: no address")))
@@ -144,14 +188,36 @@ impl Store {
         for overlay in &addresses {
             self.engine.set_source(*overlay, Arc::clone(&aliases));
         }
-        self.engine.put_node(name.into(), addresses.as_slice().into());
-        self.nodes.insert(name.into(), addresses);
+        self.engine.put_node(name_in_mesh(cluster, name), addresses.as_slice().into());
+        let subnet = |net: &Value| {
+            let net = net.as_str().and_then(|text| text.parse().ok());
+            net.ok_or_else(|| problem("nodes", format!("{net:?}: no subnet")))
+        };
+        let subnets = list(node, "subnets")?.iter().map(subnet).collect::<Result<Vec<IpNet>, Problem>>()?;
+        let lists_subnets = node.get("subnets").is_some();
+        self.nodes.insert((cluster.clone(), name.into()), Node { addresses, subnets, lists_subnets });
+        self.put_cluster_node(cluster, name);
         Ok(())
     }
 
-    fn put_pod(&mut self, pod: &Value) -> Result<(), Problem> {
+    fn put_cluster_node(&mut self, cluster: &Cluster, name: &str) {
+        let Some(node) = self.nodes.get(&(cluster.clone(), name.into())) else { return };
+        let subnets = node.subnets.as_slice().into();
+        let node = ClusterNode { cluster: cluster.clone(), name: name.into(), subnets };
+        self.engine.set_cluster(&name_in_mesh(cluster, name), Some(node));
+    }
+
+    fn put_pod(&mut self, cluster: &Cluster, pod: &Value) -> Result<(), Problem> {
         let (namespace, name, pod) = pod_from(pod).map_err(|error| problem("pod", error))?;
-        let name = ObjectName { namespace, name };
+        let name = ObjectName::new(namespace, name).of(cluster);
+        if !cluster.is_flat() {
+            let own = pod.node.clone().unwrap_or_default();
+            let node = self.nodes.entry((cluster.clone(), Arc::clone(&own))).or_default();
+            if !node.lists_subnets && !pod.host_network {
+                node.subnets.extend(pod.addresses.iter().copied().map(IpNet::from));
+            }
+            self.put_cluster_node(cluster, &own);
+        }
         self.age += 1;
         // A pod that changes is no newer than it was; one that takes another's place is.
         let age = match (self.pods.get(&name), self.ages.get(&name)) {
@@ -164,8 +230,9 @@ impl Store {
         Ok(())
     }
 
-    fn put_policy(&mut self, object: &Value) -> Result<(), Problem> {
+    fn put_policy(&mut self, cluster: &Cluster, object: &Value) -> Result<(), Problem> {
         let name = policy_name(object, "default").ok_or_else(|| problem("policy.metadata", "has no name"))?;
+        let name = name.of(cluster);
         let written = self.written.entry(name.clone()).or_default();
         *written += 1;
         let state = match NetworkPolicy::parse(object.get("spec").unwrap_or(&Value::Null)) {
@@ -185,9 +252,9 @@ impl Store {
         Ok(())
     }
 
-    fn put_cluster_policy(&mut self, object: &Value) -> Result<(), Problem> {
+    fn put_cluster_policy(&mut self, cluster: &Cluster, object: &Value) -> Result<(), Problem> {
         let name = policy_name(object, "").ok_or_else(|| problem("policy.metadata", "has no name"))?;
-        let name = ObjectName::new("", name.name);
+        let name = ObjectName::new("", name.name).of(cluster);
         let policy = match ClusterPolicy::parse(object.get("spec").unwrap_or(&Value::Null)) {
             Ok(policy) => {
                 self.good.insert(name.clone());
@@ -199,7 +266,7 @@ impl Store {
                 None => return Ok(()),
             },
         };
-        self.engine.put_cluster_policy(name.name, &policy);
+        self.engine.put_cluster_policy(name, &policy);
         Ok(())
     }
 
@@ -251,9 +318,13 @@ fn policy_name(object: &Value, namespace: &str) -> Option<ObjectName> {
     Some(ObjectName::new(text("namespace").unwrap_or(namespace), text("name")?))
 }
 
-fn pod_name(text: &str) -> Option<ObjectName> {
-    let (namespace, name) = text.split_once('/')?;
-    Some(ObjectName::new(namespace, name))
+fn cluster_from(name: &str) -> Result<Cluster, Problem> {
+    name.parse().map_err(|error| problem("cluster", error))
+}
+
+/// Clusters may have nodes of one name; in the mesh no two nodes have.
+fn name_in_mesh(cluster: &Cluster, name: &str) -> Arc<str> {
+    if cluster.is_flat() { name.into() } else { format!("{cluster}:{name}").into() }
 }
 
 fn labels_from(at: &str, labels: &Value) -> Result<Labels, Problem> {

@@ -1,5 +1,7 @@
 //! Tests of the runner itself: it must detect differences.
 
+mod doubled;
+
 use std::time::Instant;
 
 use serde_json::json;

@@ -5,6 +5,10 @@ use std::sync::Arc;
 /// The label that the control plane gives every namespace: its name. It is known even where nothing else is.
 pub(crate) const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
+/// The label with which selectors of namespaces name clusters. Every namespace bears it, known like its name; one that
+/// its object has under this key is ignored.
+pub const CLUSTER: &str = "meshd.io/cluster";
+
 /// Labels by key, each key once. Cheap to clone and to compare.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Labels(Arc<[(Box<str>, Box<str>)]>);

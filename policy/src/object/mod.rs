@@ -20,8 +20,8 @@ pub use cluster_policy::{
     Action, CLUSTER_POLICY_VERSIONS, ClusterPeer, ClusterPolicy, ClusterRule, ClusterSubject, InvalidClusterPolicy,
     Tier,
 };
-pub use labels::Labels;
 pub(crate) use labels::NAMESPACE_NAME;
+pub use labels::{CLUSTER, Labels};
 pub use network_policy::{Directions, InvalidNetworkPolicy, NetworkPolicy, Peer, Rule};
 pub use pod::{NamedPort, PodObject, namespace_from, pod_from};
 pub use port::{PortMatch, Ports, Protocol};

@@ -1,9 +1,9 @@
 //! Label selectors with three values: the unknown is neither yes nor no.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use super::{
-    labels::{Labels, NAMESPACE_NAME},
+    labels::{CLUSTER, Labels, NAMESPACE_NAME},
     reader::{At, Fields, describe},
     violation::{Report, quoted},
 };
@@ -39,11 +39,11 @@ impl From<bool> for Truth {
     }
 }
 
-/// A label selector in canonical form; without requirements it matches everything.
+/// A label selector in canonical form; without requirements it matches everything. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Selector {
     /// Sorted, each once. All must hold.
-    requirements: Box<[Requirement]>,
+    requirements: Arc<[Requirement]>,
 }
 
 /// One condition on one label.
@@ -96,15 +96,33 @@ impl Selector {
         )
     }
 
+    /// What this selector of namespaces matches of one cluster; a `cluster` without a name narrows nothing.
+    #[must_use]
+    pub(crate) fn in_cluster(&self, cluster: &str) -> Self {
+        if cluster.is_empty() {
+            return self.clone();
+        }
+        let own = Requirement { key: CLUSTER.into(), test: Test::In([cluster.into()].into()) };
+        Self::new(self.requirements.iter().cloned().chain([own]))
+    }
+
+    /// The namespaces that it means as the peers of a policy of `cluster`: that cluster's, unless it says itself which
+    /// clusters it means.
+    #[must_use]
+    pub(crate) fn peers_of(&self, cluster: &str) -> Self {
+        let says = self.requirements.iter().any(|requirement| &*requirement.key == CLUSTER);
+        if says { self.clone() } else { self.in_cluster(cluster) }
+    }
+
     /// Whether it matches everything, known or not.
     #[must_use]
-    pub(crate) const fn is_everything(&self) -> bool {
+    pub(crate) fn is_everything(&self) -> bool {
         self.requirements.is_empty()
     }
 
     /// The requirements, all of which must hold.
     #[must_use]
-    pub(crate) const fn requirements(&self) -> &[Requirement] {
+    pub(crate) fn requirements(&self) -> &[Requirement] {
         &self.requirements
     }
 
@@ -117,18 +135,16 @@ impl Selector {
         self.requirements.iter().all(|requirement| requirement.holds(labels.get(&requirement.key))).into()
     }
 
-    /// Whether the namespace `name` matches; its name is known even where its labels are not.
+    /// Whether the namespace `name` of `cluster` matches; both are known even where its labels are not.
     #[must_use]
-    pub(crate) fn matches_namespace(&self, name: &str, labels: Option<&Labels>) -> Truth {
+    pub(crate) fn matches_namespace(&self, cluster: &str, name: &str, labels: Option<&Labels>) -> Truth {
         let mut truth = Truth::Yes;
-        for requirement in &self.requirements {
-            let holds = if &*requirement.key == NAMESPACE_NAME {
-                requirement.holds(Some(name)).into()
-            } else {
-                match labels {
-                    Some(labels) => requirement.holds(labels.get(&requirement.key)).into(),
-                    None => Truth::Unknown,
-                }
+        for requirement in &*self.requirements {
+            let holds = match (&*requirement.key, labels) {
+                (NAMESPACE_NAME, _) => requirement.holds(Some(name)).into(),
+                (CLUSTER, _) => requirement.holds(Some(cluster)).into(),
+                (key, Some(labels)) => requirement.holds(labels.get(key)).into(),
+                (_, None) => Truth::Unknown,
             };
             truth = truth.and(holds);
         }

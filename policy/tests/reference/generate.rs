@@ -2,8 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use etcd_schema::Cluster;
+use ipnet::IpNet;
 use policy::{
-    engine::{Attachment, Engine, ObjectName, PolicyState, SourceAliases},
+    engine::{Attachment, ClusterNode, Engine, ObjectName, PolicyState, SourceAliases},
     nft::Ruleset,
     object::{ClusterPolicy, Labels, NamedPort, NetworkPolicy, PodObject, Protocol},
 };
@@ -12,12 +14,31 @@ use serde_json::{Map, Value, json};
 use super::model::{Pod, World};
 
 /// Numbers from a seed (splitmix64).
-pub(crate) struct Dice(pub(crate) u64);
+pub(crate) struct Dice {
+    state: u64,
+    /// Whether there are clusters with names.
+    clusters: bool,
+}
 
 impl Dice {
+    /// For worlds with clusters, in which all names are equal.
+    pub(crate) const fn new(seed: u64) -> Self {
+        Self { state: seed, clusters: true }
+    }
+
+    /// For worlds without.
+    pub(crate) const fn of_one_cluster(seed: u64) -> Self {
+        Self { state: seed, clusters: false }
+    }
+
+    fn cluster(&mut self) -> String {
+        let cluster = if self.clusters { self.pick(&["", "east", "east", "west", "west"]) } else { "" };
+        cluster.to_owned()
+    }
+
     pub(crate) fn roll(&mut self, below: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) % below as u64) as usize
@@ -65,6 +86,22 @@ fn labels(dice: &mut Dice) -> Map<String, Value> {
 }
 
 fn selector(dice: &mut Dice, namespaces: bool) -> Value {
+    let mut selector = some_selector(dice, namespaces);
+    if namespaces && dice.clusters && dice.chance(35) {
+        let operator = dice.pick(&["In", "NotIn", "Exists", "DoesNotExist"]);
+        let mut expression = json!({"key": "meshd.io/cluster", "operator": operator});
+        if operator.ends_with("In") {
+            expression["values"] = json!([dice.pick(&["", "east", "west", "north"])]);
+        }
+        match selector.get_mut("matchExpressions").and_then(Value::as_array_mut) {
+            Some(list) => list.push(expression),
+            None => selector["matchExpressions"] = json!([expression]),
+        }
+    }
+    selector
+}
+
+fn some_selector(dice: &mut Dice, namespaces: bool) -> Value {
     if dice.chance(25) {
         return json!({});
     }
@@ -97,9 +134,9 @@ fn selector(dice: &mut Dice, namespaces: bool) -> Value {
 
 fn block(dice: &mut Dice) -> Value {
     let cidr = dice.pick(&BLOCKS);
-    let net: ipnet::IpNet = cidr.parse().unwrap();
+    let net: IpNet = cidr.parse().unwrap();
     let fits = |hole: &&str| {
-        let hole: ipnet::IpNet = hole.parse().unwrap();
+        let hole: IpNet = hole.parse().unwrap();
         net.trunc().contains(&hole) && net.prefix_len() < hole.prefix_len()
     };
     let holes: Vec<&str> = HOLES.into_iter().filter(fits).collect();
@@ -250,6 +287,10 @@ pub(crate) struct Both {
     pub(crate) rules: Ruleset,
 }
 
+fn named(cluster: &str) -> Cluster {
+    cluster.parse().unwrap()
+}
+
 fn known(labels: &Map<String, Value>) -> Labels {
     labels.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap())).collect()
 }
@@ -260,46 +301,56 @@ impl Both {
     }
 
     pub(crate) fn change(&mut self, dice: &mut Dice) {
+        if dice.clusters && (self.world.subnets.is_empty() || dice.chance(7)) {
+            self.give_node(dice);
+        }
         match dice.roll(16) {
             14 | 15 => self.move_node(dice),
             0 | 1 => {
-                let (name, labels) = (format!("n{}", dice.roll(4)), labels(dice));
-                self.engine.put_namespace(&name.as_str().into(), known(&labels));
-                self.world.namespaces.insert(name, labels);
+                let (cluster, name, mut labels) = (dice.cluster(), format!("n{}", dice.roll(4)), labels(dice));
+                if dice.clusters && dice.chance(20) {
+                    labels.insert("meshd.io/cluster".into(), "west".into());
+                }
+                self.engine.put_namespace(&named(&cluster), &name.as_str().into(), known(&labels));
+                self.world.namespaces.insert((cluster, name), labels);
             }
             2 => {
-                let name = format!("n{}", dice.roll(4));
-                self.engine.delete_namespace(&name.as_str().into());
-                self.world.namespaces.remove(&name);
+                let (cluster, name) = (dice.cluster(), format!("n{}", dice.roll(4)));
+                self.engine.delete_namespace(&named(&cluster), &name.as_str().into());
+                self.world.namespaces.remove(&(cluster, name));
             }
             3..=6 => self.put_pod(dice),
             7 => {
                 let (namespace, name) = (format!("n{}", dice.roll(4)), format!("p{}", dice.roll(4)));
-                self.forget_pod(&namespace, &name);
+                let cluster = dice.cluster();
+                self.forget_pod(&cluster, &namespace, &name);
             }
             8..=10 => {
                 let (namespace, name) = (format!("n{}", dice.roll(4)), format!("p{}", dice.roll(3)));
-                let key = ObjectName::new(namespace.as_str(), name.as_str());
+                let cluster = dice.cluster();
+                let key = ObjectName::new(namespace.as_str(), name.as_str()).of(&named(&cluster));
                 if dice.chance(75) {
                     let spec = network_policy(dice);
                     let policy = NetworkPolicy::parse(&spec).unwrap_or_else(|error| panic!("{spec}: {error}"));
                     self.engine.put_policy(key, &PolicyState::Valid(policy));
-                    self.world.policies.insert((namespace, name), spec);
+                    self.world.policies.insert((cluster, namespace, name), spec);
                 } else {
                     self.engine.delete_policy(&key);
-                    self.world.policies.remove(&(namespace, name));
+                    self.world.policies.remove(&(cluster, namespace, name));
                 }
             }
             _ => {
                 let name = format!("c{}", dice.roll(4));
+                let cluster = dice.cluster();
+                let key = ObjectName::new("", name.as_str()).of(&named(&cluster));
                 if dice.chance(70) {
                     let spec = cluster_policy(dice);
                     let policy = ClusterPolicy::parse(&spec).unwrap_or_else(|error| panic!("{spec}: {error}"));
-                    self.engine.put_cluster_policy(name.as_str().into(), &policy);
-                    self.world.cluster.insert(name, spec);
+                    self.engine.put_cluster_policy(key, &policy);
+                    self.world.cluster.insert((cluster, name), spec);
                 } else {
-                    self.engine.delete_cluster_policy(&name);
-                    self.world.cluster.remove(&name);
+                    self.engine.delete_cluster_policy(&key);
+                    self.world.cluster.remove(&(cluster, name));
                 }
             }
         }
@@ -316,26 +367,57 @@ impl Both {
         self.world.nodes.insert(overlay, (aliases.proven, aliases.published));
     }
 
-    fn forget_pod(&mut self, namespace: &str, name: &str) {
-        self.world.pods.retain(|pod| pod.namespace != namespace || pod.name != name);
-        self.engine.delete_pod(&ObjectName::new(namespace, name));
-        self.engine.delete_attachment(&format!("{namespace}/{name}").into());
+    /// A node comes to another cluster, or to none.
+    fn give_node(&mut self, dice: &mut Dice) {
+        let number = dice.roll(2);
+        let subnets = [format!("10.0.{number}.0/24"), format!("fd00::{number}:0/112")];
+        let subnets = subnets.map(|net| net.parse::<IpNet>().unwrap());
+        let cluster = dice.cluster();
+        for net in subnets {
+            match cluster.as_str() {
+                "" => self.world.subnets.remove(&net),
+                cluster => self.world.subnets.insert(net, cluster.to_owned()),
+            };
+        }
+        let node = ClusterNode { cluster: named(&cluster), name: "worker".into(), subnets: subnets.into() };
+        self.engine.set_cluster(&format!("m{number}").into(), Some(node));
+    }
+
+    fn forget_pod(&mut self, cluster: &str, namespace: &str, name: &str) {
+        self.world.pods.retain(|pod| pod.cluster != cluster || pod.namespace != namespace || pod.name != name);
+        self.engine.delete_pod(&ObjectName::new(namespace, name).of(&named(cluster)));
+        self.engine.delete_attachment(&format!("{cluster}/{namespace}/{name}").into());
+    }
+
+    /// An address of a pod: mostly one that pods of its cluster may have.
+    fn address(&self, dice: &mut Dice, cluster: &str) -> IpAddr {
+        let mut found = address(dice);
+        for _ in 0..if dice.clusters { 4 } else { 0 } {
+            let owner = self.world.subnets.iter().find(|(net, _)| net.contains(&found));
+            if owner.map_or("", |(_, owner)| owner) == cluster {
+                break;
+            }
+            found = address(dice);
+        }
+        found
     }
 
     fn put_pod(&mut self, dice: &mut Dice) {
         self.age += 1;
+        let cluster = dice.cluster();
         let pod = Pod {
             namespace: format!("n{}", dice.roll(4)),
             name: format!("p{}", dice.roll(4)),
             labels: dice.chance(85).then(|| labels(dice)),
-            ips: dice.some(2, address),
+            ips: dice.some(2, |dice| self.address(dice, &cluster)),
             ports: dice
                 .some(3, |dice| (dice.pick(&NAMES).to_owned(), dice.pick(&PROTOCOLS).to_owned(), dice.pick(&PORTS))),
             finished: dice.chance(10),
             age: self.age,
+            cluster,
         };
-        let key = ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
-        self.forget_pod(&pod.namespace, &pod.name);
+        let key = ObjectName::new(pod.namespace.as_str(), pod.name.as_str()).of(&named(&pod.cluster));
+        self.forget_pod(&pod.cluster, &pod.namespace, &pod.name);
         let pod = match &pod.labels {
             Some(labels) => {
                 let object = PodObject {
@@ -366,7 +448,7 @@ impl Both {
                     node: "n".into(),
                     subnets: Arc::default(),
                 };
-                let name: Arc<str> = format!("{}/{}", pod.namespace, pod.name).into();
+                let name: Arc<str> = format!("{}/{}/{}", pod.cluster, pod.namespace, pod.name).into();
                 self.engine.put_attachment(name, attachment, self.age);
                 Pod { ports: Vec::new(), finished: false, ..pod }
             }

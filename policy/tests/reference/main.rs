@@ -62,7 +62,8 @@ proptest! {
 
     #[test]
     fn engine_and_reference_agree(seed in any::<u64>()) {
-        live(seed);
+        // Every fourth world has one cluster only.
+        live(if seed % 4 == 0 { Dice::of_one_cluster(seed) } else { Dice::new(seed) });
     }
 }
 
@@ -70,12 +71,11 @@ proptest! {
 #[test]
 fn they_agree_where_they_differed() {
     for seed in [6_480_118_530_180_648_113, 6_481_700_988_825_498_941, 1_755_314_527_974_905_348] {
-        live(seed);
+        live(Dice::of_one_cluster(seed));
     }
 }
 
-fn live(seed: u64) {
-    let mut dice = Dice(seed);
+fn live(mut dice: Dice) {
     let mut both = Both::new();
     for _ in 0..20 {
         both.change(&mut dice);

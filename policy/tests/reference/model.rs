@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Pod {
+    pub cluster: String,
     pub namespace: String,
     pub name: String,
     /// `None`: attached, and its object is not there.
@@ -20,10 +21,15 @@ pub(crate) struct Pod {
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct World {
-    pub namespaces: BTreeMap<String, Map<String, Value>>,
+    /// By cluster and name.
+    pub namespaces: BTreeMap<(String, String), Map<String, Value>>,
     pub pods: Vec<Pod>,
-    pub policies: BTreeMap<(String, String), Value>,
-    pub cluster: BTreeMap<String, Value>,
+    /// By cluster, namespace and name.
+    pub policies: BTreeMap<(String, String, String), Value>,
+    /// By cluster and name.
+    pub cluster: BTreeMap<(String, String), Value>,
+    /// Subnets of nodes of clusters.
+    pub subnets: BTreeMap<IpNet, String>,
     /// By overlay address: what is proven of the node, and what it publishes.
     pub nodes: BTreeMap<IpAddr, (Vec<IpAddr>, Vec<IpAddr>)>,
 }
@@ -71,7 +77,8 @@ enum Decision {
 
 impl World {
     pub(crate) fn owner(&self, address: IpAddr) -> Option<&Pod> {
-        let claims = self.pods.iter().filter(|pod| pod.ips.contains(&address));
+        let cluster = self.subnets.iter().find(|(net, _)| net.contains(&address)).map_or("", |(_, cluster)| cluster);
+        let claims = self.pods.iter().filter(|pod| pod.ips.contains(&address) && pod.cluster == cluster);
         let living = claims.filter(|pod| !pod.finished);
         living.max_by_key(|pod| (pod.labels.is_none(), pod.age))
     }
@@ -110,12 +117,26 @@ impl World {
         }
     }
 
-    fn namespace_selects(&self, selector: Option<&Value>, name: &str) -> Maybe {
+    /// Whether the namespace of `pod` is among those that a selector means in a policy of `cluster`.
+    fn namespace_selects(&self, cluster: &str, selector: Option<&Value>, pod: &Pod) -> Maybe {
+        let mut names_clusters = false;
+        if let Some(selector) = selector {
+            let labels = selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten();
+            let expressions = selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten();
+            let keys = labels.map(|(key, _)| key.as_str()).chain(expressions.map(|one| one["key"].as_str().unwrap()));
+            names_clusters = keys.into_iter().any(|key| key == "meshd.io/cluster");
+        }
+        if !names_clusters && !cluster.is_empty() && pod.cluster != cluster {
+            return Some(false);
+        }
         selects(selector, |key| {
             if key == "kubernetes.io/metadata.name" {
-                return Some(Some(name.to_owned()));
+                return Some(Some(pod.namespace.clone()));
             }
-            let labels = self.namespaces.get(name)?;
+            if key == "meshd.io/cluster" {
+                return Some(Some(pod.cluster.clone()));
+            }
+            let labels = self.namespaces.get(&(pod.cluster.clone(), pod.namespace.clone()))?;
             Some(labels.get(key).and_then(Value::as_str).map(ToOwned::to_owned))
         })
     }
@@ -137,8 +158,9 @@ impl Asked<'_> {
     /// `None`: no policy isolates.
     fn network_policies(&self) -> Option<Decision> {
         let mut decision = None;
-        for ((namespace, _), spec) in &self.world.policies {
-            if *namespace != self.subject.namespace || !self.has_type(spec) {
+        for ((cluster, namespace, _), spec) in &self.world.policies {
+            let elsewhere = !cluster.is_empty() && *cluster != self.subject.cluster;
+            if elsewhere || *namespace != self.subject.namespace || !self.has_type(spec) {
                 continue;
             }
             let selected = selects(spec.get("podSelector"), self.world.pod_label(self.subject));
@@ -149,7 +171,7 @@ impl Asked<'_> {
             let grants = selected == Some(true)
                 && rules.into_iter().flatten().any(|rule| {
                     let listed = rule.get(self.peers).and_then(Value::as_array).filter(|list| !list.is_empty());
-                    let peer = listed.is_none_or(|list| list.iter().any(|peer| self.is_peer(peer, namespace)));
+                    let peer = listed.is_none_or(|list| list.iter().any(|peer| self.is_peer(peer, cluster, namespace)));
                     peer && self.in_ports(rule)
                 });
             if grants {
@@ -168,7 +190,7 @@ impl Asked<'_> {
         }
     }
 
-    fn is_peer(&self, peer: &Value, namespace: &str) -> bool {
+    fn is_peer(&self, peer: &Value, cluster: &str, namespace: &str) -> bool {
         if let Some(block) = peer.get("ipBlock").filter(|block| !block.is_null()) {
             let (mut allows, mut denies) = (vec![self.peer_address], vec![self.peer_address]);
             if self.kind == "Ingress"
@@ -186,8 +208,8 @@ impl Asked<'_> {
         }
         let Some(pod) = self.peer else { return false };
         let in_namespace = match peer.get("namespaceSelector").filter(|selector| !selector.is_null()) {
-            None => Some(pod.namespace == namespace),
-            selector => self.world.namespace_selects(selector, &pod.namespace),
+            None => Some(pod.namespace == namespace && (cluster.is_empty() || pod.cluster == cluster)),
+            selector => self.world.namespace_selects(cluster, selector, pod),
         };
         and(in_namespace, selects(peer.get("podSelector"), self.world.pod_label(pod))) == Some(true)
     }
@@ -234,7 +256,7 @@ impl Asked<'_> {
 
     /// All decisions that are possible, as rules that only may match either do or do not.
     fn tier(&self, tier: &str, behind: &dyn Fn() -> Vec<Decision>) -> Vec<Decision> {
-        let mut policies: Vec<(u64, &String, &Value)> = self
+        let mut policies: Vec<(u64, &(String, String), &Value)> = self
             .world
             .cluster
             .iter()
@@ -243,28 +265,29 @@ impl Asked<'_> {
             .collect();
         policies.sort_by_key(|(priority, name, _)| (*priority, *name));
         let mut rules = Vec::new();
-        for (_, _, spec) in policies {
+        for (_, (cluster, _), spec) in policies {
             let subject = &spec["subject"];
             let (namespaces, pods) = match subject.get("pods") {
                 Some(both) => (both.get("namespaceSelector"), both.get("podSelector")),
                 None => (subject.get("namespaces"), None),
             };
+            let own = Some(cluster.is_empty() || self.subject.cluster == *cluster);
             let selected = and(
-                self.world.namespace_selects(namespaces, &self.subject.namespace),
+                and(own, self.world.namespace_selects(cluster, namespaces, self.subject)),
                 selects(pods, self.world.pod_label(self.subject)),
             );
             for rule in spec.get(self.rules).and_then(Value::as_array).into_iter().flatten() {
-                rules.push((selected, rule));
+                rules.push((selected, cluster.as_str(), rule));
             }
         }
         self.walk(&rules, tier, behind)
     }
 
-    fn walk(&self, rules: &[(Maybe, &Value)], tier: &str, behind: &dyn Fn() -> Vec<Decision>) -> Vec<Decision> {
-        let Some(((selected, rule), rest)) = rules.split_first() else { return behind() };
+    fn walk(&self, rules: &[(Maybe, &str, &Value)], tier: &str, behind: &dyn Fn() -> Vec<Decision>) -> Vec<Decision> {
+        let Some(((selected, cluster, rule), rest)) = rules.split_first() else { return behind() };
         let mut peer = Some(false);
         for entry in rule[self.peers].as_array().unwrap() {
-            let is = self.is_cluster_peer(entry);
+            let is = self.is_cluster_peer(entry, cluster);
             peer = match (peer, is) {
                 (Some(true), _) | (_, Some(true)) => Some(true),
                 (Some(false), Some(false)) => Some(false),
@@ -286,7 +309,7 @@ impl Asked<'_> {
         }
     }
 
-    fn is_cluster_peer(&self, peer: &Value) -> Maybe {
+    fn is_cluster_peer(&self, peer: &Value, cluster: &str) -> Maybe {
         if let Some(networks) = peer.get("networks") {
             let inside = |text: &Value| text.as_str().unwrap().parse::<IpNet>().unwrap().contains(&self.peer_address);
             return Some(networks.as_array().unwrap().iter().any(inside));
@@ -296,7 +319,7 @@ impl Asked<'_> {
             Some(both) => (both.get("namespaceSelector"), both.get("podSelector")),
             None => (peer.get("namespaces"), None),
         };
-        and(self.world.namespace_selects(namespaces, &pod.namespace), selects(pods, self.world.pod_label(pod)))
+        and(self.world.namespace_selects(cluster, namespaces, pod), selects(pods, self.world.pod_label(pod)))
     }
 
     fn in_protocols(&self, rule: &Value) -> bool {

@@ -10,7 +10,7 @@ use std::{
 
 use api_types::{Policy, ShownPolicy};
 use control_core::world::{self, WorldItem, WorldRecord};
-use etcd_schema::{Key, KubernetesKey, KubernetesName, NodeId};
+use etcd_schema::{Cluster, Key, KubernetesKey, KubernetesName, NodeId};
 use mesh::{records::Revision, snapshot::Owner};
 use policy::{
     engine::{Age, Attachment, Classifier, End, Engine, Misplaced, ObjectName, PodInfo, PolicyState},
@@ -225,7 +225,9 @@ impl World {
             _ => self.claim(&key, &[]),
         }
         match key {
-            Key::Kubernetes(_, object) => self.take_object(&object, item, age(create_revision, held)),
+            Key::Kubernetes(cluster, object) => {
+                self.take_object(&cluster, &object, item, age(create_revision, held));
+            }
             key @ Key::Endpoint(..) => {
                 let record = item.and_then(|item| match item {
                     WorldItem::Attachment(record) => Some(record),
@@ -237,14 +239,16 @@ impl World {
         }
     }
 
-    fn take_object(&mut self, key: &KubernetesKey, item: Option<WorldItem>, age: Age) {
-        let named =
-            |namespace: &KubernetesName, name: &KubernetesName| ObjectName::new(namespace.as_str(), name.as_str());
+    fn take_object(&mut self, cluster: &Cluster, key: &KubernetesKey, item: Option<WorldItem>, age: Age) {
+        let in_namespace =
+            |namespace: &str, name: &KubernetesName| ObjectName::new(namespace, name.as_str()).of(cluster);
+        let named = |namespace: &KubernetesName, name| in_namespace(namespace.as_str(), name);
+        let cluster_wide = |name| in_namespace("", name);
         match (key, item) {
             (KubernetesKey::Namespace(name), Some(WorldItem::Namespace(labels))) => {
-                self.engine.put_namespace(&name.as_str().into(), labels);
+                self.engine.put_namespace(cluster, &name.as_str().into(), labels);
             }
-            (KubernetesKey::Namespace(name), _) => self.engine.delete_namespace(&name.as_str().into()),
+            (KubernetesKey::Namespace(name), _) => self.engine.delete_namespace(cluster, &name.as_str().into()),
             (KubernetesKey::Pod(namespace, name), Some(WorldItem::Pod(pod))) => {
                 self.engine.put_pod(named(namespace, name), pod, age);
             }
@@ -254,9 +258,9 @@ impl World {
             }
             (KubernetesKey::NetworkPolicy(namespace, name), _) => self.engine.delete_policy(&named(namespace, name)),
             (KubernetesKey::ClusterNetworkPolicy(name), Some(WorldItem::ClusterPolicy(policy))) => {
-                self.engine.put_cluster_policy(name.as_str().into(), &policy);
+                self.engine.put_cluster_policy(cluster_wide(name), &policy);
             }
-            (KubernetesKey::ClusterNetworkPolicy(name), _) => self.engine.delete_cluster_policy(name.as_str()),
+            (KubernetesKey::ClusterNetworkPolicy(name), _) => self.engine.delete_cluster_policy(&cluster_wide(name)),
             _ => {}
         }
     }

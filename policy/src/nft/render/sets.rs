@@ -239,7 +239,7 @@ impl Draft<'_> {
         let mut hasher = DefaultHasher::new();
         for peer in peers {
             match peer {
-                PeerRef::Set(set) => self.engine.selection.sets.get(*set).map(|set| &set.key).hash(&mut hasher),
+                PeerRef::Set(set) => self.engine.selection.hash_set(*set, &mut hasher),
                 other => other.hash(&mut hasher),
             }
         }
