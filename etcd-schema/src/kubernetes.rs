@@ -16,7 +16,7 @@ use crate::{
     KubernetesName, Violations,
     document::{Limits, describe, read},
     fields::{Expected, Fields},
-    removed::timestamp,
+    kinds::timestamp,
     violation::{Report, quoted},
 };
 

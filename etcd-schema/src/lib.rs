@@ -25,40 +25,31 @@
 #![forbid(unsafe_code)]
 
 mod address;
-mod alive;
-mod attachment;
 mod check;
 mod cluster;
-mod config;
 mod conflict;
 mod document;
 mod fields;
 mod id;
 mod key;
+mod kinds;
 mod kubernetes;
-mod node;
-mod peer;
 mod pool;
-mod removed;
-mod subnet;
 mod unknown;
 mod violation;
 mod wireguard;
 
-pub use alive::Alive;
-pub use attachment::{AttachedPod, Attachment};
 pub use check::{CheckError, Checked, check};
 pub use cluster::Cluster;
-pub use config::{Backend, BackendKind, NetworkConfig, PolicyMode, Pool};
 pub use conflict::{ConfigChange, config_change, config_conflicts, node_conflicts, peer_conflicts};
 pub use document::MAX_VALUE_BYTES;
 pub use id::{ContainerId, InterfaceName, KubernetesName, NodeId, NodeName, PeerName, PodName, SiteName};
-pub use key::{Key, KeyError, KubernetesKey, SubnetKey};
+pub use key::{KeyError, SubnetKey};
+pub use kinds::{
+    Alive, AttachedPod, Attachment, Backend, BackendKind, Endpoint, Key, KubernetesKey, NetworkConfig, NodeRecord,
+    OutsidePeer, PolicyMode, Pool, Reader, RecordClass, RecordValue, Removed, Rules, SubnetLease, Value, WireguardData,
+};
 pub use kubernetes::{Labels, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase, PolicyEnvelope, Protocol};
-pub use node::NodeRecord;
-pub use peer::{Endpoint, OutsidePeer};
-pub use removed::Removed;
-pub use subnet::{SubnetLease, WireguardData};
 pub use unknown::UnknownField;
 pub use violation::{Violation, Violations};
 pub use wireguard::{PresharedKey, PublicKey};

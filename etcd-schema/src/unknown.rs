@@ -5,9 +5,9 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 use crate::{
-    Key, alive, attachment, config,
+    Key,
     document::{Limits, read},
-    node, peer, removed, subnet,
+    kinds::KNOWN_BACKEND,
     violation::{join, quoted},
 };
 
@@ -29,20 +29,14 @@ impl fmt::Display for UnknownField {
 
 /// The unknown fields of a value that holds. Kubernetes' own objects have many that do not matter here: none is told.
 pub(crate) fn unknown_fields(key: &Key, value: &[u8]) -> Vec<UnknownField> {
-    let known: &[&'static str] = match key {
-        Key::Config => &config::KNOWN,
-        Key::Subnet(_) => &subnet::KNOWN,
-        Key::Node(_) => &node::KNOWN,
-        Key::Removed(_) => &removed::KNOWN,
-        Key::Alive(_) => &alive::KNOWN,
-        Key::Peer(_) => &peer::KNOWN,
-        Key::Endpoint(..) => &attachment::KNOWN,
-        Key::Kubernetes(..) => return Vec::new(),
-    };
+    let known = key.kind().fields;
+    if known.is_empty() {
+        return Vec::new();
+    }
     let Ok(fields) = read(value, Limits::RECORD) else { return Vec::new() };
     let mut unknown = beside(known, &fields, "");
     if let (Key::Config, Some(Value::Object(backend))) = (key, fields.get("Backend")) {
-        unknown.extend(beside(&config::KNOWN_BACKEND, backend, "Backend"));
+        unknown.extend(beside(KNOWN_BACKEND, backend, "Backend"));
     }
     unknown
 }

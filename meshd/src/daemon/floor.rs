@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::Path, time::Instant};
 
 use control::cache::{CacheError, Cached};
 use control_core::store::Store;
-use etcd_schema::{Key, NodeId};
+use etcd_schema::{Key, NodeId, Reader};
 use ipnet::IpNet;
 use kernel::{self, Kernel, Underlay, UnderlaySelection};
 use mesh::{
@@ -72,9 +72,7 @@ fn floor_of(claims: Vec<Claim>, protected: &[(IpAddr, String)]) -> Floor {
 /// What was claimed when the cache was written; nothing without a cache.
 fn last_claims(state_dir: &Path) -> Result<Vec<Claim>, CacheError> {
     let Some(cached) = Cached::load(state_dir)? else { return Ok(Vec::new()) };
-    let concerns = |key: &str| {
-        matches!(Key::parse(key), Ok(Key::Config | Key::Node(_) | Key::Subnet(_) | Key::Removed(_) | Key::Peer(_)))
-    };
+    let concerns = |key: &str| Key::parse(key).is_ok_and(|key| key.rules().reader == Reader::Mesh);
     let entries = cached.entries.into_iter().filter(|entry| concerns(&entry.key)).collect();
     let view = Store::from_cache(cached.revision, entries, Instant::now()).view();
     // What is claimed is the same at every node: any id will do.

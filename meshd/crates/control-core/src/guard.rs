@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use etcd_schema::RecordClass;
 use mesh::records::Revision;
 use serde::{Deserialize, Serialize};
 
@@ -28,34 +29,12 @@ pub(super) const HOLD: Duration = Duration::from_secs(30);
 /// Withdrawals that are less than this apart count as one.
 pub(super) const WINDOW: Duration = Duration::from_secs(5);
 
-/// What a key is to the guard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Class {
-    /// `nodes/` and `subnets/`: each node puts its own back.
-    Node,
-    /// `endpoints/`: likewise.
-    Attachment,
-    /// `networkpolicies/` and `clusternetworkpolicies/`.
-    Policy,
-    /// `pods/` and `namespaces/`: what policies select by.
-    Object,
-    /// `config`, `peers/` and `removed/`.
-    Setting,
-}
-
-impl Class {
-    /// Whether nodes write these keys themselves: what an older etcd holds of them, their owner puts right.
-    const fn is_written_by_nodes(self) -> bool {
-        matches!(self, Self::Node | Self::Attachment)
-    }
-
-    /// How many of a class have to go together, and be more than a third of it, to be held.
-    const fn mass(self) -> Option<usize> {
-        match self {
-            Self::Node => Some(3),
-            Self::Policy => Some(10),
-            Self::Attachment | Self::Object | Self::Setting => None,
-        }
+/// How many of a class have to go together, and be more than a third of it, to be held.
+const fn mass(class: RecordClass) -> Option<usize> {
+    match class {
+        RecordClass::Node => Some(3),
+        RecordClass::Policy => Some(10),
+        RecordClass::Attachment | RecordClass::Object | RecordClass::Setting => None,
     }
 }
 
@@ -145,7 +124,7 @@ pub(crate) enum Reason {
 /// A record in force that etcd does not hold, or not with this value.
 #[derive(Debug)]
 pub(crate) struct Held<T> {
-    pub(crate) class: Class,
+    pub(crate) class: RecordClass,
     pub(crate) reason: Reason,
     /// The record; `None`: the key was not there, and what etcd in doubt holds of it is not in force.
     pub(crate) record: Option<T>,
@@ -155,7 +134,7 @@ pub(crate) struct Held<T> {
 struct Withdrawal<T> {
     at: Instant,
     key: String,
-    class: Class,
+    class: RecordClass,
     /// `None`: it is held again.
     record: Option<T>,
     /// Not yet reported.
@@ -271,7 +250,7 @@ impl<T> Guard<T> {
     }
 
     /// Whether a value that etcd holds goes into force. `same`: it is in force already, whatever its revision.
-    pub(crate) fn counts(&self, class: Class, mod_revision: Revision, same: bool) -> bool {
+    pub(crate) fn counts(&self, class: RecordClass, mod_revision: Revision, same: bool) -> bool {
         self.doubt.is_none_or(|doubt| class.is_written_by_nodes() || same || mod_revision > doubt.since)
     }
 
@@ -292,12 +271,12 @@ impl<T> Guard<T> {
     }
 
     /// Keeps `record` in force instead of the value that etcd in doubt holds; `None`: neither is.
-    pub(crate) fn keep(&mut self, key: String, class: Class, record: Option<T>) {
+    pub(crate) fn keep(&mut self, key: String, class: RecordClass, record: Option<T>) {
         self.held.insert(key, Held { class, reason: Reason::Doubt, record });
     }
 
     /// A record that was held before a restart: no list has shown it since.
-    pub(crate) fn keep_held(&mut self, key: String, class: Class, record: T) {
+    pub(crate) fn keep_held(&mut self, key: String, class: RecordClass, record: T) {
         let reason = if self.doubt.is_some() { Reason::Doubt } else { Reason::SecondList { list: self.lists } };
         self.held.insert(key, Held { class, reason, record: Some(record) });
     }
@@ -314,7 +293,7 @@ impl<T> Guard<T> {
     }
 
     /// Whether a delete event is no evidence: an etcd in doubt may take away only what was written to it since.
-    fn doubts_deletion(&self, class: Class, written: Revision) -> bool {
+    fn doubts_deletion(&self, class: RecordClass, written: Revision) -> bool {
         self.doubt.is_some_and(|doubt| !class.is_written_by_nodes() && written <= doubt.since)
     }
 
@@ -324,7 +303,7 @@ impl<T> Guard<T> {
         &mut self,
         now: Instant,
         key: String,
-        (class, written): (Class, Revision),
+        (class, written): (RecordClass, Revision),
         record: T,
         absence: Absence,
     ) -> bool {
@@ -355,7 +334,7 @@ impl<T> Guard<T> {
 
     /// Decides on what has gone since the last call. `all`: hold everything; `left` counts the records of a class that
     /// are left.
-    pub(crate) fn judge(&mut self, now: Instant, all: bool, left: impl Fn(Class) -> usize) -> Judged {
+    pub(crate) fn judge(&mut self, now: Instant, all: bool, left: impl Fn(RecordClass) -> usize) -> Judged {
         while self.recent.front().is_some_and(|recent| now.saturating_duration_since(recent.at) > WINDOW) {
             self.recent.pop_front();
         }
@@ -363,20 +342,21 @@ impl<T> Guard<T> {
         if self.recent.is_empty() {
             return judged;
         }
-        let together = |class: Class| {
+        let together = |class: RecordClass| {
             let gone = self.recent.iter().filter(|recent| recent.class == class).count();
-            class.mass().is_some_and(|least| gone >= least && gone * 3 > left(class) + gone)
+            mass(class).is_some_and(|least| gone >= least && gone * 3 > left(class) + gone)
         };
-        let (nodes, policies) = (together(Class::Node), together(Class::Policy));
-        let held_policy = |held: &Held<T>| held.class == Class::Policy && matches!(held.reason, Reason::Mass { .. });
+        let (nodes, policies) = (together(RecordClass::Node), together(RecordClass::Policy));
+        let held_policy =
+            |held: &Held<T>| held.class == RecordClass::Policy && matches!(held.reason, Reason::Mass { .. });
         // A policy that is held without the pods and namespaces that it selects by says something else.
         let objects = policies || self.held.values().any(held_policy);
         for recent in &mut self.recent {
             let hold = match recent.class {
-                Class::Node => nodes || all,
-                Class::Policy => policies || all,
-                Class::Attachment | Class::Object => objects || all,
-                Class::Setting => false,
+                RecordClass::Node => nodes || all,
+                RecordClass::Policy => policies || all,
+                RecordClass::Attachment | RecordClass::Object => objects || all,
+                RecordClass::Setting => false,
             };
             let fresh = std::mem::take(&mut recent.fresh);
             if !hold {

@@ -20,14 +20,16 @@ use std::{
     time::Instant,
 };
 
-use etcd_schema::{Key, KeyError, NodeId, SubnetKey, SubnetLease, Violations};
+use etcd_schema::{
+    Key, KeyError, KubernetesKey, NodeId, Reader, RecordClass, SubnetKey, SubnetLease, Value, Violations,
+};
 use mesh::records::{Problem, ProblemCode, Revision, View};
 use text::quote;
 
 pub(crate) use self::record::Kept;
-use self::record::{Good, Value, fingerprint};
+use self::record::{Good, fingerprint};
 use super::{
-    guard::{Absence, Class, Evidence, Guard, Lineage},
+    guard::{Absence, Evidence, Guard, Lineage},
     types::{Entry, KeyListing},
     world::{self, WorldChanges, WorldItem, WorldRecord},
 };
@@ -78,18 +80,18 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(&mut self, class: Option<Class>) -> Option<&mut usize> {
+    fn of(&mut self, class: Option<RecordClass>) -> Option<&mut usize> {
         match class? {
-            Class::Node => Some(&mut self.nodes),
-            Class::Policy => Some(&mut self.policies),
+            RecordClass::Node => Some(&mut self.nodes),
+            RecordClass::Policy => Some(&mut self.policies),
             _ => None,
         }
     }
 
-    const fn get(&self, class: Class) -> usize {
+    const fn get(&self, class: RecordClass) -> usize {
         match class {
-            Class::Node => self.nodes,
-            Class::Policy => self.policies,
+            RecordClass::Node => self.nodes,
+            RecordClass::Policy => self.policies,
             _ => 0,
         }
     }
@@ -327,7 +329,7 @@ impl Store {
             && kept.create_revision == earlier.create_revision;
         let key = kept.key.clone().filter(|_| fits)?;
         let read = world::read(&key, &earlier.value)?.ok()?;
-        kept.good = Some(Good { bytes: read.reduced, mod_revision: earlier.mod_revision, value: Value::World });
+        kept.good = Some(Good { bytes: read.reduced, mod_revision: earlier.mod_revision, value: None });
         if let Some(problem) = self.problems.get_mut(&wanted.key) {
             let before = problem.cause.rsplit_once(" (").map_or(problem.cause.as_str(), |(violations, _)| violations);
             problem.cause = format!("{before} (its value of revision {} stays in force)", earlier.mod_revision);
@@ -375,21 +377,15 @@ impl Store {
 
     /// The subnets that etcd holds now and that could be read, with their revision and lease.
     pub(crate) fn subnets(&self) -> impl Iterator<Item = (&SubnetKey, &Kept, &SubnetLease)> {
-        self.keys.range("subnets/".to_owned().."subnets0".to_owned()).filter_map(|(_, kept)| {
-            match (&kept.key, kept.good.as_ref().map(|good| &good.value)) {
-                (Some(Key::Subnet(key)), Some(Value::Subnet(lease))) if !kept.unreadable => {
-                    Some((key, kept, lease.as_ref()))
-                }
-                _ => None,
-            }
+        self.keys.range("subnets/".to_owned().."subnets0".to_owned()).filter_map(|(_, kept)| match &kept.key {
+            Some(Key::Subnet(key)) if !kept.unreadable => Some((key, kept, kept.get()?)),
+            _ => None,
         })
     }
 
     /// Whether etcd holds any Kubernetes object.
     pub fn has_kubernetes_objects(&self) -> bool {
-        [Key::NAMESPACES, Key::PODS, Key::NETWORK_POLICIES, Key::CLUSTER_NETWORK_POLICIES, Key::CLUSTERS]
-            .into_iter()
-            .any(|kind| self.keys_below(kind).next().is_some())
+        KubernetesKey::directories().any(|directory| self.keys_below(directory).next().is_some())
     }
 
     /// The keys that start with `prefix`.
@@ -507,23 +503,10 @@ impl Store {
             .as_ref()
             .filter(|before| before.create_revision == entry.create_revision)
             .and_then(|before| before.good.clone());
-        if let Some(key) = &key {
-            match Value::parse(key, &entry.value) {
-                Some(Ok(value)) => {
-                    let (bytes, mod_revision) = (Arc::clone(&entry.value), entry.mod_revision);
-                    kept.good = Some(Good { bytes, mod_revision, value });
-                }
-                Some(Err(violations)) => {
-                    kept.good = earlier;
-                    if kept.good.is_none() && matches!(key, Key::Removed(_)) {
-                        kept.refused = Some(entry.value);
-                    }
-                    let effect =
-                        if kept.good.is_some() { "the last good value stays in force" } else { "it has no effect" };
-                    refused = Some((violations, effect.to_owned()));
-                }
-                None => (item, refused) = self.read_world(&text, key, &entry, &mut kept, earlier),
-            }
+        match key.as_ref().map(|key| (key, key.rules().reader)) {
+            Some((key, Reader::Mesh)) => refused = read_mesh(key, &entry, &mut kept, earlier),
+            Some((key, Reader::Policy)) => (item, refused) = self.read_world(&text, key, &entry, &mut kept, earlier),
+            Some((_, Reader::Unread)) | None => {}
         }
         kept.unreadable = refused.is_some();
         if let Some((violations, effect)) = refused {
@@ -621,7 +604,7 @@ impl Store {
     /// Puts into force what etcd holds under a key, or nothing.
     fn take_effect(&mut self, text: &str) -> Option<Key> {
         let key = Key::parse(text).ok()?;
-        if world::concerns(&key) {
+        if key.rules().reader == Reader::Policy {
             let kept = self.keys.get(text);
             let (item, create_revision) = kept.map_or((None, 0), |kept| (kept.world_item(), kept.create_revision));
             self.hand_on(&key, item, create_revision);
@@ -654,7 +637,7 @@ impl Store {
         match world::read(key, &entry.value) {
             None => (None, None),
             Some(Ok(read)) => {
-                kept.good = Some(Good { bytes: read.reduced, mod_revision: entry.mod_revision, value: Value::World });
+                kept.good = Some(Good { bytes: read.reduced, mod_revision: entry.mod_revision, value: None });
                 (Some(Some(read.item)), None)
             }
             Some(Err(refusal)) if earlier.is_some() => {
@@ -663,7 +646,8 @@ impl Store {
             }
             Some(Err(refusal)) => {
                 let rewritten = entry.mod_revision > entry.create_revision;
-                if rewritten && world::has_history(key) {
+                // What nodes write they correct themselves.
+                if rewritten && !kept.class().is_some_and(RecordClass::is_written_by_nodes) {
                     self.history.insert(text.to_owned(), entry.mod_revision);
                 }
                 let item = refusal.in_force(key, rewritten);
@@ -694,12 +678,31 @@ impl Store {
     /// What belongs to a node that was removed is never held.
     fn release_removed(&mut self, touched: &mut BTreeSet<Key>) {
         let owned = |kept: &Kept| kept.owner().is_some_and(|id| self.is_removed(&id));
-        let held = self.guard.all_held().filter(|(_, held)| held.class == Class::Node);
+        let held = self.guard.all_held().filter(|(_, held)| held.class == RecordClass::Node);
         let removed: Vec<String> =
             held.filter(|(_, held)| held.record.as_ref().is_some_and(owned)).map(|(text, _)| text.clone()).collect();
         for text in removed {
             self.guard.release(&text);
             touched.extend(self.take_effect(&text));
+        }
+    }
+}
+
+/// Reads a value for the mesh. Returns what is wrong with it, and what is in force instead.
+fn read_mesh(key: &Key, entry: &Entry, kept: &mut Kept, earlier: Option<Good>) -> Option<(Violations, String)> {
+    match Value::parse(key, &entry.value)? {
+        Ok(value) => {
+            let (bytes, mod_revision) = (Arc::clone(&entry.value), entry.mod_revision);
+            kept.good = Some(Good { bytes, mod_revision, value: Some(value) });
+            None
+        }
+        Err(violations) => {
+            kept.good = earlier;
+            let effect = if kept.good.is_some() { "the last good value stays in force" } else { "it has no effect" };
+            if kept.good.is_none() && Value::stand_in(key).is_some() {
+                kept.refused = Some(Arc::clone(&entry.value));
+            }
+            Some((violations, effect.to_owned()))
         }
     }
 }

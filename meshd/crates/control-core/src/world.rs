@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use etcd_schema::{
     Attachment, Key, KubernetesKey, MAX_VALUE_BYTES, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase,
-    PolicyEnvelope, Protocol, Violations,
+    PolicyEnvelope, Protocol, Reader, Violations,
 };
 use mesh::records::Revision;
 use policy::{
@@ -102,23 +102,9 @@ pub(super) fn effect(item: Option<&WorldItem>, key: &Key) -> String {
     }
 }
 
-/// Whether policies are made of what this key holds. Objects of Kubernetes clusters are known and not yet read.
-pub(super) const fn concerns(key: &Key) -> bool {
-    match key {
-        Key::Endpoint(..) => true,
-        Key::Kubernetes(cluster, _) => cluster.is_flat(),
-        _ => false,
-    }
-}
-
-/// Whether an unreadable value of this key makes it worth looking for an earlier one.
-pub(super) const fn has_history(key: &Key) -> bool {
-    matches!(key, Key::Kubernetes(..)) && concerns(key)
-}
-
-/// Reads the value of a key that [`concerns`] policies; `None`: the key is of another kind.
+/// Reads the value of a key that policies are made of; `None`: the key is of another kind.
 pub(super) fn read(key: &Key, bytes: &[u8]) -> Option<Result<Read, Refusal>> {
-    if !concerns(key) {
+    if key.rules().reader != Reader::Policy {
         return None;
     }
     if bytes.len() > MAX_VALUE_BYTES {

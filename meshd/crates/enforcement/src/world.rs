@@ -115,8 +115,11 @@ impl World {
 
     /// The policy `NAMESPACE/NAME`, or the ClusterNetworkPolicy `NAME`.
     pub(super) fn shown(&self, name: &str) -> Option<ShownPolicy> {
-        let kind = if name.contains('/') { Key::NETWORK_POLICIES } else { Key::CLUSTER_NETWORK_POLICIES };
-        let (policy, understood) = self.policies.get(&Key::parse(&format!("{kind}{name}")).ok()?)?;
+        let key = match name.split_once('/') {
+            Some((namespace, name)) => KubernetesKey::NetworkPolicy(namespace.parse().ok()?, name.parse().ok()?),
+            None => KubernetesKey::ClusterNetworkPolicy(name.parse().ok()?),
+        };
+        let (policy, understood) = self.policies.get(&Key::Kubernetes(Cluster::default(), key))?;
         Some(ShownPolicy { policy: policy.clone(), understood: understood.to_string() })
     }
 

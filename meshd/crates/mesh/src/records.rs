@@ -3,7 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use cow_map::CowMap;
-use etcd_schema::{Alive, NetworkConfig, NodeId, NodeRecord, OutsidePeer, PeerName, Removed, SubnetKey, SubnetLease};
+use etcd_schema::{
+    Alive, Key, NetworkConfig, NodeId, NodeRecord, OutsidePeer, PeerName, RecordValue, Removed, SubnetKey, SubnetLease,
+    Value,
+};
 
 /// An etcd revision. The store's own count; 0 means "before any write".
 pub type Revision = i64;
@@ -70,6 +73,19 @@ pub struct View {
 }
 
 impl View {
+    /// Puts `record` in place of the one under `key`; nothing, if no record of its kind is here by its key. `config` is
+    /// not: which one is in force does not follow from its record alone.
+    pub fn set(&mut self, key: Key, record: Option<Record<Value>>) {
+        match key {
+            Key::Subnet(subnet) => self.subnets.set(subnet, record.and_then(Record::of)),
+            Key::Node(id) => self.nodes.set(id, record.and_then(Record::of)),
+            Key::Removed(id) => self.removed.set(id, record.and_then(Record::of)),
+            Key::Alive(id) => self.alive.set(id, record.and_then(Record::of)),
+            Key::Peer(name) => self.peers.set(name, record.and_then(Record::of)),
+            _ => false,
+        };
+    }
+
     /// Whether nothing but the revision differs.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
@@ -101,6 +117,15 @@ pub struct Record<T: ?Sized> {
     /// Why the value is in force although etcd does not hold it (any more). It yields to any valid record that claims
     /// the same. Subnets that overlap a valid one are left out already.
     pub retained: Option<Retained>,
+}
+
+impl Record<Value> {
+    /// The record of a `T`, if its value is one.
+    #[must_use]
+    pub fn of<T: RecordValue>(self) -> Option<Record<T>> {
+        let Self { value, create_revision, mod_revision, lease, retained } = self;
+        Some(Record { value: Arc::clone(value.get()?), create_revision, mod_revision, lease, retained })
+    }
 }
 
 impl<T: ?Sized> Clone for Record<T> {

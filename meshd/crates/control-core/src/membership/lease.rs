@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use etcd_schema::{Key, SubnetKey};
+use etcd_schema::{Key, SubnetKey, SubnetLease};
 use mesh::records::LeaseId;
 use rand::rngs::StdRng;
 
@@ -115,7 +115,7 @@ fn lease_of_own_keys(context: &Context<'_>, subnet: Option<SubnetKey>) -> Option
         Some(subnet) => context
             .store
             .get(&Key::Subnet(subnet).to_string())
-            .filter(|kept| kept.subnet().is_some_and(|lease| lease.node.as_ref() == Some(id)))
+            .filter(|kept| kept.get::<SubnetLease>().is_some_and(|lease| lease.node.as_ref() == Some(id)))
             .and_then(|kept| kept.lease),
         None => context
             .store

@@ -327,7 +327,7 @@ fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
         return Standing::Free;
     };
     // The last good value of a record that cannot be read says whose it is; it is put right by its owner.
-    match kept.subnet().and_then(|lease| lease.node.as_ref()) {
+    match kept.get::<SubnetLease>().and_then(|lease| lease.node.as_ref()) {
         Some(node) if *node == context.identity.id => Standing::Ours,
         Some(node) => Standing::Lost(format!("it belongs to node {node}")),
         None => Standing::Lost("its key no longer names this node".into()),
@@ -366,9 +366,9 @@ fn rewrite(
     if let Some(subnet) = subnet {
         let key = Key::Subnet(*subnet).to_string();
         let kept = store.get(&key)?;
-        let value = lease_value(context, config, kept.subnet());
+        let value = lease_value(context, config, kept.get());
         transaction.compares.push(Compare::ModRevision { key: key.clone(), equals: kept.mod_revision });
-        if kept.unreadable() || kept.subnet() != Some(&value) {
+        if kept.unreadable() || kept.get() != Some(&value) {
             // A reservation stays one: without lease.
             transaction.writes.push(Write::Put { key, value: value.to_json(), lease: kept.lease });
         }
@@ -384,7 +384,7 @@ fn rewrite(
     }
     let node = store.get(&Key::Node(context.identity.id.clone()).to_string());
     let as_it_should = node.is_some_and(|kept| {
-        !kept.unreadable() && kept.lease == Some(lease) && kept.node() == Some(&node_value(context, kept.node()))
+        !kept.unreadable() && kept.lease == Some(lease) && kept.get() == Some(&node_value(context, kept.get()))
     });
     if !as_it_should {
         transaction.writes.push(put_node(context, lease));
@@ -423,7 +423,7 @@ fn unchanged(context: &Context<'_>) -> Transaction {
 
 fn put_node(context: &Context<'_>, lease: LeaseId) -> Write {
     let key = Key::Node(context.identity.id.clone()).to_string();
-    let present = context.store.get(&key).and_then(|kept| kept.node());
+    let present = context.store.get(&key).and_then(|kept| kept.get());
     Write::Put { value: node_value(context, present).to_json(), key, lease: Some(lease) }
 }
 

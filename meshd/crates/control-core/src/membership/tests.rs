@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_schema::{Key, PublicKey, SubnetKey, SubnetLease};
+use etcd_schema::{Key, NodeRecord, PublicKey, SubnetKey, SubnetLease};
 use mesh::records::Revision;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
@@ -722,7 +722,7 @@ fn history(seed: u64) {
         };
         let key = Key::Subnet(*subnet).to_string();
         assert_eq!(sim.subnets_of(node), [key.as_str()], "seed {seed}: {} at {:?}", n.id, n.store.revision());
-        let record = n.store.get(&Key::Node(n.id.clone()).to_string()).and_then(|kept| kept.node());
+        let record = n.store.get(&Key::Node(n.id.clone()).to_string()).and_then(|kept| kept.get::<NodeRecord>());
         assert_eq!(record.unwrap().version, n.facts.version, "seed {seed}");
         assert!(sim.shows_life(node), "seed {seed}: {} counts as off", n.id);
     }

@@ -2,19 +2,16 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use etcd_schema::{Key, NetworkConfig, Removed, SubnetKey};
+use etcd_schema::{Key, NetworkConfig, RecordClass, SubnetKey, Value};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh::records::{MAX_PROBLEMS, Problem, ProblemCode, Record, Retained, View};
 use prefix_trie::PrefixSet;
 use text::quote;
 
-use super::{
-    Store,
-    record::{At, Value},
-};
+use super::Store;
 use crate::{
     config_rule::Judge,
-    guard::{Class, HOLD, Held, Reason, Sign, WINDOW},
+    guard::{HOLD, Held, Reason, Sign, WINDOW},
 };
 
 /// What the operator does to end a hold.
@@ -32,47 +29,21 @@ impl Store {
         let mut config_touched = false;
         for key in touched {
             let record = self.in_force(&key);
-            match key {
+            match &key {
                 Key::Config => config_touched = true,
                 Key::Subnet(subnet) => {
                     subnets_touched = true;
-                    let record = record.and_then(|(value, at)| Some(at.with(value.subnet()?)));
-                    let retained = record.as_ref().is_some_and(|record| record.retained.is_some());
-                    if retained {
-                        self.retained_subnets.insert(subnet);
+                    if record.as_ref().is_some_and(|record| record.retained.is_some()) {
+                        self.retained_subnets.insert(*subnet);
                     } else {
-                        self.retained_subnets.remove(&subnet);
+                        self.retained_subnets.remove(subnet);
                     }
-                    view.subnets.set(subnet, record);
                 }
-                Key::Node(id) => {
-                    let record = record.and_then(|(value, at)| Some(at.with(value.node()?)));
-                    view.nodes.set(id, record);
-                }
-                Key::Removed(id) => {
-                    let record = match record.and_then(|(value, at)| Some(at.with(value.removed()?))) {
-                        Some(record) => Some(record),
-                        // Fail closed: a removal that cannot be read is a removal.
-                        None => self.standing(&Key::Removed(id.clone()).to_string()).map(|kept| {
-                            let nameless = Removed { name: None, public_keys: Vec::new(), time: String::new() };
-                            kept.at(None).with(Arc::new(nameless))
-                        }),
-                    };
-                    view.removed.set(id, record);
-                }
-                Key::Alive(id) => {
-                    let record = record.and_then(|(value, at)| Some(at.with(value.alive()?)));
-                    view.alive.set(id, record);
-                }
-                Key::Peer(name) => {
-                    // A configuration may be refused for the sake of a peer.
-                    config_touched |= self.config_problem.is_some();
-                    let record = record.and_then(|(value, at)| Some(at.with(value.peer()?)));
-                    view.peers.set(name, record);
-                }
-                // What policies are made of goes another way.
+                // A configuration may be refused for the sake of a peer.
+                Key::Peer(_) => config_touched |= self.config_problem.is_some(),
                 _ => {}
             }
+            view.set(key, record);
         }
         if subnets_touched && !self.retained_subnets.is_empty() {
             self.yield_retained(&mut view);
@@ -93,16 +64,15 @@ impl Store {
         Some(Arc::clone(&self.view))
     }
 
-    /// The value of `key` in force, and since when.
-    pub(super) fn in_force(&self, key: &Key) -> Option<(Value, At)> {
+    /// The record of `key` in force, of those that the mesh reads.
+    pub(super) fn in_force(&self, key: &Key) -> Option<Record<Value>> {
         let text = key.to_string();
         let kept = self.standing(&text)?;
         let retained = match self.guard.held(&text) {
             Some(_) => Some(Retained::Withheld),
             None => kept.unreadable.then_some(Retained::Unreadable),
         };
-        let good = kept.good.as_ref()?;
-        Some((good.value.clone(), kept.at(retained)))
+        kept.record(retained)
     }
 
     /// Takes retained subnets out of the view while a valid record claims an address of theirs.
@@ -115,12 +85,10 @@ impl Store {
                 || key.v6.is_some_and(|net| v6.get_lpm(&net).is_some() || v6.children(&net).next().is_some())
         };
         for key in &self.retained_subnets {
-            let record = if claimed(key) {
-                None
-            } else {
-                self.in_force(&Key::Subnet(*key)).and_then(|(value, at)| Some(at.with(value.subnet()?)))
-            };
-            view.subnets.set(*key, record);
+            let claimed = claimed(key);
+            let key = Key::Subnet(*key);
+            let record = if claimed { None } else { self.in_force(&key) };
+            view.set(key, record);
         }
     }
 
@@ -146,14 +114,14 @@ impl Store {
 
     /// The configuration that stands in etcd, if it can be read.
     fn candidate(&self) -> Option<Record<NetworkConfig>> {
-        self.in_force(&Key::Config).and_then(|(value, at)| Some(at.with(value.config()?)))
+        self.in_force(&Key::Config).and_then(Record::of)
     }
 
     /// etcd is not the one that was known, and what is held for that.
     fn doubt_problem(&self) -> Option<Problem> {
         let (doubt, known) = (self.guard.doubt()?, self.guard.lineage()?);
         let held = self.guard.all_held().filter(|(_, held)| held.reason == Reason::Doubt);
-        let policies = held.clone().filter(|(_, held)| held.class == Class::Policy).count();
+        let policies = held.clone().filter(|(_, held)| held.class == RecordClass::Policy).count();
         let others = held.count() - policies;
         let (code, found) = match (doubt.sign, known.cluster, doubt.seen.cluster) {
             (Sign::Cluster, Some(known), Some(seen)) => {
@@ -184,11 +152,11 @@ impl Store {
 
     /// Records that went at once and wait.
     fn mass_problems(&self) -> Vec<Problem> {
-        let held = |class: Class| {
+        let held = |class: RecordClass| {
             let mass = |held: &Held<_>| held.class == class && matches!(held.reason, Reason::Mass { .. });
             self.guard.all_held().filter(|(_, held)| mass(held)).count()
         };
-        let (nodes, policies) = (held(Class::Node), held(Class::Policy));
+        let (nodes, policies) = (held(RecordClass::Node), held(RecordClass::Policy));
         let problem = |code, cause, remedy: &str| Problem { code, key: None, cause, remedy: remedy.to_owned() };
         let nodes = (nodes > 0).then(|| {
             problem(
@@ -223,7 +191,7 @@ impl Store {
                 key: Some(first.to_owned()),
                 cause: format!(
                     "{directory:?} is no directory of this version ({}); its keys are ignored",
-                    Key::DIRECTORIES.join(", ")
+                    Key::directories().collect::<Vec<_>>().join(", ")
                 ),
                 remedy: format!(
                     "none needed if a newer meshd reads it; else etcdctl del --prefix {}",

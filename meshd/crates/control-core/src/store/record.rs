@@ -5,14 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use etcd_schema::{
-    Alive, Key, KubernetesKey, MAX_VALUE_BYTES, NetworkConfig, NodeId, NodeRecord, OutsidePeer, Removed, SubnetLease,
-    Violations,
-};
+use etcd_schema::{Alive, Key, NodeId, RecordClass, RecordValue, SubnetLease, Value};
 use mesh::records::{LeaseId, Record, Retained, Revision};
 
 use crate::{
-    guard::Class,
     types::Entry,
     world::{self, WorldItem},
 };
@@ -37,41 +33,8 @@ pub(crate) struct Kept {
 pub(super) struct Good {
     pub(super) bytes: Arc<[u8]>,
     pub(super) mod_revision: Revision,
-    pub(super) value: Value,
-}
-
-/// A value that could be read.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
-    Config(Arc<NetworkConfig>),
-    Subnet(Arc<SubnetLease>),
-    Node(Arc<NodeRecord>),
-    Removed(Arc<Removed>),
-    Alive(Arc<Alive>),
-    Peer(Arc<OutsidePeer>),
-    /// What policies are made of: handed on when it changed, and not kept in its parsed form.
-    World,
-}
-
-/// Where in etcd's history a value stands.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct At {
-    create_revision: Revision,
-    mod_revision: Revision,
-    lease: Option<LeaseId>,
-    retained: Option<Retained>,
-}
-
-impl At {
-    pub(super) const fn with<T: ?Sized>(self, value: Arc<T>) -> Record<T> {
-        Record {
-            value,
-            create_revision: self.create_revision,
-            mod_revision: self.mod_revision,
-            lease: self.lease,
-            retained: self.retained,
-        }
-    }
+    /// `None`: policies are made of it. It was handed on when it changed, and is not kept in its parsed form.
+    pub(super) value: Option<Value>,
 }
 
 impl Kept {
@@ -88,36 +51,25 @@ impl Kept {
         self.fingerprint == fingerprint(value)
     }
 
-    pub(super) fn at(&self, retained: Option<Retained>) -> At {
-        At {
-            create_revision: self.create_revision,
-            mod_revision: self.good.as_ref().map_or(self.mod_revision, |good| good.mod_revision),
-            lease: self.lease,
-            retained,
-        }
+    /// What it is to the guard; `None`: its absence withdraws nothing that matters.
+    pub(super) fn class(&self) -> Option<RecordClass> {
+        self.key.as_ref()?.rules().class
     }
 
-    /// What it is to the guard; `None`: its absence withdraws nothing that matters.
-    pub(super) const fn class(&self) -> Option<Class> {
-        match &self.key {
-            Some(Key::Subnet(_) | Key::Node(_)) => Some(Class::Node),
-            Some(Key::Endpoint(..)) => Some(Class::Attachment),
-            Some(Key::Kubernetes(cluster, key)) if cluster.is_flat() => match key {
-                KubernetesKey::NetworkPolicy(..) | KubernetesKey::ClusterNetworkPolicy(_) => Some(Class::Policy),
-                KubernetesKey::Pod(..) | KubernetesKey::Namespace(_) => Some(Class::Object),
-                _ => None,
-            },
-            Some(Key::Config | Key::Peer(_) | Key::Removed(_)) => Some(Class::Setting),
-            _ => None,
-        }
+    /// The value that it puts into force for the mesh; `retained`: why, where that is not because etcd holds it.
+    pub(super) fn record(&self, retained: Option<Retained>) -> Option<Record<Value>> {
+        let (value, mod_revision, retained) = match &self.good {
+            Some(good) => (good.value.clone()?, good.mod_revision, retained),
+            None => (Value::stand_in(self.key.as_ref()?)?, self.mod_revision, None),
+        };
+        let (create_revision, lease) = (self.create_revision, self.lease);
+        Some(Record { value: Arc::new(value), create_revision, mod_revision, lease, retained })
     }
 
     /// Whether both put the same into force.
     pub(super) fn says_the_same(&self, other: &Self) -> bool {
         match (&self.good, &other.good) {
-            (Some(good), Some(its)) if good.value == Value::World => {
-                its.value == Value::World && good.bytes == its.bytes
-            }
+            (Some(good), Some(its)) if good.value.is_none() => its.value.is_none() && good.bytes == its.bytes,
             (Some(good), Some(its)) => good.value == its.value,
             (None, None) => self.fingerprint == other.fingerprint,
             _ => false,
@@ -144,27 +96,15 @@ impl Kept {
 
     /// The node it belongs to, where it says so.
     pub(super) fn owner(&self) -> Option<NodeId> {
-        match (&self.key, self.good.as_ref().map(|good| &good.value)) {
-            (Some(Key::Node(id)), _) => Some(id.clone()),
-            (Some(Key::Subnet(_)), Some(Value::Subnet(lease))) => lease.node.clone(),
-            _ => None,
+        match &self.key {
+            Some(Key::Node(id)) => Some(id.clone()),
+            _ => self.get::<SubnetLease>()?.node.clone(),
         }
     }
 
-    /// The last good value, when it is a node record.
-    pub(crate) fn node(&self) -> Option<&NodeRecord> {
-        match self.good.as_ref().map(|good| &good.value) {
-            Some(Value::Node(node)) => Some(node),
-            _ => None,
-        }
-    }
-
-    /// The last good value, when it is a subnet's.
-    pub(crate) fn subnet(&self) -> Option<&SubnetLease> {
-        match self.good.as_ref().map(|good| &good.value) {
-            Some(Value::Subnet(lease)) => Some(lease),
-            _ => None,
-        }
+    /// The last good value, when it is a `T`.
+    pub(crate) fn get<T: RecordValue>(&self) -> Option<&T> {
+        self.good.as_ref()?.value.as_ref()?.get().map(Arc::as_ref)
     }
 
     /// Whether etcd holds something here that cannot be read.
@@ -174,61 +114,7 @@ impl Kept {
 
     /// The present value, when it is an `alive` record that can be read.
     pub(crate) fn alive(&self) -> Option<&Alive> {
-        match self.good.as_ref().map(|good| &good.value) {
-            Some(Value::Alive(alive)) if !self.unreadable => Some(alive),
-            _ => None,
-        }
-    }
-}
-
-impl Value {
-    /// The value of a record of the mesh; `None` for a key that policies are made of, see [`world`], or that this
-    /// version does not read.
-    pub(super) fn parse(key: &Key, bytes: &[u8]) -> Option<Result<Self, Violations>> {
-        if matches!(key, Key::Endpoint(..) | Key::Kubernetes(..)) {
-            return None;
-        }
-        Some(Self::of_mesh(key, bytes))
-    }
-
-    fn of_mesh(key: &Key, bytes: &[u8]) -> Result<Self, Violations> {
-        if bytes.len() > MAX_VALUE_BYTES {
-            let found = format!("{} bytes", bytes.len());
-            return Err(Violations::one("", found, format!("at most {MAX_VALUE_BYTES} bytes are allowed")));
-        }
-        Ok(match key {
-            Key::Config => Self::Config(Arc::new(NetworkConfig::parse(bytes)?)),
-            Key::Subnet(_) => Self::Subnet(Arc::new(SubnetLease::parse(bytes)?)),
-            Key::Node(_) => Self::Node(Arc::new(NodeRecord::parse(bytes)?)),
-            Key::Removed(_) => Self::Removed(Arc::new(Removed::parse(bytes)?)),
-            Key::Alive(_) => Self::Alive(Arc::new(Alive::parse(bytes)?)),
-            Key::Peer(_) => Self::Peer(Arc::new(OutsidePeer::parse(bytes)?)),
-            _ => return Err(Violations::one("", key.to_string(), "unknown kind of key")),
-        })
-    }
-
-    pub(super) fn config(self) -> Option<Arc<NetworkConfig>> {
-        if let Self::Config(value) = self { Some(value) } else { None }
-    }
-
-    pub(super) fn subnet(self) -> Option<Arc<SubnetLease>> {
-        if let Self::Subnet(value) = self { Some(value) } else { None }
-    }
-
-    pub(super) fn node(self) -> Option<Arc<NodeRecord>> {
-        if let Self::Node(value) = self { Some(value) } else { None }
-    }
-
-    pub(super) fn alive(self) -> Option<Arc<Alive>> {
-        if let Self::Alive(value) = self { Some(value) } else { None }
-    }
-
-    pub(super) fn peer(self) -> Option<Arc<OutsidePeer>> {
-        if let Self::Peer(value) = self { Some(value) } else { None }
-    }
-
-    pub(super) fn removed(self) -> Option<Arc<Removed>> {
-        if let Self::Removed(value) = self { Some(value) } else { None }
+        if self.unreadable { None } else { self.get() }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use serde_json::Map;
 
+use super::{Kind, Reader, Rules};
 use crate::{
-    Violations,
+    NodeId, Violations,
     document::{Limits, read},
     fields::{Expected, Fields, Writer},
     violation::Report,
@@ -22,7 +23,10 @@ pub struct Alive {
     pub incarnation: u64,
 }
 
-pub(crate) const KNOWN: [&str; 4] = ["bootId", "startCount", "startRevision", "incarnation"];
+pub(super) const KIND: Kind =
+    Kind { place: "alive/", is_flat: true, rules: Rules { reader: Reader::Mesh, class: None }, fields: KNOWN };
+
+const KNOWN: &[&str] = &["bootId", "startCount", "startRevision", "incarnation"];
 
 /// Longest `bootId`, in bytes.
 const MAX_BOOT_ID: usize = 64;
@@ -44,7 +48,7 @@ impl Alive {
         };
         let (start_count, incarnation) = (number("startCount"), number("incarnation"));
         let start_revision = fields.integer(&mut report, "startRevision", 0..=u64::MAX, "");
-        fields.rest(&mut report, &KNOWN);
+        fields.rest(&mut report, KNOWN);
         let alive = (|| {
             Some(Self { boot_id: boot_id?, start_count: start_count?, start_revision, incarnation: incarnation? })
         })();
@@ -73,6 +77,11 @@ impl Alive {
             (Some(own), Some(others)) if own != others => own < others,
             _ => (self.start_count, self.incarnation) < (other.start_count, other.incarnation),
         }
+    }
+
+    /// One line for people.
+    pub(super) fn summary(&self, id: &NodeId) -> String {
+        format!("node {id} is alive, start {}", self.start_count)
     }
 }
 

@@ -5,9 +5,11 @@ use std::{fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
+use super::{Kind, RecordClass, Rules};
 use crate::{
-    InterfaceName, KubernetesName, Labels, PodName, Violations,
+    InterfaceName, KubernetesName, Labels, NodeId, PodName, Violations,
     address::{routed_prefix, unicast},
+    check::list,
     document::{Limits, read},
     fields::{Fields, NamesOf, Writer},
     kubernetes::{read_labels, uid},
@@ -43,7 +45,10 @@ pub struct AttachedPod {
     pub labels: Labels,
 }
 
-pub(crate) const KNOWN: [&str; 5] = ["pod", "uid", "addresses", "interface", "allowedSources"];
+pub(super) const KIND: Kind =
+    Kind { place: "endpoints/", is_flat: true, rules: Rules::policy(RecordClass::Attachment), fields: KNOWN };
+
+const KNOWN: &[&str] = &["pod", "uid", "addresses", "interface", "allowedSources"];
 
 impl Attachment {
     /// Most entries of `addresses`.
@@ -80,7 +85,7 @@ impl Attachment {
         );
         let sources = fields.texts(&mut report, "allowedSources", Self::MAX_ALLOWED_SOURCES, routed_prefix);
         let allowed_sources = sources.unwrap_or_default();
-        let extra = fields.rest(&mut report, &KNOWN);
+        let extra = fields.rest(&mut report, KNOWN);
         let attachment = (|| Some(Self { pod: pod?, uid, addresses, interface: interface?, allowed_sources, extra }))();
         report.finish(attachment)
     }
@@ -101,6 +106,17 @@ impl Attachment {
             out.texts("allowedSources", &self.allowed_sources);
         }
         out.json(&self.extra)
+    }
+
+    /// One line for people.
+    pub(super) fn summary(&self, id: &NodeId) -> String {
+        format!(
+            "interface {} on node {id} of pod {}/{}, addresses {}",
+            self.interface,
+            self.pod.namespace,
+            self.pod.name,
+            list(&self.addresses)
+        )
     }
 }
 

@@ -7,9 +7,11 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
+use super::{Kind, RecordClass, Rules};
 use crate::{
-    BackendKind, NodeId, PublicKey, Violations,
+    BackendKind, NodeId, PublicKey, SubnetKey, Violations,
     address::{unicast_v4, unicast_v6},
+    check::list,
     document::{Limits, read},
     fields::{Expected, Fields, NamesOf, Writer},
     violation::Report,
@@ -46,7 +48,10 @@ pub struct WireguardData {
     pub port: u16,
 }
 
-pub(crate) const KNOWN: [&str; 6] = ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node"];
+pub(super) const KIND: Kind =
+    Kind { place: "subnets/", is_flat: true, rules: Rules::mesh(RecordClass::Node), fields: KNOWN };
+
+const KNOWN: &[&str] = &["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node"];
 
 /// Longest `BackendType`, in bytes.
 const MAX_BACKEND_TYPE: usize = 64;
@@ -99,7 +104,7 @@ impl SubnetLease {
         let backend_data = fields.take("BackendData");
         let backend_v6_data = fields.take("BackendV6Data");
         let node = fields.parsed(&mut report, "Node", NodeId::read);
-        let extra = fields.rest(&mut report, &KNOWN);
+        let extra = fields.rest(&mut report, KNOWN);
         let lease = Self { public_ip, public_ipv6, backend_type, backend_data, backend_v6_data, node, extra };
         // BackendData decides something only where no node record does.
         if lease.node.is_none() && lease.is_wireguard() {
@@ -148,6 +153,17 @@ impl SubnetLease {
 
     fn is_wireguard(&self) -> bool {
         self.backend_type.as_deref() == Some(BackendKind::Wireguard.as_str())
+    }
+
+    /// One line for people.
+    pub(super) fn summary(&self, subnet: &SubnetKey) -> String {
+        let owner = match (&self.node, self.public_ip, self.public_ipv6) {
+            (Some(node), ..) => format!("for node {node}"),
+            (None, Some(address), _) => format!("for the host at {address}"),
+            (None, None, Some(address)) => format!("for the host at {address}"),
+            (None, None, None) => "reserved".to_owned(),
+        };
+        format!("subnet {} {owner}", list(subnet.prefixes()))
     }
 }
 

@@ -6,9 +6,11 @@ use ipnet::IpNet;
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
+use super::{Kind, RecordClass, Rules};
 use crate::{
-    PresharedKey, PublicKey, SiteName, Violations,
+    PeerName, PresharedKey, PublicKey, SiteName, Violations,
     address::{endpoint, routed_prefix},
+    check::list,
     document::{Limits, read},
     fields::{Fields, NamesOf, Writer},
     violation::Report,
@@ -37,8 +39,10 @@ pub struct OutsidePeer {
     pub extra: Map<String, Value>,
 }
 
-pub(crate) const KNOWN: [&str; 6] =
-    ["publicKey", "allowedIPs", "endpoint", PRESHARED_KEY, "persistentKeepalive", "site"];
+pub(super) const KIND: Kind =
+    Kind { place: "peers/", is_flat: true, rules: Rules::mesh(RecordClass::Setting), fields: KNOWN };
+
+const KNOWN: &[&str] = &["publicKey", "allowedIPs", "endpoint", PRESHARED_KEY, "persistentKeepalive", "site"];
 
 const PRESHARED_KEY: &str = "presharedKey";
 
@@ -62,7 +66,7 @@ impl OutsidePeer {
             .integer(&mut report, "persistentKeepalive", 0..=u16::MAX, " seconds; 0 sends none")
             .filter(|seconds| *seconds != 0);
         let site = fields.parsed(&mut report, "site", SiteName::read);
-        let extra = fields.rest(&mut report, &KNOWN);
+        let extra = fields.rest(&mut report, KNOWN);
         let peer = public_key.map(|public_key| Self {
             public_key,
             allowed_ips,
@@ -86,6 +90,17 @@ impl OutsidePeer {
             .maybe("persistentKeepalive", self.persistent_keepalive)
             .maybe("site", self.site.as_ref().map(SiteName::as_str));
         out.json(&self.extra)
+    }
+
+    /// One line for people.
+    pub(super) fn summary(&self, name: &PeerName) -> String {
+        let reached = self.endpoint.map_or_else(|| "initiates connections".to_owned(), |e| format!("endpoint {e}"));
+        let secret = if self.preshared_key.is_some() { ", with a pre-shared key" } else { "" };
+        format!(
+            "external peer {name}, key {}{secret}, {reached}, allowed IPs {}",
+            self.public_key,
+            list(&self.allowed_ips)
+        )
     }
 }
 

@@ -5,6 +5,7 @@ use std::{fmt, num::NonZeroU16, time::Duration};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Map, Value};
 
+use super::{Kind, RecordClass, Rules};
 use crate::{
     Violations,
     document::{Limits, read},
@@ -84,7 +85,10 @@ pub enum PolicyMode {
     Audit,
 }
 
-pub(crate) const KNOWN: [&str; 13] = [
+pub(super) const KIND: Kind =
+    Kind { place: "config", is_flat: true, rules: Rules::mesh(RecordClass::Setting), fields: KNOWN };
+
+const KNOWN: &[&str] = &[
     "EnableIPv4",
     "Network",
     "SubnetLen",
@@ -100,7 +104,7 @@ pub(crate) const KNOWN: [&str; 13] = [
     "policyMode",
 ];
 
-pub(crate) const KNOWN_BACKEND: [&str; 5] = ["Type", "DirectRouting", "MTU", "PersistentKeepalive", FLANNEL_KEEPALIVE];
+pub(crate) const KNOWN_BACKEND: &[&str] = &["Type", "DirectRouting", "MTU", "PersistentKeepalive", FLANNEL_KEEPALIVE];
 
 /// Flannel's name for `PersistentKeepalive`; read, not written.
 const FLANNEL_KEEPALIVE: &str = "PersistentKeepaliveInterval";
@@ -137,7 +141,7 @@ impl NetworkConfig {
                 PolicyMode::named(text).ok_or_else(|| "must be enforce or audit".into())
             })
             .unwrap_or_default();
-        let mut extra = fields.rest(&mut report, &KNOWN);
+        let mut extra = fields.rest(&mut report, KNOWN);
         if !backend_extra.is_empty() {
             extra.insert("Backend".into(), Value::Object(backend_extra));
         }
@@ -180,6 +184,25 @@ impl NetworkConfig {
         out.put("LeaseTTL", self.lease_ttl.as_secs());
         out.put("policyMode", self.policy_mode.as_str());
         out.json(&self.extra)
+    }
+
+    /// One line for people.
+    pub(super) fn summary(&self) -> String {
+        let mut pools = Vec::new();
+        if let Some(pool) = &self.ipv4 {
+            pools.push(format!("{} with {} subnets of /{}", pool.network, pool.subnet_count(), pool.subnet_len));
+        }
+        if let Some(pool) = &self.ipv6 {
+            pools.push(format!("{} with {} subnets of /{}", pool.network, pool.subnet_count(), pool.subnet_len));
+        }
+        let direct = if self.backend.direct_routing { ", direct routing within a site" } else { "" };
+        let mtu = self.backend.mtu.map_or_else(|| "MTU measured".to_owned(), |mtu| format!("MTU {mtu}"));
+        format!(
+            "network {}; {}{direct}; {mtu}; lease TTL {} s",
+            pools.join(" and "),
+            self.backend.kind,
+            self.lease_ttl.as_secs()
+        )
     }
 }
 
@@ -283,7 +306,7 @@ fn read_backend(fields: &mut Fields, report: &mut Report, ipv6: bool) -> (Backen
     }
     let backend =
         Backend { kind, direct_routing, mtu, persistent_keepalive: own.or(flannel).and_then(NonZeroU16::new) };
-    (backend, fields.rest(report, &KNOWN_BACKEND))
+    (backend, fields.rest(report, KNOWN_BACKEND))
 }
 
 fn read_mtu(fields: &mut Fields, report: &mut Report, ipv6: bool) -> Option<NonZeroU16> {

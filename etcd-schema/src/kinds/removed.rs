@@ -2,8 +2,10 @@
 
 use serde_json::Map;
 
+use super::{Kind, RecordClass, Rules};
 use crate::{
-    NodeName, PublicKey, Violations,
+    NodeId, NodeName, PublicKey, Violations,
+    check::counted,
     document::{Limits, read},
     fields::{Expected, Fields, Writer},
     violation::Report,
@@ -13,7 +15,7 @@ use crate::{
 ///
 /// The key alone says that the node is removed, so each field may be left out (`{}` is a valid value). Unknown fields
 /// are ignored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Removed {
     /// The node's name when it was removed, if it had a readable record.
     pub name: Option<NodeName>,
@@ -23,7 +25,10 @@ pub struct Removed {
     pub time: String,
 }
 
-pub(crate) const KNOWN: [&str; 3] = ["name", "publicKeys", "time"];
+pub(super) const KIND: Kind =
+    Kind { place: "removed/", is_flat: true, rules: Rules::mesh(RecordClass::Setting), fields: KNOWN };
+
+const KNOWN: &[&str] = &["name", "publicKeys", "time"];
 
 impl Removed {
     /// Most entries of `publicKeys`: room for each key that a node had in several removals and rotations.
@@ -39,7 +44,7 @@ impl Removed {
         let name = fields.parsed(&mut report, "name", NodeName::read);
         let public_keys = fields.texts(&mut report, "publicKeys", Self::MAX_KEYS, PublicKey::read).unwrap_or_default();
         let time = fields.parsed(&mut report, "time", timestamp).unwrap_or_default();
-        fields.rest(&mut report, &KNOWN);
+        fields.rest(&mut report, KNOWN);
         report.finish(Some(Self { name, public_keys, time }))
     }
 
@@ -51,6 +56,12 @@ impl Removed {
             .texts("publicKeys", &self.public_keys)
             .maybe("time", Some(self.time.as_str()).filter(|time| !time.is_empty()));
         out.json(&Map::new())
+    }
+
+    /// One line for people.
+    pub(super) fn summary(&self, id: &NodeId) -> String {
+        let name = self.name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+        format!("node {id}{name} removed, with {}", counted(self.public_keys.len(), "public key"))
     }
 }
 

@@ -5,9 +5,11 @@ use std::{fmt, net::SocketAddr};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
+use super::{Kind, RecordClass, Rules};
 use crate::{
-    NodeName, PublicKey, SiteName, Violations,
+    NodeId, NodeName, PublicKey, SiteName, Violations,
     address::{endpoint, interface_address},
+    check::list,
     document::{Limits, read},
     fields::{Expected, Fields, NamesOf, Writer},
     violation::Report,
@@ -37,8 +39,11 @@ pub struct NodeRecord {
     pub extra: Map<String, Value>,
 }
 
-pub(crate) const KNOWN: [&str; 8] =
-    ["name", "site", "publicKey", "nextPublicKey", "listenPort", "endpoints", "addresses", "version"];
+pub(super) const KIND: Kind =
+    Kind { place: "nodes/", is_flat: true, rules: Rules::mesh(RecordClass::Node), fields: KNOWN };
+
+const KNOWN: &[&str] =
+    &["name", "site", "publicKey", "nextPublicKey", "listenPort", "endpoints", "addresses", "version"];
 
 /// Longest `version`, in bytes.
 const MAX_VERSION: usize = 64;
@@ -78,7 +83,7 @@ impl NodeRecord {
         let addresses =
             fields.texts(&mut report, "addresses", Self::MAX_ADDRESSES, interface_address).unwrap_or_default();
         let version = fields.parsed(&mut report, "version", version).unwrap_or_default();
-        let extra = fields.rest(&mut report, &KNOWN);
+        let extra = fields.rest(&mut report, KNOWN);
         let record = (|| {
             Some(Self {
                 name: name?,
@@ -113,6 +118,18 @@ impl NodeRecord {
     /// The keys that may speak for this node: the one in use and the one to come.
     pub fn public_keys(&self) -> impl Iterator<Item = PublicKey> + use<> {
         std::iter::once(self.public_key).chain(self.next_public_key)
+    }
+
+    /// One line for people.
+    pub(super) fn summary(&self, id: &NodeId) -> String {
+        let site = self.site.as_ref().map_or_else(String::new, |site| format!(", site {site}"));
+        let reached = if self.endpoints.is_empty() {
+            "initiates handshakes only".to_owned()
+        } else {
+            format!("endpoints {}", list(&self.endpoints))
+        };
+        let rotation = if self.next_public_key.is_some() { ", key rotation in progress" } else { "" };
+        format!("node {id}, name {}{site}, key {}{rotation}, {reached}", self.name, self.public_key)
     }
 }
 

@@ -1,0 +1,5 @@
+//! `k8s/CLUSTER/nodes/NAME`: a Node object.
+
+use super::{Kind, Rules};
+
+pub(super) const KIND: Kind = Kind { place: "nodes/", is_flat: false, rules: Rules::UNREAD, fields: &[] };
