@@ -28,8 +28,7 @@ pub struct Target {
 
 impl Target {
     /// Whether `other` is reached over the same interface by the same next hop: what was proven of one holds of both.
-    #[must_use]
-    pub fn is_same_link(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_link(&self, other: &Self) -> bool {
         (self.next_hop, &self.interface) == (other.next_hop, &other.interface)
     }
 }
