@@ -10,7 +10,7 @@ use std::{
 
 use control::state_dir::FILE_MODE;
 use etcd_schema::PublicKey;
-use mesh::problem::Problem;
+use mesh::problem::{Problem, ProblemCode};
 use serde::{Deserialize, Serialize};
 use text::quote;
 use tunnel::{PeerStatus, Stamp};
@@ -125,7 +125,7 @@ impl Handshakes {
     pub(super) fn behind(&self, clock: SystemTime) -> Option<Problem> {
         let behind = self.clock_before.checked_sub(seconds(clock)).filter(|behind| *behind > 60)?;
         Some(Problem::new(
-            "handshake_clock",
+            ProblemCode::HandshakeClock,
             format!(
                 "the clock is {} minutes behind its time before the last start: peers that saw later handshakes of \
                  this node refuse its handshakes until it has caught up",
@@ -155,7 +155,7 @@ pub(super) fn ahead(
         let name = name(&peer.name);
         let minutes = ahead.as_secs() / 60;
         problems.push(Problem::new(
-            "peer_clock_ahead",
+            ProblemCode::PeerClockAhead,
             format!(
                 "the last handshake of {name} is {minutes} minutes ahead of this node's clock: earlier handshakes of \
                  {name} are refused as replays until the clock has caught up"
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(loaded.seen(), HashMap::from([(keys[0], at(0)), (keys[1], at(3500))]));
         let problems = ahead(&peers, &seen, clock, |name| name.to_uppercase());
         assert_eq!(problems.len(), 1);
-        assert_eq!(problems[0].code, "peer_clock_ahead");
+        assert_eq!(problems[0].code, ProblemCode::PeerClockAhead);
         assert!(problems[0].cause.contains("PEERS/C is 120 minutes ahead"), "{}", problems[0].cause);
         assert_eq!(ahead(&peers, &seen, clock + TOO_FAR, str::to_owned), []);
 
@@ -237,7 +237,7 @@ mod tests {
         let mut loaded = loaded;
         loaded.keep(now, &peers, &seen, back);
         let again = Handshakes::load(dir.path(), now);
-        assert_eq!(again.behind(back).map(|problem| problem.code), Some("handshake_clock"));
+        assert_eq!(again.behind(back).map(|problem| problem.code), Some(ProblemCode::HandshakeClock));
         assert_eq!(again.behind(clock), None);
         // The command in the remedy ends it.
         let file = dir.path().join("cache/handshakes.json");

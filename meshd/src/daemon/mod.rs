@@ -1,6 +1,7 @@
 //! The daemon, read top to bottom: settings → state directory → floor, kernel, tunnel, prober, control → loop → stop.
 
 mod acceptance;
+mod change_log;
 mod cleanup;
 mod diagnose;
 mod enforced;
@@ -11,7 +12,6 @@ mod handshakes;
 mod node;
 mod pace;
 mod peer_config;
-mod peer_log;
 mod peers;
 mod privilege;
 mod proven;
@@ -19,7 +19,6 @@ mod published;
 mod pulse;
 mod reach;
 mod roamed;
-mod told;
 mod underlay;
 mod wake;
 

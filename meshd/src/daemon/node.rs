@@ -27,7 +27,7 @@ use mesh::{
     path::MacAddress,
     picture::Picture,
     plan::{Local, Observed, Plan, Planner},
-    problem::Problem,
+    problem::{Problem, ProblemCode},
     records::{Record, View},
     snapshot::{Owner, Snapshot},
     target::Targets,
@@ -45,16 +45,15 @@ use super::{
     Outcome, SharedState,
     acceptance::Acceptance,
     cached_subnets,
+    change_log::log_changes,
     enforced::enforce,
     etcd_names::EtcdNames,
     handshakes::{self, Handshakes},
     pace::Pace,
-    peer_log::log_peers,
     proven::Proven,
     published::{Carrier, Identity, InForce, Published},
     pulse::Pulse,
     roamed::Roamed,
-    told::Told,
     underlay,
     wake::{RETRY, wake_at},
 };
@@ -91,7 +90,7 @@ pub(super) struct Node {
     snapshot: Snapshot,
     planner: Planner,
     facts_of_mesh: FactsOfMesh,
-    record_problems: Arc<Vec<mesh::records::Problem>>,
+    record_problems: Arc<Vec<Problem>>,
     /// Nodes that show a sign of life in etcd; for status, and to call those that have restarted.
     alive: CowMap<NodeId, Record<Alive>>,
     /// Boot and start of each node as they were last seen, also while it shows no sign of life.
@@ -122,7 +121,6 @@ pub(super) struct Node {
     others: Pace,
     /// The TUN device is gone, or has another name.
     tun_missing: bool,
-    told: Told,
     etcd_names: EtcdNames,
     /// The thread of the tunnel that is gone.
     failed: Option<&'static str>,
@@ -208,7 +206,7 @@ impl Node {
         Arc::clone(&published.pulse).feel(tunnel.clone(), stop.clone());
         open_windows(&settings, &published, &source, stop);
         tokio::spawn(announce(id.clone(), attachments.table(), control.status.clone(), control.endpoints.clone()));
-        tokio::spawn(log_peers(Arc::clone(&published), stop.clone()));
+        tokio::spawn(log_changes(Arc::clone(&published), stop.clone()));
         api::serve(&settings.run_dir.join(api::SOCKET), source, Arc::clone(&attachments), stop.clone())?;
         // Its first look honours what was withdrawn between the reading of the files and now.
         tokio::spawn(sweep(attachments, stop.clone()));
@@ -249,7 +247,6 @@ impl Node {
             retry_at: None,
             others: Pace::new(Instant::now()),
             tun_missing: false,
-            told: Told::default(),
             etcd_names: EtcdNames::default(),
             failed: None,
             policies_awaited: false,
@@ -426,7 +423,6 @@ impl Node {
         self.tell_enforcement(now);
         if !self.await_policies().await {
             self.retry_at = Some(now + RETRY);
-            self.told.tell([&unguarded()].into_iter());
             self.published.set(InForce { problems: vec![unguarded()], ..InForce::default() });
             return;
         }
@@ -460,7 +456,7 @@ impl Node {
         if self.underlay == Underlay::default() {
             let cause = "no underlay interface: there is no default route, or the interface of --iface does not exist";
             problems.push(Problem::new(
-                "no_underlay",
+                ProblemCode::NoUnderlay,
                 cause,
                 "bring the interface up, or select another one with --iface",
             ));
@@ -471,7 +467,6 @@ impl Node {
             // From here on the prober's own states count.
             self.observed.direct_at_start.clear();
         }
-        self.told.tell(planned.problems.iter().chain(self.snapshot.problems.iter()).chain(&problems));
         self.observed.programmed = planned.kernel.floor.clone();
         self.published.set(InForce {
             snapshot: self.snapshot.clone(),
@@ -536,7 +531,11 @@ impl Node {
                 cached.age.as_secs()
             ),
         };
-        Problem::new("waiting_for_etcd", cause, "start etcd; this node forwards packets as soon as it has read etcd")
+        Problem::new(
+            ProblemCode::WaitingForEtcd,
+            cause,
+            "start etcd; this node forwards packets as soon as it has read etcd",
+        )
     }
 
     /// Gives the tunnel its table, if it is another one.
@@ -550,7 +549,7 @@ impl Node {
             .map(|refused| {
                 let cause = format!("{}: {}", refused.peer, refused.reason);
                 Problem::new(
-                    "tunnel_refused",
+                    ProblemCode::TunnelRefused,
                     cause,
                     "a key or prefix may belong to one record only: remove it from \
                      the wrong record below nodes/ or peers/",
@@ -579,7 +578,11 @@ impl Node {
             Ok(report) => report,
             Err(error) => {
                 tracing::error!(%error, "cannot read kernel state; retrying");
-                problems.push(Problem::new("kernel_unreadable", error.to_string(), "see the log; the daemon retries"));
+                problems.push(Problem::new(
+                    ProblemCode::KernelUnreadable,
+                    error.to_string(),
+                    "see the log; the daemon retries",
+                ));
                 self.retry_at = Some(now + RETRY);
                 return;
             }
@@ -587,12 +590,12 @@ impl Node {
         for failure in &report.failures {
             self.tun_missing |= failure.problem == kernel::Problem::NoTun;
             let cause = format!("{}: {}", failure.what, failure.problem);
-            problems.push(Problem::new("kernel_refused", cause, failure.remedy()));
+            problems.push(Problem::new(ProblemCode::KernelRefused, cause, failure.remedy()));
             self.retry_at = Some(now + RETRY);
         }
         if let Some(interface) = &report.not_forwarding {
             let (cause, remedy) = not_forwarding(interface.as_str());
-            problems.push(Problem::new("forwarding_off", cause, remedy));
+            problems.push(Problem::new(ProblemCode::ForwardingOff, cause, remedy));
         }
         for met in &report.met {
             let (source, destination) = met.packet;
@@ -600,12 +603,12 @@ impl Node {
             let (code, cause) = if met.translates {
                 let effect = "the receiver sees an address of this node, so policies by label match the wrong sender";
                 (
-                    "pods_masqueraded",
+                    ProblemCode::PodsMasqueraded,
                     format!("{at} rewrites the source of packets from {source} to {destination}: {effect}"),
                 )
             } else {
                 (
-                    "probes_dropped",
+                    ProblemCode::ProbesDropped,
                     format!("{at} drops probes from {source} to {destination}, so direct paths cannot be used"),
                 )
             };
@@ -614,7 +617,7 @@ impl Node {
         for drop in &report.foreign_drops {
             let cause =
                 format!("chain {} of table {} {} drops forwarded pod packets", drop.chain, drop.family, drop.table);
-            problems.push(Problem::new("foreign_forward_drop", cause, drop.remedy.clone()));
+            problems.push(Problem::new(ProblemCode::ForeignForwardDrop, cause, drop.remedy.clone()));
         }
     }
 
@@ -641,7 +644,7 @@ impl Node {
             {
                 let cause = format!("{} cannot be removed: {error}", path.display());
                 problems.push(Problem::new(
-                    "subnet_env",
+                    ProblemCode::SubnetEnv,
                     cause,
                     "remove the file: its subnet no longer belongs to \
                      this node",
@@ -657,7 +660,11 @@ impl Node {
         };
         if let Err(error) = env.write(&path) {
             let cause = format!("{} cannot be written: {error}", path.display());
-            problems.push(Problem::new("subnet_env", cause, "free disk space, or make the directory writable"));
+            problems.push(Problem::new(
+                ProblemCode::SubnetEnv,
+                cause,
+                "free disk space, or make the directory writable",
+            ));
         }
     }
 
@@ -804,7 +811,7 @@ impl Node {
 /// Why there are no routes although the mesh is known.
 fn unguarded() -> Problem {
     Problem::new(
-        "pods_not_guarded",
+        ProblemCode::PodsNotGuarded,
         "nftables refuses the rules that protect this node's pods, so no routes are installed; see the log",
         "install nftables, and check that the kernel supports nf_tables; the daemon retries",
     )
@@ -813,7 +820,7 @@ fn unguarded() -> Problem {
 /// Why there are no routes and no peers although the mesh is known.
 fn unconfirmed_identity() -> Problem {
     Problem::new(
-        "identity_unconfirmed",
+        ProblemCode::IdentityUnconfirmed,
         "another daemon may be running with this node's identity: no handshakes are initiated until etcd rules that \
          out, for at most 5 s",
         "none needed: if another daemon is running, the problem `cloned` follows",
@@ -874,38 +881,42 @@ fn watch_kernel(
 /// What is asked over TCP, and by WireGuard's tools. None of it keeps the node from its work.
 fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn api::Source>, stop: &CancellationToken) {
     if let Some(address) = settings.metrics.address {
-        let told = Arc::clone(published);
+        let shown = Arc::clone(published);
         let tell = move |error: Option<std::io::Error>| {
             let problem = |error| {
                 let cause = format!("cannot serve metrics and health checks on {address}: {error}");
-                Problem::new("metrics_address", cause, "free that address, or choose another one with --metrics-addr")
+                Problem::new(
+                    ProblemCode::MetricsAddress,
+                    cause,
+                    "free that address, or choose another one with --metrics-addr",
+                )
             };
-            told.warn("metrics_address", error.map(problem));
+            shown.warn(ProblemCode::MetricsAddress, error.map(problem));
         };
         api::monitor(address, settings.metrics.per_peer, Arc::clone(source), stop.clone(), tell);
     }
     if let Some(address) = settings.ui {
-        let told = Arc::clone(published);
+        let shown = Arc::clone(published);
         let tell = move |error: Option<std::io::Error>| {
             let problem = |error| {
                 let cause = format!("cannot serve the browser page on {address}: {error}");
-                Problem::new("ui_address", cause, "free that address, or choose another one with --ui-addr")
+                Problem::new(ProblemCode::UiAddress, cause, "free that address, or choose another one with --ui-addr")
             };
-            told.warn("ui_address", error.map(problem));
+            shown.warn(ProblemCode::UiAddress, error.map(problem));
         };
         api::page(address, Arc::clone(source), stop.clone(), tell);
     }
-    let told = Arc::clone(published);
+    let shown = Arc::clone(published);
     let tell = move |error: Option<std::io::Error>| {
         let problem = |error| {
             let cause = format!("`wg show` does not work: {error}");
             Problem::new(
-                "wg_socket",
+                ProblemCode::WgSocket,
                 cause,
                 "free this name in /var/run/wireguard, or choose another one with --interface",
             )
         };
-        told.warn("wg_socket", error.map(problem));
+        shown.warn(ProblemCode::WgSocket, error.map(problem));
     };
     api::wireguard(settings.interface.as_str(), Arc::clone(source), stop.clone(), tell);
 }

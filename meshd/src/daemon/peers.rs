@@ -10,7 +10,7 @@ use mesh::{
     kernel_state::RouteVia,
     path::{ChosenPath, Reach, Reason, worse},
     plan::Plan,
-    problem::Problem,
+    problem::{Problem, ProblemCode},
     snapshot::{Owner, Snapshot},
 };
 use tunnel::PeerStatus;
@@ -31,7 +31,7 @@ impl Published {
             let status = tunnel.get(&owner.to_string());
             let (family, chosen) = worse(paths_to(plan, owner, status));
             let mut reason = explained(family, &chosen, status);
-            let dropped = in_force.problems.iter().find(|problem| problem.code == "probes_dropped");
+            let dropped = in_force.problems.iter().find(|problem| problem.code == ProblemCode::ProbesDropped);
             if let Some(problem) = dropped.filter(|_| chosen.reason.is_missing_echo()) {
                 reason = format!("{reason}; {}", problem.cause);
             }
@@ -142,7 +142,7 @@ pub(super) fn not_reached(peers: &[(String, Peer)]) -> Option<Problem> {
     let named: Vec<String> = lost.iter().take(NAMED).map(|peer| format!("{} ({})", peer.name, peer.reason)).collect();
     let others = if lost.len() > NAMED { " and others" } else { "" };
     Some(Problem::new(
-        "peers_unreachable",
+        ProblemCode::PeersUnreachable,
         format!("{} of {} peers are online but unreachable: {}{others}", lost.len(), peers.len(), named.join(", ")),
         format!(
             "meshctl ping {} # shows which layer fails; most often a firewall blocks UDP between the two",

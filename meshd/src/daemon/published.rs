@@ -1,7 +1,7 @@
 //! Data behind the local API: the last plan, and live counters of the tunnel.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use keys::PrivateKey;
 use mesh::{
     plan::Plan,
-    problem::Problem,
+    problem::{Problem, ProblemCode},
     records::Record,
     snapshot::{OwnRecord, Snapshot},
 };
@@ -56,7 +56,7 @@ pub(super) struct InForce {
     pub(super) plan: Option<Plan>,
     pub(super) own_endpoints: Vec<std::net::SocketAddr>,
     /// Records that could not be taken in.
-    pub(super) record_problems: Arc<Vec<mesh::records::Problem>>,
+    pub(super) record_problems: Arc<Vec<Problem>>,
     /// Problems of this machine: the kernel's, the tunnel's.
     pub(super) problems: Vec<Problem>,
     pub(super) firewall_drops: Vec<DropCount>,
@@ -89,7 +89,7 @@ pub(super) struct Published {
     /// For WireGuard's own tools, when root uses them.
     pub(super) private_key: PrivateKey,
     /// What is not well with the ways of asking, by code. They keep no packet from its way.
-    pub(super) warnings: Mutex<BTreeMap<&'static str, Problem>>,
+    pub(super) warnings: Mutex<BTreeMap<ProblemCode, Problem>>,
 }
 
 impl Published {
@@ -97,20 +97,13 @@ impl Published {
         *self.lock() = in_force;
     }
 
-    /// Takes up, or takes back, that something asks in vain; says so in the log when that is new.
-    pub(super) fn warn(&self, code: &'static str, warning: Option<Problem>) {
+    /// States, or takes back, what keeps an interface of the daemon from being served.
+    pub(super) fn warn(&self, code: ProblemCode, warning: Option<Problem>) {
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         match warning {
-            Some(warning) => {
-                if warnings.get(code).is_none_or(|known| known.cause != warning.cause) {
-                    tracing::warn!(code, cause = warning.cause, remedy = warning.remedy);
-                }
-                warnings.insert(code, warning);
-            }
-            None => {
-                warnings.remove(code);
-            }
-        }
+            Some(warning) => warnings.insert(code, warning),
+            None => warnings.remove(&code),
+        };
     }
 
     pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, InForce> {
@@ -136,7 +129,7 @@ impl Published {
         let key = quote(&format!("{}/config", self.etcd.prefix.trim_end_matches('/'))).into_owned();
         audit.then(|| {
             Problem::new(
-                "policy_audit",
+                ProblemCode::PolicyAudit,
                 "policyMode in config is audit: policies are evaluated but nothing is denied",
                 format!(
                     "config=$(etcdctl get {key} --print-value-only | jq -e '.policyMode = \"enforce\"') && etcdctl \
@@ -153,7 +146,7 @@ impl Published {
         let mut pods = table.attachments.values().filter_map(|attached| attached.attach.as_ref()?.pod.uid.as_ref());
         let first = pods.next().filter(|_| control.no_kubernetes_objects)?;
         Some(Problem::new(
-            "kubernetes_not_copied",
+            ProblemCode::KubernetesNotCopied,
             format!(
                 "Kubernetes pods are attached here (such as uid {first}), but etcd contains no pods, namespaces or \
                  policies: no NetworkPolicy is in force"
@@ -174,16 +167,12 @@ impl Published {
         let named = of_tunnel.iter().map(|(reason, packets)| DropCount { reason: reason.name().to_owned(), packets });
         named.chain(self.lock().firewall_drops.iter().cloned()).collect()
     }
-}
 
-impl Source for Published {
-    fn status(&self) -> Status {
-        let control = self.control.borrow().clone();
-        let peers = self.peers_by_owner();
-        let drops = occurred(self.drops());
+    /// Everything that is not well, each cause once.
+    pub(super) fn problems(&self, control: &ControlStatus, peers: &[(String, Peer)]) -> Found {
         let in_force = self.lock();
-        let mut problems: Vec<Problem> = control.problems.iter().map(Problem::from).collect();
-        problems.extend(in_force.record_problems.iter().map(Problem::from));
+        let mut problems = control.problems.clone();
+        problems.extend(in_force.record_problems.iter().cloned());
         if let Some(plan) = &in_force.plan {
             problems.extend(plan.problems.iter().cloned());
         }
@@ -191,23 +180,34 @@ impl Source for Published {
         problems.extend(in_force.problems.iter().cloned());
         problems.extend(self.enforcement.problems(in_force.plan.is_some()));
         problems.extend(self.attachments.problem());
-        problems.extend(not_reached(&peers));
+        problems.extend(not_reached(peers));
         one_for_etcd(&mut problems);
         problems.extend(self.tunnel.offloads().refused().map(|offload| {
             Problem::new(
-                "offload_refused",
+                ProblemCode::OffloadRefused,
                 format!("the kernel refused {offload}: the tunnel runs without it and is slower"),
                 "none needed: no packets are lost; a newer kernel may support it, and a restart tries again",
             )
         }));
-        let state = state(&control, &in_force, !problems.is_empty());
+        let degrading = !problems.is_empty();
         problems.extend(self.warnings.lock().unwrap_or_else(PoisonError::into_inner).values().cloned());
         problems.extend(self.enforcement.hints());
         problems.extend(self.audit());
-        problems.extend(self.not_copied(&control));
-        // One cause is told once, by whoever sees it first.
-        let mut seen = std::collections::HashSet::new();
-        problems.retain(|problem| seen.insert((problem.code, problem.cause.clone())));
+        problems.extend(self.not_copied(control));
+        // Several parts of the daemon may find the same cause.
+        let mut seen = HashSet::new();
+        problems.retain(|problem| seen.insert((problem.code, problem.to_string())));
+        Found { problems, degrading }
+    }
+}
+
+impl Source for Published {
+    fn status(&self) -> Status {
+        let control = self.control.borrow().clone();
+        let peers = self.peers_by_owner();
+        let drops = occurred(self.drops());
+        let Found { problems, degrading } = self.problems(&control, &peers);
+        let in_force = self.lock();
         Status {
             node: self.identity.name.clone(),
             id: self.identity.id.clone(),
@@ -222,7 +222,7 @@ impl Source for Published {
                 revision: control.revision,
             },
             peers: counts(&peers),
-            state,
+            state: state(&control, &in_force, degrading),
             problems: problems.iter().map(Into::into).collect(),
             policy: self.policy(),
             drops,
@@ -283,7 +283,8 @@ impl Source for Published {
         };
         let subnet =
             (!in_force.subnet_holds || in_force.snapshot.own_subnets.is_empty()).then(|| no_subnet().to_owned());
-        let refused = |problem: &&Problem| matches!(problem.code, "kernel_unreadable" | "kernel_refused");
+        let refused =
+            |problem: &&Problem| matches!(problem.code, ProblemCode::KernelUnreadable | ProblemCode::KernelRefused);
         let data_plane = match &in_force.plan {
             None => Some("the kernel has not been programmed yet".to_owned()),
             Some(_) => in_force.problems.iter().find(refused).map(|problem| problem.cause.clone()),
@@ -380,15 +381,25 @@ impl Source for Published {
     }
 }
 
+/// What is not well.
+pub(super) struct Found {
+    pub(super) problems: Vec<Problem>,
+    /// Some of it keeps packets from their way, or may.
+    degrading: bool,
+}
+
 /// A node that has read nothing yet, and cannot, has one problem: that it waits for etcd, and what is wrong there.
 fn one_for_etcd(problems: &mut Vec<Problem>) {
-    let with = |code: &str| problems.iter().position(|problem| problem.code == code);
-    if let (Some(waiting), Some(unreachable)) = (with("waiting_for_etcd"), with("etcd_unreachable")) {
-        let Problem { cause, remedy, .. } = problems[unreachable].clone();
-        let cause = cause.strip_suffix(control::KEPT_WHILE_AWAY).unwrap_or(&cause);
-        problems[waiting].cause = format!("{}; {cause}", problems[waiting].cause);
-        problems[waiting].remedy = remedy;
-        problems.remove(unreachable);
+    let with = |code| problems.iter().position(|problem: &Problem| problem.code == code);
+    let Some(unreachable) = with(ProblemCode::EtcdUnreachable) else { return };
+    match with(ProblemCode::WaitingForEtcd) {
+        Some(waiting) => {
+            let Problem { cause, remedy, .. } = problems[unreachable].clone();
+            problems[waiting].cause = format!("{}; {cause}", problems[waiting].cause);
+            problems[waiting].remedy = remedy;
+            problems.remove(unreachable);
+        }
+        None => problems[unreachable].cause.push_str("; the last known state stays in force"),
     }
 }
 

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use mesh::{
     address::Family,
     path::Via,
+    problem::ProblemCode,
     snapshot::{Owner, Snapshot},
 };
 
@@ -87,7 +88,8 @@ impl Published {
         };
         let mut found = self.not_forwarded(&others);
         let families: Vec<bool> = others.iter().map(IpAddr::is_ipv4).collect();
-        let known = self.status().problems.into_iter().filter(|problem| problem.code == "forwarding_off");
+        let known =
+            self.status().problems.into_iter().filter(|problem| problem.code == ProblemCode::ForwardingOff.as_str());
         for problem in known.filter(|_| families.contains(&true)) {
             let finding = Finding::new(Severity::Error, &problem.code, problem.cause, problem.remedy);
             if !found.contains(&finding) {

@@ -235,7 +235,7 @@ pub struct Problem {
 
 impl From<&mesh::problem::Problem> for Problem {
     fn from(problem: &mesh::problem::Problem) -> Self {
-        Self { code: problem.code.to_owned(), cause: problem.cause.clone(), remedy: problem.remedy.clone() }
+        Self { code: problem.code.to_string(), cause: problem.to_string(), remedy: problem.remedy.clone() }
     }
 }
 

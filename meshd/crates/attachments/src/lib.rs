@@ -39,7 +39,7 @@ use cni::{
 };
 use etcd_schema::{Attachment, Violations};
 use ipnet::IpNet;
-use mesh::problem::Problem;
+use mesh::problem::{Problem, ProblemCode};
 use tokio::sync::watch;
 
 use crate::addresses::{AddressError, History, InUse, range_sets};
@@ -387,7 +387,7 @@ impl Attachments {
         let folder = self.run_dir.join(RECORDS);
         (!shown.is_empty()).then(|| {
             Problem::new(
-                "attachments_unreadable",
+                ProblemCode::AttachmentsUnreadable,
                 format!(
                     "{} of the entries in {} cannot be read ({}); if one is an attachment (CONTAINER@INTERFACE), \
                      policies do not know its container, and no addresses are allocated until it is readable",

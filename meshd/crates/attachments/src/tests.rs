@@ -266,7 +266,7 @@ fn what_is_no_file_and_what_cannot_be_read_stays_and_is_named() {
     let attached = |of: &Attachments| of.table().borrow().attachments.keys().cloned().collect::<Vec<_>>();
     assert_eq!(attached(&second), [name("a")]);
     let problem = second.problem().unwrap();
-    assert_eq!(problem.code, "attachments_unreadable");
+    assert_eq!(problem.code.as_str(), "attachments_unreadable");
     assert!(problem.cause.starts_with("5 of the entries"), "{}", problem.cause);
     assert!(["socket", "fifo", "folder", "link"].iter().all(|entry| dir.join(entry).symlink_metadata().is_ok()));
     // It can be read again.

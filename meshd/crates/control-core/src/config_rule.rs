@@ -12,7 +12,8 @@ use etcd_schema::{
     BackendKind, Key, NetworkConfig, OutsidePeer, PeerName, SubnetKey, SubnetLease, Violations, config_change,
     config_conflicts, peer_conflicts,
 };
-use mesh::records::{Problem, ProblemCode, Record};
+use mesh::problem::{Problem, ProblemCode};
+use mesh::records::Record;
 
 /// Longest configuration, as JSON, that a problem repeats.
 const MAX_REPEATED: usize = 4096;

@@ -23,7 +23,8 @@ use std::{
 use etcd_schema::{
     Key, KeyError, KubernetesKey, NodeId, Reader, RecordClass, SubnetKey, SubnetLease, Value, Violations,
 };
-use mesh::records::{Problem, ProblemCode, Revision, View};
+use mesh::problem::{Problem, ProblemCode};
+use mesh::records::{Revision, View};
 use text::quote;
 
 pub(crate) use self::record::Kept;

@@ -15,7 +15,8 @@ use control_core::{
     world::WorldSink,
 };
 use etcd_schema::{Key, SubnetKey};
-use mesh::records::{Problem, ProblemCode, Revision, View};
+use mesh::problem::{Problem, ProblemCode};
+use mesh::records::{Revision, View};
 use rand::Rng as _;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -27,7 +28,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     cache::{CacheWriter, Cached},
     etcd_options::{EtcdOptions, EtcdOptionsError},
-    predecessor, problem_log,
+    predecessor,
     session::{Dialer, Session},
     state_dir::StateDir,
     unreachable::{self, LOST_CHANGES_SHOWN},
@@ -174,7 +175,6 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         rand::rng().random(),
     );
 
-    problem_log::log(&[], &store.view().problems);
     let (store_inputs_in, store_inputs) = mpsc::channel(64);
     let (suspects, suspects_out) = mpsc::channel(16);
     let (answers_in, answers) = mpsc::channel(16);
@@ -604,7 +604,6 @@ impl Daemon {
             {
                 let before = self.view.borrow();
                 log_config_change(&before, &view);
-                problem_log::log(&before.problems, &view.problems);
             }
             self.view.send_replace(view);
         }
@@ -661,7 +660,6 @@ impl Daemon {
             if status.subnet != current.subnet {
                 self.cache.changed_now();
             }
-            log_own_problems(&current.problems, &status.problems);
             let modified = status != *current;
             *current = status;
             modified
@@ -679,16 +677,6 @@ fn log_membership(state: &MembershipState) {
         MembershipState::SubnetLost { subnet, reason } => error!(%subnet, reason, "subnet lost"),
         MembershipState::Removed => error!("node removed from the mesh"),
         MembershipState::Cloned { reason } => error!(reason, "identity in use by another daemon"),
-    }
-}
-
-/// Logs what is new about this node itself. Failures to connect are not among it: the watcher logs them.
-fn log_own_problems(before: &[Problem], after: &[Problem]) {
-    if before != after {
-        let of = |problems: &[Problem]| -> Vec<Problem> {
-            problems.iter().filter(|problem| problem.code != ProblemCode::EtcdUnreachable).cloned().collect()
-        };
-        problem_log::log(&of(before), &of(after));
     }
 }
 

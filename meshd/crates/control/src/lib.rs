@@ -15,7 +15,6 @@ mod daemon;
 pub mod etcd_options;
 pub mod node_removal;
 mod predecessor;
-mod problem_log;
 pub mod session;
 pub mod state_dir;
 mod unreachable;
@@ -25,4 +24,4 @@ mod watcher;
 mod tests;
 
 pub use daemon::{CacheInfo, Control, ControlStatus, EtcdAcceptor, Options, start};
-pub use unreachable::{KEPT_WHILE_AWAY, remedy_of_etcd_error};
+pub use unreachable::remedy_of_etcd_error;

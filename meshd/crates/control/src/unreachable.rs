@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etcd_schema::NodeId;
-use mesh::records::{Problem, ProblemCode};
+use mesh::problem::{Problem, ProblemCode};
 
 /// How long it is said that an audit found differences, from the last time that one did.
 pub(super) const LOST_CHANGES_SHOWN: Duration = Duration::from_secs(24 * 3600);
@@ -62,15 +62,12 @@ const WORDS: [(Kind, &[&str]); 9] = [
     (Kind::Silent, &["no answer within", "timed out", "no sign of life", "went without an answer", "deadline"]),
 ];
 
-/// What the problem ends with, of a node that has something to keep.
-pub const KEPT_WHILE_AWAY: &str = "; the last known state stays in force";
-
 /// The problem of having no connection, by what came of the last attempt.
 pub(super) fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
     Problem {
         code: ProblemCode::EtcdUnreachable,
         key: None,
-        cause: format!("etcd unreachable: {endpoint}: {error}{KEPT_WHILE_AWAY}"),
+        cause: format!("etcd unreachable: {endpoint}: {error}"),
         remedy: remedy_of_etcd_error(endpoint, error),
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh::problem::Problem;
+use mesh::problem::{Problem, ProblemCode};
 use policy::engine::{End, Flow, ObjectName, Side};
 
 use super::InForce;
@@ -90,7 +90,7 @@ impl Suspects {
         let hint = |(suspect, destination, _): &(Suspect, String, Instant)| {
             let Suspect { node, address, pod } = suspect;
             Problem::new(
-                "peer_masquerades",
+                ProblemCode::PeerMasquerades,
                 format!(
                     "policies denied packets from {address}, an address of node {node}, to {destination}, although \
                      pods of {node} such as {pod} are allowed: a NAT rule on {node} may rewrite pods' addresses to \

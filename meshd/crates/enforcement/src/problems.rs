@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use mesh::problem::Problem;
+use mesh::problem::{Problem, ProblemCode};
 
 use super::Enforcement;
 
@@ -22,16 +22,16 @@ impl Enforcement {
             };
             let cause = "policies are not in force yet: only this node's own processes can reach its pods, plus \
                          connections allowed by rules of an earlier run";
-            problems.push(Problem::new("policies_not_in_force", format!("{cause}{why}"), remedy));
+            problems.push(Problem::new(ProblemCode::PoliciesNotInForce, format!("{cause}{why}"), remedy));
         } else if applied.refused && applied.generation > 0 {
             let cause = "the kernel refuses the policy rules; the previous rules stay in force, see the log";
-            problems.push(Problem::new("policy_rules_refused", cause, refused));
+            problems.push(Problem::new(ProblemCode::PolicyRulesRefused, cause, refused));
         }
         problems.extend(self.unmatched.borrow().problems(Instant::now()));
         let host = self.host.borrow();
         if host.bridged && !host.switched_judged {
             problems.push(Problem::new(
-                "bridge_not_filtered",
+                ProblemCode::BridgeNotFiltered,
                 "pods are attached to a bridge, but packets between its ports bypass nftables: they are dropped",
                 "modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1 \
                  net.bridge.bridge-nf-call-ip6tables=1 # make it persistent in /etc/modules-load.d and /etc/sysctl.d",
@@ -39,7 +39,7 @@ impl Enforcement {
         }
         if !host.strangers.is_empty() {
             problems.push(Problem::new(
-                "bridge_port_unknown",
+                ProblemCode::BridgePortUnknown,
                 format!(
                     "unknown port {} on a bridge of pods, with no attachment: the host behind it can spoof pods' \
                      addresses",
@@ -50,7 +50,7 @@ impl Enforcement {
         }
         if !host.learning.is_empty() {
             problems.push(Problem::new(
-                "bridge_learns_link_local",
+                ProblemCode::BridgeLearnsLinkLocal,
                 format!(
                     "cannot disable link-local learning on bridge {}: a pod on it can attract other pods' frames",
                     host.learning.join(", ")
@@ -60,7 +60,7 @@ impl Enforcement {
         }
         if !host.refused_sources.is_empty() {
             problems.push(Problem::new(
-                "allowed_source_refused",
+                ProblemCode::AllowedSourceRefused,
                 format!("packets from these allowedSources of pods are dropped: {}", host.refused_sources.join("; ")),
                 "remove the prefixes from allowedSources in the CNI configuration and recreate the pods, or resolve \
                  the overlap",
@@ -68,14 +68,14 @@ impl Enforcement {
         }
         if host.ipvs {
             problems.push(Problem::new(
-                "ipvs",
+                ProblemCode::Ipvs,
                 "this node has IPVS virtual services: policies do not see the final destination of their packets",
                 "run kube-proxy in nftables or iptables mode",
             ));
         }
         if let Err(error) = &self.reports {
             problems.push(Problem::new(
-                "flows_not_reported",
+                ProblemCode::FlowsNotReported,
                 format!("cannot read the verdicts that nftables reports: {error}"),
                 "policies are enforced nevertheless; set --policy-log-group to a group that no other program reads",
             ));

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh::problem::Problem;
+use mesh::problem::{Problem, ProblemCode};
 
 /// How long the Pod object may take to reach etcd before its absence is a problem.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,7 +59,7 @@ impl Unmatched {
     pub(super) fn problems(&self, now: Instant) -> impl Iterator<Item = Problem> {
         let without_pod = self.without_pod.shown(now).map(|names| {
             Problem::new(
-                "attachment_without_pod",
+                ProblemCode::AttachmentWithoutPod,
                 format!(
                     "no Pod in etcd has the UID of these attachments: {names}; their labels are unknown, so every \
                      policy that could select them isolates them"
@@ -70,7 +70,7 @@ impl Unmatched {
         });
         let misplaced = self.misplaced.shown(now).map(|names| {
             Problem::new(
-                "attachment_on_other_node",
+                ProblemCode::AttachmentOnOtherNode,
                 format!(
                     "these attachments are not on the node of their Pod: {names}; they do not get its labels, named ports \
                      or policies"

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use crate::{
     address::prefixes,
     claims::{Claims, Precedence, SiteAddresses},
-    problem::Problem,
+    problem::{Problem, ProblemCode},
     records::{Record, View},
     snapshot::{Member, Outside, OwnRecord, Owner, networks},
 };
@@ -156,7 +156,7 @@ impl Builder<'_> {
             if self.view.removed.contains_key(id) {
                 self.problem(
                     of(),
-                    "node_removed",
+                    ProblemCode::NodeRemoved,
                     format!("{who} is refused: the node was removed (removed/{id})"),
                     format!("delete removed/{id} to let the node back in"),
                 );
@@ -167,7 +167,7 @@ impl Builder<'_> {
             if let Some(Err(violations)) = conflicts {
                 self.problem(
                     of(),
-                    "inside_network",
+                    ProblemCode::InsideNetwork,
                     format!("{who} is invalid: {violations}"),
                     "start the node with an underlay, --public-ip or --endpoint outside the mesh networks",
                 );
@@ -179,7 +179,7 @@ impl Builder<'_> {
             {
                 self.problem(
                     of(),
-                    "key_conflict",
+                    ProblemCode::KeyConflict,
                     format!("{who} is invalid: its public key {key} belongs to {holder}"),
                     "give the node its own key: move its key file away and restart it",
                 );
@@ -191,7 +191,7 @@ impl Builder<'_> {
                 let shown = format!("{name} ({id})");
                 self.problem(
                     of(),
-                    "name_conflict",
+                    ProblemCode::NameConflict,
                     format!(
                         "{who} has the same name as nodes/{older}: it is shown as `{shown}`, and `{name}` means {older}"
                     ),
@@ -213,7 +213,7 @@ impl Builder<'_> {
                 } else {
                     self.problem(
                         of(),
-                        "address_conflict",
+                        ProblemCode::AddressConflict,
                         format!(
                             "{who} has no direct path by {address}: another node of site {site} has the same \
                                  address"
@@ -249,7 +249,12 @@ impl Builder<'_> {
             let who = format!("subnets/{subnet}");
             let of = || RecordId::Subnet(*subnet);
             if let Some(reason) = self.outside_of_network(subnet) {
-                self.problem(of(), "subnet_outside_network", format!("{who} is invalid: {reason}"), "delete the key");
+                self.problem(
+                    of(),
+                    ProblemCode::SubnetOutsideNetwork,
+                    format!("{who} is invalid: {reason}"),
+                    "delete the key",
+                );
                 continue;
             }
             let conflict = prefixes(subnet)
@@ -257,7 +262,7 @@ impl Builder<'_> {
             if let Some((held, holder)) = conflict {
                 self.problem(
                     of(),
-                    "prefix_conflict",
+                    ProblemCode::PrefixConflict,
                     format!("{who} is invalid: {held} belongs to {holder}"),
                     format!("delete {who}; its node then leases another subnet"),
                 );
@@ -336,7 +341,7 @@ impl Builder<'_> {
             if let Some(holder) = self.claims.holder_of_key(&peer.public_key).map(str::to_owned) {
                 self.problem(
                     of(),
-                    "key_conflict",
+                    ProblemCode::KeyConflict,
                     format!("{who} is invalid: its public key {} belongs to {holder}", peer.public_key),
                     format!("put {who} with the peer's own publicKey, or delete it"),
                 );
@@ -346,7 +351,7 @@ impl Builder<'_> {
             if let Some(Err(violations)) = conflicts {
                 self.problem(
                     of(),
-                    "prefix_conflict",
+                    ProblemCode::PrefixConflict,
                     format!("{who} is invalid: {violations}"),
                     format!("put {who} with prefixes and an endpoint outside the mesh networks"),
                 );
@@ -356,7 +361,7 @@ impl Builder<'_> {
             if let Some((net, endpoint, node)) = covered.map(|(net, at, id)| (net, at, id.clone())) {
                 self.problem(
                     of(),
-                    "covers_underlay",
+                    ProblemCode::CoversUnderlay,
                     format!("{who} is invalid: allowedIPs {net} covers the endpoint {endpoint} of nodes/{node}"),
                     format!("put {who} with prefixes that contain no node's endpoint"),
                 );
@@ -369,7 +374,7 @@ impl Builder<'_> {
             if let Some((held, holder)) = conflict {
                 self.problem(
                     of(),
-                    "prefix_conflict",
+                    ProblemCode::PrefixConflict,
                     format!("{who} is invalid: {held} belongs to {holder}"),
                     format!("put {who} with prefixes that are still free"),
                 );
@@ -410,7 +415,7 @@ impl Builder<'_> {
         })
     }
 
-    fn problem(&mut self, of: RecordId, code: &'static str, cause: impl Into<String>, remedy: impl Into<String>) {
+    fn problem(&mut self, of: RecordId, code: ProblemCode, cause: impl Into<String>, remedy: impl Into<String>) {
         self.out.problems.entry(of).or_default().push(Problem::new(code, cause, remedy));
     }
 }

@@ -1,32 +1,180 @@
-//! A problem with its cause and remedy.
+//! What is not as it should be, with its cause and remedy: in `meshctl status`, in metrics and in the log.
 
-use serde::Serialize;
+use std::{collections::BTreeSet, fmt};
 
-/// One thing that is not as it should be, as `meshctl status` shows it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// Lines that one change may write to the log; the rest are counted.
+const MOST_LINES: usize = 20;
+
+/// One thing that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// Stable, in snake case; for scripts and alerts.
-    pub code: &'static str,
-    /// What was found, with the value.
+    /// What kind of problem.
+    pub code: ProblemCode,
+    /// The key below etcd's prefix that it is about, if it is about one.
+    pub key: Option<String>,
+    /// What was found, with the value; no secrets.
     pub cause: String,
     /// What to do.
     pub remedy: String,
 }
 
 impl Problem {
-    /// A problem.
+    /// A problem of this node.
     #[must_use]
-    pub fn new(code: &'static str, cause: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { code, cause: cause.into(), remedy: remedy.into() }
+    pub fn new(code: ProblemCode, cause: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { code, key: None, cause: cause.into(), remedy: remedy.into() }
+    }
+
+    /// The same, about a key below etcd's prefix.
+    #[must_use]
+    pub fn about(self, key: impl Into<String>) -> Self {
+        Self { key: Some(key.into()), ..self }
     }
 }
 
-impl From<&crate::records::Problem> for Problem {
-    fn from(problem: &crate::records::Problem) -> Self {
-        let cause = match &problem.key {
-            Some(key) => format!("{key}: {}", problem.cause),
-            None => problem.cause.clone(),
-        };
-        Self { code: problem.code.as_str(), cause, remedy: problem.remedy.clone() }
+impl fmt::Display for Problem {
+    /// The cause, after the key that it is about.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.key {
+            Some(key) => write!(f, "{key}: {}", self.cause),
+            None => f.write_str(&self.cause),
+        }
     }
 }
+
+macro_rules! codes {
+    ($($variant:ident $word:literal $meaning:literal,)*) => {
+        /// The kinds of [`Problem`]: stable words in snake case, for scripts and alerts.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum ProblemCode {
+            $(#[doc = $meaning] $variant,)*
+        }
+
+        impl ProblemCode {
+            /// Every code, by its word.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The word for it in `meshctl status -o json`.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+
+            /// What it means, in a sentence without its full stop.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $meaning,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    AddressConflict "address_conflict" "Two nodes publish the same address of the underlay; it proves neither of them",
+    AliveOverwritten "alive_overwritten" "Something else wrote this node's `alive/ID`; the node put it back",
+    AllowedSourceRefused "allowed_source_refused" "A pod's `allowedSources` belong to another node or pod; packets from them are dropped",
+    AttachmentOnOtherNode "attachment_on_other_node" "A container is attached here, but etcd has its Pod on another node; its labels do not count",
+    AttachmentWithoutPod "attachment_without_pod" "A container is attached, but no Pod in etcd has its UID; its labels are unknown",
+    AttachmentsUnreadable "attachments_unreadable" "Files below RUN/attachments cannot be read",
+    BackendNotSupported "backend_not_supported" "`config` names a backend that this version does not have; nothing is programmed",
+    BadFacts "bad_facts" "This node's own record would be invalid, so it is not written",
+    BadKey "bad_key" "A key below the prefix is not one of meshd's; it has no effect",
+    BadValue "bad_value" "A value cannot be read; the last good one, if any, stays in force",
+    BridgeLearnsLinkLocal "bridge_learns_link_local" "A bridge of pods learns link-local addresses, so that a pod on it can attract other pods' frames",
+    BridgeNotFiltered "bridge_not_filtered" "Packets between the ports of a bridge of pods bypass nftables; they are dropped",
+    BridgePortUnknown "bridge_port_unknown" "A bridge of pods has a port without attachment, whose host can spoof pods' addresses",
+    Cloned "cloned" "Another daemon runs with this node's identity; this one forwards nothing",
+    ConfigRefused "config_refused" "What stands under `config` is not accepted, or was deleted too early; the one before stays in force",
+    CoversUnderlay "covers_underlay" "A network or external prefix covers an address of the underlay; it is not programmed",
+    EtcdRefuses "etcd_refuses" "etcd refuses what this node asks or writes",
+    EtcdReplaced "etcd_replaced" "etcd is another cluster than before; what it lacks stays in force",
+    EtcdUnreachable "etcd_unreachable" "No member of etcd can be reached; the mesh continues with what is known",
+    FlowsNotReported "flows_not_reported" "The verdicts that nftables reports cannot be read; policies are enforced all the same",
+    ForeignForwardDrop "foreign_forward_drop" "Another program's nftables chain drops forwarded pod packets",
+    ForwardingOff "forwarding_off" "A kernel setting keeps an interface from forwarding",
+    HandshakeClock "handshake_clock" "The clock is behind its time before the last start: peers refuse handshakes until it has caught up",
+    IdentityUnconfirmed "identity_unconfirmed" "The node waits until etcd rules out another daemon with its identity",
+    InsideNetwork "inside_network" "A record's address or prefix lies inside the mesh's networks",
+    Ipvs "ipvs" "kube-proxy runs in IPVS mode: policies do not see the final destination of its packets",
+    KernelRefused "kernel_refused" "The kernel refuses a route, address, setting or rule",
+    KernelUnreadable "kernel_unreadable" "The kernel's state cannot be read",
+    KeyConflict "key_conflict" "Two records claim the same public key; the older one has it",
+    KubernetesNotCopied "kubernetes_not_copied" "Kubernetes pods are attached, but etcd has no Kubernetes objects: no NetworkPolicy is in force",
+    MetricsAddress "metrics_address" "Metrics and health checks cannot be served on their address",
+    NameConflict "name_conflict" "Two nodes have the same name; it means the older one",
+    NetworksOverlap "networks_overlap" "Prefixes of external peers overlap the mesh's networks or each other",
+    NoConfig "no_config" "There is no valid `config`",
+    NodeRemoved "node_removed" "This node was removed from the mesh",
+    NoUnderlay "no_underlay" "No interface leads to other nodes",
+    OffloadRefused "offload_refused" "The kernel refuses an offload: the tunnel is slower",
+    PeerClockAhead "peer_clock_ahead" "A peer's clock was ahead: its handshakes are refused until its time has come",
+    PeerMasquerades "peer_masquerades" "Packets arrive from another node's own address: that node rewrites its pods' sources",
+    PeersUnreachable "peers_unreachable" "Peers that are online do not answer",
+    PodsMasqueraded "pods_masqueraded" "A foreign rule rewrites the source of packets between pods: policies match the wrong sender",
+    PodsNotGuarded "pods_not_guarded" "nftables refuses the rules that protect this node's pods: no routes are installed",
+    PoliciesNotInForce "policies_not_in_force" "Policies are not in force; pods are closed until they are",
+    PolicyAudit "policy_audit" "`policyMode` is audit: policies are evaluated, but nothing is denied",
+    PolicyRulesRefused "policy_rules_refused" "The kernel refuses the policies' rules; the previous ones stay in force",
+    PolicyWithdrawalsHeld "policy_withdrawals_held" "Many policies were deleted at once; they stay in force for a while",
+    PoolExhausted "pool_exhausted" "No subnet is free",
+    PrefixConflict "prefix_conflict" "Two records claim overlapping prefixes; the older one has them",
+    ProbesDropped "probes_dropped" "A foreign rule drops or rewrites the probes of direct paths: they cannot be used",
+    RevisionWentBack "etcd_revision_went_back" "etcd was restored from a backup, or lost writes; what it lacks stays in force",
+    SubnetEnv "subnet_env" "RUN/subnet.env cannot be written or removed",
+    SubnetLost "subnet_lost" "This node's subnet belongs to another node now",
+    SubnetOutdated "subnet_outdated" "This node's subnet does not match `config`; it stays in use",
+    SubnetOutsideNetwork "subnet_outside_network" "A key below `subnets/` does not lie in the mesh's networks",
+    TunnelRefused "tunnel_refused" "The tunnel refuses a peer's key or prefix",
+    UiAddress "ui_address" "The browser page cannot be served on its address",
+    WaitingForEtcd "waiting_for_etcd" "Nothing is known of the mesh yet, because etcd has not been read",
+    WatchLostChanges "watch_lost_changes" "An audit found changes that etcd's watch had not brought",
+    WgSocket "wg_socket" "WireGuard's socket cannot be opened: `wg show` does not work",
+    WithdrawalsHeld "withdrawals_held" "Many records were deleted at once; they stay in force for a while",
+}
+
+impl fmt::Display for ProblemCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Which problems the log knows: each is logged when it appears and when it is gone.
+#[derive(Debug, Default)]
+pub struct ProblemLog(BTreeSet<Problem>);
+
+/// What to log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogLine {
+    /// It has appeared, or has another cause.
+    Appeared(Problem),
+    /// It is gone.
+    Gone(Problem),
+    /// As many lines were left out.
+    More(usize),
+}
+
+impl ProblemLog {
+    /// What to log, now that these are the problems.
+    pub fn update(&mut self, now: impl IntoIterator<Item = Problem>) -> Vec<LogLine> {
+        let now: BTreeSet<Problem> = now.into_iter().collect();
+        let before = std::mem::take(&mut self.0);
+        // Of the same key with another cause: it appeared, and the one before is not gone. Without a key, the cause says
+        // which one it is.
+        let stays = |old: &Problem| {
+            now.contains(old) || old.key.is_some() && now.iter().any(|new| (new.code, &new.key) == (old.code, &old.key))
+        };
+        let appeared = now.difference(&before).cloned().map(LogLine::Appeared);
+        let gone = before.iter().filter(|old| !stays(old)).cloned().map(LogLine::Gone);
+        let mut lines: Vec<LogLine> = appeared.chain(gone).collect();
+        if lines.len() > MOST_LINES {
+            let left_out = lines.len() - MOST_LINES;
+            lines.truncate(MOST_LINES);
+            lines.push(LogLine::More(left_out));
+        }
+        self.0 = now;
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests;

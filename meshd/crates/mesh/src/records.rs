@@ -8,6 +8,8 @@ use etcd_schema::{
     Value,
 };
 
+use crate::problem::Problem;
+
 /// An etcd revision. The store's own count; 0 means "before any write".
 pub type Revision = i64;
 
@@ -151,85 +153,4 @@ pub enum Retained {
     Unreadable,
     /// etcd holds no value that counts, and the evidence does not suffice to withdraw this one.
     Withheld,
-}
-
-/// Something an operator should know, with what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// What kind of problem, stable.
-    pub code: ProblemCode,
-    /// The key below the prefix it is about, if it is about one.
-    pub key: Option<String>,
-    /// What is wrong, without secrets.
-    pub cause: String,
-    /// What to do.
-    pub remedy: String,
-}
-
-/// The kinds of [`Problem`] that this module finds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ProblemCode {
-    /// A key below the prefix that is none of ours.
-    BadKey,
-    /// A value that cannot be read; the last good one, if any, stays in force.
-    BadValue,
-    /// What stands under `config` is not taken, or was deleted too early; the one before stays in force.
-    ConfigRefused,
-    /// Many records went at once; they stay in force for a while.
-    WithdrawalsHeld,
-    /// Many policies were deleted at once; they stay in force for a while.
-    PolicyWithdrawalsHeld,
-    /// etcd's revision went back: it was restored from a backup, or it is another etcd. What it lacks stays in force.
-    RevisionWentBack,
-    /// etcd is another cluster than before. What it lacks stays in force.
-    EtcdReplaced,
-    /// No member of etcd can be reached.
-    EtcdUnreachable,
-    /// An audit found changes that the watch had not brought.
-    WatchLostChanges,
-    /// etcd refuses what this node asks.
-    EtcdRefuses,
-    /// No subnet is free.
-    PoolExhausted,
-    /// No `config` is there, or none that was ever valid.
-    NoConfig,
-    /// This node's subnet belongs to another node now.
-    SubnetLost,
-    /// This node was removed from the mesh.
-    NodeRemoved,
-    /// Another daemon runs with this node's identity, and this one left it to that.
-    Cloned,
-    /// Somebody else wrote this node's `alive/ID`; it was put back.
-    AliveOverwritten,
-    /// What the configuration deals out now is not what this node has.
-    SubnetOutdated,
-    /// What this node would say about itself does not hold.
-    BadFacts,
-}
-
-impl ProblemCode {
-    /// The word for it in `meshctl status -o json`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::BadKey => "bad_key",
-            Self::BadValue => "bad_value",
-            Self::ConfigRefused => "config_refused",
-            Self::WithdrawalsHeld => "withdrawals_held",
-            Self::PolicyWithdrawalsHeld => "policy_withdrawals_held",
-            Self::EtcdReplaced => "etcd_replaced",
-            Self::RevisionWentBack => "etcd_revision_went_back",
-            Self::EtcdUnreachable => "etcd_unreachable",
-            Self::WatchLostChanges => "watch_lost_changes",
-            Self::EtcdRefuses => "etcd_refuses",
-            Self::PoolExhausted => "pool_exhausted",
-            Self::NoConfig => "no_config",
-            Self::SubnetLost => "subnet_lost",
-            Self::NodeRemoved => "node_removed",
-            Self::Cloned => "cloned",
-            Self::AliveOverwritten => "alive_overwritten",
-            Self::SubnetOutdated => "subnet_outdated",
-            Self::BadFacts => "bad_facts",
-        }
-    }
 }

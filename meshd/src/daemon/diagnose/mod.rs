@@ -14,6 +14,7 @@ use api::Source as _;
 use api_types::{Diagnosis, Families, Finding, Path, Peer, Severity};
 use ipnet::IpNet;
 use kernel;
+use mesh::problem::ProblemCode;
 use tunnel::OffloadState;
 
 use self::{
@@ -171,7 +172,13 @@ impl Published {
 
 /// Whether packets go as they should all the same.
 fn is_harmless(code: &str) -> bool {
-    matches!(code, "offload_refused" | "flows_not_reported" | "etcd_unreachable")
-        || code.starts_with("uapi_")
-        || code.starts_with("metrics_")
+    let harmless = [
+        ProblemCode::OffloadRefused,
+        ProblemCode::FlowsNotReported,
+        ProblemCode::EtcdUnreachable,
+        ProblemCode::MetricsAddress,
+        ProblemCode::UiAddress,
+        ProblemCode::WgSocket,
+    ];
+    harmless.iter().any(|harmless| harmless.as_str() == code)
 }

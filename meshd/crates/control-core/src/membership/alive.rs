@@ -11,7 +11,8 @@
 use std::time::{Duration, Instant};
 
 use etcd_schema::{Alive, Key, NodeId};
-use mesh::records::{LeaseId, Problem, ProblemCode, Revision};
+use mesh::problem::{Problem, ProblemCode};
+use mesh::records::{LeaseId, Revision};
 use rand::rngs::StdRng;
 
 use super::{ALIVE_TTL, Answer, Call, CallId, Context, Flight};

@@ -29,7 +29,8 @@ use std::{
 
 use etcd_schema::{Key, NodeId, NodeName, PublicKey, SiteName, SubnetKey};
 use ipnet::IpNet;
-use mesh::records::{LeaseId, Problem, ProblemCode};
+use mesh::problem::{Problem, ProblemCode};
+use mesh::records::LeaseId;
 use rand::{SeedableRng as _, rngs::StdRng};
 use text::quote;
 

@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use etcd_schema::{Key, NetworkConfig, RecordClass, SubnetKey, Value};
 use ipnet::{Ipv4Net, Ipv6Net};
-use mesh::records::{MAX_PROBLEMS, Problem, ProblemCode, Record, Retained, View};
+use mesh::problem::{Problem, ProblemCode};
+use mesh::records::{MAX_PROBLEMS, Record, Retained, View};
 use prefix_trie::PrefixSet;
 use text::quote;
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use control_core::types::{CallError, KeyListing};
 use etcd_client::{Client, ConnectOptions};
-use mesh::records::ProblemCode;
+use mesh::problem::ProblemCode;
 use nix::sys::signal::Signal;
 
 use super::{

@@ -7,7 +7,7 @@ use control_core::{
     types::Entry,
 };
 use etcd_schema::{Key, PublicKey, SubnetKey};
-use mesh::records::ProblemCode;
+use mesh::problem::ProblemCode;
 use nix::sys::signal::Signal;
 
 use super::etcd::{Etcd, eventually};

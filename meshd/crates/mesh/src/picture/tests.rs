@@ -97,7 +97,7 @@ fn public_key(seed: u8) -> PublicKey {
 }
 
 fn codes(snapshot: &Snapshot) -> Vec<&'static str> {
-    snapshot.problems.iter().map(|problem| problem.code).collect()
+    snapshot.problems.iter().map(|problem| problem.code.as_str()).collect()
 }
 
 fn member<'a>(snapshot: &'a Snapshot, id: &str) -> &'a Member {

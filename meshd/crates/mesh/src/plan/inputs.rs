@@ -18,7 +18,7 @@ use crate::{
     interface::InterfaceName,
     kernel_state,
     path::{Candidates, ChosenPath, DirectLink, Via, choose, eligible},
-    problem::Problem,
+    problem::{Problem, ProblemCode},
     snapshot::{Member, Outside, Owner, Snapshot, is_supported},
     tunnel_table,
 };
@@ -129,7 +129,7 @@ impl<'a> Inputs<'a> {
     fn refuses(&self, config: &NetworkConfig) -> Option<Problem> {
         if !is_supported(config.backend.kind) {
             return Some(Problem::new(
-                "backend_not_supported",
+                ProblemCode::BackendNotSupported,
                 format!("config: Backend.Type {:?} is not supported by this version", config.backend.kind),
                 "put a config with \"Type\": \"wireguard\"",
             ));
@@ -137,7 +137,7 @@ impl<'a> Inputs<'a> {
         let networks: Vec<IpNet> = self.snapshot.networks().collect();
         covered(&networks, &self.local.protected).map(|(net, address, what)| {
             Problem::new(
-                "covers_underlay",
+                ProblemCode::CoversUnderlay,
                 format!("config: the network {net} covers {address}, {what}"),
                 "meshctl check config FILE && etcdctl put /meshd/config < FILE # with networks that no site uses",
             )
@@ -179,7 +179,7 @@ impl<'a> Inputs<'a> {
             match covered(&peer.allowed_ips, &self.local.protected) {
                 None => accepted.push((name, peer.as_ref())),
                 Some((net, address, what)) => problems.push(Problem::new(
-                    "covers_underlay",
+                    ProblemCode::CoversUnderlay,
                     format!("peers/{name} is refused here: allowedIPs {net} covers {address}, {what}"),
                     format!("etcdctl put /meshd/peers/{name} < FILE # with allowedIPs outside the underlay"),
                 )),

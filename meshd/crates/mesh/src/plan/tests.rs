@@ -157,7 +157,7 @@ fn two_nodes_that_only_call_out_cannot_reach_each_other() {
 fn a_network_that_covers_the_underlay_programs_nothing() {
     let config = DUAL.replace("10.244.0.0/16", "192.168.0.0/16");
     let plan = plan(&snapshot(&config), &local(), &Observed::default());
-    assert_eq!(plan.problems[0].code, "covers_underlay");
+    assert_eq!(plan.problems[0].code.as_str(), "covers_underlay");
     assert!(plan.kernel.routes.is_empty() && plan.kernel.floor == Floor::default() && plan.tunnel.peers.is_empty());
 }
 
@@ -169,7 +169,7 @@ fn what_is_in_force_stays_when_the_underlay_moves_into_it() {
     let programmed = Floor { networks, outside: Vec::new() };
     let observed = Observed { programmed, ..Observed::default() };
     let plan = plan(&snapshot(DUAL), &local, &observed);
-    assert_eq!(plan.problems[0].code, "covers_underlay");
+    assert_eq!(plan.problems[0].code.as_str(), "covers_underlay");
     assert_eq!(plan.kernel.routes.len(), 4);
 }
 

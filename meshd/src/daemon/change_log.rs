@@ -1,5 +1,5 @@
-//! Logs when a peer becomes unreachable or reachable, and when its path changes. An outage of the whole mesh is one
-//! line, and flapping peers do not fill the log.
+//! Logs what changes: problems when they appear and when they are gone, peers when they become unreachable or reachable,
+//! and when their path changes. An outage of the whole mesh is one line, and flapping peers do not fill the log.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +7,8 @@ use std::{
 };
 
 use api_types::{Path, Peer};
-use tokio::time::{MissedTickBehavior, interval};
+use mesh::problem::{LogLine, Problem, ProblemCode, ProblemLog};
+use tokio::time::{MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -61,17 +62,39 @@ enum Line {
     },
 }
 
-/// Looks at the peers until `stop`.
-pub(super) async fn log_peers(published: SharedState, stop: CancellationToken) {
-    let mut log = PeerLog::default();
-    let mut look = interval(LOOK);
+/// Looks at problems and peers until `stop`.
+pub(super) async fn log_changes(published: SharedState, stop: CancellationToken) {
+    let (mut peer_log, mut problem_log) = (PeerLog::default(), ProblemLog::default());
+    // What is not well only until the node has joined is no news.
+    let mut look = interval_at(tokio::time::Instant::now() + LOOK, LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = look.tick() => {}
             () = stop.cancelled() => return,
         }
-        log.look(&published.peers_by_owner(), Instant::now()).iter().for_each(Line::write);
+        let peers = published.peers_by_owner();
+        peer_log.look(&peers, Instant::now()).iter().for_each(Line::write);
+        let control = published.control.borrow().clone();
+        let mut problems = published.problems(&control, &peers).problems;
+        problems.retain(|problem| !has_own_lines(problem.code));
+        problem_log.update(problems).into_iter().for_each(write_problem);
+    }
+}
+
+/// Whether the log has lines of another kind about such a problem: those of each peer, and those of each attempt to connect.
+fn has_own_lines(code: ProblemCode) -> bool {
+    matches!(code, ProblemCode::PeersUnreachable | ProblemCode::EtcdUnreachable)
+}
+
+fn write_problem(line: LogLine) {
+    match line {
+        LogLine::Appeared(problem) => {
+            let Problem { code, key, cause, remedy } = problem;
+            warn!(code = code.as_str(), key, cause, remedy, "problem");
+        }
+        LogLine::Gone(Problem { code, key, cause, .. }) => info!(code = code.as_str(), key, cause, "problem is gone"),
+        LogLine::More(count) => warn!(count, "more problems came or went; see `meshctl status`"),
     }
 }
 
