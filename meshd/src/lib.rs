@@ -12,7 +12,6 @@ pub mod daemon;
 pub mod doctor;
 pub mod echo;
 pub mod install_cni;
-pub mod log;
 pub mod manual;
 pub mod policy_tool;
 pub mod settings;

@@ -12,11 +12,10 @@ use control::state_dir::StateDirError;
 use meshd::{
     daemon::{self, Outcome},
     install_cni::{InstallCniFlags, Installed, install_cni, keep_cni_installed},
-    log, manual,
-    settings::{
-        CleanupFlags, CleanupSettings, FloorSettings, Log, LogFormat, RunFlags, Settings, SettingsError, Trial,
-    },
+    manual,
+    settings::{CleanupFlags, CleanupSettings, FloorSettings, RunFlags, Settings, SettingsError, Trial},
 };
+use program::log::{self, Log, LogFormat};
 use text::with_causes;
 use tunnel::StartError;
 

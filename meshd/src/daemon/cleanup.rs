@@ -143,7 +143,7 @@ mod tests {
             state_dir: dir.to_owned(),
             run_dir: dir.to_owned(),
             force: false,
-            log: crate::settings::Log { level: tracing::Level::INFO, format: crate::settings::LogFormat::Text },
+            log: program::log::Log { level: tracing::Level::INFO, format: program::log::LogFormat::Text },
         }
     }
 

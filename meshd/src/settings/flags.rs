@@ -4,52 +4,9 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
-use control::etcd_options::{Credentials, EtcdOptions, TlsFiles};
+use program::{etcd_flags::EtcdFlags, log::LogFormat};
 use serde::Deserialize;
 use tunnel::OffloadSetting;
-
-/// How etcd is reached; shared with the operator's commands that talk to etcd themselves.
-#[derive(Debug, Clone, Default, Args, Deserialize)]
-#[serde(default)]
-#[group(skip)]
-pub struct EtcdFlags {
-    /// Members of the etcd cluster, tried one at a time in random order until one answers [default:
-    /// http://127.0.0.1:2379]
-    #[arg(long = "etcd-endpoints", env = "MESHD_ETCD_ENDPOINTS", value_name = "URL,URL", value_delimiter = ',')]
-    #[serde(rename = "etcd-endpoints")]
-    pub endpoints: Option<Vec<String>>,
-    /// Prefix of all keys of this mesh in etcd; the same on every node [default: /meshd]
-    #[arg(long = "etcd-prefix", env = "MESHD_ETCD_PREFIX", value_name = "PREFIX")]
-    #[serde(rename = "etcd-prefix")]
-    pub prefix: Option<String>,
-    /// CA certificates (PEM) to verify etcd's server certificate, for https
-    #[arg(long = "etcd-cafile", env = "MESHD_ETCD_CAFILE", value_name = "FILE")]
-    #[serde(rename = "etcd-cafile")]
-    pub cafile: Option<PathBuf>,
-    /// Client certificate (PEM) for etcd; needs --etcd-keyfile
-    #[arg(long = "etcd-certfile", env = "MESHD_ETCD_CERTFILE", value_name = "FILE")]
-    #[serde(rename = "etcd-certfile")]
-    pub certfile: Option<PathBuf>,
-    /// Private key (PEM) of the client certificate
-    #[arg(long = "etcd-keyfile", env = "MESHD_ETCD_KEYFILE", value_name = "FILE")]
-    #[serde(rename = "etcd-keyfile")]
-    pub keyfile: Option<PathBuf>,
-    /// etcd user; needs --etcd-password-file
-    #[arg(long = "etcd-username", env = "MESHD_ETCD_USERNAME", value_name = "USER")]
-    #[serde(rename = "etcd-username")]
-    pub username: Option<String>,
-    /// File with the etcd user's password and nothing else
-    #[arg(long = "etcd-password-file", env = "MESHD_ETCD_PASSWORD_FILE", value_name = "FILE")]
-    #[serde(rename = "etcd-password-file")]
-    pub password_file: Option<PathBuf>,
-    /// Allow plain http to etcd on other machines. Anyone who can change that traffic controls the mesh
-    #[arg(
-        long = "etcd-allow-plaintext", env = "MESHD_ETCD_ALLOW_PLAINTEXT", value_name = "true|false", value_parser = BoolishValueParser::new(),
-        num_args = 0..=1, require_equals = true, default_missing_value = "true"
-    )]
-    #[serde(rename = "etcd-allow-plaintext")]
-    pub allow_plaintext: Option<bool>,
-}
 
 /// Flags of `meshd run`. `None` means not given.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
@@ -200,17 +157,6 @@ impl From<OffloadFlag> for OffloadSetting {
     }
 }
 
-/// `--log-format`
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// Human-readable lines.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
 impl RunFlags {
     /// These flags, and `below` where they say nothing.
     #[must_use]
@@ -256,71 +202,5 @@ impl CleanupFlags {
             log_format: self.log_format,
             ..RunFlags::default()
         }
-    }
-}
-
-impl EtcdFlags {
-    /// Whether they say who it is that asks.
-    pub(super) const fn has_identity(&self) -> bool {
-        self.certfile.is_some() || self.keyfile.is_some() || self.username.is_some() || self.password_file.is_some()
-    }
-
-    /// The same for no particular user.
-    pub(super) fn without_identity(self) -> Self {
-        Self { certfile: None, keyfile: None, username: None, password_file: None, ..self }
-    }
-
-    pub(super) fn over(self, below: Self) -> Self {
-        Self {
-            endpoints: self.endpoints.or(below.endpoints),
-            prefix: self.prefix.or(below.prefix),
-            cafile: self.cafile.or(below.cafile),
-            certfile: self.certfile.or(below.certfile),
-            keyfile: self.keyfile.or(below.keyfile),
-            username: self.username.or(below.username),
-            password_file: self.password_file.or(below.password_file),
-            allow_plaintext: self.allow_plaintext.or(below.allow_plaintext),
-        }
-    }
-
-    /// What they say of etcd; each mistake is added to `mistakes`.
-    pub fn check(self, mistakes: &mut Vec<String>) -> EtcdOptions {
-        let endpoints = self.endpoints.unwrap_or_else(|| vec!["http://127.0.0.1:2379".to_owned()]);
-        let user = match (self.username, self.password_file) {
-            (Some(user), Some(file)) => match Credentials::in_file(user, file.clone()) {
-                Ok(credentials) => Some(credentials),
-                Err(error) => {
-                    mistakes.push(format!("--etcd-password-file {}: {error}", file.display()));
-                    None
-                }
-            },
-            (None, None) => None,
-            (Some(_), None) => {
-                mistakes.push("--etcd-username: needs --etcd-password-file too".to_owned());
-                None
-            }
-            (None, Some(_)) => {
-                mistakes.push("--etcd-password-file: needs --etcd-username too".to_owned());
-                None
-            }
-        };
-        for (flag, file) in
-            [("--etcd-cafile", &self.cafile), ("--etcd-certfile", &self.certfile), ("--etcd-keyfile", &self.keyfile)]
-        {
-            if let Some(file) = file.as_ref().filter(|file| !file.is_file()) {
-                mistakes.push(format!("{flag} {}: no such file", file.display()));
-            }
-        }
-        let options = EtcdOptions {
-            endpoints: endpoints.iter().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()).collect(),
-            prefix: self.prefix.unwrap_or_else(|| "/meshd".to_owned()),
-            tls: TlsFiles { ca: self.cafile, cert: self.certfile, key: self.keyfile },
-            user,
-            allow_plaintext: self.allow_plaintext.unwrap_or_default(),
-        };
-        if let Err(errors) = options.check() {
-            mistakes.extend(errors.iter().map(ToString::to_string));
-        }
-        options
     }
 }

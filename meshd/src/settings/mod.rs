@@ -13,10 +13,11 @@ use clap::Args as _;
 use control::etcd_options::EtcdOptions;
 use etcd_schema::{NodeName, SiteName};
 use mesh::interface::InterfaceName;
+use program::{etcd_flags::EtcdFlags, log::Log};
 use serde::Deserialize as _;
 use tunnel::OffloadSettings;
 
-pub use flags::{CleanupFlags, EtcdFlags, LogFormat, OffloadFlag, RunFlags};
+pub use flags::{CleanupFlags, OffloadFlag, RunFlags};
 pub use trial::Trial;
 
 /// The file that is read when none is named; its absence is no mistake.
@@ -118,15 +119,6 @@ pub struct FloorSettings {
     pub mistakes: Vec<String>,
 }
 
-/// What is logged, and how.
-#[derive(Debug, Clone, Copy)]
-pub struct Log {
-    /// Least level that is logged.
-    pub level: tracing::Level,
-    /// How log lines look.
-    pub format: LogFormat,
-}
-
 /// `--endpoint`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EndpointSetting {
@@ -225,7 +217,7 @@ impl Settings {
             },
         };
         let obsolete = flags.policy_marks.map(|_| OBSOLETE_MARKS).into_iter().collect();
-        let log = log(flags.log_level, flags.log_format, &mut mistakes);
+        let log = Log::from_flags(flags.log_level, flags.log_format, &mut mistakes);
         match (node, interface) {
             (Some(node), Some(interface)) if mistakes.is_empty() => Ok(Self {
                 file,
@@ -270,7 +262,7 @@ impl CleanupSettings {
     pub fn load(flags: &CleanupFlags) -> Result<Self, SettingsError> {
         let mut mistakes = Vec::new();
         name::<InterfaceName>(flags.interface.clone(), "--interface", &mut mistakes);
-        log(flags.log_level.clone(), flags.log_format, &mut mistakes);
+        Log::from_flags(flags.log_level.clone(), flags.log_format, &mut mistakes);
         if !mistakes.is_empty() {
             return Err(SettingsError(mistakes));
         }
@@ -280,7 +272,7 @@ impl CleanupSettings {
             state_dir: run.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             run_dir: run.run_dir.unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
             force: flags.force,
-            log: log(run.log_level, run.log_format, &mut mistakes),
+            log: Log::from_flags(run.log_level, run.log_format, &mut mistakes),
             mistakes,
         })
     }
@@ -298,7 +290,7 @@ impl FloorSettings {
             iface,
             etcd_endpoints: run.etcd.endpoints.unwrap_or_default(),
             state_dir: run.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
-            log: log(run.log_level, run.log_format, &mut mistakes),
+            log: Log::from_flags(run.log_level, run.log_format, &mut mistakes),
             mistakes,
         }
     }
@@ -317,28 +309,26 @@ impl FloorSettings {
     }
 }
 
-impl EtcdFlags {
-    /// How the daemon of this machine reaches etcd, by its settings file, with these flags over it. A user or certificate
-    /// among the flags takes the place of all that the file has of both: the operator is then no node. Mistakes in the
-    /// file that do not concern etcd are for `meshd run`.
-    ///
-    /// # Errors
-    /// Every mistake, one line each; a file that cannot be read is none where the flags name etcd's members.
-    pub fn load(self, file: Option<PathBuf>) -> Result<EtcdOptions, SettingsError> {
-        let flags = RunFlags { config: file, ..RunFlags::default() };
-        let (file, mut mistakes) = match file_of(&flags) {
-            Some(path) => read_file(path),
-            None => (RunFlags::default(), Vec::new()),
-        };
-        mistakes.retain(|mistake| match mistake.key() {
-            Some(key) => key.starts_with("etcd-"),
-            None => self.endpoints.is_none(),
-        });
-        let mut mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-        let below = if self.has_identity() { file.etcd.without_identity() } else { file.etcd };
-        let options = self.over(below).check(&mut mistakes);
-        if mistakes.is_empty() { Ok(options) } else { Err(SettingsError(mistakes)) }
-    }
+/// How the daemon of this machine reaches etcd, by its settings file, with `flags` over it. A user or certificate
+/// among them takes the place of all that the file has of both: the operator is then no node. Mistakes in the
+/// file that do not concern etcd are for `meshd run`.
+///
+/// # Errors
+/// Every mistake, one line each; a file that cannot be read is none where the flags name etcd's members.
+pub fn load_etcd(flags: EtcdFlags, file: Option<PathBuf>) -> Result<EtcdOptions, SettingsError> {
+    let run = RunFlags { config: file, ..RunFlags::default() };
+    let (file, mut mistakes) = match file_of(&run) {
+        Some(path) => read_file(path),
+        None => (RunFlags::default(), Vec::new()),
+    };
+    mistakes.retain(|mistake| match mistake.key() {
+        Some(key) => key.starts_with("etcd-"),
+        None => flags.endpoints.is_none(),
+    });
+    let mut mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    let below = if flags.has_identity() { file.etcd.without_identity() } else { file.etcd };
+    let options = flags.over(below).check(&mut mistakes);
+    if mistakes.is_empty() { Ok(options) } else { Err(SettingsError(mistakes)) }
 }
 
 /// The file that `flags` name, or the default one where it is there.
@@ -422,18 +412,6 @@ fn interface_or_default(given: Option<String>, mistakes: &mut Vec<String>) -> In
     interface(given, mistakes)
         .or_else(|| interface(None, mistakes))
         .unwrap_or_else(|| unreachable!("the default is a name"))
-}
-
-fn log(level: Option<String>, format: Option<LogFormat>, mistakes: &mut Vec<String>) -> Log {
-    let level = match level.as_deref().unwrap_or("info").parse() {
-        Ok(level) => level,
-        Err(_) => {
-            let text = level.unwrap_or_default();
-            mistakes.push(format!("--log-level {text}: must be error, warn, info, debug or trace"));
-            tracing::Level::INFO
-        }
-    };
-    Log { level, format: format.unwrap_or_default() }
 }
 
 /// Parses a name, or notes the mistake.

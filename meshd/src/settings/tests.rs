@@ -192,7 +192,7 @@ fn an_operators_command_reaches_etcd_as_the_file_says_and_not_as_the_node() {
     let load = |text: &str, flags: EtcdFlags| {
         let text = text.replace("PASSWORD", &password.display().to_string());
         fs::write(&file, text).unwrap();
-        flags.load(Some(file.clone()))
+        load_etcd(flags, Some(file.clone()))
     };
     let text = "node = 'a'\nlisten-port = 'no port'\netcd-endpoints = ['https://e:2379']\netcd-prefix = '/other'\n\
                 etcd-username = 'node'\netcd-password-file = 'PASSWORD'\n";
@@ -212,10 +212,10 @@ fn an_operators_command_reaches_etcd_as_the_file_says_and_not_as_the_node() {
     let error = load("etcd-endpoint = ['https://e:2379']\n", EtcdFlags::default()).unwrap_err().to_string();
     assert!(error.contains("etcd-endpoint: unknown setting"), "{error}");
     let missing = Some(folder.path().join("nope.toml"));
-    let error = EtcdFlags::default().load(missing.clone()).unwrap_err().to_string();
+    let error = load_etcd(EtcdFlags::default(), missing.clone()).unwrap_err().to_string();
     assert!(error.contains("nope.toml: No such file"), "{error}");
     let flags = EtcdFlags { endpoints: Some(vec!["https://e:2379".to_owned()]), ..EtcdFlags::default() };
-    assert!(flags.load(missing).is_ok(), "the flags name etcd");
+    assert!(load_etcd(flags, missing).is_ok(), "the flags name etcd");
 }
 
 #[test]

@@ -9,7 +9,8 @@ use control::{
     session::Dialer,
 };
 use control_core::types::CallError;
-use meshd::settings;
+use meshd::settings::load_etcd;
+use program::etcd_flags::EtcdFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -40,7 +41,7 @@ pub(crate) struct Remove {
     #[arg(long, env = "MESHD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    etcd: settings::EtcdFlags,
+    etcd: EtcdFlags,
 }
 
 pub(crate) fn run(output: Output, NodeCommand::Remove(remove): &NodeCommand) -> anyhow::Result<u8> {
@@ -50,7 +51,7 @@ pub(crate) fn run(output: Output, NodeCommand::Remove(remove): &NodeCommand) -> 
 }
 
 fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
-    let etcd = remove.etcd.clone().load(remove.config.clone()).map_err(|mistakes| Usage(mistakes.to_string()))?;
+    let etcd = load_etcd(remove.etcd.clone(), remove.config.clone()).map_err(|mistakes| Usage(mistakes.to_string()))?;
     let live = if remove.force { Live::Removed } else { Live::Refused };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(
         "cannot start the async \
@@ -141,7 +142,7 @@ mod tests {
     fn an_etcd_that_is_away_is_named_once_with_what_to_do() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).unwrap();
         let endpoint = format!("http://{free}");
-        let etcd = settings::EtcdFlags { endpoints: Some(vec![endpoint.clone()]), ..Default::default() };
+        let etcd = EtcdFlags { endpoints: Some(vec![endpoint.clone()]), ..Default::default() };
         let error = remove_node(&Remove { name: "west-1".to_owned(), force: false, config: None, etcd }).unwrap_err();
         let told = text::with_causes(error.as_ref());
         assert!(told.starts_with(&format!("node west-1 was not removed: {endpoint}: etcd did not answer: ")), "{told}");

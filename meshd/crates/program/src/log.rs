@@ -9,11 +9,46 @@ use std::{
     os::fd::AsFd as _,
 };
 
+use clap::ValueEnum;
+use serde::Deserialize;
 use text::{printable, printable_json, printable_lines};
 use tracing::{Dispatch, Level, Metadata};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter, util::SubscriberInitExt as _};
 
-use crate::settings::{Log, LogFormat};
+/// What is logged, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Log {
+    /// Least level that is logged.
+    pub level: Level,
+    /// How log lines look.
+    pub format: LogFormat,
+}
+
+/// `--log-format`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Human-readable lines.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl Log {
+    /// What `--log-level` and `--log-format` say; a mistake is added to `mistakes`.
+    pub fn from_flags(level: Option<String>, format: Option<LogFormat>, mistakes: &mut Vec<String>) -> Self {
+        let level = match level.as_deref().unwrap_or("info").parse() {
+            Ok(level) => level,
+            Err(_) => {
+                let text = level.unwrap_or_default();
+                mistakes.push(format!("--log-level {text}: must be error, warn, info, debug or trace"));
+                Level::INFO
+            }
+        };
+        Self { level, format: format.unwrap_or_default() }
+    }
+}
 
 /// Logs to standard error from now on.
 pub fn to_stderr(log: Log) {
@@ -30,8 +65,8 @@ pub fn print_error(text: &str) {
 }
 
 /// The crates that log by the level that is set; see the test that finds a missing one.
-const OWN_CRATES: [&str; 9] =
-    ["meshd", "api", "attachments", "control", "control_core", "enforcement", "kernel", "prober", "tunnel"];
+const OWN_CRATES: [&str; 10] =
+    ["meshd", "api", "attachments", "control", "control_core", "enforcement", "kernel", "prober", "program", "tunnel"];
 
 fn dispatch<W>(log: Log, to_journal: bool, lines: W) -> Dispatch
 where
@@ -153,8 +188,8 @@ mod tests {
     }
 
     #[test]
-    fn each_crate_of_the_daemon_logs_by_the_level_that_is_set() {
-        for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/crates")).unwrap() {
+    fn each_crate_logs_by_the_level_that_is_set() {
+        for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).unwrap() {
             let folder = entry.unwrap().path();
             let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).unwrap();
             let name = folder.file_name().unwrap().to_str().unwrap().replace('-', "_");
