@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help build demo test lint fmt man chart bench deps peers previous
+.PHONY: help build demo test lint fmt man chart bench deps peers previous kubernetes
 
 # Scenarios mostly wait, so more of them than cores run at once; many more would disturb each other.
 TEST_THREADS ?= 6
@@ -21,7 +21,7 @@ demo: deps ## Show a mesh of two sites at work, in network namespaces (KEEP=1 le
 	@cargo build --release --workspace --bins
 	"$${CARGO_TARGET_DIR:-target}/release/demo"
 
-test: deps lint peers previous ## Everything that must pass: format, lints, documentation, unit, property and scenario tests
+test: deps lint peers previous kubernetes ## Everything that must pass: format, lints, documentation, unit, property and scenario tests
 	@cargo build --workspace --bins --tests
 	# All that fails is seen in one run.
 	cargo test --workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)
@@ -61,3 +61,6 @@ peers: deps
 
 previous: deps
 	@scripts/install-previous
+
+kubernetes: deps
+	@scripts/install-kubernetes

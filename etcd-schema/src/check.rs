@@ -59,6 +59,7 @@ fn kubernetes(key: &KubernetesKey, value: &[u8]) -> Result<String, Violations> {
         KubernetesKey::Node(name) => format!("Node {name}; its value is not checked here"),
         KubernetesKey::Leader => "leader of the copy; its value is not checked here".to_owned(),
         KubernetesKey::State => "state of the copy; its value is not checked here".to_owned(),
+        KubernetesKey::Confirm => "confirmation for the copy; its value is not checked here".to_owned(),
     })
 }
 

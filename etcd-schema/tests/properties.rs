@@ -47,6 +47,7 @@ fn key() -> impl Strategy<Value = Key> {
                 name().prop_map(KubernetesKey::Node),
                 Just(KubernetesKey::Leader),
                 Just(KubernetesKey::State),
+                Just(KubernetesKey::Confirm),
             ]
         )
             .prop_map(|(cluster, key)| Key::Kubernetes(cluster, key)),

@@ -23,6 +23,7 @@ mod etcd;
 mod etcd_writer;
 mod flow;
 mod iperf;
+mod kubernetes;
 mod lab;
 mod machine;
 pub mod measure;
@@ -47,6 +48,7 @@ pub use etcd::Etcd;
 pub use etcd_writer::EtcdWriter;
 pub use flow::{Flow, FlowReport, enlarge_receive_buffer};
 pub use iperf::{Iperf, Throughput};
+pub use kubernetes::KubernetesApi;
 pub use lab::{
     Lab,
     host::{Host, Pod},

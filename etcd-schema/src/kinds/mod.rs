@@ -9,6 +9,7 @@ mod alive;
 mod attachment;
 mod cluster_network_policy;
 mod config;
+mod copy_confirm;
 mod copy_leader;
 mod copy_state;
 mod kubernetes_node;
@@ -207,6 +208,8 @@ keys! {
         Leader = copy_leader,
         /// `state`; never flat.
         State = copy_state,
+        /// `confirm`; never flat.
+        Confirm = copy_confirm,
     }
 }
 

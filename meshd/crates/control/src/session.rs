@@ -95,7 +95,7 @@ impl Session {
     ///
     /// # Errors
     /// When etcd does not answer or refuses.
-    pub(crate) async fn list_below(&self, prefix: &str) -> Result<KeyListing, CallError> {
+    pub async fn list_below(&self, prefix: &str) -> Result<KeyListing, CallError> {
         let range = range_of(self.full(prefix));
         loop {
             match self.list_at_one_revision(range.clone()).await? {

@@ -65,8 +65,19 @@ pub fn print_error(text: &str) {
 }
 
 /// The crates that log by the level that is set; see the test that finds a missing one.
-const OWN_CRATES: [&str; 10] =
-    ["meshd", "api", "attachments", "control", "control_core", "enforcement", "kernel", "prober", "program", "tunnel"];
+const OWN_CRATES: [&str; 11] = [
+    "meshd",
+    "api",
+    "attachments",
+    "control",
+    "control_core",
+    "enforcement",
+    "kernel",
+    "prober",
+    "program",
+    "sync",
+    "tunnel",
+];
 
 fn dispatch<W>(log: Log, to_journal: bool, lines: W) -> Dispatch
 where

@@ -1,0 +1,48 @@
+//! Two of them: one leads, and what it was about to write when it was stopped is never written.
+
+use integration::await_until;
+
+use crate::{
+    SOON,
+    cluster::{Cluster, list, namespace, pod},
+};
+
+const PODS: usize = 250;
+
+#[test]
+fn a_leader_that_was_stopped_in_mid_write_changes_nothing_after_the_next_one_took_over() {
+    let cluster = Cluster::start("kubernetes_leaders");
+    let api = &cluster.api;
+    api.apply(&namespace("shop", "a"));
+    let old = cluster.sync();
+    old.await_log("leading", SOON);
+    let new = cluster.sync();
+    new.await_log("standing by", SOON);
+    cluster.await_copy(false);
+
+    std::thread::scope(|scope| {
+        scope.spawn(|| api.kubectl(&["create", "-f", "-"], &list((0..PODS).map(|n| pod(&format!("p{n}"), "x")))));
+        let copied = || cluster.keys().iter().filter(|key| key.starts_with("pods/")).count();
+        await_until("some of the pods to be copied", SOON, || (copied() > PODS / 5).then_some(()));
+        old.stop();
+        assert!(copied() < PODS);
+    });
+    // What the old one has read and not written is no longer so.
+    let all: Vec<String> = (0..PODS).map(|n| format!("p{n}")).collect();
+    let names: Vec<&str> = all.iter().map(String::as_str).collect();
+    api.kubectl(&[&["label", "pod", "-n", "shop", "--overwrite"], &names[..PODS / 2], &["app=y"]].concat(), "");
+    let gone = [&["delete", "pod", "-n", "shop", "--grace-period=0", "--force"], &names[PODS / 2..][..9]].concat();
+    api.kubectl(&gone, "");
+    new.await_log("leading", SOON);
+    cluster.await_copy(false);
+    let before = cluster.copied();
+    old.cont();
+    old.await_log("leadership", SOON);
+    old.await_log("standing by", SOON);
+    assert_eq!(cluster.copied(), before);
+    // The one that waits takes over at once when the leader ends in order.
+    assert!(new.term(SOON).success());
+    api.apply(&pod("last", "x"));
+    cluster.await_copy(false);
+    assert!(old.running(), "{}", old.log());
+}

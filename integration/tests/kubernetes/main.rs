@@ -1,0 +1,16 @@
+//! meshd-sync between a real API server and a real etcd.
+//!
+//! ```text
+//!   host ── lo: API server with its etcd, etcd of the mesh, meshd-sync (one or two)
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
+
+mod cluster;
+mod copy;
+mod leaders;
+
+use std::time::Duration;
+
+/// For what takes a moment; a term of leadership that is not given up takes 15 s to end.
+const SOON: Duration = Duration::from_secs(90);

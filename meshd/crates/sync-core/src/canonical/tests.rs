@@ -1,0 +1,118 @@
+use etcd_schema::{KubernetesName, Namespace, Pod, PodPhase, PolicyEnvelope};
+
+use super::*;
+
+fn text(object: &Object) -> &str {
+    std::str::from_utf8(&object.value).unwrap()
+}
+
+fn name(text: &str) -> KubernetesName {
+    text.parse().unwrap()
+}
+
+const POD: &str = r#"{"metadata": {"name": "db-0", "namespace": "shop", "uid": "u1", "resourceVersion": "77",
+    "labels": {"tier": "data", "app": "db"}, "managedFields": [{"manager": "kubelet"}],
+    "annotations": {"a": "b", "kubernetes.io/config.mirror": "5f", "kubernetes.io/config.hash": "5f"}},
+  "spec": {"nodeName": "e1", "hostNetwork": false,
+    "initContainers": [{"name": "once", "ports": [{"name": "no", "containerPort": 1}]},
+      {"name": "proxy", "restartPolicy": "Always", "ports": [{"name": "admin", "containerPort": 9901, "protocol": "TCP"}]}],
+    "containers": [{"name": "db", "image": "x", "ports": [{"containerPort": 80}, {"name": "pg", "containerPort": 5432}]}]},
+  "status": {"phase": "Running", "podIP": "10.1.0.5", "podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00::5"}],
+    "conditions": [{"type": "Ready"}]}}"#;
+
+#[test]
+fn a_pod_keeps_what_policies_need_in_one_order() {
+    let pod = read(Kind::Pod, "v1", POD).unwrap();
+    assert_eq!((pod.path.as_str(), pod.resource_version.as_str(), pod.verbatim), ("shop/db-0", "77", false));
+    assert_eq!(
+        text(&pod),
+        r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"db-0","namespace":"shop","uid":"u1","labels":{"app":"db","tier":"data"},"annotations":{"kubernetes.io/config.hash":"5f","kubernetes.io/config.mirror":"5f"}},"spec":{"nodeName":"e1","containers":[{"ports":[{"name":"pg","containerPort":5432}]},{"ports":[{"name":"admin","protocol":"TCP","containerPort":9901}]}]},"status":{"phase":"Running","podIPs":[{"ip":"10.1.0.5"},{"ip":"fd00::5"}]}}"#
+    );
+    // What the nodes read of it is what they would read of the whole.
+    let whole = POD.replacen('{', r#"{"apiVersion": "v1", "kind": "Pod", "#, 1);
+    let read_whole = Pod::parse(&name("shop"), &name("db-0"), whole.as_bytes()).unwrap();
+    assert_eq!(Pod::parse(&name("shop"), &name("db-0"), &pod.value).unwrap(), read_whole);
+    // Conditions, managed fields and resource versions change nothing.
+    let later = POD.replace("\"77\"", "\"78\"").replace("Ready", "Initialized").replace("kubelet", "kubectl");
+    assert_eq!(read(Kind::Pod, "v1", &later).unwrap().value, pod.value);
+}
+
+#[test]
+fn terminated_pods_and_those_of_the_host_have_no_addresses() {
+    for (from, to) in
+        [("Running", "Succeeded"), ("Running", "Failed"), ("\"hostNetwork\": false", "\"hostNetwork\": true")]
+    {
+        let pod = read(Kind::Pod, "v1", &POD.replace(from, to)).unwrap();
+        let pod = Pod::parse(&name("shop"), &name("db-0"), &pod.value).unwrap();
+        assert!(pod.pod_ips.is_empty() && (pod.host_network || pod.is_finished()), "{to}");
+    }
+    let old = POD.replace(r#""podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00::5"}]"#, r#""podIPs": []"#);
+    let pod = Pod::parse(&name("shop"), &name("db-0"), &read(Kind::Pod, "v1", &old).unwrap().value).unwrap();
+    assert_eq!((pod.pod_ips.len(), pod.phase), (1, PodPhase::Running));
+}
+
+#[test]
+fn policies_keep_their_spec_as_it_is() {
+    let json = r#"{"apiVersion": "networking.k8s.io/v1", "metadata": {"name": "web", "namespace": "shop", "uid": "u2",
+        "resourceVersion": "9", "generation": 3, "labels": {"a": "b"}}, "spec": {"podSelector":{},"frob":1.50}}"#;
+    let policy = read(Kind::NetworkPolicy, "networking.k8s.io/v1", json).unwrap();
+    assert_eq!(
+        text(&policy),
+        r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"web","namespace":"shop","uid":"u2"},"spec":{"podSelector":{},"frob":1.50}}"#
+    );
+    PolicyEnvelope::parse_network_policy(&name("shop"), &name("web"), &policy.value).unwrap();
+    let json = r#"{"metadata": {"name": "deny"}, "spec": {"tier": "Admin", "priority": 1}}"#;
+    let version = "policy.networking.k8s.io/v1beta1";
+    let policy = read(Kind::ClusterNetworkPolicy, version, json).unwrap();
+    assert_eq!(policy.path, "deny");
+    PolicyEnvelope::parse_cluster_network_policy(&name("deny"), &policy.value).unwrap();
+}
+
+#[test]
+fn namespaces_and_nodes() {
+    let json = r#"{"metadata": {"name": "shop", "uid": "u", "labels": {"team": "a"}}, "spec": {"finalizers": ["x"]},
+        "status": {"phase": "Active"}}"#;
+    let namespace = read(Kind::Namespace, "v1", json).unwrap();
+    assert_eq!(
+        text(&namespace),
+        r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop","uid":"u","labels":{"team":"a"}}}"#
+    );
+    Namespace::parse(&name("shop"), &namespace.value).unwrap();
+    let json = r#"{"metadata": {"name": "e1", "uid": "u", "labels": {"topology.kubernetes.io/zone": "east"}},
+        "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64"], "taints": []},
+        "status": {"addresses": [{"type": "Hostname", "address": "e1"}, {"type": "InternalIP", "address": "192.0.2.1"}],
+            "images": [{}]}}"#;
+    let node = read(Kind::Node, "v1", json).unwrap();
+    assert_eq!(
+        text(&node),
+        r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"e1","uid":"u","labels":{"topology.kubernetes.io/zone":"east"}},"spec":{"podCIDRs":["10.1.0.0/24","fd00::/64"]},"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.1"}]}}"#
+    );
+}
+
+#[test]
+fn what_cannot_be_read_is_copied_as_it_is() {
+    let odd = r#"{"metadata": {"name": "x", "namespace": "shop", "resourceVersion": "5"}, "spec": {"containers": 7}}"#;
+    let pod = read(Kind::Pod, "v1", odd).unwrap();
+    assert_eq!((text(&pod), pod.verbatim, pod.path.as_str()), (odd, true, "shop/x"));
+    for nameless in [
+        r#"{"metadata": {}}"#,
+        r#"{"metadata": {"name": "x"}}"#,
+        r#"{"metadata": {"name": "a/b", "namespace": "shop"}}"#,
+        r#"{"metadata": {"name": "", "namespace": "shop"}}"#,
+        "[]",
+    ] {
+        assert!(read(Kind::Pod, "v1", nameless).is_err(), "{nameless}");
+    }
+    assert!(read(Kind::Namespace, "v1", r#"{"metadata": {"name": "x", "namespace": "shop"}}"#).is_err());
+}
+
+#[test]
+fn what_etcd_would_refuse_for_its_length_is_an_object_that_the_nodes_refuse() {
+    let long = format!(
+        r#"{{"metadata": {{"name": "web", "namespace": "shop"}}, "spec": {{"podSelector": {{}}, "x": "{}"}}}}"#,
+        "y".repeat(MAX_VALUE)
+    );
+    let policy = read(Kind::NetworkPolicy, "networking.k8s.io/v1", &long).unwrap();
+    assert!(policy.value.len() < 200);
+    assert!(PolicyEnvelope::parse_network_policy(&name("shop"), &name("web"), &policy.value).is_err());
+}

@@ -1,0 +1,397 @@
+//! One term of leadership: what the API server says → transactions.
+//!
+//! Every transaction compares the create_revision of the leader key, so nothing of an earlier term can be written once a
+//! later one has begun. Whatever leaves a doubt about etcd's content, a lost answer or a condition that failed, ends the
+//! term: the next one begins with a list of etcd and of the API server, and what is still on its way can no longer happen.
+
+mod flush;
+mod held;
+mod listing;
+mod notice;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    time::Duration,
+};
+
+use control_core::types::{CallError, Committed, KeyListing, Transaction};
+use mesh::records::Revision;
+
+pub use self::notice::{Notice, Resigned};
+use self::{flush::InFlight, held::Hold, held::Refusal};
+use crate::{ClusterKeys, Kind, canonical::Object, digest::Digest, state::State};
+
+/// How long a refused list, or one of another cluster, waits before the next.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// The time of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// Of a clock that only goes forward.
+    pub monotonic: Duration,
+    /// Seconds since 1970.
+    pub unix: u64,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A list begins, while `kube-system` has this UID; `None`: there is no such namespace.
+    ListBegun {
+        /// What is listed.
+        kind: Kind,
+        /// UID of `kube-system`, read just now.
+        uid: Option<String>,
+    },
+    /// A part of the list.
+    Page {
+        /// What is listed.
+        kind: Kind,
+        /// That of the whole list.
+        resource_version: String,
+        /// The objects; one without a usable name is left out.
+        objects: Vec<Object>,
+    },
+    /// The list is complete.
+    ListEnded {
+        /// What was listed.
+        kind: Kind,
+        /// UID of `kube-system`, read after the last page.
+        uid: Option<String>,
+    },
+    /// Events follow from where the list ended or the last event stood.
+    Watching {
+        /// What is watched.
+        kind: Kind,
+        /// UID of `kube-system`, read after the watch was opened.
+        uid: Option<String>,
+    },
+    /// An object was made or changed.
+    Applied(Object),
+    /// An object is gone.
+    Deleted(Object),
+    /// A watch has come this far.
+    Bookmark {
+        /// What is watched.
+        kind: Kind,
+        /// How far.
+        resource_version: String,
+    },
+    /// The list or watch ended, and will be tried again.
+    Interrupted {
+        /// Of which kind.
+        kind: Kind,
+    },
+    /// What came of [`Effect::Write`].
+    Written(Result<Committed, CallError>),
+    /// Content of [`ClusterKeys::confirm`], the answer to [`Effect::ReadConfirm`].
+    Confirm(Option<String>),
+    /// Time goes by; once a second.
+    Tick,
+}
+
+/// A call to make.
+#[derive(Debug)]
+pub enum Effect {
+    /// Run this transaction and answer with [`Input::Written`]; there is never more than one.
+    Write(Transaction),
+    /// End the list or watch of this kind, and list again after this time.
+    List {
+        /// What to list.
+        kind: Kind,
+        /// The delay.
+        after: Duration,
+    },
+    /// Read [`ClusterKeys::confirm`] and answer with [`Input::Confirm`].
+    ReadConfirm,
+    /// Something an operator should know.
+    Notice(Notice),
+    /// The term is over: nothing of it may be written any more.
+    Resign(Resigned),
+}
+
+/// A change that would be made, for a trial run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Planned {
+    /// The key is not there yet.
+    Create,
+    /// It has another value.
+    Change,
+    /// It would be deleted.
+    Delete,
+}
+
+/// A change that waits to be written.
+#[derive(Debug, Clone)]
+struct Pending {
+    change: Change,
+    /// When it came, in seconds since 1970.
+    since: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Put(Vec<u8>),
+    Delete,
+}
+
+/// What etcd holds under a key.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    digest: Digest,
+    mod_revision: Revision,
+}
+
+/// How far one kind is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Read up to here.
+    resource_version: u64,
+    listing: Option<Listing>,
+    /// A list is complete, so an event that says "deleted" is to be believed.
+    listed: bool,
+    /// Whether what happens is heard now; else since when it is not, in seconds since 1970.
+    lost_at: Option<u64>,
+    /// The last list lacked so much that it is taken again.
+    doubted: bool,
+    hold: Option<Hold>,
+}
+
+/// A list that is not yet complete.
+#[derive(Debug, Default)]
+struct Listing {
+    resource_version: Option<u64>,
+    seen: HashSet<String>,
+    changed: BTreeMap<String, Vec<u8>>,
+}
+
+/// The copy of one cluster during one term.
+#[derive(Debug)]
+pub struct Copier {
+    keys: ClusterKeys,
+    holder: String,
+    fence: Revision,
+    /// Of a trial run: nothing is written.
+    dry: bool,
+    state: Stored,
+    /// The cluster's identity, once it is known.
+    uid: Option<String>,
+    known: HashMap<(Kind, String), Known>,
+    pending: BTreeMap<(Kind, String), Pending>,
+    in_flight: Option<InFlight>,
+    progress: BTreeMap<Kind, Progress>,
+    refusals: BTreeMap<Kind, Refusal>,
+    /// An operator's token matched: the key that holds it is to be deleted.
+    confirmed: bool,
+    /// The state is to be deleted, so that the next term adopts the cluster as it is.
+    forget: bool,
+    written_at: Option<Duration>,
+    /// A list was completed since.
+    list_completed: bool,
+    confirm_read_at: Option<Duration>,
+    over: bool,
+}
+
+/// The key `state`.
+#[derive(Debug)]
+enum Stored {
+    Absent,
+    Unreadable { create_revision: Revision },
+    Present { create_revision: Revision, state: State },
+}
+
+impl Copier {
+    /// Begins a term. `fence` is the create_revision of the leader key, and `etcd` what lies below the cluster's root,
+    /// listed after that key was written.
+    #[must_use]
+    pub fn new(keys: ClusterKeys, holder: String, fence: Revision, etcd: &KeyListing, now: Now) -> Self {
+        let mut known = HashMap::new();
+        let mut state = Stored::Absent;
+        for entry in &etcd.entries {
+            if entry.key == keys.state() {
+                let create_revision = entry.create_revision;
+                state = match serde_json::from_slice(&entry.value) {
+                    Ok(state) => Stored::Present { create_revision, state },
+                    Err(_) => Stored::Unreadable { create_revision },
+                };
+            } else if let Some((kind, path)) = keys.parse(&entry.key) {
+                let digest = Digest::of(&entry.value);
+                known.insert((kind, path.to_owned()), Known { digest, mod_revision: entry.mod_revision });
+            }
+        }
+        let versions = match &state {
+            Stored::Present { state, .. } => state.resource_versions.clone(),
+            _ => BTreeMap::new(),
+        };
+        let current_at = match &state {
+            Stored::Present { state, .. } => state.current_at.min(now.unix),
+            _ => now.unix,
+        };
+        let progress = Kind::ALL.map(|kind| {
+            let resource_version = versions.get(kind.plural()).copied().unwrap_or_default();
+            (kind, Progress { resource_version, lost_at: Some(current_at), ..Progress::default() })
+        });
+        Self {
+            keys,
+            holder,
+            fence,
+            dry: false,
+            state,
+            uid: None,
+            known,
+            pending: BTreeMap::new(),
+            in_flight: None,
+            progress: progress.into(),
+            refusals: BTreeMap::new(),
+            confirmed: false,
+            forget: false,
+            written_at: None,
+            list_completed: false,
+            confirm_read_at: None,
+            over: false,
+        }
+    }
+
+    /// The same for a trial run, which writes nothing: [`Self::planned`] says what it would.
+    #[must_use]
+    pub fn trial(keys: ClusterKeys, etcd: &KeyListing, now: Now) -> Self {
+        Self { dry: true, ..Self::new(keys, String::new(), 0, etcd, now) }
+    }
+
+    /// Takes what happened, and returns the calls to make.
+    pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if self.over {
+            return effects;
+        }
+        match input {
+            Input::ListBegun { kind, uid } => self.list_begun(now, kind, uid, &mut effects),
+            Input::Page { kind, resource_version, objects } => {
+                self.page(now, kind, &resource_version, objects, &mut effects);
+            }
+            Input::ListEnded { kind, uid } => self.list_ended(now, kind, uid, &mut effects),
+            Input::Watching { kind, uid } => {
+                if self.is_this_cluster(now, kind, uid, &mut effects) {
+                    self.of(kind).lost_at = None;
+                }
+            }
+            Input::Applied(object) => self.applied(now, object),
+            Input::Deleted(object) => self.deleted(now, object),
+            Input::Bookmark { kind, resource_version } => self.read_up_to(kind, &resource_version),
+            Input::Interrupted { kind } => {
+                let progress = self.of(kind);
+                progress.listing = None;
+                progress.lost_at.get_or_insert(now.unix);
+            }
+            Input::Written(result) => self.written(result, &mut effects),
+            Input::Confirm(token) => self.confirm(now, token.as_deref(), &mut effects),
+            Input::Tick => self.tick(now, &mut effects),
+        }
+        self.flush(now, &mut effects);
+        effects
+    }
+
+    /// What a trial run would change, by key.
+    pub fn planned(&self) -> impl Iterator<Item = (String, Planned)> {
+        let held = self.progress.iter().flat_map(|(&kind, progress)| {
+            progress.hold.iter().flat_map(move |hold| hold.paths.iter().map(move |path| (kind, path)))
+        });
+        let held = held.map(|(kind, path)| (self.keys.object(kind, path), Planned::Delete));
+        let pending = self.pending.iter().map(|((kind, path), pending)| {
+            let planned = match pending.change {
+                Change::Delete => Planned::Delete,
+                Change::Put(_) if self.known.contains_key(&(*kind, path.clone())) => Planned::Change,
+                Change::Put(_) => Planned::Create,
+            };
+            (self.keys.object(*kind, path), planned)
+        });
+        pending.chain(held)
+    }
+
+    /// Objects of this kind that etcd holds.
+    #[must_use]
+    pub fn count(&self, kind: Kind) -> usize {
+        self.known.keys().filter(|(of, _)| *of == kind).count()
+    }
+
+    fn of(&mut self, kind: Kind) -> &mut Progress {
+        self.progress.entry(kind).or_default()
+    }
+
+    /// What etcd will hold under a key once the transaction under way is done.
+    fn expected(&self, key: &(Kind, String)) -> Option<Digest> {
+        match self.in_flight.as_ref().and_then(|in_flight| in_flight.changes.get(key)) {
+            Some(change) => *change,
+            None => self.known.get(key).map(|known| known.digest),
+        }
+    }
+
+    fn read_up_to(&mut self, kind: Kind, resource_version: &str) {
+        if let Ok(version) = resource_version.parse() {
+            let progress = self.of(kind);
+            progress.resource_version = progress.resource_version.max(version);
+        }
+    }
+
+    fn applied(&mut self, now: Now, object: Object) {
+        let Object { kind, path, value, resource_version, .. } = object;
+        self.read_up_to(kind, &resource_version);
+        if let Some(hold) = &mut self.of(kind).hold {
+            hold.paths.remove(&path);
+        }
+        self.want(now, (kind, path), value);
+    }
+
+    /// The newest value of a key takes the place of an older one that waits.
+    fn want(&mut self, now: Now, key: (Kind, String), value: Vec<u8>) {
+        if self.expected(&key) == Some(Digest::of(&value)) {
+            self.pending.remove(&key);
+        } else {
+            let since = self.pending.get(&key).map_or(now.unix, |pending| pending.since);
+            self.pending.insert(key, Pending { change: Change::Put(value), since });
+        }
+    }
+
+    fn deleted(&mut self, now: Now, object: Object) {
+        let Object { kind, path, resource_version, .. } = object;
+        self.read_up_to(kind, &resource_version);
+        let progress = self.of(kind);
+        if !progress.listed {
+            return;
+        }
+        if let Some(hold) = &mut progress.hold {
+            hold.paths.remove(&path);
+        }
+        self.unwant(now, (kind, path));
+    }
+
+    fn unwant(&mut self, now: Now, key: (Kind, String)) {
+        if self.expected(&key).is_none() {
+            self.pending.remove(&key);
+        } else {
+            self.pending.insert(key, Pending { change: Change::Delete, since: now.unix });
+        }
+    }
+
+    fn resign(&mut self, reason: Resigned, effects: &mut Vec<Effect>) {
+        self.over = true;
+        effects.push(Effect::Resign(reason));
+    }
+
+    /// Keys of `kind` that etcd will hold.
+    fn expected_paths(&self, kind: Kind) -> BTreeSet<String> {
+        let mut paths: BTreeSet<String> =
+            self.known.keys().filter(|(of, _)| *of == kind).map(|(_, path)| path.clone()).collect();
+        for ((_, path), change) in
+            self.in_flight.iter().flat_map(|in_flight| &in_flight.changes).filter(|((of, _), _)| *of == kind)
+        {
+            match change {
+                Some(_) => paths.insert(path.clone()),
+                None => paths.remove(path),
+            };
+        }
+        paths
+    }
+}

@@ -1,0 +1,180 @@
+//! Transactions: what is written at once, under which conditions, and what comes of it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use control_core::types::{CallError, Committed, Compare, Transaction, Write};
+
+use super::{Change, Copier, Effect, Known, Now, Resigned, Stored};
+use crate::{Kind, digest::Digest, state::State};
+
+/// Changes in one transaction; etcd takes 128 operations.
+const MOST_CHANGES: usize = 100;
+/// Bytes of values in one transaction, beside the first: etcd takes requests of 1.5 MiB, and a value may have 1 MiB.
+const MOST_BYTES: usize = 256 << 10;
+/// The state is written this often when nothing else is.
+const STATE_PERIOD: Duration = Duration::from_secs(10);
+/// With changes, it is written no more often than this.
+const STATE_SPACING: Duration = Duration::from_secs(1);
+
+/// The transaction under way.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    /// What each key will hold.
+    pub(super) changes: HashMap<(Kind, String), Option<Digest>>,
+    state: Option<State>,
+    confirmed: bool,
+    forgets: bool,
+}
+
+impl Copier {
+    /// Makes the next transaction, if there is something to write and none is under way.
+    pub(super) fn flush(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.over || self.dry || self.in_flight.is_some() {
+            return;
+        }
+        let create_revision = match &self.state {
+            Stored::Absent => 0,
+            Stored::Present { create_revision, .. } | Stored::Unreadable { create_revision } => *create_revision,
+        };
+        // The UID is compared too: another cluster has another state, created at another revision.
+        let mut compares = vec![
+            Compare::CreateRevision { key: self.keys.leader(), equals: self.fence },
+            Compare::CreateRevision { key: self.keys.state(), equals: create_revision },
+        ];
+        let mut writes = Vec::new();
+        let mut in_flight =
+            InFlight { changes: HashMap::new(), state: None, confirmed: self.confirmed, forgets: self.forget };
+        if self.confirmed {
+            writes.push(Write::Delete { key: self.keys.confirm() });
+        }
+        if self.forget {
+            writes.push(Write::Delete { key: self.keys.state() });
+        } else {
+            self.take_changes(&mut in_flight, &mut compares, &mut writes);
+            in_flight.state = self.next_state(now, !in_flight.changes.is_empty());
+            if let Some(state) = &in_flight.state {
+                let value = serde_json::to_vec(state).unwrap_or_default();
+                writes.push(Write::Put { key: self.keys.state(), value, lease: None });
+                self.written_at = Some(now.monotonic);
+                self.list_completed = false;
+            }
+        }
+        if !writes.is_empty() {
+            self.in_flight = Some(in_flight);
+            effects.push(Effect::Write(Transaction { compares, writes }));
+        }
+    }
+
+    fn take_changes(&mut self, in_flight: &mut InFlight, compares: &mut Vec<Compare>, writes: &mut Vec<Write>) {
+        if !self.refusals.is_empty() || self.uid.is_none() || matches!(self.state, Stored::Unreadable { .. }) {
+            return;
+        }
+        let mut bytes = 0;
+        while in_flight.changes.len() < MOST_CHANGES {
+            let Some(entry) = self.pending.first_entry() else { break };
+            if let Change::Put(value) = &entry.get().change {
+                if bytes > 0 && bytes + value.len() > MOST_BYTES {
+                    break;
+                }
+                bytes += value.len();
+            }
+            let (object, pending) = entry.remove_entry();
+            let key = self.keys.object(object.0, &object.1);
+            match pending.change {
+                Change::Put(value) => {
+                    in_flight.changes.insert(object, Some(Digest::of(&value)));
+                    writes.push(Write::Put { key, value, lease: None });
+                }
+                Change::Delete => {
+                    let Some(known) = self.known.get(&object) else { continue };
+                    compares.push(Compare::ModRevision { key: key.clone(), equals: known.mod_revision });
+                    in_flight.changes.insert(object, None);
+                    writes.push(Write::Delete { key });
+                }
+            }
+        }
+    }
+
+    /// The state, where it is time to write it.
+    fn next_state(&self, now: Now, with_changes: bool) -> Option<State> {
+        let uid = self.wanted_uid()?;
+        let held = self.held();
+        let since = self.written_at.map(|at| now.monotonic.saturating_sub(at));
+        let due = match (&self.state, since) {
+            // Nothing is written before it says what the copy is of.
+            (Stored::Absent, _) => self.refusals.is_empty(),
+            (Stored::Unreadable { .. }, _) => false,
+            (Stored::Present { .. }, None) => true,
+            (Stored::Present { state, .. }, Some(since)) => {
+                state.held != held
+                    || self.list_completed
+                    || since >= STATE_PERIOD
+                    || (with_changes && since >= STATE_SPACING)
+            }
+        };
+        due.then(|| State {
+            uid: uid.to_owned(),
+            holder: self.holder.clone(),
+            written_at: now.unix,
+            current_at: self.current_at(now),
+            resource_versions: self
+                .progress
+                .iter()
+                .filter(|(_, progress)| progress.resource_version > 0)
+                .map(|(kind, progress)| (kind.plural().to_owned(), progress.resource_version))
+                .collect(),
+            counts: self.counts(),
+            held,
+        })
+    }
+
+    fn counts(&self) -> BTreeMap<String, usize> {
+        let mut counts: BTreeMap<String, usize> =
+            Kind::ALL.into_iter().map(|kind| (kind.plural().to_owned(), 0)).collect();
+        for (kind, _) in self.known.keys() {
+            *counts.entry(kind.plural().to_owned()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Up to when the copy is known to be complete.
+    fn current_at(&self, now: Now) -> u64 {
+        let lost = self.progress.values().filter_map(|progress| progress.lost_at);
+        let waiting = self.pending.values().map(|pending| pending.since);
+        lost.chain(waiting).min().unwrap_or(now.unix).min(now.unix)
+    }
+
+    pub(super) fn written(&mut self, result: Result<Committed, CallError>, effects: &mut Vec<Effect>) {
+        let Some(in_flight) = self.in_flight.take() else { return };
+        let committed = match result {
+            Ok(committed) => committed,
+            Err(error) => return self.resign(Resigned::Doubt(error), effects),
+        };
+        if !committed.succeeded {
+            return self.resign(Resigned::Fenced, effects);
+        }
+        if in_flight.forgets {
+            return self.resign(Resigned::Confirmed, effects);
+        }
+        if in_flight.confirmed {
+            self.confirmed = false;
+        }
+        let mod_revision = committed.revision;
+        for (object, digest) in in_flight.changes {
+            match digest {
+                Some(digest) => self.known.insert(object, Known { digest, mod_revision }),
+                None => self.known.remove(&object),
+            };
+        }
+        if let Some(state) = in_flight.state {
+            let create_revision = match self.state {
+                Stored::Present { create_revision, .. } => create_revision,
+                _ => mod_revision,
+            };
+            self.state = Stored::Present { create_revision, state };
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What waits for an operator or for time to go by.
+
+use std::{collections::BTreeSet, fmt, time::Duration};
+
+use super::{Change, Copier, Effect, Notice, Now, Pending, Stored};
+use crate::{Kind, state::Held};
+
+/// How long deletions of a doubted list wait.
+const HOLD: Duration = Duration::from_secs(60);
+/// How often an operator's word is looked for.
+const CONFIRM_READ: Duration = Duration::from_secs(2);
+
+/// Deletions that wait.
+#[derive(Debug)]
+pub(super) struct Hold {
+    pub(super) paths: BTreeSet<String>,
+    total: usize,
+    pub(super) until: Duration,
+    pub(super) until_unix: u64,
+    /// Of the list that lacks them.
+    resource_version: u64,
+}
+
+/// Why nothing is written at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// There is no namespace `kube-system`.
+    NoCluster,
+    /// It has another UID.
+    OtherCluster { found: String, wanted: String },
+    /// The list is older than what was read before.
+    Stale { found: u64, carried: u64 },
+}
+
+impl Hold {
+    pub(super) fn new(
+        now: Now,
+        until: Option<(Duration, u64)>,
+        paths: BTreeSet<String>,
+        total: usize,
+        resource_version: u64,
+    ) -> Self {
+        let (until, until_unix) = until.unwrap_or((now.monotonic + HOLD, now.unix + HOLD.as_secs()));
+        Self { paths, total, until, until_unix, resource_version }
+    }
+
+    pub(super) fn token(&self, kind: Kind) -> String {
+        format!("delete-{}-{}", kind.plural(), self.resource_version)
+    }
+}
+
+impl Refusal {
+    /// What releases it; nothing can be said of a cluster that is not there.
+    pub(super) fn token(&self) -> Option<String> {
+        match self {
+            Self::NoCluster => None,
+            Self::OtherCluster { found, .. } => Some(format!("cluster-{found}")),
+            Self::Stale { found, .. } => Some(format!("version-{found}")),
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCluster => f.write_str("the API server has no namespace kube-system yet"),
+            Self::OtherCluster { found, wanted } => write!(
+                f,
+                "the API server is that of another cluster: its kube-system has the UID {found}, the copy is of {wanted}"
+            ),
+            Self::Stale { found, carried } => write!(
+                f,
+                "the API server's list is of resource version {found}, older than {carried}, which was read before: it \
+                 was restored from a backup, or lags behind"
+            ),
+        }
+    }
+}
+
+impl Copier {
+    /// The UID that the copy is of.
+    pub(super) fn wanted_uid(&self) -> Option<&str> {
+        match &self.state {
+            Stored::Present { state, .. } => Some(&state.uid),
+            _ => self.uid.as_deref(),
+        }
+    }
+
+    /// Everything that waits, as the state tells it.
+    pub(super) fn held(&self) -> Vec<Held> {
+        let mut held: Vec<Held> = Vec::new();
+        for refusal in self.refusals.values() {
+            let token = refusal.token().unwrap_or_default();
+            if !held.iter().any(|held| held.token == token) {
+                held.push(Held { reason: refusal.to_string(), token, until: None });
+            }
+        }
+        for (&kind, progress) in &self.progress {
+            if let Some(hold) = &progress.hold {
+                let (count, total) = (hold.paths.len(), hold.total);
+                let reason = format!("{count} of {total} {} would be deleted", kind.plural());
+                held.push(Held { reason, token: hold.token(kind), until: Some(hold.until_unix) });
+            }
+        }
+        held
+    }
+
+    pub(super) fn tick(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        for kind in Kind::ALL {
+            let progress = self.of(kind);
+            // Only a watch that is up says that they are still gone.
+            if progress.lost_at.is_none() && progress.hold.as_ref().is_some_and(|hold| hold.until <= now.monotonic) {
+                self.release(now, kind, effects);
+            }
+        }
+        let waits = !self.held().is_empty() || matches!(self.state, Stored::Unreadable { .. });
+        if matches!(self.state, Stored::Unreadable { .. }) && self.confirm_read_at.is_none() {
+            effects.push(Effect::Notice(Notice::UnreadableState));
+        }
+        if waits && self.confirm_read_at.is_none_or(|at| now.monotonic >= at + CONFIRM_READ) {
+            self.confirm_read_at = Some(now.monotonic);
+            effects.push(Effect::ReadConfirm);
+        }
+    }
+
+    /// Does what the token stands for; each stands for one finding, so an old one does nothing.
+    pub(super) fn confirm(&mut self, now: Now, token: Option<&str>, effects: &mut Vec<Effect>) {
+        let Some(token) = token.map(str::trim) else { return };
+        let refused = self.refusals.values().any(|refusal| refusal.token().is_some_and(|of| of == token));
+        let unreadable = matches!(self.state, Stored::Unreadable { .. }) && token == "state";
+        let held = Kind::ALL.into_iter().find(|&kind| {
+            self.progress.get(&kind).and_then(|of| of.hold.as_ref()).is_some_and(|hold| hold.token(kind) == token)
+        });
+        self.confirmed = true;
+        if refused || unreadable {
+            self.forget = true;
+        } else if let Some(kind) = held {
+            self.release(now, kind, effects);
+        } else {
+            effects.push(Effect::Notice(Notice::UnknownToken { token: token.chars().take(80).collect() }));
+        }
+    }
+
+    fn release(&mut self, now: Now, kind: Kind, effects: &mut Vec<Effect>) {
+        let progress = self.of(kind);
+        progress.doubted = false;
+        let Some(hold) = progress.hold.take() else { return };
+        effects.push(Effect::Notice(Notice::DeletionsReleased { kind, count: hold.paths.len() }));
+        for path in hold.paths {
+            self.pending.insert((kind, path), Pending { change: Change::Delete, since: now.unix });
+        }
+    }
+}

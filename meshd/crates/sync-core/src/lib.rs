@@ -1,0 +1,21 @@
+//! The decisions of `meshd-sync`: values without I/O, clock or randomness of their own.
+//!
+//! [`canonical`] reduces an object of the API server to its key and value in etcd. [`Copier`] is one term of leadership:
+//! it is given what the API server and etcd say and returns the calls to make. `sync` makes them.
+//!
+//! ```text
+//!   list, watch ──▶ canonical ──▶ Copier ──▶ one transaction at a time, each fenced by the leader key
+//!                                   ▲ └────▶ list again, read the confirmation, resign
+//!   etcd at the term's begin ───────┘
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod canonical;
+mod copier;
+mod digest;
+mod kind;
+pub mod state;
+
+pub use copier::{Copier, Effect, Input, Notice, Now, Planned, Resigned};
+pub use kind::{ClusterKeys, Kind};

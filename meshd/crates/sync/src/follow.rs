@@ -1,0 +1,199 @@
+//! One task a kind: list, then watch from where the list ended, and again when the history is gone.
+
+use std::{sync::Arc, time::Duration};
+
+use control_core::backoff::Backoff;
+use futures_util::StreamExt as _;
+use serde_json::value::RawValue;
+use sync_core::{
+    Input, Kind,
+    canonical::{self, Object},
+};
+use tokio::{sync::mpsc, time::sleep};
+
+use crate::api::{Api, ApiError, Line, Resource};
+
+/// How often a definition that the cluster lacks is looked for.
+const DEFINITION_PERIOD: Duration = Duration::from_secs(10);
+
+/// What a follower heard, and which one: an older one of the kind is not listened to any more.
+pub(crate) struct Heard {
+    pub(crate) kind: Kind,
+    pub(crate) serial: u64,
+    pub(crate) input: Input,
+}
+
+/// Follows one kind until the receiver is gone.
+pub(crate) struct Follower {
+    pub(crate) api: Arc<Api>,
+    pub(crate) kind: Kind,
+    pub(crate) serial: u64,
+    pub(crate) to: mpsc::Sender<Heard>,
+}
+
+/// Why following stopped.
+enum Stop {
+    /// The receiver is gone.
+    Closed,
+    /// List again.
+    Again,
+    Failed(ApiError),
+}
+
+impl From<ApiError> for Stop {
+    fn from(error: ApiError) -> Self {
+        match error {
+            ApiError::Expired => Self::Again,
+            error => Self::Failed(error),
+        }
+    }
+}
+
+impl Follower {
+    pub(crate) async fn run(self, after: Duration) {
+        sleep(after).await;
+        let mut backoff = backoff();
+        let mut failing = false;
+        loop {
+            match self.list_and_watch(&mut failing).await {
+                Stop::Closed => return,
+                Stop::Again => backoff = self::backoff(),
+                Stop::Failed(error) => {
+                    self.tell_failure(&error, &mut failing);
+                    if self.tell(Input::Interrupted { kind: self.kind }).await.is_err() {
+                        return;
+                    }
+                    pause(&mut backoff).await;
+                }
+            }
+        }
+    }
+
+    async fn list_and_watch(&self, failing: &mut bool) -> Stop {
+        let result = async {
+            let uid = self.api.cluster_uid().await?;
+            self.tell(Input::ListBegun { kind: self.kind, uid }).await?;
+            if self.kind != Kind::ClusterNetworkPolicy {
+                return self.follow(&Resource::built_in(self.kind), failing).await;
+            }
+            let definition = self.api.policy_definition().await?;
+            match definition.resource {
+                Some(resource) => self.follow(&resource, failing).await,
+                None => self.await_definition(definition.resource_version, failing).await,
+            }
+        };
+        result.await.err().unwrap_or(Stop::Again)
+    }
+
+    /// There are no objects of a kind that is not defined.
+    async fn await_definition(&self, resource_version: String, failing: &mut bool) -> Result<(), Stop> {
+        let kind = self.kind;
+        self.tell(Input::Page { kind, resource_version, objects: Vec::new() }).await?;
+        self.tell(Input::ListEnded { kind, uid: self.api.cluster_uid().await? }).await?;
+        loop {
+            self.tell_success(failing);
+            self.tell(Input::Watching { kind, uid: self.api.cluster_uid().await? }).await?;
+            sleep(DEFINITION_PERIOD).await;
+            if self.api.policy_definition().await?.resource.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn follow(&self, resource: &Resource, failing: &mut bool) -> Result<(), Stop> {
+        let kind = self.kind;
+        let mut next = None;
+        let mut version;
+        loop {
+            let page = self.api.page(resource, next.as_deref()).await?;
+            version = page.resource_version;
+            let objects = page.items.iter().filter_map(|item| self.read(resource, item)).collect();
+            self.tell(Input::Page { kind, resource_version: version.clone(), objects }).await?;
+            next = page.next;
+            if next.is_none() {
+                break;
+            }
+        }
+        self.tell(Input::ListEnded { kind, uid: self.api.cluster_uid().await? }).await?;
+        let mut backoff = backoff();
+        loop {
+            match self.watch(resource, &mut version, failing).await {
+                Ok(()) => backoff = self::backoff(),
+                Err(Stop::Failed(ApiError::NotFound)) => return Err(Stop::Failed(ApiError::NotFound)),
+                Err(Stop::Failed(error)) => {
+                    self.tell_failure(&error, failing);
+                    self.tell(Input::Interrupted { kind }).await?;
+                    pause(&mut backoff).await;
+                }
+                Err(stop) => return Err(stop),
+            }
+        }
+    }
+
+    /// One watch, until the server ends it.
+    async fn watch(&self, resource: &Resource, version: &mut String, failing: &mut bool) -> Result<(), Stop> {
+        let kind = self.kind;
+        let mut lines = std::pin::pin!(self.api.watch(resource, version).await?);
+        // Whose events these are is asked after the connection is there.
+        self.tell(Input::Watching { kind, uid: self.api.cluster_uid().await? }).await?;
+        self.tell_success(failing);
+        while let Some(line) = lines.next().await {
+            let input = match line? {
+                Line::Bookmark { resource_version } => {
+                    version.clone_from(&resource_version);
+                    Some(Input::Bookmark { kind, resource_version })
+                }
+                Line::Applied(raw) => self.read(resource, &raw).map(Input::Applied),
+                Line::Deleted(raw) => self.read(resource, &raw).map(Input::Deleted),
+            };
+            let Some(input) = input else { continue };
+            if let Input::Applied(object) | Input::Deleted(object) = &input {
+                version.clone_from(&object.resource_version);
+            }
+            self.tell(input).await?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, resource: &Resource, raw: &RawValue) -> Option<Object> {
+        match canonical::read(resource.kind, &resource.api_version, raw.get()) {
+            Ok(object) => {
+                if object.verbatim {
+                    tracing::warn!(kind = self.kind.name(), object = object.path, "unexpected shape; copied as it is");
+                }
+                Some(object)
+            }
+            Err(error) => {
+                tracing::error!(%error, "object left out");
+                None
+            }
+        }
+    }
+
+    async fn tell(&self, input: Input) -> Result<(), Stop> {
+        let heard = Heard { kind: self.kind, serial: self.serial, input };
+        self.to.send(heard).await.map_err(|_| Stop::Closed)
+    }
+
+    fn tell_failure(&self, error: &ApiError, failing: &mut bool) {
+        if !std::mem::replace(failing, true) {
+            tracing::warn!(kind = self.kind.name(), %error, "API server not followed; trying again");
+        }
+    }
+
+    fn tell_success(&self, failing: &mut bool) {
+        if std::mem::take(failing) {
+            tracing::info!(kind = self.kind.name(), "API server followed again");
+        }
+    }
+}
+
+/// Waits before the next attempt.
+pub(crate) async fn pause(backoff: &mut Backoff) {
+    let delay = backoff.next(&mut rand::rng());
+    sleep(delay).await;
+}
+
+fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(500), Duration::from_secs(15))
+}

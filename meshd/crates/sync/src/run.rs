@@ -1,0 +1,105 @@
+//! The program's life: connect, stand by, lead, again.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use control::{etcd_options::EtcdOptions, session::Dialer};
+use control_core::backoff::Backoff;
+use etcd_schema::Cluster;
+use sync_core::ClusterKeys;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::Api,
+    election::{self, Candidate},
+    follow::pause,
+    term::{self, End},
+};
+
+/// What to copy, from where, to where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The cluster's name in the mesh.
+    pub cluster: Cluster,
+    /// How the API server is reached; without it, as a pod of the cluster or as kubectl does.
+    pub kubeconfig: Option<PathBuf>,
+    /// How the mesh's etcd is reached.
+    pub etcd: EtcdOptions,
+}
+
+/// Copies until `stop`.
+///
+/// # Errors
+/// When the options cannot be used. A server that does not answer is tried again.
+pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
+    let (api, dialer) = connect(&options).await?;
+    let keys = ClusterKeys::new(&options.cluster);
+    let holder = format!("{}-{:08x}", host_name(), rand::random::<u32>());
+    tracing::info!(cluster = %options.cluster, holder, "started");
+    let mut candidate = Candidate { keys: &keys, holder: &holder, told: None };
+    let mut backoff = backoff();
+    let mut next = 0;
+    let mut etcd_failing = false;
+    while !stop.is_cancelled() {
+        let led = tokio::select! {
+            () = stop.cancelled() => break,
+            led = async {
+                let session = election::open(&dialer, &keys, &mut next).await?;
+                if std::mem::take(&mut etcd_failing) {
+                    tracing::info!(member = %session.member(), "etcd answers again");
+                }
+                let leadership = candidate.campaign(&session).await.map_err(|error| error.to_string())?;
+                Ok::<_, String>((session, leadership))
+            } => led,
+        };
+        let (session, mut leadership) = match led {
+            Ok(led) => led,
+            Err(error) => {
+                if !std::mem::replace(&mut etcd_failing, true) {
+                    tracing::warn!(error, "etcd unreachable; trying again");
+                }
+                pause(&mut backoff).await;
+                continue;
+            }
+        };
+        tracing::info!(term = leadership.fence, "leading: copying the cluster");
+        let began = tokio::time::Instant::now();
+        let end = term::run(&api, &session, &keys, &holder, &mut leadership, &stop).await;
+        match end {
+            End::Stopped => election::give_up(&session, &keys, leadership.fence).await,
+            End::Lost => tracing::warn!("leadership lost: the lease was not renewed in time"),
+            End::Resigned(reason) => tracing::warn!(%reason, "leadership given up"),
+            End::Etcd(error) => tracing::warn!(%error, "leadership given up: etcd does not answer"),
+        }
+        drop(leadership);
+        if began.elapsed() > Duration::from_secs(60) {
+            backoff = self::backoff();
+        }
+        if !stop.is_cancelled() {
+            pause(&mut backoff).await;
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Checks the options; asks nothing of either server.
+pub(crate) async fn connect(options: &Options) -> anyhow::Result<(Arc<Api>, Dialer)> {
+    if options.cluster.is_flat() {
+        bail!("the cluster needs a name");
+    }
+    let api = Api::new(options.kubeconfig.as_deref()).await.context("cannot tell how to reach the API server")?;
+    let dialer = Dialer::new(&options.etcd).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!(errors.join("\n"))
+    })?;
+    Ok((Arc::new(api), dialer))
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(500), Duration::from_secs(10))
+}

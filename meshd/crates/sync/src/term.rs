@@ -1,0 +1,187 @@
+//! One term: followers of the API server, the copier, and its transactions.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use control::session::Session;
+use control_core::types::{CallError, Transaction};
+use sync_core::{ClusterKeys, Copier, Effect, Input, Kind, Notice, Now, Resigned};
+use tokio::{
+    sync::mpsc,
+    task::AbortHandle,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::Api,
+    election::Leadership,
+    follow::{Follower, Heard},
+};
+
+/// Messages of followers that wait; a page counts as one.
+const QUEUE: usize = 16;
+
+/// How a term ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The process is to end.
+    Stopped,
+    /// The lease may be gone.
+    Lost,
+    /// The copier resigned.
+    Resigned(Resigned),
+    /// etcd did not answer at the term's begin.
+    Etcd(CallError),
+}
+
+/// A running term.
+struct Term<'a> {
+    session: &'a Session,
+    keys: &'a ClusterKeys,
+    leadership: &'a mut Leadership,
+    copier: Copier,
+    followers: Followers,
+    answers: mpsc::Sender<Input>,
+    begun: Instant,
+}
+
+/// The followers of one term, or of a trial.
+pub(crate) struct Followers {
+    api: Arc<Api>,
+    to: mpsc::Sender<Heard>,
+    running: HashMap<Kind, (u64, AbortHandle)>,
+    serial: u64,
+}
+
+impl Followers {
+    /// None yet; what they hear comes by the receiver.
+    pub(crate) fn new(api: Arc<Api>) -> (Self, mpsc::Receiver<Heard>) {
+        let (to, heard) = mpsc::channel(QUEUE);
+        (Self { api, to, running: HashMap::new(), serial: 0 }, heard)
+    }
+
+    /// Lists the kind after this time, in place of the follower that it has.
+    pub(crate) fn start(&mut self, kind: Kind, after: Duration) {
+        self.serial += 1;
+        let follower = Follower { api: Arc::clone(&self.api), kind, serial: self.serial, to: self.to.clone() };
+        let task = tokio::spawn(follower.run(after)).abort_handle();
+        if let Some((_, old)) = self.running.insert(kind, (self.serial, task)) {
+            old.abort();
+        }
+    }
+
+    /// What was heard, unless by a follower whose place another has taken.
+    pub(crate) fn accept(&self, heard: Heard) -> Option<Input> {
+        let current = self.running.get(&heard.kind).is_some_and(|(serial, _)| *serial == heard.serial);
+        current.then_some(heard.input)
+    }
+}
+
+impl Drop for Followers {
+    fn drop(&mut self) {
+        for (_, task) in self.running.values() {
+            task.abort();
+        }
+    }
+}
+
+/// Copies until the term ends.
+pub(crate) async fn run(
+    api: &Arc<Api>,
+    session: &Session,
+    keys: &ClusterKeys,
+    holder: &str,
+    leadership: &mut Leadership,
+    stop: &CancellationToken,
+) -> End {
+    let begun = Instant::now();
+    let listing = match session.list_below(keys.root()).await {
+        Ok(listing) => listing,
+        Err(error) => return End::Etcd(error),
+    };
+    let copier = Copier::new(keys.clone(), holder.to_owned(), leadership.fence, &listing, now(begun));
+    drop(listing);
+    let (mut followers, mut heard) = Followers::new(Arc::clone(api));
+    for kind in Kind::ALL {
+        followers.start(kind, Duration::ZERO);
+    }
+    let (answers, mut answered) = mpsc::channel(4);
+    let mut term = Term { session, keys, leadership, copier, followers, answers, begun };
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let input = tokio::select! {
+            biased;
+            () = stop.cancelled() => return End::Stopped,
+            () = term.leadership.lost() => return End::Lost,
+            Some(answer) = answered.recv() => answer,
+            _ = ticks.tick() => Input::Tick,
+            Some(heard) = heard.recv() => match term.followers.accept(heard) {
+                Some(input) => input,
+                None => continue,
+            },
+        };
+        if let Some(end) = term.step(input) {
+            return end;
+        }
+    }
+}
+
+impl Term<'_> {
+    fn step(&mut self, input: Input) -> Option<End> {
+        for effect in self.copier.step(now(self.begun), input) {
+            match effect {
+                Effect::Write(transaction) => {
+                    // The fence would stop it; a process that was paused need not even try.
+                    if !self.leadership.holds() {
+                        return Some(End::Lost);
+                    }
+                    self.write(transaction);
+                }
+                Effect::List { kind, after } => self.followers.start(kind, after),
+                Effect::ReadConfirm => self.read_confirm(),
+                Effect::Notice(notice) => tell(&notice),
+                Effect::Resign(reason) => return Some(End::Resigned(reason)),
+            }
+        }
+        None
+    }
+
+    fn write(&self, transaction: Transaction) {
+        let (session, answers) = (self.session.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            let result = session.transact(&transaction).await;
+            // If the term is over, the receiver is gone.
+            let _ = answers.send(Input::Written(result)).await;
+        });
+    }
+
+    fn read_confirm(&self) {
+        let (session, answers, key) = (self.session.clone(), self.answers.clone(), self.keys.confirm());
+        tokio::spawn(async move {
+            if let Ok(listing) = session.list_below(&key).await {
+                let entry = listing.entries.into_iter().find(|entry| entry.key == key);
+                let token = entry.map(|entry| String::from_utf8_lossy(&entry.value).into_owned());
+                let _ = answers.send(Input::Confirm(token)).await;
+            }
+        });
+    }
+}
+
+/// The time of a step; `begun` is any moment before.
+pub(crate) fn now(begun: Instant) -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Now { monotonic: begun.elapsed(), unix }
+}
+
+pub(crate) fn tell(notice: &Notice) {
+    if notice.is_error() {
+        tracing::error!("{notice}");
+    } else {
+        tracing::warn!("{notice}");
+    }
+}

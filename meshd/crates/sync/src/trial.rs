@@ -1,0 +1,82 @@
+//! `--dry-run`: what the first list would change.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::Context as _;
+use sync_core::{ClusterKeys, Copier, Effect, Input, Kind, Planned};
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    election,
+    run::{self, Options},
+    term::{self, Followers},
+};
+
+/// How long the lists may take.
+const DEADLINE: Duration = Duration::from_secs(300);
+
+/// Compares the API server with etcd, and returns a line for each key that would change, and a summary. Writes nothing
+/// and needs no leadership.
+///
+/// # Errors
+/// When one of the servers does not answer.
+pub async fn try_out(options: &Options) -> anyhow::Result<Vec<String>> {
+    let (api, dialer) = run::connect(options).await?;
+    let keys = ClusterKeys::new(&options.cluster);
+    let session = election::open(&dialer, &keys, &mut 0).await.map_err(|error| anyhow::anyhow!("etcd: {error}"))?;
+    let listing = session.list_below(keys.root()).await.context("cannot list etcd")?;
+    let begun = Instant::now();
+    let mut copier = Copier::trial(keys, &listing, term::now(begun));
+    let (mut followers, mut heard) = Followers::new(api);
+    let mut missing: BTreeSet<Kind> = Kind::ALL.into();
+    for kind in Kind::ALL {
+        followers.start(kind, Duration::ZERO);
+    }
+    let complete = async {
+        while !missing.is_empty() {
+            let Some(heard) = heard.recv().await else { break };
+            let Some(input) = followers.accept(heard) else { continue };
+            let ended = match &input {
+                Input::ListEnded { kind, .. } => Some(*kind),
+                _ => None,
+            };
+            missing.extend(ended);
+            if let Some(kind) = ended {
+                missing.remove(&kind);
+            }
+            for effect in copier.step(term::now(begun), input) {
+                match effect {
+                    // A list that lacks much is taken again, as in earnest.
+                    Effect::List { kind, after: Duration::ZERO } => {
+                        missing.insert(kind);
+                        followers.start(kind, Duration::ZERO);
+                    }
+                    Effect::Notice(notice) => term::tell(&notice),
+                    _ => {}
+                }
+            }
+        }
+    };
+    timeout(DEADLINE, complete).await.context("the API server did not answer in time")?;
+    Ok(lines(&copier))
+}
+
+fn lines(copier: &Copier) -> Vec<String> {
+    let mut planned: Vec<_> = copier.planned().collect();
+    planned.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut lines: Vec<String> = planned
+        .iter()
+        .map(|(key, planned)| {
+            let verb = match planned {
+                Planned::Create => "create",
+                Planned::Change => "change",
+                Planned::Delete => "delete",
+            };
+            format!("{verb} {key}")
+        })
+        .collect();
+    let count = |of: Planned| planned.iter().filter(|(_, planned)| *planned == of).count();
+    let (create, change, delete) = (count(Planned::Create), count(Planned::Change), count(Planned::Delete));
+    lines.push(format!("{create} to create, {change} to change, {delete} to delete"));
+    lines
+}
