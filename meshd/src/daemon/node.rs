@@ -600,18 +600,23 @@ impl Node {
         for met in &report.met {
             let (source, destination) = met.packet;
             let at = format!("chain {} of table {}", met.chain, met.table);
-            let (code, cause) = if met.translates {
-                let effect = "the receiver sees an address of this node, so policies by label match the wrong sender";
-                (
-                    ProblemCode::PodsMasqueraded,
-                    format!("{at} rewrites the source of packets from {source} to {destination}: {effect}"),
-                )
-            } else {
-                (
-                    ProblemCode::ProbesDropped,
-                    format!("{at} drops probes from {source} to {destination}, so direct paths cannot be used"),
-                )
+            let unused = "so direct paths cannot be used";
+            let (code, cause) = match met.effect {
+                kernel::Effect::Translates => {
+                    let effect =
+                        "the receiver sees an address of this node, so policies by label match the wrong sender";
+                    let what = format!("rewrites the source of packets from {source} to {destination}: {effect}");
+                    (ProblemCode::PodsMasqueraded, what)
+                }
+                kernel::Effect::Drops => {
+                    (ProblemCode::ProbesDropped, format!("drops probes from {source} to {destination}, {unused}"))
+                }
+                kernel::Effect::Remarks => {
+                    let what = format!("rewrites the packet mark of probes from {source} to {destination}, {unused}");
+                    (ProblemCode::ProbesRemarked, what)
+                }
             };
+            let cause = format!("{at} {cause}");
             problems.push(Problem::new(code, cause, met.remedy.clone()));
         }
         for drop in &report.foreign_drops {

@@ -31,8 +31,9 @@ impl Published {
             let status = tunnel.get(&owner.to_string());
             let (family, chosen) = worse(paths_to(plan, owner, status));
             let mut reason = explained(family, &chosen, status);
-            let dropped = in_force.problems.iter().find(|problem| problem.code == ProblemCode::ProbesDropped);
-            if let Some(problem) = dropped.filter(|_| chosen.reason.is_missing_echo()) {
+            let lost = [ProblemCode::ProbesDropped, ProblemCode::ProbesRemarked];
+            let lost = in_force.problems.iter().find(|problem| lost.contains(&problem.code));
+            if let Some(problem) = lost.filter(|_| chosen.reason.is_missing_echo()) {
                 reason = format!("{reason}; {}", problem.cause);
             }
             let path = word(&chosen);

@@ -1,11 +1,11 @@
 //! Beside programs that rewrite what leaves a host: the rules of kube-proxy, in both of its modes, and of portmap. Probes
-//! pass as they are, whether those rules came before the daemon or after it.
+//! pass as they are, whether those rules came before the daemon or after it. Rules that take their mark are named.
 //!
 //! The rules are as these programs write them, with the marks that they write by default.
 
 use std::time::Duration;
 
-use integration::{Host, topology::TwoSites};
+use integration::{Host, await_ok, topology::TwoSites};
 
 use super::{CHANGE, Pair, WATCH, watch};
 
@@ -120,4 +120,32 @@ fn paths_stay_when_such_rules_come_later() {
         node.restart();
     }
     pair.await_direct();
+}
+
+/// As the rules of a router with several uplinks do, which choose one by the packet mark.
+#[test]
+fn a_rule_that_takes_the_mark_of_probes_is_named_and_its_remedy_brings_the_path_back() {
+    let sites = TwoSites::new("mark-taken");
+    let host = &sites.east.hosts[0];
+    for tool in ["iptables-nft", "ip6tables-nft"] {
+        host.run(&format!("{tool} -t mangle -A OUTPUT -p udp -j MARK --set-xmark 0x100/0xff00"));
+    }
+    let pair = Pair::start_on(sites, |meshd| meshd.site("east"));
+    let [node, other] = &pair.nodes;
+    let status = node.await_status("both families to be named", CHANGE, |status| {
+        status["problems"].as_array().unwrap().iter().filter(|p| p["code"] == "probes_remarked").count() == 2
+    });
+    let peer = await_ok("the peer to give the cause", CHANGE, || {
+        let peer = node.peer(other.name()).unwrap();
+        let reason = peer["reason"].as_str().unwrap();
+        if reason.contains("rewrites the packet mark of probes") { Ok(peer) } else { Err(peer.to_string()) }
+    });
+    assert_eq!(peer["path"], "wireguard", "{peer}");
+    let doctor = node.meshctl(&["doctor"]);
+    assert!(doctor.stdout.contains("chain OUTPUT of table ip mangle"), "{}", doctor.describe());
+    for problem in status["problems"].as_array().unwrap().iter().filter(|p| p["code"] == "probes_remarked") {
+        pair.sites.east.hosts[0].run_args(&["sh", "-c", problem["remedy"].as_str().unwrap()]);
+    }
+    pair.await_direct();
+    node.await_status("to be well", CHANGE, |status| status["problems"] == serde_json::json!([]));
 }

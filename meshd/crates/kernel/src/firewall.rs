@@ -26,6 +26,9 @@ use super::{
     nft::{BaseChain, Chain, Rule, Set, Table},
 };
 
+/// Where the guard looks at packets that leave, behind routing.
+pub(crate) const GUARD_PRIORITY: i32 = 90;
+
 /// Counts what the source guard drops, by family.
 const SOURCE: [&str; 2] = ["source4", "source6"];
 /// Counts what the destination guard drops, by family.
@@ -153,7 +156,7 @@ fn guard(table: &mut Table, options: &Options, firewall: &Firewall) {
         rules.push(Rule::new(format!("counter name \"{counter}\" drop"), "neither tunnel nor direct route"));
         table.chains.insert(f.guard.into(), Chain { base: None, rules });
     }
-    insert_base(table, "guard", ("filter", "postrouting", 90), entry);
+    insert_base(table, "guard", ("filter", "postrouting", GUARD_PRIORITY), entry);
 }
 
 /// Where a packet really goes. A destination and an interface alone would also be those of a default route to a router,

@@ -34,8 +34,8 @@ use super::{
 };
 pub use legacy::has_table;
 pub(crate) use legacy::legacy;
-pub use met::Met;
 pub(crate) use met::met;
+pub use met::{Effect, Met};
 
 /// A chain at the forward hook in another table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,10 +159,12 @@ pub(crate) async fn observe(options: &Options, nft: &Nft) -> Result<Foreign, Rul
             );
         }
     }
-    translate_matches(&mut listed).await;
-    let rules = Rules::new(listed);
+    let rules = Rules::new(listed.clone());
     let chains = forward_chains(&accept_chain(options), &rules);
-    let met = rules.reachable(|chain| is_met(chain) && chain["hook"] != "forward");
+    for (table, options) in [("nat", &["-t", "nat"]), ("mangle", &["-t", "mangle"]), ("raw", &["-t", "raw"])] {
+        translate_matches(table, options, &mut listed).await;
+    }
+    let met = Rules::new(listed).reachable(|chain| is_met(chain) && chain["hook"] != "forward");
     Ok(Foreign { chains, met: Arc::new(met) })
 }
 
@@ -177,40 +179,49 @@ fn is_met(chain: &Value) -> bool {
     }
 }
 
-/// Puts the rules of iptables' nat tables in the place of their listings, which lack the arguments of its matches, and adds
-/// those of the old tables.
-async fn translate_matches(listed: &mut Vec<Value>) {
+/// Puts the rules of an iptables table in the place of their listings, which lack the arguments of its matches and targets,
+/// and adds those of the old table. `options`: those that select the table.
+async fn translate_matches(table: &str, options: &'static [&'static str], listed: &mut Vec<Value>) {
     for (family, names, [new, old]) in [
         ("ip", "ip_tables_names", ["iptables-nft-save", "iptables-legacy-save"]),
         ("ip6", "ip6_tables_names", ["ip6tables-nft-save", "ip6tables-legacy-save"]),
     ] {
-        let is_nat = |item: &Value| {
+        let is_of_table = |item: &Value| {
             let of = item.get("rule").or_else(|| item.get("chain"));
-            of.is_some_and(|of| of["family"] == family && of["table"] == "nat")
+            of.is_some_and(|of| of["family"] == family && of["table"] == table)
         };
-        let is_match = |e: &Value| e.get("xt").is_some_and(|xt| xt["type"] == "match" && xt["name"] != "comment");
-        let lacking = listed.iter().filter(|item| is_nat(item)).filter_map(|item| item.get("rule"));
-        let lacks = lacking.flat_map(expressions).any(is_match);
+        let lacking = listed.iter().filter(|item| is_of_table(item)).filter_map(|item| item.get("rule"));
+        let lacks = lacking.flat_map(expressions).any(lacks_arguments);
+        let legacy = format!("{table}{}", met::LEGACY);
         let mut add = Vec::new();
-        for (wanted, program, called) in [(lacks, new, "nat"), (has_table(names, "nat"), old, "nat (iptables-legacy)")]
-        {
+        let old = (has_table(names, table), old, legacy.as_str());
+        for (wanted, program, called) in [(lacks, new, table), old] {
             if !wanted {
                 continue;
             }
-            match run(program, &["-t", "nat"]).await {
+            match run(program, options).await {
                 Ok(output) if output.status.success() => {
-                    add.extend(iptables::items(&String::from_utf8_lossy(&output.stdout), family, "nat", called));
+                    add.extend(iptables::items(&String::from_utf8_lossy(&output.stdout), family, table, called));
                 }
                 // Their listing alone says less, and claims nothing.
                 Ok(output) => tracing::debug!(program, status = %output.status, "iptables' rules not read"),
                 Err(error) => tracing::debug!(program, %error, "iptables' rules not read"),
             }
         }
-        if add.iter().any(&is_nat) {
-            listed.retain(|item| !is_nat(item));
+        if add.iter().any(&is_of_table) {
+            listed.retain(|item| !is_of_table(item));
         }
         listed.append(&mut add);
     }
+}
+
+/// Whether nft lists an expression of iptables' own by its name alone.
+fn lacks_arguments(expression: &Value) -> bool {
+    expression.get("xt").is_some_and(|xt| match xt["type"].as_str() {
+        Some("match") => xt["name"] != "comment",
+        Some("target") => xt["name"] == "MARK",
+        _ => false,
+    })
 }
 
 /// The chains at the forward hook.

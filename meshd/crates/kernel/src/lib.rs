@@ -46,7 +46,7 @@ pub use attached::Attachments;
 pub use change::Change;
 pub use cleanup::{Cleanup, CleanupError};
 pub use failure::{Failure, Problem};
-pub use foreign::{ForeignChain, ForeignDrop, ForeignEdit, Met, Owner};
+pub use foreign::{Effect, ForeignChain, ForeignDrop, ForeignEdit, Met, Owner};
 pub use foreign::{has_table, owner};
 pub use netlink::{Link, LinkAddress, MainRoute, NetlinkError, OwnPorts, Rtnetlink};
 pub use nft::{

@@ -20,6 +20,7 @@ pub(super) fn items(save: &str, family: &str, table: &str, called: &str) -> Vec<
                 let kind = if table == "nat" { "nat" } else { "filter" };
                 chain["type"] = kind.into();
                 chain["policy"] = policy.to_lowercase().into();
+                chain["prio"] = priority(table).into();
             }
             items.push(json!({"chain": chain}));
         } else if let Some(rule) = rule(line, family, &chains) {
@@ -28,6 +29,16 @@ pub(super) fn items(save: &str, family: &str, table: &str, called: &str) -> Vec<
         }
     }
     items
+}
+
+/// Where iptables has the chains of a table; those of nat are at two places, of which the one behind routing is read.
+fn priority(table: &str) -> i32 {
+    match table {
+        "raw" => -300,
+        "mangle" => -150,
+        "nat" => 100,
+        _ => 0,
+    }
 }
 
 /// A line `-A CHAIN …`: the chain, and the rule's expressions.
@@ -49,7 +60,11 @@ fn rule(line: &str, family: &str, chains: &[&str]) -> Option<(String, Vec<Value>
                 continue;
             }
             "-j" | "-g" => {
-                expressions.push(target(value(), word == "-g", chains));
+                let name = value();
+                expressions.push(match name {
+                    "MARK" => mark_set(words.next(), words.next()),
+                    _ => target(name, word == "-g", chains),
+                });
                 break;
             }
             "-s" => Some((payload(family, "saddr"), prefix(value()))),
@@ -117,14 +132,29 @@ fn ports(text: &str) -> Value {
 
 /// `0x4000/0x4000`, or a mark alone.
 fn marked(text: &str) -> Option<(Value, Value)> {
-    let number = |text: &str| match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16).ok(),
-        None => text.parse().ok(),
-    };
     Some(match text.split_once('/') {
         Some((mark, mask)) => (json!({"&": [meta("mark"), number(mask)?]}), number(mark)?.into()),
         None => (meta("mark"), number(text)?.into()),
     })
+}
+
+/// The target MARK, whose arguments iptables always saves as `--set-xmark VALUE/MASK`.
+fn mark_set(option: Option<&str>, argument: Option<&str>) -> Value {
+    let value = argument.filter(|_| option == Some("--set-xmark")).and_then(|text| {
+        let (mark, mask) = text.split_once('/')?;
+        Some(json!({"^": [{"&": [meta("mark"), !number(mask)? & u64::from(u32::MAX)]}, number(mark)?]}))
+    });
+    match value {
+        Some(value) => json!({"mangle": {"key": meta("mark"), "value": value}}),
+        None => json!({"xt": {"type": "target", "name": "MARK"}}),
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
 }
 
 fn target(name: &str, goes: bool, chains: &[&str]) -> Value {

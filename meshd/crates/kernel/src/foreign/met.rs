@@ -1,5 +1,5 @@
-//! Effects of other programs' rules on mesh packets: masqueraded packets of pods, and dropped probes. Each is found by
-//! following a typical mesh packet through the rules.
+//! Effects of other programs' rules on mesh packets: masqueraded packets of pods, probes that are dropped or lose their
+//! mark. Each is found by following a typical mesh packet through the rules.
 
 use std::net::IpAddr;
 
@@ -8,16 +8,30 @@ use mesh::kernel_state::{Desired, RouteVia};
 use text::quote;
 
 use super::super::{
-    Options,
+    Options, firewall,
     nft::{Packet, Rules, Taken},
     policy_table,
 };
 
+/// What another program's rule does to packets of the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Gives pods' packets another source.
+    Translates,
+    /// Drops probes.
+    Drops,
+    /// Gives probes another mark, so that neither their route nor the guard knows them.
+    Remarks,
+}
+
+/// What the names of iptables' old tables end in here.
+pub(super) const LEGACY: &str = " (iptables-legacy)";
+
 /// A foreign chain that takes packets of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Met {
-    /// It gives pods' packets another source; else it drops probes.
-    pub translates: bool,
+    /// What it does to them.
+    pub effect: Effect,
     /// Family and name of the table.
     pub table: String,
     /// The chain whose rule does it.
@@ -33,29 +47,33 @@ pub(crate) fn met(options: &Options, desired: &Desired, rules: &Rules) -> Vec<Me
     let policies = policy_table(&options.table_name);
     let ours = [options.table_name.as_str(), policies.as_str()];
     let mut found: Vec<Met> = Vec::new();
-    let mut add = |translates: bool, taken: Vec<Taken>, packet: &Packet| {
+    let mut add = |effect: Effect, taken: Vec<Taken>, packet: &Packet| {
         for taken in taken {
-            if found.iter().any(|known| {
-                known.translates == translates && (&known.table, &known.chain) == (&taken.table, &taken.at)
-            }) {
+            if found
+                .iter()
+                .any(|known| known.effect == effect && (&known.table, &known.chain) == (&taken.table, &taken.at))
+            {
                 continue;
             }
-            let remedy = if translates {
+            let remedy = if effect == Effect::Translates {
                 keep_source(desired, &taken, packet.source.is_ipv4())
             } else {
                 let port = desired.firewall.probe_port.unwrap_or_default();
-                insert(&taken, "filter", &format!("-p udp --dport {port}"), &format!("udp dport {port}"))
+                insert(&taken, &format!("-p udp --dport {port}"), &format!("udp dport {port}"))
             };
             let ends = (packet.source, packet.destination);
-            found.push(Met { translates, table: taken.table, chain: taken.at, packet: ends, remedy });
+            found.push(Met { effect, table: taken.table, chain: taken.at, packet: ends, remedy });
         }
     };
     for packet in pods(options, desired) {
-        add(true, rules.translating(&packet, &ours), &packet);
+        add(Effect::Translates, rules.translating(&packet, &ours), &packet);
     }
     for (probe, hooks) in probes(options, desired) {
         for hook in hooks {
-            add(false, rules.dropping(hook, &probe, &ours), &probe);
+            add(Effect::Drops, rules.dropping(hook, &probe, &ours), &probe);
+            if probe.mark != 0 {
+                add(Effect::Remarks, rules.remarking(hook, firewall::GUARD_PRIORITY.into(), &probe, &ours), &probe);
+            }
         }
     }
     found
@@ -136,24 +154,24 @@ fn keep_source(desired: &Desired, taken: &Taken, ipv4: bool) -> String {
     let ip = if ipv4 { "ip" } else { "ip6" };
     let commands = networks
         .iter()
-        .map(|net| insert(taken, "nat", &format!("-s {net} -d {net}"), &format!("{ip} saddr {net} {ip} daddr {net}")));
+        .map(|net| insert(taken, &format!("-s {net} -d {net}"), &format!("{ip} saddr {net} {ip} daddr {net}")));
     format!("{} # established connections keep their translated source", commands.collect::<Vec<_>>().join(" && "))
 }
 
 /// The command that accepts packets at the top of the base chain, by the tool that owns its table.
-fn insert(taken: &Taken, table: &str, by_iptables: &str, by_nft: &str) -> String {
+fn insert(taken: &Taken, by_iptables: &str, by_nft: &str) -> String {
     let Taken { table: of, chain, .. } = taken;
-    let tool = match of.split_once(' ') {
-        Some(("ip", name)) if name == table => Some("iptables"),
-        Some(("ip6", name)) if name == table => Some("ip6tables"),
-        Some(("ip", name)) if name.ends_with("(iptables-legacy)") => Some("iptables-legacy"),
-        Some(("ip6", name)) if name.ends_with("(iptables-legacy)") => Some("ip6tables-legacy"),
-        _ => None,
-    };
     let chain = quote(chain);
-    match (tool, of.split_once(' ')) {
-        (Some(tool), _) => format!("{tool} -t {table} -I {chain} {by_iptables} -j ACCEPT"),
-        (None, Some((family, name))) => format!("nft insert rule {family} {} {chain} {by_nft} accept", quote(name)),
-        (None, None) => format!("nft list table {}", quote(of)),
+    let Some((family, name)) = of.split_once(' ') else { return format!("nft list table {}", quote(of)) };
+    let (table, legacy) = name.strip_suffix(LEGACY).map_or((name, ""), |table| (table, "-legacy"));
+    let tool = match family {
+        "ip" => "iptables",
+        "ip6" => "ip6tables",
+        _ => "",
+    };
+    if !tool.is_empty() && ["filter", "nat", "mangle", "raw"].contains(&table) {
+        format!("{tool}{legacy} -t {table} -I {chain} {by_iptables} -j ACCEPT")
+    } else {
+        format!("nft insert rule {family} {} {chain} {by_nft} accept", quote(name))
     }
 }

@@ -60,12 +60,21 @@ enum Truth {
 enum Fate {
     Accepted,
     Dropped(String),
-    /// Its source or destination is another one behind this rule.
+    /// Its source or destination, or the mark where that is looked for, is another one behind this rule.
     Rewritten(String),
     /// The end of the chain, or a rule that returns.
     Goes,
     /// A rule that cannot be read may have let it through.
     Unknown,
+}
+
+/// What is looked for on a packet's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seeks {
+    /// Rules that drop it or give it another address.
+    Ends,
+    /// Rules that give it another mark, in base chains before this priority.
+    Marks { before: i64 },
 }
 
 impl Rules {
@@ -93,26 +102,35 @@ impl Rules {
 
     /// The chains at `hook` that drop `packet`, but for those of the tables that are `ours`.
     pub fn dropping(&self, hook: &str, packet: &Packet, ours: &[&str]) -> Vec<Taken> {
-        self.taking(&["filter", "route"], hook, packet, ours)
+        self.taking(&["filter", "route"], hook, packet, ours, Seeks::Ends)
+    }
+
+    /// The chains at `hook`, before this priority, that give `packet` another mark.
+    pub(crate) fn remarking(&self, hook: &str, before: i64, packet: &Packet, ours: &[&str]) -> Vec<Taken> {
+        self.taking(&["filter", "route"], hook, packet, ours, Seeks::Marks { before })
     }
 
     /// The chains behind routing that give `packet` another source, but for those of the tables that are `ours`.
     pub(crate) fn translating(&self, packet: &Packet, ours: &[&str]) -> Vec<Taken> {
-        self.taking(&["nat"], "postrouting", packet, ours)
+        self.taking(&["nat"], "postrouting", packet, ours, Seeks::Ends)
     }
 
-    fn taking(&self, kinds: &[&str], hook: &str, packet: &Packet, ours: &[&str]) -> Vec<Taken> {
+    fn taking(&self, kinds: &[&str], hook: &str, packet: &Packet, ours: &[&str], seeks: Seeks) -> Vec<Taken> {
         let family = if packet.source.is_ipv4() { "ip" } else { "ip6" };
         self.items("chain")
             .filter(|chain| chain["hook"] == hook && kinds.iter().any(|kind| chain["type"] == *kind))
             .filter(|chain| chain["family"] == family || chain["family"] == "inet")
             .filter(|chain| !ours.iter().any(|table| chain["table"] == *table))
+            .filter(|chain| match seeks {
+                Seeks::Ends => true,
+                Seeks::Marks { before } => chain["prio"].as_i64().is_some_and(|priority| priority < before),
+            })
             .filter_map(|chain| {
                 let (table, name) = (table(chain), chain["name"].as_str()?);
-                let at = match self.walk(&table, name, packet, 0) {
-                    Fate::Dropped(at) | Fate::Rewritten(at) => at,
-                    Fate::Goes if chain["policy"] == "drop" => name.to_owned(),
-                    Fate::Goes | Fate::Accepted | Fate::Unknown => return None,
+                let at = match (self.walk(&table, name, packet, seeks, 0), seeks) {
+                    (Fate::Rewritten(at), _) | (Fate::Dropped(at), Seeks::Ends) => at,
+                    (Fate::Goes, Seeks::Ends) if chain["policy"] == "drop" => name.to_owned(),
+                    (Fate::Dropped(_) | Fate::Goes | Fate::Accepted | Fate::Unknown, _) => return None,
                 };
                 let jumps = self.rules(&table, name).flat_map(expressions);
                 let jumps = jumps.filter_map(|expression| target(expression).map(str::to_owned)).collect();
@@ -131,7 +149,7 @@ impl Rules {
         self.items("rule").filter(move |rule| rule["chain"] == chain && table(rule) == of)
     }
 
-    fn walk(&self, table: &str, chain: &str, packet: &Packet, depth: usize) -> Fate {
+    fn walk(&self, table: &str, chain: &str, packet: &Packet, seeks: Seeks, depth: usize) -> Fate {
         if depth > DEEPEST {
             return Fate::Unknown;
         }
@@ -143,10 +161,11 @@ impl Rules {
             }
             for expression in expressions(rule) {
                 let fate = match target(expression) {
-                    Some(next) => self.walk(table, next, packet, depth + 1),
+                    Some(next) => self.walk(table, next, packet, seeks, depth + 1),
                     None if expression.get("accept").is_some() => Fate::Accepted,
                     None if drops(expression) => Fate::Dropped(chain.to_owned()),
                     None if rewrites(expression) => Fate::Rewritten(chain.to_owned()),
+                    None if seeks != Seeks::Ends && packet.is_remarked(expression) => Fate::Rewritten(chain.to_owned()),
                     None if expression.get("return").is_some() && truth == Truth::Yes && !unknown => return Fate::Goes,
                     None => Fate::Goes,
                 };
@@ -202,6 +221,35 @@ fn rewrites(expression: &Value) -> bool {
 }
 
 impl Packet {
+    /// Whether it has another mark behind this expression; a value that cannot be read claims nothing.
+    fn is_remarked(&self, expression: &Value) -> bool {
+        let Some(mangle) = expression.get("mangle") else { return false };
+        let sets_mark = mangle.pointer("/key/meta/key").is_some_and(|key| key == "mark");
+        sets_mark && self.mark_of(&mangle["value"]).is_some_and(|mark| mark != self.mark)
+    }
+
+    /// What a mark is set to: a number, or one made of the mark before.
+    fn mark_of(&self, value: &Value) -> Option<u32> {
+        if let Some(number) = value.as_u64() {
+            return u32::try_from(number).ok();
+        }
+        if value.pointer("/meta/key").is_some_and(|key| key == "mark") {
+            return Some(self.mark);
+        }
+        let (operator, operands) = value.as_object()?.iter().next()?;
+        let mut operands = operands.as_array()?.iter();
+        let first = self.mark_of(operands.next()?)?;
+        operands.try_fold(first, |mark, operand| {
+            let operand = self.mark_of(operand)?;
+            match operator.as_str() {
+                "&" => Some(mark & operand),
+                "|" => Some(mark | operand),
+                "^" => Some(mark ^ operand),
+                _ => None,
+            }
+        })
+    }
+
     /// Whether it meets a rule's condition; what is no condition is met.
     fn meets(&self, expression: &Value) -> Truth {
         if let Some(xt) = expression.get("xt").filter(|xt| xt["type"] == "match") {
@@ -356,6 +404,42 @@ mod tests {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let listing: Value = serde_json::from_slice(&output.stdout).unwrap();
         Rules::new(listing["nftables"].as_array().unwrap().clone())
+    }
+
+    #[test]
+    fn what_gives_a_packet_another_mark_is_found() {
+        let probe = Packet { mark: 0x1046, tracked: false, ..packet() };
+        let remarked = |rules: &str| -> Vec<String> {
+            let ruleset = listed(&format!(
+                "table inet t {{\nchain sub {{ meta mark set 0x7; }}\n\
+                 chain out {{ type route hook output priority mangle; {rules}\n}}\n\
+                 chain late {{ type filter hook output priority 95; meta mark set 0x7; }}\n}}"
+            ));
+            ruleset.remarking("output", 90, &probe, &[]).into_iter().map(|taken| taken.at).collect()
+        };
+        for (rules, at) in [
+            ("meta mark set 0x7;", "out"),
+            ("udp dport 51820 counter meta mark set meta mark | 0x4000;", "out"),
+            ("meta mark set meta mark & 0xffff0000 | 0x1;", "out"),
+            ("meta mark set meta mark ^ 0x1000 accept;", "out"),
+            ("tcp dport 22 accept; ip daddr 192.0.2.0/24 jump sub;", "sub"),
+        ] {
+            assert_eq!(remarked(rules), [at], "{rules}");
+        }
+        for rules in [
+            "",
+            "meta mark set 0x1046;",
+            "meta mark set meta mark | 0x46;",
+            "udp dport 51820 accept; meta mark set 0x7;",
+            "tcp dport 22 meta mark set 0x7;",
+            // A packet without a connection takes no part in it.
+            "meta mark set ct mark;",
+            "ct mark 0x7 meta mark set ct mark;",
+            "ct mark set 0x7;",
+            "drop;",
+        ] {
+            assert_eq!(remarked(rules), Vec::<String>::new(), "{rules}");
+        }
     }
 
     fn input(rules: &str) -> Vec<String> {

@@ -285,9 +285,8 @@ fn rules_that_give_pods_packets_another_source_are_named() {
         run("nft add chain ip6 other post { type nat hook postrouting priority 100 ; }");
         run("nft add rule ip6 other post fib daddr type != local ip6 daddr != fd00:10::/64 masquerade");
         let report = settle(&kernel, &desired()).await;
-        let named: Vec<_> =
-            report.met.iter().map(|met| (met.translates, met.table.as_str(), met.chain.as_str())).collect();
-        assert_eq!(named, [(true, "ip nat", "POSTROUTING"), (true, "ip6 other", "post")]);
+        let named: Vec<_> = report.met.iter().map(|met| (met.effect, met.table.as_str(), met.chain.as_str())).collect();
+        assert_eq!(named, [(Effect::Translates, "ip nat", "POSTROUTING"), (Effect::Translates, "ip6 other", "post")]);
         for met in &report.met {
             sh(&met.remedy);
         }
@@ -307,9 +306,46 @@ fn rules_that_drop_probes_are_named() {
         run("nft add chain inet f out { type filter hook output priority 0 ; }");
         run("nft add rule inet f out oifname eth0 udp dport 51821 drop");
         let report = settle(&kernel, &desired()).await;
-        let named: Vec<_> =
-            report.met.iter().map(|met| (met.translates, met.table.as_str(), met.chain.as_str())).collect();
-        assert_eq!(named, [(false, "inet f", "out"), (false, "inet f", "in")]);
+        let named: Vec<_> = report.met.iter().map(|met| (met.effect, met.table.as_str(), met.chain.as_str())).collect();
+        assert_eq!(named, [(Effect::Drops, "inet f", "out"), (Effect::Drops, "inet f", "in")]);
+        for met in &report.met {
+            sh(&met.remedy);
+        }
+        assert_eq!(settle(&kernel, &desired()).await.met, []);
+    });
+}
+
+/// The route of probes and the guard go by their mark. What other programs write there is named, in iptables' words and in
+/// nftables', with the command that ends it.
+#[test]
+fn rules_that_rewrite_the_mark_of_probes_are_named() {
+    isolated(|| async {
+        topology();
+        let (kernel, _state) = kernel();
+        // Marks for others' packets, at others' places, or of connections, of which a probe has none.
+        for line in [
+            "-t nat -A OUTPUT -p udp -j MARK --set-mark 0x7",
+            "-t mangle -A OUTPUT -p tcp -j MARK --set-mark 0x7",
+            "-t mangle -A OUTPUT -j CONNMARK --restore-mark",
+            "-t mangle -A OUTPUT -j MARK --or-mark 0x1000",
+            "-t mangle -A FORWARD -j MARK --set-mark 0x7",
+        ] {
+            run(&format!("iptables-nft {line}"));
+        }
+        run("nft add table inet late");
+        run("nft add chain inet late c { type filter hook postrouting priority 95 ; }");
+        run("nft add rule inet late c meta mark set 7");
+        assert_eq!(settle(&kernel, &desired()).await.met, []);
+
+        run("iptables-nft -t mangle -N wan");
+        run("iptables-nft -t mangle -A wan -j MARK --set-xmark 0x100/0xff00");
+        run("iptables-nft -t mangle -A OUTPUT -j wan");
+        run("nft add table inet vpn");
+        run("nft add chain inet vpn post { type filter hook postrouting priority -150 ; }");
+        run("nft add rule inet vpn post meta nfproto ipv6 meta mark set meta mark or 0x80000");
+        let report = settle(&kernel, &desired()).await;
+        let named: Vec<_> = report.met.iter().map(|met| (met.effect, met.table.as_str(), met.chain.as_str())).collect();
+        assert_eq!(named, [(Effect::Remarks, "ip mangle", "wan"), (Effect::Remarks, "inet vpn", "post")]);
         for met in &report.met {
             sh(&met.remedy);
         }
@@ -347,28 +383,69 @@ fn elements_of_others_sets_are_no_news() {
     });
 }
 
-/// `nft`, and what it was asked to list since the last time. While there is a file `fails`, rulesets cannot be listed.
-fn counting(state: &tempfile::TempDir) -> (Nft, impl FnMut() -> Vec<String>) {
+/// An `nft` that does this in the shell first. While there is a file `fails`, rulesets cannot be listed.
+fn wrapped(state: &tempfile::TempDir, first: &str) -> Nft {
     use std::os::unix::fs::PermissionsExt as _;
-    let [text, program, log, fails] = ["text", "nft", "listed", "fails"].map(|name| state.path().join(name));
-    std::fs::write(
-        &text,
-        format!(
-            "#!/bin/sh\necho \"$*\" >>{}\ncase \"$*\" in *ruleset*) [ ! -e {} ] || exit 1 ;; esac\nexec nft \"$@\"\n",
-            log.display(),
-            fails.display()
-        ),
-    )
-    .unwrap();
+    let [text, program, fails] = ["text", "nft", "fails"].map(|name| state.path().join(name));
+    let fails = format!("case \"$*\" in *ruleset*) [ ! -e {} ] || exit 1 ;; esac", fails.display());
+    std::fs::write(&text, format!("#!/bin/sh\n{first}\n{fails}\nexec nft \"$@\"\n")).unwrap();
     std::fs::set_permissions(&text, std::fs::Permissions::from_mode(0o755)).unwrap();
     // By another process: a file that is open for writing in a child that another test begins now cannot be run.
     run(&format!("cp {} {}", text.display(), program.display()));
-    let listed = move || {
+    Nft::with_program(program.to_string_lossy().into_owned().leak())
+}
+
+/// The lines that were added to a file since the last time.
+fn added(log: PathBuf) -> impl FnMut() -> Vec<String> {
+    move || {
         let lines = std::fs::read_to_string(&log).unwrap_or_default();
         let _ = std::fs::remove_file(&log);
-        lines.lines().filter(|line| line.contains("list")).map(str::to_owned).collect()
-    };
-    (Nft::with_program(program.to_string_lossy().into_owned().leak()), listed)
+        lines.lines().map(str::to_owned).collect()
+    }
+}
+
+/// `nft`, and what it was asked to list since the last time.
+fn counting(state: &tempfile::TempDir) -> (Nft, impl FnMut() -> Vec<String>) {
+    let log = state.path().join("listed");
+    let first = format!("case \"$*\" in *list*) echo \"$*\" >>{} ;; esac", log.display());
+    (wrapped(state, &first), added(log))
+}
+
+/// `nft`, and how many bytes each listing since the last time took of the kernel, as nft's own trace of it shows.
+fn weighing(state: &tempfile::TempDir) -> (Nft, impl FnMut() -> Vec<usize>) {
+    let log = state.path().join("weighed");
+    let first = format!("case \"$*\" in *list*) nft --debug=netlink \"$@\" 2>&1 | wc -c >>{} ;; esac", log.display());
+    let mut lines = added(log);
+    (wrapped(state, &first), move || lines().iter().map(|line| line.trim().parse().unwrap()).collect())
+}
+
+/// However large another program's set is: of what it holds nothing is read, whatever that program changes.
+#[test]
+fn a_large_foreign_set_is_never_read() {
+    isolated(|| async {
+        topology();
+        let (mut kernel, state) = kernel();
+        let elements: Vec<String> =
+            (0..100_000u32).map(|n| std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string()).collect();
+        let file = state.path().join("big");
+        let set = format!("set s {{\ntype ipv4_addr;\nelements = {{ {} }}\n}}", elements.join(", "));
+        let chain = "chain c {\ntype filter hook forward priority 0;\nip saddr @s drop;\n}";
+        std::fs::write(&file, format!("table inet big {{\n{set}\n{chain}\n}}\n")).unwrap();
+        run(&format!("nft -f {}", file.display()));
+        let (nft, mut weighed) = weighing(&state);
+        kernel.nft = nft;
+        settle(&kernel, &desired()).await;
+        for port in 1..=3 {
+            run(&format!("nft add element inet big s {{ 192.0.2.{port} }}"));
+            run(&format!("nft add rule inet big c tcp dport {port} drop"));
+            let report = kernel.reconcile(&desired(), Others::Read).await.unwrap();
+            assert_eq!((&report.others, &report.failures[..]), (&SeenOthers::Read, &[][..]));
+        }
+        kernel.drops().await.unwrap();
+        let weighed = weighed();
+        // The elements alone are megabytes.
+        assert!(weighed.len() >= 9 && weighed.iter().all(|bytes| *bytes < 100_000), "{weighed:?}");
+    });
 }
 
 /// However often other programs change their rules: they are listed when the caller lets them be, without the elements
