@@ -135,3 +135,52 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::{fs::symlink, net::UnixListener},
+        thread,
+    };
+
+    use super::*;
+
+    /// The user `meshd` can put a link in the socket's place, and `meshctl` may run as root.
+    #[test]
+    fn a_link_gets_the_fixed_request_alone_and_its_answer_is_escaped() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = folder.path().join("other.sock");
+        symlink(&other, folder.path().join(super::super::SOCKET)).unwrap();
+        let listener = UnixListener::bind(&other).unwrap();
+        let server = thread::spawn(move || -> Vec<String> {
+            let answers = ["HTTP/1.1 400 x\r\n\r\n\x1b[2J\u{202e}owned", "HTTP/1.1 \x1b[2J x\r\n\r\n", "\x1b[2J"];
+            let ask = |answer: &str| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut asked = Vec::new();
+                while !asked.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    asked.extend(byte);
+                }
+                stream.write_all(answer.as_bytes()).unwrap();
+                stream.shutdown(std::net::Shutdown::Write).unwrap();
+                // Nothing follows the request.
+                stream.read_to_end(&mut asked).unwrap();
+                String::from_utf8(asked).unwrap()
+            };
+            answers.map(ask).to_vec()
+        });
+        let client = Client::new(folder.path());
+        let errors: Vec<ClientError> = vec![
+            client.get_text("/v1/status").unwrap_err(),
+            client.get_slowly::<()>("/v1/doctor").unwrap_err(),
+            client.post::<()>("/v1/etcd/accept").unwrap_err(),
+        ];
+        let asked = |line: &str| format!("{line} HTTP/1.0\r\nHost: meshd\r\n\r\n");
+        assert_eq!(server.join().unwrap(), ["GET /v1/status", "GET /v1/doctor", "POST /v1/etcd/accept"].map(asked),);
+        for error in errors {
+            let text = error.to_string();
+            assert_eq!(printable(&text), text);
+        }
+    }
+}
