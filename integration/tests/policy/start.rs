@@ -20,7 +20,8 @@ use integration::{
     topology::{CONFIG, Mesh, TwoSites},
 };
 
-/// An `nft` that refuses what a switch says: `pods` the rules of pods, `all` every change of policies.
+/// An `nft` that refuses what a switch says: `pods` the rules of pods, `all` every change of policies, `everything` every
+/// call.
 pub(crate) struct Nft {
     folder: PathBuf,
 }
@@ -30,7 +31,8 @@ impl Nft {
         let folder = sites.lab.folder().join("nft");
         fs::create_dir_all(&folder).unwrap();
         let script = format!(
-            "#!/bin/bash\nif [ \"$1\" = -f ]; then\n  text=$(cat)\n  case $(cat {0}/refused) in\n    \
+            "#!/bin/bash\nif [ \"$(cat {0}/refused)\" = everything ]; then echo 'refused by the scenario' >&2; exit 1; fi\n\
+             if [ \"$1\" = -f ]; then\n  text=$(cat)\n  case $(cat {0}/refused) in\n    \
              pods) word='map inet meshd_policy ingress4' ;;\n    all) word=meshd_policy ;;\n    *) word=nothing-to-refuse ;;\n  \
              esac\n  if [[ $text == *$word* ]]; then echo 'refused by the scenario' >&2; exit 1; fi\n  \
              exec /usr/sbin/nft \"$@\" <<<\"$text\"\nfi\nexec /usr/sbin/nft \"$@\"\n",
@@ -106,6 +108,30 @@ fn nothing_reaches_a_pod_before_policies_are_in_force_not_even_in_audit_mode() {
         east1.await_status("to have no such problem", SOON, |status| !has_problem(status, expected));
     }
     mesh.sniffer.assert_clean();
+}
+
+#[test]
+fn nftables_that_fails_on_a_running_node_is_one_problem() {
+    let sites = TwoSites::with_hosts("nft-fails", 1);
+    let nft = Nft::new(&sites);
+    let mesh = Mesh::start_on(sites, CONFIG, |meshd| meshd.env("PATH", &nft.path()));
+    mesh.await_all_reach_each_other();
+    let east1 = mesh.node("east1");
+    nft.refuse("everything");
+    put_policy(&mesh.etcd, "shop", "deny-all", &json!({"podSelector": {}, "policyTypes": ["Ingress"]}));
+    east1.await_status("to name the policies", SOON, |status| has_problem(status, "policy_rules_refused"));
+    // Another program takes rules of the firewall, which are not put back either.
+    east1.host().nft("flush chain inet meshd guard");
+    let status = east1.await_status("to name nftables", SOON, |status| has_problem(status, "nftables_refused"));
+    let problems = status["problems"].as_array().unwrap();
+    let cause = problems[0]["cause"].as_str().unwrap();
+    assert_eq!(problems.len(), 1, "{status}");
+    assert!(cause.contains("nftables table inet meshd: nft refused: refused by the scenario"), "{status}");
+    assert!(cause.contains("the kernel refuses the policy rules; the previous rules stay in force"), "{status}");
+    let ready = east1.host().run("curl -s http://127.0.0.1:9473/readyz");
+    assert!(ready.stdout.contains("nftables"), "{}", ready.describe());
+    nft.refuse("none");
+    east1.await_status("to be well", SOON, |status| status["problems"] == json!([]));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod etcd_names;
 mod floor;
 mod forwarding;
 mod handshakes;
+mod nftables;
 mod node;
 mod pace;
 mod peer_config;

@@ -49,6 +49,7 @@ use super::{
     enforced::enforce,
     etcd_names::EtcdNames,
     handshakes::{self, Handshakes},
+    nftables,
     pace::Pace,
     proven::Proven,
     published::{Carrier, Identity, InForce, Published},
@@ -589,10 +590,13 @@ impl Node {
         };
         for failure in &report.failures {
             self.tun_missing |= failure.problem == kernel::Problem::NoTun;
-            let cause = format!("{}: {}", failure.what, failure.problem);
-            problems.push(Problem::new(ProblemCode::KernelRefused, cause, failure.remedy()));
             self.retry_at = Some(now + RETRY);
+            if !nftables::is_of(failure) {
+                let cause = format!("{}: {}", failure.what, failure.problem);
+                problems.push(Problem::new(ProblemCode::KernelRefused, cause, failure.remedy()));
+            }
         }
+        problems.extend(nftables::refused(&report.failures));
         if let Some(interface) = &report.not_forwarding {
             let (cause, remedy) = not_forwarding(interface.as_str());
             problems.push(Problem::new(ProblemCode::ForwardingOff, cause, remedy));

@@ -28,7 +28,7 @@ use text::quote;
 use tunnel::{OffloadState, Tunnel};
 
 use super::{
-    peer_config,
+    nftables, peer_config,
     peers::{counts, not_reached},
     pulse::Pulse,
 };
@@ -182,6 +182,7 @@ impl Published {
         problems.extend(self.attachments.problem());
         problems.extend(not_reached(peers));
         one_for_etcd(&mut problems);
+        nftables::join_policies(&mut problems, self.enforcement.applied().borrow().refused);
         problems.extend(self.tunnel.offloads().refused().map(|offload| {
             Problem::new(
                 ProblemCode::OffloadRefused,
@@ -283,11 +284,14 @@ impl Source for Published {
         };
         let subnet =
             (!in_force.subnet_holds || in_force.snapshot.own_subnets.is_empty()).then(|| no_subnet().to_owned());
-        let refused =
-            |problem: &&Problem| matches!(problem.code, ProblemCode::KernelUnreadable | ProblemCode::KernelRefused);
+        let refused = [ProblemCode::KernelUnreadable, ProblemCode::KernelRefused, ProblemCode::NftablesRefused];
         let data_plane = match &in_force.plan {
             None => Some("the kernel has not been programmed yet".to_owned()),
-            Some(_) => in_force.problems.iter().find(refused).map(|problem| problem.cause.clone()),
+            Some(_) => in_force
+                .problems
+                .iter()
+                .find(|problem| refused.contains(&problem.code))
+                .map(|problem| problem.cause.clone()),
         };
         let applied = *self.enforcement.applied().borrow();
         let policy = match applied {

@@ -359,7 +359,10 @@ impl Kernel {
             }
         }
         if held > 0 {
-            report.failures.push(Failure::new(format!("{held} changes that would admit packets"), Problem::NoFirewall));
+            let changes = if held == 1 { "change" } else { "changes" };
+            report
+                .failures
+                .push(Failure::new(format!("{held} {changes} that would admit packets"), Problem::NoFirewall));
         }
         if untried > 0 {
             report.failures.push(Failure::new(

@@ -103,6 +103,7 @@ codes! {
     MetricsAddress "metrics_address" "Metrics and health checks cannot be served on their address",
     NameConflict "name_conflict" "Two nodes have the same name; it means the older one",
     NetworksOverlap "networks_overlap" "Prefixes of external peers overlap the mesh's networks or each other",
+    NftablesRefused "nftables_refused" "nftables does not take the rules of the firewall, nor, if the cause names them, those of policies",
     NoConfig "no_config" "There is no valid `config`",
     NodeRemoved "node_removed" "This node was removed from the mesh",
     NoUnderlay "no_underlay" "No interface leads to other nodes",
