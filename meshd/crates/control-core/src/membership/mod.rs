@@ -201,8 +201,8 @@ pub struct Membership {
     started: Instant,
     /// The time of the last step: what fell due until then has been seen to.
     stepped: Instant,
-    /// When the identity is this daemon's although etcd has not confirmed it.
-    presumed_at: Instant,
+    /// When the identity is this daemon's although etcd has not confirmed it; `None`: never, for another one had it.
+    presumed_at: Option<Instant>,
     /// The etcd history that the lanes go by, see [`Store::lineage_changes`].
     lineage: u64,
     next_call: u64,
@@ -249,7 +249,7 @@ impl Membership {
             holds_identity: false,
             started: now,
             stepped: now,
-            presumed_at: now + if identity.predecessor.is_some() { RESUMED } else { UNCONFIRMED },
+            presumed_at: Some(now + if identity.predecessor.is_some() { RESUMED } else { UNCONFIRMED }),
             identity,
             bad_facts: records::violations(&facts),
             facts,
@@ -272,15 +272,17 @@ impl Membership {
         let yielded = self.alive.yielded().is_some();
         let effects = self.advance(now, input, store);
         if yielded || self.alive.yielded().is_some() {
-            // Whatever ran here before: afterwards this is one more process that wants the identity.
+            // Whatever ran here before: afterwards this is one more process that wants the identity. That the other's
+            // record is gone does not tell that its process is; only a record of our own that stands does.
             self.identity.predecessor = None;
             self.holds_identity = false;
-            self.presumed_at = now + UNCONFIRMED;
+            self.presumed_at = None;
         } else {
             if !self.holds_identity && store.lists() > 0 && !self.resumes(store) && self.finds_another(store) {
-                self.presumed_at = self.presumed_at.max(self.started + UNCONFIRMED);
+                self.presumed_at = self.presumed_at.map(|at| at.max(self.started + UNCONFIRMED));
             }
-            self.holds_identity |= self.may_write(now) || now >= self.presumed_at || self.resumes(store);
+            let presumed = self.presumed_at.is_some_and(|at| now >= at);
+            self.holds_identity |= self.may_write(now) || presumed || self.resumes(store);
         }
         effects
     }
@@ -397,7 +399,7 @@ impl Membership {
     /// When [`step`](Self::step) wants to be called at the latest; in the past if something fell due since the last step.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let presumed = (!self.holds_identity && self.alive.yielded().is_none()).then_some(self.presumed_at);
+        let presumed = self.presumed_at.filter(|_| !self.holds_identity && self.alive.yielded().is_none());
         if !self.connected {
             return presumed;
         }

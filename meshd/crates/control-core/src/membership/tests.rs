@@ -745,7 +745,11 @@ fn no_history_gives_a_subnet_two_owners_and_all_come_to_rest() {
 
 /// A node and a copy of it: the same id, another process.
 fn with_copy(wait: Duration) -> Sim {
-    let mut sim = Sim::new(1, 2);
+    with_copy_of(1, wait)
+}
+
+fn with_copy_of(seed: u64, wait: Duration) -> Sim {
+    let mut sim = Sim::new(seed, 2);
     sim.operator_puts("config", CONFIG);
     sim.nodes[1].id = sim.nodes[0].id.clone();
     sim.nodes[1].facts = sim.nodes[0].facts.clone();
@@ -915,6 +919,34 @@ fn a_clone_acts_as_the_node_again_once_its_own_record_stands() {
     }
     sim.run(sim.elapsed() + Duration::from_millis(100));
     assert!(holds(&sim) && is_own(&sim));
+}
+
+/// The record of the original may go while its process runs: by an operator's hand, or because that has lost etcd.
+#[test]
+fn a_clone_that_loses_etcd_before_its_own_record_stands_does_not_act() {
+    let (mut stood, mut closed) = (0, 0);
+    for seed in 0..histories(200) {
+        let mut sim = with_copy_of(seed, Duration::from_secs(100));
+        sim.run(Duration::from_secs(150));
+        assert!(cloned(&sim, 1), "seed {seed}: {:?}", state_of(&sim, 1));
+        let holds = |sim: &Sim| sim.nodes[1].membership.as_ref().unwrap().holds_identity();
+        sim.nodes[0].reachable = false;
+        sim.disconnect(0);
+        sim.operator_deletes(ALIVE);
+        let until = sim.millis(0..1_000);
+        sim.run(sim.elapsed() + until);
+        sim.nodes[1].reachable = false;
+        sim.disconnect(1);
+        sim.run(sim.elapsed() + UNCONFIRMED * 5);
+        let is_there = sim.etcd.keys.contains_key(ALIVE);
+        assert!(is_there || !holds(&sim), "seed {seed}: {:?}", state_of(&sim, 1));
+        stood += usize::from(is_there);
+        closed += usize::from(!is_there && !cloned(&sim, 1));
+        sim.nodes[1].reachable = true;
+        sim.run(sim.elapsed() + ALIVE_TTL * 2);
+        assert!(holds(&sim) && joined(&sim, 1), "seed {seed}: {:?}", state_of(&sim, 1));
+    }
+    assert!(stood > 0 && closed > 0, "{stood} {closed}");
 }
 
 /// A node that was killed, restarted, and has been running for a second.
