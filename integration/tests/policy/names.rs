@@ -113,3 +113,46 @@ fn a_container_gets_no_labels_of_a_pod_on_another_node() {
         node.await_status("to be well", SOON, |status| !has_problem(status, "attachment_on_other_node"));
     }
 }
+
+/// kubelet gives the runtime the hash of a static pod's manifest for its UID; its mirror object has another, and the hash
+/// in annotations.
+#[test]
+fn an_attachment_without_its_pod_is_named_until_the_mirror_object_comes() {
+    const HASH: &str = "5f4dcc3b5aa765d61d8327deb882cf99";
+    let mesh = mesh("static-pod", 1);
+    let (east1, west1) = (mesh.node("east1"), mesh.node("west1"));
+    let db = json!({"pod": {"namespace": "shop", "name": "db", "labels": {"app": "db"}}});
+    let db = west1.cni("1.0.0", &db).pod("db");
+    let server = Server::start(&db, db.v4(), 5432);
+    let spec = json!({
+        "podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}],
+    });
+    put_policy(&mesh.etcd, "shop", "db", &spec);
+    let arguments = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=client;K8S_POD_UID={HASH}");
+    let client = east1.cni("1.0.0", &json!({})).args(&arguments).pod("client");
+    let ips: Vec<Value> = client.addresses.iter().map(|ip| json!({"ip": ip})).collect();
+    let put_client = |annotations: Value| {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "namespace": "shop", "name": "client", "uid": "u-1", "labels": {"app": "client"},
+                "annotations": annotations,
+            },
+            "spec": {"nodeName": "east1"}, "status": {"phase": "Running", "podIPs": ips},
+        });
+        mesh.etcd.put("/meshd/pods/shop/client", &object.to_string());
+        await_in_force(&mesh);
+    };
+    put_client(json!({"kubernetes.io/config.hash": HASH}));
+    server.assert_not_reached(&client);
+    let named =
+        east1.await_status("to name the attachment", SOON, |status| has_problem(status, "attachment_without_pod"));
+    assert!(named.to_string().contains(&format!("shop/client (UID {HASH})")), "{named}");
+    assert_eq!(east1.meshctl(&["status", "--check"]).code(), Some(4));
+    assert!(!has_problem(&west1.status(), "attachment_without_pod"), "{}", west1.status());
+
+    put_client(json!({"kubernetes.io/config.hash": HASH, "kubernetes.io/config.mirror": HASH}));
+    server.assert_reached(&client);
+    east1.await_status("to be well", SOON, |status| !has_problem(status, "attachment_without_pod"));
+}
