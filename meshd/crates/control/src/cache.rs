@@ -3,7 +3,6 @@
 mod writer;
 
 use std::{
-    fs,
     io::{self, Write},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -25,6 +24,7 @@ pub(crate) const MAX_CACHE: usize = 64 << 20;
 const VERSION: u32 = 1;
 /// Below the state directory.
 const FOLDER: &str = "cache";
+const FOLDER_MODE: u32 = 0o755;
 /// In that folder.
 const FILE: &str = "store.json";
 
@@ -119,9 +119,9 @@ impl Cached {
         let path = file(state_dir);
         let at = || path.display().to_string();
         let io = |source| CacheError::Io { path: at(), source };
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(io)?;
-        }
+        // Behind a link it would be written where no start reads it.
+        let state = Folder::open(state_dir).map_err(FileError::from);
+        state.and_then(|state| state.make_folder(FOLDER, FOLDER_MODE)).map_err(|error| io(error.into()))?;
         let mut length = 0;
         let written = atomic_file::write_by(&path, FILE_MODE, |file| {
             let mut measured = Measured { file, length: &mut length };
@@ -265,7 +265,7 @@ impl Line<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use control_core::{
         guard::{Doubt, Lineage, Sign},
@@ -349,6 +349,14 @@ mod tests {
         let refused = || matches!(Cached::load(dir.path()), Err(CacheError::Io { .. }));
         symlink(theirs.parent().unwrap(), folder).unwrap();
         assert!(refused());
+        let error = Cached { revision: 10, ..cached() }.save(dir.path()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("cache is a symbolic link, not a directory: replace it with a directory, or remove it"),
+            "{error}"
+        );
+        assert_eq!(Cached::load(outside.path()).unwrap(), Some(cached()), "what is behind the link stays");
         fs::remove_file(folder).unwrap();
         fs::create_dir(folder).unwrap();
         for target in [theirs.as_path(), Path::new("/dev/zero")] {
