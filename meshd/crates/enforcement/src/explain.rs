@@ -57,18 +57,23 @@ impl Enforcement {
 
 impl InForce {
     /// Explains what both ends say of a flow: egress, then ingress. An address of this machine in the node's own subnets,
-    /// such as a bridge's, is the node's own as a source, although the policies take it for an unknown pod's.
+    /// such as a bridge's, is the node's own, although the policies take it for an unknown pod's: as a source, and as the
+    /// destination of what this machine's pods and processes send. What the tunnel brings for it is judged as a pod's.
     fn explain(&self, flow: &Flow) -> [Explanation; 2] {
         let [mut egress, mut ingress] = self.classifier.explain_connection(flow);
-        let Some(node) = self.mesh.own_node().filter(|_| self.is_own_unnamed(flow.source)) else {
-            return [egress, ingress];
-        };
-        egress.end = format!("node {node} ({})", flow.source);
-        decide(&mut egress, Cause::NoPod);
-        if let End::Pod(pod) = self.classifier.end(flow.destination)
-            && pod.node.as_ref() == Some(node)
-        {
-            decide(&mut ingress, Cause::OwnNode);
+        let Some(node) = self.mesh.own_node() else { return [egress, ingress] };
+        if self.is_own_unnamed(flow.source) {
+            egress.end = format!("node {node} ({})", flow.source);
+            decide(&mut egress, Cause::NoPod);
+            if let End::Pod(pod) = self.classifier.end(flow.destination)
+                && pod.node.as_ref() == Some(node)
+            {
+                decide(&mut ingress, Cause::OwnNode);
+            }
+        }
+        if self.is_own_unnamed(flow.destination) && self.mesh.own.iter().any(|net| net.contains(&flow.source)) {
+            ingress.end = format!("node {node} ({})", flow.destination);
+            decide(&mut ingress, Cause::NoPod);
         }
         [egress, ingress]
     }
@@ -134,6 +139,19 @@ mod tests {
         let [egress, ingress] = explained("10.244.3.1", "10.244.5.7");
         assert_eq!(egress, "egress of node east1 (10.244.3.1) allowed: not a pod, so no policy applies");
         assert!(ingress.starts_with("ingress of pod shop/far (10.244.5.7) denied: isolated by "), "{ingress}");
+    }
+
+    #[test]
+    fn what_a_local_pod_sends_to_the_address_of_a_bridge_is_for_the_node() {
+        let [egress, ingress] = explained("10.244.3.7", "10.244.3.1");
+        assert!(egress.starts_with("egress of pod shop/near (10.244.3.7) denied: isolated by "), "{egress}");
+        assert_eq!(ingress, "ingress of node east1 (10.244.3.1) allowed: not a pod, so no policy applies");
+        let [egress, ingress] = explained("10.244.3.1", "10.244.3.1");
+        assert_eq!(egress, "egress of node east1 (10.244.3.1) allowed: not a pod, so no policy applies");
+        assert_eq!(ingress, "ingress of node east1 (10.244.3.1) allowed: not a pod, so no policy applies");
+        // The tunnel's end knows no such address.
+        let [_, ingress] = explained("10.244.5.7", "10.244.3.1");
+        assert!(ingress.starts_with("ingress of unknown pod 10.244.3.1 denied: "), "{ingress}");
     }
 
     #[test]
