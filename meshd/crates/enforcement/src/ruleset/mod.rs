@@ -127,11 +127,18 @@ impl RuleTable {
         if monitor.changes()? != TableChanges::None {
             return Err(RulesetError::Tampered);
         }
-        let ahead_alone = ahead.is_empty() || apply_alone(&ahead, &mut monitor)?;
-        let ours_alone = apply_alone(&text, &mut monitor)? && ahead_alone;
+        let mut seen = Seen::Ours;
+        for text in [&ahead, &text].into_iter().filter(|text| !text.is_empty()) {
+            seen = seen.max(apply_and_look(text, &mut monitor)?);
+        }
         let held = Held { frame: frame.clone(), ruleset, monitor };
-        // Where more was done than can be told apart from this, the table is read.
-        if !ours_alone && !list("inet", &self.name)?.is_some_and(|listing| holds(&listing, &held)) {
+        let intact = match seen {
+            Seen::Ours => true,
+            // Messages of other tables may have displaced those of ours: chains, sets and numbers of rules are compared.
+            Seen::Unclear => list("inet", &self.name)?.is_some_and(|listing| holds(&listing, &held)),
+            Seen::Others => false,
+        };
+        if !intact {
             return Err(RulesetError::Tampered);
         }
         self.held = Some(held);
@@ -163,7 +170,7 @@ impl RuleTable {
         let elements = anti_spoof::change(&table, None, (frame, &Ruleset::default())).concat();
         let bridged = bridge::change(&self.name, None, frame);
         let text = base_chains(&table) + &before + &elements + &closed(&table, frame) + &bridged;
-        if apply_alone(&text, &mut monitor)? {
+        if apply_and_look(&text, &mut monitor)? == Seen::Ours {
             self.closed = Some(Closed { frame: frame.clone(), monitor });
         }
         Ok(())
@@ -219,12 +226,28 @@ fn pods(table: &str, old: Option<&Ruleset>, new: &Ruleset) -> String {
     out
 }
 
-/// Applies a transaction. Whether the monitored tables were changed by it alone since it was looked at last.
-fn apply_alone(text: &str, monitor: &mut NftMonitor) -> Result<bool, RulesetError> {
+/// What was done to the monitored tables while a transaction was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Seen {
+    /// That transaction, and nothing else.
+    Ours,
+    /// Too much was done to all tables to tell.
+    Unclear,
+    /// Another program changed something too, be it a single element.
+    Others,
+}
+
+/// Applies a transaction; what was done to the tables since the monitor was asked last.
+fn apply_and_look(text: &str, monitor: &mut NftMonitor) -> Result<Seen, RulesetError> {
     let before = Generation::now().ok();
     apply(text)?;
     let undisturbed = before.is_some() && Generation::now().ok() == before.map(|before| before.after(1));
-    Ok(monitor.changes()? == TableChanges::Transactions(1) || undisturbed)
+    Ok(match monitor.changes()? {
+        TableChanges::None | TableChanges::Transactions(..=1) => Seen::Ours,
+        TableChanges::Overrun if undisturbed => Seen::Ours,
+        TableChanges::Overrun => Seen::Unclear,
+        TableChanges::Transactions(_) => Seen::Others,
+    })
 }
 
 /// Whether this holds the rules of a picture that was in force, not only those that close.

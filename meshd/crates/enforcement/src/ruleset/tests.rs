@@ -169,6 +169,32 @@ fn the_same_again_is_no_transaction_and_what_others_remove_is_seen() {
     });
 }
 
+/// Between the last look and the end of a change of our own, when the numbers of rules and the names of sets are as they
+/// should be.
+#[test]
+fn what_others_do_during_a_change_is_not_taken_for_ours() {
+    isolated(|| {
+        let mut table = RuleTable::new("t".to_owned());
+        let mut world = World::new(1);
+        world.policy(&port(80));
+        table.put(&frame(true), world.ruleset()).unwrap();
+        let mut monitor = NftMonitor::open("t").unwrap();
+        let mut change = |foreign: &str, port: u16| {
+            run("nft", &[foreign]);
+            let text = format!("add element inet t judged_forward4 {{ 10.244.1.11 . 10.244.1.10 . tcp . {port} }}\n");
+            apply_and_look(&text, &mut monitor).unwrap()
+        };
+        assert_eq!(change("add table inet stranger", 1), Seen::Ours);
+        for (port, foreign) in [
+            (2, "delete element inet t pods4 { 10.244.1.10 }"),
+            (3, "flush map inet t ingress4"),
+            (4, "delete table bridge t"),
+        ] {
+            assert_eq!(change(foreign, port), Seen::Others, "{foreign}");
+        }
+    });
+}
+
 /// Another program fills a large set at once: none of those events concerns our tables, so nothing is closed.
 #[test]
 fn a_large_set_of_others_is_no_change_of_the_table() {
