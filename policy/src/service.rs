@@ -130,6 +130,11 @@ fn is_port_name(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use crate::{
+        engine::{Engine, ObjectName},
+        object::pod_from,
+    };
+
     use super::*;
 
     fn parsed(text: &str) -> Result<(u8, Port), String> {
@@ -154,6 +159,36 @@ mod tests {
         for port in ["80", "443", "8080", "53"] {
             let error = parsed(port).unwrap_err();
             assert!(error.contains(&format!("use tcp/{port} ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_ports_name_is_looked_up_in_the_destinations_pod() {
+        let mut engine = Engine::new();
+        let pod = serde_json::json!({
+            "metadata": {"namespace": "shop", "name": "db"},
+            "spec": {"containers": [
+                {"ports": [{"name": "pg", "containerPort": 5432}, {"name": "web", "containerPort": 80}]},
+                {"ports": [{"name": "web", "containerPort": 81}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}]},
+            ]},
+            "status": {"podIP": "10.244.1.11"},
+        });
+        engine.put_pod(ObjectName::new("shop", "db"), pod_from(&pod).unwrap().2, 1);
+        let classifier = engine.commit(1);
+        let port = |service: &str, destination: &str| {
+            let service = Service::parse(service).unwrap();
+            let (source, destination) = ("10.244.1.10".parse().unwrap(), destination.parse().unwrap());
+            service.flow(&classifier, source, destination).map(|flow| flow.port)
+        };
+        assert_eq!(port("tcp/pg", "10.244.1.11"), Ok(Some(5432)));
+        assert_eq!(port("udp/dns", "10.244.1.11"), Ok(Some(53)));
+        for (service, destination, words) in [
+            ("tcp/dns", "10.244.1.11", "its named tcp ports: pg (5432), web (80), web (81). Use tcp/NUMBER"),
+            ("tcp/web", "10.244.1.11", "has several tcp ports named \"web\": use one of tcp/80, tcp/81"),
+            ("tcp/pg", "10.244.1.12", "10.244.1.12 is not a known pod"),
+        ] {
+            let error = port(service, destination).unwrap_err();
+            assert!(error.contains(words), "{error}");
         }
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use api::{Client, ClientError};
 use api_types::{DropCount, Path, Peer, PeerCounts, Route, State, Status};
+use etcd_schema::PeerName;
 
 use crate::{
     exit::{DEGRADED, Usage},
@@ -33,18 +34,21 @@ pub(crate) fn peers(output: Output, client: &Client) -> anyhow::Result<u8> {
 }
 
 pub(crate) fn peer_config(client: &Client, name: &str) -> anyhow::Result<u8> {
-    let name: etcd_schema::PeerName = name.parse().map_err(|error| Usage(format!("{name}: {error}")))?;
+    let name: PeerName = name.parse().map_err(|error| Usage(format!("{name}: {error}")))?;
+    print_lines(&config_of(client, &name)?)?;
+    Ok(0)
+}
+
+fn config_of(client: &Client, name: &PeerName) -> Result<String, ClientError> {
     let path = format!("/v1/peers/{name}/config");
     let asked = Instant::now();
-    let config = loop {
+    loop {
         match client.get_text(&path) {
             // It may have been put just now.
             Err(ClientError::NotFound(_)) if asked.elapsed() < AFTER_PUT => thread::sleep(AGAIN),
-            answer => break answer?,
+            answer => return answer,
         }
-    };
-    print_lines(&config)?;
-    Ok(0)
+    }
 }
 
 pub(crate) fn routes(output: Output, client: &Client) -> anyhow::Result<u8> {
@@ -218,7 +222,31 @@ pub(crate) fn routes_text(routes: &[Route]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        os::unix::net::UnixListener,
+    };
+
     use super::*;
+
+    #[test]
+    fn a_peer_that_was_put_just_now_is_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let listener = UnixListener::bind(folder.path().join(api::SOCKET)).expect("a socket");
+        let daemon = thread::spawn(move || {
+            for answer in ["404 Not Found\r\n\r\nno peer laptop", "404 Not Found\r\n\r\n", "200 OK\r\n\r\n[Interface]"]
+            {
+                let (stream, _) = listener.accept().expect("a request");
+                let mut asked = String::new();
+                BufReader::new(&stream).read_line(&mut asked).expect("its first line");
+                assert_eq!(asked, "GET /v1/peers/laptop/config HTTP/1.0\r\n");
+                write!(&stream, "HTTP/1.1 {answer}").expect("an answer");
+            }
+        });
+        let config = config_of(&Client::new(folder.path()), &"laptop".parse().expect("a name"));
+        assert_eq!(config.expect("the third answer"), "[Interface]");
+        daemon.join().expect("three requests");
+    }
 
     fn route(dst: &str, path: Path, peer: &str) -> Route {
         let remedy = format!("meshctl ping {peer}");
