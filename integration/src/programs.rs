@@ -15,7 +15,7 @@ pub fn binary(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not built; run: cargo build --workspace"))
 }
 
-/// A binary of the release before this one, which `scripts/install-previous` builds.
+/// A binary from the package of the previous release, which `scripts/install-previous` makes.
 ///
 /// # Panics
 /// When it has not been built.
