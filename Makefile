@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help build demo test lint fmt man chart bench deps peers previous kubernetes
+.PHONY: help build demo test soak lint fmt man chart bench deps peers previous kubernetes
 
 # Scenarios mostly wait, so more of them than cores run at once; many more would disturb each other.
 TEST_THREADS ?= 6
@@ -26,6 +26,11 @@ test: deps lint peers previous kubernetes ## Everything that must pass: format, 
 	# All that fails is seen in one run.
 	cargo test --workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)
 	echo "All tests passed."
+
+soak: ## Long seeded runs of the pure parts: first contacts of tunnels, histories of etcd (minutes; no root)
+	@MESHD_CONTACTS="$${MESHD_CONTACTS:-100000}" cargo test -p tunnel --lib contacts
+	MESHD_HISTORIES="$${MESHD_HISTORIES:-5000}" cargo test -p control-core --lib membership
+	echo "All runs passed."
 
 lint: deps ## Format, lints, documentation, scripts
 	@cargo fmt --all --check
