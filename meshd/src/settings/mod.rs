@@ -134,6 +134,14 @@ pub enum EndpointSetting {
 #[derive(Debug)]
 pub struct SettingsError(Vec<String>);
 
+impl SettingsError {
+    /// The mistakes, one line each.
+    #[must_use]
+    pub fn into_lines(self) -> Vec<String> {
+        self.0
+    }
+}
+
 impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0.join("\n"))

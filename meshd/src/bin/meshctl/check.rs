@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context as _, bail};
 use meshd::policy_tool;
 use serde::{Deserialize, Serialize};
-use text::with_causes;
+use text::{printable, with_causes};
 
 use crate::{
     exit::{FAILED, Usage},
-    output::{Output, print, print_error},
+    output::{Output, print, print_error, print_lines},
 };
 
 /// What `check` prints.
@@ -22,12 +22,12 @@ struct Checked {
     /// Without the prefix.
     key: String,
     holds: bool,
-    /// What the value says.
+    /// What the value says; of a policy, in lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<String>,
     /// Fields that are kept and not read.
     unknown: Vec<Unknown>,
-    /// Why it does not hold, one mistake a line.
+    /// Why it does not hold.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -49,11 +49,16 @@ pub(crate) fn run(output: Output, key: &str, file: &Path, prefix: &str) -> anyho
         bail!("{error}");
     }
     for Unknown { text, .. } in checked.unknown.iter().filter(|_| output == Output::Table) {
-        print_error(&format!("warning: {text}"));
+        print_error(&[format!("warning: {text}")]);
     }
-    print(output, &checked, |checked| {
-        format!("{} is valid: {}\n", checked.key, checked.summary.as_deref().unwrap_or_default())
-    })?;
+    match output {
+        Output::Json => print(output, &checked, |_| String::new())?,
+        // The summary of a policy consists of lines.
+        Output::Table => {
+            let summary = checked.summary.as_deref().unwrap_or_default();
+            print_lines(&format!("{} is valid: {summary}\n", printable(&checked.key)))?;
+        }
+    }
     Ok(if checked.holds { 0 } else { FAILED })
 }
 

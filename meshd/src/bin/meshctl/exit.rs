@@ -1,6 +1,7 @@
 //! Exit codes, and the errors with a specific code.
 
 use api::ClientError;
+use text::with_causes;
 
 pub(crate) const FAILED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
@@ -19,6 +20,29 @@ pub(crate) struct Usage(pub(crate) String);
 #[error("{0}")]
 pub(crate) struct NotFound(pub(crate) String);
 
+/// Several mistakes in the call, each printed on a line of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub(crate) struct Mistakes(pub(crate) Vec<String>);
+
+/// A failure with its remedy, which is printed on a line of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub(crate) struct Remedied {
+    pub(crate) cause: String,
+    pub(crate) remedy: String,
+}
+
+/// The lines of an error. Other line breaks are those of what a user or etcd has inserted.
+pub(crate) fn lines(error: &anyhow::Error) -> Vec<String> {
+    if let Some(Mistakes(mistakes)) = error.downcast_ref() {
+        return mistakes.clone();
+    }
+    let mut lines = vec![with_causes(error.as_ref())];
+    lines.extend(error.downcast_ref().map(|Remedied { remedy, .. }| format!("  remedy  {remedy}")));
+    lines
+}
+
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Unreachable { .. } | ClientError::NotAllowed(_) | ClientError::Broken { .. }) => {
@@ -26,7 +50,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         }
         Some(ClientError::NotFound(_)) => NOT_FOUND,
         Some(ClientError::Invalid(_)) => USAGE,
-        _ if error.is::<Usage>() => USAGE,
+        _ if error.is::<Usage>() || error.is::<Mistakes>() => USAGE,
         _ if error.is::<NotFound>() => NOT_FOUND,
         _ => FAILED,
     }
@@ -51,5 +75,14 @@ mod tests {
             assert_eq!(exit_code(&error.into()), code);
         }
         assert_eq!(exit_code(&Usage(String::new()).into()), 2);
+        assert_eq!(exit_code(&Mistakes(Vec::new()).into()), 2);
+    }
+
+    #[test]
+    fn a_remedy_is_a_line_of_its_own_behind_the_whole_cause() {
+        let remedied = Remedied { cause: "etcd is away".to_owned(), remedy: "start it".to_owned() };
+        let error = anyhow::Error::from(remedied).context("not removed");
+        assert_eq!(lines(&error), ["not removed: etcd is away", "  remedy  start it"]);
+        assert_eq!(lines(&Mistakes(vec!["a".to_owned(), "b".to_owned()]).into()), ["a", "b"]);
     }
 }

@@ -18,7 +18,6 @@ use std::{path::PathBuf, process::ExitCode};
 use api::Client;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use meshd::manual;
-use text::with_causes;
 
 use crate::{exit::exit_code, output::Output};
 
@@ -138,7 +137,7 @@ fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            output::print_error(&with_causes(error.as_ref()));
+            output::print_error(&exit::lines(&error));
             ExitCode::from(exit_code(&error))
         }
     }

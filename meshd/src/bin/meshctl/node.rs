@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use control::{
+    etcd_options::EtcdOptionsError,
     node_removal::{self, Live, Removal, RemovalError},
     session::Dialer,
 };
@@ -14,7 +15,7 @@ use program::etcd_flags::EtcdFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    exit::{NotFound, Usage},
+    exit::{Mistakes, NotFound, Remedied},
     output::{Output, print},
 };
 
@@ -51,7 +52,8 @@ pub(crate) fn run(output: Output, NodeCommand::Remove(remove): &NodeCommand) -> 
 }
 
 fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
-    let etcd = load_etcd(remove.etcd.clone(), remove.config.clone()).map_err(|mistakes| Usage(mistakes.to_string()))?;
+    let etcd = load_etcd(remove.etcd.clone(), remove.config.clone());
+    let etcd = etcd.map_err(|mistakes| Mistakes(mistakes.into_lines()))?;
     let live = if remove.force { Live::Removed } else { Live::Refused };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(
         "cannot start the async \
@@ -59,28 +61,32 @@ fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
     )?;
     let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
     let removed = runtime.block_on(async {
-        let dialer = Dialer::new(&etcd).map_err(|errors| Usage(said(&errors)))?;
-        let session = dialer.open_any().await?;
+        let said = |errors: Vec<EtcdOptionsError>| errors.iter().map(ToString::to_string).collect();
+        let dialer = Dialer::new(&etcd).map_err(|errors| Mistakes(said(errors)))?;
+        let session = dialer
+            .open_any()
+            .await
+            .map_err(|error| Remedied { cause: error.to_string(), remedy: error.remedy().to_owned() })?;
         node_removal::remove_node(&session, &remove.name, live, &time).await.map_err(anyhow::Error::from)
     });
     let not_removed = |error: anyhow::Error| error.context(format!("node {} was not removed", remove.name));
     removed.map_err(|error| match error.downcast::<RemovalError>() {
         Ok(RemovalError::NotFound(name)) => NotFound(RemovalError::NotFound(name).to_string()).into(),
         Ok(error @ RemovalError::Live { .. }) => {
-            let drained = "drain it and stop meshd there first, or remove it with --force";
-            not_removed(anyhow::anyhow!("{error}\n  remedy  {drained}"))
+            let remedy = "drain it and stop meshd there first, or remove it with --force".to_owned();
+            not_removed(Remedied { cause: error.to_string(), remedy }.into())
         }
-        Ok(RemovalError::Call(CallError::Refused(reason))) => not_removed(anyhow::anyhow!(
-            "etcd refused: {reason}\n  remedy  {}",
-            if reason.contains("permission denied") {
+        Ok(RemovalError::Call(CallError::Refused(reason))) => {
+            let remedy = if reason.contains("permission denied") {
                 "use an operator's credentials (--etcd-username, --etcd-certfile), with the role printed by meshctl \
                  etcd-roles --operator"
             } else {
                 "etcdctl alarm list; etcdctl endpoint health --cluster"
-            }
-        )),
+            };
+            not_removed(Remedied { cause: format!("etcd refused: {reason}"), remedy: remedy.to_owned() }.into())
+        }
         Ok(error) => not_removed(error.into()),
-        Err(error) if error.is::<Usage>() => error,
+        Err(error) if error.is::<Mistakes>() => error,
         Err(error) => not_removed(error),
     })
 }
@@ -130,13 +136,10 @@ impl Removed {
     }
 }
 
-fn said(errors: &[impl ToString]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::lines;
 
     #[test]
     fn an_etcd_that_is_away_is_named_once_with_what_to_do() {
@@ -144,10 +147,10 @@ mod tests {
         let endpoint = format!("http://{free}");
         let etcd = EtcdFlags { endpoints: Some(vec![endpoint.clone()]), ..Default::default() };
         let error = remove_node(&Remove { name: "west-1".to_owned(), force: false, config: None, etcd }).unwrap_err();
-        let told = text::with_causes(error.as_ref());
+        let [told, remedy] = lines(&error).try_into().unwrap();
         assert!(told.starts_with(&format!("node west-1 was not removed: {endpoint}: etcd did not answer: ")), "{told}");
         assert_eq!(told.matches("did not answer").count(), 1, "{told}");
-        assert!(told.contains("remedy  systemctl start etcd # on"), "{told}");
+        assert!(remedy.starts_with("  remedy  systemctl start etcd # on"), "{remedy}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde::{Serialize, de::DeserializeOwned};
-use text::{printable_json, printable_lines, printable_strings};
+use text::{printable, printable_json, printable_lines, printable_strings};
 
 /// How to print.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -62,10 +62,11 @@ pub(crate) fn print_lines(text: &str) -> anyhow::Result<()> {
     write_out(&printable_lines(text))
 }
 
-/// Prints an error, or a warning, beside the answer.
-pub(crate) fn print_error(text: &str) {
+/// Prints an error, or a warning, beside the answer; each text is a line.
+pub(crate) fn print_error(lines: &[String]) {
+    let lines: Vec<_> = lines.iter().map(|line| printable(line)).collect();
     // Nothing is left to tell it to when standard error is gone too.
-    let _ = writeln!(io::stderr(), "meshctl: {}", printable_lines(text));
+    let _ = writeln!(io::stderr(), "meshctl: {}", lines.join("\n"));
 }
 
 fn write_out(text: &str) -> anyhow::Result<()> {

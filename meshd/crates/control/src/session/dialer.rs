@@ -54,13 +54,21 @@ pub enum OpenError {
 
 /// No member answers, and what to do.
 #[derive(Debug, thiserror::Error)]
-#[error("{member}: {error}\n  remedy  {remedy}")]
+#[error("{member}: {error}")]
 pub struct NoMember {
     /// The last one that was tried.
     member: Member,
     /// Its text has its causes.
     error: String,
     remedy: String,
+}
+
+impl NoMember {
+    /// What to do.
+    #[must_use]
+    pub fn remedy(&self) -> &str {
+        &self.remedy
+    }
 }
 
 impl Dialer {
