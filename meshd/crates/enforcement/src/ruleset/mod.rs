@@ -76,8 +76,8 @@ impl RuleTable {
         Self { name, held: None, closed: None }
     }
 
-    /// Makes the kernel hold this; nothing is done where it does. Present rules change in one transaction, behind one that
-    /// makes what they refer to.
+    /// Makes the kernel hold this; nothing is done where it does. Rules change in one transaction, behind one that makes
+    /// the sets that they refer to; only where the table has other sets of these names, at once with those.
     pub(super) fn put(&mut self, frame: &Frame, mut ruleset: Ruleset) -> Result<(), RulesetError> {
         let table = format!("inet {}", self.name);
         let (mut ahead, mut text) = (String::new(), String::new());
@@ -106,11 +106,17 @@ impl RuleTable {
             None => {
                 // What an earlier run left goes, and this comes, at once. Base chains stay where they are.
                 text.push_str(&base_chains(&table));
-                if let Some(listing) = list("inet", &self.name)? {
-                    text.push_str(&emptied(&table, &listing));
+                let listing = list("inet", &self.name)?;
+                if let Some(listing) = &listing {
+                    text.push_str(&emptied(&table, listing));
                 }
                 let change = transactions(&table, &Ruleset::default(), &mut ruleset);
-                text.push_str(&change.sets);
+                let is_taken = |name: &String| listing.as_ref().is_some_and(|listing| listing.sets.contains(name));
+                if change.sets.is_empty() || ruleset.kernel_sets().any(|name| is_taken(&name)) {
+                    text.push_str(&change.sets);
+                } else {
+                    ahead = format!("add table {table}\n{}", change.sets);
+                }
                 text.push_str(&change.rules);
                 text.push_str(&pods(&table, None, &ruleset));
                 text.push_str(&anti_spoof::change(&table, None, (frame, &ruleset)).concat());
@@ -130,6 +136,9 @@ impl RuleTable {
         let mut seen = Seen::Ours;
         for text in [&ahead, &text].into_iter().filter(|text| !text.is_empty()) {
             seen = seen.max(apply_and_look(text, &mut monitor)?);
+            // Should the rest be refused, what closes the pods still stands.
+            let is_ours = |closed: &mut Closed| matches!(closed.monitor.changes(), Ok(TableChanges::Transactions(1)));
+            self.closed = self.closed.take().and_then(|mut closed| is_ours(&mut closed).then_some(closed));
         }
         let held = Held { frame: frame.clone(), ruleset, monitor };
         let intact = match seen {

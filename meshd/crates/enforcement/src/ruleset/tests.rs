@@ -254,8 +254,8 @@ fn a_table_of_an_earlier_version_is_taken_over_at_once() {
         assert_eq!(Generation::now().unwrap(), before, "its rules are in force until there are others");
         let ruleset = world.ruleset();
         table.put(&frame(true), ruleset.clone()).unwrap();
-        // In between nothing would be judged.
-        assert_eq!(Generation::now().unwrap(), before.after(1));
+        // The new sets, and then everything at once: in between nothing would be judged.
+        assert_eq!(Generation::now().unwrap(), before.after(2));
         assert!(table.is_whole().unwrap());
         let listed = |name: &str| {
             let text = run("nft", &["list", "table", "inet", name]).replace(&format!("inet {name} "), "inet T ");
@@ -265,6 +265,42 @@ fn a_table_of_an_earlier_version_is_taken_over_at_once() {
         };
         RuleTable::new("fresh".to_owned()).put(&frame(true), ruleset).unwrap();
         assert_eq!(listed("t"), listed("fresh"));
+    });
+}
+
+/// A kernel may publish the elements of interval sets after the rules that use them: a set that denies would be empty for
+/// a moment.
+#[test]
+fn the_first_rules_meet_sets_that_were_published_before() {
+    isolated(|| {
+        let mut world = World::new(1);
+        world.policy(&port(80));
+        let ruleset = world.ruleset();
+        let wanted: BTreeSet<String> = ruleset.kernel_sets().collect();
+        assert!(!wanted.is_empty());
+        let mut refused = ruleset.clone();
+        refused.maps.entry("ingress4").or_default().insert("10.244.1.9".parse().unwrap(), "no_such_chain".to_owned());
+        let mut table = RuleTable::new("t".to_owned());
+        table.close(&frame(true)).unwrap();
+        let before = Generation::now().unwrap();
+        assert!(table.put(&frame(true), refused).is_err());
+        // The sets are there, and the rules are those that close.
+        assert_eq!(Generation::now().unwrap(), before.after(1));
+        let listing = list("inet", "t").unwrap().unwrap();
+        assert!(wanted.is_subset(&listing.sets) && listing.chains.contains_key(CLOSED), "{listing:?}");
+        table.close(&frame(true)).unwrap();
+        assert_eq!(Generation::now().unwrap(), before.after(1), "they are not laid again");
+        // Their names are taken now.
+        table.put(&frame(true), ruleset.clone()).unwrap();
+        assert_eq!(Generation::now().unwrap(), before.after(2));
+        assert!(table.is_whole().unwrap());
+        let mut fresh = RuleTable::new("fresh".to_owned());
+        let before = Generation::now().unwrap();
+        fresh.put(&frame(true), ruleset).unwrap();
+        assert_eq!(Generation::now().unwrap(), before.after(2));
+        assert!(fresh.is_whole().unwrap());
+        let of = |name| list("inet", name).unwrap();
+        assert_eq!(of("t"), of("fresh"));
     });
 }
 
