@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use crate::{
-    Key, KeyError, KubernetesKey, Namespace, Pod, PolicyEnvelope, UnknownField, Value, Violations,
+    Key, KeyError, KubernetesKey, KubernetesNode, Namespace, Pod, PolicyEnvelope, UnknownField, Value, Violations,
     unknown::unknown_fields,
 };
 
@@ -56,11 +56,17 @@ fn kubernetes(key: &KubernetesKey, value: &[u8]) -> Result<String, Violations> {
             PolicyEnvelope::parse_cluster_network_policy(name, value)?;
             format!("ClusterNetworkPolicy {name}; its spec is not checked here")
         }
-        KubernetesKey::Node(name) => format!("Node {name}; its value is not checked here"),
+        KubernetesKey::Node(name) => node(&KubernetesNode::parse(name, value)?),
         KubernetesKey::Leader => "leader of the copy; its value is not checked here".to_owned(),
         KubernetesKey::State => "state of the copy; its value is not checked here".to_owned(),
         KubernetesKey::Confirm => "confirmation for the copy; its value is not checked here".to_owned(),
     })
+}
+
+fn node(node: &KubernetesNode) -> String {
+    let addresses = &node.internal_ips;
+    let at = if addresses.is_empty() { "without InternalIP".to_owned() } else { format!("at {}", list(addresses)) };
+    format!("Node {} {at}, with {}", node.name, counted(node.labels.len(), "label"))
 }
 
 fn namespace(namespace: &Namespace) -> String {

@@ -5,6 +5,7 @@
 
 mod labels;
 mod namespace;
+mod node;
 mod pod;
 mod policy;
 
@@ -21,6 +22,7 @@ use crate::{
 };
 
 pub use namespace::Namespace;
+pub use node::KubernetesNode;
 pub use pod::{MIRROR_ANNOTATIONS, NamedPort, Pod, PodPhase, Protocol};
 pub use policy::PolicyEnvelope;
 

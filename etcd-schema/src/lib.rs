@@ -49,7 +49,9 @@ pub use kinds::{
     Alive, AttachedPod, Attachment, Backend, BackendKind, Endpoint, Key, KubernetesKey, NetworkConfig, NodeRecord,
     OutsidePeer, PolicyMode, Pool, Reader, RecordClass, RecordValue, Removed, Rules, SubnetLease, Value, WireguardData,
 };
-pub use kubernetes::{Labels, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase, PolicyEnvelope, Protocol};
+pub use kubernetes::{
+    KubernetesNode, Labels, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase, PolicyEnvelope, Protocol,
+};
 pub use unknown::UnknownField;
 pub use violation::{Violation, Violations};
 pub use wireguard::{PresharedKey, PublicKey};

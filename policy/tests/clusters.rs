@@ -7,8 +7,8 @@ use std::{net::IpAddr, sync::Arc};
 use etcd_schema::Cluster;
 use ipnet::IpNet;
 use policy::{
-    engine::{Attachment, ClusterNode, End, Engine, ObjectName},
-    object::{Labels, PodObject},
+    engine::{Attachment, ClusterNode, End, Engine, Flow, ObjectName, PolicyState, Side},
+    object::{Labels, NetworkPolicy, PodObject},
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -135,4 +135,33 @@ fn a_pod_in_its_nodes_network_makes_no_address_of_another_cluster_a_nodes() {
     assert_eq!(at(&mut engine, "192.0.2.9"), "Node(\"m2\")");
     engine.set_networks(["192.0.2.0/24".parse().unwrap()].into());
     assert_eq!(at(&mut engine, "192.0.2.9"), "UnknownPod");
+}
+
+#[test]
+fn an_attachment_that_may_be_of_a_cluster_is_no_pod_without_one() {
+    let mut engine = engine();
+    engine.set_cluster(&"m1".into(), worker("east", 1));
+    engine.put_attachment("one".into(), attachment("east", 1), 6);
+    engine.put_attachment("two".into(), attachment("", 2), 6);
+    let made_by_hand = Attachment { uid: None, addresses: vec![ip("10.244.2.8")], ..attachment("", 2) };
+    engine.put_attachment("three".into(), Attachment { pod: ObjectName::new("shop", "tool"), ..made_by_hand }, 6);
+    assert_eq!(at(&mut engine, "10.244.2.7"), "shop/db unknown");
+    // The Node object goes, and its attachments are those of a node without a cluster.
+    let closed = PolicyState::Valid(NetworkPolicy::parse(&serde_json::json!({"podSelector": {}})).unwrap());
+    engine.put_policy(ObjectName::new("shop", "closed").of(&cluster("east")), &closed);
+    engine.set_cluster(&"m1".into(), None);
+    engine.put_attachment("one".into(), attachment("", 1), 6);
+    for address in ["10.244.1.7", "10.244.2.7"] {
+        assert_eq!(at(&mut engine, address), "UnknownPod");
+        let flow = Flow { source: ip("203.0.113.7"), destination: ip(address), protocol: 6, port: Some(80) };
+        assert!(!engine.commit(1).verdict(Side::Ingress, &flow).allowed, "{address}");
+    }
+    assert_eq!(at(&mut engine, "10.244.2.8"), "shop/tool unknown");
+    // A Pod object without a cluster has the UID.
+    engine.put_pod(db(""), PodObject { node: None, ..pod("flat", None) }, 7);
+    assert_eq!(at(&mut engine, "10.244.2.7"), "shop/db flat");
+    engine.delete_pod(&db(""));
+    assert_eq!(at(&mut engine, "10.244.2.7"), "UnknownPod");
+    engine.delete_policy(&ObjectName::new("shop", "closed").of(&cluster("east")));
+    assert_eq!(at(&mut engine, "10.244.2.7"), "shop/db unknown");
 }

@@ -300,11 +300,7 @@ impl Key {
     /// How the daemon treats this record.
     #[must_use]
     pub fn rules(&self) -> Rules {
-        match self {
-            // Policies do not know of clusters yet.
-            Self::Kubernetes(cluster, _) if !cluster.is_flat() => Rules::UNREAD,
-            key => key.kind().rules,
-        }
+        self.kind().rules
     }
 }
 

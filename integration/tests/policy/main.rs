@@ -4,6 +4,7 @@
 
 mod bridged;
 mod churn;
+mod clusters;
 mod evidence;
 mod forged;
 mod fragments;

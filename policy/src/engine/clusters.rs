@@ -2,6 +2,10 @@
 //!
 //! An address in a subnet of a cluster's node is a pod's of that cluster, or an unknown pod's. Everywhere else only pods
 //! of no cluster have addresses. So no object of one cluster says anything about another's pods.
+//!
+//! A node whose Node object is gone, or was never copied, is in no cluster, and may run pods of one all the same. While
+//! clusters have policies, its attachments are therefore pods only if Kubernetes did not make them, or a Pod object of
+//! no cluster has their UID; else their addresses are those of unknown pods, whom every policy may select.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,7 +16,7 @@ use std::{
 use etcd_schema::Cluster;
 use ipnet::IpNet;
 
-use super::input::ClusterNode;
+use super::input::{Attachment, ClusterNode};
 
 /// Values by subnet, found by an address in it.
 #[derive(Debug)]
@@ -70,6 +74,8 @@ pub(super) struct Changed {
     pub(super) nodes: HashSet<Arc<str>>,
     /// By their names in their clusters.
     pub(super) names: HashSet<(Cluster, Arc<str>)>,
+    /// What attachments of nodes in no cluster are.
+    pub(super) strays: bool,
 }
 
 /// The nodes of clusters.
@@ -81,6 +87,8 @@ pub(super) struct Clusters {
     names: HashMap<(Cluster, Arc<str>), Arc<str>>,
     /// Whose each subnet is: names in the mesh.
     subnets: Subnets<Arc<str>>,
+    /// Number of policies.
+    policies: usize,
     changed: Option<Changed>,
 }
 
@@ -117,6 +125,24 @@ impl Clusters {
             is.subnets.iter().for_each(|net| self.subnets.insert(*net, Arc::clone(name)));
             self.names.insert((is.cluster, is.name), Arc::clone(name));
         }
+    }
+
+    /// Notes that a policy of `cluster` came or, with -1, went.
+    pub(super) fn count_policy(&mut self, cluster: &Cluster, by: isize) {
+        if cluster.is_flat() {
+            return;
+        }
+        let before = self.policies;
+        self.policies = before.saturating_add_signed(by);
+        if (before == 0) != (self.policies == 0) {
+            self.changed.get_or_insert_default().strays = true;
+        }
+    }
+
+    /// Whether an attachment of `cluster` may be a pod of one that is not known here; `labelled`: a Pod object has its
+    /// labels.
+    pub(super) fn is_stray(&self, cluster: &Cluster, attachment: &Attachment, labelled: bool) -> bool {
+        self.policies > 0 && cluster.is_flat() && attachment.uid.is_some() && !labelled
     }
 
     pub(super) fn take_changed(&mut self) -> Option<Changed> {

@@ -360,6 +360,7 @@ impl Engine {
         for (voices, side) in self.voices.iter_mut().zip(&sides) {
             *voices += usize::from(side.is_some());
         }
+        self.pods.count_policy(&name.name.cluster, 1);
         self.versions += 1;
         let compiled = Arc::new(Compiled { name, order, subject, sides, version: self.versions });
         let id = self.policies.insert(Arc::clone(&compiled));
@@ -372,6 +373,7 @@ impl Engine {
     fn remove(&mut self, id: u32) {
         let Some(policy) = self.policies.remove(id) else { return };
         self.published.set(id, None);
+        self.pods.count_policy(&policy.name.name.cluster, -1);
         for (voices, side) in self.voices.iter_mut().zip(&policy.sides) {
             *voices -= usize::from(side.is_some());
         }

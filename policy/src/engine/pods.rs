@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use etcd_schema::Cluster;
 use ipnet::IpNet;
 
 use super::{
@@ -103,6 +104,11 @@ impl Pods {
         }
     }
 
+    /// Notes that a policy came or, with -1, went. [`Self::settle_clusters`] has it take effect.
+    pub(crate) fn count_policy(&mut self, cluster: &Cluster, by: isize) {
+        self.clusters.count_policy(cluster, by);
+    }
+
     /// Notes what a node of the mesh is to a cluster. [`Self::settle_clusters`] has it take effect.
     pub(crate) fn set_cluster(&mut self, name: &Arc<str>, node: Option<ClusterNode>) {
         self.clusters.set(name, node);
@@ -120,6 +126,7 @@ impl Pods {
             });
             let mut attachments = entry.attachments.values().map(|(attachment, _)| attachment);
             of_object
+                || (changed.strays && name.cluster.is_flat() && attachments.len() > 0)
                 || attachments
                     .any(|attachment| inside(&attachment.addresses) || changed.nodes.contains(&attachment.node))
         };
@@ -272,6 +279,9 @@ impl Pods {
             if let (Some(PodObject { node: Some(node), .. }), None) = (of_its_uid, on_its_node) {
                 let attached_at = Arc::clone(&attachment.node);
                 misplaced.push(Misplaced { pod: name.clone(), node: Arc::clone(node), attached_at });
+            }
+            if self.clusters.is_stray(&name.cluster, attachment, on_its_node.is_some()) {
+                continue;
             }
             // Attachments of two nodes are never one pod, whose packets to itself no policy judges.
             let same = |pod: &Joined| {

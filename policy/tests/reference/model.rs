@@ -79,7 +79,11 @@ impl World {
     pub(crate) fn owner(&self, address: IpAddr) -> Option<&Pod> {
         let cluster = self.subnets.iter().find(|(net, _)| net.contains(&address)).map_or("", |(_, cluster)| cluster);
         let claims = self.pods.iter().filter(|pod| pod.ips.contains(&address) && pod.cluster == cluster);
-        let living = claims.filter(|pod| !pod.finished);
+        let mut named = self.policies.keys().map(|(cluster, ..)| cluster).chain(self.cluster.keys().map(|(of, _)| of));
+        let strict = named.any(|cluster| !cluster.is_empty());
+        // It may be of a cluster whose node is not known.
+        let stray = |pod: &&Pod| strict && pod.cluster.is_empty() && pod.labels.is_none();
+        let living = claims.filter(|pod| !pod.finished && !stray(pod));
         living.max_by_key(|pod| (pod.labels.is_none(), pod.age))
     }
 

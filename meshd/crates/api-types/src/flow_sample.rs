@@ -32,7 +32,7 @@ pub struct FlowSample {
     pub direction: String,
     /// Who sent it.
     pub source: IpAddr,
-    /// That pod, `NS/NAME`, where it is known.
+    /// That pod, `NS/NAME` or `CLUSTER:NS/NAME`, where it is known.
     pub source_pod: Option<String>,
     /// To whom.
     pub destination: IpAddr,

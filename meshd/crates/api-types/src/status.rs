@@ -120,6 +120,9 @@ pub struct ExplainedEnd {
 pub struct Policy {
     /// Its key in etcd, without the prefix.
     pub key: String,
+    /// The Kubernetes cluster that it is of; empty: a flat key's, for the pods of all clusters.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cluster: String,
     /// `valid`, or what stands for a value that cannot be read: `isolates`, `isolatesNamespace`.
     pub state: String,
     /// The directions that it speaks of: `ingress`, `egress`.

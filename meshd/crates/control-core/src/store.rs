@@ -11,6 +11,7 @@
 //!
 //! Two lists of the same content change nothing: records are compared by revision, lease and value.
 
+mod duplicates;
 mod publish;
 mod record;
 
@@ -28,7 +29,10 @@ use mesh::records::{Revision, View};
 use text::quote;
 
 pub(crate) use self::record::Kept;
-use self::record::{Good, fingerprint};
+use self::{
+    duplicates::Duplicates,
+    record::{Good, fingerprint},
+};
 use super::{
     guard::{Absence, Evidence, Guard, Lineage},
     types::{Entry, KeyListing},
@@ -50,6 +54,7 @@ pub struct Store {
     problems: BTreeMap<String, Problem>,
     /// How many keys are in each directory that this version does not know.
     unknown: BTreeMap<Box<str>, usize>,
+    duplicates: Duplicates,
     /// Subnets whose value in force is a retained one, whether or not it yields at present.
     retained_subnets: BTreeSet<SubnetKey>,
     revision: Revision,
@@ -543,6 +548,8 @@ impl Store {
         if let Some(directory) = unknown_directory(&text, &kept) {
             *self.unknown.entry(directory).or_default() += 1;
         }
+        let keys = &self.keys;
+        self.duplicates.put(key.as_ref(), |other| keys.contains_key(&other.to_string()));
         self.keys.insert(text, kept);
         key
     }
@@ -566,6 +573,7 @@ impl Store {
     /// Forgets what etcd held under a key.
     fn remove(&mut self, text: &str) -> Option<Kept> {
         let kept = self.keys.remove(text)?;
+        self.duplicates.remove(kept.key.as_ref());
         if let Some(count) = self.counts.of(kept.class()) {
             *count -= 1;
         }

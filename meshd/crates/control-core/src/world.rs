@@ -6,8 +6,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use etcd_schema::{
-    Attachment, Key, KubernetesKey, MAX_VALUE_BYTES, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase,
-    PolicyEnvelope, Protocol, Reader, Violations,
+    Attachment, Key, KubernetesKey, KubernetesNode, MAX_VALUE_BYTES, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod,
+    PodPhase, PolicyEnvelope, Protocol, Reader, Violations,
 };
 use mesh::records::Revision;
 use policy::{
@@ -23,6 +23,8 @@ pub enum WorldItem {
     Namespace(Labels),
     /// `pods/NS/NAME`
     Pod(PodObject),
+    /// `k8s/CLUSTER/nodes/NAME`: which node of the mesh it is.
+    Node(Arc<KubernetesNode>),
     /// `endpoints/ID/CONTAINERID/IFNAME`; holds only while its addresses lie in a subnet of that node.
     Attachment(Arc<Attachment>),
     /// `networkpolicies/NS/NAME`
@@ -98,6 +100,7 @@ pub(super) fn effect(item: Option<&WorldItem>, key: &Key) -> String {
         (None, Key::Kubernetes(_, KubernetesKey::Pod(..) | KubernetesKey::Namespace(_))) => {
             "its labels are treated as unknown".to_owned()
         }
+        (None, Key::Kubernetes(_, KubernetesKey::Node(_))) => "no node of the mesh is this node".to_owned(),
         (None, _) => "it has no effect".to_owned(),
     }
 }
@@ -122,6 +125,9 @@ pub(super) fn read(key: &Key, bytes: &[u8]) -> Option<Result<Read, Refusal>> {
         }
         Key::Kubernetes(_, KubernetesKey::Pod(namespace, name)) => {
             Pod::parse(namespace, name, bytes).map(|pod| pod_item(&pod)).map_err(plain)
+        }
+        Key::Kubernetes(_, KubernetesKey::Node(name)) => {
+            KubernetesNode::parse(name, bytes).map(node_item).map_err(plain)
         }
         Key::Kubernetes(_, KubernetesKey::NetworkPolicy(namespace, name)) => {
             match PolicyEnvelope::parse_network_policy(namespace, name, bytes) {
@@ -202,6 +208,16 @@ fn namespace_item(namespace: &Namespace) -> Read {
         "metadata": {"name": namespace.name.as_str(), "labels": namespace.labels},
     });
     Read { item: WorldItem::Namespace(labels(&namespace.labels)), reduced: object.to_string().into_bytes().into() }
+}
+
+fn node_item(node: KubernetesNode) -> Read {
+    let addresses: Vec<Value> =
+        node.internal_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+    let object = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": node.name.as_str(), "labels": node.labels}, "status": {"addresses": addresses},
+    });
+    Read { item: WorldItem::Node(Arc::new(node)), reduced: object.to_string().into_bytes().into() }
 }
 
 fn pod_item(pod: &Pod) -> Read {
@@ -291,8 +307,15 @@ mod tests {
             "spec": {"podSelector": {}, "ingress": [{"ports": [{"port": 80}]}]}}"#;
         let namespace =
             r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": {"a": "b"}}}"#;
-        for (name, value) in [("pods/shop/db", pod), ("networkpolicies/shop/p", policy), ("namespaces/shop", namespace)]
-        {
+        let node = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"a": "b"}},
+            "spec": {"podCIDR": "10.244.1.0/24"}, "status": {"addresses": [{"type": "Hostname", "address": "n1"},
+            {"type": "InternalIP", "address": "192.0.2.1"}]}}"#;
+        for (name, value) in [
+            ("pods/shop/db", pod),
+            ("networkpolicies/shop/p", policy),
+            ("namespaces/shop", namespace),
+            ("k8s/east/nodes/n1", node),
+        ] {
             let first = read(&key(name), value.as_bytes()).unwrap().unwrap();
             let again = read(&key(name), &first.reduced).unwrap().unwrap();
             assert_eq!(first.item, again.item);

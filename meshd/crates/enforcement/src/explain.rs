@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use api_types::{Explained, Question, QuestionError};
 use policy::{
-    engine::{Cause, End, Explanation, Flow, ObjectName, Verdict},
+    engine::{Cause, End, Explanation, Flow, Verdict},
     service::Service,
 };
 
@@ -43,15 +43,9 @@ impl Enforcement {
         if let Ok(address) = text.parse() {
             return Ok(vec![address]);
         }
-        let Some((namespace, name)) = text.split_once('/') else {
-            return Err(QuestionError::Invalid(format!("{text:?} must be NAMESPACE/POD or an address")));
-        };
-        let name = ObjectName::new(namespace, name);
-        let found = self.ask(move |world| world.addresses_of(&name)).unwrap_or_default();
-        if found.is_empty() {
-            return Err(QuestionError::NotFound(format!("no known address of pod {text}")));
-        }
-        Ok(found)
+        let name = text.to_owned();
+        let unanswered = || Err(QuestionError::NotFound(format!("no known address of pod {text}")));
+        self.ask(move |world| world.pod_named(&name)).unwrap_or_else(unanswered)
     }
 }
 
@@ -97,7 +91,7 @@ mod tests {
 
     use mesh::snapshot::Owner;
     use policy::{
-        engine::{Engine, PolicyState},
+        engine::{Engine, ObjectName, PolicyState},
         object::{NetworkPolicy, PodObject},
     };
 
@@ -118,7 +112,12 @@ mod tests {
         let policy = PolicyState::Valid(NetworkPolicy::parse(&spec).unwrap());
         engine.put_policy(ObjectName::new("shop", "closed"), &policy);
         let own: Vec<_> = vec!["10.244.3.0/24".parse().unwrap()];
-        let facts = NodeFacts { name: "east1".into(), addresses: Vec::new(), prefixes: own.clone().into() };
+        let facts = NodeFacts {
+            name: "east1".into(),
+            addresses: Vec::new(),
+            prefixes: own.clone().into(),
+            ..NodeFacts::default()
+        };
         let mut mesh = MeshFacts { own, ..MeshFacts::default() };
         mesh.nodes.set(Owner::Node("a1".parse().unwrap()), Some(Arc::new(facts)));
         let addresses = Arc::new(["10.244.3.1".parse().unwrap()].into());

@@ -62,7 +62,7 @@ use self::{
 };
 pub use self::{
     gate::{GateCounts, Reason},
-    mesh_facts::{FactsOfMesh, MeshFacts, NodeFacts},
+    mesh_facts::{Called, FactsOfMesh, MeshFacts, NodeFacts},
     sources::{NodeSource, ProvenAddresses},
 };
 

@@ -1,12 +1,12 @@
 //! Facts about the mesh that enforcement needs.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use cow_map::CowMap;
-use etcd_schema::{NodeId, NodeName, PeerName};
+use etcd_schema::{NodeId, NodeName, NodeRecord, PeerName};
 use ipnet::IpNet;
 use mesh::{
-    records::View,
+    records::{Record, Revision, View},
     snapshot::{Member, Outside, OwnRecord, Owner, Snapshot},
 };
 
@@ -40,7 +40,7 @@ impl MeshFacts {
 }
 
 /// A node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeFacts {
     /// Its name, as pods name it; with its id where an older node has that name.
     pub name: Arc<str>,
@@ -48,12 +48,24 @@ pub struct NodeFacts {
     pub addresses: Vec<IpAddr>,
     /// Its subnets: where its pods' addresses lie.
     pub prefixes: Arc<[IpNet]>,
+    /// What its record calls it; `None`: there is no record of it.
+    pub called: Option<Called>,
+}
+
+/// The name in a node's record. Two nodes may have one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Called {
+    /// The name.
+    pub name: Arc<str>,
+    /// How its claim to the name stands: the lowest counts first, as in the mesh.
+    pub precedence: (bool, Revision),
 }
 
 /// Keeps the facts up to date with the mesh.
 #[derive(Debug, Default)]
 pub struct FactsOfMesh {
     members: CowMap<Owner, Arc<Member>>,
+    records: CowMap<NodeId, Record<NodeRecord>>,
     nodes: CowMap<Owner, Arc<NodeFacts>>,
     peers: CowMap<PeerName, Arc<Outside>>,
     outside: CowMap<PeerName, Arc<[IpNet]>>,
@@ -71,11 +83,14 @@ impl FactsOfMesh {
         addresses: &[IpAddr],
     ) -> MeshFacts {
         let sources = self.sources.update(view, snapshot, proven, (id, addresses));
-        for owner in snapshot.members.changes(&self.members) {
-            let node = snapshot.members.get(owner).map(|member| Arc::new(NodeFacts::of(member)));
-            self.nodes.set(owner.clone(), node);
+        let mut changed: BTreeSet<Owner> = snapshot.members.changes(&self.members).into_iter().cloned().collect();
+        changed.extend(view.nodes.changes(&self.records).into_iter().cloned().map(Owner::Node));
+        for owner in changed {
+            let node = snapshot.members.get(&owner).map(|member| Arc::new(NodeFacts::of(member, called(view, &owner))));
+            self.nodes.set(owner, node);
         }
         self.members = snapshot.members.clone();
+        self.records = view.nodes.clone();
         for name in snapshot.outside.changes(&self.peers) {
             let prefixes = snapshot.outside.get(name).map(|peer| peer.allowed_ips.as_slice().into());
             self.outside.set(name.clone(), prefixes);
@@ -91,6 +106,7 @@ impl FactsOfMesh {
             name: name.into(),
             addresses: overlay.iter().chain(addresses).copied().collect(),
             prefixes: own.clone().into(),
+            called: called(view, &Owner::Node(id.clone())),
         };
         self.nodes.set(Owner::Node(id.clone()), Some(Arc::new(me)));
         MeshFacts {
@@ -105,12 +121,23 @@ impl FactsOfMesh {
     }
 }
 
+/// What the record of a node calls it.
+fn called(view: &View, owner: &Owner) -> Option<Called> {
+    let Owner::Node(id) = owner else { return None };
+    let record = view.nodes.get(id)?;
+    Some(Called {
+        name: record.value.name.as_str().into(),
+        precedence: (record.retained.is_some(), record.create_revision),
+    })
+}
+
 impl NodeFacts {
-    fn of(member: &Member) -> Self {
+    fn of(member: &Member, called: Option<Called>) -> Self {
         Self {
             name: member.name.as_str().into(),
             addresses: member.overlay().chain(member.addresses.iter().map(IpNet::addr)).collect(),
             prefixes: member.prefixes().collect(),
+            called,
         }
     }
 }

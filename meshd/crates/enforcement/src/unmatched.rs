@@ -41,6 +41,8 @@ pub(super) struct Unmatched {
     without_pod: Lasting,
     /// Of any node, each as `NAMESPACE/NAME on NODE (nodeName …)`: the object is another node's.
     misplaced: Lasting,
+    /// What is wrong with the objects of clusters.
+    pub(super) of_clusters: Vec<Problem>,
 }
 
 impl Unmatched {
@@ -80,7 +82,7 @@ impl Unmatched {
                  that published them is broken or compromised",
             )
         });
-        without_pod.into_iter().chain(misplaced)
+        without_pod.into_iter().chain(misplaced).chain(self.of_clusters.iter().cloned())
     }
 }
 

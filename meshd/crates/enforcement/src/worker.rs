@@ -217,7 +217,10 @@ impl Worker {
         }
         self.gate.set(InForce { classifier, mesh, addresses: Arc::clone(&self.seen.addresses) });
         let world = &self.world;
-        self.unmatched.send_modify(|unmatched| unmatched.update(now, world.unmatched(), world.misplaced()));
+        self.unmatched.send_modify(|unmatched| {
+            unmatched.update(now, world.unmatched(), world.misplaced());
+            unmatched.of_clusters = world.cluster_problems();
+        });
         self.retry_at = None;
         self.generation += 1;
         self.took = now.elapsed();

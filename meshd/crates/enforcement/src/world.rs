@@ -1,6 +1,9 @@
 //! Feeds changes of etcd records into the engine.
 
+mod clusters;
 mod own;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -8,16 +11,17 @@ use std::{
     sync::Arc,
 };
 
-use api_types::{Policy, ShownPolicy};
+use api_types::{Policy, QuestionError, ShownPolicy};
 use control_core::world::{self, WorldItem, WorldRecord};
 use etcd_schema::{Cluster, Key, KubernetesKey, KubernetesName, NodeId};
-use mesh::{records::Revision, snapshot::Owner};
+use mesh::{problem::Problem, records::Revision, snapshot::Owner};
 use policy::{
     engine::{Age, Attachment, Classifier, End, Engine, Misplaced, ObjectName, PodInfo, PolicyState},
     nft::{LocalPod, Ruleset},
+    object::CLUSTER,
 };
 
-use self::own::Own;
+use self::{clusters::ClusterNodes, own::Own};
 use super::{MeshFacts, NodeFacts, mailbox::Letter};
 
 /// All that policies are made of.
@@ -25,6 +29,7 @@ use super::{MeshFacts, NodeFacts, mailbox::Letter};
 pub(super) struct World {
     engine: Engine,
     own: Own,
+    clusters: ClusterNodes,
     /// Of all nodes.
     attachments: HashMap<Key, Attached>,
     /// Addresses that keys claim, whether or not they have them.
@@ -47,8 +52,8 @@ struct Attached {
     create_revision: Revision,
     /// etcd does not hold it, and it stays in force.
     held: bool,
-    /// Its node as the engine knows it, while it does.
-    node: Option<Arc<NodeFacts>>,
+    /// Its node and that one's cluster as the engine knows them, while it does.
+    node: Option<(Arc<NodeFacts>, Cluster)>,
 }
 
 impl World {
@@ -57,6 +62,7 @@ impl World {
         Self {
             engine: Engine::default(),
             own: Own::new(node),
+            clusters: ClusterNodes::default(),
             attachments: HashMap::new(),
             claims: HashMap::new(),
             local: BTreeMap::new(),
@@ -73,13 +79,20 @@ impl World {
         let mut changed = letter.mesh.is_some() || (letter.complete && !self.complete);
         self.complete |= letter.complete;
         self.revision = letter.revision.unwrap_or(self.revision);
-        if let Some(mesh) = letter.mesh {
-            self.take_mesh(mesh);
+        // Which node is whose comes before what its pods are.
+        let is_node = |key: &Key| matches!(key, Key::Kubernetes(_, KubernetesKey::Node(_)));
+        let (nodes, changes): (Vec<_>, Vec<_>) = letter.changes.into_iter().partition(|(key, _)| is_node(key));
+        let moved = self.take_cluster_nodes(nodes);
+        changed |= moved;
+        match letter.mesh {
+            Some(mesh) => self.take_mesh(mesh),
+            None if moved => self.bind(&BTreeSet::new()),
+            None => {}
         }
         if let Some(table) = letter.attachments {
             changed |= self.take_table(table);
         }
-        for (key, record) in letter.changes {
+        for (key, record) in changes {
             if self.own.is_own(&key) {
                 changed |= self.take_echo(key, record.map(|record| record.create_revision));
             } else {
@@ -108,18 +121,55 @@ impl World {
         self.engine.pods_named(name).flat_map(|pod| pod.addresses.iter().copied()).collect()
     }
 
+    /// The pod that `text` names, as [`ObjectName::parse`] reads it. Without a cluster it is the flat one, or else the only
+    /// one of that name.
+    ///
+    /// # Errors
+    /// What is wrong with the text, or the pods that it may mean.
+    pub(super) fn pod_named(&self, text: &str) -> Result<Vec<IpAddr>, QuestionError> {
+        let Some(name) = ObjectName::parse(text) else {
+            return Err(QuestionError::Invalid(format!(
+                "{text:?} must be NAMESPACE/POD, CLUSTER:NAMESPACE/POD or an address"
+            )));
+        };
+        let known = |name: &ObjectName| (name.clone(), self.addresses_of(name));
+        let mut found = vec![known(&name)];
+        if name.cluster.is_flat() && found[0].1.is_empty() {
+            found.extend(self.clusters.names().map(|cluster| known(&name.clone().of(cluster))));
+        }
+        found.retain(|(_, addresses)| !addresses.is_empty());
+        match found.len() {
+            0 => Err(QuestionError::NotFound(format!("no known address of pod {text}"))),
+            1 => Ok(found.remove(0).1),
+            _ => {
+                let names: Vec<String> = found.iter().map(|(name, _)| name.to_string()).collect();
+                Err(QuestionError::Invalid(format!(
+                    "{text} is a pod of several clusters: write {}",
+                    names.join(" or ")
+                )))
+            }
+        }
+    }
+
     /// All policies in force.
     pub(super) fn list(&self) -> Vec<Policy> {
         self.policies.values().map(|(policy, _)| policy.clone()).collect()
     }
 
-    /// The policy `NAMESPACE/NAME`, or the ClusterNetworkPolicy `NAME`.
-    pub(super) fn shown(&self, name: &str) -> Option<ShownPolicy> {
-        let key = match name.split_once('/') {
+    /// The policy `NAMESPACE/NAME`, or the ClusterNetworkPolicy `NAME`, with `CLUSTER:` before it. Without a cluster it is
+    /// the flat one, or else the only one of that name.
+    pub(super) fn shown(&self, text: &str) -> Option<ShownPolicy> {
+        let (cluster, name) = text.split_once(':').unwrap_or(("", text));
+        let object = match name.split_once('/') {
             Some((namespace, name)) => KubernetesKey::NetworkPolicy(namespace.parse().ok()?, name.parse().ok()?),
             None => KubernetesKey::ClusterNetworkPolicy(name.parse().ok()?),
         };
-        let (policy, understood) = self.policies.get(&Key::Kubernetes(Cluster::default(), key))?;
+        let key = Key::Kubernetes(cluster.parse().ok()?, object.clone());
+        let (policy, understood) = self.policies.get(&key).or_else(|| {
+            let of_name = |key: &Key| matches!(key, Key::Kubernetes(_, other) if *other == object);
+            let mut found = self.policies.iter().filter(|(key, _)| cluster.is_empty() && of_name(key));
+            found.next().filter(|_| found.next().is_none()).map(|(_, policy)| policy)
+        })?;
         Some(ShownPolicy { policy: policy.clone(), understood: understood.to_string() })
     }
 
@@ -147,13 +197,19 @@ impl World {
 
     /// Attachments of this node with the UID of a Pod that nothing in etcd is, for people.
     pub(super) fn unmatched(&self) -> Vec<String> {
+        let cluster = self.clusters.of(&Owner::Node(self.own.node.clone()));
         let own = self.attachments.iter().filter(|(key, _)| self.own.is_own(key)).map(|(_, attached)| &attached.record);
         own.filter_map(|record| {
             let (pod, uid) = (&record.pod, record.uid.as_deref()?);
-            let name = ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
+            let name = ObjectName::new(pod.namespace.as_str(), pod.name.as_str()).of(&cluster);
             (!self.engine.has_pod(&name, uid)).then(|| format!("{name} (UID {uid})"))
         })
         .collect()
+    }
+
+    /// What is wrong with the objects of clusters.
+    pub(super) fn cluster_problems(&self) -> Vec<Problem> {
+        self.clusters.problems()
     }
 
     /// Attachments of all nodes that are not their Pod object's because it is on another node, for people.
@@ -249,9 +305,13 @@ impl World {
         let cluster_wide = |name| in_namespace("", name);
         match (key, item) {
             (KubernetesKey::Namespace(name), Some(WorldItem::Namespace(labels))) => {
+                self.clusters.take_labels(cluster, name, Some(&labels));
                 self.engine.put_namespace(cluster, &name.as_str().into(), labels);
             }
-            (KubernetesKey::Namespace(name), _) => self.engine.delete_namespace(cluster, &name.as_str().into()),
+            (KubernetesKey::Namespace(name), _) => {
+                self.clusters.take_labels(cluster, name, None);
+                self.engine.delete_namespace(cluster, &name.as_str().into());
+            }
             (KubernetesKey::Pod(namespace, name), Some(WorldItem::Pod(pod))) => {
                 self.engine.put_pod(named(namespace, name), pod, age);
             }
@@ -287,8 +347,37 @@ impl World {
         };
         self.claim(&key, &record.addresses);
         let mut attached = Attached { id: id.clone(), record, create_revision, held, node };
-        rejoin(&mut self.engine, self.mesh.as_deref(), &key, &mut attached, true);
+        rejoin(&mut self.engine, &self.clusters, self.mesh.as_deref(), &key, &mut attached, true);
         self.attachments.insert(key, attached);
+    }
+
+    /// Takes Node objects of clusters. Returns whether one of them is another than before.
+    fn take_cluster_nodes(&mut self, changes: Vec<(Key, Option<WorldRecord>)>) -> bool {
+        let mut changed = false;
+        for (key, record) in changes {
+            let Key::Kubernetes(cluster, KubernetesKey::Node(name)) = key else { continue };
+            let node = record.and_then(|record| match record.item {
+                WorldItem::Node(node) => Some(node),
+                _ => None,
+            });
+            changed |= self.clusters.take(&cluster, &name, node);
+        }
+        changed
+    }
+
+    /// Finds the nodes of clusters again, and joins the attachments of those that changed and of `changed`.
+    fn bind(&mut self, changed: &BTreeSet<Owner>) {
+        let Some(mesh) = self.mesh.clone() else { return };
+        let mut changed = changed.clone();
+        changed.extend(self.clusters.bind(&mesh, &mut self.engine));
+        if changed.is_empty() {
+            return;
+        }
+        for (key, attached) in &mut self.attachments {
+            if changed.contains(&Owner::Node(attached.id.clone())) {
+                rejoin(&mut self.engine, &self.clusters, Some(&mesh), key, attached, false);
+            }
+        }
     }
 
     fn take_mesh(&mut self, mesh: Arc<MeshFacts>) {
@@ -298,14 +387,10 @@ impl World {
         }
         let changed: BTreeSet<Owner> = mesh.nodes.changes(&before.nodes).into_iter().cloned().collect();
         self.take_nodes(&before, &mesh, &changed);
-        for (key, attached) in &mut self.attachments {
-            if changed.contains(&Owner::Node(attached.id.clone())) {
-                rejoin(&mut self.engine, Some(&mesh), key, attached, false);
-            }
-        }
         self.take_sources(&before, &mesh);
         let moved = before.own != mesh.own;
         self.mesh = Some(Arc::clone(&mesh));
+        self.bind(&changed);
         if moved {
             self.local.clear();
             for address in self.claims.values().flatten().filter(|address| mesh.is_own(**address)) {
@@ -377,11 +462,23 @@ fn summary(key: &Key, item: &WorldItem) -> Option<(Policy, Box<str>)> {
             let some = |rules: usize| (rules > 0).then_some(rules);
             ("valid", some(policy.ingress.len()), some(policy.egress.len()), policy.to_string())
         }
-        WorldItem::Namespace(_) | WorldItem::Pod(_) | WorldItem::Attachment(_) => return None,
+        WorldItem::Namespace(_) | WorldItem::Pod(_) | WorldItem::Node(_) | WorldItem::Attachment(_) => return None,
     };
     let directions = [("ingress", ingress), ("egress", egress)];
+    let cluster = match key {
+        Key::Kubernetes(cluster, _) => cluster.to_string(),
+        _ => String::new(),
+    };
+    let understood = match cluster.as_str() {
+        "" => understood,
+        cluster => format!(
+            "cluster {cluster}: its own pods, and as peers its own pods, unless the peer's namespace selector names \
+             {CLUSTER}: that selects the clusters, others too\n{understood}"
+        ),
+    };
     let policy = Policy {
         key: key.to_string(),
+        cluster,
         state: state.to_owned(),
         directions: directions
             .iter()
@@ -394,19 +491,31 @@ fn summary(key: &Key, item: &WorldItem) -> Option<(Policy, Box<str>)> {
 }
 
 /// Tells the engine of an attachment whose record or whose node changed. One outside of its node's subnets is none.
-fn rejoin(engine: &mut Engine, mesh: Option<&MeshFacts>, key: &Key, attached: &mut Attached, record_changed: bool) {
+fn rejoin(
+    engine: &mut Engine,
+    clusters: &ClusterNodes,
+    mesh: Option<&MeshFacts>,
+    key: &Key,
+    attached: &mut Attached,
+    record_changed: bool,
+) {
     let record = &attached.record;
-    let node = mesh.and_then(|mesh| mesh.owner(&attached.id, &record.addresses)).map(Arc::clone);
-    let told =
-        |node: &Option<Arc<NodeFacts>>| node.as_ref().map(|node| (Arc::clone(&node.name), Arc::clone(&node.prefixes)));
+    let node = mesh.and_then(|mesh| mesh.owner(&attached.id, &record.addresses)).map(|node| {
+        let cluster = clusters.of(&Owner::Node(attached.id.clone()));
+        (Arc::clone(node), cluster)
+    });
+    let told = |node: &Option<(Arc<NodeFacts>, Cluster)>| {
+        let (node, cluster) = node.as_ref()?;
+        Some((Arc::clone(&node.name), Arc::clone(&node.prefixes), cluster.clone()))
+    };
     if told(&node) == told(&attached.node) && !record_changed {
         return;
     }
     let name: Arc<str> = key.to_string().into();
     match &node {
-        Some(node) => {
+        Some((node, cluster)) => {
             let attachment = Attachment {
-                pod: ObjectName::new(record.pod.namespace.as_str(), record.pod.name.as_str()),
+                pod: ObjectName::new(record.pod.namespace.as_str(), record.pod.name.as_str()).of(cluster),
                 uid: record.uid.as_deref().map(Into::into),
                 // Kubernetes always tells the plugin the pod's uid.
                 labels: record.uid.is_none().then(|| world::labels(&record.pod.labels)),
@@ -420,174 +529,4 @@ fn rejoin(engine: &mut Engine, mesh: Option<&MeshFacts>, key: &Key, attached: &m
         None => {}
     }
     attached.node = node;
-}
-
-#[cfg(test)]
-mod tests {
-    use control_core::world::WorldChanges;
-    use policy::engine::{End, Flow, Side, SourceAliases};
-
-    use super::*;
-    use crate::NodeSource;
-
-    fn facts(prefix: &str) -> Arc<MeshFacts> {
-        Arc::new(MeshFacts {
-            networks: vec!["10.244.0.0/16".parse().unwrap()],
-            nodes: [(
-                Owner::Node("n1".parse().unwrap()),
-                Arc::new(NodeFacts {
-                    name: "one".into(),
-                    addresses: vec!["10.244.1.0".parse().unwrap()],
-                    prefixes: [prefix.parse().unwrap()].into(),
-                }),
-            )]
-            .into_iter()
-            .collect(),
-            ..MeshFacts::default()
-        })
-    }
-
-    /// Without attachments of its own.
-    fn world() -> World {
-        let mut world = World::new("own".parse().unwrap());
-        world.take(Letter { attachments: Some(Arc::default()), ..Letter::default() });
-        world
-    }
-
-    fn letter(changes: &[(&str, Option<WorldItem>)]) -> Letter {
-        let record = |item: &WorldItem| WorldRecord { item: item.clone(), create_revision: 5, held: false };
-        let changes: WorldChanges =
-            changes.iter().map(|(key, item)| (Key::parse(key).unwrap(), item.as_ref().map(record))).collect();
-        Letter { changes, revision: Some(9), complete: true, ..Letter::default() }
-    }
-
-    #[test]
-    fn an_attachment_counts_while_its_addresses_are_its_nodes() {
-        let mut world = world();
-        let json = br#"{"pod": {"namespace": "shop", "name": "db"}, "addresses": ["10.244.1.7"], "interface": "v1"}"#;
-        let attachment = WorldItem::Attachment(Arc::new(etcd_schema::Attachment::parse(json).unwrap()));
-        let key = "endpoints/n1/c1/eth0";
-        let end = |world: &mut World| match world.commit().end("10.244.1.7".parse().unwrap()) {
-            End::Pod(pod) => pod.name.to_string(),
-            other => format!("{other:?}"),
-        };
-        assert!(world.take(letter(&[(key, Some(attachment))])));
-        assert!(!world.is_complete(), "nothing is known of the mesh");
-        world.take(Letter { mesh: Some(facts("10.244.1.0/24")), ..Letter::default() });
-        assert!(world.is_complete());
-        assert_eq!(end(&mut world), "shop/db");
-        world.take(Letter { mesh: Some(facts("10.244.2.0/24")), ..Letter::default() });
-        assert_eq!(end(&mut world), "UnknownPod");
-        world.take(Letter { mesh: Some(facts("10.244.1.0/24")), ..Letter::default() });
-        assert_eq!(end(&mut world), "shop/db");
-        world.take(letter(&[(key, None)]));
-        assert_eq!(end(&mut world), "UnknownPod");
-        assert!(!world.take(Letter { revision: Some(10), ..Letter::default() }), "a revision alone changes nothing");
-        assert_eq!(world.revision(), 10);
-    }
-
-    #[test]
-    fn an_attachment_has_the_labels_of_its_pod_only_at_the_pods_node() {
-        let mut world = world();
-        let json = br#"{"pod": {"namespace": "shop", "name": "db"}, "uid": "u1", "addresses": ["10.244.1.7"], "interface": "v1"}"#;
-        let attachment = WorldItem::Attachment(Arc::new(etcd_schema::Attachment::parse(json).unwrap()));
-        let pod = policy::object::PodObject {
-            uid: Some("u1".into()),
-            node: Some("two".into()),
-            ..policy::object::PodObject::default()
-        };
-        world.take(letter(&[("endpoints/n1/c1/eth0", Some(attachment)), ("pods/shop/db", Some(WorldItem::Pod(pod)))]));
-        let mut labelled = |names: &[(&str, &str)]| {
-            let nodes = names.iter().map(|(id, name)| {
-                let prefix = if *id == "n1" { "10.244.1.0/24" } else { "10.244.2.0/24" };
-                let node = NodeFacts {
-                    name: (*name).into(),
-                    addresses: Vec::new(),
-                    prefixes: [prefix.parse().unwrap()].into(),
-                };
-                (Owner::Node(id.parse().unwrap()), Arc::new(node))
-            });
-            let facts = MeshFacts { nodes: nodes.collect(), ..(*facts("10.244.1.0/24")).clone() };
-            world.take(Letter { mesh: Some(Arc::new(facts)), ..Letter::default() });
-            let labelled = match world.commit().end("10.244.1.7".parse().unwrap()) {
-                End::Pod(pod) => pod.labels.is_some(),
-                other => panic!("{other:?}"),
-            };
-            (labelled, world.misplaced().collect::<Vec<_>>().join(", "))
-        };
-        assert_eq!(labelled(&[("n1", "one")]), (true, String::new()), "the mesh has no node two");
-        let misplaced = "shop/db on one (nodeName two)".to_owned();
-        assert_eq!(labelled(&[("n1", "one"), ("n2", "two")]), (false, misplaced));
-        // They change names.
-        assert_eq!(labelled(&[("n1", "two"), ("n2", "one")]), (true, String::new()));
-        // The younger of two nodes with one name.
-        assert!(!labelled(&[("n1", "two (n1)"), ("n2", "two")]).0);
-    }
-
-    #[test]
-    fn an_overlay_address_counts_as_what_is_proven_of_the_node_that_has_it_now() {
-        let mut world = world();
-        let spec =
-            serde_json::json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}]});
-        let policy = WorldItem::Policy(PolicyState::Valid(policy::object::NetworkPolicy::parse(&spec).unwrap()));
-        let pod = policy::object::PodObject {
-            addresses: vec!["10.244.1.7".parse().unwrap()],
-            ..policy::object::PodObject::default()
-        };
-        world.take(letter(&[("pods/shop/db", Some(WorldItem::Pod(pod))), ("networkpolicies/shop/p", Some(policy))]));
-        let mut allowed = |sources: &[(&str, &str)]| {
-            let source = |(id, proven): &(&str, &str)| {
-                let aliases = SourceAliases { proven: vec![proven.parse().unwrap()], published: Vec::new() };
-                let overlay = vec!["10.244.2.0".parse().unwrap()];
-                let id = Owner::Node(id.parse().unwrap());
-                (id, Arc::new(NodeSource { overlay, aliases: Arc::new(aliases) }))
-            };
-            let sources = sources.iter().map(source).collect();
-            let facts = MeshFacts { sources, ..(*facts("10.244.1.0/24")).clone() };
-            world.take(Letter { mesh: Some(Arc::new(facts)), ..Letter::default() });
-            let flow = Flow {
-                source: "10.244.2.0".parse().unwrap(),
-                destination: "10.244.1.7".parse().unwrap(),
-                protocol: 6,
-                port: Some(80),
-            };
-            world.commit().verdict(Side::Ingress, &flow).allowed
-        };
-        assert!(!allowed(&[]));
-        assert!(allowed(&[("n2", "192.0.2.1")]));
-        assert!(!allowed(&[("n2", "203.0.113.1")]));
-        // The address goes to another node, which sorts before the one that had it, and back.
-        assert!(allowed(&[("n1", "192.0.2.1")]));
-        assert!(!allowed(&[("n2", "203.0.113.1")]));
-        assert!(allowed(&[("n3", "192.0.2.1")]));
-        assert!(!allowed(&[]));
-    }
-
-    #[test]
-    fn a_policy_isolates_and_goes() {
-        let mut world = world();
-        world.take(Letter { mesh: Some(facts("10.244.1.0/24")), ..Letter::default() });
-        let spec = serde_json::json!({"podSelector": {}});
-        let policy = policy::object::NetworkPolicy::parse(&spec).unwrap();
-        let policy = WorldItem::Policy(PolicyState::Valid(policy));
-        let pod = policy::object::PodObject {
-            addresses: vec!["10.244.1.7".parse().unwrap()],
-            ..policy::object::PodObject::default()
-        };
-        let allowed = |world: &mut World| {
-            let flow = Flow {
-                source: "192.0.2.1".parse().unwrap(),
-                destination: "10.244.1.7".parse().unwrap(),
-                protocol: 6,
-                port: Some(80),
-            };
-            world.commit().verdict(Side::Ingress, &flow).allowed
-        };
-        world.take(letter(&[("pods/shop/db", Some(WorldItem::Pod(pod)))]));
-        assert!(allowed(&mut world));
-        world.take(letter(&[("networkpolicies/shop/p", Some(policy))]));
-        assert!(!allowed(&mut world));
-        world.take(letter(&[("networkpolicies/shop/p", None)]));
-        assert!(allowed(&mut world));
-    }
 }

@@ -29,7 +29,7 @@ pub(crate) enum PolicyCommand {
     ///
     /// Example: meshctl policy show default/db
     Show {
-        /// NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy
+        /// NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy; CLUSTER: before it if several clusters have it
         name: String,
     },
     /// Test policies against expected verdicts in files, without a daemon; exit with 1 on any difference
@@ -45,9 +45,9 @@ pub(crate) enum PolicyCommand {
     ///
     /// Example: meshctl policy explain default/web default/db tcp/5432
     Explain {
-        /// Source: NAMESPACE/POD, or an address
+        /// Source: NAMESPACE/POD, CLUSTER:NAMESPACE/POD if several clusters have it, or an address
         src: String,
-        /// Destination: NAMESPACE/POD, or an address
+        /// Destination, in the same form
         dst: String,
         /// tcp/80, udp/53, sctp/5000, tcp/http (a named port of DST), icmp, or proto/NUMBER
         #[arg(value_name = "PROTO/PORT")]

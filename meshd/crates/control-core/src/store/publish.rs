@@ -204,6 +204,7 @@ impl Store {
 
     fn all_problems(&self) -> Vec<Problem> {
         let general = self.config_problem.iter().cloned().chain(self.doubt_problem()).chain(self.mass_problems());
+        let general = general.chain(self.duplicates.problem(&self.prefix));
         let of_keys = self.unknown_directories().chain(self.problems.values().cloned());
         let mut all: Vec<_> = general.chain(of_keys.take(MAX_PROBLEMS)).collect();
         let found = self.unknown.len() + self.problems.len();

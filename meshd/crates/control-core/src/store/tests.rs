@@ -96,19 +96,76 @@ fn codes(view: &View) -> Vec<ProblemCode> {
 }
 
 #[test]
-fn a_directory_of_another_version_is_one_problem_and_one_of_a_cluster_is_none() {
+fn what_is_known_of_a_cluster_and_not_read_is_neither_a_problem_nor_kept() {
     let now = Instant::now();
     let mut source = mesh(1);
     let mut store = listed(&source, now);
-    let before = store.view();
-    let pod = r#"{"kind": "Pod"}"#;
-    let known = ["leader", "state", "nodes/n1", "pods/shop/db", "namespaces/shop", "networkpolicies/shop/p"];
-    let keys: Vec<WatchEvent> = known.iter().map(|key| source.put(&format!("k8s/east/{key}"), pod)).collect();
-    assert!(store.changed(now, keys).is_none());
+    let before = store.cached().count();
+    let keys = ["leader", "state"].map(|key| source.put(&format!("k8s/east/{key}"), "{}"));
+    assert!(store.changed(now, keys.to_vec()).is_none());
     assert!(store.take_world().is_empty() && store.take_wanted().is_empty());
-    assert_eq!(store.cached().count(), before.nodes.len() + before.subnets.len() + 1);
-    assert!(store.changed(now, vec![source.delete("k8s/east/pods/shop/db")]).is_none(), "nor is one held");
+    assert_eq!(store.cached().count(), before);
+    assert!(store.changed(now, vec![source.delete("k8s/east/leader")]).is_none(), "nor is one held");
+}
 
+#[test]
+fn an_object_that_is_stored_flat_and_of_a_cluster_is_a_problem_with_the_command_that_deletes_it() {
+    let now = Instant::now();
+    let mut source = mesh(1);
+    let mut store = listed(&source, now);
+    let namespace = r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}"#;
+    let told = |store: &mut Store, source: &mut Source, changes: &[(&str, bool)]| {
+        let change = |(key, put): &(&str, bool)| if *put { source.put(key, namespace) } else { source.delete(key) };
+        let events = changes.iter().map(change).collect();
+        let view = store.changed(now, events).unwrap_or_else(|| store.view());
+        let problem = view.problems.iter().find(|problem| problem.code == ProblemCode::ObjectStoredTwice);
+        problem.map(|problem| (problem.cause.clone(), problem.remedy.clone()))
+    };
+    let both = [("k8s/east/namespaces/shop", true), ("k8s/west/namespaces/shop", true)];
+    assert_eq!(told(&mut store, &mut source, &both), None, "two clusters may have equal names");
+    let (cause, remedy) = told(&mut store, &mut source, &[("namespaces/shop", true)]).unwrap();
+    assert!(cause.contains("namespaces/shop (east, west)"), "{cause}");
+    assert!(remedy.starts_with("etcdctl del /namespaces/shop #"), "{remedy}");
+    let (cause, _) = told(&mut store, &mut source, &[("k8s/east/namespaces/shop", false)]).unwrap();
+    assert!(cause.contains("namespaces/shop (west)"), "{cause}");
+    assert_eq!(told(&mut store, &mut source, &[("namespaces/shop", false)]), None);
+    assert_eq!(told(&mut store, &mut source, &[("namespaces/shop", true)]).map(|_| ()), Some(()));
+    assert_eq!(told(&mut store, &mut source, &[("k8s/west/namespaces/shop", false)]), None);
+    assert!(told(&mut store, &mut source, &[("k8s/north/namespaces/shop", true)]).is_some());
+}
+
+#[test]
+fn objects_of_a_cluster_are_read_cached_and_held_as_flat_ones_are() {
+    let now = Instant::now();
+    let mut source = mesh(1);
+    let mut store = listed(&source, now);
+    let before = store.cached().count();
+    let node = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}"#;
+    let namespace = r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}"#;
+    let events = vec![source.put("k8s/east/nodes/n1", node), source.put("k8s/east/namespaces/shop", namespace)];
+    store.changed(now, events);
+    let world = store.take_world();
+    let item = |key: &str| world[&Key::parse(key).unwrap()].as_ref().map(|record| record.item.clone());
+    assert!(matches!(item("k8s/east/namespaces/shop"), Some(WorldItem::Namespace(_))));
+    match item("k8s/east/nodes/n1") {
+        Some(WorldItem::Node(node)) => {
+            assert_eq!(node.internal_ips, ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()])
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(store.cached().count(), before + 2);
+    // A value that cannot be read leaves the last good one in force.
+    let view = store.changed(now, vec![source.put("k8s/east/nodes/n1", "{}")]).unwrap();
+    assert_eq!(codes(&view), [ProblemCode::BadValue]);
+    assert!(store.take_world().is_empty());
+}
+
+#[test]
+fn a_directory_of_another_version_is_one_problem() {
+    let now = Instant::now();
+    let mut source = mesh(1);
+    let mut store = listed(&source, now);
     let told = |store: &mut Store, events| {
         let view = store.changed(now, events);
         let view = view.unwrap_or_else(|| store.view());

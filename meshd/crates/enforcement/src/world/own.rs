@@ -159,7 +159,7 @@ impl World {
             return false;
         }
         attached.create_revision = age;
-        rejoin(&mut self.engine, self.mesh.as_deref(), &key, attached, true);
+        rejoin(&mut self.engine, &self.clusters, self.mesh.as_deref(), &key, attached, true);
         true
     }
 
@@ -215,7 +215,12 @@ mod tests {
 
     fn mesh(subnet: &str) -> Letter {
         let own = vec![subnet.parse().unwrap()];
-        let node = NodeFacts { name: "one".into(), addresses: Vec::new(), prefixes: own.clone().into() };
+        let node = NodeFacts {
+            name: "one".into(),
+            addresses: Vec::new(),
+            prefixes: own.clone().into(),
+            ..NodeFacts::default()
+        };
         let nodes = [(Owner::Node("own".parse().unwrap()), Arc::new(node))].into_iter().collect();
         let networks = vec!["10.244.0.0/16".parse().unwrap()];
         let facts = MeshFacts { networks, own, nodes, ..MeshFacts::default() };

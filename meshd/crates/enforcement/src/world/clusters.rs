@@ -1,0 +1,353 @@
+//! Which node of the mesh is which node of a Kubernetes cluster.
+//!
+//! Node objects of clusters decide, never what a node says of its cluster. A Node is the mesh's node whose record has
+//! its name and that publishes one of its InternalIPs; of several such nodes, the one with the oldest record. If Nodes of
+//! several clusters are one node of the mesh, it is in no cluster, and status reports it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    sync::Arc,
+};
+
+use etcd_schema::{Cluster, Key, KubernetesKey, KubernetesName, KubernetesNode};
+use mesh::{
+    problem::{Problem, ProblemCode},
+    snapshot::Owner,
+};
+use policy::{
+    engine::{ClusterNode, Engine},
+    object::{CLUSTER, Labels},
+};
+
+use crate::{MeshFacts, NodeFacts};
+
+/// Most objects that a problem names.
+const NAMED: usize = 3;
+
+/// The Node objects of clusters, and what follows from them.
+#[derive(Debug, Default)]
+pub(super) struct ClusterNodes {
+    objects: BTreeMap<(Cluster, KubernetesName), Arc<KubernetesNode>>,
+    bound: BTreeMap<Owner, Cluster>,
+    /// What the engine knows, by the nodes' names in the mesh.
+    told: HashMap<Arc<str>, ClusterNode>,
+    /// Nodes of the mesh that are in no cluster because several have them, for people.
+    disputed: BTreeSet<String>,
+    /// Namespaces whose objects have a label that is ignored, by key.
+    labelled: BTreeSet<Key>,
+}
+
+impl ClusterNodes {
+    /// Takes a Node object; `None`: there is none. Returns whether that is a change.
+    pub(super) fn take(&mut self, cluster: &Cluster, name: &KubernetesName, node: Option<Arc<KubernetesNode>>) -> bool {
+        let key = (cluster.clone(), name.clone());
+        let before = match node {
+            Some(node) => self.objects.insert(key.clone(), node),
+            None => self.objects.remove(&key),
+        };
+        before.as_ref() != self.objects.get(&key)
+    }
+
+    /// Takes the labels of a Namespace object; `None`: there is none.
+    pub(super) fn take_labels(&mut self, cluster: &Cluster, name: &KubernetesName, labels: Option<&Labels>) {
+        let key = Key::Kubernetes(cluster.clone(), KubernetesKey::Namespace(name.clone()));
+        match labels.and_then(|labels| labels.get(CLUSTER)) {
+            Some(_) => self.labelled.insert(key),
+            None => self.labelled.remove(&key),
+        };
+    }
+
+    /// The clusters that have nodes in the mesh.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Cluster> {
+        self.bound.values().collect::<BTreeSet<_>>().into_iter()
+    }
+
+    /// The cluster that a node of the mesh is in.
+    pub(super) fn of(&self, owner: &Owner) -> Cluster {
+        self.bound.get(owner).cloned().unwrap_or_default()
+    }
+
+    /// Finds the nodes of clusters among those of the mesh, and tells the engine. Returns those whose cluster changed.
+    pub(super) fn bind(&mut self, mesh: &MeshFacts, engine: &mut Engine) -> BTreeSet<Owner> {
+        if self.objects.is_empty() && self.told.is_empty() {
+            return BTreeSet::new();
+        }
+        let found = self.find(mesh);
+        let bound: BTreeMap<Owner, Cluster> =
+            found.iter().map(|(owner, (cluster, _))| (owner.clone(), cluster.clone())).collect();
+        let before = std::mem::replace(&mut self.bound, bound);
+        let told = found.iter().filter_map(|(owner, (cluster, name))| {
+            let node = mesh.nodes.get(owner)?;
+            let subnets = Arc::clone(&node.prefixes);
+            let (cluster, name) = (cluster.clone(), name.as_str().into());
+            Some((Arc::clone(&node.name), ClusterNode { cluster, name, subnets }))
+        });
+        let before_told = std::mem::replace(&mut self.told, told.collect());
+        for name in before_told.keys().filter(|name| !self.told.contains_key(*name)) {
+            engine.set_cluster(name, None);
+        }
+        for (name, node) in &self.told {
+            if before_told.get(name) != Some(node) {
+                engine.set_cluster(name, Some(node.clone()));
+            }
+        }
+        let owners = before.keys().chain(self.bound.keys());
+        owners.filter(|owner| before.get(*owner) != self.bound.get(*owner)).cloned().collect()
+    }
+
+    /// Nodes of the mesh that are in one cluster each, with their names there.
+    fn find(&mut self, mesh: &MeshFacts) -> BTreeMap<Owner, (Cluster, KubernetesName)> {
+        let mut by_name: HashMap<&str, Vec<(&Owner, &NodeFacts)>> = HashMap::new();
+        for (owner, node) in mesh.nodes.iter() {
+            if let Some(called) = &node.called {
+                by_name.entry(&called.name).or_default().push((owner, node));
+            }
+        }
+        let mut found: BTreeMap<Owner, (Cluster, KubernetesName)> = BTreeMap::new();
+        let mut disputed: BTreeMap<Owner, BTreeSet<Key>> = BTreeMap::new();
+        let key = |(cluster, name): &(Cluster, KubernetesName)| {
+            Key::Kubernetes(cluster.clone(), KubernetesKey::Node(name.clone()))
+        };
+        for (place, object) in &self.objects {
+            let named = by_name.get(place.1.as_str()).into_iter().flatten();
+            let at = named.filter(|(_, node)| node.addresses.iter().any(|ip| object.internal_ips.contains(ip)));
+            let oldest = at.min_by_key(|(owner, node)| (node.called.as_ref().map(|called| called.precedence), *owner));
+            let Some((owner, _)) = oldest else { continue };
+            match found.entry((*owner).clone()) {
+                Entry::Vacant(free) => {
+                    free.insert(place.clone());
+                }
+                Entry::Occupied(other) => {
+                    disputed.entry((*owner).clone()).or_default().extend([key(other.get()), key(place)]);
+                }
+            }
+        }
+        self.disputed.clear();
+        for (owner, keys) in disputed {
+            found.remove(&owner);
+            let name = mesh.nodes.get(&owner).map_or("", |node| &*node.name);
+            let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+            self.disputed.insert(format!("{name} ({})", keys.join(", ")));
+        }
+        found
+    }
+
+    /// What is wrong with the objects of clusters.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let disputed = first(&self.disputed).map(|nodes| {
+            Problem::new(
+                ProblemCode::NodeInSeveralClusters,
+                format!(
+                    "Node objects of several clusters are the same node of the mesh: {nodes}; it is in no cluster, and \
+                     its Kubernetes pods are unknown pods"
+                ),
+                "delete the Node object of the cluster that the node is not in, and find out which program wrote it",
+            )
+        });
+        let labelled = first(&self.labelled).map(|keys| {
+            Problem::new(
+                ProblemCode::ClusterLabelIgnored,
+                format!("the label {CLUSTER} in these Namespace objects is ignored: {keys}"),
+                format!("remove it: kubectl label namespace NAMESPACE {CLUSTER}-; every namespace has it by its key"),
+            )
+        });
+        disputed.into_iter().chain(labelled).collect()
+    }
+}
+
+/// The first few of these, and how many follow; `None`: there are none.
+fn first<T: ToString>(all: &BTreeSet<T>) -> Option<String> {
+    let shown: Vec<String> = all.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = match all.len() - shown.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!shown.is_empty()).then(|| shown.join(", ") + &more)
+}
+
+#[cfg(test)]
+mod tests {
+    use control_core::world::{WorldItem, WorldRecord};
+    use policy::{
+        engine::{Flow, PolicyState, Side},
+        object::{NetworkPolicy, PodObject},
+    };
+
+    use super::{super::World, *};
+    use crate::{mailbox::Letter, mesh_facts::Called};
+
+    /// A node of the mesh: its id, the name in its record, its underlay address, its subnet's number, and its record's age.
+    type Node<'a> = (&'a str, &'a str, &'a str, u8, i64);
+
+    const EAST: Node<'_> = ("n1", "worker", "192.0.2.1", 1, 10);
+    const WEST: Node<'_> = ("n2", "worker", "198.51.100.1", 2, 11);
+
+    fn mesh(nodes: &[Node<'_>]) -> Letter {
+        let facts = |(id, called, address, subnet, created): &Node<'_>| {
+            let id: etcd_schema::NodeId = id.parse().unwrap();
+            let called = Called { name: (*called).into(), precedence: (false, *created) };
+            let facts = NodeFacts {
+                name: id.to_string().into(),
+                addresses: vec![address.parse().unwrap()],
+                prefixes: [format!("10.244.{subnet}.0/24").parse().unwrap()].into(),
+                called: Some(called),
+            };
+            (Owner::Node(id), Arc::new(facts))
+        };
+        let networks = vec!["10.244.0.0/16".parse().unwrap()];
+        let facts = MeshFacts { networks, nodes: nodes.iter().map(facts).collect(), ..MeshFacts::default() };
+        Letter { mesh: Some(Arc::new(facts)), attachments: Some(Arc::default()), complete: true, ..Letter::default() }
+    }
+
+    fn put(world: &mut World, items: Vec<(&str, Option<WorldItem>)>) {
+        let record = |item| WorldRecord { item, create_revision: 5, held: false };
+        let changes = items.into_iter().map(|(key, item)| (Key::parse(key).unwrap(), item.map(record))).collect();
+        world.take(Letter { changes, revision: Some(9), ..Letter::default() });
+    }
+
+    fn node(address: &str) -> Option<WorldItem> {
+        let json = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "worker"},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+        let node = KubernetesNode::parse(&"worker".parse().unwrap(), json.to_string().as_bytes()).unwrap();
+        Some(WorldItem::Node(Arc::new(node)))
+    }
+
+    fn attachment(subnet: u8) -> Option<WorldItem> {
+        let json = format!(
+            r#"{{"pod": {{"namespace": "shop", "name": "db"}}, "uid": "u1", "addresses": ["10.244.{subnet}.7"],
+                "interface": "v1"}}"#
+        );
+        Some(WorldItem::Attachment(Arc::new(etcd_schema::Attachment::parse(json.as_bytes()).unwrap())))
+    }
+
+    fn pod(app: &str) -> Option<WorldItem> {
+        let labels = [("app", app)].into_iter().collect();
+        let uid = Some("u1".into());
+        Some(WorldItem::Pod(PodObject { uid, labels, node: Some("worker".into()), ..PodObject::default() }))
+    }
+
+    fn closed() -> Option<WorldItem> {
+        let spec = serde_json::json!({"podSelector": {}});
+        Some(WorldItem::Policy(PolicyState::Valid(NetworkPolicy::parse(&spec).unwrap())))
+    }
+
+    /// Attachments of pods with one name on all three nodes, and their Pod objects in two clusters.
+    fn world(nodes: &[Node<'_>]) -> World {
+        let mut world = World::new("own".parse().unwrap());
+        world.take(mesh(nodes));
+        put(
+            &mut world,
+            vec![
+                ("endpoints/n1/c1/eth0", attachment(1)),
+                ("endpoints/n2/c1/eth0", attachment(2)),
+                ("endpoints/n3/c1/eth0", attachment(3)),
+                ("k8s/east/nodes/worker", node("192.0.2.1")),
+                ("k8s/west/nodes/worker", node("198.51.100.1")),
+                ("k8s/east/pods/shop/db", pod("east")),
+                ("k8s/west/pods/shop/db", pod("west")),
+            ],
+        );
+        world
+    }
+
+    /// The pod at 10.244.SUBNET.7: its name, and the value of its label.
+    fn at(world: &mut World, subnet: u8) -> String {
+        match world.commit().end(format!("10.244.{subnet}.7").parse().unwrap()) {
+            policy::engine::End::Pod(pod) => {
+                let app = pod.labels.as_ref().and_then(|labels| labels.get("app"));
+                format!("{} {}", pod.name, app.unwrap_or("unknown"))
+            }
+            other => format!("{other:?}"),
+        }
+    }
+
+    fn receives(world: &mut World, subnet: u8) -> bool {
+        let (source, destination) = ("203.0.113.7".parse().unwrap(), format!("10.244.{subnet}.7").parse().unwrap());
+        world.commit().verdict(Side::Ingress, &Flow { source, destination, protocol: 6, port: Some(80) }).allowed
+    }
+
+    #[test]
+    fn nodes_of_one_name_are_their_clusters_by_their_addresses() {
+        let mut world = world(&[EAST, WEST]);
+        assert_eq!([at(&mut world, 1), at(&mut world, 2)], ["east:shop/db east", "west:shop/db west"]);
+        assert!(world.cluster_problems().is_empty());
+        // The node has another address, and Kubernetes knows it a moment later.
+        world.take(mesh(&[("n1", "worker", "192.0.2.9", 1, 10), WEST]));
+        assert_eq!(at(&mut world, 1), "shop/db unknown");
+        put(&mut world, vec![("k8s/east/nodes/worker", node("192.0.2.9"))]);
+        assert_eq!(at(&mut world, 1), "east:shop/db east");
+        // Its subnet goes to a node that is in no cluster.
+        world.take(mesh(&[("n1", "worker", "192.0.2.9", 4, 10), WEST, ("n5", "other", "192.0.2.5", 1, 12)]));
+        assert_eq!(at(&mut world, 1), "UnknownPod");
+    }
+
+    #[test]
+    fn a_node_that_claims_anothers_name_or_address_is_in_no_cluster() {
+        for impostor in ["worker", "other"] {
+            for address in ["192.0.2.1", "198.51.100.9"] {
+                let mut world = world(&[EAST, WEST, ("n3", impostor, address, 3, 12)]);
+                let names = [at(&mut world, 1), at(&mut world, 2), at(&mut world, 3)];
+                assert_eq!(
+                    names,
+                    ["east:shop/db east", "west:shop/db west", "shop/db unknown"],
+                    "{impostor} {address}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_that_two_clusters_have_is_in_none_and_its_pods_are_closed() {
+        let mut world = world(&[EAST, WEST]);
+        put(&mut world, vec![("k8s/east/networkpolicies/shop/closed", closed())]);
+        assert_eq!([receives(&mut world, 1), receives(&mut world, 2)], [false, true]);
+        put(&mut world, vec![("k8s/north/nodes/worker", node("192.0.2.1")), ("k8s/north/pods/shop/db", pod("north"))]);
+        assert_eq!(at(&mut world, 1), "UnknownPod");
+        assert!(!receives(&mut world, 1));
+        let problems = world.cluster_problems();
+        assert_eq!(problems[0].code, ProblemCode::NodeInSeveralClusters);
+        assert!(problems[0].cause.contains("n1 (k8s/east/nodes/worker, k8s/north/nodes/worker)"), "{problems:?}");
+        put(&mut world, vec![("k8s/north/nodes/worker", None)]);
+        assert_eq!(at(&mut world, 1), "east:shop/db east");
+        assert!(world.cluster_problems().is_empty());
+        // Without its Node object it may be any cluster's.
+        put(&mut world, vec![("k8s/east/nodes/worker", None)]);
+        assert_eq!(at(&mut world, 1), "UnknownPod");
+        assert!(!receives(&mut world, 1));
+    }
+
+    #[test]
+    fn a_label_that_is_ignored_is_a_problem() {
+        let mut world = world(&[EAST, WEST]);
+        let labelled = Some(WorldItem::Namespace([(CLUSTER, "east")].into_iter().collect()));
+        put(&mut world, vec![("k8s/west/namespaces/shop", labelled), ("namespaces/ops", None)]);
+        let problems = world.cluster_problems();
+        assert_eq!(problems[0].code, ProblemCode::ClusterLabelIgnored);
+        assert!(problems[0].cause.ends_with("k8s/west/namespaces/shop"), "{problems:?}");
+        put(&mut world, vec![("k8s/west/namespaces/shop", Some(WorldItem::Namespace(Labels::default())))]);
+        assert!(world.cluster_problems().is_empty());
+    }
+
+    #[test]
+    fn names_without_a_cluster_mean_the_only_object_of_that_name() {
+        let mut world = world(&[EAST, WEST]);
+        world.commit();
+        let found = |world: &World, text: &str| world.pod_named(text).map_err(|error| error.to_string());
+        assert_eq!(found(&world, "east:shop/db"), Ok(vec!["10.244.1.7".parse().unwrap()]));
+        let ambiguous = found(&world, "shop/db").unwrap_err();
+        assert!(ambiguous.contains("east:shop/db or west:shop/db"), "{ambiguous}");
+        put(&mut world, vec![("endpoints/n2/c1/eth0", None)]);
+        assert_eq!(found(&world, "shop/db"), found(&world, "east:shop/db"));
+        assert!(found(&world, "west:shop/db").is_err() && found(&world, "db").is_err());
+
+        put(&mut world, vec![("k8s/east/networkpolicies/shop/closed", closed())]);
+        let shown = world.shown("shop/closed").unwrap();
+        assert_eq!((shown.policy.cluster.as_str(), &shown.policy.key[..8]), ("east", "k8s/east"));
+        assert!(shown.understood.starts_with("cluster east: "), "{}", shown.understood);
+        put(&mut world, vec![("k8s/west/networkpolicies/shop/closed", closed())]);
+        assert!(world.shown("shop/closed").is_none() && world.shown("west:shop/closed").is_some());
+        put(&mut world, vec![("networkpolicies/shop/closed", closed())]);
+        assert_eq!(world.shown("shop/closed").unwrap().policy.cluster, "");
+        assert!(world.shown("north:shop/closed").is_none());
+    }
+}

@@ -1,0 +1,168 @@
+use control_core::world::WorldChanges;
+use policy::engine::{End, Flow, Side, SourceAliases};
+
+use super::*;
+use crate::NodeSource;
+
+fn facts(prefix: &str) -> Arc<MeshFacts> {
+    Arc::new(MeshFacts {
+        networks: vec!["10.244.0.0/16".parse().unwrap()],
+        nodes: [(
+            Owner::Node("n1".parse().unwrap()),
+            Arc::new(NodeFacts {
+                name: "one".into(),
+                addresses: vec!["10.244.1.0".parse().unwrap()],
+                prefixes: [prefix.parse().unwrap()].into(),
+                ..NodeFacts::default()
+            }),
+        )]
+        .into_iter()
+        .collect(),
+        ..MeshFacts::default()
+    })
+}
+
+/// Without attachments of its own.
+fn world() -> World {
+    let mut world = World::new("own".parse().unwrap());
+    world.take(Letter { attachments: Some(Arc::default()), ..Letter::default() });
+    world
+}
+
+fn letter(changes: &[(&str, Option<WorldItem>)]) -> Letter {
+    let record = |item: &WorldItem| WorldRecord { item: item.clone(), create_revision: 5, held: false };
+    let changes: WorldChanges =
+        changes.iter().map(|(key, item)| (Key::parse(key).unwrap(), item.as_ref().map(record))).collect();
+    Letter { changes, revision: Some(9), complete: true, ..Letter::default() }
+}
+
+#[test]
+fn an_attachment_counts_while_its_addresses_are_its_nodes() {
+    let mut world = world();
+    let json = br#"{"pod": {"namespace": "shop", "name": "db"}, "addresses": ["10.244.1.7"], "interface": "v1"}"#;
+    let attachment = WorldItem::Attachment(Arc::new(etcd_schema::Attachment::parse(json).unwrap()));
+    let key = "endpoints/n1/c1/eth0";
+    let end = |world: &mut World| match world.commit().end("10.244.1.7".parse().unwrap()) {
+        End::Pod(pod) => pod.name.to_string(),
+        other => format!("{other:?}"),
+    };
+    assert!(world.take(letter(&[(key, Some(attachment))])));
+    assert!(!world.is_complete(), "nothing is known of the mesh");
+    world.take(Letter { mesh: Some(facts("10.244.1.0/24")), ..Letter::default() });
+    assert!(world.is_complete());
+    assert_eq!(end(&mut world), "shop/db");
+    world.take(Letter { mesh: Some(facts("10.244.2.0/24")), ..Letter::default() });
+    assert_eq!(end(&mut world), "UnknownPod");
+    world.take(Letter { mesh: Some(facts("10.244.1.0/24")), ..Letter::default() });
+    assert_eq!(end(&mut world), "shop/db");
+    world.take(letter(&[(key, None)]));
+    assert_eq!(end(&mut world), "UnknownPod");
+    assert!(!world.take(Letter { revision: Some(10), ..Letter::default() }), "a revision alone changes nothing");
+    assert_eq!(world.revision(), 10);
+}
+
+#[test]
+fn an_attachment_has_the_labels_of_its_pod_only_at_the_pods_node() {
+    let mut world = world();
+    let json =
+        br#"{"pod": {"namespace": "shop", "name": "db"}, "uid": "u1", "addresses": ["10.244.1.7"], "interface": "v1"}"#;
+    let attachment = WorldItem::Attachment(Arc::new(etcd_schema::Attachment::parse(json).unwrap()));
+    let pod = policy::object::PodObject {
+        uid: Some("u1".into()),
+        node: Some("two".into()),
+        ..policy::object::PodObject::default()
+    };
+    world.take(letter(&[("endpoints/n1/c1/eth0", Some(attachment)), ("pods/shop/db", Some(WorldItem::Pod(pod)))]));
+    let mut labelled = |names: &[(&str, &str)]| {
+        let nodes = names.iter().map(|(id, name)| {
+            let prefix = if *id == "n1" { "10.244.1.0/24" } else { "10.244.2.0/24" };
+            let node = NodeFacts {
+                name: (*name).into(),
+                addresses: Vec::new(),
+                prefixes: [prefix.parse().unwrap()].into(),
+                ..NodeFacts::default()
+            };
+            (Owner::Node(id.parse().unwrap()), Arc::new(node))
+        });
+        let facts = MeshFacts { nodes: nodes.collect(), ..(*facts("10.244.1.0/24")).clone() };
+        world.take(Letter { mesh: Some(Arc::new(facts)), ..Letter::default() });
+        let labelled = match world.commit().end("10.244.1.7".parse().unwrap()) {
+            End::Pod(pod) => pod.labels.is_some(),
+            other => panic!("{other:?}"),
+        };
+        (labelled, world.misplaced().collect::<Vec<_>>().join(", "))
+    };
+    assert_eq!(labelled(&[("n1", "one")]), (true, String::new()), "the mesh has no node two");
+    let misplaced = "shop/db on one (nodeName two)".to_owned();
+    assert_eq!(labelled(&[("n1", "one"), ("n2", "two")]), (false, misplaced));
+    // They change names.
+    assert_eq!(labelled(&[("n1", "two"), ("n2", "one")]), (true, String::new()));
+    // The younger of two nodes with one name.
+    assert!(!labelled(&[("n1", "two (n1)"), ("n2", "two")]).0);
+}
+
+#[test]
+fn an_overlay_address_counts_as_what_is_proven_of_the_node_that_has_it_now() {
+    let mut world = world();
+    let spec = serde_json::json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}]});
+    let policy = WorldItem::Policy(PolicyState::Valid(policy::object::NetworkPolicy::parse(&spec).unwrap()));
+    let pod = policy::object::PodObject {
+        addresses: vec!["10.244.1.7".parse().unwrap()],
+        ..policy::object::PodObject::default()
+    };
+    world.take(letter(&[("pods/shop/db", Some(WorldItem::Pod(pod))), ("networkpolicies/shop/p", Some(policy))]));
+    let mut allowed = |sources: &[(&str, &str)]| {
+        let source = |(id, proven): &(&str, &str)| {
+            let aliases = SourceAliases { proven: vec![proven.parse().unwrap()], published: Vec::new() };
+            let overlay = vec!["10.244.2.0".parse().unwrap()];
+            let id = Owner::Node(id.parse().unwrap());
+            (id, Arc::new(NodeSource { overlay, aliases: Arc::new(aliases) }))
+        };
+        let sources = sources.iter().map(source).collect();
+        let facts = MeshFacts { sources, ..(*facts("10.244.1.0/24")).clone() };
+        world.take(Letter { mesh: Some(Arc::new(facts)), ..Letter::default() });
+        let flow = Flow {
+            source: "10.244.2.0".parse().unwrap(),
+            destination: "10.244.1.7".parse().unwrap(),
+            protocol: 6,
+            port: Some(80),
+        };
+        world.commit().verdict(Side::Ingress, &flow).allowed
+    };
+    assert!(!allowed(&[]));
+    assert!(allowed(&[("n2", "192.0.2.1")]));
+    assert!(!allowed(&[("n2", "203.0.113.1")]));
+    // The address goes to another node, which sorts before the one that had it, and back.
+    assert!(allowed(&[("n1", "192.0.2.1")]));
+    assert!(!allowed(&[("n2", "203.0.113.1")]));
+    assert!(allowed(&[("n3", "192.0.2.1")]));
+    assert!(!allowed(&[]));
+}
+
+#[test]
+fn a_policy_isolates_and_goes() {
+    let mut world = world();
+    world.take(Letter { mesh: Some(facts("10.244.1.0/24")), ..Letter::default() });
+    let spec = serde_json::json!({"podSelector": {}});
+    let policy = policy::object::NetworkPolicy::parse(&spec).unwrap();
+    let policy = WorldItem::Policy(PolicyState::Valid(policy));
+    let pod = policy::object::PodObject {
+        addresses: vec!["10.244.1.7".parse().unwrap()],
+        ..policy::object::PodObject::default()
+    };
+    let allowed = |world: &mut World| {
+        let flow = Flow {
+            source: "192.0.2.1".parse().unwrap(),
+            destination: "10.244.1.7".parse().unwrap(),
+            protocol: 6,
+            port: Some(80),
+        };
+        world.commit().verdict(Side::Ingress, &flow).allowed
+    };
+    world.take(letter(&[("pods/shop/db", Some(WorldItem::Pod(pod)))]));
+    assert!(allowed(&mut world));
+    world.take(letter(&[("networkpolicies/shop/p", Some(policy))]));
+    assert!(!allowed(&mut world));
+    world.take(letter(&[("networkpolicies/shop/p", None)]));
+    assert!(allowed(&mut world));
+}
