@@ -70,6 +70,7 @@ const ALLOWED: [(&str, &[&str]); 25] = [
             "policy",
             "prober",
             "program",
+            "sync-core",
             "text",
             "tunnel",
         ],

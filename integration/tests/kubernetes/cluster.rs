@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use etcd_schema::{KubernetesName, Pod};
-use integration::{Etcd, Host, KubernetesApi, Lab, Process, await_ok, binary};
+use integration::{Etcd, Host, KubernetesApi, Lab, Output, Process, await_ok, binary};
 use serde_json::Value;
 
 use crate::SOON;
@@ -38,8 +38,8 @@ impl Cluster {
     }
 
     /// Starts meshd-sync.
-    pub(crate) fn sync(&self) -> Process {
-        let (program, args) = self.command(&[]);
+    pub(crate) fn sync(&self, more: &[&str]) -> Process {
+        let (program, args) = self.command(more);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         self.host.spawn(&program, &args)
     }
@@ -52,6 +52,21 @@ impl Cluster {
         let output = self.host.run_with_input(&command, "");
         assert!(output.success(), "{}", output.describe());
         output.stdout.lines().map(str::to_owned).collect()
+    }
+
+    /// Runs meshctl against the mesh's etcd.
+    pub(crate) fn meshctl(&self, args: &[&str]) -> Output {
+        let program = binary("meshctl");
+        let command = ["env", "-u", "MESHD_CONFIG", program.to_str().unwrap()];
+        self.host.run_with_input(&[&command, args].concat(), "")
+    }
+
+    /// Runs a script on the host.
+    #[track_caller]
+    pub(crate) fn sh(&self, script: &str) -> String {
+        let output = self.host.run_with_input(&["sh", "-ec", script], "");
+        assert!(output.success(), "{}", output.describe());
+        output.stdout
     }
 
     /// The keys of objects in etcd, below the cluster's root.

@@ -1,6 +1,6 @@
 //! What is put, changed and deleted by kubectl, and an API server and an etcd that fail.
 
-use integration::await_until;
+use integration::{await_ok, await_until};
 
 use crate::{
     SOON,
@@ -37,7 +37,7 @@ fn objects_are_copied_as_they_come_change_and_go() {
     assert!(planned.last().unwrap().ends_with("0 to change, 0 to delete"), "{planned:?}");
     assert!(cluster.keys().is_empty() && cluster.state().is_none());
 
-    let sync = cluster.sync();
+    let sync = cluster.sync(&["--metrics-addr", "127.0.0.1:9475"]);
     cluster.await_copy(false);
     api.set_pod_status("shop", "web", r#"{"phase": "Running", "podIP": "10.1.0.5", "podIPs": [{"ip": "10.1.0.5"}]}"#);
     api.set_pod_status("shop", "db", r#"{"phase": "Running", "podIP": "10.1.0.6", "podIPs": [{"ip": "10.1.0.6"}]}"#);
@@ -71,6 +71,14 @@ fn objects_are_copied_as_they_come_change_and_go() {
     cluster.await_copy(true);
     assert!(cluster.dry_run().last().unwrap().starts_with("0 to create, 0 to change, 0 to delete"));
 
+    await_ok("metrics and status to say so", SOON, || {
+        let metrics = cluster.sh("curl -sf http://127.0.0.1:9475/readyz http://127.0.0.1:9475/metrics");
+        let status = cluster.meshctl(&["sync", "status", "east"]).stdout;
+        let pods = metrics.contains("meshd_sync_objects{cluster=\"east\",kind=\"pods\"} 2\n");
+        let leads = metrics.starts_with("ok") && metrics.contains("meshd_sync_leading{cluster=\"east\"} 1\n");
+        if pods && leads && status.contains(" 2 pods") { Ok(()) } else { Err(format!("{metrics}{status}")) }
+    });
+
     // etcd's away for a while; what happens meanwhile is carried when it is back.
     cluster.etcd.stop();
     api.kubectl(&["delete", "pod", "web", "-n", "shop", "--grace-period=0", "--force"], "");
@@ -89,7 +97,7 @@ fn an_api_server_that_comes_back_empty_deletes_nothing() {
     let api = &cluster.api;
     let pods = (0..15).map(|number| pod(&format!("p{number}"), "x"));
     api.apply(&list([namespace("shop", "a"), POLICY.to_owned(), NODE.to_owned()].into_iter().chain(pods)));
-    let sync = cluster.sync();
+    let sync = cluster.sync(&[]);
     cluster.await_copy(false);
     let (before, uid) = (cluster.copied(), cluster.state().unwrap()["uid"].clone());
 
@@ -111,7 +119,7 @@ fn an_api_server_that_comes_back_empty_deletes_nothing() {
     let line = sync.await_log("is that of another cluster", SOON);
     assert!(line.contains("ERROR") && line.contains(uid.as_str().unwrap()), "{line}");
     // A leader of its own begins with that list, and finds the same.
-    let second = cluster.sync();
+    let second = cluster.sync(&[]);
     assert!(sync.term(SOON).success());
     second.await_log("is that of another cluster", SOON);
     let held = await_until("the state to say so", SOON, || {
@@ -122,14 +130,17 @@ fn an_api_server_that_comes_back_empty_deletes_nothing() {
     assert_eq!(cluster.state().unwrap()["uid"], uid);
 
     // An operator means it. What is gone with the old cluster is still doubted: it waits a minute, or for its own token.
-    let confirm = |token: &serde_json::Value| cluster.etcd.put("/meshd/k8s/east/confirm", token.as_str().unwrap());
-    confirm(&held[0]["token"]);
-    let held = await_until("the deletions to be held", SOON, || {
+    assert_eq!(cluster.meshctl(&["sync", "confirm", "east", "delete-pods-1"]).code(), Some(5), "no such finding");
+    let confirm = || cluster.meshctl(&["sync", "confirm", "east"]);
+    let confirmed = confirm();
+    assert!(confirmed.success() && confirmed.stdout.contains("another cluster"), "{}", confirmed.describe());
+    await_until("the deletions to be held", SOON, || {
         let held = cluster.state()?["held"].as_array().filter(|held| !held.is_empty())?.clone();
-        held[0]["reason"].as_str()?.contains("would be deleted").then_some(held)
+        held[0]["reason"].as_str()?.contains("would be deleted").then_some(())
     });
     assert!(cluster.keys().iter().filter(|key| key.starts_with("pods/")).count() == 15);
-    confirm(&held[0]["token"]);
+    let confirmed = confirm();
+    assert!(confirmed.success(), "{}", confirmed.describe());
     cluster.await_copy(false);
     assert_ne!(cluster.state().unwrap()["uid"], uid);
 }

@@ -1,6 +1,8 @@
 //! Two of them: one leads, and what it was about to write when it was stopped is never written.
 
-use integration::await_until;
+use std::fs;
+
+use integration::{await_ok, await_until};
 
 use crate::{
     SOON,
@@ -14,9 +16,9 @@ fn a_leader_that_was_stopped_in_mid_write_changes_nothing_after_the_next_one_too
     let cluster = Cluster::start("kubernetes_leaders");
     let api = &cluster.api;
     api.apply(&namespace("shop", "a"));
-    let old = cluster.sync();
+    let old = cluster.sync(&[]);
     old.await_log("leading", SOON);
-    let new = cluster.sync();
+    let new = cluster.sync(&[]);
     new.await_log("standing by", SOON);
     cluster.await_copy(false);
 
@@ -45,4 +47,27 @@ fn a_leader_that_was_stopped_in_mid_write_changes_nothing_after_the_next_one_too
     api.apply(&pod("last", "x"));
     cluster.await_copy(false);
     assert!(old.running(), "{}", old.log());
+
+    // With the role that is meant for it, a third one copies, and can write nothing else.
+    assert!(old.term(SOON).success());
+    let roles = cluster.meshctl(&["etcd-roles", "--sync", "east"]).stdout;
+    cluster.sh(&format!(
+        "export ETCDCTL_API=3 ETCDCTL_COMMAND_TIMEOUT=60s
+         {roles}
+         etcdctl user add root:secret && etcdctl user grant-role root root
+         etcdctl user add sync:word && etcdctl user grant-role sync meshd-sync-east
+         etcdctl auth enable"
+    ));
+    let password = api.kubeconfig().with_file_name("password");
+    fs::write(&password, "word\n").unwrap();
+    let third = cluster.sync(&["--etcd-username", "sync", "--etcd-password-file", password.to_str().unwrap()]);
+    api.apply(&pod("with-role", "x"));
+    let etcdctl = |user: &str, command: &str| {
+        cluster.sh(&format!("ETCDCTL_API=3 etcdctl --command-timeout=60s --user {user} {command} 2>&1 || true"))
+    };
+    await_ok("the copy with its role", SOON, || {
+        let got = etcdctl("root:secret", "get /meshd/k8s/east/pods/shop/with-role");
+        if got.contains("with-role") { Ok(()) } else { Err(format!("{got}{}", third.log())) }
+    });
+    assert!(etcdctl("sync:word", "put /meshd/config x").contains("permission denied"));
 }

@@ -56,7 +56,7 @@ fn text(value: &Value) -> &str {
 fn image(to: &Path) {
     let folder = to.with_extension("root");
     let script = format!(
-        "mkdir -p {folder}/binaries && cd {folder} && cp {binaries}/meshd {binaries}/meshctl {binaries}/meshd-cni binaries/ \
+        "mkdir -p {folder}/binaries && cd {folder} && cp {binaries}/meshd {binaries}/meshctl {binaries}/meshd-sync {binaries}/meshd-cni binaries/ \
          && strip binaries/* && {scripts}/image-root binaries root && tar -C root -cf {to} . && rm -r {folder}",
         folder = folder.display(),
         binaries = binary("meshd").parent().unwrap().display(),

@@ -84,6 +84,13 @@ pub enum Input {
         /// Of which kind.
         kind: Kind,
     },
+    /// The API server answered just now, and `kube-system` has this UID.
+    Answers {
+        /// The UID; `None`: there is no such namespace.
+        uid: Option<String>,
+    },
+    /// The API server was asked, and did not answer.
+    Silent,
     /// What came of [`Effect::Write`].
     Written(Result<Committed, CallError>),
     /// Content of [`ClusterKeys::confirm`], the answer to [`Effect::ReadConfirm`].
@@ -187,6 +194,10 @@ pub struct Copier {
     confirmed: bool,
     /// The state is to be deleted, so that the next term adopts the cluster as it is.
     forget: bool,
+    /// When the API server last answered, in seconds since 1970.
+    answered_at: u64,
+    /// It did not since.
+    silent: bool,
     written_at: Option<Duration>,
     /// A list was completed since.
     list_completed: bool,
@@ -247,6 +258,8 @@ impl Copier {
             refusals: BTreeMap::new(),
             confirmed: false,
             forget: false,
+            answered_at: now.unix,
+            silent: false,
             written_at: None,
             list_completed: false,
             confirm_read_at: None,
@@ -285,6 +298,12 @@ impl Copier {
                 progress.listing = None;
                 progress.lost_at.get_or_insert(now.unix);
             }
+            Input::Answers { uid } => {
+                self.silent = false;
+                self.answered_at = now.unix;
+                self.is_this_cluster(now, Kind::Namespace, uid, &mut effects);
+            }
+            Input::Silent => self.silent = true,
             Input::Written(result) => self.written(result, &mut effects),
             Input::Confirm(token) => self.confirm(now, token.as_deref(), &mut effects),
             Input::Tick => self.tick(now, &mut effects),

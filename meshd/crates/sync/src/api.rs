@@ -18,7 +18,7 @@ const PAGE: u32 = 500;
 /// How long a page, or a single object, may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 /// A watch without a line for longer has lost its server, which sends a bookmark every minute.
-const SILENCE: Duration = Duration::from_secs(150);
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// Where ClusterNetworkPolicies are, and the versions that are read, the first that is served.
 const POLICY_GROUP: &str = "policy.networking.k8s.io";

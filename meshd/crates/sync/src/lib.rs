@@ -11,6 +11,7 @@
 mod api;
 mod election;
 mod follow;
+mod monitor;
 mod run;
 mod term;
 mod trial;

@@ -1,6 +1,6 @@
 //! `meshd-sync`: copies the objects of one Kubernetes cluster into the etcd of the mesh.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{ArgAction, Parser};
@@ -38,6 +38,10 @@ struct Cli {
     dry_run: bool,
     #[command(flatten)]
     etcd: EtcdFlags,
+    /// Address and TCP port of metrics (/metrics) and health checks (/livez, /readyz), without authentication [default:
+    /// none]
+    #[arg(long, env = "MESHD_METRICS_ADDR", value_name = "IP:PORT")]
+    metrics_addr: Option<SocketAddr>,
     /// Minimum log level: error, warn, info, debug or trace [default: info]
     #[arg(long, env = "MESHD_LOG_LEVEL", value_name = "LEVEL")]
     log_level: Option<String>,
@@ -61,7 +65,7 @@ fn main() -> ExitCode {
         return ExitCode::from(USAGE);
     }
     log::to_stderr(log);
-    let options = Options { cluster: cli.cluster, kubeconfig: cli.kubeconfig, etcd };
+    let options = Options { cluster: cli.cluster, kubeconfig: cli.kubeconfig, etcd, metrics: cli.metrics_addr };
     match to_its_end(options, cli.dry_run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

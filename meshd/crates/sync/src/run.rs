@@ -1,18 +1,20 @@
 //! The program's life: connect, stand by, lead, again.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use control::{etcd_options::EtcdOptions, session::Dialer};
 use control_core::backoff::Backoff;
 use etcd_schema::Cluster;
 use sync_core::ClusterKeys;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::Api,
     election::{self, Candidate},
     follow::pause,
+    monitor::{self, Shown},
     term::{self, End},
 };
 
@@ -25,6 +27,8 @@ pub struct Options {
     pub kubeconfig: Option<PathBuf>,
     /// How the mesh's etcd is reached.
     pub etcd: EtcdOptions,
+    /// Where metrics and health are served.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Copies until `stop`.
@@ -36,6 +40,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let keys = ClusterKeys::new(&options.cluster);
     let holder = format!("{}-{:08x}", host_name(), rand::random::<u32>());
     tracing::info!(cluster = %options.cluster, holder, "started");
+    let (shown, to_show) = watch::channel(Shown::default());
+    if let Some(address) = options.metrics {
+        monitor::serve(address, options.cluster.clone(), to_show, stop.clone()).await?;
+    }
     let mut candidate = Candidate { keys: &keys, holder: &holder, told: None };
     let mut backoff = backoff();
     let mut next = 0;
@@ -45,6 +53,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
             () = stop.cancelled() => break,
             led = async {
                 let session = election::open(&dialer, &keys, &mut next).await?;
+                shown.send_modify(|shown| shown.reaches_etcd = true);
                 if std::mem::take(&mut etcd_failing) {
                     tracing::info!(member = %session.member(), "etcd answers again");
                 }
@@ -55,6 +64,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         let (session, mut leadership) = match led {
             Ok(led) => led,
             Err(error) => {
+                shown.send_replace(Shown::default());
                 if !std::mem::replace(&mut etcd_failing, true) {
                     tracing::warn!(error, "etcd unreachable; trying again");
                 }
@@ -64,7 +74,9 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         };
         tracing::info!(term = leadership.fence, "leading: copying the cluster");
         let began = tokio::time::Instant::now();
-        let end = term::run(&api, &session, &keys, &holder, &mut leadership, &stop).await;
+        shown.send_modify(|shown| shown.leads = true);
+        let end = term::run(&api, &session, &keys, &holder, &mut leadership, &shown, &stop).await;
+        shown.send_replace(Shown::default());
         match end {
             End::Stopped => election::give_up(&session, &keys, leadership.fence).await,
             End::Lost => tracing::warn!("leadership lost: the lease was not renewed in time"),

@@ -10,9 +10,9 @@ use control::session::Session;
 use control_core::types::{CallError, Transaction};
 use sync_core::{ClusterKeys, Copier, Effect, Input, Kind, Notice, Now, Resigned};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::AbortHandle,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,12 @@ use crate::{
     api::Api,
     election::Leadership,
     follow::{Follower, Heard},
+    monitor::Shown,
 };
+
+/// How often the API server is asked whether it is there, and how long it may take.
+const ASK_PERIOD: Duration = Duration::from_secs(10);
+const ASK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Messages of followers that wait; a page counts as one.
 const QUEUE: usize = 16;
@@ -46,6 +51,7 @@ struct Term<'a> {
     copier: Copier,
     followers: Followers,
     answers: mpsc::Sender<Input>,
+    shown: &'a watch::Sender<Shown>,
     begun: Instant,
 }
 
@@ -96,6 +102,7 @@ pub(crate) async fn run(
     keys: &ClusterKeys,
     holder: &str,
     leadership: &mut Leadership,
+    shown: &watch::Sender<Shown>,
     stop: &CancellationToken,
 ) -> End {
     let begun = Instant::now();
@@ -110,7 +117,8 @@ pub(crate) async fn run(
         followers.start(kind, Duration::ZERO);
     }
     let (answers, mut answered) = mpsc::channel(4);
-    let mut term = Term { session, keys, leadership, copier, followers, answers, begun };
+    let _asker = AbortOnDrop(tokio::spawn(ask(Arc::clone(api), answers.clone())).abort_handle());
+    let mut term = Term { session, keys, leadership, copier, followers, answers, shown, begun };
     let mut ticks = interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -125,9 +133,39 @@ pub(crate) async fn run(
                 None => continue,
             },
         };
+        let ticked = matches!(input, Input::Tick);
         if let Some(end) = term.step(input) {
             return end;
         }
+        if ticked {
+            let report = term.copier.report(now(begun));
+            term.shown.send_modify(|shown| shown.report = report);
+        }
+    }
+}
+
+/// Asks whether the API server is there: a connection to one that stands still does not end.
+async fn ask(api: Arc<Api>, answers: mpsc::Sender<Input>) {
+    let mut period = interval(ASK_PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        period.tick().await;
+        let input = match timeout(ASK_DEADLINE, api.cluster_uid()).await {
+            Ok(Ok(uid)) => Input::Answers { uid },
+            Ok(Err(_)) | Err(_) => Input::Silent,
+        };
+        if answers.send(input).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Ends a task with its owner.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -2,8 +2,9 @@
 
 use clap::Args;
 use control::etcd_options::check_prefix;
-use etcd_schema::NodeId;
+use etcd_schema::{Cluster, NodeId};
 use serde::{Deserialize, Serialize};
+use sync_core::ClusterKeys;
 use text::quote;
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     output::{Output, print},
 };
 
-/// Print the etcdctl commands that create least-privilege etcd roles for nodes, operators or readers
+/// Print the etcdctl commands that create least-privilege etcd roles for nodes, operators, readers or meshd-sync
 ///
 /// This command changes nothing: pipe its output into a shell (sh -e), once per role. A node's role reads everything
 /// below the prefix and writes that node's own records. With --subnet it may write only that key below subnets/.
@@ -28,6 +29,9 @@ pub(crate) struct EtcdRoles {
     /// Print the role meshd-reader: reads everything below the prefix, including pre-shared keys of external peers
     #[arg(long)]
     reader: bool,
+    /// Print the role meshd-sync-CLUSTER: reads and writes the copy of this Kubernetes cluster and nothing else
+    #[arg(long, value_name = "CLUSTER")]
+    sync: Option<String>,
     /// Prefix of all keys of this mesh
     #[arg(long, env = "MESHD_ETCD_PREFIX", default_value = "/meshd", value_name = "PREFIX")]
     etcd_prefix: String,
@@ -75,15 +79,26 @@ impl EtcdRoles {
                 Some(key.to_string())
             }
         };
-        let roles = self.roles(&prefix, &nodes, subnet.as_deref());
+        let cluster = match &self.sync {
+            None => None,
+            Some(name) => {
+                let cluster: Cluster = name.parse().map_err(|error| Usage(format!("--sync {name}: {error}")))?;
+                if cluster.is_flat() {
+                    return Err(Usage("--sync needs the name of a cluster".to_owned()).into());
+                }
+                Some(cluster)
+            }
+        };
+        let roles = self.roles(&prefix, &nodes, subnet.as_deref(), cluster.as_ref());
         if roles.is_empty() {
-            return Err(Usage("no role selected: give one or more NODE-IDs, --operator or --reader".to_owned()).into());
+            let choice = "give one or more NODE-IDs, --operator, --reader or --sync";
+            return Err(Usage(format!("no role selected: {choice}")).into());
         }
         print(output, &roles, |roles| commands(roles))?;
         Ok(0)
     }
 
-    fn roles(&self, prefix: &str, nodes: &[NodeId], subnet: Option<&str>) -> Vec<Role> {
+    fn roles(&self, prefix: &str, nodes: &[NodeId], subnet: Option<&str>, cluster: Option<&Cluster>) -> Vec<Role> {
         let grant = |permission: &str, key: &str, whole: bool| Grant {
             permission: permission.to_owned(),
             key: format!("{prefix}/{key}"),
@@ -98,6 +113,11 @@ impl EtcdRoles {
             name: "meshd-reader".to_owned(),
             purpose: "reads everything, including pre-shared keys of external peers".to_owned(),
             grants: vec![grant("read", "", true)],
+        });
+        let sync = cluster.map(|cluster| Role {
+            name: format!("meshd-sync-{cluster}"),
+            purpose: format!("meshd-sync of cluster {cluster}: reads and writes its copy"),
+            grants: vec![grant("readwrite", ClusterKeys::new(cluster).root(), true)],
         });
         let nodes = nodes.iter().map(|id| {
             let subnets = match subnet {
@@ -117,7 +137,7 @@ impl EtcdRoles {
                 ],
             }
         });
-        operator.into_iter().chain(reader).chain(nodes).collect()
+        operator.into_iter().chain(reader).chain(sync).chain(nodes).collect()
     }
 }
 
@@ -141,8 +161,9 @@ mod tests {
 
     fn printed(nodes: &[&str], operator: bool, reader: bool, subnet: Option<&str>) -> String {
         let ids: Vec<NodeId> = nodes.iter().map(|id| id.parse().unwrap()).collect();
-        let asked = EtcdRoles { nodes: Vec::new(), operator, reader, etcd_prefix: String::new(), subnet: None };
-        commands(&asked.roles("/meshd", &ids, subnet))
+        let asked =
+            EtcdRoles { nodes: Vec::new(), operator, reader, sync: None, etcd_prefix: String::new(), subnet: None };
+        commands(&asked.roles("/meshd", &ids, subnet, None))
     }
 
     #[test]
@@ -162,5 +183,22 @@ mod tests {
         assert!(added(&node) == 2 && !node.contains("meshd-operator") && !node.contains("meshd-reader"), "{node}");
         assert_eq!(added(&printed(&[], true, false, None)), 1);
         assert_eq!(added(&printed(&["a"], true, true, None)), 3);
+    }
+
+    #[test]
+    fn the_copy_of_a_cluster_is_written_and_nothing_else() {
+        let asked = EtcdRoles {
+            nodes: Vec::new(),
+            operator: false,
+            reader: false,
+            sync: None,
+            etcd_prefix: String::new(),
+            subnet: None,
+        };
+        let text = commands(&asked.roles("/meshd", &[], None, Some(&"east".parse().unwrap())));
+        assert!(
+            text.contains("etcdctl role grant-permission --prefix=true meshd-sync-east readwrite /meshd/k8s/east/\n")
+        );
+        assert_eq!(text.matches("grant-permission").count(), 1, "{text}");
     }
 }

@@ -12,6 +12,7 @@ mod output;
 mod ping;
 mod policy;
 mod show;
+mod sync;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -24,7 +25,7 @@ use crate::{exit::exit_code, output::Output};
 /// Inspect the mesh daemon of this node, and check and change the mesh's records in etcd.
 ///
 /// Commands that query the daemon need root or membership in the group meshd. check, etcd-roles, policy test and policy
-/// explain --offline need no daemon; node remove only talks to etcd.
+/// explain --offline need no daemon; node remove and sync only talk to etcd.
 ///
 /// Exit codes: 0 success, 1 failed, 2 usage error, 3 daemon not reachable or permission denied on its socket, 4
 /// degraded (status --check, doctor), 5 not found, 6 denied (policy explain).
@@ -109,6 +110,11 @@ enum Command {
         command: etcd::EtcdCommand,
     },
     EtcdRoles(etcd_roles::EtcdRoles),
+    /// Show and confirm the copy of a Kubernetes cluster, directly in etcd; needs no daemon
+    Sync {
+        #[command(subcommand)]
+        command: sync::SyncCommand,
+    },
     /// Print a shell completion script
     Completions {
         /// Shell to generate the script for
@@ -158,6 +164,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Check { key, file, etcd_prefix } => check::run(cli.output, key, file, etcd_prefix),
         Command::Etcd { command } => etcd::run(cli.output, &client, command),
         Command::EtcdRoles(roles) => roles.run(cli.output),
+        Command::Sync { command } => sync::run(cli.output, command),
         Command::Completions { shell } => {
             output::print_lines(&manual::completions(&mut Cli::command(), *shell))?;
             Ok(0)

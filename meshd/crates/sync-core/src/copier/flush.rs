@@ -100,7 +100,6 @@ impl Copier {
 
     /// The state, where it is time to write it.
     fn next_state(&self, now: Now, with_changes: bool) -> Option<State> {
-        let uid = self.wanted_uid()?;
         let held = self.held();
         let since = self.written_at.map(|at| now.monotonic.saturating_sub(at));
         let due = match (&self.state, since) {
@@ -115,8 +114,14 @@ impl Copier {
                     || (with_changes && since >= STATE_SPACING)
             }
         };
-        due.then(|| State {
-            uid: uid.to_owned(),
+        if due { self.report(now) } else { None }
+    }
+
+    /// What the state would say now; `None`: it is not known which cluster this is.
+    #[must_use]
+    pub fn report(&self, now: Now) -> Option<State> {
+        Some(State {
+            uid: self.wanted_uid()?.to_owned(),
             holder: self.holder.clone(),
             written_at: now.unix,
             current_at: self.current_at(now),
@@ -127,7 +132,7 @@ impl Copier {
                 .map(|(kind, progress)| (kind.plural().to_owned(), progress.resource_version))
                 .collect(),
             counts: self.counts(),
-            held,
+            held: self.held(),
         })
     }
 
@@ -144,7 +149,8 @@ impl Copier {
     fn current_at(&self, now: Now) -> u64 {
         let lost = self.progress.values().filter_map(|progress| progress.lost_at);
         let waiting = self.pending.values().map(|pending| pending.since);
-        lost.chain(waiting).min().unwrap_or(now.unix).min(now.unix)
+        let silent = self.silent.then_some(self.answered_at);
+        lost.chain(waiting).chain(silent).min().unwrap_or(now.unix).min(now.unix)
     }
 
     pub(super) fn written(&mut self, result: Result<Committed, CallError>, effects: &mut Vec<Effect>) {

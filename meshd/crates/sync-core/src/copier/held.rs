@@ -106,10 +106,12 @@ impl Copier {
     }
 
     pub(super) fn tick(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let silent = self.silent;
         for kind in Kind::ALL {
             let progress = self.of(kind);
             // Only a watch that is up says that they are still gone.
-            if progress.lost_at.is_none() && progress.hold.as_ref().is_some_and(|hold| hold.until <= now.monotonic) {
+            let due = progress.hold.as_ref().is_some_and(|hold| hold.until <= now.monotonic);
+            if due && !silent && progress.lost_at.is_none() {
                 self.release(now, kind, effects);
             }
         }

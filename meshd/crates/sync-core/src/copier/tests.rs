@@ -261,6 +261,11 @@ fn a_list_during_which_the_cluster_becomes_another_counts_for_nothing() {
     term.write(api.page(Kind::Pod, &[]), &mut etcd);
     term.write(Input::ListEnded { kind: Kind::Pod, uid: Some("uid-2".into()) }, &mut etcd);
     assert_eq!(etcd.objects(), before);
+    // Nor does what is heard while it is another one.
+    term.list_all(&api, &mut etcd);
+    term.write(Input::Answers { uid: Some("uid-2".into()) }, &mut etcd);
+    term.write(Input::Deleted(api.object(Kind::Pod, "shop/p1")), &mut etcd);
+    assert_eq!(etcd.objects(), before);
     // It was another server that answered; the next list is of the right one.
     term.list_all(&api, &mut etcd);
     term.advance(1, &mut etcd);
@@ -304,6 +309,12 @@ fn the_state_says_how_old_the_copy_is() {
     assert!((90..=100).contains(&(old.written_at - old.current_at)), "{old:?}");
     api.put(Kind::NetworkPolicy, "shop/web", "1");
     term.list(Kind::NetworkPolicy, &api, &mut etcd);
+    // A server that stands still ends no connection.
+    term.write(Input::Silent, &mut etcd);
+    term.advance(11, &mut etcd);
+    let stalled = etcd.state();
+    assert!(stalled.current_at < stalled.written_at, "{stalled:?}");
+    term.write(Input::Answers { uid: api.uid() }, &mut etcd);
     term.advance(11, &mut etcd);
     let fresh = etcd.state();
     assert!(fresh.written_at == fresh.current_at && fresh.resource_versions["networkpolicies"] == api.version);
