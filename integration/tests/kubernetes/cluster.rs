@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use etcd_schema::{KubernetesName, Pod};
-use integration::{Etcd, Host, KubernetesApi, Lab, Output, Process, await_ok, binary};
+use integration::{Etcd, Host, KubernetesApi, Lab, Meshd, MeshdNode, Output, Process, await_ok, binary};
 use serde_json::Value;
 
 use crate::SOON;
@@ -25,8 +25,14 @@ impl Cluster {
         let lab = Lab::new(title);
         let host = lab.host("cp");
         host.connect(&lab.switch("lan"), &["192.0.2.10/24"]);
+        host.run("ip route add default via 192.0.2.1");
         let etcd = Etcd::start(&host, &["192.0.2.10"], 1);
         Self { api: KubernetesApi::start(&host), etcd, host, _lab: lab }
+    }
+
+    /// Starts a node of the mesh on the same host.
+    pub(crate) fn node(&self) -> MeshdNode {
+        Meshd::on(&self.host, &self.etcd).site("east").start()
     }
 
     fn command(&self, more: &[&str]) -> (String, Vec<String>) {

@@ -7,7 +7,8 @@ use crate::{
     cluster::{Cluster, list, namespace, pod},
 };
 
-const POLICY: &str = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+/// An ingress policy of pods `app=web` in the namespace `shop`.
+pub(crate) const POLICY: &str = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
     "metadata": {"name": "web", "namespace": "shop"},
     "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"ports": [{"port": "http"}]}]}}"#;
 
@@ -32,9 +33,12 @@ fn objects_are_copied_as_they_come_change_and_go() {
     let cluster = Cluster::start("kubernetes_copy");
     let api = &cluster.api;
     api.apply(&list([namespace("shop", "a"), POLICY.to_owned(), NODE.to_owned(), pod("web", "web"), pod("db", "db")]));
+    cluster.etcd.put("/meshd/networkpolicies/shop/web", POLICY);
     let planned = cluster.dry_run();
     assert!(planned.contains(&"create k8s/east/pods/shop/web".to_owned()), "{planned:?}");
-    assert!(planned.last().unwrap().ends_with("0 to change, 0 to delete"), "{planned:?}");
+    assert!(planned.iter().any(|line| line.ends_with("0 to change, 0 to delete")), "{planned:?}");
+    assert!(planned.last().unwrap().starts_with("stored twice: networkpolicies/shop/web"), "{planned:?}");
+    cluster.etcd.del("/meshd/networkpolicies/shop/web");
     assert!(cluster.keys().is_empty() && cluster.state().is_none());
 
     let sync = cluster.sync(&["--metrics-addr", "127.0.0.1:9475"]);

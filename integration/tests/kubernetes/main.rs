@@ -1,13 +1,14 @@
-//! meshd-sync between a real API server and a real etcd.
+//! meshd-sync between a real API server, a real etcd and a node.
 //!
 //! ```text
-//!   host ── lo: API server with its etcd, etcd of the mesh, meshd-sync (one or two)
+//!   host ── lo: API server with its etcd, etcd of the mesh, meshd-sync (one or two), meshd
 //! ```
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
 mod cluster;
 mod copy;
+mod enforced;
 mod leaders;
 
 use std::time::Duration;

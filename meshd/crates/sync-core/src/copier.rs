@@ -329,6 +329,16 @@ impl Copier {
         pending.chain(held)
     }
 
+    /// Whether the object will be in the copy.
+    #[must_use]
+    pub fn will_hold(&self, kind: Kind, path: &str) -> bool {
+        let key = (kind, path.to_owned());
+        match self.pending.get(&key) {
+            Some(pending) => matches!(pending.change, Change::Put(_)),
+            None => self.expected(&key).is_some(),
+        }
+    }
+
     /// Objects of this kind that etcd holds.
     #[must_use]
     pub fn count(&self, kind: Kind) -> usize {

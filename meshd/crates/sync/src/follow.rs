@@ -57,7 +57,11 @@ impl Follower {
         loop {
             match self.list_and_watch(&mut failing).await {
                 Stop::Closed => return,
-                Stop::Again => backoff = self::backoff(),
+                Stop::Again => {
+                    backoff = self::backoff();
+                    // A server whose history is always too short is not asked without a pause.
+                    pause(&mut backoff).await;
+                }
                 Stop::Failed(error) => {
                     self.tell_failure(&error, &mut failing);
                     if self.tell(Input::Interrupted { kind: self.kind }).await.is_err() {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Context as _;
+use control::session::Session;
 use sync_core::{ClusterKeys, Copier, Effect, Input, Kind, Planned};
 use tokio::time::{Instant, timeout};
 
@@ -15,8 +16,8 @@ use crate::{
 /// How long the lists may take.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// Compares the API server with etcd, and returns a line for each key that would change, and a summary. Writes nothing
-/// and needs no leadership.
+/// Compares the API server with etcd, and returns a line for each key that would change, a summary, and what
+/// is stored twice. Writes nothing and needs no leadership.
 ///
 /// # Errors
 /// When one of the servers does not answer.
@@ -58,7 +59,26 @@ pub async fn try_out(options: &Options) -> anyhow::Result<Vec<String>> {
         }
     };
     timeout(DEADLINE, complete).await.context("the API server did not answer in time")?;
-    Ok(lines(&copier))
+    let mut lines = lines(&copier);
+    lines.extend(stored_twice(&session, &copier).await);
+    Ok(lines)
+}
+
+/// Flat keys of objects that the copy has, too: both apply until an operator deletes one.
+async fn stored_twice(session: &Session, copier: &Copier) -> Vec<String> {
+    let mut lines = Vec::new();
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Node) {
+        let directory = format!("{}/", kind.plural());
+        match session.list_below(&directory).await {
+            Ok(listing) => {
+                let paths = listing.entries.iter().filter_map(|entry| entry.key.strip_prefix(&directory));
+                let twice = paths.filter(|path| copier.will_hold(kind, path));
+                lines.extend(twice.map(|path| format!("stored twice: {directory}{path}, without a cluster")));
+            }
+            Err(error) => lines.push(format!("not compared with {directory}: {error}")),
+        }
+    }
+    lines
 }
 
 fn lines(copier: &Copier) -> Vec<String> {

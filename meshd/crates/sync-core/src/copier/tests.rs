@@ -351,6 +351,8 @@ fn a_trial_says_what_would_change_and_writes_nothing() {
         term.list_all(&api, &mut etcd);
     }
     assert_eq!(etcd.written_since(&before), Vec::<String>::new());
+    assert!(term.will_hold(Kind::Pod, "shop/new") && term.will_hold(Kind::Pod, "shop/p0"));
+    assert!(!term.will_hold(Kind::Pod, "shop/other"));
     let mut planned: Vec<_> = term.planned();
     planned.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(planned[0], ("k8s/east/pods/shop/new".to_owned(), Planned::Create));

@@ -227,6 +227,10 @@ impl Term {
         self.copier.planned().collect()
     }
 
+    pub(super) fn will_hold(&self, kind: Kind, path: &str) -> bool {
+        self.copier.will_hold(kind, path)
+    }
+
     pub(super) fn step(&mut self, input: Input) -> Vec<Effect> {
         if let Input::ListEnded { kind, .. } = &input {
             self.listed.insert(*kind);
