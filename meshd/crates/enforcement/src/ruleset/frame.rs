@@ -91,6 +91,8 @@ const NEIGHBOURS: &str =
 const LISTENERS: &str = "ip6 saddr fe80::/10 icmpv6 type mld2-listener-report return";
 /// Answers to this node's own processes, and ICMP errors about what those sent.
 const REPLY: &str = "ct direction reply ct state established,related return";
+/// The same without ICMP errors: those of pods are judged by rules that are not there yet.
+const REPLY_ALONE: &str = "ct direction reply ct state established return";
 /// Packets of no flow.
 const UNTRACKED: &str = "ct state invalid,untracked";
 /// In words that nft knows by itself: other protocols' names it looks up in /etc/protocols, which an image has not.
@@ -117,7 +119,7 @@ pub(super) fn closed(table: &str, frame: &Frame) -> String {
     anti_spoof::rules(frame, true, &mut |chain, rule| {
         let _ = writeln!(out, "add rule {table} {chain} {rule}");
     });
-    for rule in [LOCAL, NEIGHBOURS, REPLY].into_iter().chain(anti_spoof::INPUT) {
+    for rule in [LOCAL, NEIGHBOURS, REPLY_ALONE].into_iter().chain(anti_spoof::INPUT) {
         let _ = writeln!(out, "add rule {table} input {rule}");
     }
     for rule in ["iifname @ports drop", "oifname @ports drop", "ether saddr @macs drop"] {
