@@ -588,6 +588,9 @@ impl Node {
                 return;
             }
         };
+        if !report.failures.iter().any(kernel::Failure::may_concern_routes) {
+            self.prober.routes_applied();
+        }
         for failure in &report.failures {
             self.tun_missing |= failure.problem == kernel::Problem::NoTun;
             self.retry_at = Some(now + RETRY);

@@ -70,6 +70,15 @@ impl Failure {
         Self { what, problem }
     }
 
+    /// Whether a route, or what one stands on, may be missing or be an earlier one.
+    #[must_use]
+    pub fn may_concern_routes(&self) -> bool {
+        !matches!(
+            self.problem,
+            Problem::Firewall { .. } | Problem::Setting { .. } | Problem::Saved { .. } | Problem::ForeignName
+        )
+    }
+
     /// What an operator can do about it.
     pub fn remedy(&self) -> &'static str {
         match &self.problem {

@@ -74,21 +74,36 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Prober {
     paths: Arc<Paths>,
-    states: watch::Receiver<PathStates>,
     _stop: tokio_util::sync::DropGuard,
 }
 
 /// The path agents, between the node that says what there is to probe and the task that probes it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Paths {
     agents: Mutex<PathAgents>,
-    /// The targets are others.
+    /// Changed under the lock of the agents only, so that no older states come after newer ones.
+    states: watch::Sender<PathStates>,
+    /// The targets are others, or new ones may be probed.
     retargeted: Notify,
 }
 
 impl Paths {
     fn lock(&self) -> MutexGuard<'_, PathAgents> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes the states, if they have changed.
+    fn publish(&self, agents: &mut PathAgents) {
+        if !agents.take_changed() {
+            return;
+        }
+        let now = agents.states();
+        self.states.send_if_modified(|states| {
+            log_changes(states, &now);
+            let changed = *states != now;
+            *states = now;
+            changed
+        });
     }
 }
 
@@ -105,8 +120,11 @@ impl Prober {
         let sockets = bound.map(|bound| {
             bound.inspect_err(|error| tracing::info!(%error, "cannot open the probe socket of one address family")).ok()
         });
-        let paths = Arc::new(Paths::default());
-        let (states_in, states) = watch::channel(PathStates::new());
+        let paths = Arc::new(Paths {
+            agents: Mutex::default(),
+            states: watch::Sender::new(PathStates::new()),
+            retargeted: Notify::new(),
+        });
         let stop = CancellationToken::new();
         let task = Task {
             options,
@@ -117,8 +135,8 @@ impl Prober {
             peers: HashMap::new(),
             neighbours: HashMap::new(),
         };
-        tokio::spawn(task.run(states_in, stop.clone()));
-        Ok(Self { paths, states, _stop: stop.drop_guard() })
+        tokio::spawn(task.run(stop.clone()));
+        Ok(Self { paths, _stop: stop.drop_guard() })
     }
 
     /// Replaces what is probed, and returns the state of each path of `targets`; paths that stay keep theirs. `neighbours`
@@ -127,14 +145,24 @@ impl Prober {
         let mut agents = self.paths.lock();
         let known = |target: &Target| neighbours.get(&target.interface.0)?.get(&target.next_hop).copied();
         agents.set_targets(Instant::now(), targets, known);
+        self.paths.publish(&mut agents);
         self.paths.retargeted.notify_one();
         agents.states()
+    }
+
+    /// The kernel has the probe routes of the targets: new ones are probed from now on. Before, a probe would take the
+    /// route of an earlier next hop, whose echo would prove nothing about the new one.
+    pub fn routes_applied(&self) {
+        let mut agents = self.paths.lock();
+        if agents.routes_applied(Instant::now()) {
+            self.paths.retargeted.notify_one();
+        }
     }
 
     /// The state of each path, as it changes.
     #[must_use]
     pub fn states(&self) -> watch::Receiver<PathStates> {
-        self.states.clone()
+        self.paths.states.subscribe()
     }
 }
 
@@ -160,7 +188,7 @@ struct Task<W> {
 }
 
 impl<W: World> Task<W> {
-    async fn run(mut self, states: watch::Sender<PathStates>, stop: CancellationToken) {
+    async fn run(mut self, stop: CancellationToken) {
         let mut resting: [Option<Instant>; 2] = [None, None];
         let paths = Arc::clone(&self.paths);
         loop {
@@ -175,18 +203,7 @@ impl<W: World> Task<W> {
                 () = readable(self.sockets[1].as_ref(), resting[1]) => resting[1] = self.receive(1).await,
                 () = sleep_until(next.into()) => self.poll().await,
             }
-            let changed = {
-                let mut agents = paths.lock();
-                agents.take_changed().then(|| agents.states())
-            };
-            if let Some(now) = changed {
-                states.send_if_modified(|states| {
-                    log_changes(states, &now);
-                    let changed = *states != now;
-                    *states = now;
-                    changed
-                });
-            }
+            paths.publish(&mut paths.lock());
         }
     }
 

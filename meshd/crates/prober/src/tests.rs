@@ -105,7 +105,9 @@ impl End {
 
     fn set(&self, targets: Targets) -> PathStates {
         let neighbours = (1..=9).map(|last| (IpAddr::from([127, 0, 0, last]), MAC)).collect();
-        self.prober().set_targets(targets, &HashMap::from([(LOOPBACK, neighbours)]))
+        let states = self.prober().set_targets(targets, &HashMap::from([(LOOPBACK, neighbours)]));
+        self.prober().routes_applied();
+        states
     }
 
     /// Waits for a state of the one path.

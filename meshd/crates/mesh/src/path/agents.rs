@@ -3,7 +3,7 @@
 //! The shell sends the probes that [`PathAgents::poll`] returns and reports what comes back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,8 @@ const COALESCE: Duration = Duration::from_millis(20);
 pub struct PathAgents {
     targets: Targets,
     paths: BTreeMap<PathId, DirectPath>,
+    /// New paths whose probe route the kernel may not have yet: they are not probed.
+    unrouted: BTreeSet<PathId>,
     /// The earliest deadline, or an earlier time.
     next: Option<Instant>,
     /// The state of a path differs from what [`Self::take_changed`] has seen.
@@ -35,19 +37,34 @@ pub struct Due {
 
 impl PathAgents {
     /// Replaces what is probed. Paths whose next hop and interface stay keep their state; one that was direct before this
-    /// daemon started stays so while it proves itself, if `neighbour` knows its next hop.
+    /// daemon started stays so while it proves itself, if `neighbour` knows its next hop. New paths are probed from
+    /// [`Self::routes_applied`] on.
     pub fn set_targets(&mut self, now: Instant, targets: Targets, neighbour: impl Fn(&Target) -> Option<MacAddress>) {
         let mut before = std::mem::take(&mut self.paths);
         for (id, target) in &targets.peers {
             let same = self.targets.peers.get(id).is_some_and(|old| old.is_same_link(target));
             let kept = before.remove(id).filter(|_| same);
-            let path = kept
-                .unwrap_or_else(|| DirectPath::resumed(now, if target.was_direct { neighbour(target) } else { None }));
+            let path = kept.unwrap_or_else(|| {
+                self.unrouted.insert(id.clone());
+                DirectPath::resumed(now, if target.was_direct { neighbour(target) } else { None })
+            });
             self.paths.insert(id.clone(), path);
         }
+        self.unrouted.retain(|id| targets.peers.contains_key(id));
         self.targets = targets;
         self.next = self.earliest();
         self.changed = true;
+    }
+
+    /// The kernel has the probe route of every target. Returns whether there are new paths to probe.
+    pub fn routes_applied(&mut self, now: Instant) -> bool {
+        for id in std::mem::take(&mut self.unrouted) {
+            if let Some(path) = self.paths.get_mut(&id) {
+                path.probe_at(now);
+                self.next = Some(now);
+            }
+        }
+        self.next == Some(now)
     }
 
     /// What is probed.
@@ -64,7 +81,7 @@ impl PathAgents {
 
     /// The paths to poll now, each with the time to poll it at. To be called again at [`Self::next_timer`].
     pub fn due(&self, now: Instant) -> Vec<(PathId, Instant)> {
-        let due = self.paths.iter().filter(|(_, path)| path.deadline() <= now + COALESCE);
+        let due = self.probed().filter(|(_, path)| path.deadline() <= now + COALESCE);
         due.map(|(id, path)| (id.clone(), now.max(path.deadline()))).collect()
     }
 
@@ -122,7 +139,11 @@ impl PathAgents {
     }
 
     fn earliest(&self) -> Option<Instant> {
-        self.paths.values().map(DirectPath::deadline).min()
+        self.probed().map(|(_, path)| path.deadline()).min()
+    }
+
+    fn probed(&self) -> impl Iterator<Item = (&PathId, &DirectPath)> {
+        self.paths.iter().filter(|(id, _)| !self.unrouted.contains(*id))
     }
 }
 

@@ -146,6 +146,11 @@ impl DirectPath {
         path
     }
 
+    /// The first probe is sent at `at`, no earlier.
+    pub(super) fn probe_at(&mut self, at: Instant) {
+        self.next_probe = at;
+    }
+
     /// What packets do now.
     pub(super) fn state(&self) -> DirectState {
         self.state

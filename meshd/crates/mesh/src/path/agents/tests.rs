@@ -33,12 +33,16 @@ fn a_path_keeps_its_state_while_its_link_stays() {
     let now = Instant::now();
     let mut agents = PathAgents::default();
     agents.set_targets(now, targets([(id(1), target(1, 7, false))]), |_| None);
+    assert!(agents.due(now).is_empty() && agents.next_timer().is_none(), "the kernel has no route for its probes yet");
+    let now = now + Duration::from_secs(5);
+    assert!(agents.routes_applied(now) && !PathAgents::default().routes_applied(now));
     assert_eq!(agents.due(now), [(id(1), now)], "a new path is probed at once");
     let nonce = agents.poll(now, &id(1), Surroundings { heard_in_tunnel: None, neighbour: None }, 5).probe.unwrap();
     assert!(agents.on_echo(now, &id(1), nonce, Some(MAC)));
     assert_eq!(agents.state(&id(1)), Some(DirectState::Direct));
     agents.set_targets(now, targets([(id(1), target(1, 7, false)), (id(2), target(2, 7, false))]), |_| None);
     assert_eq!(agents.state(&id(1)), Some(DirectState::Direct));
+    assert!(agents.due(now).iter().all(|(due, _)| *due != id(2)), "its route is not there yet");
     agents.set_targets(now, targets([(id(1), target(1, 8, false))]), |_| None);
     assert_ne!(agents.state(&id(1)), Some(DirectState::Direct), "another interface must prove itself");
     assert_eq!(agents.state(&id(2)), None);
@@ -59,8 +63,8 @@ fn a_path_resumes_only_with_a_neighbour_and_only_if_it_was_direct() {
 /// What may happen to the agents.
 #[derive(Debug, Clone)]
 enum Input {
-    /// These peers, on interface 7 or 8.
-    Targets(Vec<(u8, bool)>),
+    /// These peers, on interface 7 or 8; the kernel takes their routes or not.
+    Targets(Vec<(u8, bool)>, bool),
     Removed,
     /// Time passes; calls in the tunnel are answered or not, the neighbour is known or not.
     Pass {
@@ -77,7 +81,8 @@ enum Input {
 
 fn input() -> impl Strategy<Value = Input> {
     prop_oneof![
-        1 => proptest::collection::vec((1u8..4, any::<bool>()), 0..4).prop_map(Input::Targets),
+        1 => (proptest::collection::vec((1u8..4, any::<bool>()), 0..4), any::<bool>())
+            .prop_map(|(peers, routed)| Input::Targets(peers, routed)),
         1 => Just(Input::Removed),
         8 => (1u16..20_000, any::<bool>(), any::<bool>())
             .prop_map(|(milliseconds, tunnel, neighbour)| Input::Pass { milliseconds, tunnel, neighbour }),
@@ -100,9 +105,12 @@ proptest! {
         for input in inputs {
             let mut proven = None;
             match input {
-                Input::Targets(peers) => {
+                Input::Targets(peers, routed) => {
                     let peers = peers.into_iter().map(|(n, other)| (id(n), target(n, if other { 8 } else { 7 }, false)));
                     agents.set_targets(now, targets(peers), |_| Some(MAC));
+                    if routed {
+                        agents.routes_applied(now);
+                    }
                 }
                 Input::Removed => agents.set_targets(now, Targets::default(), |_| None),
                 Input::Pass { milliseconds, tunnel, neighbour } => {
