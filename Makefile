@@ -4,13 +4,16 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help build demo test soak lint fmt man chart bench deps peers previous kubernetes
+.PHONY: help build dist demo test soak lint fmt man chart bench deps peers previous kubernetes
 
 # Scenarios mostly wait, so more of them than cores run at once; many more would disturb each other.
 TEST_THREADS ?= 6
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/    make \1\t\2/' | expand -t 20
+
+# Release binaries name the commit that they were built at.
+build demo bench: export MESHD_BUILD = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)$(shell git rev-parse --short=12 HEAD 2>/dev/null | sed 's/.*/ (&)/')
 
 build: ## Build the release binaries: meshd, meshctl, and meshd-cni in a profile of its own
 	@scripts/install-deps --build
@@ -38,10 +41,15 @@ lint: deps ## Format, lints, documentation, scripts
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 	scripts/unused-public
 	scripts/language
+	scripts/install-peers --lint
+	PATH="$$(realpath "$${CARGO_TARGET_DIR:-target}")/tools/bin:$$PATH" cargo deny --log-level error check bans licenses sources
 	for script in scripts/* .ci/run integration/src/lab/*.sh; do bash -n "$$script"; done
 
 fmt: ## Format the code
 	@cargo fmt --all
+
+dist: ## Make a release in target/dist: packages, static tarballs, SBOMs and checksums for amd64 and arm64 (half an hour)
+	@scripts/dist
 
 man: build ## Write manual pages and shell completions to target/man and target/completions
 	@cd "$${CARGO_TARGET_DIR:-target}" && mkdir -p man completions

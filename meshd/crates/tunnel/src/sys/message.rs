@@ -77,7 +77,9 @@ pub(super) fn for_each_control(header: &libc::msghdr, mut each: impl FnMut(c_int
         // SAFETY: as above; the result is the address behind the header.
         let data = unsafe { libc::CMSG_DATA(message) };
         let header_len = data as usize - message as usize;
-        let end = header.msg_control as usize + header.msg_controllen;
+        // They are size_t with glibc and socklen_t with musl.
+        let (len, control_len): (usize, usize) = (len as _, header.msg_controllen as _);
+        let end = header.msg_control as usize + control_len;
         let len = len.saturating_sub(header_len).min(end.saturating_sub(data as usize));
         // SAFETY: the bytes from `data` on are inside the control buffer, as computed in the lines before.
         each(level, kind, unsafe { std::slice::from_raw_parts(data, len) });
@@ -178,7 +180,7 @@ fn write_control<T: Plain>(control: &mut Control, used: usize, level: c_int, kin
     unsafe {
         (*header).cmsg_level = level;
         (*header).cmsg_type = kind;
-        (*header).cmsg_len = header_len as usize;
+        (*header).cmsg_len = header_len as _;
         let data: *mut c_void = libc::CMSG_DATA(header).cast();
         data.cast::<T>().write_unaligned(value);
     }

@@ -423,7 +423,7 @@ impl Sender {
         header.msg_iov = &raw mut self.iovecs[at];
         header.msg_iovlen = 1;
         header.msg_control = if control_len == 0 { std::ptr::null_mut() } else { (&raw mut self.controls[at]).cast() };
-        header.msg_controllen = control_len;
+        header.msg_controllen = control_len as _;
     }
 }
 
@@ -478,7 +478,7 @@ impl ReceiveBuffers {
             header.msg_iov = &raw mut self.iovecs[at];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut self.controls[at]).cast();
-            header.msg_controllen = CONTROL;
+            header.msg_controllen = CONTROL as _;
             header.msg_flags = 0;
         }
         // SAFETY: as many headers as are asked for were set above; every pointer in them is to memory of this object,
@@ -488,7 +488,7 @@ impl ReceiveBuffers {
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
                 self.want as u32,
-                libc::MSG_DONTWAIT,
+                libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
         };
@@ -581,7 +581,7 @@ fn next_error(socket: &Socket) -> Option<Option<PathError>> {
     header.msg_iov = &raw mut iovec;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = size_of_val(&control);
+    header.msg_controllen = size_of_val(&control) as _;
     // SAFETY: the header was set above; every pointer in it is to a local that outlives the call.
     let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
     if result < 0 {
