@@ -7,7 +7,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::fields::Expected;
 
 /// An address of one host.
-pub(crate) fn unicast(text: &str) -> Result<IpAddr, Expected> {
+///
+/// # Errors
+/// What must hold.
+pub fn unicast(text: &str) -> Result<IpAddr, Expected> {
     let address: IpAddr = text.parse().map_err(|_| "must be an IP address, such as 192.0.2.7 or 2001:db8::7")?;
     host_address(address)?;
     Ok(address)

@@ -53,7 +53,7 @@ pub(crate) fn read(value: &[u8], limits: Limits) -> Result<Map<String, Value>, V
 }
 
 /// What a value is, for a message: its text when it is short and plain, else its kind.
-pub(crate) fn describe(value: &Value) -> String {
+pub fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Bool(b) => b.to_string(),

@@ -5,23 +5,38 @@ use std::{borrow::Cow, fmt, ops::RangeInclusive};
 use serde_json::{Map, Value};
 
 use crate::{
-    document::describe,
+    Labels, Violations,
+    document::{Limits, describe, read},
+    labels::read_labels,
     violation::{Report, join, quoted},
 };
 
 /// What a piece of text must be, when it is not.
-pub(crate) type Expected = Cow<'static, str>;
+pub type Expected = Cow<'static, str>;
 
 /// The fields of one object that are not taken yet.
 #[derive(Debug)]
-pub(crate) struct Fields {
+pub struct Fields {
     path: String,
     map: Map<String, Value>,
 }
 
 impl Fields {
+    /// The fields of the Kubernetes object that `value` holds, in JSON or YAML.
+    ///
+    /// # Errors
+    /// When it is not one object, or too large.
+    pub fn of_object(value: &[u8]) -> Result<Self, Violations> {
+        read(value, Limits::KUBERNETES).map(Self::root)
+    }
+
+    /// Labels below `labels`; those that the API server would refuse are noted.
+    pub fn labels(&mut self, report: &mut Report) -> Labels {
+        read_labels(self, report)
+    }
+
     /// The fields of a value's root object.
-    pub(crate) const fn root(map: Map<String, Value>) -> Self {
+    pub const fn root(map: Map<String, Value>) -> Self {
         Self::at(String::new(), map)
     }
 
@@ -31,22 +46,22 @@ impl Fields {
     }
 
     /// The path of field `name`.
-    pub(crate) fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         join(&self.path, name)
     }
 
     /// Whether `name` is there and not null.
-    pub(crate) fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         self.map.get(name).is_some_and(|v| !v.is_null())
     }
 
     /// Field `name`; null counts as absent.
-    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+    pub fn take(&mut self, name: &str) -> Option<Value> {
         self.map.shift_remove(name).filter(|v| !v.is_null())
     }
 
     /// Text as it stands.
-    pub(crate) fn text(&mut self, report: &mut Report, name: &str) -> Option<String> {
+    pub fn text(&mut self, report: &mut Report, name: &str) -> Option<String> {
         match self.take(name)? {
             Value::String(s) => Some(s),
             other => {
@@ -57,7 +72,7 @@ impl Fields {
     }
 
     /// Text that `parse` understands.
-    pub(crate) fn parsed<T>(
+    pub fn parsed<T>(
         &mut self,
         report: &mut Report,
         name: &str,
@@ -74,7 +89,7 @@ impl Fields {
     }
 
     /// As [`Self::parsed`]; empty text counts as absent, as it does in Kubernetes.
-    pub(crate) fn parsed_unless_empty<T>(
+    pub fn parsed_unless_empty<T>(
         &mut self,
         report: &mut Report,
         name: &str,
@@ -104,7 +119,7 @@ impl Fields {
     }
 
     /// `true` or `false`.
-    pub(crate) fn boolean(&mut self, report: &mut Report, name: &str) -> Option<bool> {
+    pub fn boolean(&mut self, report: &mut Report, name: &str) -> Option<bool> {
         match self.take(name)? {
             Value::Bool(b) => Some(b),
             other => {
@@ -115,13 +130,7 @@ impl Fields {
     }
 
     /// A whole number within `range`; `hint` is added to what must hold.
-    pub(crate) fn integer<T>(
-        &mut self,
-        report: &mut Report,
-        name: &str,
-        range: RangeInclusive<T>,
-        hint: &str,
-    ) -> Option<T>
+    pub fn integer<T>(&mut self, report: &mut Report, name: &str, range: RangeInclusive<T>, hint: &str) -> Option<T>
     where
         T: TryFrom<u64> + PartialOrd + fmt::Display,
     {
@@ -202,7 +211,7 @@ impl Fields {
     }
 
     /// The objects in a list of at most `most`; empty when absent.
-    pub(crate) fn objects(&mut self, report: &mut Report, name: &str, most: usize) -> Vec<Self> {
+    pub fn objects(&mut self, report: &mut Report, name: &str, most: usize) -> Vec<Self> {
         let mut objects = Vec::new();
         for (path, value) in self.list(report, name, most).unwrap_or_default() {
             match value {
@@ -214,7 +223,7 @@ impl Fields {
     }
 
     /// The object in field `name`.
-    pub(crate) fn object(&mut self, report: &mut Report, name: &str) -> Option<Self> {
+    pub fn object(&mut self, report: &mut Report, name: &str) -> Option<Self> {
         let path = self.path(name);
         match self.take(name)? {
             Value::Object(map) => Some(Self::at(path, map)),
@@ -223,11 +232,6 @@ impl Fields {
                 None
             }
         }
-    }
-
-    /// What was not taken, whatever its names.
-    pub(crate) fn into_map(self) -> Map<String, Value> {
-        self.map
     }
 
     /// What was not taken. A field that differs from one of `known` only in its case is a typing mistake.

@@ -22,8 +22,11 @@ macro_rules! name_type {
                 &self.0
             }
 
-            /// The name that `text` is, or what must hold.
-            pub(crate) fn read(text: &str) -> Result<Self, crate::fields::Expected> {
+            /// The name that `text` is.
+            ///
+            /// # Errors
+            /// What must hold.
+            pub fn read(text: &str) -> Result<Self, crate::fields::Expected> {
                 if $check(text) {
                     Ok(Self(text.into()))
                 } else {

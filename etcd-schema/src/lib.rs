@@ -12,9 +12,8 @@
 //! | `removed/ID` | [`Removed`] |
 //! | `alive/ID` | [`Alive`] |
 //! | `peers/NAME` | [`OutsidePeer`] |
-//! | `namespaces/NS` | [`Namespace`] |
-//! | `pods/NS/NAME` | [`Pod`] |
-//! | `networkpolicies/NS/NAME`, `clusternetworkpolicies/NAME` | [`PolicyEnvelope`] |
+//! | `namespaces/NS`, `pods/NS/NAME` | an object of Kubernetes, which `policy` reads |
+//! | `networkpolicies/NS/NAME`, `clusternetworkpolicies/NAME` | the same |
 //! | `endpoints/ID/CONTAINERID/IFNAME` | [`Attachment`] |
 //! | `k8s/CLUSTER/…` | the same objects of a Kubernetes [`Cluster`], its nodes, and the state of their copy |
 //!
@@ -23,6 +22,19 @@
 //! its value; [`peer_conflicts`], [`config_conflicts`] and related functions find conflicts with other records.
 
 #![forbid(unsafe_code)]
+
+/// Reading of one value field by field, with all that is wrong with it; for values of other crates.
+pub mod reading {
+    pub use crate::{
+        address::unicast,
+        check::{counted, list},
+        document::describe,
+        fields::{Expected, Fields},
+        kinds::timestamp,
+        labels::uid,
+        violation::{Report, quoted},
+    };
+}
 
 mod address;
 mod check;
@@ -33,7 +45,7 @@ mod fields;
 mod id;
 mod key;
 mod kinds;
-mod kubernetes;
+mod labels;
 mod pool;
 mod unknown;
 mod violation;
@@ -49,9 +61,7 @@ pub use kinds::{
     Alive, AttachedPod, Attachment, Backend, BackendKind, Endpoint, Key, KubernetesKey, NetworkConfig, NodeRecord,
     OutsidePeer, PolicyMode, Pool, Reader, RecordClass, RecordValue, Removed, Rules, SubnetLease, Value, WireguardData,
 };
-pub use kubernetes::{
-    KubernetesNode, Labels, MIRROR_ANNOTATIONS, NamedPort, Namespace, Pod, PodPhase, PolicyEnvelope, Protocol,
-};
+pub use labels::Labels;
 pub use unknown::UnknownField;
 pub use violation::{Violation, Violations};
 pub use wireguard::{PresharedKey, PublicKey};

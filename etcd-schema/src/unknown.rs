@@ -87,11 +87,4 @@ mod tests {
             ]
         );
     }
-
-    #[test]
-    fn what_kubernetes_has_more_is_not_told() {
-        let pod = br#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "b", "uid": "c"},
-            "spec": {"restartPolicy": "Never"}}"#;
-        assert!(check("pods/b/a", pod).unwrap().unknown.is_empty());
-    }
 }

@@ -62,14 +62,14 @@ impl fmt::Display for Violations {
 
 /// The violations found so far in one value; bounded however long the value is.
 #[derive(Debug, Default)]
-pub(crate) struct Report {
+pub struct Report {
     named: Vec<Violation>,
     unnamed: usize,
 }
 
 impl Report {
     /// Notes one violation.
-    pub(crate) fn add(&mut self, field: impl AsRef<str>, found: impl Into<String>, expected: impl Into<String>) {
+    pub fn add(&mut self, field: impl AsRef<str>, found: impl Into<String>, expected: impl Into<String>) {
         if self.named.len() >= MAX_NAMED {
             self.unnamed += 1;
             return;
@@ -83,8 +83,9 @@ impl Report {
 
     /// `value` when nothing was noted and there is one.
     ///
-    /// A `None` without a note is a mistake of this crate; it is reported as an unreadable value.
-    pub(crate) fn finish<T>(mut self, value: Option<T>) -> Result<T, Violations> {
+    /// # Errors
+    /// What was noted. A `None` without a note is a mistake of this crate; it is reported as an unreadable value.
+    pub fn finish<T>(mut self, value: Option<T>) -> Result<T, Violations> {
         if self.unnamed > 0 {
             let more = self.unnamed;
             self.named.push(Violation {
@@ -102,7 +103,7 @@ impl Report {
 }
 
 /// `text` in quotes, shortened, with control characters escaped: fit for one line of a terminal or a log.
-pub(crate) fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     format!("\"{}\"", shorten(text, MAX_FOUND))
 }
 

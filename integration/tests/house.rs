@@ -23,7 +23,7 @@ const ALLOWED: [(&str, &[&str]); 25] = [
     ("kernel", &["atomic-file", "cow-map", "mesh", "netfilter", "netlink", "text"]),
     ("prober", &["etcd-schema", "keys", "mesh"]),
     ("tunnel", &["cow-map", "etcd-schema", "keys", "mesh", "packet"]),
-    ("control-core", &["cow-map", "etcd-schema", "mesh", "policy", "text"]),
+    ("control-core", &["cow-map", "etcd-schema", "mesh", "text"]),
     ("control", &["atomic-file", "control-core", "etcd-schema", "mesh", "text"]),
     ("program", &["control", "text"]),
     ("sync-core", &["control-core", "etcd-schema", "mesh"]),

@@ -3,7 +3,8 @@
 //! No I/O, no clock, no `unsafe`.
 //!
 //! ```text
-//! object   JSON tree → strict, canonical policies, pods, namespaces; each error named
+//! object   JSON tree → strict, canonical policies; each error named
+//! objects  bytes of a key in etcd → pods, namespaces, policies; what unreadable ones mean
 //! engine   Engine: takes changes, keeps indexes, commits → Classifier: immutable, judges flows, explains
 //! expect   test worlds with expected verdicts, as data
 //! flow     FlowTable: replies, errors, fragments; judged again when rules change
@@ -64,4 +65,5 @@ pub mod expect;
 pub mod flow;
 pub mod nft;
 pub mod object;
+pub mod objects;
 pub mod service;

@@ -166,12 +166,9 @@ mod tests {
     fn a_ports_name_is_looked_up_in_the_destinations_pod() {
         let mut engine = Engine::new();
         let pod = serde_json::json!({
-            "metadata": {"namespace": "shop", "name": "db"},
-            "spec": {"containers": [
-                {"ports": [{"name": "pg", "containerPort": 5432}, {"name": "web", "containerPort": 80}]},
-                {"ports": [{"name": "web", "containerPort": 81}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}]},
-            ]},
-            "status": {"podIP": "10.244.1.11"},
+            "ns": "shop", "name": "db", "ip": "10.244.1.11",
+            "ports": [{"name": "pg", "containerPort": 5432}, {"name": "web", "containerPort": 80},
+                {"name": "web", "containerPort": 81}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}],
         });
         engine.put_pod(ObjectName::new("shop", "db"), pod_from(&pod).unwrap().2, 1);
         let classifier = engine.commit(1);

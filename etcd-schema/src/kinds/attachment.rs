@@ -12,7 +12,7 @@ use crate::{
     check::list,
     document::{Limits, read},
     fields::{Fields, NamesOf, Writer},
-    kubernetes::{read_labels, uid},
+    labels::{read_labels, uid},
     violation::Report,
 };
 

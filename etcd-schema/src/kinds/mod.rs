@@ -33,8 +33,7 @@ pub(crate) use config::KNOWN_BACKEND;
 pub use config::{Backend, BackendKind, NetworkConfig, PolicyMode, Pool};
 pub use node::NodeRecord;
 pub use peer::{Endpoint, OutsidePeer};
-pub use removed::Removed;
-pub(crate) use removed::timestamp;
+pub use removed::{Removed, timestamp};
 pub use subnet::{SubnetLease, WireguardData};
 
 /// What holds for all records of one kind.

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use etcd_schema::{KubernetesName, Pod};
+use etcd_schema::{KubernetesKey, KubernetesName};
 use integration::{Etcd, Host, KubernetesApi, Lab, Meshd, MeshdNode, Output, Process, await_ok, binary};
+use policy::objects::{self, Object};
 use serde_json::Value;
 
 use crate::SOON;
@@ -123,13 +124,18 @@ fn same(object: &Value, copied: &str) -> Result<(), String> {
     let name = |field: &str| object["metadata"][field].as_str().unwrap_or_default().parse::<KubernetesName>();
     match object["kind"].as_str().unwrap_or_default() {
         "Pod" => {
-            let (namespace, name) = (name("namespace").unwrap(), name("name").unwrap());
-            let copied = Pod::parse(&namespace, &name, copied.as_bytes()).map_err(|error| error.to_string())?;
-            let mut whole = Pod::parse(&namespace, &name, object.to_string().as_bytes()).unwrap();
-            if whole.is_finished() || whole.host_network {
-                whole.pod_ips.clear();
+            let key = KubernetesKey::Pod(name("namespace").unwrap(), name("name").unwrap());
+            let read = |value: &str| match objects::read(&key, value.as_bytes(), false) {
+                Ok(reading) => match reading.object {
+                    Object::Pod(pod) => Ok(pod),
+                    other => Err(format!("{other:?}")),
+                },
+                Err(refusal) => Err(refusal.violations.to_string()),
+            };
+            let (copied, mut whole) = (read(copied)?, read(&object.to_string()).unwrap());
+            if whole.finished || whole.host_network {
+                whole.addresses.clear();
             }
-            whole.deletion_timestamp = None;
             equal(&copied, &whole)
         }
         "Namespace" => equal(&value["metadata"]["labels"], &object["metadata"]["labels"]),

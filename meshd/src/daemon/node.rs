@@ -178,7 +178,7 @@ impl Node {
             run_dir: settings.run_dir.clone(),
             facts,
             attached,
-            world: Some(enforcement.sink()),
+            objects: Some(enforcement.sink()),
             audit_interval: AUDIT_INTERVAL,
         })
         .map_err(|errors| anyhow::anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;

@@ -1,8 +1,8 @@
 //! `meshctl check`: validates a value like the daemon, including a policy's spec.
 
-use etcd_schema::{BackendKind, CheckError as SchemaError, Checked, Key, KubernetesKey, NetworkConfig, PolicyEnvelope};
+use etcd_schema::{BackendKind, CheckError as SchemaError, Checked, Key, NetworkConfig};
 use mesh::snapshot::is_supported;
-use policy::object::{ClusterPolicy, InvalidClusterPolicy, InvalidNetworkPolicy, NetworkPolicy};
+use policy::objects;
 
 /// Why a value does not hold.
 #[derive(Debug, thiserror::Error)]
@@ -14,12 +14,6 @@ pub enum CheckError {
     /// The configuration holds, and asks for what this version does not have.
     #[error("Backend.Type: \"{0}\" is not supported by this version; use \"wireguard\"")]
     Backend(BackendKind),
-    /// The spec is none of a NetworkPolicy.
-    #[error(transparent)]
-    NetworkPolicy(#[from] InvalidNetworkPolicy),
-    /// The spec is none of a ClusterNetworkPolicy.
-    #[error(transparent)]
-    ClusterPolicy(#[from] InvalidClusterPolicy),
 }
 
 /// Judges `value` under `relative`, a key without its prefix, by itself. The summary of a policy is what it was
@@ -29,23 +23,19 @@ pub enum CheckError {
 /// When either does not hold.
 pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
     let mut checked = etcd_schema::check(relative, value)?;
-    let understood = match &checked.key {
+    match &checked.key {
         Key::Config => {
             let kind = NetworkConfig::parse(value).map_err(SchemaError::from)?.backend.kind;
-            return if is_supported(kind) { Ok(checked) } else { Err(CheckError::Backend(kind)) };
+            if !is_supported(kind) {
+                return Err(CheckError::Backend(kind));
+            }
         }
-        Key::Kubernetes(_, KubernetesKey::NetworkPolicy(namespace, name)) => {
-            let envelope = PolicyEnvelope::parse_network_policy(namespace, name, value).map_err(SchemaError::from)?;
-            NetworkPolicy::parse(&envelope.spec)?.to_string()
+        Key::Kubernetes(_, key) if objects::is_read(key) => {
+            let read = objects::read(key, value, false).map_err(|refusal| SchemaError::from(refusal.violations))?;
+            checked.summary = objects::summary(key, &read.object);
         }
-        Key::Kubernetes(_, KubernetesKey::ClusterNetworkPolicy(name)) => {
-            let envelope = PolicyEnvelope::parse_cluster_network_policy(name, value).map_err(SchemaError::from)?;
-            ClusterPolicy::parse(&envelope.spec)?.to_string()
-        }
-        _ => return Ok(checked),
-    };
-    let kind = checked.summary.split(';').next().unwrap_or_default().to_owned();
-    checked.summary = format!("{kind}\n{}", understood.trim_end());
+        _ => {}
+    }
     Ok(checked)
 }
 

@@ -8,9 +8,10 @@ use std::{
 };
 
 use api_types::{Explained, Question};
+use etcd_schema::{Cluster, KubernetesKey, KubernetesName};
 use policy::{
-    engine::{Classifier, Engine, Flow, ObjectName, PolicyState},
-    object::{CLUSTER_POLICY_VERSIONS, ClusterPolicy, NetworkPolicy, namespace_from, pod_from},
+    engine::{Age, Classifier, Engine, Flow, ObjectName},
+    objects,
     service::Service,
 };
 use serde_json::Value;
@@ -37,7 +38,7 @@ pub enum ExplainError {
 /// # Errors
 /// When a file cannot be read, the question makes no sense, or a pod that it names is not there.
 pub fn explain(folder: &Path, question: &Question) -> Result<Explained, ExplainError> {
-    let mut cluster = Cluster::default();
+    let mut cluster = Files::default();
     let mut files = Vec::new();
     list_files(folder, 0, &mut files)?;
     files.sort();
@@ -52,25 +53,27 @@ pub fn explain(folder: &Path, question: &Question) -> Result<Explained, ExplainE
     Ok(Explained::of(&classifier, &flow, cluster.problems))
 }
 
+/// The objects of the files; of no cluster, whatever they come from.
 #[derive(Default)]
-struct Cluster {
+struct Files {
     engine: Engine,
     problems: Vec<String>,
     age: u64,
 }
 
-impl Cluster {
+impl Files {
     fn add(&mut self, object: &Value) {
         let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
         if kind == "List" || (kind.ends_with("List") && object.get("items").is_some()) {
             let item_kind = kind.strip_suffix("List").filter(|kind| !kind.is_empty());
             for item in object.get("items").and_then(Value::as_array).into_iter().flatten() {
                 match (item_kind, item.get("kind")) {
-                    // `kubectl get --raw` leaves the kind of a typed list's items out.
+                    // `kubectl get --raw` leaves kind and version of a typed list's items out.
                     (Some(kind), None) => {
                         let mut item = item.clone();
                         if let Some(map) = item.as_object_mut() {
                             map.insert("kind".to_owned(), kind.into());
+                            map.insert("apiVersion".to_owned(), object["apiVersion"].clone());
                         }
                         self.add(&item);
                     }
@@ -79,69 +82,61 @@ impl Cluster {
             }
             return;
         }
-        if let Err(problem) = self.add_one(kind, object) {
-            let metadata = object.get("metadata").unwrap_or(&Value::Null);
-            let name = ["namespace", "name"].map(|field| metadata.get(field).and_then(Value::as_str));
-            let name = name.into_iter().flatten().collect::<Vec<_>>().join("/");
+        let metadata = object.get("metadata").unwrap_or(&Value::Null);
+        let text = |name: &str| metadata.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        if let Err(problem) = self.add_one(kind, text("namespace"), text("name"), object) {
+            let name = [text("namespace"), text("name")].into_iter().flatten().collect::<Vec<_>>().join("/");
             self.problems.push(format!("{kind} {name}: {problem}"));
         }
     }
 
-    fn add_one(&mut self, kind: &str, object: &Value) -> Result<(), String> {
-        let metadata = object.get("metadata").unwrap_or(&Value::Null);
-        let spec = object.get("spec").unwrap_or(&Value::Null);
-        let text = |name: &str| metadata.get(name).and_then(Value::as_str);
-        self.age += 1;
-        match kind {
-            "Namespace" => {
-                let (name, labels) = namespace_from(object).map_err(|error| error.to_string())?;
-                self.engine.put_namespace(&etcd_schema::Cluster::default(), &name, labels);
-            }
-            "Pod" => {
-                let (namespace, name, pod) = pod_from(object).map_err(|error| error.to_string())?;
-                self.engine.put_pod(ObjectName::new(namespace, name), pod, self.age);
-            }
+    fn add_one(
+        &mut self,
+        kind: &str,
+        namespace: Option<&str>,
+        name: Option<&str>,
+        object: &Value,
+    ) -> Result<(), String> {
+        let namespace = namespace.unwrap_or("default");
+        let named = |text: &str| text.parse::<KubernetesName>().map_err(|error| error.to_string());
+        let name = || name.ok_or_else(|| "it has no name".to_owned());
+        let (key, is_namespaced) = match kind {
+            "Namespace" => (KubernetesKey::Namespace(named(name()?)?), false),
+            "Pod" => (KubernetesKey::Pod(named(namespace)?, named(name()?)?), true),
+            "NetworkPolicy" => (KubernetesKey::NetworkPolicy(named(namespace)?, named(name()?)?), true),
+            "ClusterNetworkPolicy" => (KubernetesKey::ClusterNetworkPolicy(named(name()?)?), false),
             "Node" => {
-                let name = text("name").ok_or("it has no name")?;
                 let listed = object.pointer("/status/addresses").and_then(Value::as_array);
                 let addresses: Arc<[IpAddr]> = listed
                     .into_iter()
                     .flatten()
                     .filter_map(|entry| entry.get("address")?.as_str()?.parse().ok())
                     .collect();
-                self.engine.put_node(name.into(), addresses);
+                self.engine.put_node(name()?.into(), addresses);
+                return Ok(());
             }
-            "NetworkPolicy" => {
-                version(object, &["networking.k8s.io/v1"])?;
-                let name = ObjectName::new(text("namespace").unwrap_or("default"), text("name").ok_or("no name")?);
-                match NetworkPolicy::parse(spec) {
-                    Ok(policy) => self.engine.put_policy(name, &PolicyState::Valid(policy)),
-                    Err(invalid) => {
-                        let Some((subject, directions)) = invalid.isolates else {
-                            return Err(format!("{}; it has no effect", invalid.violations));
-                        };
-                        self.engine.put_policy(name, &PolicyState::Isolates(subject, directions));
-                        return Err(format!("{}; it isolates its pods and allows nothing", invalid.violations));
-                    }
-                }
-            }
-            "ClusterNetworkPolicy" => {
-                version(object, &CLUSTER_POLICY_VERSIONS)?;
-                let name = ObjectName::new("", text("name").ok_or("it has no name")?);
-                match ClusterPolicy::parse(spec) {
-                    Ok(policy) => self.engine.put_cluster_policy(name, &policy),
-                    Err(invalid) => {
-                        let Some(policy) = invalid.fail_closed else {
-                            return Err(format!("{}; it has no effect", invalid.violations));
-                        };
-                        self.engine.put_cluster_policy(name, &policy);
-                        return Err(format!("{}; its unreadable rules deny", invalid.violations));
-                    }
-                }
-            }
-            _ => {}
+            _ => return Ok(()),
+        };
+        let mut object = object.as_object().cloned().unwrap_or_default();
+        // Files may leave it out, as `kubectl apply` does.
+        if is_namespaced && let Some(Value::Object(metadata)) = object.get_mut("metadata") {
+            metadata.insert("namespace".to_owned(), namespace.into());
         }
-        Ok(())
+        self.age += 1;
+        let age = Age::from(self.age);
+        match objects::read_tree(&key, object) {
+            Ok(reading) => {
+                objects::put(&mut self.engine, &Cluster::default(), &key, reading.object, age);
+                Ok(())
+            }
+            Err(refusal) => {
+                let effect = objects::effect(&key, refusal.stand_in.as_deref());
+                if let Some(stand_in) = refusal.stand_in {
+                    objects::put(&mut self.engine, &Cluster::default(), &key, *stand_in, age);
+                }
+                Err(format!("{}; {effect}", refusal.violations))
+            }
+        }
     }
 
     fn flow(&self, classifier: &Classifier, question: &Question) -> Result<Flow, ExplainError> {
@@ -174,13 +169,6 @@ impl Cluster {
             return Err(ExplainError::NotFound(format!("{text}: no such pod, or no address")));
         }
         Ok(addresses)
-    }
-}
-
-fn version(object: &Value, known: &[&str]) -> Result<(), String> {
-    match object.get("apiVersion").and_then(Value::as_str) {
-        Some(version) if known.contains(&version) => Ok(()),
-        other => Err(format!("apiVersion is {}: must be {}", other.unwrap_or("missing"), known.join(" or "))),
     }
 }
 

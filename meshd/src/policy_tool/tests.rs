@@ -64,6 +64,21 @@ fn a_policy_that_does_not_hold_isolates_and_is_told() {
     assert!(said.problems[0].contains("spec.ingress[0].ports[0].port"), "{said:?}");
 }
 
+/// Read as the daemon reads them.
+#[test]
+fn objects_of_a_raw_list_and_without_a_namespace_count_and_bad_ones_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = r#"{"apiVersion": "v1", "kind": "PodList", "items": [
+        {"metadata": {"name": "web", "namespace": "shop"}, "status": {"podIP": "10.244.1.10"}},
+        {"metadata": {"name": "api"}, "status": {"podIP": "10.244.1.11"}},
+        {"metadata": {"name": "bad"}, "spec": {"hostNetwork": "no"}, "status": {"podIP": "10.244.1.12"}}]}"#;
+    fs::write(folder.path().join("a.json"), list).unwrap();
+    let said = explain(folder.path(), &question("shop/web", "default/api", "tcp/80")).unwrap();
+    assert!(said.allowed, "{said:?}");
+    let expected = "Pod bad: spec.hostNetwork is \"no\": must be true or false; its labels are treated as unknown";
+    assert_eq!(said.problems, [expected]);
+}
+
 #[test]
 fn worlds_are_read_as_lines_and_as_yaml() {
     let folder = tempfile::tempdir().unwrap();

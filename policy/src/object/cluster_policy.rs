@@ -18,7 +18,7 @@ use super::{
 };
 
 /// The versions that are read.
-pub const CLUSTER_POLICY_VERSIONS: [&str; 2] =
+pub(crate) const CLUSTER_POLICY_VERSIONS: [&str; 2] =
     ["policy.networking.k8s.io/v1alpha2", "policy.networking.k8s.io/v1beta1"];
 /// Most rules of a direction, peers of a rule, networks of a peer, protocols of a rule.
 const MAX_ENTRIES: usize = 25;

@@ -16,10 +16,8 @@ mod shown;
 mod violation;
 
 pub use block::{Block, BlockError};
-pub use cluster_policy::{
-    Action, CLUSTER_POLICY_VERSIONS, ClusterPeer, ClusterPolicy, ClusterRule, ClusterSubject, InvalidClusterPolicy,
-    Tier,
-};
+pub(crate) use cluster_policy::CLUSTER_POLICY_VERSIONS;
+pub use cluster_policy::{Action, ClusterPeer, ClusterPolicy, ClusterRule, ClusterSubject, InvalidClusterPolicy, Tier};
 pub(crate) use labels::NAMESPACE_NAME;
 pub use labels::{CLUSTER, Labels};
 pub use network_policy::{Directions, InvalidNetworkPolicy, NetworkPolicy, Peer, Rule};

@@ -1,4 +1,4 @@
-//! Pods and namespaces, as Kubernetes objects or in the short form of test worlds.
+//! Pods and namespaces, in the short form of test worlds.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -43,7 +43,7 @@ pub struct PodObject {
     pub finished: bool,
 }
 
-/// The pod that `object` describes, and its namespace and name: a Kubernetes Pod object, or
+/// The pod that `object` describes, and its namespace and name:
 /// `{ns, name, ip | ips, labels, node, hostNetwork, phase, ports: [{name, protocol, containerPort}]}`.
 ///
 /// # Errors
@@ -54,13 +54,9 @@ pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), Viola
     let mut pod = PodObject::default();
     let mut place = None;
     if let Some(fields) = root.object(&mut report) {
-        place = if fields.get("metadata").is_some() || fields.get("spec").is_some() {
-            read_object(&fields, &mut pod, &mut report)
-        } else {
-            read_short(&fields, &mut pod, &mut report)
-        };
+        place = read_short(&fields, &mut pod, &mut report);
         if place.is_none() {
-            report.add("metadata", "without name", "a pod needs its namespace and its name");
+            report.add("name", "missing", "a pod needs its namespace and its name");
         }
     }
     let mut seen = Vec::new();
@@ -72,7 +68,7 @@ pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), Viola
     match (report.into_violations(), place) {
         (None, Some((namespace, name))) => Ok((namespace, name, pod)),
         (Some(violations), _) => Err(violations),
-        (None, None) => Err(Violations::one("metadata", "unreadable", "rewrite it")),
+        (None, None) => Err(Violations::one("name", "unreadable", "rewrite it")),
     }
 }
 
@@ -98,48 +94,6 @@ pub fn namespace_from(object: &Value) -> Result<(Arc<str>, Labels), Violations> 
 }
 
 type Place = (Arc<str>, Arc<str>);
-
-fn read_object(fields: &Fields<'_>, pod: &mut PodObject, report: &mut Report) -> Option<Place> {
-    let metadata = fields.get("metadata")?;
-    let metadata = metadata.object(report)?;
-    pod.uid = metadata.text("uid", report).map(Into::into);
-    pod.labels = read_labels(&metadata, report);
-    if let Some(Value::Object(annotations)) = metadata.get("annotations").map(|at| at.value) {
-        let [mirror, hash] =
-            ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"].map(|name| annotations.get(name));
-        pod.static_uid = hash.filter(|_| mirror == hash).and_then(Value::as_str).map(Into::into);
-    }
-    if let Some(spec) = fields.get("spec")
-        && let Some(spec) = spec.object(report)
-    {
-        pod.host_network = spec.get("hostNetwork").is_some_and(|at| at.value == &Value::Bool(true));
-        pod.node = spec.text("nodeName", report).filter(|node| !node.is_empty()).map(Into::into);
-        for (list, counts) in [("containers", false), ("initContainers", true)] {
-            for container in spec.list(list, report) {
-                let Some(container) = container.object(report) else { continue };
-                if counts && container.text("restartPolicy", report) != Some("Always") {
-                    continue;
-                }
-                read_ports(&container, &mut pod.ports, report);
-            }
-        }
-    }
-    if let Some(status) = fields.get("status")
-        && let Some(status) = status.object(report)
-    {
-        pod.finished = finished(status.text("phase", report));
-        for entry in status.list("podIPs", report) {
-            if let Some(entry) = entry.object(report) {
-                pod.addresses.extend(entry.get("ip").and_then(|at| address(&at, report)));
-            }
-        }
-        if pod.addresses.is_empty() {
-            pod.addresses.extend(status.get("podIP").and_then(|at| address(&at, report)));
-        }
-    }
-    let namespace = metadata.text("namespace", report).filter(|text| !text.is_empty()).unwrap_or("default");
-    Some((namespace.into(), metadata.text("name", report)?.into()))
-}
 
 fn read_short(fields: &Fields<'_>, pod: &mut PodObject, report: &mut Report) -> Option<Place> {
     pod.uid = fields.text("uid", report).map(Into::into);

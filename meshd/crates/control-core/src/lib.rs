@@ -13,6 +13,6 @@ mod config_rule;
 pub mod endpoints;
 pub mod guard;
 pub mod membership;
+pub mod objects;
 pub mod store;
 pub mod types;
-pub mod world;

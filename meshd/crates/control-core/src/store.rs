@@ -13,6 +13,7 @@
 
 mod duplicates;
 mod publish;
+mod reading;
 mod record;
 
 use std::{
@@ -21,30 +22,26 @@ use std::{
     time::Instant,
 };
 
-use etcd_schema::{
-    Key, KeyError, KubernetesKey, NodeId, Reader, RecordClass, SubnetKey, SubnetLease, Value, Violations,
-};
-use mesh::problem::{Problem, ProblemCode};
+use etcd_schema::{Key, KeyError, KubernetesKey, NodeId, Reader, RecordClass, SubnetKey, SubnetLease};
+use mesh::problem::Problem;
 use mesh::records::{Revision, View};
-use text::quote;
 
+use self::duplicates::Duplicates;
 pub(crate) use self::record::Kept;
-use self::{
-    duplicates::Duplicates,
-    record::{Good, fingerprint},
-};
 use super::{
     guard::{Absence, Evidence, Guard, Lineage},
+    objects::{ObjectChanges, ObjectReader},
     types::{Entry, KeyListing},
-    world::{self, WorldChanges, WorldItem, WorldRecord},
 };
 use crate::types::WatchEvent;
 
 /// Everything below the prefix.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Store {
     /// Without a slash at its end; for the commands in remedies.
     prefix: String,
+    /// `None`: what policies are made of is not read.
+    reader: Option<Arc<dyn ObjectReader>>,
     /// As etcd holds them. What the guard holds for a key is in force instead.
     keys: BTreeMap<String, Kept>,
     guard: Guard<Kept>,
@@ -65,7 +62,7 @@ pub struct Store {
     audit_differences: u64,
     view: Arc<View>,
     /// What policies are made of, as far as it changed since it was last handed on.
-    world: WorldChanges,
+    objects: ObjectChanges,
     /// Keys that hold something unreadable, of which an earlier value may be found in etcd, with its revision.
     history: BTreeMap<String, Revision>,
 }
@@ -117,6 +114,12 @@ impl Store {
     #[must_use]
     pub fn new(prefix: &str) -> Self {
         Self { prefix: prefix.trim_end_matches('/').to_owned(), ..Self::default() }
+    }
+
+    /// This store, which has not taken anything yet, with what policies are made of.
+    #[must_use]
+    pub fn with_reader(self, reader: Arc<dyn ObjectReader>) -> Self {
+        Self { reader: Some(reader), ..self }
     }
 
     /// The prefix of all keys, without a slash at its end.
@@ -301,8 +304,8 @@ impl Store {
     }
 
     /// What policies are made of, as far as it changed since the last call.
-    pub fn take_world(&mut self) -> WorldChanges {
-        std::mem::take(&mut self.world)
+    pub fn take_objects(&mut self) -> ObjectChanges {
+        std::mem::take(&mut self.objects)
     }
 
     /// The keys of which an earlier value is wanted; each is named once.
@@ -318,31 +321,6 @@ impl Store {
                 self.history.insert(key, before);
             }
         }
-    }
-
-    /// Whether this is a value that policies could be made of.
-    pub fn can_read(entry: &Entry) -> bool {
-        Key::parse(&entry.key).is_ok_and(|key| world::read(&key, &entry.value).is_some_and(|read| read.is_ok()))
-    }
-
-    /// Takes an earlier value of a key that was [`wanted`](Self::take_wanted): it is in force if nothing better is.
-    pub fn earlier(&mut self, wanted: &Wanted, earlier: &Entry) -> Option<Arc<View>> {
-        let kept = self.keys.get_mut(&wanted.key)?;
-        let fits = kept.unreadable
-            && self.guard.held(&wanted.key).is_none()
-            && kept.good.is_none()
-            && kept.mod_revision == wanted.before
-            && kept.create_revision == earlier.create_revision;
-        let key = kept.key.clone().filter(|_| fits)?;
-        let read = world::read(&key, &earlier.value)?.ok()?;
-        kept.good = Some(Good { bytes: read.reduced, mod_revision: earlier.mod_revision, value: None });
-        if let Some(problem) = self.problems.get_mut(&wanted.key) {
-            let before = problem.cause.rsplit_once(" (").map_or(problem.cause.as_str(), |(violations, _)| violations);
-            problem.cause = format!("{before} (its value of revision {} stays in force)", earlier.mod_revision);
-        }
-        kept.refused = None;
-        self.hand_on(&key, Some(read.item), earlier.create_revision);
-        self.publish(BTreeSet::new())
     }
 
     /// When [`tick`](Self::tick) next has something to do.
@@ -469,91 +447,6 @@ impl Store {
         self.publish(touched)
     }
 
-    /// Takes one value; returns the key it names, if meshd reads it.
-    fn put(&mut self, text: String, entry: Entry) -> Option<Key> {
-        self.problems.remove(&text);
-        let key = match Key::parse(&text) {
-            Ok(key) => Some(key),
-            Err(KeyError::Unknown { directory: Some(_), .. }) => None,
-            Err(error) => {
-                self.problems.insert(
-                    text.clone(),
-                    Problem {
-                        code: ProblemCode::BadKey,
-                        key: Some(text.clone()),
-                        cause: error.to_string(),
-                        remedy: format!(
-                            "etcdctl del {} # if no other program needs it",
-                            quote(&format!("{}/{text}", self.prefix))
-                        ),
-                    },
-                );
-                None
-            }
-        };
-        let before = self.remove(&text);
-        let mut kept = Kept {
-            create_revision: entry.create_revision,
-            mod_revision: entry.mod_revision,
-            lease: entry.lease,
-            fingerprint: fingerprint(&entry.value),
-            key: key.clone(),
-            good: None,
-            unreadable: false,
-            refused: None,
-        };
-        let mut refused = None;
-        let mut item = None;
-        // The old value of a key that was deleted and put again says nothing.
-        let earlier = before
-            .as_ref()
-            .filter(|before| before.create_revision == entry.create_revision)
-            .and_then(|before| before.good.clone());
-        match key.as_ref().map(|key| (key, key.rules().reader)) {
-            Some((key, Reader::Mesh)) => refused = read_mesh(key, &entry, &mut kept, earlier),
-            Some((key, Reader::Policy)) => (item, refused) = self.read_world(&text, key, &entry, &mut kept, earlier),
-            Some((_, Reader::Unread)) | None => {}
-        }
-        kept.unreadable = refused.is_some();
-        if let Some((violations, effect)) = refused {
-            self.problems.insert(
-                text.clone(),
-                Problem {
-                    code: ProblemCode::BadValue,
-                    key: Some(text.clone()),
-                    cause: format!("{violations} ({effect})"),
-                    remedy: format!(
-                        "meshctl check {0} FILE && etcdctl put {1} < FILE # with a corrected value in FILE",
-                        quote(&text),
-                        quote(&format!("{}/{text}", self.prefix))
-                    ),
-                },
-            );
-        }
-        if self.goes_into_force(&text, &kept, before.as_ref()) {
-            self.guard.returned(&text);
-            if let (Some(key), Some(item)) = (&key, item) {
-                self.hand_on(key, item, entry.create_revision);
-            }
-        } else if let Some(class) = kept.class() {
-            self.history.remove(&text);
-            if self.guard.held(&text).is_none() {
-                self.guard.keep(text.clone(), class, before);
-            }
-            self.hand_on_held(&text);
-        }
-        if let Some(count) = self.counts.of(kept.class()) {
-            *count += 1;
-        }
-        if let Some(directory) = unknown_directory(&text, &kept) {
-            *self.unknown.entry(directory).or_default() += 1;
-        }
-        let keys = &self.keys;
-        self.duplicates.put(key.as_ref(), |other| keys.contains_key(&other.to_string()));
-        self.keys.insert(text, kept);
-        key
-    }
-
     /// Whether a value that etcd holds is to be in force; `before`: what it held under this key.
     fn goes_into_force(&self, text: &str, kept: &Kept, before: Option<&Kept>) -> bool {
         let Some(class) = kept.class().filter(|_| self.guard.doubt().is_some()) else { return true };
@@ -615,61 +508,10 @@ impl Store {
         let key = Key::parse(text).ok()?;
         if key.rules().reader == Reader::Policy {
             let kept = self.keys.get(text);
-            let (item, create_revision) = kept.map_or((None, 0), |kept| (kept.world_item(), kept.create_revision));
+            let (item, create_revision) = kept.map_or((None, 0), |kept| (self.item(kept), kept.create_revision));
             self.hand_on(&key, item, create_revision);
         }
         Some(key)
-    }
-
-    /// Puts into force what the guard holds for a key.
-    fn hand_on_held(&mut self, text: &str) -> Option<Key> {
-        let kept = self.guard.held(text)?.record.as_ref()?;
-        let key = kept.key.clone()?;
-        if let Some(item) = kept.world_item() {
-            let record = WorldRecord { item, create_revision: kept.create_revision, held: true };
-            self.world.insert(key.clone(), Some(record));
-        }
-        Some(key)
-    }
-
-    /// Reads a value that policies are made of. Returns what to hand on, `None`: what was handed on before stays; and what
-    /// is wrong with it, and what is enforced instead.
-    fn read_world(
-        &mut self,
-        text: &str,
-        key: &Key,
-        entry: &Entry,
-        kept: &mut Kept,
-        earlier: Option<Good>,
-    ) -> (Option<Option<WorldItem>>, Option<(Violations, String)>) {
-        self.history.remove(text);
-        match world::read(key, &entry.value) {
-            None => (None, None),
-            Some(Ok(read)) => {
-                kept.good = Some(Good { bytes: read.reduced, mod_revision: entry.mod_revision, value: None });
-                (Some(Some(read.item)), None)
-            }
-            Some(Err(refusal)) if earlier.is_some() => {
-                kept.good = earlier;
-                (None, Some((refusal.violations, "the last good value stays in force".to_owned())))
-            }
-            Some(Err(refusal)) => {
-                let rewritten = entry.mod_revision > entry.create_revision;
-                // What nodes write they correct themselves.
-                if rewritten && !kept.class().is_some_and(RecordClass::is_written_by_nodes) {
-                    self.history.insert(text.to_owned(), entry.mod_revision);
-                }
-                let item = refusal.in_force(key, rewritten);
-                kept.refused = item.is_some().then(|| Arc::clone(&entry.value));
-                let effect = world::effect(item.as_ref(), key);
-                (Some(item), Some((refusal.violations, effect)))
-            }
-        }
-    }
-
-    fn hand_on(&mut self, key: &Key, item: Option<WorldItem>, create_revision: Revision) {
-        let record = item.map(|item| WorldRecord { item, create_revision, held: false });
-        self.world.insert(key.clone(), record);
     }
 
     fn is_removed(&self, id: &NodeId) -> bool {
@@ -693,25 +535,6 @@ impl Store {
         for text in removed {
             self.guard.release(&text);
             touched.extend(self.take_effect(&text));
-        }
-    }
-}
-
-/// Reads a value for the mesh. Returns what is wrong with it, and what is in force instead.
-fn read_mesh(key: &Key, entry: &Entry, kept: &mut Kept, earlier: Option<Good>) -> Option<(Violations, String)> {
-    match Value::parse(key, &entry.value)? {
-        Ok(value) => {
-            let (bytes, mod_revision) = (Arc::clone(&entry.value), entry.mod_revision);
-            kept.good = Some(Good { bytes, mod_revision, value: Some(value) });
-            None
-        }
-        Err(violations) => {
-            kept.good = earlier;
-            let effect = if kept.good.is_some() { "the last good value stays in force" } else { "it has no effect" };
-            if kept.good.is_none() && Value::stand_in(key).is_some() {
-                kept.refused = Some(Arc::clone(&entry.value));
-            }
-            Some((violations, effect.to_owned()))
         }
     }
 }

@@ -10,9 +10,9 @@ use std::{
 use control_core::{
     endpoints::{EndpointRecords, Endpoints},
     membership::{Answer, Call, CallId, Effect, Identity, Input, LocalFacts, Membership, MembershipState},
+    objects::ObjectSink,
     store::{Accepted, Store, Wanted},
     types::{CallError, Committed, Entry},
-    world::WorldSink,
 };
 use etcd_schema::{Key, SubnetKey};
 use mesh::problem::{Problem, ProblemCode};
@@ -47,8 +47,8 @@ pub struct Options {
     pub facts: LocalFacts,
     /// Whether anything is attached to this node's subnet; changes go through [`Control::attached`].
     pub attached: bool,
-    /// Who is told what policies are made of.
-    pub world: Option<Arc<dyn WorldSink>>,
+    /// Reads what policies are made of, and takes what changed.
+    pub objects: Option<Arc<dyn ObjectSink>>,
     /// Mean time between two lists that prove that the watch loses nothing; 10 minutes by default.
     pub audit_interval: Duration,
 }
@@ -158,7 +158,10 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         CacheInfo { age: cached.age(now), usable: cached.is_usable(now) }
     });
     let previous = cached.as_ref().and_then(|cached| cached.subnet);
-    let store = Store::new(&options.etcd.prefix);
+    let mut store = Store::new(&options.etcd.prefix);
+    if let Some(objects) = &options.objects {
+        store = store.with_reader(Arc::clone(objects) as _);
+    }
     let store = match cached {
         Some(cached) => store.with_cache(cached.revision, cached.entries, Instant::now()).recall(cached.evidence),
         None => store,
@@ -221,7 +224,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         endpoint_answers: endpoint_answers_in,
         suspects,
         cache: CacheWriter::new(options.state),
-        world: options.world,
+        objects: options.objects,
         cache_usable: cache_info.is_some_and(|cache| cache.usable),
         told: None,
         earlier: earlier_in,
@@ -320,7 +323,7 @@ struct Daemon {
     endpoint_answers: mpsc::Sender<Result<Committed, CallError>>,
     suspects: mpsc::Sender<WatcherRequest>,
     cache: CacheWriter,
-    world: Option<Arc<dyn WorldSink>>,
+    objects: Option<Arc<dyn ObjectSink>>,
     /// The cache that the store started with may be acted on.
     cache_usable: bool,
     /// The revision that the sink was told last, of a complete picture.
@@ -339,7 +342,7 @@ struct Daemon {
 impl Daemon {
     async fn run(mut self, inputs: &mut Inputs, stop: &CancellationToken) {
         loop {
-            self.hand_on_world();
+            self.hand_on_objects();
             self.look_back();
             let deadlines = [
                 self.store.next_deadline(),
@@ -472,18 +475,18 @@ impl Daemon {
     }
 
     /// Tells whoever enforces policies what changed.
-    fn hand_on_world(&mut self) {
-        let changes = self.store.take_world();
+    fn hand_on_objects(&mut self) {
+        let changes = self.store.take_objects();
         if !changes.is_empty() {
             self.cache.changed();
         }
         let complete = self.store.lists() > 0 || self.cache_usable;
-        let Some(world) = &self.world else { return };
+        let Some(sink) = &self.objects else { return };
         let revision = self.store.revision();
         // A revision that changes nothing of it is told too: it is in force then.
         if !changes.is_empty() || (complete && self.told != Some(revision)) {
             self.told = complete.then_some(revision);
-            world.changed(changes, revision, complete);
+            sink.changed(changes, revision, complete);
         }
     }
 
@@ -492,7 +495,7 @@ impl Daemon {
         if self.looking_back || !self.announced {
             return;
         }
-        let Some(session) = self.session.clone() else { return };
+        let (Some(session), Some(reader)) = (self.session.clone(), self.objects.clone()) else { return };
         let wanted = self.store.take_wanted();
         if wanted.is_empty() {
             return;
@@ -502,7 +505,7 @@ impl Daemon {
         tokio::spawn(async move {
             let mut wanted = wanted.into_iter();
             while let Some(one) = wanted.next() {
-                let answer = match earlier_value(&session, &one).await {
+                let answer = match earlier_value(&session, &*reader, &one).await {
                     Ok(Some(entry)) => Earlier::Found(one, entry),
                     Ok(None) => continue,
                     Err(error) => {
@@ -706,14 +709,19 @@ fn log_config_change(before: &View, after: &View) {
 const LOOK_BACK: usize = 8;
 
 /// The newest value of a key before the unreadable one that can be read, if etcd still has it.
-async fn earlier_value(session: &Session, wanted: &Wanted) -> Result<Option<Entry>, CallError> {
+async fn earlier_value(
+    session: &Session,
+    reader: &dyn ObjectSink,
+    wanted: &Wanted,
+) -> Result<Option<Entry>, CallError> {
+    let Ok(key) = Key::parse(&wanted.key) else { return Ok(None) };
     let mut before = wanted.before;
     for _ in 0..LOOK_BACK {
         if before <= 1 {
             break;
         }
         let Some(entry) = session.get_at(&wanted.key, before - 1).await? else { break };
-        if Store::can_read(&entry) {
+        if reader.read(&key, &entry.value, false).is_ok() {
             return Ok(Some(entry));
         }
         before = entry.mod_revision;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   etcd ──list, watch──▶ watcher ──▶ Store ──▶ View ─────────────▶ mesh
-//!     ▲                                 ├────▶ WorldChanges ─────▶ enforcement
+//!     ▲                                 ├────▶ ObjectChanges ────▶ enforcement
 //!     ▲                                 │
 //!     └── grant, keepalive, txn ◀── Membership ──▶ ControlStatus ──▶ status, daemon
 //! ```

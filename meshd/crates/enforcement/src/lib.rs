@@ -1,7 +1,7 @@
 //! Policy enforcement: from records in etcd to verdicts on packets.
 //!
 //! ```text
-//! control ─▶ WorldChanges ┐                             ┌─▶ InForce ─▶ Ingress, Egress: the tunnel's hooks
+//! control ─▶ ObjectChanges┐                             ┌─▶ InForce ─▶ Ingress, Egress: the tunnel's hooks
 //! node loop ─▶ MeshFacts ─┼▶ Mailbox ─▶ policy thread ──┤
 //! attachments ─▶ Table ───┘             Engine, commit  └─▶ Applied: policies in force, for status and CNI plugin
 //! ```
@@ -20,6 +20,7 @@ mod conntrack;
 mod explain;
 mod gate;
 mod host;
+mod input;
 mod mailbox;
 mod masqueraded;
 mod mesh_facts;
@@ -44,7 +45,7 @@ use std::{
 };
 
 use attachments::Table;
-use control_core::world::WorldSink;
+use control_core::objects::ObjectSink;
 use etcd_schema::NodeId;
 use ipnet::IpNet;
 use policy::engine::Classifier;
@@ -167,7 +168,7 @@ impl Enforcement {
 
     /// Where the control plane hands over what changed.
     #[must_use]
-    pub fn sink(&self) -> Arc<dyn WorldSink> {
+    pub fn sink(&self) -> Arc<dyn ObjectSink> {
         Arc::clone(&self.mailbox) as _
     }
 

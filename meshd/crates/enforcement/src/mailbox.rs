@@ -6,10 +6,11 @@ use std::{
 };
 
 use attachments::Table;
-use control_core::world::{WorldChanges, WorldSink};
+use control_core::objects::{ObjectChanges, ObjectReader, ObjectSink, ReadObject, RefusedObject};
+use etcd_schema::Key;
 use mesh::records::Revision;
 
-use super::{MeshFacts, world::World};
+use super::{MeshFacts, input, world::World};
 
 /// Something to look up in the world, in the policy thread.
 pub(super) struct Question(pub(super) Box<dyn FnOnce(&World) + Send>);
@@ -26,7 +27,7 @@ const MAX_QUESTIONS: usize = 64;
 /// What came since it was last emptied.
 #[derive(Debug, Default)]
 pub(super) struct Letter {
-    pub(super) changes: WorldChanges,
+    pub(super) changes: ObjectChanges,
     /// Everything up to here is in this letter and those before.
     pub(super) revision: Option<Revision>,
     /// With those before, this is a whole picture.
@@ -115,8 +116,15 @@ impl Mailbox {
     }
 }
 
-impl WorldSink for Mailbox {
-    fn changed(&self, changes: WorldChanges, revision: Revision, complete: bool) {
+/// Reads in the control plane's task: the policy thread gets what was read.
+impl ObjectReader for Mailbox {
+    fn read(&self, key: &Key, bytes: &[u8], rewritten: bool) -> Result<ReadObject, RefusedObject> {
+        input::read(key, bytes, rewritten)
+    }
+}
+
+impl ObjectSink for Mailbox {
+    fn changed(&self, changes: ObjectChanges, revision: Revision, complete: bool) {
         let mut state = self.lock();
         let letter = &mut state.letter;
         if letter.changes.is_empty() {
@@ -142,27 +150,30 @@ impl Letter {
 
 #[cfg(test)]
 mod tests {
-    use control_core::world::{WorldItem, WorldRecord};
-    use etcd_schema::Key;
+    use control_core::objects::{Item, ObjectRecord};
+    use policy::{object::Labels, objects::Object};
 
     use super::*;
+    use crate::input::Input;
 
     #[test]
     fn what_waits_is_the_newest_of_each_key() {
         let mailbox = Mailbox::default();
         let key = Key::parse("namespaces/a").unwrap();
-        let record = |revision| {
-            let item = WorldItem::Namespace(policy::object::Labels::default());
-            Some(WorldRecord { item, create_revision: revision, held: false })
+        let record = |create_revision| {
+            let item = Item::new(Input::Object(Object::Namespace(Labels::default())));
+            Some(ObjectRecord { item, create_revision, held: false })
         };
         for revision in 1..=1000 {
-            mailbox.changed(WorldChanges::from([(key.clone(), record(revision))]), revision, revision == 7);
+            mailbox.changed(ObjectChanges::from([(key.clone(), record(revision))]), revision, revision == 7);
         }
         let letter = mailbox.wait(None).unwrap();
-        assert_eq!(letter.changes, WorldChanges::from([(key.clone(), record(1000))]));
+        let newest: Vec<_> =
+            letter.changes.into_iter().map(|(key, record)| (key, record.unwrap().create_revision)).collect();
+        assert_eq!(newest, [(key.clone(), 1000)]);
         assert_eq!((letter.revision, letter.complete), (Some(1000), true));
-        mailbox.changed(WorldChanges::from([(key.clone(), None)]), 1001, false);
-        assert_eq!(mailbox.wait(None).unwrap().changes, WorldChanges::from([(key, None)]));
+        mailbox.changed(ObjectChanges::from([(key.clone(), None)]), 1001, false);
+        assert!(mailbox.wait(None).unwrap().changes[&key].is_none());
         assert!(mailbox.wait(Some(Instant::now())).unwrap().is_empty(), "a deadline that has passed");
         mailbox.stop();
         assert!(mailbox.wait(None).is_none());

@@ -12,17 +12,18 @@ use std::{
 };
 
 use api_types::{Policy, QuestionError, ShownPolicy};
-use control_core::world::{self, WorldItem, WorldRecord};
-use etcd_schema::{Cluster, Key, KubernetesKey, KubernetesName, NodeId};
+use control_core::objects::ObjectRecord;
+use etcd_schema::{Cluster, Key, KubernetesKey, NodeId};
 use mesh::{problem::Problem, records::Revision, snapshot::Owner};
 use policy::{
     engine::{Age, Attachment, Classifier, End, Engine, Misplaced, ObjectName, PodInfo, PolicyState},
     nft::{LocalPod, Ruleset},
     object::CLUSTER,
+    objects::{self, Object},
 };
 
 use self::{clusters::ClusterNodes, own::Own};
-use super::{MeshFacts, NodeFacts, mailbox::Letter};
+use super::{MeshFacts, NodeFacts, input::Input, mailbox::Letter};
 
 /// All that policies are made of.
 #[derive(Debug)]
@@ -264,66 +265,38 @@ impl World {
         self.engine.commit(u64::try_from(self.revision).unwrap_or_default())
     }
 
-    fn take_record(&mut self, key: Key, record: Option<WorldRecord>) {
-        let (item, create_revision, held) = match record {
-            Some(record) => (Some(record.item), record.create_revision, record.held),
+    fn take_record(&mut self, key: Key, record: Option<ObjectRecord>) {
+        let (input, create_revision, held) = match record {
+            Some(record) => (record.item.into_read(), record.create_revision, record.held),
             None => (None, 0, false),
         };
-        match item.as_ref().and_then(|item| summary(&key, item)) {
-            Some(policy) => {
-                self.policies.insert(key.clone(), policy);
+        match (&key, input) {
+            (Key::Kubernetes(cluster, object), Some(Input::Object(read))) => {
+                match summary(&key, &read) {
+                    Some(policy) => self.policies.insert(key.clone(), policy),
+                    None => self.policies.remove(&key),
+                };
+                match &read {
+                    Object::Pod(pod) if !pod.host_network => self.claim(&key, &pod.addresses),
+                    _ => self.claim(&key, &[]),
+                }
+                if let (KubernetesKey::Namespace(name), Object::Namespace(labels)) = (object, &read) {
+                    self.clusters.take_labels(cluster, name, Some(labels));
+                }
+                objects::put(&mut self.engine, cluster, object, read, age(create_revision, held));
             }
-            None => {
+            (Key::Kubernetes(cluster, object), _) => {
                 self.policies.remove(&key);
+                self.claim(&key, &[]);
+                if let KubernetesKey::Namespace(name) = object {
+                    self.clusters.take_labels(cluster, name, None);
+                }
+                objects::delete(&mut self.engine, cluster, object);
             }
-        }
-        match &item {
-            Some(WorldItem::Pod(pod)) if !pod.host_network => self.claim(&key, &pod.addresses),
-            // See below.
-            _ if matches!(key, Key::Endpoint(..)) => {}
-            _ => self.claim(&key, &[]),
-        }
-        match key {
-            Key::Kubernetes(cluster, object) => {
-                self.take_object(&cluster, &object, item, age(create_revision, held));
+            (Key::Endpoint(..), Some(Input::Attachment(record))) => {
+                self.put_attachment(key, Some(record), create_revision, held);
             }
-            key @ Key::Endpoint(..) => {
-                let record = item.and_then(|item| match item {
-                    WorldItem::Attachment(record) => Some(record),
-                    _ => None,
-                });
-                self.put_attachment(key, record, create_revision, held);
-            }
-            _ => {}
-        }
-    }
-
-    fn take_object(&mut self, cluster: &Cluster, key: &KubernetesKey, item: Option<WorldItem>, age: Age) {
-        let in_namespace =
-            |namespace: &str, name: &KubernetesName| ObjectName::new(namespace, name.as_str()).of(cluster);
-        let named = |namespace: &KubernetesName, name| in_namespace(namespace.as_str(), name);
-        let cluster_wide = |name| in_namespace("", name);
-        match (key, item) {
-            (KubernetesKey::Namespace(name), Some(WorldItem::Namespace(labels))) => {
-                self.clusters.take_labels(cluster, name, Some(&labels));
-                self.engine.put_namespace(cluster, &name.as_str().into(), labels);
-            }
-            (KubernetesKey::Namespace(name), _) => {
-                self.clusters.take_labels(cluster, name, None);
-                self.engine.delete_namespace(cluster, &name.as_str().into());
-            }
-            (KubernetesKey::Pod(namespace, name), Some(WorldItem::Pod(pod))) => {
-                self.engine.put_pod(named(namespace, name), pod, age);
-            }
-            (KubernetesKey::Pod(namespace, name), _) => self.engine.delete_pod(&named(namespace, name)),
-            (KubernetesKey::NetworkPolicy(namespace, name), Some(WorldItem::Policy(policy))) => {
-                self.engine.put_policy(named(namespace, name), &policy);
-            }
-            (KubernetesKey::NetworkPolicy(namespace, name), _) => self.engine.delete_policy(&named(namespace, name)),
-            (KubernetesKey::ClusterNetworkPolicy(name), Some(WorldItem::ClusterPolicy(policy))) => {
-                self.engine.put_cluster_policy(cluster_wide(name), &policy);
-            }
-            (KubernetesKey::ClusterNetworkPolicy(name), _) => self.engine.delete_cluster_policy(&cluster_wide(name)),
+            (Key::Endpoint(..), _) => self.put_attachment(key, None, create_revision, held),
             _ => {}
         }
     }
@@ -352,12 +325,12 @@ impl World {
     }
 
     /// Takes Node objects of clusters. Returns whether one of them is another than before.
-    fn take_cluster_nodes(&mut self, changes: Vec<(Key, Option<WorldRecord>)>) -> bool {
+    fn take_cluster_nodes(&mut self, changes: Vec<(Key, Option<ObjectRecord>)>) -> bool {
         let mut changed = false;
         for (key, record) in changes {
             let Key::Kubernetes(cluster, KubernetesKey::Node(name)) = key else { continue };
-            let node = record.and_then(|record| match record.item {
-                WorldItem::Node(node) => Some(node),
+            let node = record.and_then(|record| match record.item.into_read() {
+                Some(Input::Object(Object::Node(node))) => Some(node),
                 _ => None,
             });
             changed |= self.clusters.take(&cluster, &name, node);
@@ -444,25 +417,25 @@ fn age(create_revision: Revision, held: bool) -> Age {
     Age { stored: !held, created: u64::try_from(create_revision).unwrap_or_default() }
 }
 
-fn summary(key: &Key, item: &WorldItem) -> Option<(Policy, Box<str>)> {
-    let (state, ingress, egress, understood) = match item {
-        WorldItem::Policy(PolicyState::Valid(policy)) => {
+fn summary(key: &Key, object: &Object) -> Option<(Policy, Box<str>)> {
+    let (state, ingress, egress, understood) = match object {
+        Object::NetworkPolicy(PolicyState::Valid(policy)) => {
             let (ingress, egress) = (policy.ingress.as_ref().map(Vec::len), policy.egress.as_ref().map(Vec::len));
             ("valid", ingress, egress, policy.to_string())
         }
-        WorldItem::Policy(PolicyState::Isolates(subject, directions)) => {
+        Object::NetworkPolicy(PolicyState::Isolates(subject, directions)) => {
             let understood = format!("invalid; pods {subject}: denied in the policy's directions\n");
             ("isolates", directions.ingress.then_some(0), directions.egress.then_some(0), understood)
         }
-        WorldItem::Policy(PolicyState::IsolatesNamespace) => {
+        Object::NetworkPolicy(PolicyState::IsolatesNamespace) => {
             let understood = "invalid; all pods of its namespace: ingress and egress denied\n".to_owned();
             ("isolatesNamespace", Some(0), Some(0), understood)
         }
-        WorldItem::ClusterPolicy(policy) => {
+        Object::ClusterNetworkPolicy(policy) => {
             let some = |rules: usize| (rules > 0).then_some(rules);
             ("valid", some(policy.ingress.len()), some(policy.egress.len()), policy.to_string())
         }
-        WorldItem::Namespace(_) | WorldItem::Pod(_) | WorldItem::Node(_) | WorldItem::Attachment(_) => return None,
+        Object::Namespace(_) | Object::Pod(_) | Object::Node(_) => return None,
     };
     let directions = [("ingress", ingress), ("egress", egress)];
     let cluster = match key {
@@ -518,7 +491,7 @@ fn rejoin(
                 pod: ObjectName::new(record.pod.namespace.as_str(), record.pod.name.as_str()).of(cluster),
                 uid: record.uid.as_deref().map(Into::into),
                 // Kubernetes always tells the plugin the pod's uid.
-                labels: record.uid.is_none().then(|| world::labels(&record.pod.labels)),
+                labels: record.uid.is_none().then(|| objects::plain_labels(&record.pod.labels)),
                 addresses: record.addresses.clone(),
                 node: Arc::clone(&node.name),
                 subnets: Arc::clone(&node.prefixes),

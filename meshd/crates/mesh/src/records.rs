@@ -47,7 +47,7 @@ impl fmt::Debug for LeaseId {
 /// The records in force at one etcd revision. Immutable; shared as `Arc<View>`.
 ///
 /// Kubernetes objects and attachments are not here: there are too many to copy for each change. They are handed on one
-/// by one by `control::world`, and show in `problems` when they do not hold.
+/// by one by `control_core::objects`, and show in `problems` when they do not hold.
 ///
 /// One view shares with the next what did not change, so that the difference of two of them costs what differs
 /// ([`CowMap::changes`]). Records that conflict with each other (one prefix, key, name or address claimed twice) are

@@ -8,10 +8,7 @@ use std::{
 use etcd_schema::{Alive, Key, NodeId, RecordClass, RecordValue, SubnetLease, Value};
 use mesh::records::{LeaseId, Record, Retained, Revision};
 
-use crate::{
-    types::Entry,
-    world::{self, WorldItem},
-};
+use crate::types::Entry;
 
 /// One key as etcd has it.
 #[derive(Debug, Clone)]
@@ -73,18 +70,6 @@ impl Kept {
             (Some(good), Some(its)) => good.value == its.value,
             (None, None) => self.fingerprint == other.fingerprint,
             _ => false,
-        }
-    }
-
-    /// What it puts into force for policies, if it is of their kind.
-    pub(super) fn world_item(&self) -> Option<WorldItem> {
-        let key = self.key.as_ref()?;
-        match (&self.good, &self.refused) {
-            (Some(good), _) => world::read(key, &good.bytes)?.ok().map(|read| read.item),
-            (None, Some(bytes)) => {
-                world::read(key, bytes)?.err()?.in_force(key, self.mod_revision > self.create_revision)
-            }
-            (None, None) => None,
         }
     }
 

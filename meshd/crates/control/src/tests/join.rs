@@ -71,7 +71,7 @@ impl Node {
             run_dir: self.run_dir.path().to_owned(),
             facts: self.facts.clone(),
             attached,
-            world: None,
+            objects: None,
             audit_interval: Duration::from_secs(600),
         };
         let pace = Pace {

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use etcd_schema::{Cluster, Key, KubernetesKey, KubernetesName, KubernetesNode};
+use etcd_schema::{Cluster, Key, KubernetesKey, KubernetesName};
 use mesh::{
     problem::{Problem, ProblemCode},
     snapshot::Owner,
@@ -17,6 +17,7 @@ use mesh::{
 use policy::{
     engine::{ClusterNode, Engine},
     object::{CLUSTER, Labels},
+    objects::KubernetesNode,
 };
 
 use crate::{MeshFacts, NodeFacts};
@@ -167,14 +168,15 @@ fn first<T: ToString>(all: &BTreeSet<T>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use control_core::world::{WorldItem, WorldRecord};
+    use control_core::objects::{Item, ObjectRecord};
     use policy::{
         engine::{Flow, PolicyState, Side},
         object::{NetworkPolicy, PodObject},
+        objects::{Object, read},
     };
 
     use super::{super::World, *};
-    use crate::{mailbox::Letter, mesh_facts::Called};
+    use crate::{input::Input, mailbox::Letter, mesh_facts::Called};
 
     /// A node of the mesh: its id, the name in its record, its underlay address, its subnet's number, and its record's age.
     type Node<'a> = (&'a str, &'a str, &'a str, u8, i64);
@@ -199,36 +201,38 @@ mod tests {
         Letter { mesh: Some(Arc::new(facts)), attachments: Some(Arc::default()), complete: true, ..Letter::default() }
     }
 
-    fn put(world: &mut World, items: Vec<(&str, Option<WorldItem>)>) {
-        let record = |item| WorldRecord { item, create_revision: 5, held: false };
+    fn put(world: &mut World, items: Vec<(&str, Option<Input>)>) {
+        let record = |input| ObjectRecord { item: Item::new::<Input>(input), create_revision: 5, held: false };
         let changes = items.into_iter().map(|(key, item)| (Key::parse(key).unwrap(), item.map(record))).collect();
         world.take(Letter { changes, revision: Some(9), ..Letter::default() });
     }
 
-    fn node(address: &str) -> Option<WorldItem> {
+    fn node(address: &str) -> Option<Input> {
         let json = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "worker"},
             "status": {"addresses": [{"type": "InternalIP", "address": address}]}});
-        let node = KubernetesNode::parse(&"worker".parse().unwrap(), json.to_string().as_bytes()).unwrap();
-        Some(WorldItem::Node(Arc::new(node)))
+        let key = KubernetesKey::Node("worker".parse().unwrap());
+        Some(Input::Object(read(&key, json.to_string().as_bytes(), false).unwrap().object))
     }
 
-    fn attachment(subnet: u8) -> Option<WorldItem> {
+    fn attachment(subnet: u8) -> Option<Input> {
         let json = format!(
             r#"{{"pod": {{"namespace": "shop", "name": "db"}}, "uid": "u1", "addresses": ["10.244.{subnet}.7"],
                 "interface": "v1"}}"#
         );
-        Some(WorldItem::Attachment(Arc::new(etcd_schema::Attachment::parse(json.as_bytes()).unwrap())))
+        Some(Input::Attachment(Arc::new(etcd_schema::Attachment::parse(json.as_bytes()).unwrap())))
     }
 
-    fn pod(app: &str) -> Option<WorldItem> {
+    fn pod(app: &str) -> Option<Input> {
         let labels = [("app", app)].into_iter().collect();
         let uid = Some("u1".into());
-        Some(WorldItem::Pod(PodObject { uid, labels, node: Some("worker".into()), ..PodObject::default() }))
+        let pod = PodObject { uid, labels, node: Some("worker".into()), ..PodObject::default() };
+        Some(Input::Object(Object::Pod(pod)))
     }
 
-    fn closed() -> Option<WorldItem> {
+    fn closed() -> Option<Input> {
         let spec = serde_json::json!({"podSelector": {}});
-        Some(WorldItem::Policy(PolicyState::Valid(NetworkPolicy::parse(&spec).unwrap())))
+        let policy = NetworkPolicy::parse(&spec).unwrap();
+        Some(Input::Object(Object::NetworkPolicy(PolicyState::Valid(policy))))
     }
 
     /// Attachments of pods with one name on all three nodes, and their Pod objects in two clusters.
@@ -319,12 +323,12 @@ mod tests {
     #[test]
     fn a_label_that_is_ignored_is_a_problem() {
         let mut world = world(&[EAST, WEST]);
-        let labelled = Some(WorldItem::Namespace([(CLUSTER, "east")].into_iter().collect()));
+        let labelled = Some(Input::Object(Object::Namespace([(CLUSTER, "east")].into_iter().collect())));
         put(&mut world, vec![("k8s/west/namespaces/shop", labelled), ("namespaces/ops", None)]);
         let problems = world.cluster_problems();
         assert_eq!(problems[0].code, ProblemCode::ClusterLabelIgnored);
         assert!(problems[0].cause.ends_with("k8s/west/namespaces/shop"), "{problems:?}");
-        put(&mut world, vec![("k8s/west/namespaces/shop", Some(WorldItem::Namespace(Labels::default())))]);
+        put(&mut world, vec![("k8s/west/namespaces/shop", Some(Input::Object(Object::Namespace(Labels::default()))))]);
         assert!(world.cluster_problems().is_empty());
     }
 

@@ -198,12 +198,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     use cni::daemon::{Attach, Begin, Pod};
-    use control_core::world::{WorldItem, WorldRecord};
+    use control_core::objects::{Item, ObjectRecord};
     use mesh::snapshot::Owner;
-    use policy::{engine::End, object::PodObject};
+    use policy::{engine::End, object::PodObject, objects::Object};
 
     use super::*;
-    use crate::{MeshFacts, NodeFacts, mailbox::Letter};
+    use crate::{MeshFacts, NodeFacts, input::Input, mailbox::Letter};
 
     const KEY: &str = "endpoints/own/c1/eth0";
 
@@ -261,7 +261,7 @@ mod tests {
     fn echo(value: Option<(&str, Revision)>) -> Letter {
         let record = value.map(|(json, create_revision)| {
             let attachment = Attachment::parse(json.as_bytes()).unwrap();
-            WorldRecord { item: WorldItem::Attachment(Arc::new(attachment)), create_revision, held: false }
+            ObjectRecord { item: Item::new(Input::Attachment(Arc::new(attachment))), create_revision, held: false }
         });
         Letter { changes: [(Key::parse(KEY).unwrap(), record)].into(), revision: Some(9), ..Letter::default() }
     }
@@ -331,7 +331,8 @@ mod tests {
         let pod = |uid: &str, static_uid: Option<&str>| {
             let pod =
                 PodObject { uid: Some(uid.into()), static_uid: static_uid.map(Into::into), ..PodObject::default() };
-            let record = WorldRecord { item: WorldItem::Pod(pod), create_revision: 3, held: false };
+            let record =
+                ObjectRecord { item: Item::new(Input::Object(Object::Pod(pod))), create_revision: 3, held: false };
             Letter { changes: [(Key::parse("pods/shop/db").unwrap(), Some(record))].into(), ..Letter::default() }
         };
         assert_eq!(world.unmatched(), ["shop/db (UID 5f)"]);
@@ -386,12 +387,16 @@ mod tests {
     #[test]
     fn the_address_of_a_pod_that_only_its_object_names_is_free_once_that_is_gone() {
         let pod = |address: Option<&str>| {
-            let item = address.map(|address| PodObject {
+            let pod = address.map(|address| PodObject {
                 addresses: vec![address.parse().unwrap()],
                 node: Some("one".into()),
                 ..PodObject::default()
             });
-            let record = item.map(|item| WorldRecord { item: WorldItem::Pod(item), create_revision: 3, held: false });
+            let record = pod.map(|pod| ObjectRecord {
+                item: Item::new(Input::Object(Object::Pod(pod))),
+                create_revision: 3,
+                held: false,
+            });
             Letter { changes: [(Key::parse("pods/shop/db").unwrap(), record)].into(), ..Letter::default() }
         };
         let mut world = world("10.244.3.0/24");

@@ -1,4 +1,4 @@
-use control_core::world::WorldChanges;
+use control_core::objects::{Item, ObjectChanges};
 use policy::engine::{End, Flow, Side, SourceAliases};
 
 use super::*;
@@ -29,9 +29,9 @@ fn world() -> World {
     world
 }
 
-fn letter(changes: &[(&str, Option<WorldItem>)]) -> Letter {
-    let record = |item: &WorldItem| WorldRecord { item: item.clone(), create_revision: 5, held: false };
-    let changes: WorldChanges =
+fn letter(changes: &[(&str, Option<Input>)]) -> Letter {
+    let record = |input: &Input| ObjectRecord { item: Item::new(input.clone()), create_revision: 5, held: false };
+    let changes: ObjectChanges =
         changes.iter().map(|(key, item)| (Key::parse(key).unwrap(), item.as_ref().map(record))).collect();
     Letter { changes, revision: Some(9), complete: true, ..Letter::default() }
 }
@@ -40,7 +40,7 @@ fn letter(changes: &[(&str, Option<WorldItem>)]) -> Letter {
 fn an_attachment_counts_while_its_addresses_are_its_nodes() {
     let mut world = world();
     let json = br#"{"pod": {"namespace": "shop", "name": "db"}, "addresses": ["10.244.1.7"], "interface": "v1"}"#;
-    let attachment = WorldItem::Attachment(Arc::new(etcd_schema::Attachment::parse(json).unwrap()));
+    let attachment = Input::Attachment(Arc::new(etcd_schema::Attachment::parse(json).unwrap()));
     let key = "endpoints/n1/c1/eth0";
     let end = |world: &mut World| match world.commit().end("10.244.1.7".parse().unwrap()) {
         End::Pod(pod) => pod.name.to_string(),
@@ -66,13 +66,16 @@ fn an_attachment_has_the_labels_of_its_pod_only_at_the_pods_node() {
     let mut world = world();
     let json =
         br#"{"pod": {"namespace": "shop", "name": "db"}, "uid": "u1", "addresses": ["10.244.1.7"], "interface": "v1"}"#;
-    let attachment = WorldItem::Attachment(Arc::new(etcd_schema::Attachment::parse(json).unwrap()));
+    let attachment = Input::Attachment(Arc::new(etcd_schema::Attachment::parse(json).unwrap()));
     let pod = policy::object::PodObject {
         uid: Some("u1".into()),
         node: Some("two".into()),
         ..policy::object::PodObject::default()
     };
-    world.take(letter(&[("endpoints/n1/c1/eth0", Some(attachment)), ("pods/shop/db", Some(WorldItem::Pod(pod)))]));
+    world.take(letter(&[
+        ("endpoints/n1/c1/eth0", Some(attachment)),
+        ("pods/shop/db", Some(Input::Object(Object::Pod(pod)))),
+    ]));
     let mut labelled = |names: &[(&str, &str)]| {
         let nodes = names.iter().map(|(id, name)| {
             let prefix = if *id == "n1" { "10.244.1.0/24" } else { "10.244.2.0/24" };
@@ -105,12 +108,16 @@ fn an_attachment_has_the_labels_of_its_pod_only_at_the_pods_node() {
 fn an_overlay_address_counts_as_what_is_proven_of_the_node_that_has_it_now() {
     let mut world = world();
     let spec = serde_json::json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}]});
-    let policy = WorldItem::Policy(PolicyState::Valid(policy::object::NetworkPolicy::parse(&spec).unwrap()));
+    let policy =
+        Input::Object(Object::NetworkPolicy(PolicyState::Valid(policy::object::NetworkPolicy::parse(&spec).unwrap())));
     let pod = policy::object::PodObject {
         addresses: vec!["10.244.1.7".parse().unwrap()],
         ..policy::object::PodObject::default()
     };
-    world.take(letter(&[("pods/shop/db", Some(WorldItem::Pod(pod))), ("networkpolicies/shop/p", Some(policy))]));
+    world.take(letter(&[
+        ("pods/shop/db", Some(Input::Object(Object::Pod(pod)))),
+        ("networkpolicies/shop/p", Some(policy)),
+    ]));
     let mut allowed = |sources: &[(&str, &str)]| {
         let source = |(id, proven): &(&str, &str)| {
             let aliases = SourceAliases { proven: vec![proven.parse().unwrap()], published: Vec::new() };
@@ -145,7 +152,7 @@ fn a_policy_isolates_and_goes() {
     world.take(Letter { mesh: Some(facts("10.244.1.0/24")), ..Letter::default() });
     let spec = serde_json::json!({"podSelector": {}});
     let policy = policy::object::NetworkPolicy::parse(&spec).unwrap();
-    let policy = WorldItem::Policy(PolicyState::Valid(policy));
+    let policy = Input::Object(Object::NetworkPolicy(PolicyState::Valid(policy)));
     let pod = policy::object::PodObject {
         addresses: vec!["10.244.1.7".parse().unwrap()],
         ..policy::object::PodObject::default()
@@ -159,7 +166,7 @@ fn a_policy_isolates_and_goes() {
         };
         world.commit().verdict(Side::Ingress, &flow).allowed
     };
-    world.take(letter(&[("pods/shop/db", Some(WorldItem::Pod(pod)))]));
+    world.take(letter(&[("pods/shop/db", Some(Input::Object(Object::Pod(pod))))]));
     assert!(allowed(&mut world));
     world.take(letter(&[("networkpolicies/shop/p", Some(policy))]));
     assert!(!allowed(&mut world));

@@ -1,4 +1,5 @@
-use etcd_schema::{KubernetesName, Namespace, Pod, PodPhase, PolicyEnvelope};
+use etcd_schema::Key;
+use policy::{object::PodObject, objects};
 
 use super::*;
 
@@ -6,8 +7,18 @@ fn text(object: &Object) -> &str {
     std::str::from_utf8(&object.value).unwrap()
 }
 
-fn name(text: &str) -> KubernetesName {
-    text.parse().unwrap()
+/// What the nodes read of it; else the fields of what they refuse.
+fn nodes_read(key: &str, value: &[u8]) -> Result<objects::Object, Vec<String>> {
+    let Ok(Key::Kubernetes(_, key)) = Key::parse(&format!("k8s/east/{key}")) else { panic!("{key}") };
+    let fields = |refusal: objects::Refusal| refusal.violations.as_slice().iter().map(|v| v.field.clone()).collect();
+    objects::read(&key, value, false).map(|reading| reading.object).map_err(fields)
+}
+
+fn pod_read(value: &[u8]) -> PodObject {
+    match nodes_read("pods/shop/db-0", value) {
+        Ok(objects::Object::Pod(pod)) => pod,
+        other => panic!("{other:?}"),
+    }
 }
 
 const POD: &str = r#"{"metadata": {"name": "db-0", "namespace": "shop", "uid": "u1", "resourceVersion": "77",
@@ -30,8 +41,7 @@ fn a_pod_keeps_what_policies_need_in_one_order() {
     );
     // What the nodes read of it is what they would read of the whole.
     let whole = POD.replacen('{', r#"{"apiVersion": "v1", "kind": "Pod", "#, 1);
-    let read_whole = Pod::parse(&name("shop"), &name("db-0"), whole.as_bytes()).unwrap();
-    assert_eq!(Pod::parse(&name("shop"), &name("db-0"), &pod.value).unwrap(), read_whole);
+    assert_eq!(pod_read(&pod.value), pod_read(whole.as_bytes()));
     // Conditions, managed fields and resource versions change nothing.
     let later = POD.replace("\"77\"", "\"78\"").replace("Ready", "Initialized").replace("kubelet", "kubectl");
     assert_eq!(read(Kind::Pod, "v1", &later).unwrap().value, pod.value);
@@ -43,12 +53,12 @@ fn terminated_pods_and_those_of_the_host_have_no_addresses() {
         [("Running", "Succeeded"), ("Running", "Failed"), ("\"hostNetwork\": false", "\"hostNetwork\": true")]
     {
         let pod = read(Kind::Pod, "v1", &POD.replace(from, to)).unwrap();
-        let pod = Pod::parse(&name("shop"), &name("db-0"), &pod.value).unwrap();
-        assert!(pod.pod_ips.is_empty() && (pod.host_network || pod.is_finished()), "{to}");
+        let pod = pod_read(&pod.value);
+        assert!(pod.addresses.is_empty() && (pod.host_network || pod.finished), "{to}");
     }
     let old = POD.replace(r#""podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00::5"}]"#, r#""podIPs": []"#);
-    let pod = Pod::parse(&name("shop"), &name("db-0"), &read(Kind::Pod, "v1", &old).unwrap().value).unwrap();
-    assert_eq!((pod.pod_ips.len(), pod.phase), (1, PodPhase::Running));
+    let pod = pod_read(&read(Kind::Pod, "v1", &old).unwrap().value);
+    assert_eq!((pod.addresses.len(), pod.finished), (1, false));
 }
 
 #[test]
@@ -60,12 +70,13 @@ fn policies_keep_their_spec_as_it_is() {
         text(&policy),
         r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"web","namespace":"shop","uid":"u2"},"spec":{"podSelector":{},"frob":1.50}}"#
     );
-    PolicyEnvelope::parse_network_policy(&name("shop"), &name("web"), &policy.value).unwrap();
-    let json = r#"{"metadata": {"name": "deny"}, "spec": {"tier": "Admin", "priority": 1}}"#;
+    assert_eq!(nodes_read("networkpolicies/shop/web", &policy.value), Err(vec!["spec.frob".to_owned()]));
+    let json =
+        r#"{"metadata": {"name": "deny"}, "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}}"#;
     let version = "policy.networking.k8s.io/v1beta1";
     let policy = read(Kind::ClusterNetworkPolicy, version, json).unwrap();
     assert_eq!(policy.path, "deny");
-    PolicyEnvelope::parse_cluster_network_policy(&name("deny"), &policy.value).unwrap();
+    assert!(nodes_read("clusternetworkpolicies/deny", &policy.value).is_ok());
 }
 
 #[test]
@@ -77,7 +88,7 @@ fn namespaces_and_nodes() {
         text(&namespace),
         r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop","uid":"u","labels":{"team":"a"}}}"#
     );
-    Namespace::parse(&name("shop"), &namespace.value).unwrap();
+    assert!(nodes_read("namespaces/shop", &namespace.value).is_ok());
     let json = r#"{"metadata": {"name": "e1", "uid": "u", "labels": {"topology.kubernetes.io/zone": "east"}},
         "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64"], "taints": []},
         "status": {"addresses": [{"type": "Hostname", "address": "e1"}, {"type": "InternalIP", "address": "192.0.2.1"}],
@@ -114,5 +125,5 @@ fn what_etcd_would_refuse_for_its_length_is_an_object_that_the_nodes_refuse() {
     );
     let policy = read(Kind::NetworkPolicy, "networking.k8s.io/v1", &long).unwrap();
     assert!(policy.value.len() < 200);
-    assert!(PolicyEnvelope::parse_network_policy(&name("shop"), &name("web"), &policy.value).is_err());
+    assert!(nodes_read("networkpolicies/shop/web", &policy.value).is_err());
 }

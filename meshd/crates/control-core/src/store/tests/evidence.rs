@@ -22,7 +22,7 @@ fn pod(name: &str, uid: &str) -> String {
 
 /// What policies are made of, as far as it was handed on.
 #[derive(Default, Clone, PartialEq, Debug)]
-struct Enforced(BTreeMap<String, (WorldItem, bool)>);
+struct Enforced(BTreeMap<String, (String, bool)>);
 
 impl Enforced {
     fn of(store: &mut Store) -> Self {
@@ -32,9 +32,9 @@ impl Enforced {
     }
 
     fn follow(&mut self, store: &mut Store) {
-        for (key, record) in store.take_world() {
+        for (key, record) in store.take_objects() {
             match record {
-                Some(record) => self.0.insert(key.to_string(), (record.item, record.held)),
+                Some(record) => self.0.insert(key.to_string(), (record.item.into_read().unwrap(), record.held)),
                 None => self.0.remove(&key.to_string()),
             };
         }
@@ -44,7 +44,7 @@ impl Enforced {
         self.0.keys().map(String::as_str).collect()
     }
 
-    fn items(&self) -> BTreeMap<&str, &WorldItem> {
+    fn items(&self) -> BTreeMap<&str, &String> {
         self.0.iter().map(|(key, (item, _))| (key.as_str(), item)).collect()
     }
 }
@@ -392,9 +392,9 @@ impl Witness {
     }
 }
 
-fn held_by(source: &Source) -> BTreeMap<String, WorldItem> {
-    let read = |entry: &Entry| world::read(&Key::parse(&entry.key).unwrap(), &entry.value).unwrap().unwrap().item;
-    source.keys.iter().map(|(key, entry)| (key.clone(), read(entry))).collect()
+fn held_by(source: &Source) -> BTreeMap<String, String> {
+    let text = |entry: &Entry| String::from_utf8(entry.value.to_vec()).unwrap();
+    source.keys.iter().map(|(key, entry)| (key.clone(), text(entry))).collect()
 }
 
 proptest! {
@@ -405,7 +405,7 @@ proptest! {
         let mut now = Instant::now();
         let mut source = Source { cluster: 1, ..Source::default() };
         let mut states = vec![source.keys.clone()];
-        let mut store = Store::default();
+        let mut store = reading();
         store.listed(now, source.list());
         let mut witness = Witness { known: (1, 0), ..Witness::default() };
         let mut enforced = Enforced::default();
@@ -476,7 +476,7 @@ proptest! {
             let held = held_by(&source);
             if accepted {
                 if pending.is_empty() {
-                    let expected: BTreeMap<&str, &WorldItem> = held.iter().map(|(key, item)| (key.as_str(), item)).collect();
+                    let expected: BTreeMap<&str, &String> = held.iter().map(|(key, item)| (key.as_str(), item)).collect();
                     prop_assert_eq!(enforced.items(), expected);
                 }
                 witness.missing.clear();
@@ -504,7 +504,7 @@ proptest! {
                 prop_assert!(source.keys[key].mod_revision > since, "{} came without evidence", key);
             }
             let same = pending.is_empty() && {
-                let of_etcd: BTreeMap<&str, &WorldItem> = held.iter().map(|(key, item)| (key.as_str(), item)).collect();
+                let of_etcd: BTreeMap<&str, &String> = held.iter().map(|(key, item)| (key.as_str(), item)).collect();
                 enforced.items() == of_etcd
             };
             witness.settles(&source, same);
@@ -515,7 +515,7 @@ proptest! {
         store.tick(now + HOLD);
         enforced.follow(&mut store);
         let held = held_by(&source);
-        let of_etcd: BTreeMap<&str, &WorldItem> = held.iter().map(|(key, item)| (key.as_str(), item)).collect();
+        let of_etcd: BTreeMap<&str, &String> = held.iter().map(|(key, item)| (key.as_str(), item)).collect();
         prop_assert_eq!(enforced.items(), of_etcd);
         prop_assert!(store.evidence().doubt.is_none() && store.view().problems.is_empty());
     }

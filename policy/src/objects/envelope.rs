@@ -1,73 +1,50 @@
-//! Kubernetes objects as `kubectl get … -o json|yaml` prints one: the envelope of all kinds.
+//! What all kinds of objects have in common: version, kind, name, labels.
 //!
 //! Unknown fields are ignored, since objects come from API servers of many versions. Known fields are validated like
 //! the API server does, because operators may write values by hand.
 
-mod labels;
-mod namespace;
-mod node;
-mod pod;
-mod policy;
-
-use std::collections::BTreeMap;
-
-use serde_json::{Map, Value};
-
-use crate::{
-    KubernetesName, Violations,
-    document::{Limits, describe, read},
-    fields::{Expected, Fields},
-    kinds::timestamp,
-    violation::{Report, quoted},
+use etcd_schema::{
+    KubernetesName, Labels, Violations,
+    reading::{Fields, Report, describe, quoted, timestamp, uid},
 };
-
-pub use namespace::Namespace;
-pub use node::KubernetesNode;
-pub use pod::{MIRROR_ANNOTATIONS, NamedPort, Pod, PodPhase, Protocol};
-pub use policy::PolicyEnvelope;
-
-pub(crate) use labels::read_labels;
-
-/// Labels of an object, by key.
-pub type Labels = BTreeMap<String, String>;
-
-/// Longest `metadata.uid`, in bytes.
-const MAX_UID: usize = 128;
+use serde_json::{Map, Value};
 
 /// A kind of object.
 #[derive(Debug, Clone, Copy)]
-struct Kind {
-    name: &'static str,
+pub(super) struct Kind {
+    pub(super) name: &'static str,
     /// The versions that are read; they differ in nothing that is.
-    api_versions: &'static [&'static str],
+    pub(super) api_versions: &'static [&'static str],
 }
 
 /// Where the key says that an object belongs.
 #[derive(Debug, Clone, Copy)]
-struct Place<'k> {
+pub(super) struct Place<'k> {
     /// `None` for kinds without namespace.
-    namespace: Option<&'k KubernetesName>,
-    name: &'k KubernetesName,
+    pub(super) namespace: Option<&'k KubernetesName>,
+    pub(super) name: &'k KubernetesName,
 }
 
 /// An object whose envelope was read.
 #[derive(Debug)]
-struct Object {
+pub(super) struct Envelope {
     /// All but `apiVersion`, `kind` and `metadata`.
-    fields: Fields,
-    uid: Option<String>,
-    labels: Labels,
+    pub(super) fields: Fields,
+    pub(super) uid: Option<String>,
+    pub(super) labels: Labels,
     /// `metadata.annotations`, unchecked: any text is valid, and other values are ignored.
-    annotations: Map<String, Value>,
-    /// `metadata.deletionTimestamp`, RFC 3339.
-    deletion_timestamp: Option<String>,
+    pub(super) annotations: Map<String, Value>,
 }
 
-impl Object {
-    /// Reads the envelope of the object of `kind` in `value`. What is wrong with it is noted in `report`; only a value
-    /// that is not one object of this kind at all is refused at once.
-    fn read(value: &[u8], kind: Kind, place: Place<'_>, report: &mut Report) -> Result<Self, Violations> {
-        let mut fields = Fields::root(read(value, Limits::KUBERNETES)?);
+impl Envelope {
+    /// Reads the envelope of the object of `kind`. What is wrong with it is noted in `report`; only what is not one
+    /// object of this kind at all is refused at once.
+    pub(super) fn read(
+        mut fields: Fields,
+        kind: Kind,
+        place: Place<'_>,
+        report: &mut Report,
+    ) -> Result<Self, Violations> {
         of_kind(&mut fields, kind)?;
         let Some(mut metadata) = fields.object(report, "metadata") else {
             return Err(Violations::one(
@@ -92,20 +69,14 @@ impl Object {
             }
         }
         let uid = metadata.parsed(report, "uid", uid);
-        let labels = read_labels(&mut metadata, report);
+        let labels = metadata.labels(report);
         let annotations = match metadata.take("annotations") {
             Some(Value::Object(annotations)) => annotations,
             _ => Map::new(),
         };
-        let deletion_timestamp = metadata.parsed(report, "deletionTimestamp", timestamp);
-        Ok(Self { fields, uid, labels, annotations, deletion_timestamp })
+        metadata.parsed(report, "deletionTimestamp", timestamp);
+        Ok(Self { fields, uid, labels, annotations })
     }
-}
-
-/// A Kubernetes uid, opaque text.
-pub(crate) fn uid(text: &str) -> Result<String, Expected> {
-    let plain = (1..=MAX_UID).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-    if plain { Ok(text.to_owned()) } else { Err(format!("must be 1 to {MAX_UID} printable characters").into()) }
 }
 
 fn of_kind(fields: &mut Fields, kind: Kind) -> Result<(), Violations> {
@@ -147,6 +118,3 @@ fn same_name(metadata: &mut Fields, report: &mut Report, field: &str, name: &Kub
         report.add(path, quoted(&text), format!("the key says \"{name}\": make them equal"));
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,14 +1,30 @@
-//! Label keys and values as the API server accepts them.
+//! Labels and UIDs as the API server accepts them.
+
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::Labels;
 use crate::{
     KubernetesName,
     document::describe,
-    fields::Fields,
+    fields::{Expected, Fields},
     violation::{Report, quoted},
 };
+
+/// Labels of an object, by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// Longest `metadata.uid`, in bytes.
+const MAX_UID: usize = 128;
+
+/// A Kubernetes UID, opaque text.
+///
+/// # Errors
+/// What must hold.
+pub fn uid(text: &str) -> Result<String, Expected> {
+    let plain = (1..=MAX_UID).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    if plain { Ok(text.to_owned()) } else { Err(format!("must be 1 to {MAX_UID} printable characters").into()) }
+}
 
 /// The `labels` of the object that `fields` are; those that are not valid are noted.
 pub(crate) fn read_labels(fields: &mut Fields, report: &mut Report) -> Labels {

@@ -1,0 +1,41 @@
+//! Reads the records that policies are made of.
+
+use std::sync::Arc;
+
+use control_core::objects::{Item, ReadObject, RefusedObject};
+use etcd_schema::{Attachment, Key, Violations};
+use policy::objects::{self, Object};
+
+/// What such a record says.
+#[derive(Debug, Clone)]
+pub(super) enum Input {
+    /// An object of Kubernetes.
+    Object(Object),
+    /// It holds only while its addresses lie in a subnet of its node.
+    Attachment(Arc<Attachment>),
+}
+
+impl Input {
+    fn item(object: Object) -> Item {
+        Item::new(Self::Object(object))
+    }
+}
+
+pub(super) fn read(key: &Key, bytes: &[u8], rewritten: bool) -> Result<ReadObject, RefusedObject> {
+    let refused = |violations| RefusedObject { violations, stand_in: None, effect: "it has no effect".to_owned() };
+    match key {
+        Key::Kubernetes(_, key) => match objects::read(key, bytes, rewritten) {
+            Ok(reading) => Ok(ReadObject { item: Input::item(reading.object), canonical: reading.canonical.into() }),
+            Err(refusal) => Err(RefusedObject {
+                effect: objects::effect(key, refusal.stand_in.as_deref()),
+                stand_in: refusal.stand_in.map(|object| Input::item(*object)),
+                violations: refusal.violations,
+            }),
+        },
+        Key::Endpoint(..) => {
+            let attachment = Attachment::parse(bytes).map_err(refused)?;
+            Ok(ReadObject { item: Item::new(Input::Attachment(Arc::new(attachment))), canonical: bytes.into() })
+        }
+        other => Err(refused(Violations::one("", other.to_string(), "policies are made of no such record"))),
+    }
+}

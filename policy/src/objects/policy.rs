@@ -1,0 +1,98 @@
+//! `networkpolicies/NS/NAME` and `clusternetworkpolicies/NAME`, and what an unreadable one means.
+
+use std::{convert::Infallible, sync::Arc};
+
+use etcd_schema::{
+    Violations,
+    reading::{Fields, Report, describe},
+};
+use serde_json::{Value, json};
+
+use super::{
+    Object, Refusal,
+    envelope::{Envelope, Kind, Place},
+};
+use crate::{
+    engine::PolicyState,
+    object::{self, CLUSTER_POLICY_VERSIONS, ClusterPolicy, Directions, NetworkPolicy, Selector},
+};
+
+const NETWORK_POLICY: Kind = Kind { name: "NetworkPolicy", api_versions: &["networking.k8s.io/v1"] };
+const CLUSTER_NETWORK_POLICY: Kind = Kind { name: "ClusterNetworkPolicy", api_versions: &CLUSTER_POLICY_VERSIONS };
+
+/// A policy, and the object with nothing but what is read.
+pub(super) fn read_network_policy(fields: Fields, place: Place<'_>) -> Result<(Object, Value), Refusal> {
+    let isolates = |isolated: Option<(Selector, Directions)>| {
+        let object = |(subject, directions)| Object::NetworkPolicy(PolicyState::Isolates(subject, directions));
+        isolated.map(|isolated| Box::new(object(isolated)))
+    };
+    match spec_of(fields, NETWORK_POLICY, place) {
+        Ok(spec) => match NetworkPolicy::parse(&spec) {
+            Ok(policy) => {
+                let canonical = canonical(NETWORK_POLICY, place, &spec);
+                Ok((Object::NetworkPolicy(PolicyState::Valid(policy)), canonical))
+            }
+            Err(invalid) => {
+                Err(Refusal { violations: of_spec(&invalid.violations), stand_in: isolates(invalid.isolates) })
+            }
+        },
+        // What of it can be told from its spec, whatever name stands on it.
+        Err((violations, spec)) => {
+            let isolated = spec.and_then(|spec| match NetworkPolicy::parse(&spec) {
+                Ok(policy) => {
+                    let directions = Directions { ingress: policy.ingress.is_some(), egress: policy.egress.is_some() };
+                    Some((policy.subject, directions))
+                }
+                Err(invalid) => invalid.isolates,
+            });
+            Err(Refusal { violations, stand_in: isolates(isolated) })
+        }
+    }
+}
+
+/// A policy, and the object with nothing but what is read.
+pub(super) fn read_cluster_network_policy(fields: Fields, place: Place<'_>) -> Result<(Object, Value), Refusal> {
+    let spec = spec_of(fields, CLUSTER_NETWORK_POLICY, place).map_err(|(violations, _)| Refusal::from(violations))?;
+    match ClusterPolicy::parse(&spec) {
+        Ok(policy) => {
+            let canonical = canonical(CLUSTER_NETWORK_POLICY, place, &spec);
+            Ok((Object::ClusterNetworkPolicy(Arc::new(policy)), canonical))
+        }
+        Err(invalid) => Err(Refusal {
+            violations: of_spec(&invalid.violations),
+            stand_in: invalid.fail_closed.map(|policy| Box::new(Object::ClusterNetworkPolicy(Arc::new(policy)))),
+        }),
+    }
+}
+
+/// The `spec` of an object whose envelope holds, or what is wrong with that, and the `spec` if there is one.
+fn spec_of(mut fields: Fields, kind: Kind, place: Place<'_>) -> Result<Value, (Violations, Option<Value>)> {
+    let spec = fields.take("spec");
+    let mut report = Report::default();
+    let envelope = Envelope::read(fields, kind, place, &mut report).and_then(|_| {
+        match &spec {
+            None => report.add("spec", "missing", format!("write what the {} says", kind.name)),
+            Some(Value::Object(_)) => {}
+            Some(other) => report.add("spec", describe(other), "must be an object"),
+        }
+        report.finish(spec.clone())
+    });
+    envelope.map_err(|violations| (violations, spec.filter(Value::is_object)))
+}
+
+fn of_spec(violations: &object::Violations) -> Violations {
+    let mut report = Report::default();
+    for object::Violation { field, found, expected } in violations.as_slice() {
+        report.add(field, found, expected);
+    }
+    let Err(violations) = report.finish::<Infallible>(None);
+    violations
+}
+
+fn canonical(kind: Kind, place: Place<'_>, spec: &Value) -> Value {
+    let mut metadata = json!({"name": place.name.as_str()});
+    if let Some(namespace) = place.namespace {
+        metadata["namespace"] = namespace.as_str().into();
+    }
+    json!({"apiVersion": kind.api_versions[0], "kind": kind.name, "metadata": metadata, "spec": spec})
+}
