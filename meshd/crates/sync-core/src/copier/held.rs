@@ -28,8 +28,8 @@ pub(super) enum Refusal {
     NoCluster,
     /// It has another UID.
     OtherCluster { found: String, wanted: String },
-    /// The list is older than what was read before.
-    Stale { found: u64, carried: u64 },
+    /// The list is older than what was read before. Its own version is left out: it grows with each list.
+    Stale { carried: u64 },
 }
 
 impl Hold {
@@ -55,7 +55,7 @@ impl Refusal {
         match self {
             Self::NoCluster => None,
             Self::OtherCluster { found, .. } => Some(format!("cluster-{found}")),
-            Self::Stale { found, .. } => Some(format!("version-{found}")),
+            Self::Stale { carried } => Some(format!("version-{carried}")),
         }
     }
 }
@@ -68,10 +68,10 @@ impl fmt::Display for Refusal {
                 f,
                 "the API server is that of another cluster: its kube-system has the UID {found}, the copy is of {wanted}"
             ),
-            Self::Stale { found, carried } => write!(
+            Self::Stale { carried } => write!(
                 f,
-                "the API server's list is of resource version {found}, older than {carried}, which was read before: it \
-                 was restored from a backup, or lags behind"
+                "the API server's lists are older than resource version {carried}, which was read before: it was \
+                 restored from a backup, or lags behind"
             ),
         }
     }
@@ -84,6 +84,13 @@ impl Copier {
             Stored::Present { state, .. } => Some(&state.uid),
             _ => self.uid.as_deref(),
         }
+    }
+
+    /// The refusal of a list that is too old: the same for all kinds, so that one token releases them.
+    pub(super) fn stale(&self) -> Refusal {
+        let before = self.refusals.values().find(|refusal| matches!(refusal, Refusal::Stale { .. }));
+        let newest = self.progress.values().map(|progress| progress.resource_version).max();
+        before.cloned().unwrap_or_else(|| Refusal::Stale { carried: newest.unwrap_or_default() })
     }
 
     /// Everything that waits, as the state tells it.

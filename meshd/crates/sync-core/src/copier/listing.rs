@@ -28,10 +28,8 @@ impl Copier {
         let version = resource_version.parse().ok();
         let carried = self.of(kind).resource_version;
         // A server that was restored from a backup, or that is cut off from the others.
-        if let Some(found) = version
-            && found < carried
-        {
-            return self.refuse(now, kind, Refusal::Stale { found, carried }, effects);
+        if version.is_some_and(|found| found < carried) {
+            return self.refuse(now, kind, self.stale(), effects);
         }
         listing.resource_version = version;
         for Object { path, value, .. } in objects {
@@ -131,8 +129,10 @@ impl Copier {
     }
 
     fn accept(&mut self, kind: Kind, effects: &mut Vec<Effect>) {
-        if let Some(refusal) = self.refusals.remove(&kind) {
-            effects.push(Effect::Notice(Notice::Accepted { kind, refusal: refusal.to_string() }));
+        if let Some(refusal) = self.refusals.remove(&kind)
+            && !self.refusals.values().any(|other| *other == refusal)
+        {
+            effects.push(Effect::Notice(Notice::Accepted { refusal: refusal.to_string() }));
         }
     }
 
@@ -141,10 +141,10 @@ impl Copier {
         progress.listing = None;
         progress.lost_at.get_or_insert(now.unix);
         effects.push(Effect::List { kind, after: RETRY });
-        if self.refusals.get(&kind) != Some(&refusal) {
+        if !self.refusals.values().any(|told| *told == refusal) {
             let token = refusal.token();
-            effects.push(Effect::Notice(Notice::Refused { kind, refusal: refusal.to_string(), token }));
-            self.refusals.insert(kind, refusal);
+            effects.push(Effect::Notice(Notice::Refused { refusal: refusal.to_string(), token }));
         }
+        self.refusals.insert(kind, refusal);
     }
 }

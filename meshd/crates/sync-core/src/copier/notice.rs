@@ -39,8 +39,6 @@ pub enum Notice {
     },
     /// What the API server says is not believed, and nothing is written.
     Refused {
-        /// Of which kind.
-        kind: Kind,
         /// Why.
         refusal: String,
         /// What makes it believed all the same.
@@ -48,8 +46,6 @@ pub enum Notice {
     },
     /// It is believed again.
     Accepted {
-        /// Of which kind.
-        kind: Kind,
         /// Why it was not.
         refusal: String,
     },
@@ -101,7 +97,7 @@ impl fmt::Display for Notice {
                 write!(f, "nothing is copied: {refusal}; the token {token} adopts it as it is")
             }
             Self::Refused { refusal, token: None, .. } => write!(f, "nothing is copied: {refusal}"),
-            Self::Accepted { kind, refusal } => write!(f, "copying {} again; before: {refusal}", kind.plural()),
+            Self::Accepted { refusal } => write!(f, "copying again; before: {refusal}"),
             Self::UnreadableState => {
                 f.write_str("nothing is copied: the value of state is unreadable; the token state deletes it")
             }

@@ -2,6 +2,7 @@
 
 mod model;
 mod property;
+mod restored;
 
 use std::time::Duration;
 
