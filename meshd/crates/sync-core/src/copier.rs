@@ -8,6 +8,7 @@ mod flush;
 mod held;
 mod listing;
 mod notice;
+mod standoff;
 #[cfg(test)]
 mod tests;
 
@@ -19,8 +20,11 @@ use std::{
 use control_core::types::{CallError, Committed, KeyListing, Transaction};
 use mesh::records::Revision;
 
-pub use self::notice::{Notice, Resigned};
 use self::{flush::InFlight, held::Hold, held::Refusal};
+pub use self::{
+    notice::{Notice, Resigned},
+    standoff::Standoff,
+};
 use crate::{ClusterKeys, Kind, canonical::Object, digest::Digest, state::State};
 
 /// How long a refused list, or one of another cluster, waits before the next.
@@ -198,6 +202,8 @@ pub struct Copier {
     answered_at: u64,
     /// It did not since.
     silent: bool,
+    /// Nothing could be copied since.
+    useless_since: Option<Duration>,
     written_at: Option<Duration>,
     /// A list was completed since.
     list_completed: bool,
@@ -260,6 +266,7 @@ impl Copier {
             forget: false,
             answered_at: now.unix,
             silent: false,
+            useless_since: None,
             written_at: None,
             list_completed: false,
             confirm_read_at: None,

@@ -17,5 +17,5 @@ mod digest;
 mod kind;
 pub mod state;
 
-pub use copier::{Copier, Effect, Input, Notice, Now, Planned, Resigned};
+pub use copier::{Copier, Effect, Input, Notice, Now, Planned, Resigned, Standoff};
 pub use kind::{ClusterKeys, Kind};

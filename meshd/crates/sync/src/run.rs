@@ -3,11 +3,17 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use control::{etcd_options::EtcdOptions, session::Dialer};
+use control::{
+    etcd_options::EtcdOptions,
+    session::{Dialer, Session},
+};
 use control_core::backoff::Backoff;
 use etcd_schema::Cluster;
-use sync_core::ClusterKeys;
-use tokio::sync::watch;
+use sync_core::{ClusterKeys, Resigned, Standoff};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -17,6 +23,9 @@ use crate::{
     monitor::{self, Shown},
     term::{self, End},
 };
+
+/// How often a process that stays out looks for a reason to lead again.
+const STANDOFF_LOOK: Duration = Duration::from_secs(5);
 
 /// What to copy, from where, to where.
 #[derive(Debug, Clone)]
@@ -46,6 +55,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     }
     let mut candidate = Candidate { keys: &keys, holder: &holder, told: None };
     let mut backoff = backoff();
+    let mut standoff = Standoff::default();
     let mut next = 0;
     let mut etcd_failing = false;
     while !stop.is_cancelled() {
@@ -80,10 +90,23 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         match end {
             End::Stopped => election::give_up(&session, &keys, leadership.fence).await,
             End::Lost => tracing::warn!("leadership lost: the lease was not renewed in time"),
+            End::Resigned(reason @ (Resigned::Refused | Resigned::Silent)) => {
+                election::give_up(&session, &keys, leadership.fence).await;
+                let period = standoff.next_period();
+                tracing::warn!(%reason, seconds = period.as_secs(), "leadership given up for a time");
+                drop(leadership);
+                shown.send_modify(|shown| shown.reaches_etcd = true);
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = stay_out(&api, &session, &keys, &reason, period) => {}
+                }
+                continue;
+            }
             End::Resigned(reason) => tracing::warn!(%reason, "leadership given up"),
             End::Etcd(error) => tracing::warn!(%error, "leadership given up: etcd does not answer"),
         }
         drop(leadership);
+        standoff.reset();
         if began.elapsed() > Duration::from_secs(60) {
             backoff = self::backoff();
         }
@@ -93,6 +116,22 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Leaves the leadership to others, at most for `period`: an operator's confirmation is worth an attempt, and so is an
+/// API server that answers again.
+async fn stay_out(api: &Api, session: &Session, keys: &ClusterKeys, reason: &Resigned, period: Duration) {
+    let _ = timeout(period, async {
+        loop {
+            sleep(STANDOFF_LOOK).await;
+            let confirmed = session.list_below(&keys.confirm()).await.is_ok_and(|listing| !listing.entries.is_empty());
+            let answers = *reason == Resigned::Silent && api.cluster_uid().await.is_ok();
+            if confirmed || answers {
+                return;
+            }
+        }
+    })
+    .await;
 }
 
 /// Checks the options; asks nothing of either server.

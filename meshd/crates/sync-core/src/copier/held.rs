@@ -130,6 +130,7 @@ impl Copier {
             self.confirm_read_at = Some(now.monotonic);
             effects.push(Effect::ReadConfirm);
         }
+        self.make_room(now, effects);
     }
 
     /// Does what the token stands for; each stands for one finding, so an old one does nothing.

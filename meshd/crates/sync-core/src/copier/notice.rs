@@ -68,6 +68,12 @@ pub enum Resigned {
     /// etcd did not answer: whether the transaction happened is not known.
     #[error("{0}")]
     Doubt(CallError),
+    /// The API server is that of another cluster, or of one that is not there yet.
+    #[error("the API server is not that of the copied cluster")]
+    Refused,
+    /// The API server did not answer for long.
+    #[error("the API server does not answer")]
+    Silent,
     /// An operator confirmed that the cluster is to be adopted as it is.
     #[error("confirmed by an operator: the cluster is adopted as it is")]
     Confirmed,

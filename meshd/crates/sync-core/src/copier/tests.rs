@@ -3,6 +3,7 @@
 mod model;
 mod property;
 mod restored;
+mod standoff;
 
 use std::time::Duration;
 
@@ -231,7 +232,7 @@ fn another_cluster_of_the_same_name_stops_the_copy() {
         let effects = term.list(kind, &other, &mut etcd);
         assert!(effects.iter().any(|effect| matches!(effect, Effect::List { after: RETRY, .. })));
     }
-    term.advance(5 * MINUTE, &mut etcd);
+    term.advance(20, &mut etcd);
     assert_eq!(etcd.objects(), before);
     let held = etcd.state().held;
     assert!(held.len() == 1 && held[0].reason.contains("uid-2"), "{held:?}");
