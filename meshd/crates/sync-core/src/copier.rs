@@ -165,6 +165,8 @@ struct Progress {
     listed: bool,
     /// Whether what happens is heard now; else since when it is not, in seconds since 1970.
     lost_at: Option<u64>,
+    /// When a line of the watch or a complete list last came.
+    heard_at: Option<Duration>,
     /// The last list lacked so much that it is taken again.
     doubted: bool,
     hold: Option<Hold>,
@@ -299,10 +301,11 @@ impl Copier {
             }
             Input::Applied(object) => self.applied(now, object),
             Input::Deleted(object) => self.deleted(now, object),
-            Input::Bookmark { kind, resource_version } => self.read_up_to(kind, &resource_version),
+            Input::Bookmark { kind, resource_version } => self.read_up_to(now, kind, &resource_version),
             Input::Interrupted { kind } => {
                 let progress = self.of(kind);
                 progress.listing = None;
+                progress.heard_at = None;
                 progress.lost_at.get_or_insert(now.unix);
             }
             Input::Answers { uid } => {
@@ -364,7 +367,8 @@ impl Copier {
         }
     }
 
-    fn read_up_to(&mut self, kind: Kind, resource_version: &str) {
+    fn read_up_to(&mut self, now: Now, kind: Kind, resource_version: &str) {
+        self.of(kind).heard_at = Some(now.monotonic);
         if let Ok(version) = resource_version.parse() {
             let progress = self.of(kind);
             progress.resource_version = progress.resource_version.max(version);
@@ -373,7 +377,7 @@ impl Copier {
 
     fn applied(&mut self, now: Now, object: Object) {
         let Object { kind, path, value, resource_version, .. } = object;
-        self.read_up_to(kind, &resource_version);
+        self.read_up_to(now, kind, &resource_version);
         if let Some(hold) = &mut self.of(kind).hold {
             hold.paths.remove(&path);
         }
@@ -392,7 +396,7 @@ impl Copier {
 
     fn deleted(&mut self, now: Now, object: Object) {
         let Object { kind, path, resource_version, .. } = object;
-        self.read_up_to(kind, &resource_version);
+        self.read_up_to(now, kind, &resource_version);
         let progress = self.of(kind);
         if !progress.listed {
             return;

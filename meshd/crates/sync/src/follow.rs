@@ -92,15 +92,19 @@ impl Follower {
     /// There are no objects of a kind that is not defined.
     async fn await_definition(&self, resource_version: String, failing: &mut bool) -> Result<(), Stop> {
         let kind = self.kind;
-        self.tell(Input::Page { kind, resource_version, objects: Vec::new() }).await?;
+        let page = Input::Page { kind, resource_version: resource_version.clone(), objects: Vec::new() };
+        self.tell(page).await?;
         self.tell(Input::ListEnded { kind, uid: self.api.cluster_uid().await? }).await?;
         loop {
             self.tell_success(failing);
             self.tell(Input::Watching { kind, uid: self.api.cluster_uid().await? }).await?;
             sleep(DEFINITION_PERIOD).await;
-            if self.api.policy_definition().await?.resource.is_some() {
+            let definition = self.api.policy_definition().await?;
+            if definition.resource.is_some() {
                 return Ok(());
             }
+            // There is no watch to say so.
+            self.tell(Input::Bookmark { kind, resource_version: definition.resource_version }).await?;
         }
     }
 

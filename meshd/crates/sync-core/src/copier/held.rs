@@ -116,8 +116,9 @@ impl Copier {
         let silent = self.silent;
         for kind in Kind::ALL {
             let progress = self.of(kind);
-            // Only a watch that is up says that they are still gone.
-            let due = progress.hold.as_ref().is_some_and(|hold| hold.until <= now.monotonic);
+            // A watch that was opened may be of a server that stands still, and what it said may not have been heard
+            // yet: only what comes after the wait shows that they were gone all the time.
+            let due = progress.hold.as_ref().is_some_and(|hold| progress.heard_at >= Some(hold.until));
             if due && !silent && progress.lost_at.is_none() {
                 self.release(now, kind, effects);
             }

@@ -53,6 +53,7 @@ impl Copier {
         self.list_completed = true;
         let progress = self.of(kind);
         progress.listed = true;
+        progress.heard_at = Some(now.monotonic);
         progress.resource_version = progress.resource_version.max(listing.resource_version.unwrap_or_default());
         // The list is all there is: what waited is in it or is over.
         let waited: Vec<_> = self.pending.keys().filter(|(of, _)| *of == kind).cloned().collect();

@@ -115,7 +115,12 @@ fn a_list_that_lacks_many_is_taken_again_and_waits() {
     assert_eq!(etcd.objects().len(), before.len() - 1);
     let held = &etcd.state().held;
     assert!(held.len() == 1 && held[0].until.is_some() && held[0].reason.starts_with("19 of 30 pods"), "{held:?}");
+    term.bookmark_all(&api, &mut etcd);
     term.advance(2, &mut etcd);
+    assert_eq!(etcd.objects().len(), before.len() - 1, "what was heard before the end of the wait is no evidence");
+    term.bookmark_all(&api, &mut etcd);
+    assert_eq!(etcd.objects().len(), before.len() - 1);
+    term.advance(1, &mut etcd);
     assert_eq!(etcd.objects(), api.canonical());
     term.advance(1, &mut etcd);
     assert!(etcd.state().held.is_empty());
@@ -134,6 +139,10 @@ fn the_wait_is_not_over_while_the_api_server_is_away() {
     }
     term.write(Input::Interrupted { kind: Kind::Pod }, &mut etcd);
     term.advance(5 * MINUTE, &mut etcd);
+    assert_eq!(etcd.objects().len(), 32);
+    // A watch that was only opened is no evidence that they are gone.
+    term.write(Input::Watching { kind: Kind::Pod, uid: api.uid() }, &mut etcd);
+    term.advance(1, &mut etcd);
     assert_eq!(etcd.objects().len(), 32);
     // They were there all the time.
     let mut back = all;
@@ -251,6 +260,8 @@ fn another_cluster_of_the_same_name_stops_the_copy() {
     assert!(etcd.objects().len() > 30);
     term.list_all(&other, &mut etcd);
     term.advance(MINUTE, &mut etcd);
+    term.bookmark_all(&other, &mut etcd);
+    term.advance(1, &mut etcd);
     assert_eq!((etcd.objects(), etcd.state().uid.as_str()), (other.canonical(), "uid-2"));
 }
 

@@ -277,6 +277,13 @@ impl Term {
         }
     }
 
+    /// Every watch says how far it is.
+    pub(super) fn bookmark_all(&mut self, api: &Api, etcd: &mut Etcd) {
+        for kind in Kind::ALL {
+            self.write(Input::Bookmark { kind, resource_version: api.version.to_string() }, etcd);
+        }
+    }
+
     pub(super) fn deliver_all(&mut self, api: &Api, etcd: &mut Etcd) {
         for kind in Kind::ALL {
             let Some(read) = self.read.get(&kind).copied() else { continue };

@@ -218,6 +218,8 @@ proptest! {
             prop_assert!(!etcd.commit(&transaction).unwrap().succeeded, "of an earlier term");
         }
         term.advance(70, &mut etcd);
+        term.bookmark_all(&api, &mut etcd);
+        term.advance(1, &mut etcd);
         prop_assert_eq!(etcd.objects(), api.canonical());
     }
 }
