@@ -63,7 +63,7 @@ use self::{
 };
 pub use self::{
     gate::{GateCounts, Reason},
-    mesh_facts::{Called, FactsOfMesh, MeshFacts, NodeFacts},
+    mesh_facts::{FactsOfMesh, MeshFacts, NodeFacts, Published},
     sources::{NodeSource, ProvenAddresses},
 };
 

@@ -48,15 +48,17 @@ pub struct NodeFacts {
     pub addresses: Vec<IpAddr>,
     /// Its subnets: where its pods' addresses lie.
     pub prefixes: Arc<[IpNet]>,
-    /// What its record calls it; `None`: there is no record of it.
-    pub called: Option<Called>,
+    /// What it publishes; `None`: there is no record of it.
+    pub published: Option<Published>,
 }
 
-/// The name in a node's record. Two nodes may have one.
+/// What a node publishes of itself, whether or not another node publishes the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Called {
-    /// The name.
+pub struct Published {
+    /// The name in its record.
     pub name: Arc<str>,
+    /// Its overlay addresses, and those of the underlay in its record.
+    pub addresses: Arc<[IpAddr]>,
     /// How its claim to the name stands: the lowest counts first, as in the mesh.
     pub precedence: (bool, Revision),
 }
@@ -86,7 +88,7 @@ impl FactsOfMesh {
         let mut changed: BTreeSet<Owner> = snapshot.members.changes(&self.members).into_iter().cloned().collect();
         changed.extend(view.nodes.changes(&self.records).into_iter().cloned().map(Owner::Node));
         for owner in changed {
-            let node = snapshot.members.get(&owner).map(|member| Arc::new(NodeFacts::of(member, called(view, &owner))));
+            let node = snapshot.members.get(&owner).map(|member| Arc::new(NodeFacts::of(member, view, &owner)));
             self.nodes.set(owner, node);
         }
         self.members = snapshot.members.clone();
@@ -106,7 +108,7 @@ impl FactsOfMesh {
             name: name.into(),
             addresses: overlay.iter().chain(addresses).copied().collect(),
             prefixes: own.clone().into(),
-            called: called(view, &Owner::Node(id.clone())),
+            published: published(view, &Owner::Node(id.clone()), &overlay),
         };
         self.nodes.set(Owner::Node(id.clone()), Some(Arc::new(me)));
         MeshFacts {
@@ -121,23 +123,26 @@ impl FactsOfMesh {
     }
 }
 
-/// What the record of a node calls it.
-fn called(view: &View, owner: &Owner) -> Option<Called> {
+/// What a node with these overlay addresses publishes.
+fn published(view: &View, owner: &Owner, overlay: &[IpAddr]) -> Option<Published> {
     let Owner::Node(id) = owner else { return None };
     let record = view.nodes.get(id)?;
-    Some(Called {
+    let underlay = record.value.addresses.iter().map(|net| net.addr().to_canonical());
+    Some(Published {
         name: record.value.name.as_str().into(),
+        addresses: overlay.iter().copied().chain(underlay).collect(),
         precedence: (record.retained.is_some(), record.create_revision),
     })
 }
 
 impl NodeFacts {
-    fn of(member: &Member, called: Option<Called>) -> Self {
+    fn of(member: &Member, view: &View, owner: &Owner) -> Self {
+        let overlay: Vec<IpAddr> = member.overlay().collect();
         Self {
             name: member.name.as_str().into(),
-            addresses: member.overlay().chain(member.addresses.iter().map(IpNet::addr)).collect(),
             prefixes: member.prefixes().collect(),
-            called,
+            published: published(view, owner, &overlay),
+            addresses: overlay.into_iter().chain(member.addresses.iter().map(IpNet::addr)).collect(),
         }
     }
 }
@@ -181,5 +186,65 @@ impl MeshFacts {
         let node = self.nodes.get(&Owner::Node(id.clone()))?;
         let inside = |address: &IpAddr| node.prefixes.iter().any(|prefix| prefix.contains(address));
         addresses.iter().all(inside).then_some(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etcd_schema::{NetworkConfig, SubnetLease};
+    use keys::PrivateKey;
+    use mesh::picture::Picture;
+
+    use super::*;
+
+    fn record<T>(create_revision: i64, value: T) -> Record<T> {
+        Record { value: Arc::new(value), create_revision, mod_revision: create_revision, lease: None, retained: None }
+    }
+
+    /// Nodes `n1` and `n2` of one site, which both publish 192.0.2.1.
+    fn view() -> View {
+        let config = NetworkConfig::parse(br#"{"Network": "10.244.0.0/16"}"#).unwrap();
+        let mut view = View { config: Some(record(1, config)), ..View::default() };
+        for n in [1, 2] {
+            let node = NodeRecord {
+                name: "worker".parse().unwrap(),
+                site: Some("east".parse().unwrap()),
+                public_key: PrivateKey::from_bytes([n; 32]).public(),
+                next_public_key: None,
+                listen_port: 51820,
+                endpoints: Vec::new(),
+                addresses: vec!["192.0.2.1/24".parse().unwrap()],
+                version: String::new(),
+                extra: serde_json::Map::new(),
+            };
+            view.nodes.insert(format!("n{n}").parse().unwrap(), record(n.into(), node));
+            let lease = SubnetLease::parse(format!(r#"{{"Node": "n{n}"}}"#).as_bytes()).unwrap();
+            view.subnets.insert(format!("10.244.{n}.0-24").parse().unwrap(), record(n.into(), lease));
+        }
+        view
+    }
+
+    #[test]
+    fn nodes_publish_the_same_in_their_own_eyes_and_in_those_of_others() {
+        let view = view();
+        for me in ["n1", "n2", "n3"] {
+            let id: NodeId = me.parse().unwrap();
+            let mut picture = Picture::new(id.clone());
+            picture.see(&view);
+            // An address that this node has, and does not publish.
+            let own = ["198.51.100.1".parse().unwrap()];
+            let name = "worker".parse().unwrap();
+            let picture = (&view, picture.snapshot());
+            let facts = FactsOfMesh::default().of(picture, &ProvenAddresses::default(), (&id, &name), &own);
+            for n in [1, 2] {
+                let node = &facts.nodes[&Owner::Node(format!("n{n}").parse().unwrap())];
+                let published = node.published.as_ref().unwrap();
+                let addresses: Vec<String> = published.addresses.iter().map(ToString::to_string).collect();
+                assert_eq!(
+                    (&*published.name, addresses),
+                    ("worker", vec![format!("10.244.{n}.0"), "192.0.2.1".into()])
+                );
+            }
+        }
     }
 }

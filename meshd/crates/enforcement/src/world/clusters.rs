@@ -20,7 +20,7 @@ use policy::{
     objects::KubernetesNode,
 };
 
-use crate::{MeshFacts, NodeFacts};
+use crate::{MeshFacts, mesh_facts::Published};
 
 /// Most objects that a problem names.
 const NAMED: usize = 3;
@@ -98,10 +98,10 @@ impl ClusterNodes {
 
     /// Nodes of the mesh that are in one cluster each, with their names there.
     fn find(&mut self, mesh: &MeshFacts) -> BTreeMap<Owner, (Cluster, KubernetesName)> {
-        let mut by_name: HashMap<&str, Vec<(&Owner, &NodeFacts)>> = HashMap::new();
+        let mut by_name: HashMap<&str, Vec<(&Owner, &Published)>> = HashMap::new();
         for (owner, node) in mesh.nodes.iter() {
-            if let Some(called) = &node.called {
-                by_name.entry(&called.name).or_default().push((owner, node));
+            if let Some(published) = &node.published {
+                by_name.entry(&published.name).or_default().push((owner, published));
             }
         }
         let mut found: BTreeMap<Owner, (Cluster, KubernetesName)> = BTreeMap::new();
@@ -112,7 +112,7 @@ impl ClusterNodes {
         for (place, object) in &self.objects {
             let named = by_name.get(place.1.as_str()).into_iter().flatten();
             let at = named.filter(|(_, node)| node.addresses.iter().any(|ip| object.internal_ips.contains(ip)));
-            let oldest = at.min_by_key(|(owner, node)| (node.called.as_ref().map(|called| called.precedence), *owner));
+            let oldest = at.min_by_key(|(owner, node)| (node.precedence, *owner));
             let Some((owner, _)) = oldest else { continue };
             match found.entry((*owner).clone()) {
                 Entry::Vacant(free) => {
@@ -176,7 +176,7 @@ mod tests {
     };
 
     use super::{super::World, *};
-    use crate::{input::Input, mailbox::Letter, mesh_facts::Called};
+    use crate::{NodeFacts, input::Input, mailbox::Letter};
 
     /// A node of the mesh: its id, the name in its record, its underlay address, its subnet's number, and its record's age.
     type Node<'a> = (&'a str, &'a str, &'a str, u8, i64);
@@ -187,12 +187,16 @@ mod tests {
     fn mesh(nodes: &[Node<'_>]) -> Letter {
         let facts = |(id, called, address, subnet, created): &Node<'_>| {
             let id: etcd_schema::NodeId = id.parse().unwrap();
-            let called = Called { name: (*called).into(), precedence: (false, *created) };
+            let published = Published {
+                name: (*called).into(),
+                addresses: [address.parse().unwrap()].into(),
+                precedence: (false, *created),
+            };
             let facts = NodeFacts {
                 name: id.to_string().into(),
                 addresses: vec![address.parse().unwrap()],
                 prefixes: [format!("10.244.{subnet}.0/24").parse().unwrap()].into(),
-                called: Some(called),
+                published: Some(published),
             };
             (Owner::Node(id), Arc::new(facts))
         };
