@@ -6,7 +6,7 @@ use cow_map::CowMap;
 use etcd_schema::{NodeId, NodeName, NodeRecord, PeerName};
 use ipnet::IpNet;
 use mesh::{
-    records::{Record, Revision, View},
+    records::{Record, View},
     snapshot::{Member, Outside, OwnRecord, Owner, Snapshot},
 };
 
@@ -59,8 +59,6 @@ pub struct Published {
     pub name: Arc<str>,
     /// Its overlay addresses, and those of the underlay in its record.
     pub addresses: Arc<[IpAddr]>,
-    /// How its claim to the name stands: the lowest counts first, as in the mesh.
-    pub precedence: (bool, Revision),
 }
 
 /// Keeps the facts up to date with the mesh.
@@ -131,7 +129,6 @@ fn published(view: &View, owner: &Owner, overlay: &[IpAddr]) -> Option<Published
     Some(Published {
         name: record.value.name.as_str().into(),
         addresses: overlay.iter().copied().chain(underlay).collect(),
-        precedence: (record.retained.is_some(), record.create_revision),
     })
 }
 

@@ -107,6 +107,7 @@ codes! {
     NftablesRefused "nftables_refused" "nftables does not take the rules of the firewall, nor, if the cause names them, those of policies",
     NoConfig "no_config" "There is no valid `config`",
     NodeInSeveralClusters "node_in_several_clusters" "Node objects of several clusters are the same node: it is in no cluster, and its Kubernetes pods are unknown pods",
+    NodeObjectAmbiguous "node_object_ambiguous" "Several nodes of the mesh have the name and an address of one Node object: they are in no cluster, and their Kubernetes pods are unknown pods",
     NodeRemoved "node_removed" "This node was removed from the mesh",
     NoUnderlay "no_underlay" "No interface leads to other nodes",
     ObjectStoredTwice "object_stored_twice" "A Kubernetes object has a flat key and one below `k8s/`; flat policies apply to the pods of all clusters",

@@ -1,11 +1,12 @@
 //! Which node of the mesh is which node of a Kubernetes cluster.
 //!
 //! Node objects of clusters decide, never what a node says of its cluster. A Node is the mesh's node whose record has
-//! its name and that publishes one of its InternalIPs; of several such nodes, the one with the oldest record. If Nodes of
-//! several clusters are one node of the mesh, it is in no cluster, and status reports it.
+//! its name and that publishes one of its InternalIPs. Any node can write both into its record, so if several match, they
+//! are in no cluster: the age of a record does not tell which of them is right. Nor is a node that Nodes of several
+//! clusters match. Status reports both.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -28,15 +29,26 @@ const NAMED: usize = 3;
 /// The Node objects of clusters, and what follows from them.
 #[derive(Debug, Default)]
 pub(super) struct ClusterNodes {
-    objects: BTreeMap<(Cluster, KubernetesName), Arc<KubernetesNode>>,
+    objects: BTreeMap<Place, Arc<KubernetesNode>>,
     bound: BTreeMap<Owner, Cluster>,
     /// What the engine knows, by the nodes' names in the mesh.
     told: HashMap<Arc<str>, ClusterNode>,
-    /// Nodes of the mesh that are in no cluster because several have them, for people.
-    disputed: BTreeSet<String>,
+    disputed: Disputed,
     /// Namespaces whose objects have a label that is ignored, by key.
     labelled: BTreeSet<Key>,
 }
+
+/// What keeps nodes of the mesh out of clusters, for people.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Disputed {
+    /// Nodes of the mesh that Node objects of several clusters match.
+    nodes: BTreeSet<String>,
+    /// Node objects that several nodes of the mesh match.
+    objects: BTreeSet<String>,
+}
+
+/// Where a Node object is.
+type Place = (Cluster, KubernetesName);
 
 impl ClusterNodes {
     /// Takes a Node object; `None`: there is none. Returns whether that is a change.
@@ -73,7 +85,8 @@ impl ClusterNodes {
         if self.objects.is_empty() && self.told.is_empty() {
             return BTreeSet::new();
         }
-        let found = self.find(mesh);
+        let (found, disputed) = self.find(mesh);
+        self.disputed = disputed;
         let bound: BTreeMap<Owner, Cluster> =
             found.iter().map(|(owner, (cluster, _))| (owner.clone(), cluster.clone())).collect();
         let before = std::mem::replace(&mut self.bound, bound);
@@ -96,46 +109,59 @@ impl ClusterNodes {
         owners.filter(|owner| before.get(*owner) != self.bound.get(*owner)).cloned().collect()
     }
 
-    /// Nodes of the mesh that are in one cluster each, with their names there.
-    fn find(&mut self, mesh: &MeshFacts) -> BTreeMap<Owner, (Cluster, KubernetesName)> {
+    /// Nodes of the mesh that are in one cluster each, with their names there, and why others are in none.
+    fn find(&self, mesh: &MeshFacts) -> (BTreeMap<Owner, Place>, Disputed) {
         let mut by_name: HashMap<&str, Vec<(&Owner, &Published)>> = HashMap::new();
         for (owner, node) in mesh.nodes.iter() {
             if let Some(published) = &node.published {
                 by_name.entry(&published.name).or_default().push((owner, published));
             }
         }
-        let mut found: BTreeMap<Owner, (Cluster, KubernetesName)> = BTreeMap::new();
-        let mut disputed: BTreeMap<Owner, BTreeSet<Key>> = BTreeMap::new();
-        let key = |(cluster, name): &(Cluster, KubernetesName)| {
-            Key::Kubernetes(cluster.clone(), KubernetesKey::Node(name.clone()))
-        };
+        let name = |owner: &Owner| mesh.nodes.get(owner).map_or_else(String::new, |node| node.name.to_string());
+        let mut disputed = Disputed::default();
+        let mut matches: BTreeMap<&Owner, Vec<&Place>> = BTreeMap::new();
+        let mut shared: BTreeSet<&Owner> = BTreeSet::new();
         for (place, object) in &self.objects {
             let named = by_name.get(place.1.as_str()).into_iter().flatten();
             let at = named.filter(|(_, node)| node.addresses.iter().any(|ip| object.internal_ips.contains(ip)));
-            let oldest = at.min_by_key(|(owner, node)| (node.precedence, *owner));
-            let Some((owner, _)) = oldest else { continue };
-            match found.entry((*owner).clone()) {
-                Entry::Vacant(free) => {
-                    free.insert(place.clone());
+            let owners: Vec<&Owner> = at.map(|(owner, _)| *owner).collect();
+            owners.iter().for_each(|owner| matches.entry(owner).or_default().push(place));
+            if owners.len() > 1 {
+                let names: BTreeSet<String> = owners.iter().map(|owner| name(owner)).collect();
+                disputed.objects.insert(format!("{} ({})", key(place), Vec::from_iter(names).join(", ")));
+                shared.extend(owners);
+            }
+        }
+        let mut found = BTreeMap::new();
+        for (owner, places) in matches {
+            match places.as_slice() {
+                [place] if !shared.contains(owner) => {
+                    found.insert(owner.clone(), (*place).clone());
                 }
-                Entry::Occupied(other) => {
-                    disputed.entry((*owner).clone()).or_default().extend([key(other.get()), key(place)]);
+                [_] => {}
+                places => {
+                    let keys: Vec<String> = places.iter().map(|place| key(place).to_string()).collect();
+                    disputed.nodes.insert(format!("{} ({})", name(owner), keys.join(", ")));
                 }
             }
         }
-        self.disputed.clear();
-        for (owner, keys) in disputed {
-            found.remove(&owner);
-            let name = mesh.nodes.get(&owner).map_or("", |node| &*node.name);
-            let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
-            self.disputed.insert(format!("{name} ({})", keys.join(", ")));
-        }
-        found
+        (found, disputed)
     }
 
     /// What is wrong with the objects of clusters.
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let disputed = first(&self.disputed).map(|nodes| {
+        let shared = first(&self.disputed.objects).map(|objects| {
+            Problem::new(
+                ProblemCode::NodeObjectAmbiguous,
+                format!(
+                    "several nodes of the mesh have the name and an address of one Node object: {objects}; they are in no \
+                     cluster, and their Kubernetes pods are unknown pods"
+                ),
+                "remove the node that is not that Node: meshctl node remove ID; if both are Nodes, of two clusters, give \
+                 one another name or address",
+            )
+        });
+        let disputed = first(&self.disputed.nodes).map(|nodes| {
             Problem::new(
                 ProblemCode::NodeInSeveralClusters,
                 format!(
@@ -152,8 +178,12 @@ impl ClusterNodes {
                 format!("remove it: kubectl label namespace NAMESPACE {CLUSTER}-; every namespace has it by its key"),
             )
         });
-        disputed.into_iter().chain(labelled).collect()
+        shared.into_iter().chain(disputed).chain(labelled).collect()
     }
+}
+
+fn key((cluster, name): &Place) -> Key {
+    Key::Kubernetes(cluster.clone(), KubernetesKey::Node(name.clone()))
 }
 
 /// The first few of these, and how many follow; `None`: there are none.
@@ -178,20 +208,16 @@ mod tests {
     use super::{super::World, *};
     use crate::{NodeFacts, input::Input, mailbox::Letter};
 
-    /// A node of the mesh: its id, the name in its record, its underlay address, its subnet's number, and its record's age.
-    type Node<'a> = (&'a str, &'a str, &'a str, u8, i64);
+    /// A node of the mesh: its id, the name in its record, its underlay address, and its subnet's number.
+    type Node<'a> = (&'a str, &'a str, &'a str, u8);
 
-    const EAST: Node<'_> = ("n1", "worker", "192.0.2.1", 1, 10);
-    const WEST: Node<'_> = ("n2", "worker", "198.51.100.1", 2, 11);
+    const EAST: Node<'_> = ("n1", "worker", "192.0.2.1", 1);
+    const WEST: Node<'_> = ("n2", "worker", "198.51.100.1", 2);
 
     fn mesh(nodes: &[Node<'_>]) -> Letter {
-        let facts = |(id, called, address, subnet, created): &Node<'_>| {
+        let facts = |(id, called, address, subnet): &Node<'_>| {
             let id: etcd_schema::NodeId = id.parse().unwrap();
-            let published = Published {
-                name: (*called).into(),
-                addresses: [address.parse().unwrap()].into(),
-                precedence: (false, *created),
-            };
+            let published = Published { name: (*called).into(), addresses: [address.parse().unwrap()].into() };
             let facts = NodeFacts {
                 name: id.to_string().into(),
                 addresses: vec![address.parse().unwrap()],
@@ -280,28 +306,60 @@ mod tests {
         assert_eq!([at(&mut world, 1), at(&mut world, 2)], ["east:shop/db east", "west:shop/db west"]);
         assert!(world.cluster_problems().is_empty());
         // The node has another address, and Kubernetes knows it a moment later.
-        world.take(mesh(&[("n1", "worker", "192.0.2.9", 1, 10), WEST]));
+        world.take(mesh(&[("n1", "worker", "192.0.2.9", 1), WEST]));
         assert_eq!(at(&mut world, 1), "shop/db unknown");
         put(&mut world, vec![("k8s/east/nodes/worker", node("192.0.2.9"))]);
         assert_eq!(at(&mut world, 1), "east:shop/db east");
         // Its subnet goes to a node that is in no cluster.
-        world.take(mesh(&[("n1", "worker", "192.0.2.9", 4, 10), WEST, ("n5", "other", "192.0.2.5", 1, 12)]));
+        world.take(mesh(&[("n1", "worker", "192.0.2.9", 4), WEST, ("n5", "other", "192.0.2.5", 1)]));
         assert_eq!(at(&mut world, 1), "UnknownPod");
     }
 
     #[test]
     fn a_node_that_claims_anothers_name_or_address_is_in_no_cluster() {
-        for impostor in ["worker", "other"] {
-            for address in ["192.0.2.1", "198.51.100.9"] {
-                let mut world = world(&[EAST, WEST, ("n3", impostor, address, 3, 12)]);
-                let names = [at(&mut world, 1), at(&mut world, 2), at(&mut world, 3)];
-                assert_eq!(
-                    names,
-                    ["east:shop/db east", "west:shop/db west", "shop/db unknown"],
-                    "{impostor} {address}"
-                );
-            }
+        for (impostor, address) in [("worker", "198.51.100.9"), ("other", "192.0.2.1"), ("other", "198.51.100.9")] {
+            let mut world = world(&[EAST, WEST, ("n3", impostor, address, 3)]);
+            let names = [at(&mut world, 1), at(&mut world, 2), at(&mut world, 3)];
+            assert_eq!(names, ["east:shop/db east", "west:shop/db west", "shop/db unknown"], "{impostor} {address}");
+            assert!(world.cluster_problems().is_empty());
         }
+    }
+
+    #[test]
+    fn nodes_with_the_name_and_address_of_one_node_object_are_in_no_cluster() {
+        for impostor in ["n0", "n3"] {
+            let mut world = world(&[EAST, WEST]);
+            put(&mut world, vec![(&format!("endpoints/{impostor}/c2/eth0"), attachment(3))]);
+            put(&mut world, vec![("k8s/east/networkpolicies/shop/closed", closed())]);
+            assert_eq!(at(&mut world, 1), "east:shop/db east");
+            world.take(mesh(&[EAST, WEST, (impostor, "worker", "192.0.2.1", 3)]));
+            let names = [at(&mut world, 1), at(&mut world, 2), at(&mut world, 3)];
+            assert_eq!(names, ["UnknownPod", "west:shop/db west", "UnknownPod"], "{impostor}");
+            assert_eq!([receives(&mut world, 1), receives(&mut world, 3)], [false, false], "{impostor}");
+            let problems = world.cluster_problems();
+            assert_eq!(problems[0].code, ProblemCode::NodeObjectAmbiguous);
+            assert!(problems[0].cause.contains("k8s/east/nodes/worker (n"), "{problems:?}");
+            assert!(problems[0].cause.contains(impostor) && problems[0].cause.contains("n1"), "{problems:?}");
+            world.take(mesh(&[EAST, WEST]));
+            assert_eq!(at(&mut world, 1), "east:shop/db east");
+            assert!(world.cluster_problems().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_node_of_one_cluster_that_claims_a_node_of_another_is_in_no_cluster() {
+        let mut world = world(&[EAST, WEST]);
+        let mut claims = mesh(&[EAST, WEST]);
+        let facts = Arc::make_mut(claims.mesh.as_mut().unwrap());
+        let west = Owner::Node("n2".parse().unwrap());
+        let mut node = NodeFacts::clone(&facts.nodes[&west]);
+        let addresses = ["198.51.100.1", "192.0.2.1"].map(|address| address.parse().unwrap());
+        node.published = node.published.map(|published| Published { addresses: addresses.into(), ..published });
+        facts.nodes.set(west, Some(Arc::new(node)));
+        world.take(claims);
+        assert_eq!([at(&mut world, 1), at(&mut world, 2)], ["shop/db unknown", "shop/db unknown"]);
+        let codes: Vec<ProblemCode> = world.cluster_problems().iter().map(|problem| problem.code).collect();
+        assert_eq!(codes, [ProblemCode::NodeObjectAmbiguous, ProblemCode::NodeInSeveralClusters]);
     }
 
     #[test]
