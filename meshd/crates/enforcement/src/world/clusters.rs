@@ -82,7 +82,7 @@ impl ClusterNodes {
 
     /// Finds the nodes of clusters among those of the mesh, and tells the engine. Returns those whose cluster changed.
     pub(super) fn bind(&mut self, mesh: &MeshFacts, engine: &mut Engine) -> BTreeSet<Owner> {
-        if self.objects.is_empty() && self.told.is_empty() {
+        if self.objects.is_empty() && self.told.is_empty() && self.disputed == Disputed::default() {
             return BTreeSet::new();
         }
         let (found, disputed) = self.find(mesh);
@@ -380,6 +380,15 @@ mod tests {
         put(&mut world, vec![("k8s/east/nodes/worker", None)]);
         assert_eq!(at(&mut world, 1), "UnknownPod");
         assert!(!receives(&mut world, 1));
+    }
+
+    #[test]
+    fn a_problem_ends_with_the_last_node_objects() {
+        let mut world = world(&[EAST]);
+        put(&mut world, vec![("k8s/west/nodes/worker", node("192.0.2.1"))]);
+        assert_eq!(world.cluster_problems().len(), 1);
+        put(&mut world, vec![("k8s/east/nodes/worker", None), ("k8s/west/nodes/worker", None)]);
+        assert!(world.cluster_problems().is_empty());
     }
 
     #[test]
