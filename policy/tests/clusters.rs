@@ -8,7 +8,7 @@ use etcd_schema::Cluster;
 use ipnet::IpNet;
 use policy::{
     engine::{Attachment, ClusterNode, End, Engine, Flow, ObjectName, PolicyState, Side},
-    object::{Labels, NetworkPolicy, PodObject},
+    object::{ClusterPolicy, Labels, NetworkPolicy, PodObject},
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -164,4 +164,42 @@ fn an_attachment_that_may_be_of_a_cluster_is_no_pod_without_one() {
     assert_eq!(at(&mut engine, "10.244.2.7"), "UnknownPod");
     engine.delete_policy(&ObjectName::new("shop", "closed").of(&cluster("east")));
     assert_eq!(at(&mut engine, "10.244.2.7"), "shop/db unknown");
+}
+
+#[test]
+fn a_flat_policy_that_names_a_cluster_takes_no_attachment_for_one_of_no_cluster() {
+    let in_east = |operator: &str| serde_json::json!({"matchExpressions": [{"key": "meshd.io/cluster", "operator": operator, "values": ["east"]}]});
+    let mut engine = engine();
+    engine.put_attachment("one".into(), attachment("", 1), 6);
+    let tool = ObjectName::new("shop", "tool");
+    engine.put_attachment("two".into(), Attachment { uid: None, pod: tool.clone(), ..attachment("", 2) }, 6);
+    let allowed = |engine: &mut Engine, source: &str, destination: &str| {
+        let flow = Flow { source: ip(source), destination: ip(destination), protocol: 6, port: Some(80) };
+        engine.commit(1).verdict(Side::Ingress, &flow).allowed
+    };
+    let all = serde_json::json!({"podSelector": {}, "ingress": [{"from": [{"namespaceSelector": {}}]}]});
+    engine.put_policy(tool.clone(), &PolicyState::Valid(NetworkPolicy::parse(&all).unwrap()));
+    assert_eq!(at(&mut engine, "10.244.1.7"), "shop/db unknown");
+    assert!(allowed(&mut engine, "10.244.1.7", "10.244.2.7"));
+
+    let others =
+        serde_json::json!({"podSelector": {}, "ingress": [{"from": [{"namespaceSelector": in_east("NotIn")}]}]});
+    engine.put_policy(tool.clone(), &PolicyState::Valid(NetworkPolicy::parse(&others).unwrap()));
+    assert_eq!(at(&mut engine, "10.244.1.7"), "UnknownPod");
+    assert!(!allowed(&mut engine, "10.244.1.7", "10.244.2.7"));
+    engine.delete_policy(&tool);
+    assert_eq!(at(&mut engine, "10.244.1.7"), "shop/db unknown");
+
+    let deny = ObjectName::new("", "deny");
+    for (subject, peers, source, destination) in [
+        (in_east("In"), serde_json::json!({}), "10.244.2.7", "10.244.1.7"),
+        (serde_json::json!({}), in_east("In"), "10.244.1.7", "10.244.2.7"),
+    ] {
+        let spec = serde_json::json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": subject},
+            "ingress": [{"action": "Deny", "from": [{"namespaces": peers}]}]});
+        engine.put_cluster_policy(deny.clone(), &ClusterPolicy::parse(&spec).unwrap());
+        assert!(!allowed(&mut engine, source, destination), "{spec}");
+        engine.delete_cluster_policy(&deny);
+        assert!(allowed(&mut engine, source, destination), "{spec}");
+    }
 }

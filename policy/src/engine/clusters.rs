@@ -4,7 +4,7 @@
 //! of no cluster have addresses. So no object of one cluster says anything about another's pods.
 //!
 //! A node whose Node object is gone, or was never copied, is in no cluster, and may run pods of one all the same. While
-//! clusters have policies, its attachments are therefore pods only if Kubernetes did not make them, or a Pod object of
+//! policies are of clusters or name them in selectors, its attachments are therefore pods only if Kubernetes did not make them, or a Pod object of
 //! no cluster has their UID; else their addresses are those of unknown pods, whom every policy may select.
 
 use std::{
@@ -87,7 +87,7 @@ pub(super) struct Clusters {
     names: HashMap<(Cluster, Arc<str>), Arc<str>>,
     /// Whose each subnet is: names in the mesh.
     subnets: Subnets<Arc<str>>,
-    /// Number of policies.
+    /// Number of policies that name clusters.
     policies: usize,
     changed: Option<Changed>,
 }
@@ -127,11 +127,8 @@ impl Clusters {
         }
     }
 
-    /// Notes that a policy of `cluster` came or, with -1, went.
-    pub(super) fn count_policy(&mut self, cluster: &Cluster, by: isize) {
-        if cluster.is_flat() {
-            return;
-        }
+    /// Notes that a policy that names clusters came or, with -1, went.
+    pub(super) fn count_policy(&mut self, by: isize) {
         let before = self.policies;
         self.policies = before.saturating_add_signed(by);
         if (before == 0) != (self.policies == 0) {

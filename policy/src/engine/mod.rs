@@ -58,6 +58,16 @@ impl Compiled {
     pub(crate) const fn tier(&self) -> Option<Tier> {
         self.order.0
     }
+
+    /// The sets that it uses: of its peers, and its subject.
+    fn sets(&self) -> impl Iterator<Item = u32> {
+        let peers = self.sides.iter().flatten().flatten().flat_map(|rule| &rule.peers);
+        let sets = peers.filter_map(|peer| match peer {
+            PeerRef::Set(set) => Some(*set),
+            _ => None,
+        });
+        sets.chain([self.subject])
+    }
 }
 
 #[derive(Debug)]
@@ -360,9 +370,11 @@ impl Engine {
         for (voices, side) in self.voices.iter_mut().zip(&sides) {
             *voices += usize::from(side.is_some());
         }
-        self.pods.count_policy(&name.name.cluster, 1);
         self.versions += 1;
         let compiled = Arc::new(Compiled { name, order, subject, sides, version: self.versions });
+        if compiled.sets().any(|set| self.selection.names_clusters(set)) {
+            self.pods.count_policy(1);
+        }
         let id = self.policies.insert(Arc::clone(&compiled));
         self.published.set(id, Some(compiled));
         self.selection.sets[subject].subjects.push(PolicyId(id));
@@ -373,7 +385,9 @@ impl Engine {
     fn remove(&mut self, id: u32) {
         let Some(policy) = self.policies.remove(id) else { return };
         self.published.set(id, None);
-        self.pods.count_policy(&policy.name.name.cluster, -1);
+        if policy.sets().any(|set| self.selection.names_clusters(set)) {
+            self.pods.count_policy(-1);
+        }
         for (voices, side) in self.voices.iter_mut().zip(&policy.sides) {
             *voices -= usize::from(side.is_some());
         }
@@ -382,14 +396,7 @@ impl Engine {
         if let Some(at) = subjects.iter().position(|other| other.0 == id) {
             subjects.swap_remove(at);
         }
-        for rule in policy.sides.iter().flatten().flatten() {
-            for peer in &rule.peers {
-                if let PeerRef::Set(set) = peer {
-                    self.selection.release_set(*set);
-                }
-            }
-        }
-        self.selection.release_set(policy.subject);
+        policy.sets().for_each(|set| self.selection.release_set(set));
     }
 
     fn recompile_namespaces(&mut self) {

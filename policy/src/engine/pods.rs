@@ -8,7 +8,6 @@ use std::{
     sync::Arc,
 };
 
-use etcd_schema::Cluster;
 use ipnet::IpNet;
 
 use super::{
@@ -104,9 +103,9 @@ impl Pods {
         }
     }
 
-    /// Notes that a policy came or, with -1, went. [`Self::settle_clusters`] has it take effect.
-    pub(crate) fn count_policy(&mut self, cluster: &Cluster, by: isize) {
-        self.clusters.count_policy(cluster, by);
+    /// Notes that a policy that names clusters came or, with -1, went. [`Self::settle_clusters`] has it take effect.
+    pub(crate) fn count_policy(&mut self, by: isize) {
+        self.clusters.count_policy(by);
     }
 
     /// Notes what a node of the mesh is to a cluster. [`Self::settle_clusters`] has it take effect.

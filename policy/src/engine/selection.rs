@@ -301,6 +301,11 @@ impl Selection {
         self.release_group(set.key.group);
     }
 
+    /// Whether the clusters of pods decide who is in a set, as they do in each of a cluster's policies.
+    pub(crate) fn names_clusters(&self, set: u32) -> bool {
+        self.sets.get(set).is_some_and(|set| self.groups[set.key.group].selector.names_clusters())
+    }
+
     /// Feeds `hasher` with what a set means, whatever its number and its members are.
     pub(crate) fn hash_set(&self, index: u32, hasher: &mut impl Hasher) {
         let set = self.sets.get(index);

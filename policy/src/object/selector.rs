@@ -110,8 +110,13 @@ impl Selector {
     /// clusters it means.
     #[must_use]
     pub(crate) fn peers_of(&self, cluster: &str) -> Self {
-        let says = self.requirements.iter().any(|requirement| &*requirement.key == CLUSTER);
-        if says { self.clone() } else { self.in_cluster(cluster) }
+        if self.names_clusters() { self.clone() } else { self.in_cluster(cluster) }
+    }
+
+    /// Whether this selector of namespaces says which clusters it means.
+    #[must_use]
+    pub(crate) fn names_clusters(&self) -> bool {
+        self.requirements.iter().any(|requirement| &*requirement.key == CLUSTER)
     }
 
     /// Whether it matches everything, known or not.

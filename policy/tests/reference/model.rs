@@ -75,12 +75,38 @@ enum Decision {
     Deny,
 }
 
+/// Whether a policy says something about `kind`.
+fn has_type(spec: &Value, kind: &str) -> bool {
+    match spec.get("policyTypes").and_then(Value::as_array).filter(|types| !types.is_empty()) {
+        Some(types) => types.iter().any(|listed| listed == kind),
+        None if kind == "Ingress" => true,
+        None => spec.get("egress").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty()),
+    }
+}
+
+/// Whether a selector of namespaces in here names the label of their cluster; `inside`: this is in one.
+fn names_clusters(value: &Value, inside: bool) -> bool {
+    match value {
+        Value::Object(fields) => fields.iter().any(|(key, value)| {
+            let selector = inside || key == "namespaceSelector" || key == "namespaces";
+            (inside && key == "meshd.io/cluster") || names_clusters(value, selector)
+        }),
+        Value::Array(values) => values.iter().any(|value| names_clusters(value, inside)),
+        value => inside && value == "meshd.io/cluster",
+    }
+}
+
 impl World {
     pub(crate) fn owner(&self, address: IpAddr) -> Option<&Pod> {
         let cluster = self.subnets.iter().find(|(net, _)| net.contains(&address)).map_or("", |(_, cluster)| cluster);
         let claims = self.pods.iter().filter(|pod| pod.ips.contains(&address) && pod.cluster == cluster);
-        let mut named = self.policies.keys().map(|(cluster, ..)| cluster).chain(self.cluster.keys().map(|(of, _)| of));
-        let strict = named.any(|cluster| !cluster.is_empty());
+        let strict =
+            self.policies.iter().any(|((cluster, ..), spec)| {
+                let sides = [("Ingress", "ingress"), ("Egress", "egress")];
+                let mut rules =
+                    sides.iter().filter(|(kind, _)| has_type(spec, kind)).filter_map(|(_, rules)| spec.get(rules));
+                !cluster.is_empty() || rules.any(|rules| names_clusters(rules, false))
+            }) || self.cluster.iter().any(|((cluster, _), spec)| !cluster.is_empty() || names_clusters(spec, false));
         // It may be of a cluster whose node is not known.
         let stray = |pod: &&Pod| strict && pod.cluster.is_empty() && pod.labels.is_none();
         let living = claims.filter(|pod| !pod.finished && !stray(pod));
@@ -164,7 +190,7 @@ impl Asked<'_> {
         let mut decision = None;
         for ((cluster, namespace, _), spec) in &self.world.policies {
             let elsewhere = !cluster.is_empty() && *cluster != self.subject.cluster;
-            if elsewhere || *namespace != self.subject.namespace || !self.has_type(spec) {
+            if elsewhere || *namespace != self.subject.namespace || !has_type(spec, self.kind) {
                 continue;
             }
             let selected = selects(spec.get("podSelector"), self.world.pod_label(self.subject));
@@ -184,14 +210,6 @@ impl Asked<'_> {
             decision = Some(Decision::Deny);
         }
         decision
-    }
-
-    fn has_type(&self, spec: &Value) -> bool {
-        match spec.get("policyTypes").and_then(Value::as_array).filter(|types| !types.is_empty()) {
-            Some(types) => types.iter().any(|kind| kind == self.kind),
-            None if self.kind == "Ingress" => true,
-            None => spec.get("egress").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty()),
-        }
     }
 
     fn is_peer(&self, peer: &Value, cluster: &str, namespace: &str) -> bool {
