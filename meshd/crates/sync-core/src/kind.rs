@@ -2,26 +2,29 @@
 
 use etcd_schema::{Cluster, Key, KubernetesKey};
 
-/// A kind of object, in the order in which changes are written: a pod is selected by its namespace's labels and by
-/// policies, so both come first.
+/// A kind of object, in the order in which changes are written.
+///
+/// A pod is selected by its namespace's labels and by policies, so both come first. Nodes come last: once a node is in
+/// the cluster, its pods are unknown, and so isolated, until their objects are there. Before, objects of its pods count
+/// for nothing; its pods are flat as they were, or unknown. So the other order closes more, and this one opens nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// `namespaces/NS`
     Namespace,
-    /// `nodes/NAME`
-    Node,
     /// `networkpolicies/NS/NAME`
     NetworkPolicy,
     /// `clusternetworkpolicies/NAME`
     ClusterNetworkPolicy,
     /// `pods/NS/NAME`
     Pod,
+    /// `nodes/NAME`
+    Node,
 }
 
 impl Kind {
     /// All of them.
     pub const ALL: [Self; 5] =
-        [Self::Namespace, Self::Node, Self::NetworkPolicy, Self::ClusterNetworkPolicy, Self::Pod];
+        [Self::Namespace, Self::NetworkPolicy, Self::ClusterNetworkPolicy, Self::Pod, Self::Node];
 
     /// Its name in an object.
     #[must_use]
@@ -45,6 +48,11 @@ impl Kind {
             Self::ClusterNetworkPolicy => "clusternetworkpolicies",
             Self::Pod => "pods",
         }
+    }
+
+    /// Whether its objects say which traffic is allowed.
+    pub(crate) const fn is_policy(self) -> bool {
+        matches!(self, Self::NetworkPolicy | Self::ClusterNetworkPolicy)
     }
 
     /// Whether its objects are in namespaces.

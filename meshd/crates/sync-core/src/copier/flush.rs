@@ -7,7 +7,7 @@ use std::{
 
 use control_core::types::{CallError, Committed, Compare, Transaction, Write};
 
-use super::{Change, Copier, Effect, Known, Now, Resigned, Stored};
+use super::{Change, Copier, Effect, Known, Now, Pending, Resigned, Stored};
 use crate::{Kind, digest::Digest, state::State};
 
 /// Changes in one transaction; etcd takes 128 operations.
@@ -72,16 +72,8 @@ impl Copier {
         if !self.refusals.is_empty() || self.uid.is_none() || matches!(self.state, Stored::Unreadable { .. }) {
             return;
         }
-        let mut bytes = 0;
-        while in_flight.changes.len() < MOST_CHANGES {
-            let Some(entry) = self.pending.first_entry() else { break };
-            if let Change::Put(value) = &entry.get().change {
-                if bytes > 0 && bytes + value.len() > MOST_BYTES {
-                    break;
-                }
-                bytes += value.len();
-            }
-            let (object, pending) = entry.remove_entry();
+        for object in self.next_changes() {
+            let Some(pending) = self.pending.remove(&object) else { continue };
             let key = self.keys.object(object.0, &object.1);
             match pending.change {
                 Change::Put(value) => {
@@ -96,6 +88,46 @@ impl Copier {
                 }
             }
         }
+    }
+
+    /// What the next transaction changes, in the order of the kinds; deletions of policies come after all that is to
+    /// be put, so that a policy that is replaced leaves no gap.
+    fn next_changes(&self) -> Vec<(Kind, String)> {
+        let mut next = Vec::new();
+        let mut bytes = 0;
+        let mut puts_left = false;
+        for (object, pending) in &self.pending {
+            match &pending.change {
+                Change::Put(_) if !self.may_put(object.0) => puts_left = true,
+                Change::Put(value)
+                    if next.len() < MOST_CHANGES && (bytes == 0 || bytes + value.len() <= MOST_BYTES) =>
+                {
+                    bytes += value.len();
+                    next.push(object.clone());
+                }
+                Change::Put(_) => {
+                    puts_left = true;
+                    break;
+                }
+                Change::Delete if !object.0.is_policy() && next.len() < MOST_CHANGES => next.push(object.clone()),
+                Change::Delete => {}
+            }
+        }
+        if !puts_left {
+            let deleted = |(object, pending): &(&(Kind, String), &Pending)| {
+                object.0.is_policy() && matches!(pending.change, Change::Delete)
+            };
+            let room = MOST_CHANGES - next.len();
+            next.extend(self.pending.iter().filter(deleted).take(room).map(|(object, _)| object.clone()));
+        }
+        next
+    }
+
+    /// What a pod's labels mean is known once namespaces and policies were listed in this term. A node waits for pods,
+    /// too: see [`Kind`].
+    fn may_put(&self, kind: Kind) -> bool {
+        !matches!(kind, Kind::Pod | Kind::Node)
+            || self.progress.iter().all(|(&before, progress)| before >= kind || progress.listed)
     }
 
     /// The state, where it is time to write it.
