@@ -17,10 +17,13 @@ use std::{
     time::Duration,
 };
 
-use control_core::types::{CallError, Committed, KeyListing, Transaction};
+use control_core::types::{CallError, Committed, Entry, KeyListing, Transaction};
 use mesh::records::Revision;
 
-use self::{flush::InFlight, held::Hold, held::Refusal};
+use self::{
+    flush::InFlight,
+    held::{Hold, Refusal, is_later, published_by},
+};
 pub use self::{
     notice::{Notice, Resigned},
     standoff::Standoff,
@@ -97,8 +100,8 @@ pub enum Input {
     Silent,
     /// What came of [`Effect::Write`].
     Written(Result<Committed, CallError>),
-    /// Content of [`ClusterKeys::confirm`], the answer to [`Effect::ReadConfirm`].
-    Confirm(Option<String>),
+    /// The key [`ClusterKeys::confirm`], the answer to [`Effect::ReadConfirm`].
+    Confirm(Option<Entry>),
     /// Time goes by; once a second.
     Tick,
 }
@@ -196,8 +199,10 @@ pub struct Copier {
     in_flight: Option<InFlight>,
     progress: BTreeMap<Kind, Progress>,
     refusals: BTreeMap<Kind, Refusal>,
-    /// An operator's token matched: the key that holds it is to be deleted.
-    confirmed: bool,
+    /// The key that holds an operator's token was read, and is to be deleted; its mod_revision.
+    confirmed: Option<Revision>,
+    /// Revision at which the state first named each finding, by its token: an older confirmation is of another time.
+    published: BTreeMap<String, Revision>,
     /// The state is to be deleted, so that the next term adopts the cluster as it is.
     forget: bool,
     /// When the API server last answered, in seconds since 1970.
@@ -228,6 +233,8 @@ impl Copier {
     pub fn new(keys: ClusterKeys, holder: String, fence: Revision, etcd: &KeyListing, now: Now) -> Self {
         let mut known = HashMap::new();
         let mut state = Stored::Absent;
+        let mut published = BTreeMap::new();
+        let mut confirm = None;
         for entry in &etcd.entries {
             if entry.key == keys.state() {
                 let create_revision = entry.create_revision;
@@ -235,11 +242,16 @@ impl Copier {
                     Ok(state) => Stored::Present { create_revision, state },
                     Err(_) => Stored::Unreadable { create_revision },
                 };
+                published = published_by(&state, entry.mod_revision);
+            } else if entry.key == keys.confirm() {
+                confirm = Some(entry);
             } else if let Some((kind, path)) = keys.parse(&entry.key) {
                 let digest = Digest::of(&entry.value);
                 known.insert((kind, path.to_owned()), Known { digest, mod_revision: entry.mod_revision });
             }
         }
+        // A confirmation that no finding waits for would be that of a later one.
+        let confirmed = confirm.filter(|entry| !is_later(&published, entry)).map(|entry| entry.mod_revision);
         let versions = match &state {
             Stored::Present { state, .. } => state.resource_versions.clone(),
             _ => BTreeMap::new(),
@@ -264,7 +276,8 @@ impl Copier {
             in_flight: None,
             progress: progress.into(),
             refusals: BTreeMap::new(),
-            confirmed: false,
+            confirmed,
+            published,
             forget: false,
             answered_at: now.unix,
             silent: false,
@@ -315,7 +328,7 @@ impl Copier {
             }
             Input::Silent => self.silent = true,
             Input::Written(result) => self.written(result, &mut effects),
-            Input::Confirm(token) => self.confirm(now, token.as_deref(), &mut effects),
+            Input::Confirm(entry) => self.confirm(now, entry.as_ref(), &mut effects),
             Input::Tick => self.tick(now, &mut effects),
         }
         self.flush(now, &mut effects);

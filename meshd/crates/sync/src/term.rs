@@ -203,8 +203,7 @@ impl Term<'_> {
         tokio::spawn(async move {
             if let Ok(listing) = session.list_below(&key).await {
                 let entry = listing.entries.into_iter().find(|entry| entry.key == key);
-                let token = entry.map(|entry| String::from_utf8_lossy(&entry.value).into_owned());
-                let _ = answers.send(Input::Confirm(token)).await;
+                let _ = answers.send(Input::Confirm(entry)).await;
             }
         });
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use control_core::types::{CallError, Committed, Compare, Transaction, Write};
+use mesh::records::Revision;
 
 use super::{Change, Copier, Effect, Known, Now, Pending, Resigned, Stored};
 use crate::{Kind, digest::Digest, state::State};
@@ -25,7 +26,7 @@ pub(super) struct InFlight {
     /// What each key will hold.
     pub(super) changes: HashMap<(Kind, String), Option<Digest>>,
     state: Option<State>,
-    confirmed: bool,
+    confirmed: Option<Revision>,
     forgets: bool,
 }
 
@@ -47,7 +48,9 @@ impl Copier {
         let mut writes = Vec::new();
         let mut in_flight =
             InFlight { changes: HashMap::new(), state: None, confirmed: self.confirmed, forgets: self.forget };
-        if self.confirmed {
+        if let Some(mod_revision) = self.confirmed {
+            // One that was written since is read, too.
+            compares.push(Compare::ModRevision { key: self.keys.confirm(), equals: mod_revision });
             writes.push(Write::Delete { key: self.keys.confirm() });
         }
         if self.forget {
@@ -197,10 +200,10 @@ impl Copier {
         if in_flight.forgets {
             return self.resign(Resigned::Confirmed, effects);
         }
-        if in_flight.confirmed {
-            self.confirmed = false;
-        }
         let mod_revision = committed.revision;
+        if in_flight.confirmed == self.confirmed {
+            self.confirmed = None;
+        }
         for (object, digest) in in_flight.changes {
             match digest {
                 Some(digest) => self.known.insert(object, Known { digest, mod_revision }),
@@ -208,6 +211,10 @@ impl Copier {
             };
         }
         if let Some(state) = in_flight.state {
+            self.published.retain(|token, _| state.held.iter().any(|held| held.token == *token));
+            for held in &state.held {
+                self.published.entry(held.token.clone()).or_insert(mod_revision);
+            }
             let create_revision = match self.state {
                 Stored::Present { create_revision, .. } => create_revision,
                 _ => mod_revision,

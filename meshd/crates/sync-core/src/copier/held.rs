@@ -1,10 +1,19 @@
 //! What waits for an operator or for time to go by.
 
-use std::{collections::BTreeSet, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
+
+use control_core::types::Entry;
+use mesh::records::Revision;
 
 use super::{Change, Copier, Effect, Notice, Now, Pending, Stored};
 use crate::{Kind, state::Held};
 
+/// The token that deletes a state that cannot be read.
+const UNREADABLE: &str = "state";
 /// How long deletions of a doubted list wait.
 const HOLD: Duration = Duration::from_secs(60);
 /// How often an operator's word is looked for.
@@ -77,6 +86,25 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// The tokens that a stored state of this mod_revision names.
+pub(super) fn published_by(state: &Stored, mod_revision: Revision) -> BTreeMap<String, Revision> {
+    let tokens = match state {
+        Stored::Present { state, .. } => state.held.iter().map(|held| held.token.clone()).collect(),
+        Stored::Unreadable { .. } => vec![UNREADABLE.to_owned()],
+        Stored::Absent => Vec::new(),
+    };
+    tokens.into_iter().map(|token| (token, mod_revision)).collect()
+}
+
+/// Whether the confirmation was written after the state named its finding.
+pub(super) fn is_later(published: &BTreeMap<String, Revision>, confirm: &Entry) -> bool {
+    published.get(&token_of(confirm)).is_some_and(|at| *at < confirm.mod_revision)
+}
+
+fn token_of(confirm: &Entry) -> String {
+    String::from_utf8_lossy(&confirm.value).trim().to_owned()
+}
+
 impl Copier {
     /// The UID that the copy is of.
     pub(super) fn wanted_uid(&self) -> Option<&str> {
@@ -135,14 +163,18 @@ impl Copier {
     }
 
     /// Does what the token stands for; each stands for one finding, so an old one does nothing.
-    pub(super) fn confirm(&mut self, now: Now, token: Option<&str>, effects: &mut Vec<Effect>) {
-        let Some(token) = token.map(str::trim) else { return };
+    pub(super) fn confirm(&mut self, now: Now, confirm: Option<&Entry>, effects: &mut Vec<Effect>) {
+        let Some(confirm) = confirm else { return };
+        let token = token_of(confirm);
+        self.confirmed = Some(confirm.mod_revision);
+        if !is_later(&self.published, confirm) {
+            return effects.push(Effect::Notice(Notice::UnknownToken { token: token.chars().take(80).collect() }));
+        }
         let refused = self.refusals.values().any(|refusal| refusal.token().is_some_and(|of| of == token));
-        let unreadable = matches!(self.state, Stored::Unreadable { .. }) && token == "state";
+        let unreadable = matches!(self.state, Stored::Unreadable { .. }) && token == UNREADABLE;
         let held = Kind::ALL.into_iter().find(|&kind| {
             self.progress.get(&kind).and_then(|of| of.hold.as_ref()).is_some_and(|hold| hold.token(kind) == token)
         });
-        self.confirmed = true;
         if refused || unreadable {
             self.forget = true;
         } else if let Some(kind) = held {

@@ -1,5 +1,6 @@
 //! Terms of leadership against a model of etcd and of the API server, in virtual time.
 
+mod confirm;
 mod model;
 mod order;
 mod property;
@@ -166,11 +167,10 @@ fn an_operator_shortens_the_wait_by_the_token_of_this_finding_only() {
     let asks = term.write(Input::Tick, &mut etcd);
     assert!(asks.iter().any(|effect| matches!(effect, Effect::ReadConfirm)));
     let token = etcd.state().held[0].token.clone();
-    etcd.put("k8s/east/confirm", "delete-pods-1");
-    let effects = term.write(Input::Confirm(Some("delete-pods-1".into())), &mut etcd);
+    let effects = term.confirm("delete-pods-1", &mut etcd);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Notice(Notice::UnknownToken { .. }))));
     assert!(etcd.get("k8s/east/confirm").is_none() && etcd.objects().len() == 32);
-    term.write(Input::Confirm(Some(token + "\n")), &mut etcd);
+    term.confirm(&(token + "\n"), &mut etcd);
     assert_eq!(etcd.objects(), api.canonical());
 }
 
@@ -222,7 +222,7 @@ fn an_older_list_is_refused_until_an_operator_adopts_it() {
     term.advance(MINUTE, &mut etcd);
     assert_eq!(etcd.objects(), before);
     assert_eq!(Some(&etcd.state().held[0].token), token.as_ref());
-    let effects = term.write(Input::Confirm(token), &mut etcd);
+    let effects = term.confirm(&token.unwrap(), &mut etcd);
     assert!(matches!(effects.last(), Some(Effect::Resign(Resigned::Confirmed))), "{effects:?}");
     etcd.expire_leader();
     let mut term = Term::begin(&mut etcd, "b");
@@ -255,7 +255,7 @@ fn another_cluster_of_the_same_name_stops_the_copy() {
     // Adopted, its deletions are doubted like any others.
     let mut term = Term::begin_beside(&mut etcd, "c");
     term.list(Kind::Pod, &other, &mut etcd);
-    term.write(Input::Confirm(Some(held[0].token.clone())), &mut etcd);
+    term.confirm(&held[0].token, &mut etcd);
     let mut term = Term::begin_beside(&mut etcd, "d");
     term.list_all(&other, &mut etcd);
     assert!(etcd.objects().len() > 30);
@@ -345,7 +345,7 @@ fn a_state_that_cannot_be_read_stops_the_copy_until_it_is_deleted() {
     let effects = term.write(Input::Tick, &mut etcd);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Notice(Notice::UnreadableState))));
     assert_eq!(etcd.objects(), before);
-    term.write(Input::Confirm(Some("state".into())), &mut etcd);
+    term.confirm("state", &mut etcd);
     let mut term = Term::begin_beside(&mut etcd, "a");
     term.list_all(&api, &mut etcd);
     assert_eq!(etcd.objects(), api.canonical());

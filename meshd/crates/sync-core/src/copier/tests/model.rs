@@ -258,6 +258,16 @@ impl Term {
         others
     }
 
+    /// An operator writes the token, and it is read.
+    pub(super) fn confirm(&mut self, token: &str, etcd: &mut Etcd) -> Vec<Effect> {
+        etcd.put("k8s/east/confirm", token);
+        self.read_confirm(etcd)
+    }
+
+    pub(super) fn read_confirm(&mut self, etcd: &mut Etcd) -> Vec<Effect> {
+        self.write(Input::Confirm(etcd.get("k8s/east/confirm").cloned()), etcd)
+    }
+
     pub(super) fn list(&mut self, kind: Kind, api: &Api, etcd: &mut Etcd) -> Vec<Effect> {
         let mut effects = self.write(Input::ListBegun { kind, uid: api.uid() }, etcd);
         let paths = api.paths(kind);
