@@ -352,6 +352,13 @@ impl Copier {
         pending.chain(held)
     }
 
+    /// Why nothing is written at all, if it is not.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        let unreadable = matches!(self.state, Stored::Unreadable { .. }).then(|| Notice::UnreadableState.to_string());
+        self.refusals.values().next().map(ToString::to_string).or(unreadable)
+    }
+
     /// Whether the object will be in the copy.
     #[must_use]
     pub fn will_hold(&self, kind: Kind, path: &str) -> bool {

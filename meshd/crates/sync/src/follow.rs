@@ -9,12 +9,18 @@ use sync_core::{
     Input, Kind,
     canonical::{self, Object},
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 
 use crate::api::{Api, ApiError, Line, Resource};
 
 /// How often a definition that the cluster lacks is looked for.
 const DEFINITION_PERIOD: Duration = Duration::from_secs(10);
+
+/// After a watch of this time, listing again is no repetition.
+const LONG_WATCH: Duration = Duration::from_secs(60);
 
 /// What a follower heard, and which one: an older one of the kind is not listened to any more.
 pub(crate) struct Heard {
@@ -55,10 +61,13 @@ impl Follower {
         let mut backoff = backoff();
         let mut failing = false;
         loop {
+            let began = Instant::now();
             match self.list_and_watch(&mut failing).await {
                 Stop::Closed => return,
                 Stop::Again => {
-                    backoff = self::backoff();
+                    if began.elapsed() >= LONG_WATCH {
+                        backoff = self::backoff();
+                    }
                     // A server whose history is always too short is not asked without a pause.
                     pause(&mut backoff).await;
                 }

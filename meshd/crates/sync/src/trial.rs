@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 /// is stored twice. Writes nothing and needs no leadership.
 ///
 /// # Errors
-/// When one of the servers does not answer.
+/// When one of the servers does not answer, or what the API server says would be refused.
 pub async fn try_out(options: &Options) -> anyhow::Result<Vec<String>> {
     let (api, dialer) = run::connect(options).await?;
     let keys = ClusterKeys::new(&options.cluster);
@@ -46,6 +46,10 @@ pub async fn try_out(options: &Options) -> anyhow::Result<Vec<String>> {
                 missing.remove(&kind);
             }
             for effect in copier.step(term::now(begun), input) {
+                // Tried again it would be the same.
+                if copier.refusal().is_some() {
+                    return;
+                }
                 match effect {
                     // A list that lacks much is taken again, as in earnest.
                     Effect::List { kind, after: Duration::ZERO } => {
@@ -59,6 +63,9 @@ pub async fn try_out(options: &Options) -> anyhow::Result<Vec<String>> {
         }
     };
     timeout(DEADLINE, complete).await.context("the API server did not answer in time")?;
+    if let Some(refusal) = copier.refusal() {
+        anyhow::bail!("nothing would be copied: {refusal}");
+    }
     let mut lines = lines(&copier);
     lines.extend(stored_twice(&session, &copier).await);
     Ok(lines)

@@ -375,6 +375,20 @@ fn a_trial_says_what_would_change_and_writes_nothing() {
 }
 
 #[test]
+fn a_trial_of_another_cluster_says_that_nothing_would_be_copied() {
+    let (api, mut etcd) = copied(2);
+    let mut term = Term::trial(&etcd);
+    term.list_all(&api, &mut etcd);
+    assert_eq!(term.refusal(), None);
+    let mut other = Api::new("uid-2");
+    other.version = api.version + 1;
+    term.list(Kind::Pod, &other, &mut etcd);
+    assert!(term.refusal().is_some_and(|refusal| refusal.contains("uid-2")));
+    etcd.put("k8s/east/state", "?");
+    assert!(Term::trial(&etcd).refusal().is_some());
+}
+
+#[test]
 fn what_another_writer_changed_ends_the_term_before_anything_is_written_over_it() {
     // A key that is to be deleted was written since it was listed.
     let (mut api, mut etcd) = copied(3);

@@ -227,6 +227,10 @@ impl Term {
         self.copier.planned().collect()
     }
 
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.copier.refusal()
+    }
+
     pub(super) fn will_hold(&self, kind: Kind, path: &str) -> bool {
         self.copier.will_hold(kind, path)
     }
