@@ -1,32 +1,30 @@
 //! The main loop: every change takes the same path. View, underlay and paths make a plan, and its differences are
 //! applied.
 
+mod reconcile;
+mod start;
+
 use std::{
     collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
-use api;
 use api_types::DropCount;
-use attachments::{Attachments, Table, endpoints, sweep};
-use control::{Control, ControlStatus, state_dir::StateDir};
+use control::Control;
 use control_core::membership::{LocalFacts, MembershipState};
 use cow_map::CowMap;
 use enforcement::{Enforcement, FactsOfMesh};
 use etcd_schema::{Alive, NodeId, PublicKey};
-use ipnet::IpNet;
-use kernel::{self, Kernel, KernelEvents, SeenOthers, Underlay, UnderlaySelection};
-use keys::PrivateKey;
+use kernel::{Kernel, Underlay, UnderlaySelection};
 use mesh::{
     address::{Family, overlap, prefixes},
-    interface::InterfaceName,
     kernel_state,
     path::MacAddress,
     picture::Picture,
-    plan::{Local, Observed, Plan, Planner},
+    plan::{Local, Observed, Planner},
     problem::{Problem, ProblemCode},
     records::{Record, View},
     snapshot::{Owner, Snapshot},
@@ -35,30 +33,26 @@ use mesh::{
 };
 use prober::{self, Neighbours, Prober};
 use tokio::{
-    sync::{broadcast, mpsc, watch},
+    sync::broadcast,
     time::{MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tunnel::{self, Tunnel, TunnelEvent};
 
+use self::start::watch_kernel;
 use super::{
     Outcome, SharedState,
     acceptance::Acceptance,
-    cached_subnets,
-    change_log::log_changes,
-    enforced::enforce,
     etcd_names::EtcdNames,
     handshakes::{self, Handshakes},
-    nftables,
     pace::Pace,
     proven::Proven,
-    published::{Carrier, Identity, InForce, Published},
-    pulse::Pulse,
+    published::{Carrier, InForce},
     roamed::Roamed,
     underlay,
     wake::{RETRY, wake_at},
 };
-use crate::{doctor::host::not_forwarding, settings::Settings, subnet_env::SubnetEnv};
+use crate::settings::Settings;
 
 /// How often everything is looked over although nothing was heard.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -130,130 +124,6 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Starts everything that runs beside the loop.
-    #[expect(clippy::too_many_arguments, reason = "one caller, which has just made each of them")]
-    pub(super) async fn start(
-        settings: Settings,
-        state: StateDir,
-        id: NodeId,
-        private_key: PrivateKey,
-        kernel: Kernel,
-        tunnel: Tunnel,
-        handshakes: Handshakes,
-        enforcement: Arc<Enforcement>,
-        attachments: Arc<Attachments>,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let kernel = Arc::new(kernel);
-        // A cable that is out at boot is no reason not to start: the kernel says when there is an underlay.
-        let underlay = kernel.underlay(&selection(&settings)).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "no underlay yet");
-            Underlay::default()
-        });
-        let endpoints = underlay::endpoints(&settings, &underlay);
-        let public_key = private_key.public();
-        let facts = facts(&settings, public_key, &underlay, &endpoints);
-        let world = World { kernel: Arc::clone(&kernel), tunnel: tunnel.clone() };
-        let prober = Prober::start(
-            prober::Options {
-                port: settings.listen_port + 1,
-                mark: kernel.options().probe_mark,
-                own_id: id.clone(),
-                private_key: private_key.clone(),
-            },
-            Arc::new(world),
-        )
-        .with_context(|| {
-            format!("cannot bind UDP port {}: probes use the port after --listen-port", settings.listen_port + 1)
-        })?;
-        let roamed = Roamed::load(&settings.state_dir);
-        let direct_at_start = kernel.direct_routes().await.context("cannot read routes")?;
-        let accepted = Acceptance::at_start(&direct_at_start, &underlay, Instant::now());
-        let subnets = cached_subnets(&state);
-        let attached = !kernel.foreign_routes_within(&subnets).await.context("cannot read routes")?.is_empty();
-        enforce(&attachments, Arc::clone(&enforcement));
-        let control = control::start(control::Options {
-            etcd: settings.etcd.clone(),
-            state,
-            run_dir: settings.run_dir.clone(),
-            facts,
-            attached,
-            objects: Some(enforcement.sink()),
-            audit_interval: AUDIT_INTERVAL,
-        })
-        .map_err(|errors| anyhow::anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
-        let published = Arc::new(Published {
-            identity: Identity {
-                name: settings.node.to_string(),
-                id: id.to_string(),
-                site: settings.site.as_ref().map(ToString::to_string),
-                public_key,
-                interface: settings.interface.to_string(),
-            },
-            started: Instant::now(),
-            tunnel: tunnel.clone(),
-            enforcement: Arc::clone(&enforcement),
-            control: control.status.clone(),
-            etcd_acceptor: control.etcd_acceptor.clone(),
-            in_force: Mutex::new(InForce::default()),
-            attachments: Arc::clone(&attachments),
-            pulse: Arc::new(Pulse::new(Instant::now())),
-            etcd: settings.etcd.clone(),
-            state_dir: settings.state_dir.clone(),
-            private_key,
-            warnings: Mutex::default(),
-        });
-        let source: Arc<dyn api::Source> = Arc::clone(&published) as _;
-        Arc::clone(&published.pulse).feel(tunnel.clone(), stop.clone());
-        open_windows(&settings, &published, &source, stop);
-        tokio::spawn(announce(id.clone(), attachments.table(), control.status.clone(), control.endpoints.clone()));
-        tokio::spawn(log_changes(Arc::clone(&published), stop.clone()));
-        api::serve(&settings.run_dir.join(api::SOCKET), source, Arc::clone(&attachments), stop.clone())?;
-        // Its first look honours what was withdrawn between the reading of the files and now.
-        tokio::spawn(sweep(attachments, stop.clone()));
-        Ok(Self {
-            settings,
-            picture: Picture::new(id.clone()),
-            planner: Planner::default(),
-            facts_of_mesh: FactsOfMesh::default(),
-            id,
-            kernel,
-            tunnel,
-            enforcement,
-            prober,
-            control,
-            published,
-            underlay,
-            endpoints,
-            known: false,
-            snapshot: Snapshot::default(),
-            record_problems: Arc::default(),
-            alive: CowMap::default(),
-            starts: HashMap::new(),
-            public_key,
-            observed: Observed { direct_at_start, roamed: Arc::new(roamed.all().clone()), ..Observed::default() },
-            proven: Proven::default(),
-            roamed,
-            to_call: handshakes.talking(),
-            clock_problems: handshakes.behind(SystemTime::now()).into_iter().collect(),
-            handshakes,
-            accepted,
-            desired: None,
-            kernel_problems: Vec::new(),
-            look_at_kernel: true,
-            table: None,
-            tunnel_problems: Vec::new(),
-            targets: Targets::default(),
-            firewall_drops: Vec::new(),
-            retry_at: None,
-            others: Pace::new(Instant::now()),
-            tun_missing: false,
-            etcd_names: EtcdNames::default(),
-            failed: None,
-            policies_awaited: false,
-        })
-    }
-
     /// Runs until `stop`, or until this node must not run.
     pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<Outcome> {
         let mut view = self.control.view.clone();
@@ -560,126 +430,6 @@ impl Node {
         self.table = Some(table.clone());
     }
 
-    /// Makes the kernel's state what is desired; `look`: something may have changed there that was not told.
-    async fn reconcile(&mut self, desired: &kernel_state::Desired, look: bool, now: Instant) {
-        let problems = &mut self.kernel_problems;
-        problems.clear();
-        let others = self.others.others(now);
-        let report = match look {
-            true => self.kernel.reconcile(desired, others).await,
-            false => self.kernel.follow(desired, others).await,
-        };
-        match report.as_ref().map(|report| report.others) {
-            Ok(SeenOthers::Read) => self.others.read(now, Instant::now()),
-            Ok(SeenOthers::Kept) => self.others.left_out(),
-            Ok(SeenOthers::Unchanged) if look => self.others.nothing_new(),
-            Ok(SeenOthers::Unchanged) | Err(_) => {}
-        }
-        let report = match report {
-            Ok(report) => report,
-            Err(error) => {
-                tracing::error!(%error, "cannot read kernel state; retrying");
-                problems.push(Problem::new(
-                    ProblemCode::KernelUnreadable,
-                    error.to_string(),
-                    "see the log; the daemon retries",
-                ));
-                self.retry_at = Some(now + RETRY);
-                return;
-            }
-        };
-        if !report.failures.iter().any(kernel::Failure::may_concern_routes) {
-            self.prober.routes_applied();
-        }
-        for failure in &report.failures {
-            self.tun_missing |= failure.problem == kernel::Problem::NoTun;
-            self.retry_at = Some(now + RETRY);
-            if !nftables::is_of(failure) {
-                let cause = format!("{}: {}", failure.what, failure.problem);
-                problems.push(Problem::new(ProblemCode::KernelRefused, cause, failure.remedy()));
-            }
-        }
-        problems.extend(nftables::refused(&report.failures));
-        if let Some(interface) = &report.not_forwarding {
-            let (cause, remedy) = not_forwarding(interface.as_str());
-            problems.push(Problem::new(ProblemCode::ForwardingOff, cause, remedy));
-        }
-        for met in &report.met {
-            let (source, destination) = met.packet;
-            let at = format!("chain {} of table {}", met.chain, met.table);
-            let unused = "so direct paths cannot be used";
-            let (code, cause) = match met.effect {
-                kernel::Effect::Translates => {
-                    let effect =
-                        "the receiver sees an address of this node, so policies by label match the wrong sender";
-                    let what = format!("rewrites the source of packets from {source} to {destination}: {effect}");
-                    (ProblemCode::PodsMasqueraded, what)
-                }
-                kernel::Effect::Drops => {
-                    (ProblemCode::ProbesDropped, format!("drops probes from {source} to {destination}, {unused}"))
-                }
-                kernel::Effect::Remarks => {
-                    let what = format!("rewrites the packet mark of probes from {source} to {destination}, {unused}");
-                    (ProblemCode::ProbesRemarked, what)
-                }
-            };
-            let cause = format!("{at} {cause}");
-            problems.push(Problem::new(code, cause, met.remedy.clone()));
-        }
-        for drop in &report.foreign_drops {
-            let cause =
-                format!("chain {} of table {} {} drops forwarded pod packets", drop.chain, drop.family, drop.table);
-            problems.push(Problem::new(ProblemCode::ForeignForwardDrop, cause, drop.remedy.clone()));
-        }
-    }
-
-    /// The host's ends of the interfaces of attached pods.
-    fn pod_interfaces(&self) -> Vec<InterfaceName> {
-        let table = self.published.attachments.table();
-        let table = table.borrow();
-        let attached = table.attachments.values().filter_map(|one| one.attach.as_ref());
-        attached.filter_map(|attach| attach.interface.parse().ok()).collect()
-    }
-
-    fn write_subnet_env(&self, planned: &Plan, problems: &mut Vec<Problem>) {
-        let subnets: Vec<IpNet> = self.snapshot.own_prefixes().collect();
-        let path = self.settings.run_dir.join("subnet.env");
-        if subnets.is_empty() {
-            let gone = matches!(
-                self.control.status.borrow().state,
-                MembershipState::SubnetLost { .. } | MembershipState::Removed | MembershipState::Cloned { .. }
-            );
-            // Plugins that read it would go on giving out addresses that are another node's.
-            if gone
-                && let Err(error) = std::fs::remove_file(&path)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                let cause = format!("{} cannot be removed: {error}", path.display());
-                problems.push(Problem::new(
-                    ProblemCode::SubnetEnv,
-                    cause,
-                    "remove the file: its subnet no longer belongs to \
-                     this node",
-                ));
-            }
-            return;
-        }
-        let env = SubnetEnv {
-            networks: self.snapshot.networks().collect(),
-            subnets,
-            mtu: planned.mtu,
-            ip_masq: self.settings.ip_masq,
-        };
-        if let Err(error) = env.write(&path) {
-            let cause = format!("{} cannot be written: {error}", path.display());
-            problems.push(Problem::new(
-                ProblemCode::SubnetEnv,
-                cause,
-                "free disk space, or make the directory writable",
-            ));
-        }
-    }
-
     fn tunnel_event(&mut self, event: Result<TunnelEvent, broadcast::error::RecvError>) {
         match event {
             Ok(TunnelEvent::TunGone) => self.tun_missing = true,
@@ -747,19 +497,6 @@ impl Node {
         self.look_at_kernel = true;
     }
 
-    async fn kernel_events(&mut self, events: KernelEvents) {
-        if events.can_wait() {
-            let now = Instant::now();
-            self.others.changed(if events.settings { now + SETTINGS_SETTLE } else { now });
-            return;
-        }
-        self.look_at_kernel = true;
-        if events.links || events.addresses || events.routes || events.resync {
-            self.read_underlay().await;
-            self.read_attached().await;
-        }
-    }
-
     /// What is looked at although nothing was heard.
     async fn sweep(&mut self) {
         self.look_at_kernel = true;
@@ -775,47 +512,6 @@ impl Node {
                 .into_iter()
                 .map(|(rule, counter)| DropCount { reason: format!("firewall_{rule}"), packets: counter.packets })
                 .collect();
-        }
-    }
-
-    /// Tells the control plane whether containers hold addresses of this node's subnet: while they do, it draws no
-    /// other one.
-    async fn read_attached(&self) {
-        let subnet = {
-            let status = self.control.status.borrow();
-            match &status.state {
-                MembershipState::SubnetLost { subnet, .. } => Some(*subnet),
-                _ => status.subnet,
-            }
-        };
-        let subnets: Vec<IpNet> = subnet.iter().flat_map(prefixes).collect();
-        match self.kernel.foreign_routes_within(&subnets).await {
-            Ok(routes) => {
-                let attached = !routes.is_empty();
-                self.control.attached.send_if_modified(|held| std::mem::replace(held, attached) != attached);
-            }
-            Err(error) => tracing::warn!(%error, "cannot read routes"),
-        }
-    }
-
-    /// Looks at the underlay; publishes what has changed.
-    async fn read_underlay(&mut self) {
-        match self.kernel.underlay(&selection(&self.settings)).await {
-            Ok(underlay) if underlay != self.underlay => {
-                self.underlay = underlay;
-                self.endpoints = underlay::endpoints(&self.settings, &self.underlay);
-                let list = |words: Vec<String>| words.join(", ");
-                let interfaces = list(self.carriers().into_iter().map(|carrier| carrier.name).collect());
-                let endpoints = list(self.endpoints.iter().map(ToString::to_string).collect());
-                tracing::info!(interfaces, endpoints, "underlay changed");
-                let facts = facts(&self.settings, self.public_key, &self.underlay, &self.endpoints);
-                self.control.facts.send_replace(facts);
-                // Peers need not wait for the record: the endpoint of a live one follows what it receives.
-                self.tunnel.announce();
-            }
-            Ok(_) => {}
-            // What is published stays: a cable that is out for a moment moves no node.
-            Err(error) => tracing::warn!(%error, "cannot read the underlay"),
         }
     }
 }
@@ -837,100 +533,6 @@ fn unconfirmed_identity() -> Problem {
          out, for at most 5 s",
         "none needed: if another daemon is running, the problem `cloned` follows",
     )
-}
-
-/// Tells the control plane which attachments the rest of the mesh is to see, until one of both ends.
-async fn announce(
-    id: NodeId,
-    mut table: watch::Receiver<Arc<Table>>,
-    mut status: watch::Receiver<ControlStatus>,
-    records: watch::Sender<Option<control_core::endpoints::EndpointRecords>>,
-) {
-    loop {
-        let subnets: Vec<IpNet> = status.borrow_and_update().subnet.iter().flat_map(prefixes).collect();
-        let wanted = Arc::new(endpoints(&table.borrow_and_update(), &id, &subnets));
-        records.send_if_modified(|known| {
-            let other = known.as_ref() != Some(&wanted);
-            *known = Some(wanted);
-            other
-        });
-        tokio::select! {
-            changed = table.changed() => if changed.is_err() { return },
-            changed = status.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-/// Hands the kernel's notifications on; what waits is small, for each one says only what kinds of things changed.
-fn watch_kernel(
-    kernel: &Kernel,
-    enforcement: Arc<Enforcement>,
-    stop: CancellationToken,
-) -> anyhow::Result<mpsc::Receiver<KernelEvents>> {
-    let mut watch = kernel.watch().context("cannot subscribe to kernel notifications")?;
-    let (events_in, events) = mpsc::channel(16);
-    tokio::spawn(async move {
-        let hand_on = async {
-            loop {
-                let events = watch.next().await;
-                let ruleset = events.ruleset || events.policy_ruleset || events.foreign_ruleset;
-                if ruleset || events.ruleset_volume || events.links || events.addresses || events.resync {
-                    enforcement.look();
-                }
-                if events.calls_for_reconcile() && events_in.send(events).await.is_err() {
-                    return;
-                }
-            }
-        };
-        tokio::select! {
-            () = hand_on => {}
-            () = stop.cancelled() => {}
-        }
-    });
-    Ok(events)
-}
-
-/// What is asked over TCP, and by WireGuard's tools. None of it keeps the node from its work.
-fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn api::Source>, stop: &CancellationToken) {
-    if let Some(address) = settings.metrics.address {
-        let shown = Arc::clone(published);
-        let tell = move |error: Option<std::io::Error>| {
-            let problem = |error| {
-                let cause = format!("cannot serve metrics and health checks on {address}: {error}");
-                Problem::new(
-                    ProblemCode::MetricsAddress,
-                    cause,
-                    "free that address, or choose another one with --metrics-addr",
-                )
-            };
-            shown.warn(ProblemCode::MetricsAddress, error.map(problem));
-        };
-        api::monitor(address, settings.metrics.per_peer, Arc::clone(source), stop.clone(), tell);
-    }
-    if let Some(address) = settings.ui {
-        let shown = Arc::clone(published);
-        let tell = move |error: Option<std::io::Error>| {
-            let problem = |error| {
-                let cause = format!("cannot serve the browser page on {address}: {error}");
-                Problem::new(ProblemCode::UiAddress, cause, "free that address, or choose another one with --ui-addr")
-            };
-            shown.warn(ProblemCode::UiAddress, error.map(problem));
-        };
-        api::page(address, Arc::clone(source), stop.clone(), tell);
-    }
-    let shown = Arc::clone(published);
-    let tell = move |error: Option<std::io::Error>| {
-        let problem = |error| {
-            let cause = format!("`wg show` does not work: {error}");
-            Problem::new(
-                ProblemCode::WgSocket,
-                cause,
-                "free this name in /var/run/wireguard, or choose another one with --interface",
-            )
-        };
-        shown.warn(ProblemCode::WgSocket, error.map(problem));
-    };
-    api::wireguard(settings.interface.as_str(), Arc::clone(source), stop.clone(), tell);
 }
 
 fn selection(settings: &Settings) -> UnderlaySelection {
@@ -957,24 +559,4 @@ fn facts(settings: &Settings, public_key: PublicKey, underlay: &Underlay, endpoi
 async fn read_neighbours(kernel: &Kernel, interface: u32, family: Family) -> Neighbours {
     let known = kernel.neighbours(interface, family == Family::V4).await.unwrap_or_default();
     known.into_iter().map(|(address, neighbour)| (address, MacAddress(neighbour.mac))).collect()
-}
-
-/// What the prober asks of the node.
-struct World {
-    kernel: Arc<Kernel>,
-    tunnel: Tunnel,
-}
-
-impl prober::World for World {
-    async fn neighbours(&self, interface: u32, family: Family) -> Neighbours {
-        read_neighbours(&self.kernel, interface, family).await
-    }
-
-    fn heard_in_tunnel(&self, peer: &NodeId) -> Option<Instant> {
-        self.tunnel.heard(&Owner::Node(peer.clone()).to_string())
-    }
-
-    fn call_in_tunnel(&self, peer: &NodeId) {
-        self.tunnel.initiate(&Owner::Node(peer.clone()).to_string());
-    }
 }

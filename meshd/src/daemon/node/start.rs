@@ -1,0 +1,311 @@
+//! The start of the node: everything that runs beside the main loop.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Instant, SystemTime},
+};
+
+use anyhow::Context as _;
+use api;
+use attachments::{Attachments, Table, endpoints, sweep};
+use control::{Control, ControlStatus, state_dir::StateDir};
+use cow_map::CowMap;
+use enforcement::{Enforcement, FactsOfMesh};
+use etcd_schema::NodeId;
+use ipnet::IpNet;
+use kernel::{Kernel, KernelEvents, Underlay};
+use keys::PrivateKey;
+use mesh::{
+    address::{Family, prefixes},
+    picture::Picture,
+    plan::{Observed, Planner},
+    problem::{Problem, ProblemCode},
+    snapshot::{Owner, Snapshot},
+    target::Targets,
+};
+use prober::{self, Neighbours, Prober};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tunnel::Tunnel;
+
+use super::{AUDIT_INTERVAL, Node, facts, read_neighbours, selection};
+use crate::{
+    daemon::{
+        SharedState,
+        acceptance::Acceptance,
+        cached_subnets,
+        change_log::log_changes,
+        enforced::enforce,
+        etcd_names::EtcdNames,
+        handshakes::Handshakes,
+        pace::Pace,
+        proven::Proven,
+        published::{Identity, InForce, Published},
+        pulse::Pulse,
+        roamed::Roamed,
+        underlay,
+    },
+    settings::Settings,
+};
+
+impl Node {
+    /// Starts everything that runs beside the loop.
+    #[expect(clippy::too_many_arguments, reason = "one caller, which has just made each of them")]
+    pub(in crate::daemon) async fn start(
+        settings: Settings,
+        state: StateDir,
+        id: NodeId,
+        private_key: PrivateKey,
+        kernel: Kernel,
+        tunnel: Tunnel,
+        handshakes: Handshakes,
+        enforcement: Arc<Enforcement>,
+        attachments: Arc<Attachments>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let kernel = Arc::new(kernel);
+        // A cable that is out at boot is no reason not to start: the kernel says when there is an underlay.
+        let underlay = kernel.underlay(&selection(&settings)).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "no underlay yet");
+            Underlay::default()
+        });
+        let endpoints = underlay::endpoints(&settings, &underlay);
+        let public_key = private_key.public();
+        let facts = facts(&settings, public_key, &underlay, &endpoints);
+        let world = World { kernel: Arc::clone(&kernel), tunnel: tunnel.clone() };
+        let prober = Prober::start(
+            prober::Options {
+                port: settings.listen_port + 1,
+                mark: kernel.options().probe_mark,
+                own_id: id.clone(),
+                private_key: private_key.clone(),
+            },
+            Arc::new(world),
+        )
+        .with_context(|| {
+            format!("cannot bind UDP port {}: probes use the port after --listen-port", settings.listen_port + 1)
+        })?;
+        let roamed = Roamed::load(&settings.state_dir);
+        let direct_at_start = kernel.direct_routes().await.context("cannot read routes")?;
+        let accepted = Acceptance::at_start(&direct_at_start, &underlay, Instant::now());
+        let subnets = cached_subnets(&state);
+        let attached = !kernel.foreign_routes_within(&subnets).await.context("cannot read routes")?.is_empty();
+        enforce(&attachments, Arc::clone(&enforcement));
+        let control = control::start(control::Options {
+            etcd: settings.etcd.clone(),
+            state,
+            run_dir: settings.run_dir.clone(),
+            facts,
+            attached,
+            objects: Some(enforcement.sink()),
+            audit_interval: AUDIT_INTERVAL,
+        })
+        .map_err(|errors| anyhow::anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
+        let published = Arc::new(published(
+            &settings,
+            &id,
+            private_key,
+            tunnel.clone(),
+            Arc::clone(&enforcement),
+            Arc::clone(&attachments),
+            &control,
+        ));
+        let source: Arc<dyn api::Source> = Arc::clone(&published) as _;
+        Arc::clone(&published.pulse).feel(tunnel.clone(), stop.clone());
+        open_windows(&settings, &published, &source, stop);
+        tokio::spawn(announce(id.clone(), attachments.table(), control.status.clone(), control.endpoints.clone()));
+        tokio::spawn(log_changes(Arc::clone(&published), stop.clone()));
+        api::serve(&settings.run_dir.join(api::SOCKET), source, Arc::clone(&attachments), stop.clone())?;
+        // Its first look honours what was withdrawn between the reading of the files and now.
+        tokio::spawn(sweep(attachments, stop.clone()));
+        Ok(Self {
+            settings,
+            picture: Picture::new(id.clone()),
+            planner: Planner::default(),
+            facts_of_mesh: FactsOfMesh::default(),
+            id,
+            kernel,
+            tunnel,
+            enforcement,
+            prober,
+            control,
+            published,
+            underlay,
+            endpoints,
+            known: false,
+            snapshot: Snapshot::default(),
+            record_problems: Arc::default(),
+            alive: CowMap::default(),
+            starts: HashMap::new(),
+            public_key,
+            observed: Observed { direct_at_start, roamed: Arc::new(roamed.all().clone()), ..Observed::default() },
+            proven: Proven::default(),
+            roamed,
+            to_call: handshakes.talking(),
+            clock_problems: handshakes.behind(SystemTime::now()).into_iter().collect(),
+            handshakes,
+            accepted,
+            desired: None,
+            kernel_problems: Vec::new(),
+            look_at_kernel: true,
+            table: None,
+            tunnel_problems: Vec::new(),
+            targets: Targets::default(),
+            firewall_drops: Vec::new(),
+            retry_at: None,
+            others: Pace::new(Instant::now()),
+            tun_missing: false,
+            etcd_names: EtcdNames::default(),
+            failed: None,
+            policies_awaited: false,
+        })
+    }
+}
+
+/// What the API answers from.
+fn published(
+    settings: &Settings,
+    id: &NodeId,
+    private_key: PrivateKey,
+    tunnel: Tunnel,
+    enforcement: Arc<Enforcement>,
+    attachments: Arc<Attachments>,
+    control: &Control,
+) -> Published {
+    Published {
+        identity: Identity {
+            name: settings.node.to_string(),
+            id: id.to_string(),
+            site: settings.site.as_ref().map(ToString::to_string),
+            public_key: private_key.public(),
+            interface: settings.interface.to_string(),
+        },
+        started: Instant::now(),
+        tunnel,
+        enforcement,
+        control: control.status.clone(),
+        etcd_acceptor: control.etcd_acceptor.clone(),
+        in_force: Mutex::new(InForce::default()),
+        attachments,
+        pulse: Arc::new(Pulse::new(Instant::now())),
+        etcd: settings.etcd.clone(),
+        state_dir: settings.state_dir.clone(),
+        private_key,
+        warnings: Mutex::default(),
+    }
+}
+
+/// Tells the control plane which attachments the rest of the mesh is to see, until one of both ends.
+async fn announce(
+    id: NodeId,
+    mut table: watch::Receiver<Arc<Table>>,
+    mut status: watch::Receiver<ControlStatus>,
+    records: watch::Sender<Option<control_core::endpoints::EndpointRecords>>,
+) {
+    loop {
+        let subnets: Vec<IpNet> = status.borrow_and_update().subnet.iter().flat_map(prefixes).collect();
+        let wanted = Arc::new(endpoints(&table.borrow_and_update(), &id, &subnets));
+        records.send_if_modified(|known| {
+            let other = known.as_ref() != Some(&wanted);
+            *known = Some(wanted);
+            other
+        });
+        tokio::select! {
+            changed = table.changed() => if changed.is_err() { return },
+            changed = status.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Hands the kernel's notifications on; what waits is small, for each one says only what kinds of things changed.
+pub(super) fn watch_kernel(
+    kernel: &Kernel,
+    enforcement: Arc<Enforcement>,
+    stop: CancellationToken,
+) -> anyhow::Result<mpsc::Receiver<KernelEvents>> {
+    let mut watch = kernel.watch().context("cannot subscribe to kernel notifications")?;
+    let (events_in, events) = mpsc::channel(16);
+    tokio::spawn(async move {
+        let hand_on = async {
+            loop {
+                let events = watch.next().await;
+                let ruleset = events.ruleset || events.policy_ruleset || events.foreign_ruleset;
+                if ruleset || events.ruleset_volume || events.links || events.addresses || events.resync {
+                    enforcement.look();
+                }
+                if events.calls_for_reconcile() && events_in.send(events).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = hand_on => {}
+            () = stop.cancelled() => {}
+        }
+    });
+    Ok(events)
+}
+
+/// What is asked over TCP, and by WireGuard's tools. None of it keeps the node from its work.
+fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn api::Source>, stop: &CancellationToken) {
+    if let Some(address) = settings.metrics.address {
+        let shown = Arc::clone(published);
+        let tell = move |error: Option<std::io::Error>| {
+            let problem = |error| {
+                let cause = format!("cannot serve metrics and health checks on {address}: {error}");
+                Problem::new(
+                    ProblemCode::MetricsAddress,
+                    cause,
+                    "free that address, or choose another one with --metrics-addr",
+                )
+            };
+            shown.warn(ProblemCode::MetricsAddress, error.map(problem));
+        };
+        api::monitor(address, settings.metrics.per_peer, Arc::clone(source), stop.clone(), tell);
+    }
+    if let Some(address) = settings.ui {
+        let shown = Arc::clone(published);
+        let tell = move |error: Option<std::io::Error>| {
+            let problem = |error| {
+                let cause = format!("cannot serve the browser page on {address}: {error}");
+                Problem::new(ProblemCode::UiAddress, cause, "free that address, or choose another one with --ui-addr")
+            };
+            shown.warn(ProblemCode::UiAddress, error.map(problem));
+        };
+        api::page(address, Arc::clone(source), stop.clone(), tell);
+    }
+    let shown = Arc::clone(published);
+    let tell = move |error: Option<std::io::Error>| {
+        let problem = |error| {
+            let cause = format!("`wg show` does not work: {error}");
+            Problem::new(
+                ProblemCode::WgSocket,
+                cause,
+                "free this name in /var/run/wireguard, or choose another one with --interface",
+            )
+        };
+        shown.warn(ProblemCode::WgSocket, error.map(problem));
+    };
+    api::wireguard(settings.interface.as_str(), Arc::clone(source), stop.clone(), tell);
+}
+
+/// What the prober asks of the node.
+struct World {
+    kernel: Arc<Kernel>,
+    tunnel: Tunnel,
+}
+
+impl prober::World for World {
+    async fn neighbours(&self, interface: u32, family: Family) -> Neighbours {
+        read_neighbours(&self.kernel, interface, family).await
+    }
+
+    fn heard_in_tunnel(&self, peer: &NodeId) -> Option<Instant> {
+        self.tunnel.heard(&Owner::Node(peer.clone()).to_string())
+    }
+
+    fn call_in_tunnel(&self, peer: &NodeId) {
+        self.tunnel.initiate(&Owner::Node(peer.clone()).to_string());
+    }
+}
