@@ -107,7 +107,7 @@ fn equal_names_of_two_clusters_are_two_pods_and_their_policies_meet_their_own() 
 
     told(&mesh);
 
-    // Without its Node object the node is in no cluster, and its pods are of nobody knows which.
+    // Without its Node object the node is in no cluster, and which cluster its pods are of is not known.
     mesh.etcd.del("/meshd/k8s/east/nodes/east1");
     await_in_force(&mesh);
     refused(&servers, far);
