@@ -114,7 +114,7 @@ fn an_address_is_a_pods_of_the_cluster_whose_nodes_subnet_it_is_in() {
     engine.delete_attachment(&"x".into());
     engine.set_cluster(&"m1".into(), None);
     assert_eq!(at(&mut engine, "10.244.1.7"), "shop/db flat");
-    // Its subnet goes to a node of another cluster, whichever of them is told first.
+    // Its subnet goes to a node of another cluster, in either order.
     engine.set_cluster(&"m1".into(), worker("east", 1));
     engine.set_cluster(&"m2".into(), worker("west", 1));
     engine.set_cluster(&"m1".into(), worker("east", 2));

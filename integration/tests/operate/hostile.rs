@@ -63,7 +63,7 @@ fn commands_print_no_key_as_it_is(node: &MeshdNode, keys: &[String], folder: &Pa
     fs::write(&file, &deny).unwrap();
     let checked = said(node, &["check", "clusternetworkpolicies/deny", path]);
     assert!(checked.success() && checked.stdout.contains(r"\u{202e}"), "{}", checked.describe());
-    assert!(checked.stdout.lines().count() > 3, "a policy is told in lines: {}", checked.describe());
+    assert!(checked.stdout.lines().count() > 3, "a policy is printed in lines: {}", checked.describe());
     fs::write(Path::new(worlds).join("deny.json"), deny).unwrap();
 
     // By the name that the pod has for its port, too.

@@ -65,7 +65,7 @@ enum Line {
 /// Looks at problems and peers until `stop`.
 pub(super) async fn log_changes(published: SharedState, stop: CancellationToken) {
     let (mut peer_log, mut problem_log) = (PeerLog::default(), ProblemLog::default());
-    // What is not well only until the node has joined is no news.
+    // Problems that end when the node has joined are not worth a line.
     let mut look = interval_at(tokio::time::Instant::now() + LOOK, LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

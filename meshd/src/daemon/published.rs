@@ -88,7 +88,7 @@ pub(super) struct Published {
     pub(super) state_dir: PathBuf,
     /// For WireGuard's own tools, when root uses them.
     pub(super) private_key: PrivateKey,
-    /// What is not well with the ways of asking, by code. They keep no packet from its way.
+    /// Addresses and sockets of the API that cannot be served, by code. They hold up no packet.
     pub(super) warnings: Mutex<BTreeMap<ProblemCode, Problem>>,
 }
 
@@ -168,7 +168,7 @@ impl Published {
         named.chain(self.lock().firewall_drops.iter().cloned()).collect()
     }
 
-    /// Everything that is not well, each cause once.
+    /// Every problem of this node, each cause once.
     pub(super) fn problems(&self, control: &ControlStatus, peers: &[(String, Peer)]) -> Found {
         let in_force = self.lock();
         let mut problems = control.problems.clone();
@@ -385,7 +385,7 @@ impl Source for Published {
     }
 }
 
-/// What is not well.
+/// The problems of this node.
 pub(super) struct Found {
     pub(super) problems: Vec<Problem>,
     /// Some of it keeps packets from their way, or may.

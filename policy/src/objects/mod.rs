@@ -184,7 +184,7 @@ pub fn summary(key: &KubernetesKey, object: &Object) -> String {
 }
 
 /// Hands an object to the engine. Of a pod's addresses, `age` decides among several pods that claim one. Which node of the
-/// mesh a Node is, the engine is told by [`Engine::set_cluster`].
+/// mesh a Node is, [`Engine::set_cluster`] says.
 pub fn put(engine: &mut Engine, cluster: &Cluster, key: &KubernetesKey, object: Object, age: Age) {
     let name = name(cluster, key);
     match object {

@@ -51,7 +51,7 @@ struct Disputed {
 type Place = (Cluster, KubernetesName);
 
 impl ClusterNodes {
-    /// Takes a Node object; `None`: there is none. Returns whether that is a change.
+    /// Takes a Node object; `None` removes it. Returns whether that is a change.
     pub(super) fn take(&mut self, cluster: &Cluster, name: &KubernetesName, node: Option<Arc<KubernetesNode>>) -> bool {
         let key = (cluster.clone(), name.clone());
         let before = match node {
@@ -61,7 +61,7 @@ impl ClusterNodes {
         before.as_ref() != self.objects.get(&key)
     }
 
-    /// Takes the labels of a Namespace object; `None`: there is none.
+    /// Takes the labels of a Namespace object; `None` removes them.
     pub(super) fn take_labels(&mut self, cluster: &Cluster, name: &KubernetesName, labels: Option<&Labels>) {
         let key = Key::Kubernetes(cluster.clone(), KubernetesKey::Namespace(name.clone()));
         match labels.and_then(|labels| labels.get(CLUSTER)) {
