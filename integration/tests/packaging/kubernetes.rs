@@ -57,7 +57,7 @@ fn image(to: &Path) {
     let folder = to.with_extension("root");
     let script = format!(
         "mkdir -p {folder}/binaries && cd {folder} && cp {binaries}/meshd {binaries}/meshctl {binaries}/meshd-sync {binaries}/meshd-cni binaries/ \
-         && strip binaries/* && {scripts}/image-root binaries root && tar -C root -cf {to} . && rm -r {folder}",
+         && strip binaries/* && {scripts}/image-root binaries root $(dpkg --print-architecture) && tar -C root -cf {to} . && rm -r {folder}",
         folder = folder.display(),
         binaries = binary("meshd").parent().unwrap().display(),
         scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts").display(),
