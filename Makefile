@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help build dist demo test soak lint fmt man chart bench deps peers previous kubernetes
+.PHONY: help build dist demo test soak lint fmt man chart bench deps peers previous api-server kubernetes
 
 # Scenarios mostly wait, so more of them than cores run at once; many more would disturb each other.
 TEST_THREADS ?= 6
@@ -24,7 +24,7 @@ demo: deps ## Show a mesh of two sites at work, in network namespaces (KEEP=1 le
 	@cargo build --release --workspace --bins
 	"$${CARGO_TARGET_DIR:-target}/release/demo"
 
-test: deps lint peers previous kubernetes ## Everything that must pass: format, lints, documentation, unit, property and scenario tests
+test: deps lint peers previous api-server ## Everything that must pass: format, lints, documentation, unit, property and scenario tests
 	@cargo build --workspace --bins --tests
 	# All that fails is seen in one run.
 	cargo test --workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)
@@ -43,7 +43,7 @@ lint: deps ## Format, lints, documentation, scripts
 	scripts/language
 	scripts/install-peers --lint
 	PATH="$$(realpath "$${CARGO_TARGET_DIR:-target}")/tools/bin:$$PATH" cargo deny --log-level error check bans licenses sources
-	for script in scripts/* .ci/run integration/src/lab/*.sh; do bash -n "$$script"; done
+	for script in scripts/* .ci/run $$(git ls-files "integration/*.sh"); do bash -n "$$script"; done
 
 fmt: ## Format the code
 	@cargo fmt --all
@@ -61,6 +61,13 @@ man: build ## Write manual pages and shell completions to target/man and target/
 chart: ## Render deploy/kubernetes from the Helm chart and check both (builds helm: minutes)
 	@scripts/chart
 
+kubernetes: deps api-server ## Scenarios on a whole cluster in network namespaces (builds its programs once: minutes; NAME=… runs one)
+	@scripts/install-deps --cluster
+	scripts/install-kubernetes cluster
+	scripts/install-helm
+	cargo build --bins -p meshd -p cni -p sync
+	cargo test -p integration --test cluster -- --test-threads=1 $(NAME)
+
 bench: deps ## Benchmarks of tunnel, policy and control plane, next to others (an hour; BENCH_QUICK=1 tries them out)
 	@scripts/install-peers --bench
 	@cargo build --release --workspace --bins
@@ -75,5 +82,5 @@ peers: deps
 previous: deps
 	@scripts/install-previous
 
-kubernetes: deps
+api-server: deps
 	@scripts/install-kubernetes

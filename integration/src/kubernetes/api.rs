@@ -1,7 +1,8 @@
-//! A real API server with an etcd of its own, on one host; no kubelets.
+//! A real API server with an etcd of its own, on one host.
 
 use std::{
-    fs,
+    fmt::Write as _,
+    fs, io,
     path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, PoisonError},
@@ -10,20 +11,27 @@ use std::{
 
 use serde_json::Value;
 
+use super::programs;
 use crate::{Host, Output, Process, await_until};
 
 const READY: Duration = Duration::from_secs(180);
-const SERVER: &str = "https://127.0.0.1:6443";
+const PORT: &str = "6443";
+/// Of Services.
+const SERVICES: &str = "10.96.0.0/16";
+const SERVICES_DUAL: &str = "10.96.0.0/16,fd42:96::/112";
 const STORE: &str = "http://127.0.0.1:12379";
 const STORE_PEER: &str = "http://127.0.0.1:12380";
 
-/// The control plane of a cluster, as far as objects go.
+/// The control plane of a cluster: for objects alone, or for nodes, with controllers and a scheduler.
 pub struct KubernetesApi {
     host: Host,
     programs: PathBuf,
     folder: PathBuf,
+    /// Where nodes reach it, if there are any.
+    address: Option<String>,
     store: Mutex<Option<Process>>,
     server: Mutex<Option<Process>>,
+    controllers: Mutex<Vec<Process>>,
 }
 
 impl KubernetesApi {
@@ -34,26 +42,69 @@ impl KubernetesApi {
     #[must_use]
     #[track_caller]
     pub fn start(host: &Host) -> Self {
+        let api = Self::new(host, None);
+        api.make_certificates(&[]);
+        api.start_processes();
+        api
+    }
+
+    /// Starts a whole control plane for nodes of these names, which reach it at `address`.
+    ///
+    /// # Panics
+    /// When it is not ready in time, or when the programs were not built.
+    #[must_use]
+    #[track_caller]
+    pub fn start_for_nodes(host: &Host, address: &str, nodes: &[&str]) -> Self {
+        let api = Self::new(host, Some(address.to_owned()));
+        api.make_certificates(nodes);
+        api.start_processes();
+        // They end at once unless the server has made its roles.
+        api.start_controllers();
+        api
+    }
+
+    #[track_caller]
+    fn new(host: &Host, address: Option<String>) -> Self {
         let folder = host.lab().folder().join(format!("kubernetes-{}", host.name()));
         fs::create_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        let api = Self {
+        Self {
             host: host.clone(),
-            programs: programs(),
+            programs: programs("api"),
             folder,
+            address,
             store: Mutex::default(),
             server: Mutex::default(),
-        };
-        api.make_certificates();
-        api.start_store();
-        api.start_server();
-        api.await_ready();
-        api
+            controllers: Mutex::default(),
+        }
+    }
+
+    #[track_caller]
+    fn start_processes(&self) {
+        self.start_store();
+        self.start_server();
+        self.await_ready();
+    }
+
+    /// The host that it runs on.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// A file by which a node or one of its programs reaches the server.
+    pub(crate) fn kubeconfig_of(&self, who: &str) -> PathBuf {
+        self.folder.join(format!("{who}.kubeconfig"))
+    }
+
+    /// The authority's certificate.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.folder.join("ca.pem")
     }
 
     /// The file by which an administrator reaches it, from this host.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
-        self.folder.join("kubeconfig")
+        self.kubeconfig_of("admin")
     }
 
     /// Runs kubectl with `input`.
@@ -65,6 +116,24 @@ impl KubernetesApi {
         let output = self.try_kubectl(args, input);
         assert!(output.success(), "{}", output.describe());
         output
+    }
+
+    /// [`kubectl`](Self::kubectl) for a command that may fail.
+    #[must_use]
+    #[track_caller]
+    pub fn try_kubectl(&self, args: &[&str], input: &str) -> Output {
+        let (program, kubeconfig) = (self.program("kubectl"), self.kubeconfig());
+        let kubeconfig = kubeconfig.to_string_lossy();
+        let command = [&[program.as_str(), "--kubeconfig", &kubeconfig, "--request-timeout=60s"], args].concat();
+        self.host.run_with_input(&command, input)
+    }
+
+    /// Starts a kubectl that goes on running.
+    #[must_use]
+    #[track_caller]
+    pub fn spawn_kubectl(&self, args: &[&str]) -> Process {
+        let kubeconfig = self.kubeconfig();
+        self.host.spawn(self.program("kubectl"), &[&["--kubeconfig", &kubeconfig.to_string_lossy()], args].concat())
     }
 
     /// Puts an object or a list of them.
@@ -105,6 +174,28 @@ impl KubernetesApi {
         self.await_ready();
     }
 
+    /// Starts the API server again on an empty store, without controllers and scheduler, and waits until it is ready.
+    pub fn start_with_other_store(&self) {
+        self.controllers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.restart_with(|own, aside| fs::rename(own, aside));
+    }
+
+    /// Goes back from [`start_with_other_store`](Self::start_with_other_store).
+    pub fn start_with_own_store(&self) {
+        self.restart_with(|own, aside| fs::remove_dir_all(own).and_then(|()| fs::rename(aside, own)));
+        self.start_controllers();
+    }
+
+    fn restart_with(&self, change: impl FnOnce(&Path, &Path) -> io::Result<()>) {
+        self.kill_server();
+        if let Some(store) = self.store.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            store.kill9();
+        }
+        let data = self.data();
+        change(&data, &data.with_extension("aside")).unwrap_or_else(|error| panic!("the API server's etcd: {error}"));
+        self.start_processes();
+    }
+
     /// Replaces its etcd by an empty one, while the API server is down.
     pub fn empty_store(&self) {
         if let Some(store) = self.store.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -141,45 +232,68 @@ impl KubernetesApi {
 
     fn start_server(&self) {
         let file = |name: &str| self.folder.join(name).to_string_lossy().into_owned();
-        let process = self.host.spawn(
-            self.program("kube-apiserver"),
-            &[
-                "--etcd-servers",
-                STORE,
-                "--bind-address",
-                "127.0.0.1",
-                "--advertise-address",
-                "192.0.2.10",
-                "--secure-port",
-                "6443",
-                "--service-cluster-ip-range",
-                "10.96.0.0/16",
-                "--tls-cert-file",
-                &file("server.pem"),
-                "--tls-private-key-file",
-                &file("server.key"),
-                "--client-ca-file",
-                &file("ca.pem"),
-                "--token-auth-file",
-                &file("tokens.csv"),
-                "--authorization-mode",
-                "RBAC",
-                "--service-account-issuer",
-                "https://kubernetes.default.svc",
-                "--service-account-key-file",
-                &file("accounts.pub"),
-                "--service-account-signing-key-file",
-                &file("accounts.key"),
-                "--cert-dir",
-                &file("certificates"),
-                "--endpoint-reconciler-type",
-                "none",
+        let mut args = vec![
+            ("etcd-servers", STORE.to_owned()),
+            ("secure-port", PORT.to_owned()),
+            ("tls-cert-file", file("server.pem")),
+            ("tls-private-key-file", file("server.key")),
+            ("client-ca-file", file("ca.pem")),
+            ("token-auth-file", file("tokens.csv")),
+            ("service-account-issuer", "https://kubernetes.default.svc".to_owned()),
+            ("service-account-key-file", file("accounts.pub")),
+            ("service-account-signing-key-file", file("accounts.key")),
+            ("cert-dir", file("certificates")),
+        ];
+        match &self.address {
+            None => args.extend([
+                ("bind-address", "127.0.0.1".to_owned()),
+                ("advertise-address", "192.0.2.10".to_owned()),
+                ("service-cluster-ip-range", SERVICES.to_owned()),
+                ("authorization-mode", "RBAC".to_owned()),
+                ("endpoint-reconciler-type", "none".to_owned()),
                 // Nothing makes service accounts here.
-                "--disable-admission-plugins",
-                "ServiceAccount",
-            ],
-        );
+                ("disable-admission-plugins", "ServiceAccount".to_owned()),
+            ]),
+            Some(address) => args.extend([
+                ("bind-address", "0.0.0.0".to_owned()),
+                ("advertise-address", address.clone()),
+                ("service-cluster-ip-range", SERVICES_DUAL.to_owned()),
+                ("authorization-mode", "Node,RBAC".to_owned()),
+                ("allow-privileged", "true".to_owned()),
+                // Names of nodes are in no DNS.
+                ("kubelet-preferred-address-types", "InternalIP".to_owned()),
+            ]),
+        }
+        let process = self.spawn("kube-apiserver", &self.programs, args);
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+    }
+
+    fn start_controllers(&self) {
+        let cluster = programs("cluster");
+        let kubeconfig = self.kubeconfig().to_string_lossy().into_owned();
+        let file = |name: &str| self.folder.join(name).to_string_lossy().into_owned();
+        let common = |name: &str| {
+            let flags = ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"];
+            let flags = flags.map(|flag| (flag, kubeconfig.clone())).into_iter();
+            flags.chain([("leader-elect", "false".to_owned()), ("cert-dir", file(name))])
+        };
+        let manager = common("manager").chain([
+            ("service-account-private-key-file", file("accounts.key")),
+            ("root-ca-file", file("ca.pem")),
+            ("allocate-node-cidrs", "false".to_owned()),
+            ("node-monitor-grace-period", "60s".to_owned()),
+        ]);
+        let processes = vec![
+            self.spawn("kube-controller-manager", &cluster, manager),
+            self.spawn("kube-scheduler", &cluster, common("scheduler")),
+        ];
+        *self.controllers.lock().unwrap_or_else(PoisonError::into_inner) = processes;
+    }
+
+    fn spawn(&self, program: &str, folder: &Path, args: impl IntoIterator<Item = (&'static str, String)>) -> Process {
+        let args: Vec<String> = args.into_iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.host.spawn(folder.join(program), &args)
     }
 
     #[track_caller]
@@ -197,35 +311,45 @@ impl KubernetesApi {
         });
     }
 
-    fn try_kubectl(&self, args: &[&str], input: &str) -> Output {
-        let (program, kubeconfig) = (self.program("kubectl"), self.kubeconfig());
-        let kubeconfig = kubeconfig.to_string_lossy();
-        let command = [&[program.as_str(), "--kubeconfig", &kubeconfig, "--request-timeout=60s"], args].concat();
-        self.host.run_with_input(&command, input)
-    }
-
-    /// As docs and distributions have it: an authority, a server's certificate, a key for service accounts, a token.
-    fn make_certificates(&self) {
+    /// As docs and distributions have it: an authority, a server's certificate, a key for service accounts, tokens.
+    fn make_certificates(&self, nodes: &[&str]) {
+        let address = self.address.as_deref().unwrap_or("127.0.0.1");
         let script = "
             new() { openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj \"$1\" -keyout \"$2.key\" \"${@:3}\"; }
             new /CN=cluster-ca ca -x509 -days 7 -out ca.pem
             new /CN=kube-apiserver server -out server.csr
             openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 7 -out server.pem \
-                -extfile <(echo 'subjectAltName=DNS:kubernetes,IP:127.0.0.1,IP:10.96.0.1')
+                -extfile <(echo \"subjectAltName=DNS:kubernetes,DNS:kubernetes.default.svc,IP:127.0.0.1,IP:10.96.0.1,IP:$1\")
             openssl genrsa -out accounts.key 2048
-            openssl rsa -in accounts.key -pubout -out accounts.pub
-            echo 'admin-token,admin,admin,\"system:masters\"' > tokens.csv
-            cat > kubeconfig <<END
-apiVersion: v1
-kind: Config
-current-context: c
-clusters: [{name: k, cluster: {server: \"$1\", certificate-authority: $PWD/ca.pem}}]
-users: [{name: u, user: {token: admin-token}}]
-contexts: [{name: c, context: {cluster: k, user: u}}]
-END";
-        let made = Command::new("bash").args(["-ec", script, "bash", SERVER]).current_dir(&self.folder).output();
+            openssl rsa -in accounts.key -pubout -out accounts.pub";
+        let made = Command::new("bash").args(["-ec", script, "bash", address]).current_dir(&self.folder).output();
         let made = made.unwrap_or_else(|error| panic!("bash: {error}"));
         assert!(made.status.success(), "certificates: {}", String::from_utf8_lossy(&made.stderr));
+        let mut tokens = "admin-token,admin,admin,\"system:masters\"\n\
+            proxy-token,system:kube-proxy,proxy,\"system:node-proxier\"\n"
+            .to_owned();
+        for node in nodes {
+            let _ = writeln!(tokens, "{node}-token,system:node:{node},{node},\"system:nodes\"");
+        }
+        self.write("tokens.csv", &tokens);
+        for who in ["admin", "proxy"].iter().chain(nodes) {
+            let authority = if nodes.is_empty() || *who == "admin" {
+                self.authority().display().to_string()
+            } else {
+                "/etc/kubernetes/ca.pem".to_owned()
+            };
+            let text = format!(
+                r#"{{"apiVersion": "v1", "kind": "Config", "current-context": "c",
+                    "clusters": [{{"name": "k", "cluster": {{"server": "https://{address}:{PORT}", "certificate-authority": "{authority}"}}}}],
+                    "users": [{{"name": "u", "user": {{"token": "{who}-token"}}}}],
+                    "contexts": [{{"name": "c", "context": {{"cluster": "k", "user": "u"}}}}]}}"#
+            );
+            self.write(&format!("{who}.kubeconfig"), &text);
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.folder.join(name), text).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 
     fn program(&self, name: &str) -> String {
@@ -235,15 +359,4 @@ END";
     fn data(&self) -> PathBuf {
         self.folder.join("etcd")
     }
-}
-
-/// Where `scripts/install-kubernetes` keeps what it builds.
-#[track_caller]
-fn programs() -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/install-kubernetes");
-    let output = Command::new(&script).arg("--path").output();
-    let output = output.unwrap_or_else(|error| panic!("{}: {error}", script.display()));
-    let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    assert!(folder.join("complete").exists(), "the API server is not built; run: scripts/install-kubernetes");
-    folder
 }

@@ -1,4 +1,4 @@
-# Removes one Lab: its processes (whatever runs in its namespaces), namespaces, sockets and files.
+# Removes one Lab: its processes (whatever runs in its namespaces), namespaces, control groups, sockets and files.
 # Arguments: the Lab's id, its folder. Safe to run twice, and at the same time as another copy of itself.
 shopt -s nullglob
 id=$1 folder=$2
@@ -20,6 +20,14 @@ for _ in $(seq 200); do
     fi
     kill -9 $pids 2>/dev/null
     sleep 0.01
+done
+
+# Nodes of clusters have control groups, which are empty once the last of their processes is reaped.
+for _ in $(seq 500); do
+    groups=(/sys/fs/cgroup/*/meshd-lab-"$id"-*)
+    [ ${#groups[@]} -gt 0 ] || break
+    kill -9 $(find "${groups[@]}" -name cgroup.procs -exec cat {} + 2>/dev/null) 2>/dev/null
+    find "${groups[@]}" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.01
 done
 
 # Interfaces of userspace WireGuard leave a socket in a folder that all namespaces share.
