@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help build dist demo test soak lint fmt man chart bench deps peers previous api-server kubernetes
+.PHONY: help build dist demo test soak lint fmt man chart bench deps peers previous api-server cluster-programs kubernetes conformance
 
 # Scenarios mostly wait, so more of them than cores run at once; many more would disturb each other.
 TEST_THREADS ?= 6
@@ -61,12 +61,12 @@ man: build ## Write manual pages and shell completions to target/man and target/
 chart: ## Render deploy/kubernetes from the Helm chart and check both (builds helm: minutes)
 	@scripts/chart
 
-kubernetes: deps api-server ## Scenarios on a whole cluster in network namespaces (builds its programs once: minutes; NAME=… runs one)
-	@scripts/install-deps --cluster
-	scripts/install-kubernetes cluster
-	scripts/install-helm
-	cargo build --bins -p meshd -p cni -p sync
-	cargo test -p integration --test cluster -- --test-threads=1 $(NAME)
+kubernetes: cluster-programs ## Scenarios on a whole cluster in network namespaces (builds its programs once: minutes; NAME=… runs one)
+	@cargo test -p integration --test cluster -- --test-threads=1 --nocapture $(NAME)
+
+conformance: cluster-programs ## Suites of Kubernetes, network-policy-api and cyclonus on that cluster, into target/conformance (hours; NAME=… runs one)
+	@scripts/install-kubernetes suites
+	cargo test -p integration --test cluster -- --test-threads=1 --nocapture --ignored suites::$(NAME)
 
 bench: deps ## Benchmarks of tunnel, policy and control plane, next to others (an hour; BENCH_QUICK=1 tries them out)
 	@scripts/install-peers --bench
@@ -81,6 +81,12 @@ peers: deps
 
 previous: deps
 	@scripts/install-previous
+
+cluster-programs: deps api-server
+	@scripts/install-deps --cluster
+	scripts/install-kubernetes cluster
+	scripts/install-helm
+	cargo build --bins -p meshd -p cni -p sync
 
 api-server: deps
 	@scripts/install-kubernetes

@@ -48,7 +48,7 @@ pub use etcd::Etcd;
 pub use etcd_writer::EtcdWriter;
 pub use flow::{Flow, FlowReport, enlarge_receive_buffer};
 pub use iperf::{Iperf, Throughput};
-pub use kubernetes::{KubernetesApi, KubernetesNode, NodeOptions, ProxyMode};
+pub use kubernetes::{KubernetesApi, KubernetesNode, NodeOptions, ProxyMode, kubernetes_programs};
 pub use lab::{
     Lab,
     host::{Host, Pod},

@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::programs;
+use super::kubernetes_programs;
 use crate::{Host, Output, Process, await_until};
 
 const READY: Duration = Duration::from_secs(180);
@@ -69,7 +69,7 @@ impl KubernetesApi {
         fs::create_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         Self {
             host: host.clone(),
-            programs: programs("api"),
+            programs: kubernetes_programs("api"),
             folder,
             address,
             store: Mutex::default(),
@@ -269,7 +269,7 @@ impl KubernetesApi {
     }
 
     fn start_controllers(&self) {
-        let cluster = programs("cluster");
+        let cluster = kubernetes_programs("cluster");
         let kubeconfig = self.kubeconfig().to_string_lossy().into_owned();
         let file = |name: &str| self.folder.join(name).to_string_lossy().into_owned();
         let common = |name: &str| {

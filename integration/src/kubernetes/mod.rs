@@ -12,8 +12,12 @@ pub use api::KubernetesApi;
 pub use node::{KubernetesNode, NodeOptions, ProxyMode};
 
 /// Where `scripts/install-kubernetes` keeps this set of programs.
+///
+/// # Panics
+/// When they are not built.
+#[must_use]
 #[track_caller]
-fn programs(set: &str) -> PathBuf {
+pub fn kubernetes_programs(set: &str) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/install-kubernetes");
     let output = Command::new(&script).args([set, "--path"]).output();
     let output = output.unwrap_or_else(|error| panic!("{}: {error}", script.display()));

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{KubernetesApi, programs};
+use super::{KubernetesApi, kubernetes_programs};
 use crate::{Host, Output, Process, await_until};
 
 /// Mounts the disk and boots; runs inside the host's network namespace.
@@ -87,8 +87,8 @@ impl KubernetesNode {
         let files = self.folder.with_extension("files");
         let settings = format!(
             "API={}\nCLUSTER={}\nIMAGES={}\nADDRESS={}\nNODE_IPS={}\nLABELS={}\nPROXY_MODE={}\nPOD_NETWORK={}\nDNS={}\n",
-            programs("api").display(),
-            programs("cluster").display(),
+            kubernetes_programs("api").display(),
+            kubernetes_programs("cluster").display(),
             options.images.display(),
             options.address,
             options.address,

@@ -1,5 +1,5 @@
 //! A whole Kubernetes cluster whose network is meshd, installed by the chart: a control plane, and three nodes at two sites,
-//! each with containerd, kubelet and kube-proxy. `make kubernetes` runs it; `cargo test` alone does not.
+//! each with containerd, kubelet and kube-proxy. `make kubernetes` runs it; `cargo test` alone does not. `make conformance` runs the suites of others.
 //!
 //! ```text
 //!   east1 ─┐ site east                  site west
@@ -10,10 +10,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
+mod failures;
 mod fixture;
+mod lifecycle;
 mod network;
 mod policies;
 mod services;
+mod suites;
 mod workload;
 
 use std::time::Duration;

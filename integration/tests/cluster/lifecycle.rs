@@ -1,0 +1,105 @@
+//! Nodes that restart, are replaced and upgraded.
+
+use std::time::Duration;
+
+use integration::{ProxyMode, await_ok};
+
+use crate::{
+    SOON,
+    fixture::{Cluster, NODES, RELEASES, images},
+    workload::{PORT, Probe, now, pod},
+};
+
+/// What a node without its last state may need until other nodes take it for the one of that name.
+const REPLACED: Duration = Duration::from_secs(300);
+
+#[test]
+fn nodes_restart_and_are_replaced() {
+    let mut cluster = Cluster::start("cluster-nodes", ProxyMode::Iptables);
+    cluster.create_namespace("shop");
+    cluster.apply(&NODES.map(|node| pod("shop", node, "web", node)));
+    cluster.await_pods("shop", NODES.len());
+    await_mesh_of_pods(&cluster);
+
+    let node = cluster.node("east2");
+    node.power_off();
+    await_ready(&cluster, "east2", "Unknown");
+    node.power_on();
+    node.await_booted();
+    cluster.await_nodes_ready();
+    cluster.await_pods("shop", NODES.len());
+    await_mesh_of_pods(&cluster);
+
+    // As a broken machine is replaced: its object is deleted, a new one comes under its name.
+    let place = cluster.nodes.iter().position(|node| node.name() == "west1").unwrap();
+    cluster.nodes.remove(place).destroy();
+    cluster.kubectl("delete node west1");
+    cluster.kubectl("-n shop delete pod west1 --force --grace-period=0 --ignore-not-found");
+    let new = cluster.boot("west1", images());
+    new.await_booted();
+    cluster.nodes.push(new);
+    cluster.await_nodes_ready();
+    cluster.apply(&[pod("shop", "west1", "web", "west1")]);
+    cluster.await_pods("shop", NODES.len());
+    let begin = now();
+    await_mesh_of_pods(&cluster);
+    println!("pods of the replaced node are reached {:?} after they were Ready", now() - begin);
+    cluster.sniffer.assert_clean();
+}
+
+/// Waits until all pods reach each other.
+#[track_caller]
+fn await_mesh_of_pods(cluster: &Cluster) {
+    let pods = cluster.await_pods("shop", NODES.len());
+    for (from, _) in &pods {
+        for (to, address) in &pods {
+            await_ok(&format!("{from} to reach {to}"), REPLACED, || {
+                let got = cluster.ask("shop", from, &format!("{address}:{PORT}/hostname"))?;
+                if got == *to { Ok(()) } else { Err(got) }
+            });
+        }
+    }
+}
+
+#[track_caller]
+fn await_ready(cluster: &Cluster, node: &str, wanted: &str) {
+    await_ok(&format!("{node} to be {wanted}"), SOON, || {
+        let object = cluster.get(&format!("node {node}"));
+        let ready = crate::fixture::condition(&object, "Ready").unwrap_or_default().to_owned();
+        if ready == wanted { Ok(()) } else { Err(ready) }
+    });
+}
+
+#[test]
+fn an_upgrade_interrupts_traffic_for_moments_only() {
+    let cluster = Cluster::start("cluster-upgrade", ProxyMode::Iptables);
+    cluster.create_namespace("shop");
+    cluster.apply(&NODES.map(|node| pod("shop", node, "web", node)));
+    cluster.await_pods("shop", NODES.len());
+    await_mesh_of_pods(&cluster);
+    let url = |to: &str| format!("{}:{PORT}/hostname", cluster.address("shop", to));
+    let pairs = [("east1", "west1"), ("west1", "east2"), ("east1", "east2"), ("east2", "east2")];
+    let probes = pairs.map(|(from, to)| cluster.probe("shop", from, &url(to)));
+    let since = now();
+    for release in RELEASES {
+        cluster.kubectl(&format!("-n kube-system rollout restart ds/{release}"));
+    }
+    for release in RELEASES {
+        cluster.kubectl(&format!("-n kube-system rollout status ds/{release} --timeout=100s"));
+    }
+    let until = now();
+    for ((from, to), probe) in pairs.into_iter().zip(&probes) {
+        probe.await_change(&format!("{from} to reach {to} afterwards"), until, true);
+        let (lost, all) = lost(probe, since);
+        println!("{from} to {to}: {lost} of {all} requests lost");
+        assert!(lost < all, "{from} to {to}");
+        // Within a node nothing is interrupted.
+        assert!(from != to || lost == 0, "{from} to itself: {lost} of {all} requests lost");
+    }
+    cluster.sniffer.assert_clean();
+}
+
+fn lost(probe: &Probe, since: Duration) -> (usize, usize) {
+    let attempts: Vec<_> = probe.attempts().into_iter().filter(|(at, _)| *at >= since).collect();
+    (attempts.iter().filter(|(_, answered)| !answered).count(), attempts.len())
+}

@@ -1,0 +1,116 @@
+//! Suites of others, as their own programs. docs/conformance.md has their results.
+
+use std::{fs, path::PathBuf, process::ExitStatus, time::Duration};
+
+use integration::{ProxyMode, kubernetes_programs};
+
+use crate::{
+    fixture::{Cluster, NODES, images},
+    workload::now,
+};
+
+/// Longest run of a suite.
+const LONG: Duration = Duration::from_secs(4 * 3600);
+/// What this kernel may not have; a suite's own check of it ends the test.
+const SCTP: &str = "SCTP";
+
+#[test]
+#[ignore = "an hour: make conformance"]
+fn kubernetes_network_policies() {
+    // Two tests have the word in their names and need none of it.
+    e2e("e2e-netpol", r"\[sig-network\] Netpol", r"\[Feature:SCTPConnectivity\]");
+}
+
+#[test]
+#[ignore = "half an hour: make conformance"]
+fn kubernetes_services() {
+    let focus = r"\[sig-network\] (Services|HostPort|Networking Granular Checks)";
+    // Of a cloud's load balancers, of nodes that reboot or have no network, and of other families.
+    let skip = r"LoadBalancer|Disruptive|SCTP|IPv6|DualStack|Feature:|Serial|Slow|Flaky";
+    e2e("e2e-services", focus, skip);
+}
+
+#[test]
+#[ignore = "half an hour: make conformance"]
+fn policy_api() {
+    let cluster = Cluster::start("cluster-policy-api", ProxyMode::Iptables);
+    let definitions = kubernetes_programs("suites").join("definitions");
+    cluster.kubectl(&format!("apply --server-side -f {}", definitions.display()));
+    let args = [
+        "-test.v",
+        "-test.run=TestConformanceProfiles",
+        "-test.timeout=2h",
+        "-supported-features=ClusterNetworkPolicy",
+        &format!("-test.skip={SCTP}"),
+    ];
+    run(&cluster, "policy-api", "policy-conformance.test", &args);
+}
+
+#[test]
+#[ignore = "an hour: make conformance"]
+fn cyclonus() {
+    let cluster = Cluster::start("cluster-cyclonus", ProxyMode::Iptables);
+    let args = "generate --server-protocol TCP,UDP --exclude sctp,multi-peer,upstream-e2e,example,end-port,\
+        namespaces-by-default-label --retries 2 --perturbation-wait-seconds 2 --job-timeout-seconds 1 \
+        --pod-creation-timeout-seconds 120 --ignore-loopback --cleanup-namespaces --destination-type service-ip";
+    let args: Vec<&str> = args.split_whitespace().collect();
+    let log = run(&cluster, "cyclonus", "cyclonus", &args);
+    let wrong = |line: &&str| line.contains(" wrong,") && !line.contains("0 wrong,");
+    let wrong: Vec<&str> = log.lines().filter(wrong).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// The tests of Kubernetes that `focus` names and `skip` does not.
+fn e2e(name: &str, focus: &str, skip: &str) {
+    let cluster = Cluster::start(&format!("cluster-{name}"), ProxyMode::Iptables);
+    cluster.api.apply(include_str!("dns.yaml"));
+    cluster.kubectl("-n kube-system rollout status deployment/coredns --timeout=50s");
+    let nodes = NODES.len();
+    let args = [
+        &format!("--kubeconfig={}", cluster.api.kubeconfig().display()),
+        "--provider=skeleton",
+        &format!("--ginkgo.focus={focus}"),
+        &format!("--ginkgo.skip={skip}"),
+        "--ginkgo.v",
+        "--ginkgo.no-color",
+        "--ginkgo.timeout=4h",
+        "-test.timeout=0",
+        &format!("--num-nodes={nodes}"),
+        "--dump-logs-on-failure=false",
+        "--disable-log-dump",
+    ];
+    run(&cluster, name, "e2e.test", &args);
+}
+
+/// Runs a suite to its end, keeps what it printed in `target/conformance`, and returns it.
+#[track_caller]
+fn run(cluster: &Cluster, name: &str, program: &str, args: &[&str]) -> String {
+    let begin = now();
+    let kubeconfig = cluster.api.kubeconfig().display().to_string();
+    let program = kubernetes_programs("suites").join(program);
+    let process = cluster.sites.store.spawn_with_env(program, args, &[("KUBECONFIG", &kubeconfig)]);
+    // Also of a run that is ended: its log is linked, not copied.
+    let kept = folder().join(format!("{name}.log"));
+    let _ = fs::remove_file(&kept);
+    let linked = fs::hard_link(process.log_path(), &kept);
+    let status: ExitStatus = process.await_exit(LONG);
+    let log = process.log();
+    if linked.is_err() {
+        fs::write(&kept, &log).unwrap();
+    }
+    println!("{name}: {status} after {:.0?}; {}", now() - begin, kept.display());
+    for line in log.lines().filter(|line| line.contains(" Passed | ") || line.starts_with("Ran ")) {
+        println!("{name}: {line}");
+    }
+    assert!(status.success(), "{}", kept.display());
+    cluster.sniffer.assert_clean();
+    log
+}
+
+/// Where what the suites printed is kept.
+fn folder() -> PathBuf {
+    // …/target/PROFILE/images
+    let folder = images().ancestors().nth(2).unwrap().join("conformance");
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
