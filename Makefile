@@ -33,6 +33,7 @@ test: deps lint peers previous api-server ## Everything that must pass: format, 
 soak: ## Long seeded runs of the pure parts: first contacts of tunnels, histories of etcd (minutes; no root)
 	@MESHD_CONTACTS="$${MESHD_CONTACTS:-100000}" cargo test -p tunnel --lib contacts
 	MESHD_HISTORIES="$${MESHD_HISTORIES:-5000}" cargo test -p control-core --lib membership
+	MESHD_HISTORIES="$${MESHD_HISTORIES:-5000}" cargo test -p enforcement --lib core
 	echo "All runs passed."
 
 lint: deps ## Format, lints, documentation, scripts

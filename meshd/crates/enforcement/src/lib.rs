@@ -3,7 +3,7 @@
 //! ```text
 //! control ─▶ ObjectChanges┐                             ┌─▶ InForce ─▶ Ingress, Egress: the tunnel's hooks
 //! node loop ─▶ MeshFacts ─┼▶ Mailbox ─▶ policy thread ──┤
-//! attachments ─▶ Table ───┘             Engine, commit  └─▶ Applied: policies in force, for status and CNI plugin
+//! attachments ─▶ Table ───┘        worker ⇄ PolicyCore  └─▶ Applied: policies in force, for status and CNI plugin
 //! ```
 //!
 //! This node's own attachments come from their table and never from etcd: policies apply before their first packet, and
@@ -16,22 +16,31 @@
 //! The kernel's conntrack is the authority on flows; `gate::Gate` holds the tunnel's cache of it. Lock order: either
 //! direction's thread takes the gate's table once per batch, and waits for nothing while it holds it.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may begin at any instant"))]
+
 mod conntrack;
+mod core;
 mod explain;
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod gate;
 mod host;
 mod input;
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod mailbox;
 mod masqueraded;
 mod mesh_facts;
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod nflog;
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod problems;
 mod ruleset;
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod samples;
 mod sources;
 #[expect(unsafe_code, reason = "a call of the C library")]
 mod sys;
 mod unmatched;
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod worker;
 mod world;
 
@@ -58,7 +67,7 @@ use self::{
     mailbox::{Mailbox, Question},
     nflog::Reports,
     unmatched::Unmatched,
-    worker::Worker,
+    worker::{Shown, Worker},
     world::World,
 };
 pub use self::{
@@ -149,7 +158,8 @@ impl Enforcement {
         });
         let (host_in, host) = watch::channel(Host::default());
         let (unmatched_in, unmatched) = watch::channel(Unmatched::default());
-        let worker = Worker::start(options, Arc::clone(&mailbox), Arc::clone(&gate), applied_in, host_in, unmatched_in);
+        let shown = Shown { applied: applied_in, host: host_in, unmatched: unmatched_in };
+        let worker = Worker::start(options, Arc::clone(&mailbox), Arc::clone(&gate), shown);
         let thread = std::thread::Builder::new().name("policy".into()).spawn(move || worker.run())?;
         Ok(Arc::new(Self { mailbox, gate, applied, thread: Mutex::new(Some(thread)), host, unmatched, reports }))
     }

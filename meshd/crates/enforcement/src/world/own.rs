@@ -126,12 +126,16 @@ impl World {
         let nobody = BTreeMap::new();
         let old = before.as_ref().map_or(&nobody, |before| &before.attachments);
         let mut changed = before.is_none();
+        // What may come from an interface depends on its attachment also where its addresses are of no subnet of this node.
         for (name, attached) in &table.attachments {
-            if !old.get(name).is_some_and(|known| Arc::ptr_eq(known, attached)) {
+            let known = old.get(name);
+            if !known.is_some_and(|known| Arc::ptr_eq(known, attached)) {
+                changed |= known.and_then(|known| known.attach.as_ref()) != attached.attach.as_ref();
                 changed |= self.attach_own(name, Some(attached), before.is_some());
             }
         }
-        for name in old.keys().filter(|name| !table.attachments.contains_key(*name)) {
+        for (name, known) in old.iter().filter(|(name, _)| !table.attachments.contains_key(*name)) {
+            changed |= known.attach.is_some();
             changed |= self.attach_own(name, None, true);
         }
         changed
@@ -283,10 +287,10 @@ mod tests {
         assert!(!world.is_complete(), "who is attached is not known");
         assert!(world.take(table(1, &[])));
         assert!(world.is_complete());
-        // One that is being added has no address yet; one with an address of elsewhere has none here.
+        // One that is being added has no address yet; one with an address of elsewhere has none here, but an interface.
         let pending = attached("c1", "db", None);
         assert!(!world.take(table(2, &[pending])));
-        assert!(!world.take(table(3, &[attached("c1", "db", Some("192.0.2.7"))])));
+        assert!(world.take(table(3, &[attached("c1", "db", Some("192.0.2.7"))])));
         assert_eq!(world.attachments(), 3);
         let db = attached("c1", "db", Some("10.244.3.7"));
         assert!(world.take(table(4, std::slice::from_ref(&db))));
