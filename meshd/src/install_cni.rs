@@ -29,6 +29,8 @@ use tokio::signal::unix::{SignalKind, signal};
 const PLUGIN: &str = "meshd-cni";
 /// The configuration of the plugin alone.
 const CONFLIST: &str = "10-meshd.conflist";
+/// What runtimes of Kubernetes expect beside it, and some distributions lack.
+const EXPECTED: [&str; 3] = ["loopback", "portmap", "bandwidth"];
 /// Where the daemon is when nothing is said.
 const RUN_DIR: &str = "/run/meshd";
 /// Where distributions' packages put plugins.
@@ -55,11 +57,14 @@ pub struct InstallCniFlags {
     /// Plugin binary to install [default: meshd-cni next to this binary, or in /usr/lib/cni]
     #[arg(long, value_name = "FILE")]
     pub plugin: Option<PathBuf>,
+    /// Also install the plugins loopback, portmap and bandwidth of this directory, if --bin-dir lacks them
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Option<PathBuf>,
     /// Append the plugin to this existing conflist instead of writing its own
     #[arg(long, value_name = "FILE")]
     pub chain: Option<PathBuf>,
     /// Remove the plugin and its configuration, also from other plugins' conflists
-    #[arg(long, conflicts_with_all = ["plugin", "chain"])]
+    #[arg(long, conflicts_with_all = ["plugin", "plugins", "chain"])]
     pub remove: bool,
     /// With --remove: remove it even if containers are attached; the container runtime cannot delete them afterwards
     #[arg(long, requires = "remove")]
@@ -91,7 +96,13 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
         return Ok(Installed::Done);
     }
     let chain = flags.chain.as_deref().map(|file| read_chain(file).map(|list| (file, list))).transpose()?;
-    put_binary(&source(flags)?, &flags.bin_dir)?;
+    put_binary(&source(flags)?, &flags.bin_dir, PLUGIN)?;
+    if let Some(plugins) = &flags.plugins {
+        // One that is there is the distribution's own.
+        for plugin in EXPECTED.into_iter().filter(|plugin| !flags.bin_dir.join(plugin).exists()) {
+            put_binary(&plugins.join(plugin), &flags.bin_dir, plugin)?;
+        }
+    }
     if let Some(reason) = wait_for_daemon(&flags.run_dir, Duration::from_secs(flags.timeout)) {
         return Ok(Installed::NotReady(reason));
     }
@@ -210,10 +221,10 @@ fn source(flags: &InstallCniFlags) -> anyhow::Result<PathBuf> {
 }
 
 /// A container may be started at any moment: it finds the old binary or the new one, whole.
-fn put_binary(source: &Path, dir: &Path) -> anyhow::Result<()> {
+fn put_binary(source: &Path, dir: &Path, name: &str) -> anyhow::Result<()> {
     let new = fs::read(source).with_context(|| format!("the plugin {}", source.display()))?;
     fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-    let target = dir.join(PLUGIN);
+    let target = dir.join(name);
     let same = fs::read(&target).is_ok_and(|old| old == new)
         && fs::metadata(&target).is_ok_and(|data| data.permissions().mode() & 0o7777 == 0o755);
     if same {
@@ -369,6 +380,7 @@ mod tests {
             conf_dir: at("conf"),
             run_dir: at("run"),
             plugin: Some(at("plugin")),
+            plugins: None,
             chain: None,
             remove: false,
             force: false,
@@ -424,6 +436,27 @@ mod tests {
         assert_eq!(kinds, ["meshd-cni", "portmap"]);
         assert_eq!(list["plugins"][0]["runDir"], machine.flags.run_dir.to_string_lossy().as_ref());
         assert_eq!(fs::read_dir(&machine.flags.conf_dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn plugins_that_are_missing_are_installed_before_the_configuration_names_them() {
+        let machine = machine();
+        machine.ready();
+        let theirs = machine.dir.path().join("theirs");
+        fs::create_dir(&theirs).unwrap();
+        for plugin in EXPECTED {
+            fs::write(theirs.join(plugin), plugin).unwrap();
+        }
+        let flags = InstallCniFlags { plugins: Some(theirs.clone()), ..machine.flags.clone() };
+        install_cni(&flags).unwrap();
+        let installed = |name: &str| fs::read_to_string(machine.flags.bin_dir.join(name)).unwrap();
+        assert_eq!(["loopback", "portmap", "bandwidth"].map(installed), ["loopback", "", "bandwidth"]);
+        let list = machine.list("conf/10-meshd.conflist");
+        assert_eq!(list["plugins"].as_array().unwrap().len(), 3);
+        fs::remove_file(theirs.join("loopback")).unwrap();
+        install_cni(&flags).unwrap();
+        fs::remove_file(machine.flags.bin_dir.join("loopback")).unwrap();
+        assert!(install_cni(&flags).is_err());
     }
 
     #[test]

@@ -75,9 +75,8 @@ mount --bind "$IMAGES" "$root/opt/images"
 cp "$files"/*.kubeconfig "$root/etc/kubernetes/"
 cp "$files/ca.pem" "$root/etc/kubernetes/"
 if [ ! -e "$folder/installed" ]; then
-    # This machine's own are not a new node's.
+    # This machine's own are not a new node's. Plugins are there only once the chart has installed them.
     rm -rf "$root"/var/lib/meshd/* "$root"/etc/cni/net.d/* "$root"/opt/cni/bin/* "$root"/etc/kubernetes/manifests/*
-    cp /usr/lib/cni/{loopback,host-local,portmap,bandwidth} "$root/opt/cni/bin/"
     touch "$folder/installed"
 fi
 echo "$name" >"$root/etc/hostname"

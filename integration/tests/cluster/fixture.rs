@@ -136,7 +136,10 @@ impl Cluster {
             let nodes = self.api.list("nodes");
             let ready = |node: &&Value| condition(node, "Ready") == Some("True");
             let names: Vec<&str> = nodes.iter().filter(ready).filter_map(|node| name(node)).collect();
-            if names == NODES { Ok(()) } else { Err(format!("{names:?} of {}", nodes.len())) }
+            if names == NODES {
+                return Ok(());
+            }
+            Err(format!("{names:?} of {}\n{}", nodes.len(), self.kubectl("-n kube-system get pods -o wide")))
         });
         for release in RELEASES {
             self.kubectl(&format!("-n kube-system rollout status ds/{release} --timeout=100s"));
