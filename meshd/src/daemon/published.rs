@@ -11,7 +11,8 @@ use std::{
 use api::{Check, Device, DevicePeer, Figures, Source};
 use api_types::{DropCount, FlowSample, Peer, Route, Status};
 use attachments::Attachments;
-use control::{ControlStatus, EtcdAcceptor, etcd_options::EtcdOptions};
+use control::{EtcdAcceptor, etcd_options::EtcdOptions};
+use control_core::core::ControlStatus;
 use control_core::membership::MembershipState;
 use cow_map::CowMap;
 use enforcement::Enforcement;

@@ -9,7 +9,8 @@ use std::{
     path::Path,
 };
 
-use control::{remedy_of_etcd_error, session::Dialer};
+use control::session::Dialer;
+use control_core::unreachable::remedy_of_etcd_error;
 use nix::{
     net::if_::if_nametoindex,
     unistd::{Gid, Uid, User, geteuid, getgrouplist},

@@ -299,28 +299,34 @@ impl Store {
     }
 
     /// Whether a list lacked something that only another list confirms.
-    pub fn awaits_list(&self) -> bool {
+    pub(crate) fn awaits_list(&self) -> bool {
         self.guard.awaits_list()
     }
 
     /// What policies are made of, as far as it changed since the last call.
-    pub fn take_objects(&mut self) -> ObjectChanges {
+    pub(crate) fn take_objects(&mut self) -> ObjectChanges {
         std::mem::take(&mut self.objects)
     }
 
     /// The keys of which an earlier value is wanted; each is named once.
-    pub fn take_wanted(&mut self) -> Vec<Wanted> {
+    pub(crate) fn take_wanted(&mut self) -> Vec<Wanted> {
         std::mem::take(&mut self.history).into_iter().map(|(key, before)| Wanted { key, before }).collect()
     }
 
     /// Asks again for what was not answered, as far as it is still wanted.
-    pub fn want_again(&mut self, wanted: Vec<Wanted>) {
+    pub(crate) fn want_again(&mut self, wanted: Vec<Wanted>) {
         for Wanted { key, before } in wanted {
             let still = |kept: &Kept| kept.unreadable && kept.good.is_none() && kept.mod_revision == before;
             if self.keys.get(&key).is_some_and(still) {
                 self.history.insert(key, before);
             }
         }
+    }
+
+    /// Whether policies could be made of this value.
+    pub(crate) fn can_read(&self, entry: &Entry) -> bool {
+        let (Ok(key), Some(reader)) = (Key::parse(&entry.key), &self.reader) else { return false };
+        reader.read(&key, &entry.value, false).is_ok()
     }
 
     /// When [`tick`](Self::tick) next has something to do.
@@ -368,7 +374,7 @@ impl Store {
     }
 
     /// Whether etcd holds any Kubernetes object.
-    pub fn has_kubernetes_objects(&self) -> bool {
+    pub(crate) fn has_kubernetes_objects(&self) -> bool {
         KubernetesKey::directories().any(|directory| self.keys_below(directory).next().is_some())
     }
 

@@ -1,7 +1,5 @@
 //! STATE/cache: the records that a node needs to forward packets after a start without etcd.
 
-mod writer;
-
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
@@ -10,12 +8,11 @@ use std::{
 
 use atomic_file::{FileError, Folder};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use control_core::{guard::Evidence, types::Entry};
+use control_core::{core::CacheContent, guard::Evidence, types::Entry};
 use etcd_schema::{Key, SubnetKey};
 use mesh::records::{LeaseId, Revision};
 use serde::{Deserialize, Serialize, Serializer};
 
-pub(crate) use self::writer::CacheWriter;
 use super::state_dir::FILE_MODE;
 
 /// Longest file that is written or read.
@@ -76,6 +73,12 @@ pub enum CacheError {
 }
 
 impl Cached {
+    /// This content, written at `now`.
+    pub(crate) fn of(content: CacheContent, now: SystemTime) -> Self {
+        let CacheContent { revision, lease_ttl, subnet, entries, evidence } = content;
+        Self { written_at: now, revision, lease_ttl, subnet, entries, evidence }
+    }
+
     /// How old it is; a clock that went back makes it new.
     #[must_use]
     pub fn age(&self, now: SystemTime) -> Duration {

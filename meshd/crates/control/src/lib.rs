@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`start`] returns a [`Control`]: records and status to read; facts about this node, whether containers are attached,
-//! and its `endpoints/` records to write. Decisions are `control_core`'s; `daemon` runs them in one task.
+//! and its `endpoints/` records to write. Decisions are `control_core`'s; `shell` runs them in one task.
 
 pub mod cache;
 mod daemon;
@@ -16,12 +16,11 @@ pub mod etcd_options;
 pub mod node_removal;
 mod predecessor;
 pub mod session;
+mod shell;
 pub mod state_dir;
-mod unreachable;
 mod watcher;
 
 #[cfg(test)]
 mod tests;
 
-pub use daemon::{CacheInfo, Control, ControlStatus, EtcdAcceptor, Options, start};
-pub use unreachable::remedy_of_etcd_error;
+pub use daemon::{CacheInfo, Control, EtcdAcceptor, Options, start};

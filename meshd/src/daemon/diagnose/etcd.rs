@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use api_types::{Finding, Severity};
-use control::{etcd_options::Member, remedy_of_etcd_error, session::Dialer};
+use control::{etcd_options::Member, session::Dialer};
+use control_core::unreachable::remedy_of_etcd_error;
 use tokio::{runtime::Handle, task::JoinSet};
 
 use super::Published;

@@ -9,7 +9,8 @@ use std::{
 use anyhow::Context as _;
 use api;
 use attachments::{Attachments, Table, endpoints, sweep};
-use control::{Control, ControlStatus, state_dir::StateDir};
+use control::{Control, state_dir::StateDir};
+use control_core::core::ControlStatus;
 use cow_map::CowMap;
 use enforcement::{Enforcement, FactsOfMesh};
 use etcd_schema::NodeId;

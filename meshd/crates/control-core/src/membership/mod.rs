@@ -295,8 +295,7 @@ impl Membership {
     }
 
     /// Whether etcd confirms that no other daemon has the identity: what this node writes may be written.
-    #[must_use]
-    pub fn may_write(&self, now: Instant) -> bool {
+    pub(crate) fn may_write(&self, now: Instant) -> bool {
         self.alive.yielded().is_none() && self.alive.may_write(now)
     }
 
@@ -554,6 +553,4 @@ impl Flight {
 }
 
 #[cfg(test)]
-mod model;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,8 +10,11 @@ use etcd_schema::{Key, NodeRecord, PublicKey, SubnetKey, SubnetLease};
 use mesh::records::Revision;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use super::{model::Etcd, *};
-use crate::types::{Entry, KeyListing, WatchEvent, Write};
+use super::*;
+use crate::{
+    model::Etcd,
+    types::{Entry, KeyListing, WatchEvent, Write},
+};
 
 const CONFIG: &str = r#"{"Network": "10.0.0.0/24", "SubnetLen": 28, "LeaseTTL": 20,
     "EnableIPv6": true, "IPv6Network": "fd00::/56", "IPv6SubnetLen": 64}"#;
@@ -91,7 +94,7 @@ impl Ord for Due {
     }
 }
 
-fn facts(number: u8) -> LocalFacts {
+pub(crate) fn facts(number: u8) -> LocalFacts {
     LocalFacts {
         name: format!("node-{number}").parse().unwrap(),
         site: None,

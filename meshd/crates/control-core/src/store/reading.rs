@@ -164,7 +164,7 @@ impl Store {
     }
 
     /// Takes an earlier value of a key that was [`wanted`](Self::take_wanted): it is in force if nothing better is.
-    pub fn earlier(&mut self, wanted: &Wanted, earlier: &Entry) -> Option<Arc<View>> {
+    pub(crate) fn earlier(&mut self, wanted: &Wanted, earlier: &Entry) -> Option<Arc<View>> {
         let kept = self.keys.get(&wanted.key)?;
         let fits = kept.unreadable
             && self.guard.held(&wanted.key).is_none()

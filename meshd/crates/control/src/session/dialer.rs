@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::SystemTime};
 
-use control_core::types::CallError;
+use control_core::{types::CallError, unreachable::remedy_of_etcd_error};
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use zeroize::Zeroizing;
 
@@ -10,10 +10,7 @@ use super::{
     CALL_DEADLINE, Session,
     failure::{bounded, classify},
 };
-use crate::{
-    etcd_options::{Credentials, EtcdOptions, EtcdOptionsError, Member, TlsFiles},
-    unreachable::remedy_of_etcd_error,
-};
+use crate::etcd_options::{Credentials, EtcdOptions, EtcdOptionsError, Member, TlsFiles};
 
 /// Where certificate authorities are kept when the operator names none.
 const SYSTEM_CA_BUNDLES: [&str; 3] =

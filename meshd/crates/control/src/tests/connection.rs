@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use control_core::types::{CallError, KeyListing};
+use control_core::{
+    types::{CallError, KeyListing},
+    unreachable::etcd_unreachable,
+};
 use etcd_client::{Client, ConnectOptions};
 use mesh::problem::ProblemCode;
 use nix::sys::signal::Signal;
@@ -16,7 +19,6 @@ use crate::{
     Control,
     etcd_options::{Credentials, EtcdOptions, TlsFiles},
     session::{Dialer, WatchMessage},
-    unreachable::etcd_unreachable,
 };
 
 async fn connected(control: &mut Control, wanted: impl Fn(&str) -> bool) -> String {

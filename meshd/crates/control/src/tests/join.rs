@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use control_core::{
+    core::ControlStatus,
     membership::{LocalFacts, MembershipState},
     types::Entry,
 };
@@ -12,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use super::etcd::{Etcd, eventually};
 use crate::{
-    Control, ControlStatus, Options,
+    Control, Options,
     daemon::start_at_pace,
     etcd_options::EtcdOptions,
     node_removal::{Live, remove_node},

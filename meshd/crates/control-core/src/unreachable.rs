@@ -6,7 +6,7 @@ use etcd_schema::NodeId;
 use mesh::problem::{Problem, ProblemCode};
 
 /// How long it is said that an audit found differences, from the last time that one did.
-pub(super) const LOST_CHANGES_SHOWN: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const LOST_CHANGES_SHOWN: Duration = Duration::from_secs(24 * 3600);
 
 /// What kind of failure the words of an error tell of. They come from the TLS library, the system and etcd itself,
 /// through a client crate that keeps no more of them than their text.
@@ -24,7 +24,7 @@ enum Kind {
     Other,
 }
 
-/// How the text of [`OpenError::Tls`](super::session::OpenError::Tls) begins.
+/// How the text of an error begins that says that no connection can be made with these files.
 const TLS_FILES: &str = "TLS files rejected";
 
 /// In this order: a certificate that is refused often breaks the connection too.
@@ -63,7 +63,7 @@ const WORDS: [(Kind, &[&str]); 9] = [
 ];
 
 /// The problem of having no connection, by what came of the last attempt.
-pub(super) fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
+pub fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
     Problem {
         code: ProblemCode::EtcdUnreachable,
         key: None,
@@ -73,7 +73,7 @@ pub(super) fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
 }
 
 /// The problem of an etcd that is reached and does not take what `node` writes.
-pub(super) fn etcd_refuses(reason: &str, node: &NodeId) -> Problem {
+pub(crate) fn etcd_refuses(reason: &str, node: &NodeId) -> Problem {
     let remedy = if reason.contains("database space exceeded") {
         "etcdctl compact $(etcdctl endpoint status -w json | grep -o '\"revision\":[0-9]*' | head -n 1 | cut -d : -f 2) && \
          etcdctl defrag --cluster && etcdctl alarm disarm # etcd has reached its quota (etcdctl alarm list); a larger one is \
@@ -98,7 +98,7 @@ pub fn remedy_of_etcd_error(endpoint: &str, error: &str) -> String {
 }
 
 /// The problem of a watch that did not bring everything.
-pub(super) fn watch_lost_changes(differences: u64) -> Problem {
+pub(crate) fn watch_lost_changes(differences: u64) -> Problem {
     Problem {
         code: ProblemCode::WatchLostChanges,
         key: None,

@@ -1,5 +1,7 @@
 //! An in-memory etcd for simulations: revisions, leases, the compares in use, history for watches.
 
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a simulation's own steps may unwrap")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -11,18 +13,29 @@ use crate::types::{
     CallError, ClusterId, Committed, Compare, Entry, Granted, KeyListing, Transaction, WatchEvent, Write,
 };
 
-#[derive(Clone)]
-pub(super) struct Etcd {
+/// One member, which answers at once.
+#[derive(Debug, Clone)]
+pub struct Etcd {
     cluster: u64,
-    pub(super) revision: Revision,
-    pub(super) keys: BTreeMap<String, Entry>,
+    /// The last revision.
+    pub revision: Revision,
+    /// What it holds.
+    pub keys: BTreeMap<String, Entry>,
     leases: BTreeMap<LeaseId, (Duration, Instant)>,
     history: BTreeMap<Revision, Vec<WatchEvent>>,
     next_lease: i64,
 }
 
+impl Default for Etcd {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Etcd {
-    pub(super) fn new() -> Self {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Self {
         Self {
             cluster: 1,
             revision: 1,
@@ -34,7 +47,7 @@ impl Etcd {
     }
 
     /// Goes back to what it was at `backup`, as a restore does: leases last their whole time again.
-    pub(super) fn restore(&mut self, backup: &Self, now: Instant) {
+    pub fn restore(&mut self, backup: &Self, now: Instant) {
         // etcd's lease ids are drawn at random: those of the time since do not come again.
         *self = Self { next_lease: self.next_lease, cluster: self.cluster, ..backup.clone() };
         for (ttl, until) in self.leases.values_mut() {
@@ -43,11 +56,13 @@ impl Etcd {
     }
 
     /// From now on it is another cluster, with the same keys.
-    pub(super) const fn becomes_another_cluster(&mut self) {
+    pub const fn becomes_another_cluster(&mut self) {
         self.cluster += 1;
     }
 
-    pub(super) fn list(&self) -> KeyListing {
+    /// Every key.
+    #[must_use]
+    pub fn list(&self) -> KeyListing {
         KeyListing {
             cluster: ClusterId::new(self.cluster),
             revision: self.revision,
@@ -55,24 +70,35 @@ impl Etcd {
         }
     }
 
-    pub(super) fn has_lease(&self, lease: LeaseId) -> bool {
+    /// Whether this lease lasts.
+    #[cfg(test)]
+    pub(crate) fn has_lease(&self, lease: LeaseId) -> bool {
         self.leases.contains_key(&lease)
     }
 
-    pub(super) fn grant(&mut self, now: Instant, ttl: Duration) -> Granted {
+    /// A new lease.
+    pub fn grant(&mut self, now: Instant, ttl: Duration) -> Granted {
         self.next_lease += 1;
         let lease = LeaseId::new(self.next_lease).unwrap();
         self.leases.insert(lease, (ttl, now + ttl));
         Granted { lease, ttl }
     }
 
-    pub(super) fn keep_alive(&mut self, now: Instant, lease: LeaseId) -> Result<Granted, CallError> {
+    /// Renews a lease.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn keep_alive(&mut self, now: Instant, lease: LeaseId) -> Result<Granted, CallError> {
         let (ttl, until) = self.leases.get_mut(&lease).ok_or(CallError::LeaseNotFound)?;
         *until = now + *ttl;
         Ok(Granted { lease, ttl: *ttl })
     }
 
-    pub(super) fn transact(&mut self, transaction: &Transaction) -> Result<Committed, CallError> {
+    /// Runs a transaction.
+    ///
+    /// # Errors
+    /// When a lease that it writes with is gone.
+    pub fn transact(&mut self, transaction: &Transaction) -> Result<Committed, CallError> {
         if !transaction.compares.iter().all(|compare| self.holds(compare)) {
             return Ok(Committed { succeeded: false, revision: self.revision });
         }
@@ -115,7 +141,7 @@ impl Etcd {
     }
 
     /// Ends the leases that ran out, one revision each.
-    pub(super) fn expire(&mut self, now: Instant) {
+    pub fn expire(&mut self, now: Instant) {
         let over: Vec<_> =
             self.leases.iter().filter(|(_, (_, until))| *until <= now).map(|(lease, _)| *lease).collect();
         for lease in over {
@@ -130,12 +156,25 @@ impl Etcd {
         }
     }
 
-    pub(super) fn next_expiry(&self) -> Option<Instant> {
+    /// When the next lease runs out.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Instant> {
         self.leases.values().map(|(_, until)| *until).min()
     }
 
+    /// The value of a key at a revision of the past, if it was there.
+    #[cfg(test)]
+    pub(crate) fn value_at(&self, key: &str, at: Revision) -> Option<Entry> {
+        let mut events = self.history.range(..=at).flat_map(|(_, events)| events);
+        match events.rfind(|event| event.key() == key)? {
+            WatchEvent::Put(entry) => Some(entry.clone()),
+            WatchEvent::Delete { .. } => None,
+        }
+    }
+
     /// The events after `after` up to `upto`, in order.
-    pub(super) fn events(&self, after: Revision, upto: Revision) -> Vec<WatchEvent> {
+    #[must_use]
+    pub fn events(&self, after: Revision, upto: Revision) -> Vec<WatchEvent> {
         if after >= upto {
             return Vec::new();
         }

@@ -1,0 +1,139 @@
+//! When the cache is written: rate-limited, and never two at a time.
+
+use std::time::{Duration, Instant};
+
+/// Least time between two writes.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What writes may take of the time, as a divisor: a large mesh in which something changes all the time is not written
+/// out once a second. A start from a cache of some seconds ago reads the rest from etcd.
+const SHARE: u32 = 1000;
+
+/// Longest time that a change waits for its write.
+const INTERVAL_MAX: Duration = Duration::from_secs(30);
+
+/// Longest time between two writes while etcd is there: the age of a cache tells what it may be used for.
+const REFRESH: Duration = Duration::from_secs(600);
+
+/// Decides when to write, at most a [`SHARE`] of the time.
+#[derive(Debug)]
+pub(crate) struct CacheSchedule {
+    /// Something is not on disk.
+    dirty: bool,
+    /// Whether etcd was read: before that there is nothing newer than what is on disk.
+    read: bool,
+    last: Option<Instant>,
+    created: Instant,
+    /// When it is written again although nothing changed.
+    refresh_at: Option<Instant>,
+    /// How long the last write took, what was done for it on the caller's task included.
+    took: Duration,
+    writing: bool,
+}
+
+impl CacheSchedule {
+    pub(crate) const fn new(now: Instant) -> Self {
+        Self {
+            dirty: false,
+            read: false,
+            last: None,
+            created: now,
+            refresh_at: None,
+            took: Duration::ZERO,
+            writing: false,
+        }
+    }
+
+    pub(crate) const fn changed(&mut self) {
+        self.dirty = true;
+    }
+
+    /// What changed must not wait: without its own subnet a node cannot start from the cache.
+    pub(crate) const fn changed_now(&mut self) {
+        self.dirty = true;
+        self.last = None;
+    }
+
+    /// Whether something would be lost without a last write.
+    pub(crate) const fn is_unsaved(&self) -> bool {
+        self.dirty && self.read
+    }
+
+    /// The write under way has ended.
+    pub(crate) const fn written(&mut self, took: Duration) {
+        self.took = took;
+        self.writing = false;
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        if self.writing || !self.read {
+            None
+        } else if self.dirty {
+            let interval = (self.took * SHARE).clamp(INTERVAL, INTERVAL_MAX);
+            Some(self.last.map_or(self.created, |last| last + interval))
+        } else {
+            self.refresh_at
+        }
+    }
+
+    /// Whether to write now; it is under way then. `read`: etcd was read since the start.
+    pub(crate) fn begin(&mut self, now: Instant, read: bool, connected: bool, lease_ttl: Option<Duration>) -> bool {
+        // What etcd does not confirm must be seen to grow old.
+        self.refresh_at = self
+            .last
+            .filter(|_| connected)
+            .map(|last| last + lease_ttl.map_or(REFRESH, |ttl| (ttl / 4).clamp(INTERVAL, REFRESH)));
+        self.read = read;
+        if self.next_deadline().is_none_or(|due| due > now) {
+            return false;
+        }
+        self.dirty = false;
+        self.last = Some(now);
+        self.writing = true;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn changes_are_written_at_once_then_rarely_and_never_two_at_a_time() {
+        let start = Instant::now();
+        let mut schedule = CacheSchedule::new(start);
+        schedule.changed();
+        assert!(!schedule.begin(start, false, false, None), "etcd was not read");
+        assert_eq!(schedule.next_deadline(), None);
+        assert!(schedule.begin(start, true, true, None));
+        schedule.changed();
+        assert!(!schedule.begin(start + 60 * SECOND, true, true, None), "one is under way");
+        schedule.written(Duration::from_millis(5));
+        assert_eq!(schedule.next_deadline(), Some(start + 5 * SECOND), "a thousandth of the time");
+        assert!(!schedule.begin(start + 4 * SECOND, true, true, None));
+        schedule.changed_now();
+        assert!(schedule.begin(start + 4 * SECOND, true, true, None), "its own subnet");
+        schedule.written(60 * SECOND);
+        schedule.changed();
+        assert_eq!(schedule.next_deadline(), Some(start + 4 * SECOND + INTERVAL_MAX));
+    }
+
+    #[test]
+    fn an_unchanged_cache_is_renewed_only_while_etcd_confirms_it() {
+        let start = Instant::now();
+        let mut schedule = CacheSchedule::new(start);
+        schedule.changed();
+        let ttl = Some(40 * SECOND);
+        assert!(schedule.begin(start, true, true, ttl));
+        schedule.written(Duration::ZERO);
+        assert!(!schedule.begin(start, true, true, ttl) && !schedule.is_unsaved());
+        assert_eq!(schedule.next_deadline(), Some(start + 10 * SECOND));
+        assert!(!schedule.begin(start + 20 * SECOND, true, false, ttl));
+        assert_eq!(schedule.next_deadline(), None);
+        assert!(!schedule.begin(start + 30 * SECOND, true, true, None));
+        assert_eq!(schedule.next_deadline(), Some(start + REFRESH));
+        assert!(schedule.begin(start + REFRESH, true, true, None));
+    }
+}

@@ -1,0 +1,627 @@
+//! The control plane of one node as a state machine: what comes from etcd and from this node goes in, what to do comes out.
+//!
+//! [`ControlCore::step`] joins the parts of this crate. After each input, in this order: records in force are published,
+//! this node's own records are brought up to date by [`Membership`] and [`Endpoints`], status is shown, the cache is
+//! written when it is time to, and what policies are made of is handed on.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use etcd_schema::{Key, SubnetKey};
+use mesh::{
+    problem::{Problem, ProblemCode},
+    records::{Revision, View},
+};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    cache_schedule::CacheSchedule,
+    endpoints::{EndpointRecords, Endpoints},
+    guard::Evidence,
+    look_back::LookBack,
+    membership::{self, Answer, Call, CallId, LocalFacts, Membership, MembershipState},
+    objects::ObjectChanges,
+    store::{Accepted, Store},
+    types::{CallError, Committed, Entry, KeyListing, Transaction, WatchEvent},
+    unreachable::{self, LOST_CHANGES_SHOWN},
+};
+
+/// One connection to etcd; later ones have higher numbers.
+pub type SessionNumber = u64;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// It begins, with what the cache held.
+    Started,
+    /// A session stands; nothing is known through it yet.
+    Connected {
+        /// The member of etcd.
+        member: String,
+        /// Which session.
+        session: SessionNumber,
+    },
+    /// The session is given up, or none came about.
+    Disconnected {
+        /// The member.
+        member: String,
+        /// Why.
+        error: String,
+    },
+    /// Every key, as it stood at one revision.
+    Listed(KeyListing),
+    /// Changes of whole revisions, in order.
+    Changed(Vec<WatchEvent>),
+    /// Every key at one revision, read beside the watch, which has had time to bring all of it.
+    Audited {
+        /// The keys.
+        listing: KeyListing,
+        /// Keys that the watch reported as deleted since before the list was asked for.
+        deleted_since: BTreeSet<String>,
+    },
+    /// The answer to [`Effect::Call`]; each gets exactly one, from the session that it was made on.
+    Answer(CallId, Answer, SessionNumber),
+    /// The answer to [`Effect::WriteEndpoints`]; each gets exactly one.
+    EndpointsWritten(Result<Committed, CallError>, SessionNumber),
+    /// The answer to [`Effect::LookBack`]; each gets exactly one.
+    Earlier(Result<Option<Entry>, CallError>),
+    /// This node changed.
+    Facts(Box<LocalFacts>),
+    /// Whether anything has an address of this node's subnet.
+    Attached(bool),
+    /// This node's `endpoints/` records; `None`: not known yet.
+    EndpointsWanted(Option<EndpointRecords>),
+    /// The operator says that what etcd holds is right.
+    Accept,
+    /// The cache was written, or could not be, in this time.
+    CacheWritten(Duration),
+    /// A deadline has passed.
+    Tick,
+}
+
+/// What to do, in this order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Records in force.
+    Publish(Arc<View>),
+    /// How this node stands.
+    Status(Box<ControlStatus>),
+    /// Make this call on the session in use.
+    Call(CallId, Call),
+    /// Run this transaction on the session in use.
+    WriteEndpoints(Transaction),
+    /// Read a key at a revision on the session in use.
+    LookBack {
+        /// The key below the prefix.
+        key: String,
+        /// The revision.
+        at: Revision,
+    },
+    /// A call went without an answer, or is to be taken for lost: this session is given up, if it is the one in use.
+    Suspect(SessionNumber),
+    /// The last list lacked what only another one confirms.
+    ListAgain,
+    /// What policies are made of, up to this revision. `complete`: with all before, it is a whole picture.
+    HandOn {
+        /// The newest state of each key.
+        changes: ObjectChanges,
+        /// Up to here.
+        revision: Revision,
+        /// It may be enforced.
+        complete: bool,
+    },
+    /// Write [`ControlCore::cache`] to disk.
+    WriteCache,
+    /// The next start on this machine is to know that this process holds the identity, or that it does not.
+    NoteIdentity(bool),
+    /// The answer to [`Input::Accept`].
+    Accepted(Accepted),
+}
+
+/// How this node stands with etcd and in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlStatus {
+    /// Whether a session stands and everything up to it is known.
+    pub connected: bool,
+    /// The member in use, or used last.
+    pub endpoint: Option<String>,
+    /// Why there is no connection.
+    pub error: Option<String>,
+    /// The last revision taken in.
+    pub revision: Revision,
+    /// Until when everything in etcd was known; `None` while connected, and before the first connection.
+    pub known_until: Option<Instant>,
+    /// This node's place in the mesh.
+    pub state: MembershipState,
+    /// The subnet in use: also while etcd is away; `None` before the first and when it is lost.
+    pub subnet: Option<SubnetKey>,
+    /// Whether this daemon may act as the node, see [`Membership::holds_identity`].
+    pub holds_identity: bool,
+    /// Problems of this node itself, its connection to etcd among them; those of records are in [`View::problems`].
+    pub problems: Vec<Problem>,
+    /// Whether etcd was read, and has never had a Kubernetes object since the start.
+    pub no_kubernetes_objects: bool,
+    /// Lists read so far.
+    pub lists: u64,
+    /// Records that an audit found changed and the watch had not brought: a fault of etcd or of this program.
+    pub audit_differences: u64,
+}
+
+impl ControlStatus {
+    /// How long ago everything in etcd was known; `None` when it never was.
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        if self.connected {
+            Some(Duration::ZERO)
+        } else {
+            self.known_until.map(|until| now.saturating_duration_since(until))
+        }
+    }
+}
+
+/// What the next start needs, but for the time.
+#[derive(Debug)]
+pub struct CacheContent {
+    /// Revision of etcd that it is of.
+    pub revision: Revision,
+    /// How long subnets stay leased without a sign of life; `None`: there is no configuration.
+    pub lease_ttl: Option<Duration>,
+    /// This node's subnet.
+    pub subnet: Option<SubnetKey>,
+    /// The last good value of every key.
+    pub entries: Vec<Entry>,
+    /// What was seen of etcd.
+    pub evidence: Evidence,
+}
+
+/// What a control plane starts with.
+pub struct Start {
+    /// Empty, or what the cache held.
+    pub store: Store,
+    /// This node's.
+    pub membership: Membership,
+    /// The cache may be acted on.
+    pub cache_usable: bool,
+    /// What policies are made of is read and handed on.
+    pub hands_on: bool,
+}
+
+/// The control plane of one node.
+pub struct ControlCore {
+    store: Store,
+    membership: Membership,
+    endpoints: Endpoints,
+    look_back: LookBack,
+    cache: CacheSchedule,
+    hands_on: bool,
+    cache_usable: bool,
+    /// The session in use, with its member.
+    session: Option<(SessionNumber, String)>,
+    /// Whether the membership knows of the session: it is told once the list is in.
+    announced: bool,
+    /// The same as a problem, until everything is known again.
+    unreachable: Option<Problem>,
+    /// When an audit last found differences.
+    lost_changes: Option<Instant>,
+    /// Since when the log calls etcd unreachable.
+    away_since: Option<Instant>,
+    /// The revision that was handed on last, of a complete picture.
+    handed_on: Option<Revision>,
+    /// A Kubernetes object was seen.
+    kubernetes: bool,
+    /// Whether RUN says that this process holds the identity; `None`: it says what an earlier one left.
+    noted: Option<bool>,
+    /// The member in use, or used last.
+    endpoint: Option<String>,
+    /// Why there is no connection.
+    error: Option<String>,
+    known_until: Option<Instant>,
+    view: Arc<View>,
+    /// As it was shown last.
+    status: ControlStatus,
+    stepped: Instant,
+}
+
+impl ControlCore {
+    /// The control plane as it starts; [`Input::Started`] is its first input.
+    #[must_use]
+    pub fn new(now: Instant, start: Start) -> Self {
+        let Start { store, membership, cache_usable, hands_on } = start;
+        let status = ControlStatus {
+            connected: false,
+            endpoint: None,
+            error: None,
+            revision: store.revision(),
+            known_until: None,
+            state: membership.state().clone(),
+            subnet: membership.subnet(),
+            holds_identity: false,
+            problems: Vec::new(),
+            no_kubernetes_objects: false,
+            lists: 0,
+            audit_differences: 0,
+        };
+        Self {
+            endpoints: Endpoints::new(membership.id()),
+            look_back: LookBack::default(),
+            cache: CacheSchedule::new(now),
+            hands_on,
+            cache_usable,
+            session: None,
+            announced: true,
+            unreachable: None,
+            lost_changes: None,
+            away_since: None,
+            handed_on: None,
+            kubernetes: false,
+            noted: None,
+            endpoint: None,
+            error: None,
+            known_until: None,
+            view: store.view(),
+            status,
+            stepped: now,
+            store,
+            membership,
+        }
+    }
+
+    /// Records in force.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view)
+    }
+
+    /// How this node stands, as it was shown last.
+    #[must_use]
+    pub const fn status(&self) -> &ControlStatus {
+        &self.status
+    }
+
+    /// What the next start needs.
+    #[must_use]
+    pub fn cache(&self) -> CacheContent {
+        CacheContent {
+            revision: self.store.revision(),
+            lease_ttl: self.lease_ttl(),
+            subnet: self.membership.subnet(),
+            entries: self.store.cached().collect(),
+            evidence: self.store.evidence(),
+        }
+    }
+
+    /// Whether the cache on disk lacks something.
+    #[must_use]
+    pub const fn is_unsaved(&self) -> bool {
+        self.cache.is_unsaved()
+    }
+
+    /// When [`step`](Self::step) wants to be called at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let deadlines = [
+            self.store.next_deadline(),
+            self.membership.next_deadline(),
+            self.cache.next_deadline(),
+            self.endpoints.next_deadline().filter(|_| self.may_write_endpoints(self.stepped)),
+            self.look_back.next_deadline().filter(|_| self.looks_back()),
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// Takes in what happened; what to do now.
+    pub fn step(&mut self, now: Instant, input: Input) -> Vec<Effect> {
+        self.stepped = now;
+        let mut out = Vec::new();
+        if !matches!(input, Input::Started) {
+            self.take(now, input, &mut out);
+            self.report(now, &mut out);
+            self.write_endpoints(now, &mut out);
+            if self.cache.begin(now, self.store.lists() > 0, self.is_connected(), self.lease_ttl()) {
+                out.push(Effect::WriteCache);
+            }
+        }
+        self.hand_on(&mut out);
+        if self.looks_back()
+            && let Some((key, at)) = self.look_back.next(now, &mut self.store)
+        {
+            out.push(Effect::LookBack { key, at });
+        }
+        out
+    }
+
+    fn take(&mut self, now: Instant, input: Input, out: &mut Vec<Effect>) {
+        match input {
+            Input::Started => {}
+            Input::Connected { member, session } => {
+                self.endpoint = Some(member.clone());
+                self.error = None;
+                self.session = Some((session, member));
+                self.announced = false;
+            }
+            Input::Disconnected { member, error } => self.disconnected(now, &member, &error, out),
+            Input::Listed(listing) => self.listed(now, listing, out),
+            Input::Changed(events) => {
+                let view = self.store.changed(now, events);
+                self.publish(view, out);
+                self.join(now, membership::Input::Store, out);
+            }
+            Input::Audited { listing, deleted_since } => self.audited(now, listing, &deleted_since, out),
+            Input::Answer(call, answer, session) => {
+                suspect(failure(&answer), session, out);
+                self.join(now, membership::Input::Answer(call, answer), out);
+            }
+            Input::EndpointsWritten(answer, session) => {
+                suspect(answer.as_ref().err(), session, out);
+                self.endpoints.answered(now, &self.store, &answer);
+            }
+            Input::Earlier(answer) => {
+                let view = self.look_back.answered(now, &mut self.store, answer);
+                self.publish(view, out);
+            }
+            Input::Facts(facts) => self.join(now, membership::Input::Facts(facts), out),
+            Input::Attached(attached) => self.join(now, membership::Input::Attached(attached), out),
+            Input::EndpointsWanted(wanted) => self.endpoints.want(wanted),
+            Input::Accept => self.accept(now, out),
+            Input::CacheWritten(took) => self.cache.written(took),
+            Input::Tick => {
+                let view = self.store.tick(now);
+                self.publish(view, out);
+                self.join(now, membership::Input::Tick, out);
+            }
+        }
+    }
+
+    fn disconnected(&mut self, now: Instant, member: &str, error: &str, out: &mut Vec<Effect>) {
+        if self.session.take().is_some() {
+            self.known_until = Some(now);
+        }
+        if self.away_since.is_none() {
+            self.away_since = Some(now);
+            warn!(endpoint = member, error, "etcd unreachable");
+        }
+        self.announced = true;
+        self.error = Some(format!("{member}: {error}"));
+        self.unreachable = Some(unreachable::etcd_unreachable(member, error));
+        self.join(now, membership::Input::Disconnected, out);
+    }
+
+    fn listed(&mut self, now: Instant, listing: KeyListing, out: &mut Vec<Effect>) {
+        let revision = listing.revision;
+        let view = self.store.listed(now, listing);
+        self.publish(view, out);
+        if let (Some(since), Some((_, member))) = (self.away_since.take(), &self.session) {
+            let away = Duration::from_secs(now.saturating_duration_since(since).as_secs());
+            let after = humantime::format_duration(away);
+            info!(endpoint = member, revision, %after, "etcd reachable");
+        }
+        self.list_again(out);
+        // Which etcd it was that was listed must outlive a restart, also when no record differs.
+        self.cache.changed();
+        if !self.announced {
+            self.announced = true;
+            self.known_until = None;
+            self.unreachable = None;
+            self.join(now, membership::Input::Connected, out);
+        }
+        self.join(now, membership::Input::Store, out);
+    }
+
+    fn audited(&mut self, now: Instant, listing: KeyListing, deleted_since: &BTreeSet<String>, out: &mut Vec<Effect>) {
+        let revision = listing.revision;
+        let (view, lost) = self.store.audited(now, listing, deleted_since);
+        if lost.is_empty() {
+            debug!(revision, "audit: no change missed");
+        } else {
+            self.lost_changes = Some(now);
+            error!(
+                revision,
+                keys = lost.iter().take(20).map(|key| &**key).collect::<Vec<&str>>().join(", "),
+                count = lost.len(),
+                "audit: watch missed changes; applied from the list"
+            );
+        }
+        self.publish(view, out);
+        self.list_again(out);
+        self.join(now, membership::Input::Store, out);
+    }
+
+    /// Asks for the list that confirms what the last one lacked.
+    fn list_again(&self, out: &mut Vec<Effect>) {
+        if self.store.awaits_list() {
+            out.push(Effect::ListAgain);
+        }
+    }
+
+    fn accept(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        let (accepted, view) = self.store.accept();
+        info!(withdrawn = accepted.withdrawn, changed = accepted.changed, "operator accepted the content of etcd");
+        self.publish(view, out);
+        self.cache.changed_now();
+        self.join(now, membership::Input::Store, out);
+        out.push(Effect::Accepted(accepted));
+    }
+
+    /// Steps this node's own records.
+    fn join(&mut self, now: Instant, input: membership::Input, out: &mut Vec<Effect>) {
+        let before = self.membership.state().clone();
+        for effect in self.membership.step(now, input, &self.store) {
+            match effect {
+                membership::Effect::Call(id, call) => out.push(Effect::Call(id, call)),
+                membership::Effect::Relist => {
+                    out.extend(self.session.iter().map(|(number, _)| Effect::Suspect(*number)))
+                }
+            }
+        }
+        let after = self.membership.state();
+        if before != *after {
+            log_membership(after);
+        }
+    }
+
+    fn publish(&mut self, view: Option<Arc<View>>, out: &mut Vec<Effect>) {
+        if let Some(view) = view {
+            self.cache.changed();
+            log_config_change(&self.view, &view);
+            self.view = Arc::clone(&view);
+            out.push(Effect::Publish(view));
+        }
+    }
+
+    /// Whether a session stands whose list is in.
+    const fn is_connected(&self) -> bool {
+        self.session.is_some() && self.announced
+    }
+
+    const fn looks_back(&self) -> bool {
+        self.hands_on && self.is_connected()
+    }
+
+    fn lease_ttl(&self) -> Option<Duration> {
+        self.view.config.as_ref().map(|config| config.value.lease_ttl)
+    }
+
+    /// Whether this node has a place in the mesh whose `endpoints/` records are its own to write.
+    fn may_write_endpoints(&self, now: Instant) -> bool {
+        let joined = matches!(self.membership.state(), MembershipState::Joined { .. });
+        // A copy of a node would withdraw the containers of the original.
+        self.is_connected() && joined && self.membership.may_write(now)
+    }
+
+    /// Brings this node's `endpoints/` records up to date.
+    fn write_endpoints(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        if self.may_write_endpoints(now) {
+            out.extend(self.endpoints.next(now, &self.store).map(Effect::WriteEndpoints));
+        }
+    }
+
+    /// Says what changed of what policies are made of.
+    fn hand_on(&mut self, out: &mut Vec<Effect>) {
+        let changes = self.store.take_objects();
+        if !changes.is_empty() {
+            self.cache.changed();
+        }
+        let complete = self.store.lists() > 0 || self.cache_usable;
+        let revision = self.store.revision();
+        // A revision that changes nothing of it is handed on too: it is in force then.
+        if self.hands_on && (!changes.is_empty() || (complete && self.handed_on != Some(revision))) {
+            self.handed_on = complete.then_some(revision);
+            out.push(Effect::HandOn { changes, revision, complete });
+        }
+    }
+
+    /// The problems of this node itself.
+    fn problems(&self, now: Instant) -> Vec<Problem> {
+        let mut problems = self.membership.problems(self.store.prefix());
+        // A config that cannot be read, or is refused, is named already, with what is wrong with it.
+        let config = Some(Key::CONFIG);
+        if self.view.problems.iter().any(|problem| problem.key.as_deref() == config) {
+            problems.retain(|problem| problem.code != ProblemCode::NoConfig);
+        }
+        let mut refusals = self.membership.refusals();
+        refusals.extend(self.endpoints.refusal());
+        problems.extend(refusals.into_iter().map(|reason| unreachable::etcd_refuses(reason, self.membership.id())));
+        problems.extend(self.unreachable.clone());
+        if self.lost_changes.is_some_and(|at| now.saturating_duration_since(at) < LOST_CHANGES_SHOWN) {
+            problems.push(unreachable::watch_lost_changes(self.store.audit_differences()));
+        }
+        problems
+    }
+
+    /// Tells the next start on this machine who held the identity last.
+    fn note_identity(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        let cloned = matches!(self.membership.state(), MembershipState::Cloned { .. });
+        let holds = match cloned {
+            true => Some(false),
+            false => self.membership.may_write(now).then_some(true),
+        };
+        if holds.is_some() && self.noted != holds {
+            self.noted = holds;
+            out.extend(holds.map(Effect::NoteIdentity));
+        }
+    }
+
+    fn report(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        self.note_identity(now, out);
+        self.kubernetes |= self.store.has_kubernetes_objects();
+        let status = ControlStatus {
+            connected: self.is_connected(),
+            endpoint: self.endpoint.clone(),
+            error: self.error.clone(),
+            revision: self.store.revision(),
+            known_until: self.known_until,
+            state: self.membership.state().clone(),
+            subnet: self.membership.subnet(),
+            holds_identity: self.membership.holds_identity(),
+            problems: self.problems(now),
+            no_kubernetes_objects: self.store.lists() > 0 && !self.kubernetes,
+            lists: self.store.lists(),
+            audit_differences: self.store.audit_differences(),
+        };
+        if status.subnet != self.status.subnet {
+            self.cache.changed_now();
+        }
+        if status != self.status {
+            self.status.clone_from(&status);
+            out.push(Effect::Status(Box::new(status)));
+        }
+    }
+}
+
+/// A call without an answer may have happened: the session that it was made on is of no use.
+fn suspect(error: Option<&CallError>, session: SessionNumber, out: &mut Vec<Effect>) {
+    if let Some(error) = error {
+        debug!(%error, session, "etcd call failed");
+        if matches!(error, CallError::Indeterminate(_)) {
+            out.push(Effect::Suspect(session));
+        }
+    }
+}
+
+fn failure(answer: &Answer) -> Option<&CallError> {
+    match answer {
+        Answer::Granted(result) | Answer::KeptAlive(result) => result.as_ref().err(),
+        Answer::Committed(result) => result.as_ref().err(),
+    }
+}
+
+fn log_membership(state: &MembershipState) {
+    match state {
+        MembershipState::Connecting => info!("waiting for etcd"),
+        MembershipState::NoConfig => warn!("no valid config in etcd"),
+        MembershipState::Joining => info!("leasing a subnet"),
+        MembershipState::Joined { subnet } => info!(%subnet, "subnet leased"),
+        MembershipState::PoolExhausted { family, total } => warn!(%family, total, "no free subnet"),
+        MembershipState::SubnetLost { subnet, reason } => error!(%subnet, reason, "subnet lost"),
+        MembershipState::Removed => error!("node removed from the mesh"),
+        MembershipState::Cloned { reason } => error!(reason, "identity in use by another daemon"),
+    }
+}
+
+/// Says what a new configuration changes at once, and what only with the nodes' next subnets.
+fn log_config_change(before: &View, after: &View) {
+    let (Some(old), Some(new)) = (&before.config, &after.config) else { return };
+    if Arc::ptr_eq(&old.value, &new.value) {
+        return;
+    }
+    if let Ok(change) = etcd_schema::config_change(&old.value, &new.value, &[]) {
+        if !change.live.is_empty() {
+            info!(fields = change.live.join(", "), "config changed");
+        }
+        if !change.with_next_subnet.is_empty() {
+            warn!(
+                fields = change.with_next_subnet.join(", "),
+                "config changed in fields that take effect with a \
+                 node's next subnet; to renew a node's subnet: drain \
+                 it, stop meshd, delete its key below `subnets/`, \
+                 start meshd"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
