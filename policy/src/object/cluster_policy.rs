@@ -136,6 +136,12 @@ impl ClusterPolicy {
             }),
         }
     }
+
+    /// A policy of the same subject that denies it everything.
+    #[must_use]
+    pub(crate) fn denying_all(self) -> Self {
+        Self { ingress: deny_all(), egress: deny_all(), ..self }
+    }
 }
 
 /// The policy as far as it can be read, what cannot read fail-closed.

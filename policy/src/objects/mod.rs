@@ -53,7 +53,8 @@ pub struct Refusal {
     /// All that is wrong with it.
     pub violations: Violations,
     /// What stands for it if no earlier value of its key held: of a NetworkPolicy that it isolates its pods, as far as
-    /// these can be told, or its namespace; of a ClusterNetworkPolicy its readable rules, the others deny.
+    /// these can be told, or its namespace; of a ClusterNetworkPolicy its readable rules, the others deny, and all do if it
+    /// is of an unknown version.
     pub stand_in: Option<Box<Object>>,
 }
 
@@ -76,18 +77,18 @@ pub const fn is_read(key: &KubernetesKey) -> bool {
     )
 }
 
-/// The object that `bytes` under `key` hold, in JSON or YAML. `rewritten`: the key was written before, so that an
-/// unreadable NetworkPolicy may have been in force.
+/// The object that `bytes` under `key` hold, in JSON or YAML. `may_be_in_force`: the key was written before, or is the copy
+/// of an object that an API server accepted, so that an unreadable NetworkPolicy isolates at least its namespace.
 ///
 /// # Errors
 /// All that is wrong with it, another name or namespace than the key's too.
-pub fn read(key: &KubernetesKey, bytes: &[u8], rewritten: bool) -> Result<Reading, Refusal> {
+pub fn read(key: &KubernetesKey, bytes: &[u8], may_be_in_force: bool) -> Result<Reading, Refusal> {
     let read = match Fields::of_object(bytes) {
         Ok(fields) => read_fields(key, fields),
         Err(violations) => Err(violations.into()),
     };
     read.map_err(|refusal| Refusal {
-        stand_in: refusal.stand_in.or_else(|| unreadable(key, rewritten).map(Box::new)),
+        stand_in: refusal.stand_in.or_else(|| unreadable(key, may_be_in_force).map(Box::new)),
         ..refusal
     })
 }
@@ -100,9 +101,9 @@ pub fn read_tree(key: &KubernetesKey, object: Map<String, Value>) -> Result<Read
     read_fields(key, Fields::root(object))
 }
 
-/// What stands for a value of which nothing can be told. A new policy that cannot be read has never been in force.
-fn unreadable(key: &KubernetesKey, rewritten: bool) -> Option<Object> {
-    let may_have_isolated = rewritten && matches!(key, KubernetesKey::NetworkPolicy(..));
+/// What stands for a value of which nothing can be told.
+fn unreadable(key: &KubernetesKey, may_be_in_force: bool) -> Option<Object> {
+    let may_have_isolated = may_be_in_force && matches!(key, KubernetesKey::NetworkPolicy(..));
     may_have_isolated.then_some(Object::NetworkPolicy(PolicyState::IsolatesNamespace))
 }
 

@@ -52,16 +52,21 @@ pub(super) fn read_network_policy(fields: Fields, place: Place<'_>) -> Result<(O
 
 /// A policy, and the object with nothing but what is read.
 pub(super) fn read_cluster_network_policy(fields: Fields, place: Place<'_>) -> Result<(Object, Value), Refusal> {
-    let spec = spec_of(fields, CLUSTER_NETWORK_POLICY, place).map_err(|(violations, _)| Refusal::from(violations))?;
+    let denies =
+        |policy: Option<ClusterPolicy>| policy.map(|policy| Box::new(Object::ClusterNetworkPolicy(Arc::new(policy))));
+    let spec = spec_of(fields, CLUSTER_NETWORK_POLICY, place).map_err(|(violations, spec)| {
+        // What its rules say may mean something else in another version: of them all, denying is what widens nothing.
+        let read = spec.and_then(|spec| ClusterPolicy::parse(&spec).map_or_else(|invalid| invalid.fail_closed, Some));
+        Refusal { violations, stand_in: denies(read.map(ClusterPolicy::denying_all)) }
+    })?;
     match ClusterPolicy::parse(&spec) {
         Ok(policy) => {
             let canonical = canonical(CLUSTER_NETWORK_POLICY, place, &spec);
             Ok((Object::ClusterNetworkPolicy(Arc::new(policy)), canonical))
         }
-        Err(invalid) => Err(Refusal {
-            violations: of_spec(&invalid.violations),
-            stand_in: invalid.fail_closed.map(|policy| Box::new(Object::ClusterNetworkPolicy(Arc::new(policy)))),
-        }),
+        Err(invalid) => {
+            Err(Refusal { violations: of_spec(&invalid.violations), stand_in: denies(invalid.fail_closed) })
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 use etcd_schema::Key;
 
 use super::*;
+use crate::object::Action;
 
 fn key(text: &str) -> KubernetesKey {
     match Key::parse(text) {
@@ -224,4 +225,26 @@ fn an_unreadable_policy_isolates_whom_it_can_be_seen_to_select() {
         assert_eq!(stand_in(nothing, false), None, "{nothing}");
         assert_eq!(stand_in(nothing, true), Some(Object::NetworkPolicy(PolicyState::IsolatesNamespace)));
     }
+}
+
+#[test]
+fn a_cluster_policy_of_an_unknown_version_denies_its_subject_everything() {
+    let key = key("clusternetworkpolicies/p");
+    let policy = |version: &str, spec: &str| {
+        format!(
+            r#"{{"apiVersion": "policy.networking.k8s.io/{version}", "kind": "ClusterNetworkPolicy",
+            "metadata": {{"name": "p"}}, "spec": {spec}}}"#
+        )
+    };
+    let spec = r#"{"tier": "Admin", "priority": 5, "subject": {"namespaces": {}},
+        "ingress": [{"action": "Accept", "from": [{"namespaces": {}}]}]}"#;
+    let stand_in = |value: String| read(&key, value.as_bytes(), true).unwrap_err().stand_in.map(|object| *object);
+    for spec in [spec.to_owned(), spec.replace("Accept", "Audit"), spec.replace("\"ingress\"", "\"inbound\"")] {
+        let Some(Object::ClusterNetworkPolicy(policy)) = stand_in(policy("v3", &spec)) else { panic!("{spec}") };
+        for rules in [&policy.ingress, &policy.egress] {
+            assert!(matches!(&rules[..], [rule] if rule.action == Action::Deny && rule.peers.is_none()), "{policy:?}");
+        }
+        assert_eq!(policy.priority, 5);
+    }
+    assert_eq!(stand_in(policy("v3", &spec.replace("subject", "target"))), None);
 }

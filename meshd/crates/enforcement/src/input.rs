@@ -24,7 +24,8 @@ impl Input {
 pub(super) fn read(key: &Key, bytes: &[u8], rewritten: bool) -> Result<ReadObject, RefusedObject> {
     let refused = |violations| RefusedObject { violations, stand_in: None, effect: "it has no effect".to_owned() };
     match key {
-        Key::Kubernetes(_, key) => match objects::read(key, bytes, rewritten) {
+        // A cluster's API server has accepted what is below its prefix: it is in force there at its first write.
+        Key::Kubernetes(cluster, key) => match objects::read(key, bytes, rewritten || !cluster.is_flat()) {
             Ok(reading) => Ok(ReadObject { item: Input::item(reading.object), canonical: reading.canonical.into() }),
             Err(refusal) => Err(RefusedObject {
                 effect: objects::effect(key, refusal.stand_in.as_deref()),
@@ -37,5 +38,27 @@ pub(super) fn read(key: &Key, bytes: &[u8], rewritten: bool) -> Result<ReadObjec
             Ok(ReadObject { item: Item::new(Input::Attachment(Arc::new(attachment))), canonical: bytes.into() })
         }
         other => Err(refused(Violations::one("", other.to_string(), "policies are made of no such record"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use policy::engine::PolicyState;
+
+    use super::*;
+
+    #[test]
+    fn a_mirrored_policy_that_cannot_be_read_isolates_its_namespace_at_its_first_write() {
+        let stand_in = |key: &str, rewritten| {
+            let refused = read(&Key::parse(key).unwrap(), b"{\"spec\": 7", rewritten).unwrap_err();
+            assert_eq!(refused.effect.contains("isolated"), refused.stand_in.is_some(), "{}", refused.effect);
+            refused.stand_in.is_some_and(|item| {
+                let input = item.into_read::<Input>().unwrap();
+                matches!(input, Input::Object(Object::NetworkPolicy(PolicyState::IsolatesNamespace)))
+            })
+        };
+        assert!(stand_in("k8s/east/networkpolicies/shop/p", false));
+        assert!(!stand_in("networkpolicies/shop/p", false));
+        assert!(stand_in("networkpolicies/shop/p", true));
     }
 }

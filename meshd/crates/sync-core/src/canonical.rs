@@ -7,12 +7,15 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::Kind;
 
 /// Longest value; etcd takes requests of 1.5 MiB.
 const MAX_VALUE: usize = 1 << 20;
+
+/// What in a policy's spec says whom it selects.
+const SELECTING_FIELDS: [&str; 5] = ["podSelector", "policyTypes", "tier", "priority", "subject"];
 
 /// Annotations of the mirror object of a static pod, which say the pod's UID at its node.
 const MIRROR_ANNOTATIONS: [&str; 2] = ["kubernetes.io/config.hash", "kubernetes.io/config.mirror"];
@@ -38,6 +41,11 @@ pub struct Object {
 pub struct Nameless {
     kind: Kind,
     reason: String,
+}
+
+#[derive(Deserialize)]
+struct SpecOnly {
+    spec: Option<Map<String, Value>>,
 }
 
 #[derive(Deserialize)]
@@ -230,8 +238,7 @@ pub fn read(kind: Kind, api_version: &str, json: &str) -> Result<Object, Nameles
     let verbatim = reduced.is_err();
     let mut value = reduced.unwrap_or_else(|_| json.as_bytes().to_vec());
     if value.len() > MAX_VALUE {
-        // An object of that name that is refused for want of the rest.
-        value = place.write(CanonicalMetadata::default(), None::<()>, None::<()>).unwrap_or_default();
+        value = place.shortened(json);
     }
     Ok(Object { kind, path, value, resource_version, verbatim })
 }
@@ -298,6 +305,26 @@ impl<'a> Place<'a> {
             CanonicalPodStatus { phase: status.phase, pod_ips }
         });
         self.write(metadata, spec, status)
+    }
+
+    /// An object of that name that the nodes refuse: of a policy's spec it says whom that selects, so that they close these
+    /// pods, and that something is missing.
+    fn shortened(&self, json: &str) -> Vec<u8> {
+        let spec = || {
+            let mut spec = serde_json::from_str::<SpecOnly>(json).ok()?.spec?;
+            if self.kind == Kind::NetworkPolicy && !spec.contains_key("policyTypes") && spec.contains_key("egress") {
+                spec.insert("policyTypes".to_owned(), Value::from(vec!["Ingress", "Egress"]));
+            }
+            spec.retain(|field, _| SELECTING_FIELDS.contains(&field.as_str()));
+            spec.insert("tooLong".to_owned(), true.into());
+            Some(spec)
+        };
+        let is_policy = matches!(self.kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy);
+        let with = |spec: Option<Map<String, Value>>| {
+            self.write(CanonicalMetadata::default(), spec, None::<()>).unwrap_or_default()
+        };
+        let with_spec = with(if is_policy { spec() } else { None });
+        if with_spec.len() > MAX_VALUE { with(None) } else { with_spec }
     }
 
     fn write<S: Serialize, T: Serialize>(

@@ -126,4 +126,12 @@ fn what_etcd_would_refuse_for_its_length_is_an_object_that_the_nodes_refuse() {
     let policy = read(Kind::NetworkPolicy, "networking.k8s.io/v1", &long).unwrap();
     assert!(policy.value.len() < 200);
     assert!(nodes_read("networkpolicies/shop/web", &policy.value).is_err());
+    let spec: Value = serde_json::from_slice(&policy.value).unwrap();
+    assert_eq!(spec["spec"], serde_json::json!({"podSelector": {}, "tooLong": true}));
+    let egress = long.replace("\"x\"", "\"egress\": [], \"x\"");
+    let policy = read(Kind::NetworkPolicy, "networking.k8s.io/v1", &egress).unwrap();
+    assert!(text(&policy).contains(r#""policyTypes":["Ingress","Egress"]"#), "{}", text(&policy));
+    let long_selector = long.replace("podSelector", "z").replace("\"x\"", "\"podSelector\"");
+    let policy = read(Kind::NetworkPolicy, "networking.k8s.io/v1", &long_selector).unwrap();
+    assert!(policy.value.len() < 200 && nodes_read("networkpolicies/shop/web", &policy.value).is_err());
 }
