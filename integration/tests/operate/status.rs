@@ -57,6 +57,10 @@ fn tables_are_coloured_on_a_terminal_alone() {
         assert!(status.lines().any(|found| found.starts_with(line)), "{line}: {status}");
     }
 
+    let line = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap();
+    assert!(line("version ").contains(", up "), "{status}");
+    assert!(line("etcd ").contains(", revision ") && line("etcd ").contains(" (newest "), "{status}");
+
     for command in ["status", "peers", "routes"] {
         let plain = east1.meshctl(&[command]).stdout;
         assert!(!plain.contains('\x1b'), "{plain:?}");

@@ -7,7 +7,7 @@
 //! ```
 
 use std::{
-    fs,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket},
     time::Duration,
 };
@@ -21,7 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     SOON, await_in_force,
-    frames::{BROADCAST, Capture, datagram, frame, host_end, icmpv6, index, ipv6, link_local, mac},
+    frames::{BROADCAST, Capture, datagram, frame, host_end, icmpv6, index, ipv6, link_local, mac, port_unreachable},
     groups,
     objects::{delete_policy, put_pod, put_policy},
     probe::{Server, round_trip},
@@ -158,6 +158,38 @@ fn assert_only_the_router_arrives(routed: &Routed, to: IpAddr, what: &str, mut h
     }
 }
 
+/// The node leads to hosts behind the router, and a neighbour sends to them.
+#[track_caller]
+fn assert_ingress_policies_judge_what_goes_behind_the_router(routed: &Routed) {
+    let node = routed.east1().host();
+    let mut at_router = Capture::on(&routed.router, "eth0");
+    let address_of = |pod: &CniPod, v6: bool| *pod.addresses.iter().find(|ip| ip.is_ipv6() == v6).unwrap();
+    for (v6, prefix) in [false, true].into_iter().zip(FOREIGN_PREFIXES) {
+        let (via, dev) = (address_of(&routed.router, v6), host_end(&routed.router));
+        node.run(&format!("ip route add {prefix} via {via} dev {dev} onlink"));
+    }
+    let mut arrives = |v6: bool, port: u16, marker: &[u8]| {
+        let to: IpAddr = FOREIGN[usize::from(v6)].parse().unwrap();
+        routed.send(&routed.db, &datagram((address_of(&routed.db, v6), port), (to, PORT), marker));
+        at_router.hears(marker)
+    };
+    for v6 in [false, true] {
+        await_ok("a packet to arrive behind the router", SOON, || {
+            if arrives(v6, PORT, b"behind") { Ok(()) } else { Err("it does not".to_owned()) }
+        });
+    }
+    let spec = json!({"podSelector": {"matchLabels": {"app": "router"}}, "policyTypes": ["Ingress"]});
+    put_policy(&routed.mesh.etcd, "shop", "router-ingress", &spec);
+    await_in_force(&routed.mesh);
+    for v6 in [false, true] {
+        assert!(!arrives(v6, 7003, b"refused"), "a packet passes the router's ingress policies");
+    }
+    delete_policy(&routed.mesh.etcd, "shop", "router-ingress");
+    for prefix in FOREIGN_PREFIXES {
+        node.run(&format!("ip route del {prefix}"));
+    }
+}
+
 #[test]
 fn a_pod_sends_from_its_own_addresses_and_a_router_from_what_it_is_allowed() {
     let routed = Routed::start("policy-identity");
@@ -199,6 +231,7 @@ fn a_pod_sends_from_its_own_addresses_and_a_router_from_what_it_is_allowed() {
         let denied = east1.meshctl(&["flows", "--denied"]).stdout;
         if denied.contains("the source is not an address of the sending pod") { Ok(()) } else { Err(denied) }
     });
+    assert_ingress_policies_judge_what_goes_behind_the_router(&routed);
     // What the router sends from those is its own pod's.
     routed.deny_egress("router");
     for v6 in [false, true] {
@@ -351,6 +384,22 @@ fn assert_no_forged_answer(routed: &Routed) {
     }
 }
 
+/// Whether a pod's ICMP error about a flow of the node to something outside reaches the process that has it.
+fn hears_a_pods_error(routed: &Routed, v6: bool) -> bool {
+    let sites = &routed.mesh.sites;
+    let (own, to) = if v6 { (sites.east.v6(0), "2001:db8:2::99") } else { (sites.east.v4(0), "198.51.100.99") };
+    let (own, to): (IpAddr, IpAddr) = (own.parse().unwrap(), to.parse().unwrap());
+    let socket = routed.east1().host().enter(|| UdpSocket::bind((own, 0))).unwrap();
+    socket.connect((to, 53)).unwrap();
+    socket.send(b"question").unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let rogue = routed.rogue.addresses.iter().find(|ip| ip.is_ipv6() == v6).unwrap();
+    let quoted = datagram((own, port), (to, 53), b"question");
+    routed.send(&routed.rogue, &port_unreachable(*rogue, own, &quoted));
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.recv(&mut [0; 64]).unwrap_err().kind() == io::ErrorKind::ConnectionRefused
+}
+
 #[test]
 fn over_link_local_a_pod_answers_its_node_and_begins_nothing() {
     let routed = Routed::start("policy-link-local");
@@ -380,6 +429,11 @@ fn a_pod_is_closed_by_its_interface_while_nothing_is_in_force() {
     for server in &servers {
         server.assert_reached(&routed.rogue);
     }
+    for v6 in [false, true] {
+        await_ok("an error of a pod that may send to its node", SOON, || {
+            if hears_a_pods_error(&routed, v6) { Ok(()) } else { Err("it does not come".to_owned()) }
+        });
+    }
     east1.kill9();
     routed.nft.refuse("pods");
     east1.host().nft("delete table inet meshd_policy; delete table bridge meshd_policy");
@@ -390,6 +444,9 @@ fn a_pod_is_closed_by_its_interface_while_nothing_is_in_force() {
         assert_link_local_answers_the_node_only(&routed, 8080);
         assert_infrastructure_passes(&routed);
         assert_no_forged_answer(&routed);
+        for v6 in [false, true] {
+            assert!(!hears_a_pods_error(&routed, v6), "a pod's error about the node's flow passes unjudged");
+        }
         for (foreign, to) in FOREIGN.iter().zip([routed.db.v4(), routed.db.v6()]) {
             for from in [&routed.rogue, &routed.router] {
                 routed.send(from, &datagram((foreign.parse().unwrap(), PORT), (to, PORT), b"while closed"));

@@ -278,13 +278,6 @@ impl Source for Published {
 
     fn readiness(&self) -> Vec<Check> {
         let in_force = self.lock();
-        let no_subnet = || match in_force.snapshot.network {
-            None => "the mesh has not been read yet, neither from etcd nor from a cache",
-            Some(_) if in_force.snapshot.own_subnets.is_empty() => "this node has no subnet",
-            Some(_) => "the key of this node's subnet is not in etcd",
-        };
-        let subnet =
-            (!in_force.subnet_holds || in_force.snapshot.own_subnets.is_empty()).then(|| no_subnet().to_owned());
         let refused = [ProblemCode::KernelUnreadable, ProblemCode::KernelRefused, ProblemCode::NftablesRefused];
         let data_plane = match &in_force.plan {
             None => Some("the kernel has not been programmed yet".to_owned()),
@@ -300,15 +293,9 @@ impl Source for Published {
             _ if applied.generation == 0 => Some("policies have not been read completely yet".to_owned()),
             _ => None,
         };
-        let identity = match (&self.control.borrow().state, &in_force.snapshot.own_record) {
-            (MembershipState::Cloned { reason }, _) => Some(reason.clone()),
-            (_, OwnRecord::Holds { .. }) => None,
-            (_, OwnRecord::Refused { cause }) => Some(format!("the other nodes refuse this node: {cause}")),
-            (_, OwnRecord::Missing) => Some("this node's record is not in etcd".to_owned()),
-        };
         vec![
-            Check::new("identity", identity),
-            Check::new("subnet", subnet),
+            Check::new("identity", no_identity(&self.control.borrow().state, &in_force.snapshot.own_record)),
+            Check::new("subnet", no_subnet(&in_force)),
             Check::new("data_plane", data_plane),
             Check::new("policy", policy),
         ]
@@ -427,4 +414,60 @@ fn state(control: &ControlStatus, in_force: &InForce, problems: bool) -> api_typ
 fn occurred(mut counts: Vec<DropCount>) -> Vec<DropCount> {
     counts.retain(|count| count.packets > 0);
     counts
+}
+
+/// Why the other nodes do not take this node for one of the mesh. That etcd is away is no reason: the view in force counts.
+fn no_identity(state: &MembershipState, own_record: &OwnRecord) -> Option<String> {
+    match (state, own_record) {
+        (MembershipState::Cloned { reason }, _) => Some(reason.clone()),
+        (_, OwnRecord::Holds { .. }) => None,
+        (_, OwnRecord::Refused { cause }) => Some(format!("the other nodes refuse this node: {cause}")),
+        (_, OwnRecord::Missing) => Some("this node's record is not in etcd".to_owned()),
+    }
+}
+
+/// Why the view in force gives this node no subnet.
+fn no_subnet(in_force: &InForce) -> Option<String> {
+    let own = &in_force.snapshot.own_subnets;
+    if in_force.subnet_holds && !own.is_empty() {
+        return None;
+    }
+    let reason = match in_force.snapshot.network {
+        None => "the mesh has not been read yet, neither from etcd nor from a cache",
+        Some(_) if own.is_empty() => "this node has no subnet",
+        Some(_) => "the key of this node's subnet is not in etcd",
+    };
+    Some(reason.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use etcd_schema::NetworkConfig;
+
+    use super::*;
+
+    #[test]
+    fn a_node_is_ready_only_as_a_member_that_the_others_accept() {
+        let holds = OwnRecord::Holds { name: "east1".to_owned() };
+        let refused = OwnRecord::Refused { cause: "nodes/x: bad key".to_owned() };
+        let cloned = MembershipState::Cloned { reason: "a clone runs".to_owned() };
+        assert_eq!(no_identity(&MembershipState::Connecting, &holds), None, "etcd away, the cached view holds");
+        assert_eq!(no_identity(&cloned, &holds).unwrap(), "a clone runs");
+        let refusal = no_identity(&MembershipState::Joining, &refused).unwrap();
+        assert!(refusal.contains("nodes/x: bad key"), "{refusal}");
+        assert!(no_identity(&MembershipState::Joining, &OwnRecord::Missing).is_some());
+    }
+
+    #[test]
+    fn a_node_is_ready_only_with_a_subnet_that_the_view_in_force_gives_it() {
+        let mut in_force = InForce { subnet_holds: true, ..InForce::default() };
+        assert!(no_subnet(&in_force).unwrap().contains("not been read"));
+        in_force.snapshot.network = Some(NetworkConfig::parse(br#"{"Network": "10.244.0.0/16"}"#).unwrap());
+        assert!(no_subnet(&in_force).unwrap().contains("no subnet"));
+        in_force.snapshot.own_subnets = vec!["10.244.3.0/24".parse().unwrap()];
+        assert_eq!(no_subnet(&in_force), None);
+        // It is in use all the same while its key is put back.
+        in_force.subnet_holds = false;
+        assert!(no_subnet(&in_force).unwrap().contains("not in etcd"));
+    }
 }

@@ -252,3 +252,43 @@ pub(super) fn rule_message(rule: &KernelRule, protocol: u8) -> RuleMessage {
     }
     message
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether peers may be told of this address.
+    fn usable(address: &str, scope: AddressScope, flags: AddressFlags) -> bool {
+        let net: IpNet = address.parse().unwrap();
+        let mut message = AddressMessage::default();
+        message.header.prefix_len = net.prefix_len();
+        message.header.scope = scope;
+        // As the kernel sends it: eight bits in the header, all of them in the attribute.
+        message.attributes = vec![AddressAttribute::Address(net.addr()), AddressAttribute::Flags(flags)];
+        let parsed = link_address(&message).unwrap();
+        assert_eq!(parsed.address, net);
+        parsed.usable
+    }
+
+    #[test]
+    fn addresses_that_will_not_last_are_not_published() {
+        let (global, permanent) = ("2001:db8::5/64", AddressFlags::Permanent);
+        assert!(usable(global, AddressScope::Universe, permanent));
+        let will_not_last = [
+            AddressFlags::Deprecated,
+            AddressFlags::Tentative,
+            AddressFlags::Dadfailed,
+            // Temporary, of RFC 8981: the same bit as `Secondary`.
+            AddressFlags::Secondary,
+        ];
+        for flag in will_not_last {
+            assert!(!usable(global, AddressScope::Universe, permanent | flag), "{flag:?}");
+        }
+        assert!(!usable("fe80::5/64", AddressScope::Universe, permanent));
+        assert!(!usable(global, AddressScope::Host, permanent));
+        // In IPv4, a second address of a prefix lasts as the first does.
+        assert!(usable("192.0.2.5/24", AddressScope::Universe, permanent | AddressFlags::Secondary));
+        assert!(!usable("192.0.2.5/24", AddressScope::Universe, AddressFlags::Deprecated));
+        assert!(!usable("169.254.1.5/16", AddressScope::Universe, permanent));
+    }
+}

@@ -161,6 +161,16 @@ impl Node {
         self.take_out()
     }
 
+    /// A handshake message comes while many wait: from now on the node is under load.
+    pub(super) fn load(&mut self, now: Instant) {
+        let waiting = self.inbound.queued.swap(HANDSHAKES, Ordering::Relaxed);
+        let mut bytes = vec![0; 148];
+        bytes[0] = 1;
+        let initiation = Wire { from: "198.51.100.9:9".parse().unwrap(), to: self.address, bytes };
+        assert_eq!(self.receive_without_handshakes(now, &[initiation]), []);
+        self.inbound.queued.store(waiting, Ordering::Relaxed);
+    }
+
     /// Does what is due at `now`.
     pub(super) fn ring(&mut self, now: Instant) -> Vec<Wire> {
         let mut sent = Vec::new();

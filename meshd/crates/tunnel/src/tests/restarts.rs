@@ -212,6 +212,19 @@ fn a_datagram_of_no_session_from_elsewhere_leads_to_nothing() {
 }
 
 #[test]
+fn a_node_under_load_calls_for_no_datagram() {
+    let now = Instant::now();
+    let (mut a, b, late) = strangers(now, true);
+    let from_b: Vec<Wire> = late.iter().map(|wire| Wire { from: b.address, ..wire.clone() }).collect();
+    a.load(now);
+    assert_eq!(a.receive(now, &from_b), []);
+    assert_eq!(a.ring(now), []);
+    let later = now + 60 * SECOND;
+    assert_eq!(a.receive(later, &from_b), []);
+    assert_eq!(a.ring(later).len(), 1);
+}
+
+#[test]
 fn calls_for_datagrams_of_no_session_are_few() {
     let now = Instant::now();
     let keys: Vec<_> = (0..200u8).map(|_| PrivateKey::generate().unwrap()).collect();
