@@ -118,6 +118,20 @@ impl KubernetesApi {
         output
     }
 
+    /// Runs a plugin of kubectl, which finds kubectl in its search path.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn kubectl_plugin(&self, plugin: &Path, args: &[&str]) -> Output {
+        let (kubectl, kubeconfig) = (self.program("kubectl"), self.kubeconfig());
+        let folder = Path::new(&kubectl).parent().map_or_else(String::new, |folder| folder.display().to_string());
+        let (path, kubeconfig) = (format!("PATH={folder}:/usr/bin:/bin"), kubeconfig.to_string_lossy());
+        let plugin = plugin.to_string_lossy();
+        let command = [&["env", path.as_str(), &plugin, "--kubeconfig", &kubeconfig], args].concat();
+        self.host.run_args(&command)
+    }
+
     /// [`kubectl`](Self::kubectl) for a command that may fail.
     #[must_use]
     #[track_caller]

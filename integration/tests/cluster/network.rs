@@ -1,6 +1,9 @@
 //! Pods reach each other, and Services, from every place.
 
-use integration::{ProxyMode, await_ok};
+use std::os::unix::fs::symlink;
+
+use integration::{ProxyMode, await_ok, binary};
+use serde_json::Value;
 
 use crate::{
     SOON,
@@ -22,7 +25,22 @@ fn pods_reach_each_other_in_the_site_and_across() {
         }
     }
     await_direct(&cluster);
+    assert_plugin_asks_a_node(&cluster);
     cluster.sniffer.assert_clean();
+}
+
+/// `kubectl meshd` is meshctl at the daemon of the node that it names.
+#[track_caller]
+fn assert_plugin_asks_a_node(cluster: &Cluster) {
+    let plugin = cluster.sites.lab.folder().join("kubectl-meshd");
+    symlink(binary("meshctl"), &plugin).unwrap();
+    for node in ["east2", "west1"] {
+        let status = cluster.api.kubectl_plugin(&plugin, &["--node", node, "-o", "json", "status"]).stdout;
+        let status: Value = serde_json::from_str(&status).unwrap();
+        assert_eq!(status["node"], node, "{status}");
+    }
+    let any = cluster.api.kubectl_plugin(&plugin, &["peers"]).stdout;
+    assert!(any.contains("REASON"), "{any}");
 }
 
 /// Waits until the two nodes of the site have a direct path to each other.

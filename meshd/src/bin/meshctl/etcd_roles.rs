@@ -29,7 +29,8 @@ pub(crate) struct EtcdRoles {
     /// Print the role meshd-reader: reads everything below the prefix, including pre-shared keys of external peers
     #[arg(long)]
     reader: bool,
-    /// Print the role meshd-sync-CLUSTER: reads and writes the copy of this Kubernetes cluster and nothing else
+    /// Print the role meshd-sync-CLUSTER: reads and writes the copy of this Kubernetes cluster, and reads
+    /// the nodes' records
     #[arg(long, value_name = "CLUSTER")]
     sync: Option<String>,
     /// Prefix of all keys of this mesh
@@ -116,8 +117,12 @@ impl EtcdRoles {
         });
         let sync = cluster.map(|cluster| Role {
             name: format!("meshd-sync-{cluster}"),
-            purpose: format!("meshd-sync of cluster {cluster}: reads and writes its copy"),
-            grants: vec![grant("readwrite", ClusterKeys::new(cluster).root(), true)],
+            purpose: format!("meshd-sync of cluster {cluster}: reads and writes its copy, reads the nodes"),
+            grants: vec![
+                grant("readwrite", ClusterKeys::new(cluster).root(), true),
+                grant("read", "nodes/", true),
+                grant("read", "alive/", true),
+            ],
         });
         let nodes = nodes.iter().map(|id| {
             let subnets = match subnet {

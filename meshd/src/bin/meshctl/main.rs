@@ -7,6 +7,7 @@ mod etcd_roles;
 mod exit;
 #[cfg(test)]
 mod hostile;
+mod kubectl;
 mod node;
 mod output;
 mod ping;
@@ -146,7 +147,8 @@ enum PeersCommand {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let ran = kubectl::local_arguments(std::env::args_os().collect());
+    match ran.and_then(|arguments| run(&Cli::parse_from(arguments))) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             output::print_error(&exit::lines(&error));
