@@ -59,7 +59,8 @@ pub use id::{ContainerId, InterfaceName, KubernetesName, NodeId, NodeName, PeerN
 pub use key::{KeyError, SubnetKey};
 pub use kinds::{
     Alive, AttachedPod, Attachment, Backend, BackendKind, Endpoint, Key, KubernetesKey, NetworkConfig, NodeRecord,
-    OutsidePeer, PolicyMode, Pool, Reader, RecordClass, RecordValue, Removed, Rules, SubnetLease, Value, WireguardData,
+    OutsidePeer, PolicyMode, Pool, Reader, Readiness, RecordClass, RecordValue, Removed, Rules, SubnetLease, Value,
+    WireguardData,
 };
 pub use labels::Labels;
 pub use unknown::UnknownField;

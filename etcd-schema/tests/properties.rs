@@ -10,8 +10,8 @@ use std::{
 
 use etcd_schema::{
     Alive, AttachedPod, Attachment, Backend, BackendKind, Cluster, Key, KubernetesKey, Labels, NetworkConfig,
-    NodeRecord, OutsidePeer, PolicyMode, Pool, PresharedKey, PublicKey, Removed, SubnetKey, SubnetLease, WireguardData,
-    check,
+    NodeRecord, OutsidePeer, PolicyMode, Pool, PresharedKey, PublicKey, Readiness, Removed, SubnetKey, SubnetLease,
+    WireguardData, check,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -272,12 +272,19 @@ fn removed() -> impl Strategy<Value = Removed> {
 }
 
 fn alive() -> impl Strategy<Value = Alive> {
-    ("[!-~]{1,64}", any::<u64>(), any::<Option<u64>>(), any::<u64>()).prop_map(
-        |(boot_id, start_count, start_revision, incarnation)| Alive {
+    let readiness = prop_oneof![
+        Just(None),
+        Just(Some(Readiness::Ready)),
+        "[!-~]([ -~]{0,38}[!-~])?".prop_map(|reason| Some(Readiness::NotReady { reason })),
+    ];
+    ("[!-~]{1,64}", any::<u64>(), any::<Option<u64>>(), any::<u64>(), vec("[a-z0-9]{1,9}", 0..3), readiness).prop_map(
+        |(boot_id, start_count, start_revision, incarnation, reads, readiness)| Alive {
             boot_id,
             start_count,
             start_revision,
             incarnation,
+            reads,
+            readiness,
         },
     )
 }

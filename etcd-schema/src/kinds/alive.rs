@@ -1,4 +1,4 @@
-//! `alive/ID`: the liveness record of a running daemon; feeds status and clone detection only.
+//! `alive/ID`: the liveness record of a running daemon; feeds status, clone detection and `meshd-sync` only.
 
 use serde_json::Map;
 
@@ -10,7 +10,8 @@ use crate::{
     violation::Report,
 };
 
-/// Value of `alive/ID`: `{"bootId", "startCount", "startRevision", "incarnation"}`. Unknown fields are ignored.
+/// Value of `alive/ID`: `{"bootId", "startCount", "startRevision", "incarnation", "reads", "ready", "reason"}`. Unknown
+/// fields are ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alive {
     /// The kernel's boot id (equal for containers on one machine and for snapshots).
@@ -21,17 +22,40 @@ pub struct Alive {
     pub start_revision: Option<u64>,
     /// Random, one per process.
     pub incarnation: u64,
+    /// Directories of keys that this daemon acts on and that version 0.1.0 did not know: [`Self::KUBERNETES`]. Older daemons
+    /// do not write it. It is not part of `nodes/ID`, whose unknown fields an older daemon keeps.
+    pub reads: Vec<String>,
+    /// Whether pods' packets go as they should here; `None`: an older daemon, or one that has just started.
+    pub readiness: Option<Readiness>,
+}
+
+/// Whether a node's pods are connected and protected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// They are.
+    Ready,
+    /// They are not.
+    NotReady {
+        /// Why, for people.
+        reason: String,
+    },
 }
 
 pub(super) const KIND: Kind =
     Kind { place: "alive/", is_flat: true, rules: Rules { reader: Reader::Mesh, class: None }, fields: KNOWN };
 
-const KNOWN: &[&str] = &["bootId", "startCount", "startRevision", "incarnation"];
+const KNOWN: &[&str] = &["bootId", "startCount", "startRevision", "incarnation", "reads", "ready", "reason"];
+
+/// Most entries of `reads`.
+const MAX_READS: usize = 64;
 
 /// Longest `bootId`, in bytes.
 const MAX_BOOT_ID: usize = 64;
 
 impl Alive {
+    /// In `reads`: objects of Kubernetes below `k8s/CLUSTER/`.
+    pub const KUBERNETES: &'static str = "k8s";
+
     /// The sign of life that `value` holds, in JSON or YAML.
     ///
     /// # Errors
@@ -48,9 +72,22 @@ impl Alive {
         };
         let (start_count, incarnation) = (number("startCount"), number("incarnation"));
         let start_revision = fields.integer(&mut report, "startRevision", 0..=u64::MAX, "");
+        let reads = fields.texts(&mut report, "reads", MAX_READS, |text| Ok(text.to_owned())).unwrap_or_default();
+        let (ready, reason) = (fields.boolean(&mut report, "ready"), fields.text(&mut report, "reason"));
+        let readiness = ready.map(|ready| match ready {
+            true => Readiness::Ready,
+            false => Readiness::NotReady { reason: reason.unwrap_or_default() },
+        });
         fields.rest(&mut report, KNOWN);
         let alive = (|| {
-            Some(Self { boot_id: boot_id?, start_count: start_count?, start_revision, incarnation: incarnation? })
+            Some(Self {
+                boot_id: boot_id?,
+                start_count: start_count?,
+                start_revision,
+                incarnation: incarnation?,
+                reads,
+                readiness,
+            })
         })();
         report.finish(alive)
     }
@@ -62,7 +99,17 @@ impl Alive {
         out.put("bootId", self.boot_id.as_str())
             .put("startCount", self.start_count)
             .maybe("startRevision", self.start_revision)
-            .put("incarnation", self.incarnation);
+            .put("incarnation", self.incarnation)
+            .texts("reads", &self.reads);
+        match &self.readiness {
+            None => {}
+            Some(Readiness::Ready) => {
+                out.put("ready", true);
+            }
+            Some(Readiness::NotReady { reason }) => {
+                out.put("ready", false).put("reason", reason.as_str());
+            }
+        }
         out.json(&Map::new())
     }
 

@@ -27,7 +27,7 @@ use crate::{
     Cluster, ContainerId, InterfaceName, KeyError, KubernetesName, NodeId, PeerName, SubnetKey, Violations, key::Parts,
 };
 
-pub use alive::Alive;
+pub use alive::{Alive, Readiness};
 pub use attachment::{AttachedPod, Attachment};
 pub(crate) use config::KNOWN_BACKEND;
 pub use config::{Backend, BackendKind, NetworkConfig, PolicyMode, Pool};

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
 mod cluster;
+mod conditions;
 mod copy;
 mod enforced;
 mod leaders;

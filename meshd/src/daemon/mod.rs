@@ -19,6 +19,7 @@ mod proven;
 mod published;
 mod pulse;
 mod reach;
+mod readiness;
 mod roamed;
 mod underlay;
 mod wake;

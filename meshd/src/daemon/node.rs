@@ -552,6 +552,7 @@ fn facts(settings: &Settings, public_key: PublicKey, underlay: &Underlay, endpoi
         public_ipv4: public(Family::V4).and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }),
         public_ipv6: public(Family::V6).and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        readiness: None,
     }
 }
 

@@ -5,6 +5,7 @@
 //! term: the next one begins with a list of etcd and of the API server, and what is still on its way can no longer happen.
 
 mod flush;
+mod gate;
 mod held;
 mod listing;
 mod notice;
@@ -22,13 +23,14 @@ use mesh::records::Revision;
 
 use self::{
     flush::InFlight,
+    gate::Gate,
     held::{Hold, Refusal, is_later, published_by},
 };
 pub use self::{
     notice::{Notice, Resigned},
     standoff::Standoff,
 };
-use crate::{ClusterKeys, Kind, canonical::Object, digest::Digest, state::State};
+use crate::{ClusterKeys, Kind, canonical::Object, digest::Digest, mesh_nodes::MeshNode, state::State};
 
 /// How long a refused list, or one of another cluster, waits before the next.
 const RETRY: Duration = Duration::from_secs(10);
@@ -98,6 +100,10 @@ pub enum Input {
     },
     /// The API server was asked, and did not answer.
     Silent,
+    /// The nodes of the mesh, as etcd has them now.
+    Nodes(Vec<MeshNode>),
+    /// etcd was asked for them, and did not answer.
+    NodesUnknown,
     /// What came of [`Effect::Write`].
     Written(Result<Committed, CallError>),
     /// The key [`ClusterKeys::confirm`], the answer to [`Effect::ReadConfirm`].
@@ -198,6 +204,7 @@ pub struct Copier {
     pending: BTreeMap<(Kind, String), Pending>,
     in_flight: Option<InFlight>,
     progress: BTreeMap<Kind, Progress>,
+    gate: Gate,
     refusals: BTreeMap<Kind, Refusal>,
     /// The key that holds an operator's token was read, and is to be deleted; its mod_revision.
     confirmed: Option<Revision>,
@@ -264,10 +271,13 @@ impl Copier {
             let resource_version = versions.get(kind.plural()).copied().unwrap_or_default();
             (kind, Progress { resource_version, lost_at: Some(current_at), ..Progress::default() })
         });
+        let copies_policies = known.keys().any(|(kind, _)| kind.is_policy());
+        let gate = if copies_policies { Gate::Open } else { Gate::Closed { behind: None } };
         Self {
             keys,
             holder,
             fence,
+            gate,
             dry: false,
             state,
             uid: None,
@@ -327,6 +337,8 @@ impl Copier {
                 self.is_this_cluster(now, Kind::Namespace, uid, &mut effects);
             }
             Input::Silent => self.silent = true,
+            Input::Nodes(nodes) => self.nodes(&nodes, &mut effects),
+            Input::NodesUnknown => {}
             Input::Written(result) => self.written(result, &mut effects),
             Input::Confirm(entry) => self.confirm(now, entry.as_ref(), &mut effects),
             Input::Tick => self.tick(now, &mut effects),

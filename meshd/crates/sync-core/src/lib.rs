@@ -12,10 +12,13 @@
 #![forbid(unsafe_code)]
 
 pub mod canonical;
+pub mod conditions;
 mod copier;
 mod digest;
 mod kind;
+mod mesh_nodes;
 pub mod state;
 
 pub use copier::{Copier, Effect, Input, Notice, Now, Planned, Resigned, Standoff};
 pub use kind::{ClusterKeys, Kind};
+pub use mesh_nodes::{MeshNode, mesh_nodes};

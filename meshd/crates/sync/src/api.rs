@@ -5,11 +5,11 @@ use std::{path::Path, time::Duration};
 use futures_util::{AsyncBufReadExt as _, Stream, StreamExt as _};
 use kube::{
     Client, Config,
-    api::{ListParams, Request, WatchParams},
+    api::{ListParams, Patch, PatchParams, Request, WatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 use sync_core::Kind;
 use tokio::time::timeout;
 
@@ -221,10 +221,39 @@ impl Api {
         }))
     }
 
+    /// Patches the status of a Node, within `deadline`.
+    pub(crate) async fn patch_node_status(
+        &self,
+        node: &str,
+        patch: &Value,
+        deadline: Duration,
+    ) -> Result<(), ApiError> {
+        let request = nodes().patch_subresource("status", node, &PatchParams::default(), &Patch::Strategic(patch));
+        self.patch(request, deadline).await
+    }
+
+    /// Patches a Node, within `deadline`.
+    pub(crate) async fn patch_node(&self, node: &str, patch: &Value, deadline: Duration) -> Result<(), ApiError> {
+        self.patch(nodes().patch(node, &PatchParams::default(), &Patch::Merge(patch)), deadline).await
+    }
+
+    async fn patch(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+        deadline: Duration,
+    ) -> Result<(), ApiError> {
+        let answer = self.client.request_text(request.map_err(other)?);
+        within(deadline.min(CALL_DEADLINE), answer).await?.map_err(of_kube).map(drop)
+    }
+
     async fn call<T: DeserializeOwned>(&self, request: http::Request<Vec<u8>>) -> Result<T, ApiError> {
         let text = within(CALL_DEADLINE, self.client.request_text(request)).await?.map_err(of_kube)?;
         serde_json::from_str(&text).map_err(other)
     }
+}
+
+fn nodes() -> Request {
+    Request::new(Resource::built_in(Kind::Node).path)
 }
 
 async fn within<T>(deadline: Duration, call: impl Future<Output = T>) -> Result<T, ApiError> {

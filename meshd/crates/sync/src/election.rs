@@ -95,6 +95,11 @@ impl Leadership {
         Instant::now() < *self.deadline.borrow()
     }
 
+    /// For how long etcd holds the key for certain.
+    pub(crate) fn remaining(&self) -> Duration {
+        self.deadline.borrow().saturating_duration_since(Instant::now())
+    }
+
     /// Waits until it may be lost.
     pub(crate) async fn lost(&mut self) {
         loop {

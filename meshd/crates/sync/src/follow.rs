@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use sync_core::{
     Input, Kind,
     canonical::{self, Object},
+    conditions::NodeConditions,
 };
 use tokio::{
     sync::mpsc,
@@ -27,6 +28,8 @@ pub(crate) struct Heard {
     pub(crate) kind: Kind,
     pub(crate) serial: u64,
     pub(crate) input: Input,
+    /// The Nodes in `input`, with what the copy leaves out.
+    pub(crate) nodes: Vec<NodeConditions>,
 }
 
 /// Follows one kind until the receiver is gone.
@@ -125,7 +128,8 @@ impl Follower {
             let page = self.api.page(resource, next.as_deref()).await?;
             version = page.resource_version;
             let objects = page.items.iter().filter_map(|item| self.read(resource, item)).collect();
-            self.tell(Input::Page { kind, resource_version: version.clone(), objects }).await?;
+            let nodes = page.items.iter().filter_map(|item| self.read_node(item)).collect();
+            self.tell_with(Input::Page { kind, resource_version: version.clone(), objects }, nodes).await?;
             next = page.next;
             if next.is_none() {
                 break;
@@ -155,21 +159,29 @@ impl Follower {
         self.tell(Input::Watching { kind, uid: self.api.cluster_uid().await? }).await?;
         self.tell_success(failing);
         while let Some(line) = lines.next().await {
+            let mut nodes = Vec::new();
             let input = match line? {
                 Line::Bookmark { resource_version } => {
                     version.clone_from(&resource_version);
                     Some(Input::Bookmark { kind, resource_version })
                 }
-                Line::Applied(raw) => self.read(resource, &raw).map(Input::Applied),
+                Line::Applied(raw) => {
+                    nodes.extend(self.read_node(&raw));
+                    self.read(resource, &raw).map(Input::Applied)
+                }
                 Line::Deleted(raw) => self.read(resource, &raw).map(Input::Deleted),
             };
             let Some(input) = input else { continue };
             if let Input::Applied(object) | Input::Deleted(object) = &input {
                 version.clone_from(&object.resource_version);
             }
-            self.tell(input).await?;
+            self.tell_with(input, nodes).await?;
         }
         Ok(())
+    }
+
+    fn read_node(&self, raw: &RawValue) -> Option<NodeConditions> {
+        (self.kind == Kind::Node).then(|| NodeConditions::read(raw.get()).ok()).flatten()
     }
 
     fn read(&self, resource: &Resource, raw: &RawValue) -> Option<Object> {
@@ -188,7 +200,11 @@ impl Follower {
     }
 
     async fn tell(&self, input: Input) -> Result<(), Stop> {
-        let heard = Heard { kind: self.kind, serial: self.serial, input };
+        self.tell_with(input, Vec::new()).await
+    }
+
+    async fn tell_with(&self, input: Input, nodes: Vec<NodeConditions>) -> Result<(), Stop> {
+        let heard = Heard { kind: self.kind, serial: self.serial, input, nodes };
         self.to.send(heard).await.map_err(|_| Stop::Closed)
     }
 

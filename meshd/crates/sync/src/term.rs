@@ -8,7 +8,12 @@ use std::{
 
 use control::session::Session;
 use control_core::types::{CallError, Transaction};
-use sync_core::{ClusterKeys, Copier, Effect, Input, Kind, Notice, Now, Resigned};
+use humantime::format_rfc3339_seconds;
+use sync_core::{
+    ClusterKeys, Copier, Effect, Input, Kind, Notice, Now, Resigned,
+    conditions::{Conditions, Patch},
+    mesh_nodes,
+};
 use tokio::{
     sync::{mpsc, watch},
     task::AbortHandle,
@@ -17,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::Api,
+    api::{Api, ApiError},
     election::Leadership,
     follow::{Follower, Heard},
     monitor::Shown,
@@ -26,6 +31,9 @@ use crate::{
 /// How often the API server is asked whether it is there, and how long it may take.
 const ASK_PERIOD: Duration = Duration::from_secs(10);
 const ASK_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often the nodes of the mesh are read.
+const NODES_PERIOD: Duration = Duration::from_secs(2);
 
 /// Messages of followers that wait; a page counts as one.
 const QUEUE: usize = 16;
@@ -48,7 +56,9 @@ struct Term<'a> {
     session: &'a Session,
     keys: &'a ClusterKeys,
     leadership: &'a mut Leadership,
+    api: &'a Arc<Api>,
     copier: Copier,
+    conditions: Conditions,
     followers: Followers,
     answers: mpsc::Sender<Input>,
     shown: &'a watch::Sender<Shown>,
@@ -81,9 +91,9 @@ impl Followers {
     }
 
     /// What was heard, unless by a follower whose place another has taken.
-    pub(crate) fn accept(&self, heard: Heard) -> Option<Input> {
+    pub(crate) fn accept(&self, heard: Heard) -> Option<Heard> {
         let current = self.running.get(&heard.kind).is_some_and(|(serial, _)| *serial == heard.serial);
-        current.then_some(heard.input)
+        current.then_some(heard)
     }
 }
 
@@ -118,7 +128,9 @@ pub(crate) async fn run(
     }
     let (answers, mut answered) = mpsc::channel(4);
     let _asker = AbortOnDrop(tokio::spawn(ask(Arc::clone(api), answers.clone())).abort_handle());
-    let mut term = Term { session, keys, leadership, copier, followers, answers, shown, begun };
+    let _reader = AbortOnDrop(tokio::spawn(read_nodes(session.clone(), answers.clone())).abort_handle());
+    let conditions = Conditions::default();
+    let mut term = Term { session, keys, leadership, api, copier, conditions, followers, answers, shown, begun };
     let mut ticks = interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -128,11 +140,12 @@ pub(crate) async fn run(
             () = term.leadership.lost() => return End::Lost,
             Some(answer) = answered.recv() => answer,
             _ = ticks.tick() => Input::Tick,
-            Some(heard) = heard.recv() => match term.followers.accept(heard) {
+            Some(heard) = heard.recv() => match term.hear(heard) {
                 Some(input) => input,
                 None => continue,
             },
         };
+        term.patch_nodes(&input);
         let ticked = matches!(input, Input::Tick);
         if let Some(end) = term.step(input) {
             return end;
@@ -160,6 +173,55 @@ async fn ask(api: Arc<Api>, answers: mpsc::Sender<Input>) {
     }
 }
 
+/// Reads the nodes of the mesh. An etcd that does not answer ends the term by its lease.
+async fn read_nodes(session: Session, answers: mpsc::Sender<Input>) {
+    let mut period = interval(NODES_PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        period.tick().await;
+        let read = async {
+            Ok::<_, CallError>(mesh_nodes(&session.list_below("nodes/").await?, &session.list_below("alive/").await?))
+        };
+        let input = match read.await {
+            Ok(nodes) => {
+                failing = false;
+                Input::Nodes(nodes)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "cannot read the nodes of the mesh: see meshctl etcd-roles --sync");
+                }
+                Input::NodesUnknown
+            }
+        };
+        if answers.send(input).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Makes a patch. What fails is made again once the next look finds the object unchanged.
+async fn patch_node(api: Arc<Api>, patch: Patch, deadline: Duration) {
+    let end = Instant::now() + deadline;
+    let Patch { node, conditions, untaint } = &patch;
+    let result = async {
+        // First, because the other patch makes another resource version of it.
+        if let Some(untaint) = untaint {
+            api.patch_node(node, &untaint.patch(), end.saturating_duration_since(Instant::now())).await?;
+        }
+        if let Some(network) = conditions {
+            let body = network.status_patch(&format_rfc3339_seconds(SystemTime::now()).to_string());
+            api.patch_node_status(node, &body, end.saturating_duration_since(Instant::now())).await?;
+        }
+        Ok::<_, ApiError>(())
+    };
+    match result.await {
+        Ok(()) => tracing::info!(node, conditions = ?conditions, untainted = untaint.is_some(), "node patched"),
+        Err(error) => tracing::warn!(node, %error, "node not patched; trying again"),
+    }
+}
+
 /// Ends a task with its owner.
 struct AbortOnDrop(AbortHandle);
 
@@ -170,6 +232,35 @@ impl Drop for AbortOnDrop {
 }
 
 impl Term<'_> {
+    /// Takes what a follower heard of Nodes; returns what the copy is made of.
+    fn hear(&mut self, heard: Heard) -> Option<Input> {
+        let Heard { input, nodes, .. } = self.followers.accept(heard)?;
+        nodes.into_iter().for_each(|node| self.conditions.applied(node));
+        match &input {
+            Input::ListBegun { kind: Kind::Node, .. } => self.conditions.list_begun(),
+            Input::ListEnded { kind: Kind::Node, .. } => self.conditions.list_ended(),
+            Input::Deleted(object) if object.kind == Kind::Node => self.conditions.deleted(&object.path),
+            _ => {}
+        }
+        Some(input)
+    }
+
+    /// Patches Nodes, unless what is copied is not this cluster's.
+    fn patch_nodes(&mut self, input: &Input) {
+        match input {
+            Input::Nodes(nodes) => self.conditions.mesh(nodes.clone()),
+            Input::NodesUnknown => self.conditions.mesh_unknown(),
+            _ => return,
+        }
+        if self.copier.refusal().is_some() || !self.leadership.holds() {
+            return;
+        }
+        for patch in self.conditions.step(now(self.begun).monotonic) {
+            // A patch that would arrive later might be behind those of the next leader.
+            tokio::spawn(patch_node(Arc::clone(self.api), patch, self.leadership.remaining()));
+        }
+    }
+
     fn step(&mut self, input: Input) -> Option<End> {
         for effect in self.copier.step(now(self.begun), input) {
             match effect {

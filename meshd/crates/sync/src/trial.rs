@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     election,
+    follow::Heard,
     run::{self, Options},
     term::{self, Followers},
 };
@@ -36,7 +37,7 @@ pub async fn try_out(options: &Options) -> anyhow::Result<Vec<String>> {
     let complete = async {
         while !missing.is_empty() {
             let Some(heard) = heard.recv().await else { break };
-            let Some(input) = followers.accept(heard) else { continue };
+            let Some(Heard { input, .. }) = followers.accept(heard) else { continue };
             let ended = match &input {
                 Input::ListEnded { kind, .. } => Some(*kind),
                 _ => None,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use control_core::membership::MembershipState;
+use control_core::membership::{LocalFacts, MembershipState};
 use ipnet::IpNet;
 use kernel::{self, KernelEvents, Report, SeenOthers};
 use mesh::{
@@ -157,7 +157,10 @@ impl Node {
                 let endpoints = list(self.endpoints.iter().map(ToString::to_string).collect());
                 tracing::info!(interfaces, endpoints, "underlay changed");
                 let facts = facts(&self.settings, self.public_key, &self.underlay, &self.endpoints);
-                self.control.facts.send_replace(facts);
+                self.control.facts.send_modify(|held| {
+                    let readiness = held.readiness.take();
+                    *held = LocalFacts { readiness, ..facts };
+                });
                 // Peers need not wait for the record: the endpoint of a live one follows what it receives.
                 self.tunnel.announce();
             }

@@ -102,6 +102,8 @@ impl AliveLane {
             start_count: context.identity.start_count,
             start_revision: u64::try_from(start).ok(),
             incarnation: context.identity.incarnation,
+            reads: vec![Alive::KUBERNETES.to_owned()],
+            readiness: context.facts.readiness.clone(),
         };
         let key = Key::Alive(context.identity.id.clone()).to_string();
         let found = context.store.get(&key);
@@ -121,7 +123,7 @@ impl AliveLane {
             return;
         }
         if let Some(other) = found.filter(|_| !ours) {
-            self.meet(context.now, &key, &own, other);
+            self.meet(context.now, &key, &own, other, context.identity.predecessor);
             if self.yielded.is_some() {
                 return;
             }
@@ -134,7 +136,11 @@ impl AliveLane {
             return;
         };
         // Our value without our lease, as a restore by hand leaves it, would outlive this daemon.
-        if !ours || found.is_some_and(|kept| kept.lease != Some(lease)) {
+        let stale = found.is_some_and(|kept| {
+            let written = kept.alive().map(|alive| (&alive.reads, &alive.readiness));
+            kept.lease != Some(lease) || written != Some((&own.reads, &own.readiness))
+        });
+        if !ours || stale {
             if let Claim::Unproven { since } = &mut self.claim {
                 *since = Some(context.now);
                 let predecessor = found.and_then(Kept::alive).map(|alive| alive.incarnation);
@@ -181,7 +187,7 @@ impl AliveLane {
     }
 
     /// Takes in that etcd holds a record of another incarnation; yields if its process runs and is the older one.
-    fn meet(&mut self, now: Instant, key: &str, own: &Alive, found: &Kept) {
+    fn meet(&mut self, now: Instant, key: &str, own: &Alive, found: &Kept, predecessor: Option<u64>) {
         let other = found.alive();
         let replaced_ours = matches!(self.claim, Claim::Stood { .. });
         let mod_revision = found.mod_revision;
@@ -192,8 +198,10 @@ impl AliveLane {
                 known.mod_revision = mod_revision;
                 known.seen = now;
                 known.replaced_ours |= replaced_ours;
-                known.runs = other.is_some();
-                if let Some(other) = other.filter(|other| other.started_before(own)) {
+                // A write of the process that ran here before may arrive after its end; against ours it writes no more.
+                let late = !known.replaced_ours && other.map(incarnation) == predecessor && predecessor.is_some();
+                known.runs = other.is_some() && !late;
+                if let Some(other) = other.filter(|other| !late && other.started_before(own)) {
                     let reason = format!(
                         "another meshd runs with this node's identity (boot {}, start {}); it started earlier and \
                          restored its `{key}`",

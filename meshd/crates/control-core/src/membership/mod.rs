@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_schema::{Key, NodeId, NodeName, PublicKey, SiteName, SubnetKey};
+use etcd_schema::{Key, NodeId, NodeName, PublicKey, Readiness, SiteName, SubnetKey};
 use ipnet::IpNet;
 use mesh::problem::{Problem, ProblemCode};
 use mesh::records::LeaseId;
@@ -86,6 +86,8 @@ pub struct LocalFacts {
     pub public_ipv6: Option<Ipv6Addr>,
     /// Version of the daemon.
     pub version: String,
+    /// Whether its pods are connected and protected; `None`: it does not know yet.
+    pub readiness: Option<Readiness>,
 }
 
 /// How this node stands in the mesh.

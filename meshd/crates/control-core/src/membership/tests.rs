@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_schema::{Key, NodeRecord, PublicKey, SubnetKey, SubnetLease};
+use etcd_schema::{Key, NodeRecord, PublicKey, Readiness, SubnetKey, SubnetLease};
 use mesh::records::Revision;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
@@ -106,6 +106,7 @@ pub(crate) fn facts(number: u8) -> LocalFacts {
         public_ipv4: Some(Ipv4Addr::new(192, 0, 2, number + 1)),
         public_ipv6: None,
         version: "1".into(),
+        readiness: None,
     }
 }
 
@@ -976,6 +977,53 @@ fn is_own(sim: &Sim) -> bool {
     let entry = &sim.etcd.keys[ALIVE];
     let alive = etcd_schema::Alive::parse(&entry.value).ok();
     entry.lease.is_some() && alive.is_some_and(|alive| alive.boot_id == "b")
+}
+
+#[test]
+fn readiness_is_published_as_it_changes() {
+    let mut sim = restarted();
+    for readiness in [
+        Some(Readiness::Ready),
+        Some(Readiness::NotReady { reason: "policy: late".to_owned() }),
+        Some(Readiness::Ready),
+    ] {
+        sim.nodes[0].facts.readiness.clone_from(&readiness);
+        let facts = sim.nodes[0].facts.clone();
+        sim.step(0, Input::Facts(Box::new(facts)));
+        sim.run(sim.elapsed() + Duration::from_secs(1));
+        let alive = etcd_schema::Alive::parse(&sim.etcd.keys[ALIVE].value).unwrap();
+        assert_eq!((alive.readiness, &alive.reads[..]), (readiness, &["k8s".to_owned()][..]));
+        assert!(joined(&sim, 0) && is_own(&sim) && !has_problem(&sim, 0, ProblemCode::AliveOverwritten));
+    }
+    // Once: what is there already is not written again.
+    let written = sim.etcd.keys[ALIVE].mod_revision;
+    sim.run(sim.elapsed() + Duration::from_secs(100));
+    assert_eq!(sim.etcd.keys[ALIVE].mod_revision, written);
+}
+
+/// What a process wrote just before its end may arrive when the next one has listed already.
+#[test]
+fn a_late_write_of_the_process_before_is_no_clone() {
+    let start = Instant::now();
+    for (found, is_clone) in [(7, false), (8, true)] {
+        let identity = Identity {
+            id: "n0".parse().unwrap(),
+            boot_id: "b".into(),
+            start_count: 2,
+            incarnation: 1,
+            predecessor: Some(7),
+        };
+        let mut membership = Membership::new(start, identity, facts(0), None, false, 1);
+        let mut store = Store::default();
+        let listing =
+            KeyListing { entries: vec![entry(ALIVE, &foreign(1, found))], revision: 7, ..KeyListing::default() };
+        store.listed(start, listing);
+        membership.step(start, Input::Connected, &store);
+        let late = Entry { mod_revision: 8, ..entry(ALIVE, &foreign(1, found)) };
+        store.changed(start, vec![WatchEvent::Put(late)]);
+        membership.step(start, Input::Store, &store);
+        assert_eq!(matches!(membership.state(), MembershipState::Cloned { .. }), is_clone, "{found}");
+    }
 }
 
 #[test]

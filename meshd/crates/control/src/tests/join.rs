@@ -37,6 +37,7 @@ pub(super) fn facts(name: &str) -> LocalFacts {
         public_ipv4: Some("192.0.2.1".parse().unwrap()),
         public_ipv6: None,
         version: "0.1.0".into(),
+        readiness: None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use control_core::types::{CallError, Committed, Compare, Transaction, Write};
 use mesh::records::Revision;
 
-use super::{Change, Copier, Effect, Known, Now, Pending, Resigned, Stored};
+use super::{Change, Copier, Effect, Gate, Known, Now, Pending, Resigned, Stored};
 use crate::{Kind, digest::Digest, state::State};
 
 /// Changes in one transaction; etcd takes 128 operations.
@@ -127,8 +127,11 @@ impl Copier {
     }
 
     /// What a pod's labels mean is known once namespaces and policies were listed in this term. A node waits for pods,
-    /// too: see [`Kind`].
+    /// too: see [`Kind`]. The first policies wait for nodes that read them.
     fn may_put(&self, kind: Kind) -> bool {
+        if kind.is_policy() {
+            return self.gate == Gate::Open;
+        }
         !matches!(kind, Kind::Pod | Kind::Node)
             || self.progress.iter().all(|(&before, progress)| before >= kind || progress.listed)
     }
@@ -141,7 +144,8 @@ impl Copier {
             // Nothing is written before it says what the copy is of.
             (Stored::Absent, _) => self.refusals.is_empty(),
             (Stored::Unreadable { .. }, _) => false,
-            (Stored::Present { .. }, None) => true,
+            // Before the API server has answered, it would take back what an operator may be about to confirm.
+            (Stored::Present { .. }, None) => self.uid.is_some() || !self.refusals.is_empty(),
             (Stored::Present { state, .. }, Some(since)) => {
                 state.held != held
                     || self.list_completed

@@ -137,6 +137,7 @@ impl Copier {
                 held.push(Held { reason, token: hold.token(kind), until: Some(hold.until_unix) });
             }
         }
+        held.extend(self.held_policies());
         held
     }
 
@@ -179,7 +180,7 @@ impl Copier {
             self.forget = true;
         } else if let Some(kind) = held {
             self.release(now, kind, effects);
-        } else {
+        } else if !self.confirm_policies(&token) {
             effects.push(Effect::Notice(Notice::UnknownToken { token: token.chars().take(80).collect() }));
         }
     }

@@ -37,6 +37,11 @@ pub enum Notice {
         /// How many.
         count: usize,
     },
+    /// Policies wait for nodes that do not read them.
+    PoliciesHeld {
+        /// How many, for which nodes, and what to do.
+        reason: String,
+    },
     /// What the API server says is not believed, and nothing is written.
     Refused {
         /// Why.
@@ -83,7 +88,10 @@ impl Notice {
     /// Whether the copy stands still, or part of it.
     #[must_use]
     pub const fn is_error(&self) -> bool {
-        matches!(self, Self::DeletionsHeld { .. } | Self::Refused { .. } | Self::UnreadableState)
+        matches!(
+            self,
+            Self::DeletionsHeld { .. } | Self::PoliciesHeld { .. } | Self::Refused { .. } | Self::UnreadableState
+        )
     }
 }
 
@@ -98,6 +106,7 @@ impl fmt::Display for Notice {
                 "{absent} of {total} {} are gone from the API server: deletions wait 60 seconds, or for the token {token}",
                 kind.plural()
             ),
+            Self::PoliciesHeld { reason } => f.write_str(reason),
             Self::DeletionsReleased { kind, count } => write!(f, "deleting {count} {}", kind.plural()),
             Self::Refused { refusal, token: Some(token), .. } => {
                 write!(f, "nothing is copied: {refusal}; the token {token} adopts it as it is")

@@ -1,6 +1,7 @@
 //! Terms of leadership against a model of etcd and of the API server, in virtual time.
 
 mod confirm;
+mod gate;
 mod model;
 mod order;
 mod property;

@@ -199,8 +199,15 @@ pub(super) struct Term {
 }
 
 impl Term {
-    /// Takes the leader key, which must be free.
+    /// Takes the leader key, which must be free; no node keeps policies waiting.
     pub(super) fn begin(etcd: &mut Etcd, holder: &str) -> Self {
+        let mut term = Self::begin_without_nodes(etcd, holder);
+        term.write(Input::Nodes(Vec::new()), etcd);
+        term
+    }
+
+    /// The same before the nodes of the mesh are read.
+    pub(super) fn begin_without_nodes(etcd: &mut Etcd, holder: &str) -> Self {
         assert!(etcd.get("k8s/east/leader").is_none());
         etcd.put("k8s/east/leader", holder);
         let fence = etcd.entries["k8s/east/leader"].create_revision;

@@ -1,0 +1,163 @@
+//! The part of a Node object that conditions are about, and the bodies of patches.
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+
+use super::{Network, Patch, Untaint};
+
+/// The taint that kubelet may register a node with, so that no pod comes before the network: with the effect NoSchedule.
+pub(super) const TAINT: &str = "meshd.io/agent-not-ready";
+/// Kubernetes' own condition, from which its node controller makes a taint.
+const UNAVAILABLE: &str = "NetworkUnavailable";
+/// The same the other way round, for people and other programs.
+const READY: &str = "meshd.io/NetworkReady";
+/// `reason` of both while the network works.
+const WELL: &str = "MeshdReady";
+
+/// A Node, as far as conditions and the taint go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConditions {
+    /// `metadata.name`
+    pub name: String,
+    /// The addresses in `status.addresses` of type InternalIP.
+    pub internal_ips: Vec<IpAddr>,
+    resource_version: String,
+    unavailable: Option<Condition>,
+    ready: Option<Condition>,
+    /// As they stand in the object, with whether it is ours.
+    taints: Vec<(bool, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct Condition {
+    r#type: String,
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    message: String,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: String,
+    #[serde(default)]
+    resource_version: String,
+}
+
+#[derive(Deserialize, Default)]
+struct Spec {
+    #[serde(default)]
+    taints: Option<Vec<Box<RawValue>>>,
+}
+
+#[derive(Deserialize)]
+struct Taint {
+    key: String,
+    #[serde(default)]
+    effect: String,
+}
+
+#[derive(Deserialize, Default)]
+struct Status {
+    #[serde(default)]
+    addresses: Option<Vec<Address>>,
+    #[serde(default)]
+    conditions: Option<Vec<Condition>>,
+}
+
+#[derive(Deserialize)]
+struct Address {
+    r#type: String,
+    #[serde(default)]
+    address: String,
+}
+
+impl NodeConditions {
+    /// The Node that the API server prints as `json`.
+    ///
+    /// # Errors
+    /// When it is not of that shape.
+    pub fn read(json: &str) -> serde_json::Result<Self> {
+        let Object { metadata, spec, status } = serde_json::from_str(json)?;
+        let conditions = status.conditions.unwrap_or_default();
+        let condition = |name: &str| conditions.iter().find(|condition| condition.r#type == name).cloned();
+        let addresses = status.addresses.into_iter().flatten().filter(|address| address.r#type == "InternalIP");
+        let taints = spec.taints.into_iter().flatten().map(|taint| {
+            let Taint { key, effect } = serde_json::from_str(taint.get())?;
+            Ok((key == TAINT && effect == "NoSchedule", taint.get().to_owned()))
+        });
+        Ok(Self {
+            name: metadata.name,
+            internal_ips: addresses.filter_map(|address| address.address.parse().ok()).collect(),
+            resource_version: metadata.resource_version,
+            unavailable: condition(UNAVAILABLE),
+            ready: condition(READY),
+            taints: taints.collect::<serde_json::Result<_>>()?,
+        })
+    }
+
+    /// What is to be changed for the object to say this; `None`: nothing.
+    pub(super) fn patch(&self, network: &Network) -> Option<Patch> {
+        let [unavailable, ready] = network.conditions();
+        let says = self.unavailable.as_ref() == Some(&unavailable) && self.ready.as_ref() == Some(&ready);
+        let tainted = *network == Network::Available && self.taints.iter().any(|(ours, _)| *ours);
+        let untaint = tainted.then(|| Untaint {
+            resource_version: self.resource_version.clone(),
+            others: self.taints.iter().filter(|(ours, _)| !ours).map(|(_, taint)| taint.clone()).collect(),
+        });
+        let conditions = (!says).then(|| network.clone());
+        (conditions.is_some() || untaint.is_some()).then(|| Patch { node: self.name.clone(), conditions, untaint })
+    }
+}
+
+impl Network {
+    /// `NetworkUnavailable` and `meshd.io/NetworkReady`.
+    fn conditions(&self) -> [Condition; 2] {
+        let (unavailable, reason, message) = match self {
+            Self::Available => (false, WELL, "meshd connects this node"),
+            Self::Unavailable { reason, message } => (true, reason.as_str(), message.as_str()),
+        };
+        [(UNAVAILABLE, unavailable), (READY, !unavailable)].map(|(name, status)| Condition {
+            r#type: name.to_owned(),
+            status: if status { "True" } else { "False" }.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        })
+    }
+
+    /// The body of a strategic merge patch of the status. `time` is now, in RFC 3339.
+    #[must_use]
+    pub fn status_patch(&self, time: &str) -> Value {
+        let conditions = self.conditions().map(|condition| {
+            let Condition { r#type, status, reason, message } = condition;
+            json!({
+                "type": r#type, "status": status, "reason": reason, "message": message,
+                "lastHeartbeatTime": time, "lastTransitionTime": time,
+            })
+        });
+        json!({"status": {"conditions": conditions}})
+    }
+}
+
+impl Untaint {
+    /// The body of a merge patch of the object; one that has changed since refuses it.
+    #[must_use]
+    pub fn patch(&self) -> Value {
+        let taints: Vec<Value> = self.others.iter().filter_map(|taint| serde_json::from_str(taint).ok()).collect();
+        json!({"metadata": {"resourceVersion": self.resource_version}, "spec": {"taints": taints}})
+    }
+}

@@ -1,0 +1,90 @@
+//! The nodes of the mesh, as their own records in etcd say.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use control_core::types::KeyListing;
+use etcd_schema::{Alive, Key, NodeId, NodeRecord, Readiness};
+
+/// A node with a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshNode {
+    /// What tells it from others.
+    pub id: NodeId,
+    /// Its name, which another may have too.
+    pub name: String,
+    /// The addresses that it publishes.
+    pub addresses: Vec<IpAddr>,
+    /// Its daemon gives a sign of life.
+    pub runs: bool,
+    /// The daemon acts on what lies below `k8s/`.
+    pub reads_kubernetes: bool,
+    /// `None`: its daemon does not run, is older, or has just started.
+    pub readiness: Option<Readiness>,
+}
+
+/// The nodes among these keys, which may be any of the mesh. The other nodes refuse a record that cannot be read, and so
+/// it is left out here.
+#[must_use]
+pub fn mesh_nodes(records: &KeyListing, signs_of_life: &KeyListing) -> Vec<MeshNode> {
+    let alive: HashMap<NodeId, Alive> = signs_of_life
+        .entries
+        .iter()
+        .filter_map(|entry| match Key::parse(&entry.key) {
+            Ok(Key::Alive(id)) => Some((id, Alive::parse(&entry.value).ok()?)),
+            _ => None,
+        })
+        .collect();
+    let nodes = records.entries.iter().filter_map(|entry| {
+        let Ok(Key::Node(id)) = Key::parse(&entry.key) else { return None };
+        let record = NodeRecord::parse(&entry.value).ok()?;
+        let alive = alive.get(&id);
+        let mut addresses: Vec<IpAddr> =
+            record.endpoints.iter().map(|at| at.ip()).chain(record.addresses.iter().map(|net| net.addr())).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        Some(MeshNode {
+            id,
+            name: record.name.to_string(),
+            addresses,
+            runs: alive.is_some(),
+            reads_kubernetes: alive.is_some_and(|alive| alive.reads.iter().any(|read| read == Alive::KUBERNETES)),
+            readiness: alive.and_then(|alive| alive.readiness.clone()),
+        })
+    });
+    nodes.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use control_core::types::Entry;
+
+    use super::*;
+
+    fn listing(entries: &[(&str, &str)]) -> KeyListing {
+        let entries = entries.iter().map(|(key, value)| Entry {
+            key: (*key).to_owned(),
+            value: value.as_bytes().into(),
+            create_revision: 1,
+            mod_revision: 1,
+            lease: None,
+        });
+        KeyListing { entries: entries.collect(), ..KeyListing::default() }
+    }
+
+    #[test]
+    fn a_node_is_what_its_record_and_its_sign_of_life_say() {
+        let record = r#"{"name": "e1", "publicKey": "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=", "listenPort": 51820,
+            "endpoints": ["192.0.2.7:51820"], "addresses": ["192.168.1.7/24", "192.0.2.7/24"]}"#;
+        let alive = |more: &str| format!(r#"{{"bootId": "b", "startCount": 1, "incarnation": 1{more}}}"#);
+        let (reads, older) = (alive(r#", "reads": ["later", "k8s"], "ready": true"#), alive(""));
+        let nodes = mesh_nodes(
+            &listing(&[("nodes/a", record), ("nodes/b", record), ("nodes/c", record), ("nodes/bad", "{")]),
+            &listing(&[("alive/a", &reads), ("alive/b", &older), ("alive/gone", &reads)]),
+        );
+        let read: Vec<(&str, bool)> = nodes.iter().map(|node| (node.id.as_str(), node.reads_kubernetes)).collect();
+        assert_eq!(read, [("a", true), ("b", false), ("c", false)]);
+        assert_eq!((nodes[0].readiness.as_ref(), &nodes[1].readiness), (Some(&Readiness::Ready), &None));
+        let addresses: Vec<IpAddr> = ["192.0.2.7", "192.168.1.7"].map(|ip| ip.parse().unwrap()).to_vec();
+        assert_eq!((nodes[0].name.as_str(), &nodes[0].addresses), ("e1", &addresses));
+    }
+}
