@@ -11,10 +11,10 @@ use std::{
     path::PathBuf,
 };
 
-use integration::{MeshdNode, await_ok, stepped::Then};
+use integration::{MeshdNode, stepped::Then};
 use serde_json::json;
 
-use crate::{Nodes, SOON, attachments, await_reaches, pod_interfaces, reserved};
+use crate::{Nodes, assert_nothing_left, attachments, await_reaches, pod_interfaces, reserved};
 
 #[test]
 fn only_root_may_attach_and_no_request_is_unbounded() {
@@ -98,12 +98,9 @@ fn a_daemon_that_stands_still_costs_an_add_its_time_and_leaves_nothing() {
         assert_eq!((pod_interfaces(node), reserved(node)), (vec![], vec![]), "what ADD itself had");
         assert_eq!(namespace.run("ip -brief link").stdout.lines().count(), 1, "only lo");
         node.cont();
-        // What the daemon was asked for meanwhile it does late; DEL comes behind it.
-        await_ok("nothing to be left", SOON, || {
-            network.del(name, Some(&namespace)).map_err(|failure| failure.to_string())?;
-            let left = attachments(node);
-            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
-        });
+        // What the daemon was asked for meanwhile it reads only now, before or after the DEL.
+        network.del(name, Some(&namespace)).unwrap_or_else(|failure| panic!("{failure}"));
+        assert_nothing_left(node);
     }
     let pod = network.pod("after");
     await_reaches(node.host(), &pod);

@@ -112,8 +112,8 @@ pub(crate) fn attachments(node: &MeshdNode) -> Vec<String> {
     known.unwrap_or_else(|error| panic!("{error}")).into_iter().map(|one| one.container_id).collect()
 }
 
-/// DEL of a container whose plugin was killed. What that one had asked the daemon for just before may be done behind the
-/// DEL, which then is said once more, as a runtime does.
+/// DEL of a container whose plugin was killed. What that one had asked the daemon for just before is refused behind the
+/// DEL.
 #[track_caller]
 pub(crate) fn del_until_free(network: &CniRuntime, node: &MeshdNode, name: &str, namespace: &Namespace, when: &str) {
     await_ok(&format!("DEL to succeed {when}"), SOON, || {
@@ -122,7 +122,6 @@ pub(crate) fn del_until_free(network: &CniRuntime, node: &MeshdNode, name: &str,
     assert_eq!(pod_interfaces(node), [""; 0], "{when}");
     await_ok(&format!("nothing to be left {when}"), SOON, || {
         let left = (attachments(node), reserved(node));
-        left.0.iter().try_for_each(|late| network.del(late, None).map_err(|failure| failure.to_string()))?;
         if left == (vec![], vec![]) { Ok(()) } else { Err(format!("{left:?}")) }
     });
 }

@@ -8,7 +8,7 @@
 use integration::{Pod, await_ok, topology::Mesh};
 use serde_json::{Value, json};
 
-use crate::{SOON, await_in_force, mesh, probe::Server};
+use crate::{SOON, await_in_force, mesh, probe::Server, start::has_problem};
 
 const PORT: u16 = 5432;
 /// The pods: cluster, node with its site and number there, name.
@@ -146,4 +146,38 @@ fn told(mesh: &Mesh) {
     assert_eq!(twice().unwrap()["remedy"], "etcdctl del /meshd/namespaces/shop # if the flat ones are left over");
     mesh.etcd.del("/meshd/namespaces/shop");
     await_ok("the problem to be gone", SOON, || if twice().is_none() { Ok(()) } else { Err("it stays".to_owned()) });
+}
+
+/// A container of a cluster whose objects are copied is not ready before its labels are in force.
+#[test]
+fn an_add_waits_for_its_pod_object() {
+    let mesh = mesh("pod-wait", 1);
+    let (east1, west1) = (mesh.node("east1"), mesh.node("west1"));
+    put_node(&mesh, PODS[0]);
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "uid": "u-1"},
+        "spec": {"nodeName": "east1"}, "status": {"phase": "Pending"}});
+    await_in_force(&mesh);
+    let network = east1.cni("1.0.0", &json!({})).args("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u-1");
+    let namespace = network.namespace("web");
+    let attached = || {
+        let known = cni::daemon::Client::new(east1.run_dir()).attachments().unwrap();
+        known.into_iter().any(|one| one.attach.is_some())
+    };
+    std::thread::scope(|scope| {
+        let add = scope.spawn(|| network.add("web", &namespace));
+        await_ok(
+            "the container to be attached",
+            SOON,
+            || if attached() { Ok(()) } else { Err("it is not".to_owned()) },
+        );
+        assert!(!add.is_finished(), "ADD is over before the Pod object is there");
+        put(&mesh, "east", "pods/shop/web", pod);
+        add.join().unwrap().unwrap_or_else(|failure| panic!("{failure}"));
+    });
+    assert!(!has_problem(&east1.status(), "attachment_without_pod"));
+    // Where no objects are copied, none waits; where one does not come, it starts all the same.
+    let args = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=other;K8S_POD_UID=u-2";
+    for node in [west1, east1] {
+        let _started = node.cni("1.0.0", &json!({})).args(args).pod("other");
+    }
 }

@@ -18,7 +18,8 @@ async fn keep(mut seam: attachments::Enforcement, enforcement: Arc<Enforcement>)
     let mut applied = enforcement.applied();
     loop {
         let Applied { attachments: generation, refused, .. } = *applied.borrow_and_update();
-        seam.progress(Progress { generation, refused });
+        // Read after it: what was awaited then, or what is by now.
+        seam.progress(Progress { generation, refused, without_pod: enforcement.awaited() });
         tokio::select! {
             changed = applied.changed() => if changed.is_err() { return },
             changed = seam.table.changed() => {

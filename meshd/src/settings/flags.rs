@@ -91,6 +91,10 @@ pub struct RunFlags {
     /// none: disabled [default: none]
     #[arg(long, env = "MESHD_UI_ADDR", value_name = "IP:PORT|none")]
     pub ui_addr: Option<String>,
+    /// Seconds, 0 to 9, that a container's start waits for its Pod object if meshd-sync copies this node's cluster. Until
+    /// the object is in etcd, policies that may select the pod refuse its traffic [default: 5]
+    #[arg(long, env = "MESHD_POD_WAIT", value_name = "SECONDS")]
+    pub pod_wait: Option<u64>,
     /// Ignored; accepted for configurations of earlier versions
     #[arg(long, env = "MESHD_POLICY_MARKS", value_name = "MASK,MASK", value_delimiter = ',')]
     pub policy_marks: Option<Vec<String>>,
@@ -181,6 +185,7 @@ impl RunFlags {
             metrics_addr: self.metrics_addr.or(below.metrics_addr),
             metrics_per_peer: self.metrics_per_peer.or(below.metrics_per_peer),
             ui_addr: self.ui_addr.or(below.ui_addr),
+            pod_wait: self.pod_wait.or(below.pod_wait),
             policy_marks: self.policy_marks.or(below.policy_marks),
             policy_log_group: self.policy_log_group.or(below.policy_log_group),
             log_level: self.log_level.or(below.log_level),

@@ -7,6 +7,7 @@ use std::{
     fmt, fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::Args as _;
@@ -29,6 +30,11 @@ const OBSOLETE_MARKS: &str =
     "--policy-marks is ignored: verdicts are no longer kept in connection marks. Remove it from flags and files";
 /// WireGuard's usual port.
 pub const DEFAULT_LISTEN_PORT: u16 = 51820;
+
+/// Seconds that an ADD waits for its Pod object.
+const DEFAULT_POD_WAIT: u64 = 5;
+/// The plugin waits for 15 s in all.
+const MAX_POD_WAIT: u64 = 9;
 
 /// The group of nfnetlink_log that verdicts are reported to.
 const DEFAULT_LOG_GROUP: u16 = 15_858;
@@ -68,6 +74,8 @@ pub struct Settings {
     pub metrics: MetricsSettings,
     /// Loopback address and TCP port of the page for browsers; `None`: nowhere.
     pub ui: Option<SocketAddr>,
+    /// How long an ADD waits for its Pod object.
+    pub pod_wait: Duration,
     /// Warnings: settings that no longer have an effect.
     pub obsolete: Vec<&'static str>,
     /// The group of nfnetlink_log that nftables reports verdicts to.
@@ -224,6 +232,10 @@ impl Settings {
                 }
             },
         };
+        let pod_wait = flags.pod_wait.unwrap_or(DEFAULT_POD_WAIT);
+        if pod_wait > MAX_POD_WAIT {
+            mistakes.push(format!("--pod-wait {pod_wait}: must be 0 to {MAX_POD_WAIT} seconds"));
+        }
         let obsolete = flags.policy_marks.map(|_| OBSOLETE_MARKS).into_iter().collect();
         let log = Log::from_flags(flags.log_level, flags.log_format, &mut mistakes);
         match (node, interface) {
@@ -251,6 +263,7 @@ impl Settings {
                     per_peer: flags.metrics_per_peer.unwrap_or_default(),
                 },
                 ui,
+                pod_wait: Duration::from_secs(pod_wait),
                 obsolete,
                 policy_log_group: flags.policy_log_group.unwrap_or(DEFAULT_LOG_GROUP),
                 log,

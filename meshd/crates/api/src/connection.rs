@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use attachments::Arrival;
 use axum::{
     Router,
     body::{Body, to_bytes},
@@ -48,18 +49,19 @@ const MAX_BODY: usize = 1 << 20;
 
 /// What can say who is at its other end.
 pub(super) trait Accepted {
-    fn caller(&self) -> Caller;
+    /// The user at the other end; `None` when the kernel does not say.
+    fn uid(&self) -> Option<u32>;
 }
 
 impl Accepted for UnixStream {
-    fn caller(&self) -> Caller {
-        Caller { uid: self.peer_cred().ok().map(|peer| peer.uid()) }
+    fn uid(&self) -> Option<u32> {
+        self.peer_cred().ok().map(|peer| peer.uid())
     }
 }
 
 impl Accepted for TcpStream {
-    fn caller(&self) -> Caller {
-        Caller { uid: None }
+    fn uid(&self) -> Option<u32> {
+        None
     }
 }
 
@@ -68,6 +70,8 @@ impl Accepted for TcpStream {
 pub(super) struct Caller {
     /// Its user; `None` when the kernel does not say.
     pub(super) uid: Option<u32>,
+    /// When this listener accepted its connection.
+    pub(super) arrival: Arrival,
 }
 
 impl Caller {
@@ -108,7 +112,7 @@ async fn attend<S>(limits: Limits, stream: S, router: Router, place: Place, stop
 where
     S: Accepted + tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let caller = stream.caller();
+    let caller = Caller { uid: stream.uid(), arrival: Arrival(place.number) };
     let (service, place) = (&TowerToHyperService::new(router), &place);
     let answer = move |request: hyper::Request<Incoming>| async move {
         let mut request = match whole(request, limits.request).await {

@@ -14,7 +14,7 @@ use cni::{
     daemon::{AddressRequest, Attach, Attached, BeginAdd, Begun, ENFORCEMENT, Network, Reason, Refusal},
     environment::AttachmentName,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{connection::Caller, server::Source};
 
@@ -30,18 +30,20 @@ struct Served {
     source: Arc<dyn Source>,
     attachments: Arc<Attachments>,
     started: Instant,
+    /// How long an ADD waits for the Pod object.
+    pod_wait: Duration,
 }
 
 type Shared = State<Arc<Served>>;
 
-pub(super) fn router(source: Arc<dyn Source>, attachments: Arc<Attachments>) -> Router {
+pub(super) fn router(source: Arc<dyn Source>, attachments: Arc<Attachments>, pod_wait: Duration) -> Router {
     let one = post(begin).put(attach).delete(detach).get(one);
     Router::new()
         .route("/v1/attachments", get(all))
         .route("/v1/attachments/{container}/{ifname}", one)
         .route("/v1/attachments-ready", get(ready).post(ready_with))
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
-        .with_state(Arc::new(Served { source, attachments, started: Instant::now() }))
+        .with_state(Arc::new(Served { source, attachments, started: Instant::now(), pod_wait }))
 }
 
 async fn begin(
@@ -55,7 +57,7 @@ async fn begin(
     let network = served.await_network().await?;
     let attachments = Arc::clone(&served.attachments);
     blocking(move || {
-        let addresses = attachments.begin(&attachment(name), begin, &network)?;
+        let addresses = attachments.begin(&attachment(name), begin, &network, caller.arrival)?;
         Ok(Json(Begun { network, addresses }))
     })
     .await
@@ -76,11 +78,15 @@ async fn attach(
             return Err(refused(Reason::Invalid, &message));
         }
     }
-    let generation = served.attachments.attach(&attachment(name), attach)?;
-    match timeout(ENFORCEMENT, served.attachments.in_force(generation)).await {
-        Ok(()) => Ok(StatusCode::NO_CONTENT),
-        Err(_) => Err(refused(Reason::NotInForce, "policy for this pod is not in force yet")),
+    let generation = served.attachments.attach(&attachment(name.clone()), attach)?;
+    let (name, end) = (attachment(name), Instant::now() + ENFORCEMENT);
+    if timeout_at(end, served.attachments.in_force(generation)).await.is_err() {
+        return Err(refused(Reason::NotInForce, "policy for this pod is not in force yet"));
     }
+    // Without it, policies that may select the pod refuse its clients as soon as it is ready. It starts all the same.
+    let end = end.min(Instant::now() + served.pod_wait);
+    let _ = timeout_at(end, served.attachments.pod_in_force(&name)).await;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn detach(
@@ -89,7 +95,7 @@ async fn detach(
     Path(name): Path<(String, String)>,
 ) -> Result<StatusCode, Refused> {
     may_change(caller)?;
-    served.attachments.detach(&attachment(name))?;
+    served.attachments.delete(&attachment(name), caller.arrival)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -184,7 +190,7 @@ impl From<AttachError> for Refused {
             | AttachError::BadName(_)
             | AttachError::BadInterface(_)
             | AttachError::SourceTaken { .. } => Reason::Invalid,
-            AttachError::Unknown(_) => Reason::NotFound,
+            AttachError::Unknown(_) | AttachError::Deleted(_) => Reason::NotFound,
             AttachError::Taken { .. } => Reason::Conflict,
             AttachError::NoAddress(AddressError::Exhausted { .. } | AddressError::Taken { .. }) => Reason::NoAddress,
             AttachError::NoAddress(AddressError::TooSmall(_)) => Reason::NoSubnet,

@@ -1,6 +1,6 @@
 //! The server, in the daemon.
 
-use std::{fs, io, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
+use std::{fs, io, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 
 use api_types::{
     Diagnosis, Echoed, EtcdAccepted, Explained, FlowSample, Peer, Ping, Policy, Question, QuestionError, Route,
@@ -108,7 +108,8 @@ pub enum ServeError {
     },
 }
 
-/// Serves `source` and `attached` at `path` until `stop`. The socket's mode is 0660.
+/// Serves `source` and `attached` at `path` until `stop`. The socket's mode is 0660. An ADD waits for its Pod object for
+/// `pod_wait` at most.
 ///
 /// A socket that an earlier process left is replaced: the caller holds the lock of the state directory, so nobody
 /// lives behind it.
@@ -119,6 +120,7 @@ pub fn serve(
     path: &Path,
     source: Arc<dyn Source>,
     attached: Arc<Attachments>,
+    pod_wait: Duration,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let failed = |error| ServeError::Socket { path: path.display().to_string(), source: error };
@@ -145,7 +147,7 @@ pub fn serve(
         .route("/v1/flows", get(flows))
         .route("/v1/etcd/accept", post(accept_etcd))
         .with_state(Arc::clone(&source))
-        .merge(containers::router(source, attached));
+        .merge(containers::router(source, attached, pod_wait));
     tokio::spawn(connection::serve(listener, router, stop));
     Ok(())
 }

@@ -51,6 +51,9 @@ pub use sweep::sweep;
 /// Most attachments of one node: far more than a machine runs, and few enough to be held at any time.
 pub(crate) const MAX_ATTACHMENTS: usize = 8192;
 
+/// Most deletions that a late ADD is compared with: more than there are connections at one time.
+const MAX_DELETED: usize = 1024;
+
 /// Most unreadable entries that are named.
 const NAMED: usize = 3;
 
@@ -82,15 +85,24 @@ struct Change {
     gone: BTreeSet<AttachmentName>,
     /// What in RUN/attachments could not be read, by name.
     unread: BTreeMap<String, FileError>,
+    /// The latest deletion of each name.
+    deleted: BTreeMap<AttachmentName, Arrival>,
 }
 
+/// The place of a request's connection in the order in which the local API accepted them. A request may be processed
+/// late, when its client has given up; a DEL that came after it wins all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Arrival(pub u64);
+
 /// How far enforcement is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Progress {
     /// Policy is in force for all attachments up to this generation of the table; 0: for none yet.
     pub generation: u64,
     /// What is newer cannot be put in force: the kernel refuses it.
     pub refused: bool,
+    /// Of these, no Pod object is in force, although one is to be expected: policies judge them by an unknown pod's rules.
+    pub without_pod: Arc<BTreeSet<AttachmentName>>,
 }
 
 /// The side of enforcement.
@@ -108,7 +120,13 @@ pub struct Enforcement {
 impl Enforcement {
     /// Says how far policy is in force.
     pub fn progress(&self, progress: Progress) {
-        self.progress.send_if_modified(|held| held.replace(progress) != Some(progress));
+        self.progress.send_if_modified(|held| {
+            let changed = held.as_ref() != Some(&progress);
+            if changed {
+                *held = Some(progress);
+            }
+            changed
+        });
     }
 }
 
@@ -161,6 +179,9 @@ pub enum AttachError {
     /// Its interface's name would mean something else in nftables.
     #[error("interface name {0:?} cannot be used in nftables: rename it without '*', '\"' and '\\'")]
     BadInterface(String),
+    /// A DEL of it came after this ADD.
+    #[error("container {} was deleted meanwhile", .0.container_id)]
+    Deleted(AttachmentName),
     /// There are too many.
     #[error("the limit of {MAX_ATTACHMENTS} attachments is reached")]
     TooMany,
@@ -195,7 +216,7 @@ impl Attachments {
         let opened = Self {
             run_dir: run_dir.to_owned(),
             boot_id: boot_id.to_owned(),
-            change: Mutex::new(Change { history, gone: BTreeSet::new(), unread }),
+            change: Mutex::new(Change { history, gone: BTreeSet::new(), unread, deleted: BTreeMap::new() }),
             table: watch::Sender::new(Arc::new(Table { generation: 1, attachments })),
             progress: watch::Sender::new(None),
         };
@@ -226,10 +247,14 @@ impl Attachments {
         name: &AttachmentName,
         begin: BeginAdd,
         network: &Network,
+        arrival: Arrival,
     ) -> Result<Option<Vec<IpNet>>, AttachError> {
         check_name(name)?;
         let BeginAdd { begin, addresses: request } = begin;
         let mut change = self.lock();
+        if change.deleted.get(name).is_some_and(|deletion| *deletion > arrival) {
+            return Err(AttachError::Deleted(name.clone()));
+        }
         let table = self.table.borrow().clone();
         if table.attachments.len() >= MAX_ATTACHMENTS && !table.attachments.contains_key(name) {
             return Err(AttachError::TooMany);
@@ -335,6 +360,23 @@ impl Attachments {
         Ok(generation)
     }
 
+    /// A DEL: forgets the attachment, and refuses an ADD of this name that arrived earlier and is processed later.
+    ///
+    /// # Errors
+    /// When its file cannot be removed.
+    pub fn delete(&self, name: &AttachmentName, arrival: Arrival) -> Result<bool, AttachError> {
+        check_name(name)?;
+        let mut change = self.lock();
+        change.deleted.insert(name.clone(), arrival);
+        if change.deleted.len() > MAX_DELETED
+            && let Some(oldest) =
+                change.deleted.iter().min_by_key(|(_, arrival)| **arrival).map(|(name, _)| name.clone())
+        {
+            change.deleted.remove(&oldest);
+        }
+        self.detach_in(&mut change, name)
+    }
+
     /// Forgets an attachment, whose addresses are free from then on; returns whether there was one.
     ///
     /// # Errors
@@ -424,14 +466,23 @@ impl Attachments {
     /// refuses it.
     #[must_use]
     pub fn awaits_policy(&self) -> bool {
-        self.progress.borrow().is_some_and(|progress| progress.generation == 0 || progress.refused)
+        self.progress.borrow().as_ref().is_some_and(|progress| progress.generation == 0 || progress.refused)
     }
 
     /// Waits until policy is in force for the table of this generation; at once while policy is not enforced.
     pub async fn in_force(&self, generation: u64) {
         let mut progress = self.progress.subscribe();
         // The sender lives as long as `self`.
-        let _ = progress.wait_for(|reached| reached.is_none_or(|reached| reached.generation >= generation)).await;
+        let reached = |reached: &Option<Progress>| reached.as_ref().is_none_or(|it| it.generation >= generation);
+        let _ = progress.wait_for(reached).await;
+    }
+
+    /// Waits until the Pod object of this attachment, which policy is [in force](Self::in_force) for, is in force too; at
+    /// once where none is to be expected.
+    pub async fn pod_in_force(&self, name: &AttachmentName) {
+        let mut progress = self.progress.subscribe();
+        let known = |held: &Option<Progress>| held.as_ref().is_none_or(|held| !held.without_pod.contains(name));
+        let _ = progress.wait_for(known).await;
     }
 
     /// The run directory.

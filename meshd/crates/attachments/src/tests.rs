@@ -6,7 +6,7 @@ use cni::{
 };
 use tokio::time::{Duration, timeout};
 
-use super::{AttachError, Attachments, Progress, endpoints, sweep::look};
+use super::{Arrival, AttachError, Attachments, Progress, endpoints, sweep::look};
 use crate::addresses::AddressError;
 
 const BOOT: &str = "boot-1";
@@ -38,7 +38,7 @@ fn network() -> Network {
 /// An ADD whose addresses come from elsewhere.
 fn begin_add(attachments: &Attachments, name: &AttachmentName, begin: Begin) -> Result<(), AttachError> {
     attachments
-        .begin(name, BeginAdd { begin, addresses: None }, &network())
+        .begin(name, BeginAdd { begin, addresses: None }, &network(), Arrival(0))
         .map(|allocated| assert_eq!(allocated, None))
 }
 
@@ -46,7 +46,7 @@ fn begin_add(attachments: &Attachments, name: &AttachmentName, begin: Begin) -> 
 fn allocate(attachments: &Attachments, id: &str, wanted: Option<&str>) -> Result<String, AttachError> {
     let ips = wanted.into_iter().map(|address| address.parse().unwrap()).collect();
     let addresses = Some(AddressRequest { ips, ..AddressRequest::default() });
-    let allocated = attachments.begin(&name(id), BeginAdd { begin: begin(), addresses }, &network())?;
+    let allocated = attachments.begin(&name(id), BeginAdd { begin: begin(), addresses }, &network(), Arrival(0))?;
     Ok(allocated.unwrap().iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
 }
 
@@ -58,6 +58,28 @@ fn attach(address: &str) -> Attach {
         mac: None,
         allowed_sources: Vec::new(),
     }
+}
+
+#[test]
+fn a_deletion_refuses_an_add_that_arrived_before_it() {
+    let run = tempfile::tempdir().unwrap();
+    let attachments = open(run.path());
+    let begin_at = |arrival| {
+        let addresses = Some(AddressRequest::default());
+        attachments.begin(&name("a"), BeginAdd { begin: begin(), addresses }, &network(), Arrival(arrival))
+    };
+    assert!(!attachments.delete(&name("a"), Arrival(8)).unwrap());
+    assert!(matches!(begin_at(7), Err(AttachError::Deleted(_))));
+    assert!(attachments.table().borrow().attachments.is_empty());
+    begin_at(9).unwrap();
+    assert!(attachments.delete(&name("a"), Arrival(10)).unwrap());
+    assert!(matches!(begin_at(9), Err(AttachError::Deleted(_))));
+    // The deletions that it remembers are bounded, the oldest goes first.
+    for later in 0..super::MAX_DELETED as u64 {
+        attachments.delete(&name(&format!("c{later}")), Arrival(11 + later)).unwrap();
+    }
+    assert_eq!(attachments.lock().deleted.len(), super::MAX_DELETED);
+    assert!(!attachments.lock().deleted.contains_key(&name("a")));
 }
 
 #[test]
@@ -412,10 +434,28 @@ async fn an_add_waits_for_whoever_enforces_policy_and_for_nobody_else() {
     let waits = timeout(Duration::from_millis(20), attachments.in_force(generation)).await;
     assert!(waits.is_err(), "nothing is in force yet");
     let generation_now = enforcement.table.borrow().generation;
-    enforcement.progress(Progress { generation: generation_now, refused: false });
+    enforcement.progress(Progress { generation: generation_now, ..Progress::default() });
     attachments.in_force(generation).await;
     assert!(!attachments.awaits_policy());
-    enforcement.progress(Progress { generation: generation_now, refused: true });
+    enforcement.progress(Progress { generation: generation_now, refused: true, ..Progress::default() });
     assert!(attachments.awaits_policy(), "the next one would wait in vain");
     attachments.in_force(generation).await;
+}
+
+#[tokio::test]
+async fn an_add_may_wait_for_its_pod_object() {
+    let run = tempfile::tempdir().unwrap();
+    let attachments = open(run.path());
+    let (enforcement, waits) = (attachments.enforcement(), Duration::from_millis(50));
+    attachments.pod_in_force(&name("a")).await;
+    let without = |ids: &[&str]| Progress {
+        generation: 1,
+        without_pod: std::sync::Arc::new(ids.iter().map(|id| name(id)).collect()),
+        ..Progress::default()
+    };
+    enforcement.progress(without(&["a", "b"]));
+    attachments.pod_in_force(&name("c")).await;
+    assert!(timeout(waits, attachments.pod_in_force(&name("a"))).await.is_err());
+    enforcement.progress(without(&["b"]));
+    attachments.pod_in_force(&name("a")).await;
 }

@@ -365,6 +365,7 @@ impl PolicyCore {
         let mut unmatched = self.unmatched.clone();
         unmatched.update(now, self.world.unmatched(), self.world.misplaced());
         unmatched.of_clusters = self.world.cluster_problems();
+        unmatched.awaited = Arc::new(self.world.awaited());
         if unmatched != self.unmatched {
             self.unmatched.clone_from(&unmatched);
             out.at_once.push(Effect::ShowUnmatched(unmatched));

@@ -54,6 +54,7 @@ use std::{
 };
 
 use attachments::Table;
+use cni::environment::AttachmentName;
 use control_core::objects::ObjectSink;
 use etcd_schema::NodeId;
 use ipnet::IpNet;
@@ -218,6 +219,13 @@ impl Enforcement {
     /// Somebody has committed something to nftables, or changed an interface: what policies need is looked after.
     pub fn look(&self) {
         self.mailbox.look();
+    }
+
+    /// The attachments of this node whose Pod object is to be expected and not in force, with what
+    /// [`applied`](Self::applied) says.
+    #[must_use]
+    pub fn awaited(&self) -> Arc<BTreeSet<AttachmentName>> {
+        Arc::clone(&self.unmatched.borrow().awaited)
     }
 
     /// How far enforcement is, now and later.

@@ -1,10 +1,12 @@
 //! Attachments whose Pod has no object, or an object of another node: policies have no labels for them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use cni::environment::AttachmentName;
 use mesh::problem::{Problem, ProblemCode};
 
 /// How long the Pod object may take to reach etcd before its absence is a problem.
@@ -43,6 +45,8 @@ pub(super) struct Unmatched {
     misplaced: Lasting,
     /// What is wrong with the objects of clusters.
     pub(super) of_clusters: Vec<Problem>,
+    /// Those of this node whose Pod object is to be expected, because the node is one of a cluster whose objects are copied.
+    pub(super) awaited: Arc<BTreeSet<AttachmentName>>,
 }
 
 impl Unmatched {

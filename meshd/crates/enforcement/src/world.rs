@@ -12,6 +12,7 @@ use std::{
 };
 
 use api_types::{Policy, QuestionError, ShownPolicy};
+use cni::environment::AttachmentName;
 use control_core::objects::ObjectRecord;
 use etcd_schema::{Cluster, Key, KubernetesKey, NodeId};
 use mesh::{problem::Problem, records::Revision, snapshot::Owner};
@@ -206,6 +207,22 @@ impl World {
             (!self.engine.has_pod(&name, uid)).then(|| format!("{name} (UID {uid})"))
         })
         .collect()
+    }
+
+    /// The same, if Pod objects of this node's cluster are copied: they will come.
+    pub(super) fn awaited(&self) -> BTreeSet<AttachmentName> {
+        let cluster = self.clusters.of(&Owner::Node(self.own.node.clone()));
+        if cluster.is_flat() {
+            return BTreeSet::new();
+        }
+        let names = self.attachments.iter().filter_map(|(key, attached)| {
+            let Key::Endpoint(_, container, interface) = key else { return None };
+            let (pod, uid) = (&attached.record.pod, attached.record.uid.as_deref()?);
+            let object = ObjectName::new(pod.namespace.as_str(), pod.name.as_str()).of(&cluster);
+            let awaited = self.own.is_own(key) && !self.engine.has_pod(&object, uid);
+            awaited.then(|| AttachmentName { container_id: container.to_string(), ifname: interface.to_string() })
+        });
+        names.collect()
     }
 
     /// What is wrong with the objects of clusters.

@@ -44,6 +44,7 @@ use crate::{
         proven::Proven,
         published::{Identity, InForce, Published},
         pulse::Pulse,
+        readiness::tell_readiness,
         roamed::Roamed,
         underlay,
     },
@@ -117,7 +118,9 @@ impl Node {
         open_windows(&settings, &published, &source, stop);
         tokio::spawn(announce(id.clone(), attachments.table(), control.status.clone(), control.endpoints.clone()));
         tokio::spawn(log_changes(Arc::clone(&published), stop.clone()));
-        api::serve(&settings.run_dir.join(api::SOCKET), source, Arc::clone(&attachments), stop.clone())?;
+        tokio::spawn(tell_readiness(Arc::clone(&published), control.facts.clone(), stop.clone()));
+        let socket = settings.run_dir.join(api::SOCKET);
+        api::serve(&socket, source, Arc::clone(&attachments), settings.pod_wait, stop.clone())?;
         // Its first look honours what was withdrawn between the reading of the files and now.
         tokio::spawn(sweep(attachments, stop.clone()));
         Ok(Self {
