@@ -26,7 +26,7 @@ const ALLOWED: [(&str, &[&str]); 25] = [
     ("control-core", &["cow-map", "etcd-schema", "mesh", "text"]),
     ("control", &["atomic-file", "control-core", "etcd-schema", "mesh", "text"]),
     ("program", &["control", "text"]),
-    ("sync-core", &["control-core", "etcd-schema", "mesh"]),
+    ("sync-core", &["control-core", "etcd-schema", "mesh", "policy"]),
     ("sync", &["control", "control-core", "etcd-schema", "mesh", "program", "sync-core", "text"]),
     ("cni", &["atomic-file", "netlink"]),
     ("attachments", &["atomic-file", "cni", "etcd-schema", "mesh", "netlink"]),

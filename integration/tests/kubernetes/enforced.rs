@@ -28,6 +28,17 @@ fn a_policy_put_by_kubectl_is_in_force_on_a_node_until_it_is_deleted() {
         });
     };
     shown("the policy to be in force", Output::success);
+    // Valid for the API server, and refused by nodes.
+    let block = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "mapped", "namespace": "shop"},
+        "spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "::ffff:10.0.0.0/104"}}]}]}}"#;
+    api.apply(block);
+    await_ok("an Event on the refused policy", SOON, || {
+        let events = api.kubectl(&["get", "events", "-n", "shop", "-o", "json"], "").stdout;
+        let told = ["RefusedByMeshd", "\"name\": \"mapped\"", "isolated"].iter().all(|word| events.contains(word));
+        if told { Ok(()) } else { Err(format!("{events}{}", sync.log())) }
+    });
+    api.kubectl(&["delete", "networkpolicy", "mapped", "-n", "shop"], "");
     api.kubectl(&["delete", "networkpolicy", "web", "-n", "shop"], "");
     shown("the policy to be gone", |shown| shown.code() == Some(5));
     cluster.await_copy(false);

@@ -464,7 +464,7 @@ mod tests {
         assert!(no_subnet(&in_force).unwrap().contains("not been read"));
         in_force.snapshot.network = Some(NetworkConfig::parse(br#"{"Network": "10.244.0.0/16"}"#).unwrap());
         assert!(no_subnet(&in_force).unwrap().contains("no subnet"));
-        in_force.snapshot.own_subnets = vec!["10.244.3.0/24".parse().unwrap()];
+        in_force.snapshot.own_subnets = vec!["10.244.3.0-24".parse().unwrap()];
         assert_eq!(no_subnet(&in_force), None);
         // It is in use all the same while its key is put back.
         in_force.subnet_holds = false;

@@ -17,8 +17,10 @@ mod copier;
 mod digest;
 mod kind;
 mod mesh_nodes;
+mod refused;
 pub mod state;
 
 pub use copier::{Copier, Effect, Input, Notice, Now, Planned, Resigned, Standoff};
 pub use kind::{ClusterKeys, Kind};
 pub use mesh_nodes::{MeshNode, mesh_nodes};
+pub use refused::{Refused, refused};

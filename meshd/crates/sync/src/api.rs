@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use futures_util::{AsyncBufReadExt as _, Stream, StreamExt as _};
 use kube::{
     Client, Config,
-    api::{ListParams, Patch, PatchParams, Request, WatchParams},
+    api::{ListParams, Patch, PatchParams, PostParams, Request, WatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -39,6 +39,9 @@ pub(crate) enum ApiError {
     /// There is no such object, or no such kind.
     #[error("not found")]
     NotFound,
+    /// An object of that name is there, or has changed.
+    #[error("conflict: {0}")]
+    Conflict(String),
     #[error("no answer within {} seconds", .0.as_secs())]
     Deadline(Duration),
     #[error("{0}")]
@@ -237,6 +240,17 @@ impl Api {
         self.patch(nodes().patch(node, &PatchParams::default(), &Patch::Merge(patch)), deadline).await
     }
 
+    /// Makes an Event, unless one of its name is there.
+    pub(crate) async fn create_event(&self, namespace: &str, event: &Value) -> Result<(), ApiError> {
+        let body = serde_json::to_vec(event).map_err(other)?;
+        let request = Request::new(format!("/api/v1/namespaces/{namespace}/events"));
+        let request = request.create(&PostParams::default(), body).map_err(other)?;
+        match within(CALL_DEADLINE, self.client.request_text(request)).await?.map_err(of_kube) {
+            Ok(_) | Err(ApiError::Conflict(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn patch(
         &self,
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
@@ -274,6 +288,7 @@ fn of_kube(error: kube::Error) -> ApiError {
 fn of_status(code: u16, message: String) -> ApiError {
     match code {
         404 => ApiError::NotFound,
+        409 => ApiError::Conflict(message),
         410 => ApiError::Expired,
         code => ApiError::Other(format!("the API server says {code}: {message}")),
     }

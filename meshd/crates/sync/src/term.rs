@@ -10,9 +10,9 @@ use control::session::Session;
 use control_core::types::{CallError, Transaction};
 use humantime::format_rfc3339_seconds;
 use sync_core::{
-    ClusterKeys, Copier, Effect, Input, Kind, Notice, Now, Resigned,
+    ClusterKeys, Copier, Effect, Input, Kind, Notice, Now, Refused, Resigned,
     conditions::{Conditions, Patch},
-    mesh_nodes,
+    mesh_nodes, refused,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -38,6 +38,9 @@ const NODES_PERIOD: Duration = Duration::from_secs(2);
 /// Messages of followers that wait; a page counts as one.
 const QUEUE: usize = 16;
 
+/// Events that wait to be made.
+const EVENTS: usize = 256;
+
 /// How a term ended.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -61,6 +64,7 @@ struct Term<'a> {
     conditions: Conditions,
     followers: Followers,
     answers: mpsc::Sender<Input>,
+    events: mpsc::Sender<Refused>,
     shown: &'a watch::Sender<Shown>,
     begun: Instant,
 }
@@ -130,7 +134,10 @@ pub(crate) async fn run(
     let _asker = AbortOnDrop(tokio::spawn(ask(Arc::clone(api), answers.clone())).abort_handle());
     let _reader = AbortOnDrop(tokio::spawn(read_nodes(session.clone(), answers.clone())).abort_handle());
     let conditions = Conditions::default();
-    let mut term = Term { session, keys, leadership, api, copier, conditions, followers, answers, shown, begun };
+    let (events, refused) = mpsc::channel(EVENTS);
+    let _teller = AbortOnDrop(tokio::spawn(tell_owners(Arc::clone(api), holder.to_owned(), refused)).abort_handle());
+    let mut term =
+        Term { session, keys, leadership, api, copier, conditions, followers, answers, events, shown, begun };
     let mut ticks = interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -146,6 +153,7 @@ pub(crate) async fn run(
             },
         };
         term.patch_nodes(&input);
+        term.tell_owners(&input);
         let ticked = matches!(input, Input::Tick);
         if let Some(end) = term.step(input) {
             return end;
@@ -222,6 +230,18 @@ async fn patch_node(api: Arc<Api>, patch: Patch, deadline: Duration) {
     }
 }
 
+/// Makes Events, one after the other.
+async fn tell_owners(api: Arc<Api>, holder: String, mut refused: mpsc::Receiver<Refused>) {
+    while let Some(refused) = refused.recv().await {
+        let Refused { kind, path, message, .. } = &refused;
+        tracing::warn!(kind = kind.name(), object = path, message, "nodes refuse an object");
+        let event = refused.event(&holder, &format_rfc3339_seconds(SystemTime::now()).to_string());
+        if let Err(error) = api.create_event(refused.namespace(), &event).await {
+            tracing::warn!(object = path, %error, "event not made");
+        }
+    }
+}
+
 /// Ends a task with its owner.
 struct AbortOnDrop(AbortHandle);
 
@@ -258,6 +278,20 @@ impl Term<'_> {
         for patch in self.conditions.step(now(self.begun).monotonic) {
             // A patch that would arrive later might be behind those of the next leader.
             tokio::spawn(patch_node(Arc::clone(self.api), patch, self.leadership.remaining()));
+        }
+    }
+
+    /// Has Events made on objects that nodes refuse. With many at once, some are told of at the next list.
+    fn tell_owners(&self, input: &Input) {
+        let objects = match input {
+            Input::Page { objects, .. } => objects.as_slice(),
+            Input::Applied(object) => std::slice::from_ref(object),
+            _ => return,
+        };
+        if self.copier.refusal().is_none() {
+            for refused in objects.iter().filter_map(|object| refused(self.keys, object)) {
+                let _full = self.events.try_send(refused);
+            }
         }
     }
 
