@@ -19,8 +19,10 @@ fn pods_reach_each_other_in_the_site_and_across() {
     let pods = cluster.await_pods("shop", NODES.len());
     for (from, _) in &pods {
         for (to, address) in &pods {
+            let other = v6(&cluster, to);
             cluster.await_answer("shop", from, &format!("{address}:{PORT}/hostname"), to);
-            let ping = cluster.exec("shop", from, &format!("ping -c 2 -W 5 {address}"));
+            cluster.await_answer("shop", from, &format!("[{other}]:{PORT}/hostname"), to);
+            let ping = cluster.exec("shop", from, &format!("ping -c 2 -W 5 {address} && ping -c 2 -W 5 {other}"));
             assert!(ping.success(), "{}", ping.describe());
         }
     }
@@ -41,6 +43,13 @@ fn assert_plugin_asks_a_node(cluster: &Cluster) {
     }
     let any = cluster.api.kubectl_plugin(&plugin, &["peers"]).stdout;
     assert!(any.contains("REASON"), "{any}");
+}
+
+/// The IPv6 address of a pod.
+fn v6(cluster: &Cluster, pod: &str) -> String {
+    let addresses = cluster.get(&format!("pod -n shop {pod}"))["status"]["podIPs"].clone();
+    let mut addresses = addresses.as_array().unwrap().iter().filter_map(|one| one["ip"].as_str());
+    addresses.find(|ip| ip.contains(':')).unwrap().to_owned()
 }
 
 /// Waits until the two nodes of the site have a direct path to each other.

@@ -89,7 +89,7 @@ impl Cluster {
     /// What `pod` gets of an HTTP server: its answer, or why there is none.
     #[track_caller]
     pub(crate) fn ask(&self, namespace: &str, pod: &str, url: &str) -> Result<String, String> {
-        let output = self.exec(namespace, pod, &format!("curl -sS -m 3 http://{url}"));
+        let output = self.exec(namespace, pod, &format!("curl -g -sS -m 3 http://{url}"));
         if output.success() { Ok(output.stdout) } else { Err(output.describe()) }
     }
 
