@@ -4,190 +4,31 @@
 //! this node's own records are brought up to date by [`Membership`] and [`Endpoints`], status is shown, the cache is
 //! written when it is time to, and what policies are made of is handed on.
 
+mod interface;
+
 use std::{
     collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use etcd_schema::{Key, SubnetKey};
+use etcd_schema::Key;
 use mesh::{
     problem::{Problem, ProblemCode},
     records::{Revision, View},
 };
 use tracing::{debug, error, info, warn};
 
+pub use self::interface::{CacheContent, ControlStatus, Effect, Input, SessionNumber, Start};
 use super::{
     cache_schedule::CacheSchedule,
-    endpoints::{EndpointRecords, Endpoints},
-    guard::Evidence,
+    endpoints::Endpoints,
     look_back::LookBack,
-    membership::{self, Answer, Call, CallId, LocalFacts, Membership, MembershipState},
-    objects::ObjectChanges,
-    store::{Accepted, Store},
-    types::{CallError, Committed, Entry, KeyListing, Transaction, WatchEvent},
+    membership::{self, Answer, Membership, MembershipState},
+    store::Store,
+    types::{CallError, KeyListing},
     unreachable::{self, LOST_CHANGES_SHOWN},
 };
-
-/// One connection to etcd; later ones have higher numbers.
-pub type SessionNumber = u64;
-
-/// What happened.
-#[derive(Debug)]
-pub enum Input {
-    /// It begins, with what the cache held.
-    Started,
-    /// A session stands; nothing is known through it yet.
-    Connected {
-        /// The member of etcd.
-        member: String,
-        /// Which session.
-        session: SessionNumber,
-    },
-    /// The session is given up, or none came about.
-    Disconnected {
-        /// The member.
-        member: String,
-        /// Why.
-        error: String,
-    },
-    /// Every key, as it stood at one revision.
-    Listed(KeyListing),
-    /// Changes of whole revisions, in order.
-    Changed(Vec<WatchEvent>),
-    /// Every key at one revision, read beside the watch, which has had time to bring all of it.
-    Audited {
-        /// The keys.
-        listing: KeyListing,
-        /// Keys that the watch reported as deleted since before the list was asked for.
-        deleted_since: BTreeSet<String>,
-    },
-    /// The answer to [`Effect::Call`]; each gets exactly one, from the session that it was made on.
-    Answer(CallId, Answer, SessionNumber),
-    /// The answer to [`Effect::WriteEndpoints`]; each gets exactly one.
-    EndpointsWritten(Result<Committed, CallError>, SessionNumber),
-    /// The answer to [`Effect::LookBack`]; each gets exactly one.
-    Earlier(Result<Option<Entry>, CallError>),
-    /// This node changed.
-    Facts(Box<LocalFacts>),
-    /// Whether anything has an address of this node's subnet.
-    Attached(bool),
-    /// This node's `endpoints/` records; `None`: not known yet.
-    EndpointsWanted(Option<EndpointRecords>),
-    /// The operator says that what etcd holds is right.
-    Accept,
-    /// The cache was written, or could not be, in this time.
-    CacheWritten(Duration),
-    /// A deadline has passed.
-    Tick,
-}
-
-/// What to do, in this order.
-#[derive(Debug)]
-pub enum Effect {
-    /// Records in force.
-    Publish(Arc<View>),
-    /// How this node stands.
-    Status(Box<ControlStatus>),
-    /// Make this call on the session in use.
-    Call(CallId, Call),
-    /// Run this transaction on the session in use.
-    WriteEndpoints(Transaction),
-    /// Read a key at a revision on the session in use.
-    LookBack {
-        /// The key below the prefix.
-        key: String,
-        /// The revision.
-        at: Revision,
-    },
-    /// A call went without an answer, or is to be taken for lost: this session is given up, if it is the one in use.
-    Suspect(SessionNumber),
-    /// The last list lacked what only another one confirms.
-    ListAgain,
-    /// What policies are made of, up to this revision. `complete`: with all before, it is a whole picture.
-    HandOn {
-        /// The newest state of each key.
-        changes: ObjectChanges,
-        /// Up to here.
-        revision: Revision,
-        /// It may be enforced.
-        complete: bool,
-    },
-    /// Write [`ControlCore::cache`] to disk.
-    WriteCache,
-    /// The next start on this machine is to know that this process holds the identity, or that it does not.
-    NoteIdentity(bool),
-    /// The answer to [`Input::Accept`].
-    Accepted(Accepted),
-}
-
-/// How this node stands with etcd and in the mesh.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ControlStatus {
-    /// Whether a session stands and everything up to it is known.
-    pub connected: bool,
-    /// The member in use, or used last.
-    pub endpoint: Option<String>,
-    /// Why there is no connection.
-    pub error: Option<String>,
-    /// The last revision taken in.
-    pub revision: Revision,
-    /// Until when everything in etcd was known; `None` while connected, and before the first connection.
-    pub known_until: Option<Instant>,
-    /// This node's place in the mesh.
-    pub state: MembershipState,
-    /// The subnet in use: also while etcd is away; `None` before the first and when it is lost.
-    pub subnet: Option<SubnetKey>,
-    /// Whether this daemon may act as the node, see [`Membership::holds_identity`].
-    pub holds_identity: bool,
-    /// Problems of this node itself, its connection to etcd among them; those of records are in [`View::problems`].
-    pub problems: Vec<Problem>,
-    /// Whether etcd was read, and has never had a Kubernetes object since the start.
-    pub no_kubernetes_objects: bool,
-    /// Lists read so far.
-    pub lists: u64,
-    /// Records that an audit found changed and the watch had not brought: a fault of etcd or of this program.
-    pub audit_differences: u64,
-}
-
-impl ControlStatus {
-    /// How long ago everything in etcd was known; `None` when it never was.
-    #[must_use]
-    pub fn age(&self, now: Instant) -> Option<Duration> {
-        if self.connected {
-            Some(Duration::ZERO)
-        } else {
-            self.known_until.map(|until| now.saturating_duration_since(until))
-        }
-    }
-}
-
-/// What the next start needs, but for the time.
-#[derive(Debug)]
-pub struct CacheContent {
-    /// Revision of etcd that it is of.
-    pub revision: Revision,
-    /// How long subnets stay leased without a sign of life; `None`: there is no configuration.
-    pub lease_ttl: Option<Duration>,
-    /// This node's subnet.
-    pub subnet: Option<SubnetKey>,
-    /// The last good value of every key.
-    pub entries: Vec<Entry>,
-    /// What was seen of etcd.
-    pub evidence: Evidence,
-}
-
-/// What a control plane starts with.
-pub struct Start {
-    /// Empty, or what the cache held.
-    pub store: Store,
-    /// This node's.
-    pub membership: Membership,
-    /// The cache may be acted on.
-    pub cache_usable: bool,
-    /// What policies are made of is read and handed on.
-    pub hands_on: bool,
-}
 
 /// The control plane of one node.
 pub struct ControlCore {

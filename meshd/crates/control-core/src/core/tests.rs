@@ -7,10 +7,11 @@ use serde_json::{Map, Value};
 
 use super::*;
 use crate::{
-    membership::Identity,
+    membership::{Call, Identity},
     model::Etcd,
     objects::{Item, ObjectReader, ReadObject, RefusedObject},
-    types::Write,
+    store::Accepted,
+    types::{Transaction, Write},
 };
 
 const CONFIG: &str = r#"{"Network": "10.0.0.0/24", "SubnetLen": 28, "LeaseTTL": 20}"#;
