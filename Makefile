@@ -30,10 +30,11 @@ test: deps lint peers previous api-server ## Everything that must pass: format, 
 	cargo test --workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)
 	echo "All tests passed."
 
-soak: ## Long seeded runs of the pure parts: first contacts of tunnels, histories of etcd (minutes; no root)
+soak: ## Long seeded runs of the pure parts: first contacts of tunnels, histories of etcd, policies and meshes (hours; no root)
 	@MESHD_CONTACTS="$${MESHD_CONTACTS:-100000}" cargo test -p tunnel --lib contacts
 	MESHD_HISTORIES="$${MESHD_HISTORIES:-5000}" cargo test -p control-core --lib membership
 	MESHD_HISTORIES="$${MESHD_HISTORIES:-5000}" cargo test -p enforcement --lib core
+	MESHD_HISTORIES="$${MESHD_HISTORIES:-10000}" cargo test --release -p mesh-sim --lib
 	echo "All runs passed."
 
 lint: deps ## Format, lints, documentation, scripts

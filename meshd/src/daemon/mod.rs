@@ -1,6 +1,5 @@
 //! The daemon, read top to bottom: settings → state directory → floor, kernel, tunnel, prober, control → loop → stop.
 
-mod acceptance;
 mod change_log;
 mod cleanup;
 mod diagnose;

@@ -15,22 +15,21 @@ use anyhow::Context as _;
 use api_types::DropCount;
 use control::Control;
 use control_core::membership::{LocalFacts, MembershipState};
-use cow_map::CowMap;
 use enforcement::{Enforcement, FactsOfMesh};
-use etcd_schema::{Alive, NodeId, PublicKey};
+use etcd_schema::{NodeId, PublicKey};
 use kernel::{Kernel, Underlay, UnderlaySelection};
 use mesh::{
-    address::{Family, overlap, prefixes},
+    address::Family,
     kernel_state,
     path::MacAddress,
-    picture::Picture,
-    plan::{Local, Observed, Planner},
+    plan::Local,
     problem::{Problem, ProblemCode},
-    records::{Record, View},
-    snapshot::{Owner, Snapshot},
+    records::View,
+    snapshot::Owner,
     target::Targets,
     tunnel_table,
 };
+use node_core::{NodeCore, Stance};
 use prober::{self, Neighbours, Prober};
 use tokio::{
     sync::broadcast,
@@ -42,7 +41,6 @@ use tunnel::{self, Tunnel, TunnelEvent};
 use self::start::watch_kernel;
 use super::{
     Outcome, SharedState,
-    acceptance::Acceptance,
     etcd_names::EtcdNames,
     handshakes::{self, Handshakes},
     pace::Pace,
@@ -78,20 +76,10 @@ pub(super) struct Node {
     published: SharedState,
     underlay: Underlay,
     endpoints: Vec<SocketAddr>,
-    /// Whether there was ever a picture to act on; until then the kernel stays as an earlier run left it.
-    known: bool,
-    picture: Picture,
-    /// The picture's as this node may act on it, see [`Self::act_on`].
-    snapshot: Snapshot,
-    planner: Planner,
+    core: NodeCore,
     facts_of_mesh: FactsOfMesh,
     record_problems: Arc<Vec<Problem>>,
-    /// Nodes that show a sign of life in etcd; for status, and to call those that have restarted.
-    alive: CowMap<NodeId, Record<Alive>>,
-    /// Boot and start of each node as they were last seen, also while it shows no sign of life.
-    starts: HashMap<NodeId, (String, u64)>,
     public_key: PublicKey,
-    observed: Observed,
     proven: Proven,
     roamed: Roamed,
     handshakes: Handshakes,
@@ -99,7 +87,6 @@ pub(super) struct Node {
     clock_problems: Vec<Problem>,
     /// Peers to call as soon as the tunnel has them.
     to_call: Vec<String>,
-    accepted: Acceptance,
     /// What the kernel was last made to be, and what of that it refused.
     desired: Option<kernel_state::Desired>,
     kernel_problems: Vec<Problem>,
@@ -187,77 +174,24 @@ impl Node {
                 self.see(&newest);
                 seen = newest;
             }
-            self.observed.paths = paths.borrow_and_update().clone();
+            self.core.observed.paths = paths.borrow_and_update().clone();
         }
     }
 
     /// Takes in what etcd says, as far as it may be acted on.
     fn see(&mut self, view: &View) {
-        let usable = view.synced || self.control.cached.is_some_and(|cached| cached.usable);
-        if !usable {
-            return;
+        let usable = self.control.cached.is_some_and(|cached| cached.usable);
+        for peer in self.core.see(view, usable) {
+            self.tunnel.restarted(&peer.to_string());
         }
-        self.known = true;
-        self.picture.see(view);
-        self.record_problems = Arc::clone(&view.problems);
-        self.call_restarted(view);
-        self.alive = view.alive.clone();
-    }
-
-    /// Calls peers whose daemon has restarted: this node's session with them predates that. That one shows no sign of
-    /// life, or comes back as it was, leads to nothing.
-    fn call_restarted(&mut self, view: &View) {
-        for id in view.alive.changes(&self.alive) {
-            let Some(record) = view.alive.get(id).filter(|_| *id != self.id) else { continue };
-            let start = (record.value.boot_id.clone(), record.value.start_count);
-            if self.starts.insert(id.clone(), start.clone()).is_some_and(|before| before != start) {
-                self.tunnel.restarted(&Owner::Node(id.clone()).to_string());
-            }
-        }
-        let members = &self.picture.snapshot().members;
-        if self.starts.len() > 2 * members.len() + 16 {
-            self.starts.retain(|id, _| members.get(&Owner::Node(id.clone())).is_some());
-        }
-    }
-
-    /// The mesh as this node may act on it now; `cloned`: another daemon has its identity.
-    fn act_on(&mut self, cloned: bool) {
-        self.snapshot = self.picture.snapshot().clone();
-        if cloned {
-            // Nothing to send, and nothing to answer with; outside peers' prefixes stay guarded.
-            self.snapshot.own_subnets.clear();
-            self.snapshot.members = CowMap::default();
-        } else {
-            self.keep_own_subnet();
-        }
-    }
-
-    /// Own subnets while somebody has deleted the key, until it is put back: what is in use stays in use.
-    fn keep_own_subnet(&mut self) {
-        let status = self.control.status.borrow();
-        let in_use = status.subnet.filter(|_| {
-            matches!(
-                status.state,
-                MembershipState::Joining | MembershipState::Joined { .. } | MembershipState::Connecting
-            )
-        });
-        if let Some(subnet) = in_use.filter(|_| self.snapshot.own_subnets.is_empty() && self.snapshot.network.is_some())
-        {
-            let taken = self
-                .snapshot
-                .members
-                .values()
-                .flat_map(|member| member.prefixes())
-                .any(|held| prefixes(&subnet).any(|own| overlap(&own, &held)));
-            if !taken {
-                self.snapshot.own_subnets.push(subnet);
-            }
+        if view.synced || usable {
+            self.record_problems = Arc::clone(&view.problems);
         }
     }
 
     /// When the loop makes its next pass although it hears nothing; the last one began at `began`.
     fn wake_at(&self, began: Instant) -> Instant {
-        let (lingering, saves) = (self.accepted.next_deadline(), [self.roamed.save_at(), self.handshakes.save_at()]);
+        let (lingering, saves) = (self.core.next_deadline(), [self.roamed.save_at(), self.handshakes.save_at()]);
         let deadlines = [lingering, self.retry_at, self.others.due()].into_iter().chain(saves);
         let now = Instant::now();
         wake_at(deadlines, began, now).unwrap_or(now + SWEEP)
@@ -280,17 +214,18 @@ impl Node {
         if self.retry_at.is_some() {
             self.read_attached().await;
         }
-        let (cloned, holds_identity) = {
-            let status = self.control.status.borrow();
-            (matches!(status.state, MembershipState::Cloned { .. }), status.holds_identity)
+        let stance = self.core.stance(&self.control.status.borrow());
+        // What an earlier run left stands: its floor keeps pods' packets from leaving in the clear.
+        let waits = match stance {
+            Stance::Uninformed => Some(self.uninformed()),
+            Stance::Unconfirmed => Some(unconfirmed_identity()),
+            Stance::Cloned | Stance::Acts => None,
         };
-        if !self.known || !(cloned || holds_identity) {
-            // What an earlier run left stands: its floor keeps pods' packets from leaving in the clear.
-            let problem = if self.known { unconfirmed_identity() } else { self.uninformed() };
+        if let Some(problem) = waits {
             self.published.set(InForce { problems: vec![problem], ..InForce::default() });
             return;
         }
-        self.act_on(cloned);
+        self.core.act_on(&self.control.status.borrow());
         self.tell_enforcement(now);
         if !self.await_policies().await {
             self.retry_at = Some(now + RETRY);
@@ -299,20 +234,15 @@ impl Node {
         }
         let local =
             underlay::local(&self.settings, &self.underlay, self.etcd_names.addresses(), !self.endpoints.is_empty());
-        let targets = self.planner.targets(&self.snapshot, &local, &self.observed);
+        let targets = self.core.targets(&local);
         if targets != self.targets {
             // A path that was in use before a restart stays in use: its state must be known before routes are made.
             let neighbours = self.neighbours_at_start(&local).await;
-            self.observed.paths = self.prober.set_targets(targets.clone(), &neighbours);
+            self.core.observed.paths = self.prober.set_targets(targets.clone(), &neighbours);
             self.targets = targets;
             self.tell_enforcement(now);
         }
-        let mut planned = self.planner.plan(&self.snapshot, &local, &self.observed);
-        if cloned {
-            planned.tunnel.peers = CowMap::default();
-        } else {
-            self.accepted.linger(&mut planned.kernel.firewall.accepted, &planned.owners, now);
-        }
+        let mut planned = self.core.plan(now, &local);
         planned.kernel.pods = self.pod_interfaces();
         self.apply_tunnel(&planned.tunnel);
         if !self.to_call.is_empty() && !planned.tunnel.peers.is_empty() {
@@ -334,15 +264,10 @@ impl Node {
         }
         problems.extend(self.clock_problems.iter().cloned());
         self.write_subnet_env(&planned, &mut problems);
-        if !planned.probes.own.is_empty() {
-            // From here on the prober's own states count.
-            self.observed.direct_at_start.clear();
-        }
-        self.observed.programmed = planned.kernel.floor.clone();
         self.published.set(InForce {
-            snapshot: self.snapshot.clone(),
-            subnet_holds: !self.picture.snapshot().own_subnets.is_empty(),
-            alive: self.alive.clone(),
+            snapshot: self.core.snapshot().clone(),
+            subnet_holds: !self.core.picture().snapshot().own_subnets.is_empty(),
+            alive: self.core.alive().clone(),
             plan: Some(planned),
             own_endpoints: self.endpoints.clone(),
             record_problems: Arc::clone(&self.record_problems),
@@ -355,7 +280,7 @@ impl Node {
     /// The neighbours on the underlay, by interface, as long as there are paths to resume.
     async fn neighbours_at_start(&self, local: &Local) -> HashMap<u32, Neighbours> {
         let mut all: HashMap<u32, Neighbours> = HashMap::new();
-        if !self.observed.direct_at_start.is_empty() {
+        if !self.core.observed.direct_at_start.is_empty() {
             for (family, link) in &local.underlay {
                 all.entry(link.index).or_default().extend(read_neighbours(&self.kernel, link.index, *family).await);
             }
@@ -365,9 +290,9 @@ impl Node {
 
     /// Tells enforcement what the mesh looks like, and where its nodes are proven to be.
     fn tell_enforcement(&mut self, now: Instant) {
-        self.proven.follow(now, &self.observed.paths, &self.targets);
+        self.proven.follow(now, &self.core.observed.paths, &self.targets);
         let addresses: Vec<IpAddr> = underlay::own_addresses(&self.underlay).collect();
-        let (mesh, me) = ((self.picture.view(), &self.snapshot), (&self.id, &self.settings.node));
+        let (mesh, me) = ((self.core.picture().view(), self.core.snapshot()), (&self.id, &self.settings.node));
         self.enforcement.mesh(self.facts_of_mesh.of(mesh, self.proven.addresses(), me, &addresses));
     }
 
@@ -454,7 +379,7 @@ impl Node {
 
     /// The name of a peer of the tunnel, for people.
     fn name_of(&self, owner: &str) -> String {
-        let member = Owner::named(owner).and_then(|owner| self.snapshot.members.get(&owner));
+        let member = Owner::named(owner).and_then(|owner| self.core.snapshot().members.get(&owner));
         member.map_or_else(|| owner.to_owned(), |member| member.name.clone())
     }
 
@@ -462,7 +387,7 @@ impl Node {
     fn read_mtus(&mut self) {
         let Some(table) = &self.table else { return };
         let peers = self.tunnel.peers().into_iter().filter(|peer| peer.inner_mtu < table.mtu);
-        self.observed.inner_mtu = peers.map(|peer| (peer.name, peer.inner_mtu)).collect();
+        self.core.observed.inner_mtu = peers.map(|peer| (peer.name, peer.inner_mtu)).collect();
     }
 
     /// Keeps for the next start which peers there are sessions with, and what was seen of their handshakes.

@@ -74,7 +74,7 @@ impl Node {
 
     /// Writes RUN/subnet.env, or removes it when its subnet is another node's.
     pub(super) fn write_subnet_env(&self, planned: &Plan, problems: &mut Vec<Problem>) {
-        let subnets: Vec<IpNet> = self.snapshot.own_prefixes().collect();
+        let subnets: Vec<IpNet> = self.core.snapshot().own_prefixes().collect();
         let path = self.settings.run_dir.join("subnet.env");
         if subnets.is_empty() {
             let gone = matches!(
@@ -97,7 +97,7 @@ impl Node {
             return;
         }
         let env = SubnetEnv {
-            networks: self.snapshot.networks().collect(),
+            networks: self.core.snapshot().networks().collect(),
             subnets,
             mtu: planned.mtu,
             ip_masq: self.settings.ip_masq,

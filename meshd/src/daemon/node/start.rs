@@ -1,7 +1,7 @@
 //! The start of the node: everything that runs beside the main loop.
 
 use std::{
-    collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex},
     time::{Instant, SystemTime},
 };
@@ -11,7 +11,6 @@ use api;
 use attachments::{Attachments, Table, endpoints, sweep};
 use control::{Control, state_dir::StateDir};
 use control_core::core::ControlStatus;
-use cow_map::CowMap;
 use enforcement::{Enforcement, FactsOfMesh};
 use etcd_schema::NodeId;
 use ipnet::IpNet;
@@ -19,12 +18,13 @@ use kernel::{Kernel, KernelEvents, Underlay};
 use keys::PrivateKey;
 use mesh::{
     address::{Family, prefixes},
-    picture::Picture,
-    plan::{Observed, Planner},
+    kernel_state::PrefixOn,
+    plan::Observed,
     problem::{Problem, ProblemCode},
-    snapshot::{Owner, Snapshot},
+    snapshot::Owner,
     target::Targets,
 };
+use node_core::NodeCore;
 use prober::{self, Neighbours, Prober};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -33,9 +33,7 @@ use tunnel::Tunnel;
 use super::{AUDIT_INTERVAL, Node, facts, read_neighbours, selection};
 use crate::{
     daemon::{
-        SharedState,
-        acceptance::Acceptance,
-        cached_subnets,
+        SharedState, cached_subnets,
         change_log::log_changes,
         enforced::enforce,
         etcd_names::EtcdNames,
@@ -90,7 +88,8 @@ impl Node {
         })?;
         let roamed = Roamed::load(&settings.state_dir);
         let direct_at_start = kernel.direct_routes().await.context("cannot read routes")?;
-        let accepted = Acceptance::at_start(&direct_at_start, &underlay, Instant::now());
+        let accepted: Vec<PrefixOn> = accepted_earlier(&direct_at_start, &underlay).collect();
+        let observed = Observed { direct_at_start, roamed: Arc::new(roamed.all().clone()), ..Observed::default() };
         let subnets = cached_subnets(&state);
         let attached = !kernel.foreign_routes_within(&subnets).await.context("cannot read routes")?.is_empty();
         enforce(&attachments, Arc::clone(&enforcement));
@@ -125,8 +124,7 @@ impl Node {
         tokio::spawn(sweep(attachments, stop.clone()));
         Ok(Self {
             settings,
-            picture: Picture::new(id.clone()),
-            planner: Planner::default(),
+            core: NodeCore::new(Instant::now(), id.clone(), observed, accepted),
             facts_of_mesh: FactsOfMesh::default(),
             id,
             kernel,
@@ -137,19 +135,13 @@ impl Node {
             published,
             underlay,
             endpoints,
-            known: false,
-            snapshot: Snapshot::default(),
             record_problems: Arc::default(),
-            alive: CowMap::default(),
-            starts: HashMap::new(),
             public_key,
-            observed: Observed { direct_at_start, roamed: Arc::new(roamed.all().clone()), ..Observed::default() },
             proven: Proven::default(),
             roamed,
             to_call: handshakes.talking(),
             clock_problems: handshakes.behind(SystemTime::now()).into_iter().collect(),
             handshakes,
-            accepted,
             desired: None,
             kernel_problems: Vec::new(),
             look_at_kernel: true,
@@ -165,6 +157,15 @@ impl Node {
             policies_awaited: false,
         })
     }
+}
+
+/// What an earlier run sent direct over a link that is still there it accepted, too.
+fn accepted_earlier(direct: &[(IpNet, IpAddr)], underlay: &Underlay) -> impl Iterator<Item = PrefixOn> {
+    let links = [&underlay.ipv4, &underlay.ipv6].into_iter().flatten();
+    links.flat_map(|link| {
+        let here = move |(_, via): &&(IpNet, IpAddr)| link.addresses.iter().any(|own| own.contains(via));
+        direct.iter().filter(here).map(|(prefix, _)| PrefixOn { prefix: *prefix, dev: link.name.clone() })
+    })
 }
 
 /// What the API answers from.

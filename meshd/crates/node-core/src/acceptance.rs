@@ -2,13 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use cow_map::CowMap;
 use ipnet::IpNet;
-use kernel::Underlay;
 use mesh::{kernel_state::PrefixOn, snapshot::Owner};
 
 /// How long sources that were accepted direct are accepted still: the other end may not know yet.
@@ -27,17 +25,10 @@ struct Accepted {
 }
 
 impl Acceptance {
-    /// What an earlier run sent direct it accepted, too; its peers may do so on until they have seen what this run is.
-    pub(super) fn at_start(direct: &[(IpNet, IpAddr)], underlay: &Underlay, now: Instant) -> Self {
-        let links = [&underlay.ipv4, &underlay.ipv6].into_iter().flatten();
-        let sources = links.flat_map(|link| {
-            let here = move |(_, via): &&(IpNet, IpAddr)| link.addresses.iter().any(|own| own.contains(via));
-            direct.iter().filter(here).map(|(prefix, _)| {
-                let source = PrefixOn { prefix: *prefix, dev: link.name.clone() };
-                (source, Accepted { owner: None, until: Some(now + LINGER) })
-            })
-        });
-        Self(sources.collect())
+    /// What an earlier run accepted; its peers may send so on until they have seen what this run is.
+    pub(super) fn at_start(sources: impl IntoIterator<Item = PrefixOn>, now: Instant) -> Self {
+        let held = || Accepted { owner: None, until: Some(now + LINGER) };
+        Self(sources.into_iter().map(|source| (source, held())).collect())
     }
 
     /// When a source is next to be dropped.

@@ -1,0 +1,305 @@
+//! The invariants, checked after each step.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use control_core::{membership::MembershipState, model::Etcd, types::WatchEvent};
+use etcd_schema::{Key, SubnetKey, SubnetLease};
+use ipnet::IpNet;
+use mesh::{
+    address::{Family, overlap, prefixes},
+    kernel_state::RouteVia,
+    path::DirectState,
+    plan::plan,
+    records::{Revision, View},
+    snapshot::Owner,
+    tunnel_table::Table,
+};
+use node_core::Stance;
+use rand::Rng as _;
+
+use crate::{process::Passed, world::World};
+
+/// One pass in so many is compared with a plan from nothing.
+const ORACLE: u32 = 16;
+
+/// All that ever happened in etcd, over restores.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    taken: Revision,
+    sequence: u64,
+    /// When each value was put: by key and revision, the last time.
+    puts: HashMap<(String, Revision), u64>,
+    /// When a key was last deleted, or another node's.
+    gone: HashMap<String, u64>,
+    /// Owners of the keys under `subnets/`.
+    owners: BTreeMap<String, Option<String>>,
+}
+
+impl History {
+    /// Takes what is new. Returns whether anything is.
+    pub(crate) fn take(&mut self, seed: u64, etcd: &Etcd, by_operator: bool) -> bool {
+        let events = etcd.events(self.taken, etcd.revision);
+        if events.is_empty() {
+            return false;
+        }
+        self.taken = etcd.revision;
+        for event in events {
+            self.sequence += 1;
+            match event {
+                WatchEvent::Put(entry) => {
+                    self.puts.insert((entry.key.clone(), entry.mod_revision), self.sequence);
+                    let Some(leased) = subnet(&entry.key) else { continue };
+                    let node = SubnetLease::parse(&entry.value).ok().and_then(|lease| lease.node);
+                    let node = node.map(|node| node.to_string());
+                    let before = self.owners.insert(entry.key.clone(), node.clone());
+                    let same = before.clone().flatten() == node;
+                    let others = self.owners.keys().filter(|other| **other != entry.key);
+                    let rival = others.filter_map(|other| subnet(other)).find(|other| other.overlaps(&leased));
+                    assert_eq!(rival, None, "seed {seed}: {leased} is leased, too");
+                    // One that cannot be read has no owner.
+                    let free = before.flatten().is_none();
+                    assert!(by_operator || free || same, "seed {seed}: {} was overwritten", entry.key);
+                }
+                WatchEvent::Delete { key, .. } => {
+                    self.owners.remove(&key);
+                    self.gone.insert(key, self.sequence);
+                }
+            }
+        }
+        true
+    }
+
+    pub(crate) fn restored(&mut self, etcd: &Etcd) {
+        self.taken = etcd.revision;
+        self.owners.clear();
+        for (key, entry) in &etcd.keys {
+            if subnet(key).is_some() {
+                let node = SubnetLease::parse(&entry.value).ok().and_then(|lease| lease.node);
+                self.owners.insert(key.clone(), node.map(|node| node.to_string()));
+            }
+        }
+    }
+
+    /// The keys under `subnets/` that this node owns.
+    pub(crate) fn subnets_of<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a String> {
+        self.owners.iter().filter(move |(_, owner)| owner.as_deref() == Some(node)).map(|(key, _)| key)
+    }
+
+    /// Invariant 2: what leaves a view was deleted in etcd since it was put.
+    pub(crate) fn withdraws(&self, seed: u64, before: &View, after: &View) {
+        let nodes = before.nodes.iter().filter(|(id, _)| !after.nodes.contains_key(*id));
+        let nodes = nodes.map(|(id, record)| (Key::Node(id.clone()), record.mod_revision));
+        let subnets = before.subnets.iter().filter(|(key, _)| !after.subnets.contains_key(*key));
+        let subnets = subnets.map(|(key, record)| (Key::Subnet(*key), record.mod_revision));
+        for (key, revision) in nodes.chain(subnets) {
+            let text = key.to_string();
+            let put = self.puts.get(&(text.clone(), revision));
+            let gone = self.gone.get(&text);
+            let overlapped =
+                matches!(key, Key::Subnet(subnet) if after.subnets.keys().any(|other| other.overlaps(&subnet)));
+            assert!(
+                gone > put || overlapped,
+                "seed {seed}: {text} of revision {revision} was withdrawn without evidence"
+            );
+        }
+        assert!(
+            before.config.is_none() || after.config.is_some() || self.gone.contains_key(Key::CONFIG),
+            "seed {seed}: the configuration was withdrawn without evidence"
+        );
+    }
+}
+
+impl World {
+    /// What must be true of a node after a step.
+    pub(crate) fn check(&mut self, node: usize, passed: Option<&Passed>) {
+        self.check_kernel(node);
+        let Some(passed) = passed else { return };
+        let (seed, id) = (self.seed, self.machines[node].id.clone());
+        one_owner(seed, &passed.plan.tunnel);
+        self.check_proofs(node, passed);
+        let running = self.processes[node].as_ref().unwrap();
+        let stance = running.node.stance(&running.status);
+        if running.planned_stance == Some(stance) && stance == Stance::Acts {
+            self.check_peers_stay(node, passed);
+        }
+        let running = self.processes[node].as_mut().unwrap();
+        (running.planned_view, running.planned_stance) = (std::sync::Arc::clone(&running.view), Some(stance));
+        if stance == Stance::Acts && self.rng.random_range(0..ORACLE) == 0 {
+            let running = self.processes[node].as_ref().unwrap();
+            let mut fresh = plan(running.node.snapshot(), &running.local, &passed.observed);
+            fresh.kernel.firewall.accepted.clone_from(&passed.plan.kernel.firewall.accepted);
+            assert_eq!(
+                fresh.kernel, passed.plan.kernel,
+                "seed {seed}: {id}: the kernel's plan is not that from nothing"
+            );
+            assert_eq!(
+                fresh.tunnel, passed.plan.tunnel,
+                "seed {seed}: {id}: the tunnel's plan is not that from nothing"
+            );
+            let mut picture = mesh::picture::Picture::new(id.clone());
+            picture.see(&running.view);
+            assert_eq!(
+                picture.snapshot().members,
+                running.node.picture().snapshot().members,
+                "seed {seed}: {id}: the picture is not that from nothing"
+            );
+        }
+    }
+
+    /// Invariant 1, of what the kernel holds, whoever put it there.
+    fn check_kernel(&self, node: usize) {
+        let (seed, machine) = (self.seed, &self.machines[node]);
+        let kernel = &machine.kernel;
+        for route in &kernel.routes {
+            let id = &machine.id;
+            assert!(
+                kernel.floor.prefixes().any(|net| net.contains(&route.dst)),
+                "seed {seed}: {id}: no fallback lies under {}",
+                route.dst
+            );
+            if let RouteVia::Neighbour { via, .. } = &route.via {
+                let guarded = kernel.guarded.iter().any(|net| net.contains(&route.dst));
+                assert!(guarded, "seed {seed}: {id}: no guard for {}", route.dst);
+                let on_link = self.find(|other| IpAddr::V4(other.address) == *via).map(|at| self.machines[at].lan);
+                assert_eq!(on_link, Some(machine.lan), "seed {seed}: {id}: {via} is on no link of it");
+            }
+        }
+    }
+
+    /// Invariant 1: what goes direct is proven, or was in use before a restart, and its sources are accepted.
+    fn check_proofs(&self, node: usize, passed: &Passed) {
+        let (seed, id) = (self.seed, &self.machines[node].id);
+        let running = self.processes[node].as_ref().unwrap();
+        for route in passed.plan.kernel.routes.values() {
+            let RouteVia::Neighbour { via, dev } = &route.via else { continue };
+            let Some(Owner::Node(owner)) = passed.plan.owners.get(&route.dst) else {
+                panic!("seed {seed}: {id}: {} has no owner and goes direct", route.dst);
+            };
+            let path = (owner.clone(), Family::V4);
+            let target = running.targets.peers.get(&path);
+            assert_eq!(
+                target.map(|target| target.next_hop),
+                Some(*via),
+                "seed {seed}: {id}: {} is not probed",
+                route.dst
+            );
+            let proven = running.echoed.contains(&path) || running.resumed.contains(&path);
+            let state = running.agents.state(&path);
+            let holds = proven && state == Some(DirectState::Direct);
+            assert!(holds, "seed {seed}: {id}: {} goes direct unproven: {state:?}", route.dst);
+            let firewall = &passed.plan.kernel.firewall;
+            let accepts = firewall.accepted.iter().any(|on| on.prefix == route.dst && on.dev == *dev);
+            let opens = firewall.direct.iter().any(|direct| direct.prefix == route.dst && direct.via == *via);
+            assert!(accepts && opens, "seed {seed}: {id}: the guard does not know {}", route.dst);
+        }
+        let networks: Vec<IpNet> = passed.plan.kernel.floor.prefixes().copied().collect();
+        let known = passed.observed.programmed.prefixes().all(|net| networks.contains(net));
+        assert!(known, "seed {seed}: {id}: the fallback routes go");
+    }
+
+    /// Invariant 4: a peer whose records, and whose rivals', are the same stays in the tunnel with its keys.
+    fn check_peers_stay(&self, node: usize, passed: &Passed) {
+        let (seed, id) = (self.seed, &self.machines[node].id);
+        let running = self.processes[node].as_ref().unwrap();
+        let (before, after) = (&running.planned_view, &running.view);
+        if before.config != after.config {
+            return;
+        }
+        let changed: BTreeSet<Owner> = {
+            let ids = after.nodes.changes(&before.nodes).into_iter().cloned().map(Owner::Node);
+            let leases = after.subnets.changes(&before.subnets).into_iter();
+            let of = |key: &SubnetKey| {
+                let records = [before.subnets.get(key), after.subnets.get(key)];
+                records.into_iter().flatten().filter_map(|record| record.value.node.clone()).map(Owner::Node).collect()
+            };
+            ids.chain(leases.flat_map(|key: &SubnetKey| -> Vec<Owner> { of(key) })).collect()
+        };
+        let moved: Vec<IpNet> = after.subnets.changes(&before.subnets).into_iter().flat_map(prefixes).collect();
+        for (name, peer) in passed.before.peers.iter() {
+            let Some(owner) = Owner::named(name).filter(|owner| !changed.contains(owner)) else { continue };
+            let now = passed.plan.tunnel.peers.get(name);
+            let same = now.is_some_and(|now| now.keys == peer.keys && now.allowed == peer.allowed);
+            let rival = peer.allowed.iter().any(|net| moved.iter().any(|other| overlap(net, other)));
+            assert!(same || rival, "seed {seed}: {id}: the session with {owner} goes although nothing of it changed");
+        }
+    }
+
+    /// What must be true when all is at rest.
+    pub(crate) fn check_rest(&self) {
+        let seed = self.seed;
+        for (node, machine) in self.machines.iter().enumerate() {
+            let running = self.processes[node].as_ref().unwrap_or_else(|| panic!("seed {seed}: {} is off", machine.id));
+            let state = &running.status.state;
+            let MembershipState::Joined { subnet } = state else { panic!("seed {seed}: {} is {state:?}", machine.id) };
+            let key = Key::Subnet(*subnet).to_string();
+            let id = machine.id.to_string();
+            assert!(self.history.subnets_of(&id).eq([&key]), "seed {seed}: {id} leases more than {key}");
+            assert_eq!(running.status.problems, [], "seed {seed}: {id}");
+            assert_eq!(*running.view.problems, [], "seed {seed}: {id}");
+            assert!(self.keys_below("alive/").contains_key(format!("alive/{id}").as_str()), "seed {seed}: {id} is off");
+        }
+        for from in 0..self.machines.len() {
+            for to in (0..self.machines.len()).filter(|to| *to != from) {
+                self.check_delivery(from, to);
+            }
+        }
+    }
+
+    /// A packet from a pod of one node reaches a pod of another one, directly where both are on one link.
+    fn check_delivery(&self, from: usize, to: usize) {
+        let (seed, ids) = (self.seed, [from, to].map(|node| self.machines[node].id.to_string()));
+        let pod = |node: usize| {
+            let subnet = self.processes[node].as_ref().unwrap().status.subnet.unwrap();
+            prefixes(&subnet).next().unwrap().hosts().nth(9).unwrap()
+        };
+        let (source, destination) = (pod(from), pod(to));
+        let sender = self.processes[from].as_ref().unwrap();
+        let receiver = self.processes[to].as_ref().unwrap();
+        let is_local = receiver.table.local.iter().any(|net| net.contains(&destination));
+        let delivered = match self.machines[from].kernel.route(destination) {
+            Some(RouteVia::Neighbour { via, dev }) => {
+                let accepted = &self.machines[to].kernel.accepted;
+                via == IpAddr::V4(self.machines[to].address)
+                    && self.link(from, to)
+                    && is_local
+                    && accepted.iter().any(|on| on.prefix.contains(&source) && on.dev == dev)
+            }
+            Some(RouteVia::Tunnel) => {
+                let owner = |table: &Table, address: IpAddr| {
+                    let owns = |net: &IpNet| net.contains(&address);
+                    table.peers.values().find(|peer| peer.allowed.iter().any(owns)).map(|peer| peer.keys.clone())
+                };
+                let key = |node: usize| vec![self.machines[node].facts.public_key];
+                self.machines[from].lan != self.machines[to].lan
+                    && owner(&sender.table, destination) == Some(key(to))
+                    && owner(&receiver.table, source) == Some(key(from))
+                    && is_local
+            }
+            Some(RouteVia::Unreachable) | None => false,
+        };
+        let route = self.machines[from].kernel.route(destination);
+        assert!(delivered, "seed {seed}: {ids:?}: {source} does not reach {destination} by {route:?}");
+    }
+}
+
+fn subnet(key: &str) -> Option<SubnetKey> {
+    match Key::parse(key) {
+        Ok(Key::Subnet(subnet)) => Some(subnet),
+        _ => None,
+    }
+}
+
+/// Invariant 3: of one prefix there is one owner.
+fn one_owner(seed: u64, table: &Table) {
+    let mut all: Vec<(&IpNet, &str)> = table.local.iter().map(|net| (net, "this node")).collect();
+    for peer in table.peers.values() {
+        all.extend(peer.allowed.iter().map(|net| (net, peer.name.as_str())));
+    }
+    all.sort();
+    for pair in all.windows(2) {
+        assert!(!overlap(pair[0].0, pair[1].0), "seed {seed}: {pair:?} overlap in one tunnel");
+    }
+}

@@ -1,0 +1,259 @@
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use etcd_schema::{Key, NetworkConfig, NodeRecord, PublicKey, SubnetKey, SubnetLease};
+use ipnet::IpNet;
+use mesh::{address::Family, kernel_state::RouteVia, path::DirectState, plan::UnderlayLink};
+
+use super::*;
+
+const CONFIG: &str = r#"{"Network": "10.244.0.0/16", "LeaseTTL": 60}"#;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn record<T>(value: T, revision: i64) -> Record<T> {
+    Record { value: Arc::new(value), create_revision: revision, mod_revision: revision, lease: None, retained: None }
+}
+
+/// A view of so many nodes, n1 with 10.244.1.0/24 and so on, on one underlay network of one site.
+fn view(nodes: u8) -> View {
+    let mut view = View {
+        synced: true,
+        config: Some(record(NetworkConfig::parse(CONFIG.as_bytes()).unwrap(), 1)),
+        ..View::default()
+    };
+    for n in 1..=nodes {
+        let key = PublicKey::from_bytes([n + 9; 32]);
+        let json = format!(
+            r#"{{"name": "node-{n}", "site": "s", "publicKey": "{key}", "listenPort": 51820,
+                "endpoints": ["192.0.2.{n}:51820"], "addresses": ["192.0.2.{n}/24"], "version": "1"}}"#
+        );
+        let id: NodeId = format!("n{n}").parse().unwrap();
+        view.nodes.insert(id.clone(), record(NodeRecord::parse(json.as_bytes()).unwrap(), n.into()));
+        let lease = format!(r#"{{"PublicIP": "192.0.2.{n}", "Node": "{id}"}}"#);
+        view.subnets.insert(subnet(n), record(SubnetLease::parse(lease.as_bytes()).unwrap(), n.into()));
+    }
+    view
+}
+
+fn alive(start: u64) -> Record<Alive> {
+    let json = format!(r#"{{"bootId": "b", "startCount": {start}, "incarnation": 7}}"#);
+    record(Alive::parse(json.as_bytes()).unwrap(), 9)
+}
+
+fn subnet(n: u8) -> SubnetKey {
+    match Key::parse(&format!("subnets/10.244.{n}.0-24")) {
+        Ok(Key::Subnet(key)) => key,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn status(state: MembershipState, subnet: Option<SubnetKey>) -> ControlStatus {
+    ControlStatus {
+        connected: true,
+        endpoint: None,
+        error: None,
+        revision: 1,
+        known_until: None,
+        state,
+        subnet,
+        holds_identity: true,
+        problems: Vec::new(),
+        no_kubernetes_objects: false,
+        lists: 1,
+        audit_differences: 0,
+    }
+}
+
+fn joined() -> ControlStatus {
+    status(MembershipState::Joined { subnet: subnet(1) }, Some(subnet(1)))
+}
+
+fn local() -> Local {
+    let link = UnderlayLink {
+        name: "eth0".parse().unwrap(),
+        index: 2,
+        mtu: 1500,
+        addresses: vec!["192.0.2.1/24".parse().unwrap()],
+    };
+    Local {
+        site: Some("s".to_owned()),
+        underlay: BTreeMap::from([(Family::V4, link)]),
+        has_endpoint: true,
+        listen_port: 51820,
+        protected: Vec::new(),
+        ip_masq: false,
+        forward_accept: false,
+    }
+}
+
+fn core(now: Instant) -> NodeCore {
+    NodeCore::new(now, "n1".parse().unwrap(), Observed::default(), [])
+}
+
+/// The node n1 that acts in a mesh of three.
+fn acting(now: Instant) -> NodeCore {
+    let mut core = core(now);
+    core.see(&view(3), false);
+    core.act_on(&joined());
+    core
+}
+
+#[test]
+fn nothing_is_done_before_etcd_or_a_usable_cache_was_read_and_the_identity_is_confirmed() {
+    let mut core = core(Instant::now());
+    let cached = View { synced: false, ..view(2) };
+    core.see(&cached, false);
+    assert_eq!(core.stance(&joined()), Stance::Uninformed);
+    core.see(&cached, true);
+    assert_eq!(core.stance(&joined()), Stance::Acts);
+    assert_eq!(core.stance(&ControlStatus { holds_identity: false, ..joined() }), Stance::Unconfirmed);
+    let cloned = status(MembershipState::Cloned { reason: "x".into() }, None);
+    assert_eq!(core.stance(&ControlStatus { holds_identity: false, ..cloned }), Stance::Cloned);
+}
+
+#[test]
+fn a_clone_has_no_peers_and_no_subnet_and_keeps_its_fallback_routes() {
+    let now = Instant::now();
+    let mut core = acting(now);
+    let plan = core.plan(now, &local());
+    assert_eq!((plan.tunnel.peers.len(), plan.tunnel.local.len()), (2, 1));
+    core.act_on(&status(MembershipState::Cloned { reason: "x".into() }, Some(subnet(1))));
+    let plan = core.plan(now, &local());
+    assert_eq!((plan.tunnel.peers.len(), plan.tunnel.local.len(), plan.kernel.routes.len()), (0, 0, 0));
+    assert_eq!(plan.kernel.floor.networks, ["10.244.0.0/16".parse::<IpNet>().unwrap()]);
+    assert!(plan.kernel.firewall.accepted.is_empty());
+}
+
+#[test]
+fn an_own_subnet_whose_key_was_deleted_stays_until_another_node_has_it_or_it_is_lost() {
+    let mut core = core(Instant::now());
+    let mut without = view(3);
+    without.subnets.remove(&subnet(1));
+    core.see(&without, false);
+    for (state, stays) in [
+        (MembershipState::Joining, true),
+        (MembershipState::Joined { subnet: subnet(1) }, true),
+        (MembershipState::Connecting, true),
+        (MembershipState::SubnetLost { subnet: subnet(1), reason: "x".into() }, false),
+        (MembershipState::Removed, false),
+        (MembershipState::NoConfig, false),
+    ] {
+        core.act_on(&status(state.clone(), Some(subnet(1))));
+        assert_eq!(core.snapshot().own_subnets.len(), usize::from(stays), "{state:?}");
+        assert!(core.picture().snapshot().own_subnets.is_empty());
+    }
+    core.act_on(&status(MembershipState::Joining, None));
+    assert!(core.snapshot().own_subnets.is_empty());
+    // Another node has half of it.
+    let lease = SubnetLease::parse(br#"{"PublicIP": "192.0.2.2", "Node": "n2"}"#).unwrap();
+    let Ok(Key::Subnet(half)) = Key::parse("subnets/10.244.1.128-25") else { panic!() };
+    without.subnets.insert(half, record(lease, 20));
+    core.see(&without, false);
+    core.act_on(&joined());
+    assert!(core.snapshot().own_subnets.is_empty());
+    let mut unconfigured = View { config: None, ..without };
+    unconfigured.subnets.remove(&half);
+    core.see(&unconfigured, false);
+    core.act_on(&joined());
+    assert!(core.snapshot().own_subnets.is_empty(), "without a network nothing is this node's");
+}
+
+#[test]
+fn peers_whose_daemon_restarted_are_named_once() {
+    let mut core = core(Instant::now());
+    let mut view = view(3);
+    let (me, peer): (NodeId, NodeId) = ("n1".parse().unwrap(), "n2".parse().unwrap());
+    let see = |core: &mut NodeCore, view: &View| core.see(view, false).len();
+    view.alive.insert(peer.clone(), alive(1));
+    assert_eq!(see(&mut core, &view), 0, "seen first");
+    view.alive.remove(&peer);
+    assert_eq!(see(&mut core, &view), 0, "no sign of life");
+    view.alive.insert(peer.clone(), alive(1));
+    assert_eq!(see(&mut core, &view), 0, "it was cut off");
+    view.alive.insert(peer.clone(), alive(2));
+    assert_eq!(core.see(&view, false), [Owner::Node(peer.clone())]);
+    assert_eq!(see(&mut core, &view), 0);
+    view.alive.insert(me.clone(), alive(1));
+    see(&mut core, &view);
+    view.alive.insert(me, alive(2));
+    assert_eq!(see(&mut core, &view), 0, "it is this node");
+    assert_eq!(core.alive().len(), 2);
+}
+
+#[test]
+fn starts_of_nodes_that_are_gone_are_not_kept_for_ever() {
+    let mut core = core(Instant::now());
+    let mut view = view(2);
+    for n in 0..100 {
+        let id: NodeId = format!("gone{n}").parse().unwrap();
+        view.alive.insert(id.clone(), alive(1));
+        core.see(&view, false);
+        view.alive.remove(&id);
+    }
+    assert!(core.starts.len() <= 18, "{}", core.starts.len());
+}
+
+#[test]
+fn sources_of_a_direct_peer_are_accepted_for_a_while_after_they_leave_the_plan() {
+    let now = Instant::now();
+    let mut core = acting(now);
+    let targets = core.targets(&local());
+    assert_eq!(targets.peers.len(), 2);
+    core.observed.paths = targets.peers.keys().map(|path| (path.clone(), DirectState::Direct)).collect();
+    let plan = core.plan(now, &local());
+    let direct = |plan: &Plan| {
+        plan.kernel.routes.values().filter(|route| matches!(route.via, RouteVia::Neighbour { .. })).count()
+    };
+    assert_eq!((direct(&plan), plan.kernel.firewall.accepted.len(), core.next_deadline()), (2, 2, None));
+    // The peer n3 moves to another network: its prefix stays its own.
+    let mut moved = view(3);
+    let id: NodeId = "n3".parse().unwrap();
+    let mut record_of = (*moved.nodes.get(&id).unwrap().value).clone();
+    record_of.addresses.clear();
+    moved.nodes.insert(id, record(record_of, 3));
+    core.see(&moved, false);
+    core.act_on(&joined());
+    let targets = core.targets(&local());
+    core.observed.paths.retain(|path, _| targets.peers.contains_key(path));
+    let plan = core.plan(now, &local());
+    assert_eq!((direct(&plan), plan.kernel.firewall.accepted.len()), (1, 2));
+    assert_eq!(core.next_deadline(), Some(now + 10 * SECOND));
+    assert_eq!(core.plan(now + 10 * SECOND, &local()).kernel.firewall.accepted.len(), 1);
+    assert_eq!(core.next_deadline(), None);
+    // One whose subnet goes to another node is not accepted on.
+    let mut gone = view(3);
+    gone.subnets.remove(&subnet(2));
+    core.see(&gone, false);
+    core.act_on(&joined());
+    let plan = core.plan(now + 11 * SECOND, &local());
+    let accepted: Vec<IpNet> = plan.kernel.firewall.accepted.iter().map(|on| on.prefix).collect();
+    assert!(!accepted.contains(&"10.244.2.0/24".parse().unwrap()), "{accepted:?}");
+}
+
+#[test]
+fn what_an_earlier_run_sent_direct_is_accepted_and_resumed_until_the_agents_know() {
+    let now = Instant::now();
+    let via: IpAddr = "192.0.2.2".parse().unwrap();
+    let prefix: IpNet = "10.244.2.0/24".parse().unwrap();
+    let observed = Observed { direct_at_start: vec![(prefix, via)], ..Observed::default() };
+    let accepted = PrefixOn { prefix, dev: "eth0".parse().unwrap() };
+    let mut core = NodeCore::new(now, "n1".parse().unwrap(), observed, [accepted]);
+    assert_eq!(core.next_deadline(), Some(now + 10 * SECOND));
+    core.see(&view(2), false);
+    core.act_on(&joined());
+    assert!(core.targets(&local()).peers.values().all(|target| target.was_direct));
+    core.plan(now, &local());
+    assert!(core.observed.direct_at_start.is_empty());
+    assert_eq!(core.observed.programmed.networks.len(), 1);
+}
+
+#[test]
+fn without_a_configuration_what_was_kept_out_of_the_clear_stays_so() {
+    let now = Instant::now();
+    let mut core = acting(now);
+    core.plan(now, &local());
+    core.see(&View { config: None, ..view(3) }, false);
+    core.act_on(&status(MembershipState::NoConfig, None));
+    let plan = core.plan(now, &local());
+    assert_eq!((plan.kernel.floor.networks.len(), plan.kernel.firewall.networks.len()), (1, 1));
+    assert_eq!(plan.kernel.routes.len(), 0);
+}
