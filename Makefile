@@ -35,6 +35,7 @@ soak: ## Long seeded runs of the pure parts: first contacts of tunnels, historie
 	MESHD_HISTORIES="$${MESHD_HISTORIES:-5000}" cargo test -p control-core --lib membership
 	MESHD_HISTORIES="$${MESHD_HISTORIES:-5000}" cargo test -p enforcement --lib core
 	MESHD_HISTORIES="$${MESHD_HISTORIES:-10000}" cargo test --release -p mesh-sim --lib
+	scripts/planted-bugs
 	echo "All runs passed."
 
 lint: deps ## Format, lints, documentation, scripts
