@@ -84,7 +84,7 @@ fn api_server_empty(cluster: &mut Cluster, url: &str) {
     await_ok("meshd-sync to meet the empty server", SOON, || {
         let logs =
             NODES.map(|node| cluster.node(node).sh("cat /var/log/pods/*sync*/sync/*.log || true").stdout).concat();
-        if logs.contains("401") || logs.contains("nauthorized") { Ok(()) } else { Err(logs) }
+        if logs.contains("says 401") { Ok(()) } else { Err(logs) }
     });
     assert_eq!(keys(copied()), before);
     cluster.node("east1").sh(&format!("{prefix} curl -sS -m 3 http://{url}"));

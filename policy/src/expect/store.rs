@@ -244,7 +244,7 @@ impl Store {
             Err(invalid) => match (invalid.literal, invalid.isolates) {
                 (Some(policy), _) => PolicyState::Valid(policy),
                 (None, Some((subject, directions))) => PolicyState::Isolates(subject, directions),
-                (None, None) if *written > 1 => PolicyState::IsolatesNamespace,
+                (None, None) if *written > 1 || !name.cluster.is_flat() => PolicyState::IsolatesNamespace,
                 (None, None) => return Ok(()),
             },
         };

@@ -137,6 +137,11 @@ impl ClusterPolicy {
         }
     }
 
+    /// Whether it denies its subject everything, and says nothing else.
+    pub(crate) fn denies_all(&self) -> bool {
+        self.ingress == deny_all() && self.egress == deny_all()
+    }
+
     /// A policy of the same subject that denies it everything.
     #[must_use]
     pub(crate) fn denying_all(self) -> Self {

@@ -159,6 +159,9 @@ pub fn effect(key: &KubernetesKey, stand_in: Option<&Object>) -> String {
         (Some(Object::NetworkPolicy(PolicyState::IsolatesNamespace)), KubernetesKey::NetworkPolicy(namespace, _)) => {
             format!("all pods of namespace {namespace} are isolated in both directions")
         }
+        (Some(Object::ClusterNetworkPolicy(policy)), _) if policy.denies_all() => {
+            "everything of the pods it selects is denied, in both directions".to_owned()
+        }
         (Some(_), _) => "its readable rules are in force, the others deny".to_owned(),
         (None, KubernetesKey::Pod(..) | KubernetesKey::Namespace(_)) => "its labels are treated as unknown".to_owned(),
         (None, KubernetesKey::Node(_)) => "no node of the mesh is this node".to_owned(),

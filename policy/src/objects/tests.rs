@@ -245,6 +245,8 @@ fn a_cluster_policy_of_an_unknown_version_denies_its_subject_everything() {
             assert!(matches!(&rules[..], [rule] if rule.action == Action::Deny && rule.peers.is_none()), "{policy:?}");
         }
         assert_eq!(policy.priority, 5);
+        let told = effect(&key, Some(&Object::ClusterNetworkPolicy(policy)));
+        assert!(told.starts_with("everything"), "{told}");
     }
     assert_eq!(stand_in(policy("v3", &spec.replace("subject", "target"))), None);
 }

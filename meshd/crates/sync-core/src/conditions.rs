@@ -2,7 +2,8 @@
 //!
 //! A Node that is one of the mesh gets the conditions `NetworkUnavailable`, from which Kubernetes makes a taint, and
 //! `meshd.io/NetworkReady`; once its node is ready, it loses the taint `meshd.io/agent-not-ready` that kubelet may have
-//! registered it with. Others' changes of these are undone. Any other Node, one without meshd, is left as it is.
+//! registered it with. Others' changes of these are undone. A Node that is none of the mesh is left as it is; one that was
+//! loses the conditions.
 //!
 //! What is not known changes nothing: an etcd that is away, a term that has just begun, a daemon that was restarted just
 //! now. Nor do nodes become unavailable while more than a third of them are: then more likely what they have in common is
@@ -28,6 +29,8 @@ const UNREADY: Duration = Duration::from_secs(15);
 const SILENT: Duration = Duration::from_secs(60);
 /// Between two patches of one Node, also if another controller insists on something else.
 const SPACING: Duration = Duration::from_secs(5);
+/// The same while the object is not seen to change.
+const UNHEARD: Duration = Duration::from_secs(30);
 /// Most Nodes that are patched in one step.
 const AT_ONCE: usize = 20;
 
@@ -36,8 +39,8 @@ const AT_ONCE: usize = 20;
 pub struct Patch {
     /// Its name.
     pub node: String,
-    /// What its conditions are to say; `None`: they say that already.
-    pub conditions: Option<Network>,
+    /// What becomes of its conditions; `None`: they stay.
+    pub conditions: Option<Conditioned>,
     /// Remove the taint `meshd.io/agent-not-ready` from the object of this resource version, which has these others.
     pub untaint: Option<Untaint>,
 }
@@ -49,6 +52,15 @@ pub struct Untaint {
     pub resource_version: String,
     /// Its other taints, as JSON.
     pub others: Vec<String>,
+}
+
+/// What becomes of the conditions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Conditioned {
+    /// They say this, each since the given time if the object said the same of it before.
+    Say(Network, [Option<String>; 2]),
+    /// The node has left the mesh: they go.
+    Clear,
 }
 
 /// Whether a node's network works.
@@ -100,7 +112,10 @@ struct Node {
     object: NodeConditions,
     /// Since when its node has not been ready, and why.
     unready: Option<(Duration, Reason)>,
-    patched_at: Option<Duration>,
+    /// Since when no node of the mesh is this one, although its object says that one was.
+    left: Option<Duration>,
+    /// When it was patched last, and the object's resource version then.
+    patched: Option<(Duration, String)>,
 }
 
 impl Conditions {
@@ -115,7 +130,7 @@ impl Conditions {
         match self.nodes.get_mut(&object.name) {
             Some(node) => node.object = object,
             None => {
-                self.nodes.insert(object.name.clone(), Node { object, unready: None, patched_at: None });
+                self.nodes.insert(object.name.clone(), Node { object, unready: None, left: None, patched: None });
             }
         }
     }
@@ -139,18 +154,31 @@ impl Conditions {
     pub fn mesh_unknown(&mut self) {
         self.mesh = None;
         for node in self.nodes.values_mut() {
-            node.unready = None;
+            (node.unready, node.left) = (None, None);
         }
     }
 
     /// What to patch at `now`, which grows; each of them is made once, or again if the object does not follow.
     pub fn step(&mut self, now: Duration) -> Vec<Patch> {
         let Some(mesh) = &self.mesh else { return Vec::new() };
-        let mut wanted: Vec<(&mut Node, Network)> = Vec::new();
+        let mut wanted: Vec<(&mut Node, Option<Network>)> = Vec::new();
         let (mut bound, mut unready) = (0_usize, 0_usize);
         for node in self.nodes.values_mut() {
-            let Some(found) = find(mesh, &node.object) else { continue };
+            let found = match find(mesh, &node.object) {
+                Found::One(found) => found,
+                Found::Several => continue,
+                Found::None => {
+                    node.unready = None;
+                    if node.object.has_ours() {
+                        (bound, unready) = (bound + 1, unready + 1);
+                        node.left.get_or_insert(now);
+                        wanted.push((node, None));
+                    }
+                    continue;
+                }
+            };
             bound += 1;
+            node.left = None;
             let network = of(found);
             match &network {
                 None | Some(Network::Available) => node.unready = None,
@@ -160,26 +188,33 @@ impl Conditions {
                     node.unready = Some((since, *reason));
                 }
             }
-            wanted.extend(network.map(|network| (node, network)));
+            wanted.extend(network.map(|network| (node, Some(network))));
         }
         let many = unready * 3 > bound;
         let mut patches = Vec::new();
         for (node, network) in wanted {
-            let due = match (&network, node.unready) {
-                (Network::Available, _) => true,
-                (Network::Unavailable { .. }, None) => false,
-                (Network::Unavailable { .. }, Some((since, reason))) => {
-                    let wait = if reason == Reason::NotRunning { SILENT } else { UNREADY };
-                    !many && now.saturating_sub(since) >= wait
-                }
+            let lasts = |since: Option<Duration>, wait: Duration| {
+                !many && since.is_some_and(|since| now.saturating_sub(since) >= wait)
             };
-            let rested = node.patched_at.is_none_or(|at| now.saturating_sub(at) >= SPACING);
+            let due = match &network {
+                Some(Network::Available) => true,
+                Some(Network::Unavailable { reason, .. }) => {
+                    let wait = if *reason == Reason::NotRunning { SILENT } else { UNREADY };
+                    lasts(node.unready.map(|(since, _)| since), wait)
+                }
+                None => lasts(node.left, SILENT),
+            };
+            // Without word of what came of the last patch, another would say the same.
+            let rested = node.patched.as_ref().is_none_or(|(at, version)| {
+                let unheard = node.object.resource_version() == version;
+                now.saturating_sub(*at) >= if unheard { UNHEARD } else { SPACING }
+            });
             if due
                 && rested
                 && patches.len() < AT_ONCE
-                && let Some(patch) = node.object.patch(&network)
+                && let Some(patch) = node.object.patch(network.as_ref())
             {
-                node.patched_at = Some(now);
+                node.patched = Some((now, node.object.resource_version().to_owned()));
                 patches.push(patch);
             }
         }
@@ -187,13 +222,27 @@ impl Conditions {
     }
 }
 
-/// The one node of the mesh that a Node is, by name and an InternalIP, as the policy engine binds them.
-fn find<'a>(mesh: &'a [MeshNode], object: &NodeConditions) -> Option<&'a MeshNode> {
+/// Which node of the mesh a Node is.
+enum Found<'a> {
+    None,
+    One(&'a MeshNode),
+    /// Which of them cannot be told.
+    Several,
+}
+
+/// By name and an InternalIP, as the policy engine binds them. A node that was made again under its name and address has an
+/// older record beside its own, until that is removed or expires: of several, the one that runs is it.
+fn find<'a>(mesh: &'a [MeshNode], object: &NodeConditions) -> Found<'a> {
     let is_it = |node: &&MeshNode| {
         node.name == object.name && node.addresses.iter().any(|address| object.internal_ips.contains(address))
     };
-    let mut matching = mesh.iter().filter(is_it);
-    matching.next().filter(|_| matching.next().is_none())
+    let matching: Vec<&MeshNode> = mesh.iter().filter(is_it).collect();
+    let running: Vec<&MeshNode> = matching.iter().copied().filter(|node| node.runs).collect();
+    match (matching.as_slice(), running.as_slice()) {
+        ([], _) => Found::None,
+        ([one], _) | (_, [one]) => Found::One(one),
+        _ => Found::Several,
+    }
 }
 
 /// Whether the node's network works, if that is known.

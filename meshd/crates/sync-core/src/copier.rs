@@ -102,8 +102,8 @@ pub enum Input {
     Silent,
     /// The nodes of the mesh, as etcd has them now.
     Nodes(Vec<MeshNode>),
-    /// etcd was asked for them, and did not answer.
-    NodesUnknown,
+    /// They cannot be read, and why.
+    NodesUnknown(String),
     /// What came of [`Effect::Write`].
     Written(Result<Committed, CallError>),
     /// The key [`ClusterKeys::confirm`], the answer to [`Effect::ReadConfirm`].
@@ -271,8 +271,12 @@ impl Copier {
             let resource_version = versions.get(kind.plural()).copied().unwrap_or_default();
             (kind, Progress { resource_version, lost_at: Some(current_at), ..Progress::default() })
         });
-        let copies_policies = known.keys().any(|(kind, _)| kind.is_policy());
-        let gate = if copies_policies { Gate::Open } else { Gate::Closed { behind: None } };
+        let begun = matches!(&state, Stored::Present { state, .. } if state.copies_policies);
+        let gate = if begun || known.keys().any(|(kind, _)| kind.is_policy()) {
+            Gate::Open
+        } else {
+            Gate::Closed { behind: Err(String::new()), told: false }
+        };
         Self {
             keys,
             holder,
@@ -338,7 +342,7 @@ impl Copier {
             }
             Input::Silent => self.silent = true,
             Input::Nodes(nodes) => self.nodes(&nodes, &mut effects),
-            Input::NodesUnknown => {}
+            Input::NodesUnknown(error) => self.nodes_unknown(error, &mut effects),
             Input::Written(result) => self.written(result, &mut effects),
             Input::Confirm(entry) => self.confirm(now, entry.as_ref(), &mut effects),
             Input::Tick => self.tick(now, &mut effects),

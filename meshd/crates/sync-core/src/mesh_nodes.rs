@@ -1,9 +1,15 @@
 //! The nodes of the mesh, as their own records in etcd say.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use control_core::types::KeyListing;
-use etcd_schema::{Alive, Key, NodeId, NodeRecord, Readiness};
+use etcd_schema::{Alive, Key, NodeId, NodeRecord, Readiness, Removed};
+
+/// Longest reason that a node may give, in characters.
+const MAX_REASON: usize = 256;
 
 /// A node with a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +18,7 @@ pub struct MeshNode {
     pub id: NodeId,
     /// Its name, which another may have too.
     pub name: String,
-    /// The addresses that it publishes.
+    /// Its addresses on the underlay.
     pub addresses: Vec<IpAddr>,
     /// Its daemon gives a sign of life.
     pub runs: bool,
@@ -22,10 +28,18 @@ pub struct MeshNode {
     pub readiness: Option<Readiness>,
 }
 
-/// The nodes among these keys, which may be any of the mesh. The other nodes refuse a record that cannot be read, and so
-/// it is left out here.
+/// The nodes among these keys. Those that an operator removed are left out, and records that cannot be read: the other
+/// nodes refuse both.
 #[must_use]
-pub fn mesh_nodes(records: &KeyListing, signs_of_life: &KeyListing) -> Vec<MeshNode> {
+pub fn mesh_nodes(records: &KeyListing, signs_of_life: &KeyListing, removed: &KeyListing) -> Vec<MeshNode> {
+    let mut removed_ids = HashSet::new();
+    let mut removed_keys = HashSet::new();
+    for entry in &removed.entries {
+        if let Ok(Key::Removed(id)) = Key::parse(&entry.key) {
+            removed_ids.insert(id);
+            removed_keys.extend(Removed::parse(&entry.value).into_iter().flat_map(|removed| removed.public_keys));
+        }
+    }
     let alive: HashMap<NodeId, Alive> = signs_of_life
         .entries
         .iter()
@@ -37,9 +51,11 @@ pub fn mesh_nodes(records: &KeyListing, signs_of_life: &KeyListing) -> Vec<MeshN
     let nodes = records.entries.iter().filter_map(|entry| {
         let Ok(Key::Node(id)) = Key::parse(&entry.key) else { return None };
         let record = NodeRecord::parse(&entry.value).ok()?;
+        if removed_ids.contains(&id) || record.public_keys().any(|key| removed_keys.contains(&key)) {
+            return None;
+        }
         let alive = alive.get(&id);
-        let mut addresses: Vec<IpAddr> =
-            record.endpoints.iter().map(|at| at.ip()).chain(record.addresses.iter().map(|net| net.addr())).collect();
+        let mut addresses: Vec<IpAddr> = record.addresses.iter().map(|net| net.addr().to_canonical()).collect();
         addresses.sort_unstable();
         addresses.dedup();
         Some(MeshNode {
@@ -48,10 +64,20 @@ pub fn mesh_nodes(records: &KeyListing, signs_of_life: &KeyListing) -> Vec<MeshN
             addresses,
             runs: alive.is_some(),
             reads_kubernetes: alive.is_some_and(|alive| alive.reads.iter().any(|read| read == Alive::KUBERNETES)),
-            readiness: alive.and_then(|alive| alive.readiness.clone()),
+            readiness: alive.and_then(|alive| alive.readiness.clone()).map(shortened),
         })
     });
     nodes.collect()
+}
+
+/// A node writes what it likes, and it goes to all who watch Node objects.
+fn shortened(readiness: Readiness) -> Readiness {
+    match readiness {
+        Readiness::Ready => Readiness::Ready,
+        Readiness::NotReady { reason } => {
+            Readiness::NotReady { reason: reason.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect() }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -80,11 +106,23 @@ mod tests {
         let nodes = mesh_nodes(
             &listing(&[("nodes/a", record), ("nodes/b", record), ("nodes/c", record), ("nodes/bad", "{")]),
             &listing(&[("alive/a", &reads), ("alive/b", &older), ("alive/gone", &reads)]),
+            &listing(&[("removed/x", "{}")]),
         );
         let read: Vec<(&str, bool)> = nodes.iter().map(|node| (node.id.as_str(), node.reads_kubernetes)).collect();
         assert_eq!(read, [("a", true), ("b", false), ("c", false)]);
         assert_eq!((nodes[0].readiness.as_ref(), &nodes[1].readiness), (Some(&Readiness::Ready), &None));
         let addresses: Vec<IpAddr> = ["192.0.2.7", "192.168.1.7"].map(|ip| ip.parse().unwrap()).to_vec();
         assert_eq!((nodes[0].name.as_str(), &nodes[0].addresses), ("e1", &addresses));
+        // Neither under its id nor by its key.
+        let by_key = r#"{"publicKeys": ["xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="]}"#;
+        for removed in [("removed/a", "{}"), ("removed/x", by_key)] {
+            let records = listing(&[("nodes/a", record)]);
+            assert_eq!(mesh_nodes(&records, &KeyListing::default(), &listing(&[removed])), []);
+        }
+        let long = alive(&format!(r#", "ready": false, "reason": "a\u001b{}""#, "x".repeat(5000)));
+        let nodes =
+            mesh_nodes(&listing(&[("nodes/a", record)]), &listing(&[("alive/a", &long)]), &KeyListing::default());
+        let Some(Readiness::NotReady { reason }) = &nodes[0].readiness else { panic!("{nodes:?}") };
+        assert!(reason.len() == 256 && reason.starts_with("axx"), "{reason}");
     }
 }

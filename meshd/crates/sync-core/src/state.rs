@@ -24,6 +24,9 @@ pub struct State {
     /// What waits for an operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<Held>,
+    /// Policies do not wait for nodes any more: the first ones did.
+    #[serde(default)]
+    pub copies_policies: bool,
 }
 
 /// Something that waits for an operator, or for a time.

@@ -100,6 +100,7 @@ mod tests {
             resource_versions: Default::default(),
             counts: [("pods".to_owned(), 7)].into(),
             held: Vec::new(),
+            copies_policies: true,
         };
         let mut shown = Shown { reaches_etcd: true, leads: true, report: Some(report) };
         let text = metrics(&cluster, &shown);

@@ -189,7 +189,8 @@ async fn read_nodes(session: Session, answers: mpsc::Sender<Input>) {
     loop {
         period.tick().await;
         let read = async {
-            Ok::<_, CallError>(mesh_nodes(&session.list_below("nodes/").await?, &session.list_below("alive/").await?))
+            let (records, alive) = (session.list_below("nodes/").await?, session.list_below("alive/").await?);
+            Ok::<_, CallError>(mesh_nodes(&records, &alive, &session.list_below("removed/").await?))
         };
         let input = match read.await {
             Ok(nodes) => {
@@ -200,7 +201,7 @@ async fn read_nodes(session: Session, answers: mpsc::Sender<Input>) {
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(%error, "cannot read the nodes of the mesh: see meshctl etcd-roles --sync");
                 }
-                Input::NodesUnknown
+                Input::NodesUnknown(format!("{error}; see meshctl etcd-roles --sync"))
             }
         };
         if answers.send(input).await.is_err() {
@@ -269,7 +270,7 @@ impl Term<'_> {
     fn patch_nodes(&mut self, input: &Input) {
         match input {
             Input::Nodes(nodes) => self.conditions.mesh(nodes.clone()),
-            Input::NodesUnknown => self.conditions.mesh_unknown(),
+            Input::NodesUnknown(_) => self.conditions.mesh_unknown(),
             _ => return,
         }
         if self.copier.refusal().is_some() || !self.leadership.holds() {

@@ -122,6 +122,7 @@ impl EtcdRoles {
                 grant("readwrite", ClusterKeys::new(cluster).root(), true),
                 grant("read", "nodes/", true),
                 grant("read", "alive/", true),
+                grant("read", "removed/", true),
             ],
         });
         let nodes = nodes.iter().map(|id| {

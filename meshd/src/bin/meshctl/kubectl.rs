@@ -34,6 +34,9 @@ struct Plugin {
     /// Kubernetes node whose daemon is asked; default: the first node with a ready one
     #[arg(long, value_name = "NODE")]
     node: Option<String>,
+    /// Namespace that meshd is installed in
+    #[arg(short, long, default_value = "kube-system", value_name = "NAMESPACE")]
+    namespace: String,
     /// Context of the kubeconfig
     #[arg(long, value_name = "CONTEXT")]
     context: Option<String>,
@@ -73,9 +76,20 @@ pub(crate) fn local_arguments(arguments: Vec<OsString>) -> anyhow::Result<Vec<Os
 /// Whether these are for meshctl on this machine.
 fn is_local(arguments: &[OsString]) -> bool {
     let words: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
-    words.iter().any(|word| ["--offline", "--help", "-h", "--version", "-V"].contains(word))
-        || words.iter().any(|word| LOCAL.contains(word))
-        || words.windows(2).any(|pair| pair == ["policy", "test"])
+    let asks = |word: &&str| ["--help", "-h", "--version", "-V"].contains(word);
+    let offline = |word: &&str| *word == "--offline" || word.starts_with("--offline=");
+    // Before the command stand options alone, of which these have a value.
+    let mut rest = words.iter().copied();
+    let command = loop {
+        match rest.next() {
+            Some("-o" | "--output" | "--run-dir") => drop(rest.next()),
+            Some(option) if option.starts_with('-') => {}
+            command => break command,
+        }
+    };
+    words.iter().any(|word| asks(word) || offline(word))
+        || command.is_some_and(|command| LOCAL.contains(&command))
+        || (command == Some("policy") && rest.next() == Some("test"))
 }
 
 /// A pod of the daemon.
@@ -147,7 +161,8 @@ impl Plugin {
 
     fn pod(&self) -> anyhow::Result<Pod> {
         let mut command = self.kubectl();
-        command.args(["get", "pods", "--all-namespaces", "--selector", SELECTOR, "--output", "json"]);
+        // In no other: whoever may make pods in some namespace could stand in for the daemon.
+        command.args(["get", "pods", "--namespace", &self.namespace, "--selector", SELECTOR, "--output", "json"]);
         if let Some(node) = &self.node {
             command.args(["--field-selector", &format!("spec.nodeName={node}")]);
         }
@@ -158,11 +173,15 @@ impl Plugin {
         let pod = choose(&output.stdout).context("kubectl get pods: unexpected output")?;
         pod.ok_or_else(|| match &self.node {
             Some(node) => Remedied {
-                cause: format!("no pod of meshd runs on node {node}"),
-                remedy: format!("kubectl get pods -A -o wide -l {SELECTOR}"),
+                cause: format!("no pod of meshd in namespace {} runs on node {node}", self.namespace),
+                remedy: format!("kubectl get pods -A -o wide -l {SELECTOR}, then --namespace"),
             }
             .into(),
-            None => NotFound(format!("no pod of meshd runs in this cluster: none has the label {SELECTOR}")).into(),
+            None => {
+                let namespace = &self.namespace;
+                NotFound(format!("no pod with the label {SELECTOR} runs in namespace {namespace}: see --namespace"))
+                    .into()
+            }
         })
     }
 }
@@ -208,11 +227,11 @@ mod tests {
 
     #[test]
     fn what_needs_files_runs_on_this_machine() {
-        for local in ["check config -", "policy test a.yaml", "policy explain --offline x a b", "-o json etcd-roles"] {
+        for local in ["check config -", "policy test a.yaml", "policy explain --offline=x a b", "-o json etcd-roles"] {
             let called = words(&format!("/usr/local/bin/kubectl-meshd {local}"));
             assert_eq!(local_arguments(called).unwrap(), words(&format!("meshctl {local}")));
         }
-        for remote in ["status", "policy list", "policy explain a b", "node remove e1", "flows --follow"] {
+        for remote in ["status", "policy list", "policy explain a b", "node remove check", "-o json ping man"] {
             assert!(!is_local(&words(remote)), "{remote}");
         }
     }

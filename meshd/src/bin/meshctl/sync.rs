@@ -187,6 +187,7 @@ mod tests {
                 resource_versions: [("pods".to_owned(), 7)].into(),
                 counts: [("pods".to_owned(), 15)].into(),
                 held: vec![held],
+                copies_policies: true,
             },
         };
         assert_eq!(

@@ -140,7 +140,10 @@ impl AliveLane {
             let written = kept.alive().map(|alive| (&alive.reads, &alive.readiness));
             kept.lease != Some(lease) || written != Some((&own.reads, &own.readiness))
         });
-        if !ours || stale {
+        if ours && renew_at <= context.now {
+            // First: an etcd that refuses puts takes this, and the record must not expire meanwhile.
+            self.flight.call = Some(context.call(Call::KeepAlive { lease }));
+        } else if !ours || stale {
             if let Claim::Unproven { since } = &mut self.claim {
                 *since = Some(context.now);
                 let predecessor = found.and_then(Kept::alive).map(|alive| alive.incarnation);
@@ -155,8 +158,6 @@ impl AliveLane {
                 writes: vec![Write::Put { key, value: own.to_json(), lease: Some(lease) }],
             };
             self.flight.call = Some(context.call(Call::Transact(transaction)));
-        } else if renew_at <= context.now {
-            self.flight.call = Some(context.call(Call::KeepAlive { lease }));
         }
     }
 

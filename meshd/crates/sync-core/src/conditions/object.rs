@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 
-use super::{Network, Patch, Untaint};
+use super::{Conditioned, Network, Patch, Reason, Untaint};
 
 /// The taint that kubelet may register a node with, so that no pod comes before the network: with the effect NoSchedule.
 pub(super) const TAINT: &str = "meshd.io/agent-not-ready";
@@ -31,6 +31,7 @@ pub struct NodeConditions {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Condition {
     r#type: String,
     #[serde(default)]
@@ -39,6 +40,16 @@ struct Condition {
     reason: String,
     #[serde(default)]
     message: String,
+    #[serde(default)]
+    last_transition_time: Option<String>,
+}
+
+impl Condition {
+    /// Whether it says what `wanted` does, whenever it began to.
+    fn says(&self, wanted: &Self) -> bool {
+        (&self.r#type, &self.status, &self.reason, &self.message)
+            == (&wanted.r#type, &wanted.status, &wanted.reason, &wanted.message)
+    }
 }
 
 #[derive(Deserialize)]
@@ -110,17 +121,63 @@ impl NodeConditions {
         })
     }
 
-    /// What is to be changed for the object to say this; `None`: nothing.
-    pub(super) fn patch(&self, network: &Network) -> Option<Patch> {
-        let [unavailable, ready] = network.conditions();
-        let says = self.unavailable.as_ref() == Some(&unavailable) && self.ready.as_ref() == Some(&ready);
+    /// Of the object that was seen.
+    pub(super) fn resource_version(&self) -> &str {
+        &self.resource_version
+    }
+
+    /// Whether its conditions were set here, by their reasons.
+    pub(super) fn has_ours(&self) -> bool {
+        let ours = [WELL, Reason::NotReady.as_str(), Reason::NotRunning.as_str()];
+        [&self.unavailable, &self.ready]
+            .into_iter()
+            .flatten()
+            .any(|condition| ours.contains(&condition.reason.as_str()))
+    }
+
+    /// What is to be changed for the object to say this, or nothing any more; `None`: it is so already.
+    pub(super) fn patch(&self, network: Option<&Network>) -> Option<Patch> {
+        let node = self.name.clone();
+        let Some(network) = network else {
+            return Some(Patch { node, conditions: Some(Conditioned::Clear), untaint: None });
+        };
+        let wanted = network.conditions();
+        let held = [&self.unavailable, &self.ready];
+        let says = held.iter().zip(&wanted).all(|(held, wanted)| held.as_ref().is_some_and(|held| held.says(wanted)));
+        // A condition whose status stays has not changed since, whatever its message.
+        let since = [0, 1].map(|at| {
+            let same = held[at].as_ref().filter(|held| held.status == wanted[at].status)?;
+            same.last_transition_time.clone()
+        });
         let tainted = *network == Network::Available && self.taints.iter().any(|(ours, _)| *ours);
         let untaint = tainted.then(|| Untaint {
             resource_version: self.resource_version.clone(),
             others: self.taints.iter().filter(|(ours, _)| !ours).map(|(_, taint)| taint.clone()).collect(),
         });
-        let conditions = (!says).then(|| network.clone());
-        (conditions.is_some() || untaint.is_some()).then(|| Patch { node: self.name.clone(), conditions, untaint })
+        let conditions = (!says).then(|| Conditioned::Say(network.clone(), since));
+        (conditions.is_some() || untaint.is_some()).then_some(Patch { node, conditions, untaint })
+    }
+}
+
+impl Conditioned {
+    /// The body of a strategic merge patch of the status. `time` is now, in RFC 3339.
+    #[must_use]
+    pub fn status_patch(&self, time: &str) -> Value {
+        let conditions: Vec<Value> = match self {
+            Self::Clear => [UNAVAILABLE, READY].map(|name| json!({"type": name, "$patch": "delete"})).into(),
+            Self::Say(network, since) => {
+                let conditions = network.conditions().into_iter().zip(since);
+                let body = |(condition, since): (Condition, &Option<String>)| {
+                    let Condition { r#type, status, reason, message, .. } = condition;
+                    json!({
+                        "type": r#type, "status": status, "reason": reason, "message": message,
+                        "lastHeartbeatTime": time, "lastTransitionTime": since.as_deref().unwrap_or(time),
+                    })
+                };
+                conditions.map(body).collect()
+            }
+        };
+        json!({"status": {"conditions": conditions}})
     }
 }
 
@@ -136,20 +193,8 @@ impl Network {
             status: if status { "True" } else { "False" }.to_owned(),
             reason: reason.to_owned(),
             message: message.to_owned(),
+            last_transition_time: None,
         })
-    }
-
-    /// The body of a strategic merge patch of the status. `time` is now, in RFC 3339.
-    #[must_use]
-    pub fn status_patch(&self, time: &str) -> Value {
-        let conditions = self.conditions().map(|condition| {
-            let Condition { r#type, status, reason, message } = condition;
-            json!({
-                "type": r#type, "status": status, "reason": reason, "message": message,
-                "lastHeartbeatTime": time, "lastTransitionTime": time,
-            })
-        });
-        json!({"status": {"conditions": conditions}})
     }
 }
 

@@ -78,12 +78,14 @@ impl Cluster {
             self.conditions.mesh(mesh.to_vec());
             for patch in self.conditions.step(self.now) {
                 let object = self.objects.get_mut(&patch.node).unwrap();
-                if let Some(network) = &patch.conditions {
-                    let body = network.status_patch("2026-11-30T12:00:00Z");
+                if let Some(conditioned) = &patch.conditions {
+                    let body = conditioned.status_patch(&format!("second {}", self.now.as_secs()));
                     let conditions = object["status"]["conditions"].as_array_mut().unwrap();
                     for condition in body["status"]["conditions"].as_array().unwrap() {
                         conditions.retain(|held| held["type"] != condition["type"]);
-                        conditions.push(condition.clone());
+                        if condition["$patch"] != "delete" {
+                            conditions.push(condition.clone());
+                        }
                     }
                 }
                 if let Some(untaint) = &patch.untaint {
@@ -91,6 +93,7 @@ impl Cluster {
                     assert_eq!(body["metadata"]["resourceVersion"], object["metadata"]["resourceVersion"]);
                     object["spec"]["taints"] = body["spec"]["taints"].clone();
                 }
+                object["metadata"]["resourceVersion"] = self.now.as_secs().to_string().into();
                 patched.push(patch.node);
             }
             self.tell();
@@ -136,14 +139,19 @@ fn others_changes_are_undone() {
     let mut cluster = Cluster::new([node("n1", false)]);
     let mesh = [ready("n1")];
     cluster.run(10, &mesh);
-    cluster.objects.insert("n1".to_owned(), node("n1", true));
+    let changed = |version: u32| {
+        let mut changed = node("n1", true);
+        changed["metadata"]["resourceVersion"] = format!("other-{version}").into();
+        changed
+    };
+    cluster.objects.insert("n1".to_owned(), changed(0));
     cluster.tell();
     cluster.run(1, &mesh);
     assert!(cluster.says("n1", true, "MeshdReady") && cluster.taints("n1") == ["other"]);
     // One that insists is answered at this pace.
     let mut answers = 0;
-    for _ in 0..60 {
-        cluster.objects.insert("n1".to_owned(), node("n1", true));
+    for version in 1..=60 {
+        cluster.objects.insert("n1".to_owned(), changed(version));
         cluster.tell();
         answers += cluster.run(1, &mesh).len();
     }
@@ -209,4 +217,54 @@ fn a_node_that_is_not_one_of_the_mesh_is_left_alone() {
     cluster.conditions.list_ended();
     cluster.conditions.mesh(vec![ready("n1"), ready("n3")]);
     assert_eq!(cluster.conditions.step(SECOND * 5000), []);
+}
+
+#[test]
+fn a_node_that_leaves_the_mesh_loses_its_conditions() {
+    let names = ["n1", "n2", "n3"];
+    let mut cluster = Cluster::new(names.map(|name| node(name, false)));
+    let well: Vec<MeshNode> = names.map(ready).to_vec();
+    cluster.run(2, &well);
+    assert_eq!(cluster.run(59, &well[1..]), [""; 0]);
+    assert_eq!(cluster.run(10, &well[1..]), ["n1"]);
+    assert_eq!(cluster.condition("n1", "NetworkUnavailable"), None);
+    assert_eq!(cluster.condition("n1", "meshd.io/NetworkReady"), None);
+    assert_eq!(cluster.condition("n1", "Ready").unwrap().1, "KubeletReady");
+    // An etcd that lost its records is no sign that all left.
+    assert_eq!(cluster.run(300, &[]), [""; 0]);
+}
+
+#[test]
+fn of_a_node_that_was_made_again_the_running_one_counts() {
+    let mut cluster = Cluster::new([node("n1", true)]);
+    let old = MeshNode { id: "old".parse().unwrap(), ..member("n1", None) };
+    assert_eq!(cluster.run(1, &[old, ready("n1")]), ["n1"]);
+    assert!(cluster.says("n1", true, "MeshdReady") && cluster.taints("n1") == ["other"]);
+}
+
+#[test]
+fn a_condition_keeps_its_time_while_its_status_stays() {
+    let mut cluster = Cluster::new(["n1", "n2", "n3"].map(|name| node(name, false)));
+    let with = |reason: &str| {
+        let readiness = Some(Readiness::NotReady { reason: reason.to_owned() });
+        vec![member("n1", readiness), ready("n2"), ready("n3")]
+    };
+    cluster.run(30, &with("policy: late"));
+    let time = |cluster: &Cluster| {
+        let conditions = cluster.objects["n1"]["status"]["conditions"].as_array().unwrap().clone();
+        let ours = conditions.iter().find(|condition| condition["type"] == "NetworkUnavailable").unwrap().clone();
+        (ours["message"].as_str().unwrap().to_owned(), ours["lastTransitionTime"].as_str().unwrap().to_owned())
+    };
+    let (_, before) = time(&cluster);
+    cluster.run(10, &with("subnet: none"));
+    assert_eq!(time(&cluster), ("subnet: none".to_owned(), before));
+    // While the watch stands still, nothing is said again and again.
+    cluster.objects.insert("n1".to_owned(), node("n1", true));
+    cluster.tell();
+    let patches = (0..25).flat_map(|_| {
+        cluster.now += SECOND;
+        cluster.conditions.mesh(["n1", "n2", "n3"].map(ready).to_vec());
+        cluster.conditions.step(cluster.now)
+    });
+    assert_eq!(patches.count(), 1);
 }

@@ -172,6 +172,7 @@ impl Copier {
                 .collect(),
             counts: self.counts(),
             held: self.held(),
+            copies_policies: self.gate == Gate::Open,
         })
     }
 

@@ -30,7 +30,7 @@ fn waiting() -> (Api, Etcd, Term) {
 #[test]
 fn policies_wait_until_every_node_reads_them() {
     let (mut api, mut etcd, mut term) = waiting();
-    let behind = [node("old", false), node("new", true)];
+    let behind = [node("old", false), node("new", true), MeshNode { runs: false, ..node("off", false) }];
     let effects = term.write(Input::Nodes(behind.to_vec()), &mut etcd);
     let [Effect::Notice(notice @ Notice::PoliciesHeld { .. })] = &effects[..] else { panic!("{effects:?}") };
     assert!(
@@ -38,12 +38,12 @@ fn policies_wait_until_every_node_reads_them() {
     );
     assert_eq!(term.write(Input::Nodes(behind.to_vec()), &mut etcd).len(), 0, "said once");
     term.advance(2, &mut etcd);
-    assert_eq!((etcd.state().held[0].token.as_str(), etcd.get(POLICY).is_none()), ("policies", true));
+    assert!(etcd.state().held[0].token.starts_with("policies-") && etcd.get(POLICY).is_none());
     term.write(Input::Nodes(vec![node("old", true), node("new", true)]), &mut etcd);
     assert_eq!(etcd.objects(), api.canonical());
     term.advance(2, &mut etcd);
     assert!(etcd.state().held.is_empty());
-    // An old node that comes later stops nothing, in this term or the next.
+    // A node without a daemon keeps none waiting, and an old node that comes later stops nothing, in this term or the next.
     term.write(Input::Nodes(behind.to_vec()), &mut etcd);
     api.put(Kind::NetworkPolicy, "shop/web", "2");
     term.deliver_all(&api, &mut etcd);
@@ -64,6 +64,24 @@ fn an_operator_may_copy_policies_all_the_same() {
     term.write(Input::Nodes(vec![node("old", false)]), &mut etcd);
     term.advance(2, &mut etcd);
     assert!(etcd.get(POLICY).is_none());
-    term.confirm("policies", &mut etcd);
+    let token = etcd.state().held[0].token.clone();
+    // It is for the nodes that were named, and no others.
+    term.write(Input::Nodes(vec![node("old", false), node("older", false)]), &mut etcd);
+    let effects = term.confirm(&token, &mut etcd);
+    assert!(matches!(effects[..], [Effect::Notice(Notice::UnknownToken { .. })]), "{effects:?}");
+    term.advance(2, &mut etcd);
+    let token = etcd.state().held[0].token.clone();
+    term.confirm(&token, &mut etcd);
+    assert_eq!(etcd.objects(), api.canonical());
+    // Nor do policies wait again once there was none for a while.
+    let mut api = api;
+    api.delete(Kind::NetworkPolicy, "shop/web");
+    term.deliver_all(&api, &mut etcd);
+    term.advance(12, &mut etcd);
+    etcd.expire_leader();
+    let mut term = Term::begin_without_nodes(&mut etcd, "b");
+    term.write(Input::Nodes(vec![node("old", false)]), &mut etcd);
+    api.put(Kind::NetworkPolicy, "shop/db", "1");
+    term.list_all(&api, &mut etcd);
     assert_eq!(etcd.objects(), api.canonical());
 }
