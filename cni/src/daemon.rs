@@ -125,7 +125,7 @@ pub struct AddressRange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Network {
-    /// The networks of the whole mesh, at most one of each family.
+    /// The networks of the whole mesh, of all clusters.
     pub networks: Vec<IpNet>,
     /// This node's subnets, at most one of each family.
     pub subnets: Vec<IpNet>,

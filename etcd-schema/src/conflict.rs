@@ -5,7 +5,11 @@
 
 use ipnet::IpNet;
 
-use crate::{NetworkConfig, NodeRecord, OutsidePeer, PeerName, Pool, SubnetKey, Violations, violation::Report};
+use crate::{
+    Cluster, ClusterNetworks, NetworkConfig, NodeRecord, OutsidePeer, PeerName, Pool, SubnetKey, Violations,
+    kinds::{NETWORKS, named},
+    violation::Report,
+};
 
 /// What a new `config` changes, by the JSON path of the field.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,13 +35,13 @@ impl ConfigChange {
 /// Each such prefix and address.
 pub fn peer_conflicts(peer: &OutsidePeer, config: &NetworkConfig) -> Result<(), Violations> {
     let mut report = Report::default();
-    for (name, network) in networks(config) {
+    for Named { network, text, .. } in networks(config) {
         for (i, prefix) in peer.allowed_ips.iter().enumerate() {
             if overlap(prefix, &network) {
                 report.add(
                     format!("allowedIPs[{i}]"),
                     format!("\"{prefix}\""),
-                    format!("must not overlap {name} {network} of config"),
+                    format!("must not overlap {text} of config"),
                 );
             }
         }
@@ -47,7 +51,7 @@ pub fn peer_conflicts(peer: &OutsidePeer, config: &NetworkConfig) -> Result<(), 
             report.add(
                 "endpoint",
                 format!("\"{endpoint}\""),
-                format!("must not be inside {name} {network} of config: write an address outside the mesh"),
+                format!("must not be inside {text} of config: write an address outside the mesh"),
             );
         }
     }
@@ -70,8 +74,8 @@ pub fn peer_conflicts(peer: &OutsidePeer, config: &NetworkConfig) -> Result<(), 
 /// Each such address.
 pub fn node_conflicts(node: &NodeRecord, config: &NetworkConfig) -> Result<(), Violations> {
     let mut report = Report::default();
-    for (name, network) in networks(config) {
-        let expected = || format!("must not be inside {name} {network} of config");
+    for Named { network, text, .. } in networks(config) {
+        let expected = || format!("must not be inside {text} of config");
         for (i, endpoint) in node.endpoints.iter().enumerate() {
             if network.contains(&endpoint.ip()) {
                 report.add(format!("endpoints[{i}]"), format!("\"{endpoint}\""), expected());
@@ -96,19 +100,19 @@ pub fn config_conflicts<'a>(
     peers: impl IntoIterator<Item = (&'a PeerName, &'a OutsidePeer)>,
 ) -> Result<(), Violations> {
     let mut report = Report::default();
-    let networks: Vec<(&str, IpNet)> = networks(config).collect();
-    let mut note = |(name, network): &(&str, IpNet), what: String| {
-        report.add(name, format!("\"{network}\""), format!("must not cover {what}"));
+    let networks: Vec<Named> = networks(config).collect();
+    let mut note = |Named { field, network, .. }: &Named, what: String| {
+        report.add(field, format!("\"{network}\""), format!("must not cover {what}"));
     };
     for (peer_name, peer) in peers {
         for network in &networks {
             for prefix in &peer.allowed_ips {
-                if overlap(prefix, &network.1) {
+                if overlap(prefix, &network.network) {
                     note(network, format!("{prefix} of external peer {peer_name}"));
                 }
             }
             if let Some(endpoint) = peer.endpoint
-                && network.1.contains(&endpoint.ip())
+                && network.network.contains(&endpoint.ip())
             {
                 note(network, format!("the endpoint {endpoint} of external peer {peer_name}"));
             }
@@ -129,20 +133,16 @@ pub fn config_change(
 ) -> Result<ConfigChange, Violations> {
     let mut report = Report::default();
     let mut change = ConfigChange::default();
-    family_change(
-        &V4_FIELDS,
-        (old.ipv4.as_ref(), new.ipv4.as_ref()),
-        leased.iter().filter_map(|key| key.v4),
-        &mut change,
-        &mut report,
-    );
-    family_change(
-        &V6_FIELDS,
-        (old.ipv6.as_ref(), new.ipv6.as_ref()),
-        leased.iter().filter_map(|key| key.v6),
-        &mut change,
-        &mut report,
-    );
+    left_outside(old, new, leased, &mut report);
+    if old.is_flat() && new.is_flat() {
+        let none = ClusterNetworks::default();
+        let of = |config: &NetworkConfig| *config.of_cluster(&Cluster::default()).unwrap_or(&none);
+        let (old, new) = (of(old), of(new));
+        family_change(&V4_FIELDS, (old.ipv4, new.ipv4), &mut change);
+        family_change(&V6_FIELDS, (old.ipv6, new.ipv6), &mut change);
+    } else if old.clusters != new.clusters {
+        change.live.push(NETWORKS);
+    }
     for (field, differs) in [
         // Whether a kind can be had at all is for whoever would run it to judge.
         ("Backend.Type", old.backend.kind != new.backend.kind),
@@ -161,6 +161,7 @@ pub fn config_change(
 
 /// How one family's fields are called.
 struct FamilyFields {
+    ipv4: bool,
     enable: &'static str,
     network: &'static str,
     subnet_len: &'static str,
@@ -169,6 +170,7 @@ struct FamilyFields {
 }
 
 const V4_FIELDS: FamilyFields = FamilyFields {
+    ipv4: true,
     enable: "EnableIPv4",
     network: "Network",
     subnet_len: "SubnetLen",
@@ -177,6 +179,7 @@ const V4_FIELDS: FamilyFields = FamilyFields {
 };
 
 const V6_FIELDS: FamilyFields = FamilyFields {
+    ipv4: false,
     enable: "EnableIPv6",
     network: "IPv6Network",
     subnet_len: "IPv6SubnetLen",
@@ -184,70 +187,108 @@ const V6_FIELDS: FamilyFields = FamilyFields {
     max: "IPv6SubnetMax",
 };
 
-fn family_change<N: Copy + PartialEq + Into<IpNet>>(
-    names: &FamilyFields,
-    (old, new): (Option<&Pool<N>>, Option<&Pool<N>>),
-    leased: impl Iterator<Item = N>,
-    change: &mut ConfigChange,
-    report: &mut Report,
-) {
-    let Some(old) = old else {
-        if new.is_some() {
-            // A lease of both families has a key of its own: no node exchanges the one that it has for it.
-            change.with_next_subnet.push(names.enable);
-        }
-        return;
-    };
-    // Subnets that the old configuration does not have inside are no reason against the new one.
-    let leased = leased
-        .map(Into::into)
-        .filter(|subnet: &IpNet| subnet.prefix_len() == old.subnet_len && old.network.into().contains(subnet));
-    let Some(new) = new else {
-        let mut used = leased.peekable();
-        if let Some(subnet) = used.peek() {
-            report.add(
-                names.enable,
-                "false",
-                format!("the subnet {subnet} is leased: wait until no subnet of this family is leased"),
-            );
-        }
-        change.live.push(names.enable);
-        return;
-    };
-    let network: IpNet = new.network.into();
-    for subnet in leased {
-        if !network.contains(&subnet) {
-            report.add(
-                names.network,
-                format!("\"{network}\""),
-                format!("must cover the leased subnet {subnet}; to move the network, remove its nodes first"),
-            );
-        } else if subnet.prefix_len() != new.subnet_len {
-            report.add(
-                names.subnet_len,
-                new.subnet_len.to_string(),
-                format!("must stay {} while the subnet {subnet} is leased", old.subnet_len),
-            );
-        }
-    }
-    for (field, differs) in [
-        (names.network, old.network != new.network),
-        (names.subnet_len, old.subnet_len != new.subnet_len),
-        (names.min, old.min != new.min),
-        (names.max, old.max != new.max),
-    ] {
-        if differs {
-            change.live.push(field);
+/// Subnets that `old` has inside and `new` has not.
+fn left_outside(old: &NetworkConfig, new: &NetworkConfig, leased: &[SubnetKey], report: &mut Report) {
+    for names in [&V4_FIELDS, &V6_FIELDS] {
+        let of_family = |config| networks(config).filter(|named| named.is_of(names));
+        let here: Vec<Named> = of_family(new).collect();
+        let prefixes = leased.iter().filter_map(|key| match names.ipv4 {
+            true => key.v4.map(IpNet::V4),
+            false => key.v6.map(IpNet::V6),
+        });
+        let around = |nets: &[Named], subnet: &IpNet| nets.iter().find(|net| net.network.contains(subnet)).cloned();
+        let before: Vec<Named> = of_family(old).collect();
+        for subnet in prefixes {
+            // Subnets that the old configuration does not have inside are no reason against the new one.
+            let Some(was) = around(&before, &subnet).filter(|was| was.subnet_len == subnet.prefix_len()) else {
+                continue;
+            };
+            match around(&here, &subnet) {
+                Some(is) if is.subnet_len == subnet.prefix_len() => {}
+                Some(is) => report.add(
+                    if new.is_flat() { names.subnet_len } else { NETWORKS },
+                    is.subnet_len.to_string(),
+                    format!("must stay {} while the subnet {subnet} is leased", was.subnet_len),
+                ),
+                None if here.is_empty() => {
+                    report.add(
+                        if new.is_flat() { names.enable } else { NETWORKS },
+                        if new.is_flat() { "false" } else { "without a network of this family" },
+                        format!("the subnet {subnet} is leased: wait until no subnet of this family is leased"),
+                    );
+                    break;
+                }
+                None => {
+                    let all: Vec<String> = here.iter().map(|named| named.network.to_string()).collect();
+                    report.add(
+                        here[0].field,
+                        format!("\"{}\"", all.join(", ")),
+                        format!("must cover the leased subnet {subnet}; to move the network, remove its nodes first"),
+                    );
+                }
+            }
         }
     }
 }
 
-/// The cluster networks with their fields' names.
-fn networks(config: &NetworkConfig) -> impl Iterator<Item = (&'static str, IpNet)> + use<> {
-    config.networks().map(|network| match network {
-        IpNet::V4(_) => (V4_FIELDS.network, network),
-        IpNet::V6(_) => (V6_FIELDS.network, network),
-    })
+fn family_change<N: Copy + PartialEq>(
+    names: &FamilyFields,
+    (old, new): (Option<Pool<N>>, Option<Pool<N>>),
+    change: &mut ConfigChange,
+) {
+    match (old, new) {
+        (None, None) => {}
+        // A lease of both families has a key of its own: no node exchanges the one that it has for it.
+        (None, Some(_)) => change.with_next_subnet.push(names.enable),
+        (Some(_), None) => change.live.push(names.enable),
+        (Some(old), Some(new)) => {
+            for (field, differs) in [
+                (names.network, old.network != new.network),
+                (names.subnet_len, old.subnet_len != new.subnet_len),
+                (names.min, old.min != new.min),
+                (names.max, old.max != new.max),
+            ] {
+                if differs {
+                    change.live.push(field);
+                }
+            }
+        }
+    }
+}
+
+/// A network with its field.
+#[derive(Clone)]
+struct Named {
+    field: &'static str,
+    network: IpNet,
+    /// Length of its subnets.
+    subnet_len: u8,
+    /// The network as `config` has it, for people.
+    text: String,
+}
+
+impl Named {
+    const fn is_of(&self, family: &FamilyFields) -> bool {
+        matches!(self.network, IpNet::V4(_)) == family.ipv4
+    }
+}
+
+/// The networks with their fields, IPv4 first.
+fn networks(config: &NetworkConfig) -> impl Iterator<Item = Named> {
+    let mut all = Vec::new();
+    for (cluster, networks) in &config.clusters {
+        let v4 = networks.ipv4.map(|pool| (V4_FIELDS.network, IpNet::V4(pool.network), pool.subnet_len));
+        let v6 = networks.ipv6.map(|pool| (V6_FIELDS.network, IpNet::V6(pool.network), pool.subnet_len));
+        all.extend(v4.into_iter().chain(v6).map(|(field, network, subnet_len)| match config.is_flat() {
+            true => Named { field, network, subnet_len, text: format!("{field} {network}") },
+            false => {
+                let text = format!("the network {network} of {}", named(cluster));
+                Named { field: NETWORKS, network, subnet_len, text }
+            }
+        }));
+    }
+    all.sort_by_key(|named| named.network.addr().is_ipv6());
+    all.into_iter()
 }
 
 /// Whether one of two prefixes holds the other; never across families.

@@ -55,6 +55,11 @@ impl Fields {
         self.map.get(name).is_some_and(|v| !v.is_null())
     }
 
+    /// The text in field `name`, which stays.
+    pub(crate) fn peek(&self, name: &str) -> Option<&str> {
+        self.map.get(name).and_then(Value::as_str)
+    }
+
     /// Field `name`; null counts as absent.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.map.shift_remove(name).filter(|v| !v.is_null())

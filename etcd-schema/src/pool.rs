@@ -45,6 +45,23 @@ pub(crate) const V6: PoolFields = PoolFields {
     what: "write the cluster network, such as \"fd42:244::/48\", or leave EnableIPv6 out",
 };
 
+/// An entry of `Networks`.
+pub(crate) const V4_ENTRY: PoolFields = PoolFields {
+    network: "cidr",
+    what: "write a cluster's network, such as \"10.42.0.0/16\" or \"fd42:42::/48\"",
+    ..V4
+};
+
+/// The same with an IPv6 network.
+pub(crate) const V6_ENTRY: PoolFields = PoolFields {
+    network: V4_ENTRY.network,
+    subnet_len: V4_ENTRY.subnet_len,
+    min: V4_ENTRY.min,
+    max: V4_ENTRY.max,
+    what: V4_ENTRY.what,
+    ..V6
+};
+
 /// Subnets in a network that is worth using: the first is not drawn, and one for each of two nodes must be left.
 const LOG2_FEWEST_SUBNETS: u8 = 2;
 

@@ -3,15 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "a value that must parse and does not has failed its property")]
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU16,
     time::Duration,
 };
 
 use etcd_schema::{
-    Alive, AttachedPod, Attachment, Backend, BackendKind, Cluster, Key, KubernetesKey, Labels, NetworkConfig,
-    NodeRecord, OutsidePeer, PolicyMode, Pool, PresharedKey, PublicKey, Readiness, Removed, SubnetKey, SubnetLease,
-    WireguardData, check,
+    Alive, AttachedPod, Attachment, Backend, BackendKind, Cluster, ClusterNetworks, Key, KubernetesKey, Labels,
+    NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Pool, PresharedKey, PublicKey, Readiness, Removed, SubnetKey,
+    SubnetLease, WireguardData, check,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -166,15 +167,42 @@ fn backend() -> impl Strategy<Value = Backend> {
     )
 }
 
+fn networks() -> impl Strategy<Value = ClusterNetworks> {
+    (0_u8..3, pool_v4(), pool_v6()).prop_map(|(families, v4, v6)| ClusterNetworks {
+        ipv4: (families != 1).then_some(v4),
+        ipv6: (families != 0).then_some(v6),
+    })
+}
+
+/// Networks of no cluster alone, or of several clusters, none of which overlaps another.
+fn clusters() -> impl Strategy<Value = BTreeMap<Cluster, ClusterNetworks>> {
+    let flat = networks().prop_map(|networks| BTreeMap::from([(Cluster::default(), networks)]));
+    let named = vec((select(vec!["", "a", "b-1", "c"]), networks()), 1..5).prop_map(|all| {
+        let mut clusters = BTreeMap::<Cluster, ClusterNetworks>::new();
+        for (name, mut networks) in all {
+            let overlaps = |net: IpNet| {
+                let mut known = clusters.values().flat_map(ClusterNetworks::networks);
+                known.any(|known| known.contains(&net) || net.contains(&known))
+            };
+            networks.ipv4 = networks.ipv4.filter(|pool| !overlaps(pool.network.into()));
+            networks.ipv6 = networks.ipv6.filter(|pool| !overlaps(pool.network.into()));
+            if networks != ClusterNetworks::default() {
+                clusters.entry(name.parse().unwrap()).or_insert(networks);
+            }
+        }
+        clusters
+    });
+    prop_oneof![flat, named]
+}
+
 fn config() -> impl Strategy<Value = NetworkConfig> {
-    (0_u8..3, pool_v4(), pool_v6(), backend(), 5_u64..=31_536_000, (extra(), extra(), any::<bool>())).prop_map(
-        |(families, v4, v6, backend, ttl, (mut extra, of_backend, audit))| {
+    (clusters(), backend(), 5_u64..=31_536_000, (extra(), extra(), any::<bool>())).prop_map(
+        |(clusters, backend, ttl, (mut extra, of_backend, audit))| {
             if !of_backend.is_empty() {
                 extra.insert("Backend".into(), Value::Object(of_backend));
             }
             NetworkConfig {
-                ipv4: (families != 1).then_some(v4),
-                ipv6: (families != 0).then_some(v6),
+                clusters,
                 backend,
                 lease_ttl: Duration::from_secs(ttl),
                 policy_mode: if audit { PolicyMode::Audit } else { PolicyMode::Enforce },
@@ -186,16 +214,21 @@ fn config() -> impl Strategy<Value = NetworkConfig> {
 
 fn node() -> impl Strategy<Value = NodeRecord> {
     let interface = (host(), 1_u8..=32).prop_map(|(address, len)| IpNet::new(address, len).unwrap());
+    let cluster = select(vec!["", "east", "b-1"]).prop_map(|name| name.parse().unwrap());
     let keys = (public_key(), option::of(public_key())).prop_map(|(key, next)| (key, next.filter(|n| *n != key)));
     (
-        (text(SUBDOMAIN), option::of(text(LABEL)), keys, 1_u16..65535),
+        (text(SUBDOMAIN), (option::of(text(LABEL)), cluster), keys, 1_u16..65535),
         (vec(endpoint(), 0..=16), vec(interface, 0..=16), "[ -~]{0,64}", extra()),
     )
         .prop_map(
-            |((name, site, (public_key, next_public_key), listen_port), (endpoints, addresses, version, extra))| {
+            |(
+                (name, (site, cluster), (public_key, next_public_key), listen_port),
+                (endpoints, addresses, version, extra),
+            )| {
                 NodeRecord {
                     name,
                     site,
+                    cluster,
                     public_key,
                     next_public_key,
                     listen_port,

@@ -83,6 +83,12 @@ impl Meshd {
         Self { site: Some(site.to_owned()), ..self }
     }
 
+    /// Whether this is its site.
+    #[must_use]
+    pub fn is_at(&self, site: &str) -> bool {
+        self.site.as_deref() == Some(site)
+    }
+
     /// Other etcd endpoints than those at etcd's first address.
     #[must_use]
     pub fn endpoints(self, endpoints: String) -> Self {

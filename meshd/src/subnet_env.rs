@@ -10,7 +10,7 @@ const MAX_FILE: u64 = 1 << 16;
 /// The file's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubnetEnv {
-    /// The mesh networks, at most one of each family.
+    /// The networks of the mesh. Flannel's plugin takes several of a family, separated by commas.
     pub networks: Vec<IpNet>,
     /// This node's subnets, at most one of each family.
     pub subnets: Vec<IpNet>,
@@ -31,10 +31,15 @@ impl SubnetEnv {
         };
         let of = |nets: &[IpNet], v4: bool| nets.iter().find(|net| net.addr().is_ipv4() == v4).copied();
         for (v4, infix) in [(true, ""), (false, "IPV6_")] {
-            if let Some(network) = of(&self.networks, v4) {
-                line(&format!("FLANNEL_{infix}NETWORK"), network.to_string());
+            let subnet = of(&self.subnets, v4);
+            let mut networks: Vec<&IpNet> = self.networks.iter().filter(|net| net.addr().is_ipv4() == v4).collect();
+            // This node's own first: scripts may read no further.
+            networks.sort_by_key(|net| !subnet.is_some_and(|subnet| net.contains(&subnet)));
+            if !networks.is_empty() {
+                let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
+                line(&format!("FLANNEL_{infix}NETWORK"), networks.join(","));
             }
-            if let Some(subnet) = of(&self.subnets, v4) {
+            if let Some(subnet) = subnet {
                 line(&format!("FLANNEL_{infix}SUBNET"), format!("{}/{}", bridge_address(&subnet), subnet.prefix_len()));
             }
         }
@@ -105,6 +110,19 @@ mod tests {
             example().text(),
             "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_IPV6_NETWORK=fd42:244::/48\n\
              FLANNEL_IPV6_SUBNET=fd42:244:0:3::1/64\nFLANNEL_MTU=1420\nFLANNEL_IPMASQ=true\n"
+        );
+    }
+
+    #[test]
+    fn the_networks_of_all_clusters_are_there_and_the_own_first() {
+        let networks =
+            ["10.42.0.0/16", "10.244.0.0/16", "10.99.0.0/16", "fd42:42::/48"].map(|net| net.parse().unwrap());
+        let env = SubnetEnv { networks: networks.into(), subnets: vec!["10.244.3.0/24".parse().unwrap()], ..example() };
+        let text = env.text();
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains("NETWORK")).collect();
+        assert_eq!(
+            lines,
+            ["FLANNEL_NETWORK=10.244.0.0/16,10.42.0.0/16,10.99.0.0/16", "FLANNEL_IPV6_NETWORK=fd42:42::/48"]
         );
     }
 

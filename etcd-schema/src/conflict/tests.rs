@@ -117,3 +117,59 @@ fn what_may_change_while_subnets_are_leased() {
     assert_eq!((&off.live[..], &off.with_next_subnet[..]), (&["EnableIPv6"][..], &[][..]));
     assert_eq!((&on.live[..], &on.with_next_subnet[..]), (&[][..], &["EnableIPv6"][..]));
 }
+
+const TWO: &str = r#"{"Networks": [{"cidr": "10.244.0.0/16"}, {"cidr": "10.42.0.0/16", "cluster": "west"},
+    {"cidr": "fd42:42::/48", "cluster": "west"}]}"#;
+
+#[test]
+fn the_networks_of_every_cluster_count() {
+    let two = config(TWO);
+    let said = |result: Result<(), Violations>| result.unwrap_err().to_string();
+    assert_eq!(
+        said(peer_conflicts(&peer(&["10.42.3.0/24"], None), &two)),
+        "allowedIPs[0] is \"10.42.3.0/24\": must not overlap the network 10.42.0.0/16 of cluster west of config"
+    );
+    assert_eq!(
+        said(peer_conflicts(&peer(&["192.168.7.0/24"], Some("10.42.3.5:51820")), &two)),
+        "endpoint is \"10.42.3.5:51820\": must not be inside the network 10.42.0.0/16 of cluster west of config: write \
+         an address outside the mesh"
+    );
+    assert_eq!(
+        fields(node_conflicts(&node(KEY, None, &["10.42.3.0:1", "10.244.3.0:1"], &["fd42:42:0:3::1/64"]), &two)),
+        ["endpoints[1]", "endpoints[0]", "addresses[0]"]
+    );
+    let name: PeerName = "laptop".parse().unwrap();
+    let laptop = peer(&["10.42.9.0/24"], None);
+    assert_eq!(
+        said(config_conflicts(&two, [(&name, &laptop)])),
+        "Networks is \"10.42.0.0/16\": must not cover 10.42.9.0/24 of external peer laptop"
+    );
+}
+
+#[test]
+fn a_leased_subnet_may_change_its_cluster_and_not_its_network() {
+    let two = config(TWO);
+    let leased = ["10.244.3.0-24", "10.42.3.0-24&fd42:42:0:3::-64"].map(|k| k.parse::<SubnetKey>().unwrap());
+    let from = |old: &NetworkConfig, value: &str| config_change(old, &config(value), &leased);
+    let flat = config(r#"{"Network": "10.244.0.0/16"}"#);
+
+    assert_eq!(from(&flat, TWO).unwrap().live, ["Networks"]);
+    assert!(from(&two, TWO).unwrap().is_empty());
+    let east = TWO.replace(r#"{"cidr": "10.244.0.0/16"}"#, r#"{"cidr": "10.244.0.0/16", "cluster": "east"}"#);
+    assert_eq!(from(&two, &east).unwrap().live, ["Networks"]);
+
+    let said = |value: &str| from(&two, value).unwrap_err().to_string();
+    assert_eq!(
+        said(r#"{"Network": "10.244.0.0/16"}"#),
+        "Network is \"10.244.0.0/16\": must cover the leased subnet 10.42.3.0/24; to move the network, remove its nodes \
+         first; EnableIPv6 is false: the subnet fd42:42:0:3::/64 is leased: wait until no subnet of this family is leased"
+    );
+    assert_eq!(
+        said(r#"{"Networks": [{"cidr": "10.244.0.0/16"}, {"cidr": "10.43.0.0/16", "cluster": "west"}]}"#),
+        "Networks is \"10.244.0.0/16, 10.43.0.0/16\": must cover the leased subnet 10.42.3.0/24; to move the network, \
+         remove its nodes first; Networks is without a network of this family: the subnet fd42:42:0:3::/64 is leased: \
+         wait until no subnet of this family is leased"
+    );
+    let shorter = TWO.replace(r#""cidr": "10.42.0.0/16""#, r#""cidr": "10.42.0.0/16", "SubnetLen": 26"#);
+    assert_eq!(said(&shorter), "Networks is 26: must stay 24 while the subnet 10.42.3.0/24 is leased");
+}

@@ -1,26 +1,28 @@
 //! `config`: Flannel's net-conf.json, with additional keys allowed.
 
-use std::{fmt, num::NonZeroU16, time::Duration};
+mod networks;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::{collections::BTreeMap, fmt, num::NonZeroU16, time::Duration};
+
 use serde_json::{Map, Value};
 
+pub use self::networks::ClusterNetworks;
+pub(crate) use self::networks::{NETWORKS, named};
+use self::networks::{read_networks, write_networks};
 use super::{Kind, RecordClass, Rules};
 use crate::{
-    Violations,
+    Cluster, Violations,
     document::{Limits, read},
     fields::{Fields, NamesOf, Writer},
-    pool::{V4, V6, read_pool, write_pool},
     violation::Report,
 };
 
-/// Value of `config`. At least one family has a pool.
+/// Value of `config`.
 #[derive(Clone, PartialEq)]
 pub struct NetworkConfig {
-    /// `Network`, `SubnetLen`, `SubnetMin`, `SubnetMax`; `None` with `"EnableIPv4": false`.
-    pub ipv4: Option<Pool<Ipv4Net>>,
-    /// `IPv6Network`, `IPv6SubnetLen`, `IPv6SubnetMin`, `IPv6SubnetMax`; `None` unless `"EnableIPv6": true`.
-    pub ipv6: Option<Pool<Ipv6Net>>,
+    /// `Networks`, by cluster; or `Network`, `IPv6Network` and what belongs to them, which are of no cluster. At least
+    /// one network, and none overlaps another.
+    pub clusters: BTreeMap<Cluster, ClusterNetworks>,
     /// `Backend`
     pub backend: Backend,
     /// `LeaseTTL` in seconds: how long a node that is away keeps its subnet (default 7 days).
@@ -99,6 +101,7 @@ const KNOWN: &[&str] = &[
     "IPv6SubnetLen",
     "IPv6SubnetMin",
     "IPv6SubnetMax",
+    "Networks",
     "Backend",
     "LeaseTTL",
     "policyMode",
@@ -125,14 +128,9 @@ impl NetworkConfig {
         let mut fields = Fields::root(read(value, Limits::RECORD)?);
         let mut report = Report::default();
 
-        let enabled4 = fields.boolean(&mut report, "EnableIPv4").unwrap_or(true);
-        let enabled6 = fields.boolean(&mut report, "EnableIPv6").unwrap_or(false);
-        if !enabled4 && !enabled6 {
-            report.add("EnableIPv4", "false, and EnableIPv6 is not true", "enable at least one address family");
-        }
-        let ipv4 = enabled4.then(|| read_pool(&V4, &mut fields, &mut report));
-        let ipv6 = enabled6.then(|| read_pool(&V6, &mut fields, &mut report));
-        let (backend, backend_extra) = read_backend(&mut fields, &mut report, enabled6);
+        let clusters = read_networks(&mut fields, &mut report);
+        let ipv6 = clusters.iter().flatten().any(|(_, networks)| networks.ipv6.is_some());
+        let (backend, backend_extra) = read_backend(&mut fields, &mut report, ipv6);
         let lease_ttl = fields
             .integer(&mut report, "LeaseTTL", Self::MIN_LEASE_TTL.as_secs()..=Self::MAX_LEASE_TTL.as_secs(), " seconds")
             .map_or(Self::DEFAULT_LEASE_TTL, Duration::from_secs);
@@ -146,35 +144,14 @@ impl NetworkConfig {
             extra.insert("Backend".into(), Value::Object(backend_extra));
         }
 
-        // A family is missing here only when its fields were noted as wrong.
-        let whole = match (ipv4, ipv6) {
-            (Some(None), _) | (_, Some(None)) => None,
-            (ipv4, ipv6) => {
-                Some(Self { ipv4: ipv4.flatten(), ipv6: ipv6.flatten(), backend, lease_ttl, policy_mode, extra })
-            }
-        };
-        report.finish(whole)
-    }
-
-    /// The cluster networks, IPv4 first.
-    pub fn networks(&self) -> impl Iterator<Item = IpNet> + use<> {
-        let v4 = self.ipv4.map(|pool| IpNet::V4(pool.network));
-        let v6 = self.ipv6.map(|pool| IpNet::V6(pool.network));
-        v4.into_iter().chain(v6)
+        report.finish(clusters.map(|clusters| Self { clusters, backend, lease_ttl, policy_mode, extra }))
     }
 
     /// The value as JSON, every default written out.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         let mut out = Writer::default();
-        out.put("EnableIPv4", self.ipv4.is_some());
-        if let Some(pool) = &self.ipv4 {
-            write_pool(pool, &V4, &mut out);
-        }
-        out.put("EnableIPv6", self.ipv6.is_some());
-        if let Some(pool) = &self.ipv6 {
-            write_pool(pool, &V6, &mut out);
-        }
+        write_networks(self, &mut out);
         let unknown = Map::new();
         let backend_extra = match self.extra.get("Backend") {
             Some(Value::Object(map)) => map,
@@ -188,18 +165,15 @@ impl NetworkConfig {
 
     /// One line for people.
     pub(super) fn summary(&self) -> String {
-        let mut pools = Vec::new();
-        if let Some(pool) = &self.ipv4 {
-            pools.push(format!("{} with {} subnets of /{}", pool.network, pool.subnet_count(), pool.subnet_len));
-        }
-        if let Some(pool) = &self.ipv6 {
-            pools.push(format!("{} with {} subnets of /{}", pool.network, pool.subnet_count(), pool.subnet_len));
-        }
+        let networks = self.clusters.iter().map(|(cluster, networks)| match cluster.is_flat() {
+            true => networks.summary(),
+            false => format!("cluster {cluster}: {}", networks.summary()),
+        });
         let direct = if self.backend.direct_routing { ", direct routing within a site" } else { "" };
         let mtu = self.backend.mtu.map_or_else(|| "MTU measured".to_owned(), |mtu| format!("MTU {mtu}"));
         format!(
-            "network {}; {}{direct}; {mtu}; lease TTL {} s",
-            pools.join(" and "),
+            "{}; {}{direct}; {mtu}; lease TTL {} s",
+            networks.collect::<Vec<_>>().join("; "),
             self.backend.kind,
             self.lease_ttl.as_secs()
         )
@@ -209,8 +183,7 @@ impl NetworkConfig {
 impl fmt::Debug for NetworkConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NetworkConfig")
-            .field("ipv4", &self.ipv4)
-            .field("ipv6", &self.ipv6)
+            .field("clusters", &self.clusters)
             .field("backend", &self.backend)
             .field("lease_ttl", &self.lease_ttl)
             .field("policy_mode", &self.policy_mode)

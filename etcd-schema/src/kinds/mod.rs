@@ -29,8 +29,8 @@ use crate::{
 
 pub use alive::{Alive, Readiness};
 pub use attachment::{AttachedPod, Attachment};
-pub(crate) use config::KNOWN_BACKEND;
-pub use config::{Backend, BackendKind, NetworkConfig, PolicyMode, Pool};
+pub use config::{Backend, BackendKind, ClusterNetworks, NetworkConfig, PolicyMode, Pool};
+pub(crate) use config::{KNOWN_BACKEND, NETWORKS, named};
 pub use node::NodeRecord;
 pub use peer::{Endpoint, OutsidePeer};
 pub use removed::{Removed, timestamp};

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{Kind, RecordClass, Rules};
 use crate::{
-    NodeId, NodeName, PublicKey, SiteName, Violations,
+    Cluster, NodeId, NodeName, PublicKey, SiteName, Violations,
     address::{endpoint, interface_address},
     check::list,
     document::{Limits, read},
@@ -16,13 +16,15 @@ use crate::{
 };
 
 /// Value of `nodes/ID`:
-/// `{"name","site","publicKey","nextPublicKey","listenPort","endpoints":["IP:PORT"],"addresses":["IP/LEN"],"version"}`.
+/// `{"name","site","cluster","publicKey","nextPublicKey","listenPort","endpoints":["IP:PORT"],"addresses":["IP/LEN"],"version"}`.
 #[derive(Clone, PartialEq)]
 pub struct NodeRecord {
     /// Unique in the mesh.
     pub name: NodeName,
     /// Nodes of one site may be direct to each other; without one, never.
     pub site: Option<SiteName>,
+    /// The cluster whose networks it draws its subnet from. For policies, Node objects decide which cluster it is in.
+    pub cluster: Cluster,
     /// The WireGuard key in use.
     pub public_key: PublicKey,
     /// The key that follows it while a rotation is under way.
@@ -43,7 +45,7 @@ pub(super) const KIND: Kind =
     Kind { place: "nodes/", is_flat: true, rules: Rules::mesh(RecordClass::Node), fields: KNOWN };
 
 const KNOWN: &[&str] =
-    &["name", "site", "publicKey", "nextPublicKey", "listenPort", "endpoints", "addresses", "version"];
+    &["name", "site", "cluster", "publicKey", "nextPublicKey", "listenPort", "endpoints", "addresses", "version"];
 
 /// Longest `version`, in bytes.
 const MAX_VERSION: usize = 64;
@@ -63,6 +65,7 @@ impl NodeRecord {
         let mut report = Report::default();
         let name = fields.required(&mut report, "name", "write the node's name", NodeName::read);
         let site = fields.parsed(&mut report, "site", SiteName::read);
+        let cluster = fields.parsed_unless_empty(&mut report, "cluster", Cluster::read).unwrap_or_default();
         let public_key =
             fields.required(&mut report, "publicKey", "write the node's WireGuard public key", PublicKey::read);
         let next_public_key = fields.parsed(&mut report, "nextPublicKey", PublicKey::read);
@@ -88,6 +91,7 @@ impl NodeRecord {
             Some(Self {
                 name: name?,
                 site,
+                cluster,
                 public_key: public_key?,
                 next_public_key,
                 listen_port: listen_port?,
@@ -106,6 +110,7 @@ impl NodeRecord {
         let mut out = Writer::default();
         out.put("name", self.name.as_str())
             .maybe("site", self.site.as_ref().map(SiteName::as_str))
+            .maybe("cluster", Some(self.cluster.as_str()).filter(|name| !name.is_empty()))
             .put("publicKey", self.public_key.to_string())
             .maybe("nextPublicKey", self.next_public_key.map(|k| k.to_string()))
             .put("listenPort", self.listen_port)
@@ -129,7 +134,11 @@ impl NodeRecord {
             format!("endpoints {}", list(&self.endpoints))
         };
         let rotation = if self.next_public_key.is_some() { ", key rotation in progress" } else { "" };
-        format!("node {id}, name {}{site}, key {}{rotation}, {reached}", self.name, self.public_key)
+        let cluster = match self.cluster.is_flat() {
+            true => String::new(),
+            false => format!(", cluster {}", self.cluster),
+        };
+        format!("node {id}, name {}{site}{cluster}, key {}{rotation}, {reached}", self.name, self.public_key)
     }
 }
 
@@ -138,6 +147,7 @@ impl fmt::Debug for NodeRecord {
         f.debug_struct("NodeRecord")
             .field("name", &self.name)
             .field("site", &self.site)
+            .field("cluster", &self.cluster)
             .field("public_key", &self.public_key)
             .field("next_public_key", &self.next_public_key)
             .field("listen_port", &self.listen_port)

@@ -52,7 +52,9 @@ impl Mesh {
             serde_json::from_str(config).unwrap_or_else(|error| panic!("the configuration is not JSON: {error}"));
         let prefixes: Vec<_> = ["Network", "IPv6Network"]
             .into_iter()
-            .filter_map(|key| networks[key].as_str())
+            .map(|key| &networks[key])
+            .chain(networks["Networks"].as_array().into_iter().flatten().map(|entry| &entry["cidr"]))
+            .filter_map(Value::as_str)
             .map(|text| text.parse().unwrap_or_else(|error| panic!("{text}: {error}")))
             .collect();
         let sniffer = sites.router.sniff(&prefixes);

@@ -469,6 +469,7 @@ fn facts(settings: &Settings, public_key: PublicKey, underlay: &Underlay, endpoi
     LocalFacts {
         name: settings.node.clone(),
         site: settings.site.clone(),
+        cluster: settings.cluster.clone(),
         public_key,
         next_public_key: None,
         listen_port: settings.listen_port,

@@ -103,6 +103,7 @@ mod tests {
             name: "a".to_owned(),
             id: "aa".to_owned(),
             site: None,
+            cluster: etcd_schema::Cluster::default(),
             public_key: key(1),
             interface: "meshd0".to_owned(),
         };

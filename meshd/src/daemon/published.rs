@@ -16,7 +16,7 @@ use control_core::core::ControlStatus;
 use control_core::membership::MembershipState;
 use cow_map::CowMap;
 use enforcement::Enforcement;
-use etcd_schema::{Alive, NodeId, PeerName};
+use etcd_schema::{Alive, Cluster, NodeId, PeerName};
 use ipnet::IpNet;
 use keys::PrivateKey;
 use mesh::{
@@ -41,6 +41,7 @@ pub(super) struct Identity {
     pub(super) name: String,
     pub(super) id: String,
     pub(super) site: Option<String>,
+    pub(super) cluster: Cluster,
     pub(super) public_key: etcd_schema::PublicKey,
     /// The TUN device.
     pub(super) interface: String,
@@ -214,6 +215,7 @@ impl Source for Published {
             node: self.identity.name.clone(),
             id: self.identity.id.clone(),
             site: self.identity.site.clone(),
+            cluster: self.identity.cluster.to_string(),
             subnets: in_force.snapshot.own_prefixes().collect(),
             overlay: in_force.snapshot.own_overlay(),
             revision: in_force.snapshot.revision,

@@ -24,6 +24,10 @@ pub struct RunFlags {
     /// unencrypted; all other pod traffic is encrypted [default: none]
     #[arg(long, env = "MESHD_SITE", value_name = "NAME")]
     pub site: Option<String>,
+    /// Kubernetes cluster of this node, as Networks in config names it: it leases its subnet from that cluster's
+    /// networks. For policies, the Node objects that meshd-sync copies decide [default: none]
+    #[arg(long, env = "MESHD_CLUSTER", value_name = "NAME")]
+    pub cluster: Option<String>,
     #[command(flatten)]
     #[serde(flatten)]
     #[allow(missing_docs, reason = "a doc comment on a flattened group would become the command's own text")]
@@ -169,6 +173,7 @@ impl RunFlags {
             config: self.config,
             node: self.node.or(below.node),
             site: self.site.or(below.site),
+            cluster: self.cluster.or(below.cluster),
             etcd: self.etcd.over(below.etcd),
             iface: self.iface.or(below.iface),
             public_ip: self.public_ip.or(below.public_ip),

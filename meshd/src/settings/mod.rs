@@ -12,7 +12,7 @@ use std::{
 
 use clap::Args as _;
 use control::etcd_options::EtcdOptions;
-use etcd_schema::{NodeName, SiteName};
+use etcd_schema::{Cluster, NodeName, SiteName};
 use mesh::interface::InterfaceName;
 use program::{etcd_flags::EtcdFlags, log::Log};
 use serde::Deserialize as _;
@@ -48,6 +48,8 @@ pub struct Settings {
     pub node: NodeName,
     /// Site, if any: nodes of one site may be direct to each other.
     pub site: Option<SiteName>,
+    /// The cluster whose networks this node draws its subnet from.
+    pub cluster: Cluster,
     /// How etcd is reached.
     pub etcd: EtcdOptions,
     /// Underlay interface; `None`: per family, that of the default route.
@@ -176,6 +178,7 @@ impl Settings {
             mistakes.push("--node: this machine has no host name; set --node".to_owned());
         }
         let site = name(flags.site, "--site", &mut mistakes);
+        let cluster = name(flags.cluster, "--cluster", &mut mistakes).unwrap_or_default();
         let iface = name(flags.iface.filter(|iface| iface != "auto"), "--iface", &mut mistakes);
         let interface = interface(flags.interface, &mut mistakes);
         let mut public_ips: Vec<IpAddr> = Vec::new();
@@ -243,6 +246,7 @@ impl Settings {
                 file,
                 node,
                 site,
+                cluster,
                 etcd,
                 iface,
                 public_ips,

@@ -109,7 +109,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 #[test]
 fn mistakes_of_the_file_and_of_the_flags_are_reported_together() {
     let file = file(
-        "nod = 'a'\nsit = 'b'\nlisten-port = 'many'\nlog-format = 'xml'\netcd-prefix = 7\nsite = 'Not A Site'\n\
+        "nod = 'a'\nsit = 'b'\nlisten-port = 'many'\nlog-format = 'xml'\netcd-prefix = 7\nsite = 'Not A Site'\ncluster = 'Not A Cluster'\n\
          forward-accept = 'yes'\npublic-ip = ['192.0.2.1', 'here']\n",
     );
     let given = RunFlags {
@@ -129,6 +129,7 @@ fn mistakes_of_the_file_and_of_the_flags_are_reported_together() {
         "forward-accept: invalid type",
         "public-ip: invalid IP address",
         "--site Not A Site",
+        "--cluster Not A Cluster",
         "--endpoint x",
         "--log-level loud",
     ] {

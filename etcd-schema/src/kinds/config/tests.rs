@@ -1,3 +1,5 @@
+use ipnet::Ipv4Net;
+
 use super::*;
 
 fn parse(value: &str) -> NetworkConfig {
@@ -8,17 +10,22 @@ fn refusal(value: &str) -> String {
     NetworkConfig::parse(value.as_bytes()).expect_err("must be refused").to_string()
 }
 
+/// The networks of a configuration without clusters.
+fn flat(config: &NetworkConfig) -> ClusterNetworks {
+    *config.of_cluster(&Cluster::default()).unwrap()
+}
+
 fn v4(value: &str) -> Pool<Ipv4Net> {
-    parse(value).ipv4.unwrap()
+    flat(&parse(value)).ipv4.unwrap()
 }
 
 #[test]
 fn defaults_are_flannels_where_it_has_some() {
     let config = parse(r#"{"Network": "10.244.0.0/16"}"#);
-    assert_eq!(config.ipv6, None);
+    assert_eq!(flat(&config).ipv6, None);
     assert_eq!(config.backend, Backend::default());
     assert_eq!(config.lease_ttl, Duration::from_secs(604_800));
-    let pool = config.ipv4.unwrap();
+    let pool = flat(&config).ipv4.unwrap();
     assert_eq!(pool.subnet_len, 24);
     assert_eq!(pool.min.to_string(), "10.244.1.0/24");
     assert_eq!(pool.max.to_string(), "10.244.255.0/24");
@@ -35,14 +42,14 @@ fn subnet_len_follows_a_small_network() {
     }
     for (network, len) in [("fd00::/8", 64), ("fd42::/62", 64), ("fd42::/63", 65), ("fd42::/124", 126)] {
         let value = format!("{{\"EnableIPv4\": false, \"EnableIPv6\": true, \"IPv6Network\": \"{network}\"}}");
-        assert_eq!(parse(&value).ipv6.unwrap().subnet_len, len, "{network}");
+        assert_eq!(flat(&parse(&value)).ipv6.unwrap().subnet_len, len, "{network}");
     }
 }
 
 #[test]
 fn the_widest_pool_is_counted() {
     let config = parse(r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "8000::/2", "IPv6SubnetLen": 126}"#);
-    let pool = config.ipv6.unwrap();
+    let pool = flat(&config).ipv6.unwrap();
     assert_eq!(pool.subnet_count(), (1 << 124) - 1);
     assert_eq!(pool.subnet(pool.subnet_count() - 1), Some(pool.max));
 }

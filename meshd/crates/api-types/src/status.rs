@@ -16,6 +16,9 @@ pub struct Status {
     pub id: String,
     /// Its site.
     pub site: Option<String>,
+    /// The cluster whose networks it draws its subnet from; empty: no cluster.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cluster: String,
     /// Its subnets.
     pub subnets: Vec<IpNet>,
     /// Its overlay addresses.

@@ -6,11 +6,11 @@
 
 use std::fmt;
 
-use etcd_schema::{NetworkConfig, Pool, SubnetKey};
+use etcd_schema::{ClusterNetworks, Pool, SubnetKey};
 use ipnet::{Ipv4Net, Ipv6Net};
 use rand::Rng;
 
-/// No subnet is free in a family that the configuration enables.
+/// No subnet is free in a family that the cluster has a network of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("all {total} {family} subnets of the pool are taken")]
 pub struct PoolExhausted {
@@ -47,16 +47,16 @@ pub struct Usage {
     pub used: u128,
 }
 
-/// A subnet that overlaps none of `taken`, uniformly from all that are free, in every family of `config`.
+/// A subnet that overlaps none of `taken`, uniformly from all that are free, in every family of `networks`.
 ///
 /// # Errors
 /// When a family has none left.
 pub fn choose<'a, R: Rng + ?Sized>(
-    config: &NetworkConfig,
+    networks: &ClusterNetworks,
     taken: impl IntoIterator<Item = &'a SubnetKey> + Clone,
     rng: &mut R,
 ) -> Result<SubnetKey, PoolExhausted> {
-    let v4 = config
+    let v4 = networks
         .ipv4
         .as_ref()
         .map(|pool| {
@@ -65,7 +65,7 @@ pub fn choose<'a, R: Rng + ?Sized>(
             index.map_err(|total| PoolExhausted { family: Family::V4, total }).map(|index| row.v4_at(index))
         })
         .transpose()?;
-    let v6 = config
+    let v6 = networks
         .ipv6
         .as_ref()
         .map(|pool| {
@@ -77,22 +77,26 @@ pub fn choose<'a, R: Rng + ?Sized>(
     Ok(SubnetKey { v4: v4.flatten(), v6: v6.flatten() })
 }
 
-/// Whether `key` could come out of [`choose`]: its families, lengths and place are those of `config`, and it
+/// Whether `key` could come out of [`choose`]: its families, lengths and place are those of `networks`, and it
 /// overlaps none of `taken`.
 #[must_use]
-pub fn is_free<'a>(config: &NetworkConfig, key: &SubnetKey, taken: impl IntoIterator<Item = &'a SubnetKey>) -> bool {
-    fits(config, key) && !taken.into_iter().any(|other| overlap(key, other))
+pub fn is_free<'a>(
+    networks: &ClusterNetworks,
+    key: &SubnetKey,
+    taken: impl IntoIterator<Item = &'a SubnetKey>,
+) -> bool {
+    fits(networks, key) && !taken.into_iter().any(|other| overlap(key, other))
 }
 
-/// Whether `key` has the families, lengths and place that `config` deals out.
+/// Whether `key` has the families, lengths and place that `networks` deal out.
 #[must_use]
-pub fn fits(config: &NetworkConfig, key: &SubnetKey) -> bool {
-    let v4 = match (&config.ipv4, key.v4) {
+pub fn fits(networks: &ClusterNetworks, key: &SubnetKey) -> bool {
+    let v4 = match (&networks.ipv4, key.v4) {
         (Some(pool), Some(net)) => net.prefix_len() == pool.subnet_len && Row::v4(pool).contains(v4_range(net)),
         (None, None) => true,
         _ => false,
     };
-    let v6 = match (&config.ipv6, key.v6) {
+    let v6 = match (&networks.ipv6, key.v6) {
         (Some(pool), Some(net)) => net.prefix_len() == pool.subnet_len && Row::v6(pool).contains(v6_range(net)),
         (None, None) => true,
         _ => false,
@@ -110,16 +114,16 @@ pub fn overlap(a: &SubnetKey, b: &SubnetKey) -> bool {
 
 /// How many subnets the pool has and how many of them are overlapped, of the family with fewer left.
 #[must_use]
-pub fn usage<'a>(config: &NetworkConfig, taken: impl IntoIterator<Item = &'a SubnetKey> + Clone) -> Usage {
+pub fn usage<'a>(networks: &ClusterNetworks, taken: impl IntoIterator<Item = &'a SubnetKey> + Clone) -> Usage {
     let of = |row: Row, ranges: Vec<(u128, u128)>| {
         let used = row.covered(ranges.into_iter()).iter().map(|(low, high)| high - low + 1).sum();
         Usage { total: row.count, used }
     };
-    let v4 = config
+    let v4 = networks
         .ipv4
         .as_ref()
         .map(|pool| of(Row::v4(pool), taken.clone().into_iter().filter_map(|key| key.v4).map(v4_range).collect()));
-    let v6 = config
+    let v6 = networks
         .ipv6
         .as_ref()
         .map(|pool| of(Row::v6(pool), taken.into_iter().filter_map(|key| key.v6).map(v6_range).collect()));

@@ -12,6 +12,7 @@ use etcd_schema::{
     BackendKind, Key, NetworkConfig, OutsidePeer, PeerName, SubnetKey, SubnetLease, Violations, config_change,
     config_conflicts, peer_conflicts,
 };
+use ipnet::IpNet;
 use mesh::problem::{Problem, ProblemCode};
 use mesh::records::Record;
 
@@ -28,17 +29,6 @@ pub(crate) struct Judge<'a> {
     pub(crate) subnets: &'a CowMap<SubnetKey, Record<SubnetLease>>,
     /// The outside peers in force.
     pub(crate) peers: &'a CowMap<PeerName, Record<OutsidePeer>>,
-}
-
-/// Whether every prefix of `key` is inside the network of its family and of the length that is dealt out there.
-pub(crate) fn covers(config: &NetworkConfig, key: &SubnetKey) -> bool {
-    let v4 = key.v4.is_none_or(|net| {
-        config.ipv4.as_ref().is_some_and(|pool| pool.network.contains(&net) && pool.subnet_len == net.prefix_len())
-    });
-    let v6 = key.v6.is_none_or(|net| {
-        config.ipv6.as_ref().is_some_and(|pool| pool.network.contains(&net) && pool.subnet_len == net.prefix_len())
-    });
-    v4 && v6
 }
 
 impl Judge<'_> {
@@ -80,9 +70,11 @@ impl Judge<'_> {
             return Some(problem(
                 cause,
                 self.put_family_back(&new.value).unwrap_or_else(|| {
-                    "put a Network and SubnetLen that cover every leased subnet; to change the network, drain the \
-                     nodes and delete their keys first"
-                        .into()
+                    let fields = if new.value.is_flat() { "a Network and SubnetLen" } else { "Networks" };
+                    format!(
+                        "put {fields} that cover every leased subnet; to change a network, drain its nodes and delete \
+                         their keys first"
+                    )
                 }),
             ));
         }
@@ -98,12 +90,12 @@ impl Judge<'_> {
     /// The first leased subnet that `new` would leave outside, if any.
     fn left_outside(&self, new: Option<&NetworkConfig>) -> Option<SubnetKey> {
         let counts = |key: &SubnetKey, record: &Record<SubnetLease>| match self.before {
-            Some(before) => (record.lease.is_some() || record.value.node.is_some()) && covers(&before.value, key),
+            Some(before) => (record.lease.is_some() || record.value.node.is_some()) && before.value.covers(key),
             None => record.lease.is_some() && record.value.node.is_some(),
         };
         self.subnets
             .iter()
-            .find(|(key, record)| counts(key, record) && !new.is_some_and(|new| covers(new, key)))
+            .find(|(key, record)| counts(key, record) && !new.is_some_and(|new| new.covers(key)))
             .map(|(key, _)| *key)
     }
 
@@ -119,14 +111,14 @@ impl Judge<'_> {
     /// What to do when `new` is without an address family that the mesh has.
     fn put_family_back(&self, new: &NetworkConfig) -> Option<String> {
         let before = &self.before?.value;
-        let (fields, example) = match (&before.ipv6, &before.ipv4) {
-            (Some(pool), _) if new.ipv6.is_none() => {
-                ("EnableIPv6", format!("\"EnableIPv6\": true, \"IPv6Network\": \"{}\"", pool.network))
-            }
-            (_, Some(pool)) if new.ipv4.is_none() => {
-                ("EnableIPv4", format!("\"EnableIPv4\": true, \"Network\": \"{}\"", pool.network))
-            }
-            _ => return None,
+        if !before.is_flat() || !new.is_flat() {
+            return None;
+        }
+        let lost =
+            before.networks().find(|net| !new.networks().any(|new| new.addr().is_ipv4() == net.addr().is_ipv4()));
+        let (fields, example) = match lost? {
+            IpNet::V6(network) => ("EnableIPv6", format!("\"EnableIPv6\": true, \"IPv6Network\": \"{network}\"")),
+            IpNet::V4(network) => ("EnableIPv4", format!("\"EnableIPv4\": true, \"Network\": \"{network}\"")),
         };
         Some(format!("put a config with {example}: {fields} must stay while a subnet of that family is leased"))
     }

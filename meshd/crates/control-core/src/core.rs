@@ -433,6 +433,7 @@ fn log_membership(state: &MembershipState) {
     match state {
         MembershipState::Connecting => info!("waiting for etcd"),
         MembershipState::NoConfig => warn!("no valid config in etcd"),
+        MembershipState::NoNetwork { cluster } => warn!(%cluster, "no network for this node's cluster"),
         MembershipState::Joining => info!("leasing a subnet"),
         MembershipState::Joined { subnet } => info!(%subnet, "subnet leased"),
         MembershipState::PoolExhausted { family, total } => warn!(%family, total, "no free subnet"),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use cow_map::CowMap;
-use etcd_schema::{NodeId, NodeName, NodeRecord, PeerName};
+use etcd_schema::{Cluster, NodeId, NodeName, NodeRecord, PeerName};
 use ipnet::IpNet;
 use mesh::{
     records::{Record, View},
@@ -59,6 +59,8 @@ pub struct Published {
     pub name: Arc<str>,
     /// Its overlay addresses, and those of the underlay in its record.
     pub addresses: Arc<[IpAddr]>,
+    /// The cluster that its record names.
+    pub cluster: Cluster,
 }
 
 /// Keeps the facts up to date with the mesh.
@@ -129,6 +131,7 @@ fn published(view: &View, owner: &Owner, overlay: &[IpAddr]) -> Option<Published
     Some(Published {
         name: record.value.name.as_str().into(),
         addresses: overlay.iter().copied().chain(underlay).collect(),
+        cluster: record.value.cluster.clone(),
     })
 }
 
@@ -206,6 +209,7 @@ mod tests {
             let node = NodeRecord {
                 name: "worker".parse().unwrap(),
                 site: Some("east".parse().unwrap()),
+                cluster: Cluster::default(),
                 public_key: PrivateKey::from_bytes([n; 32]).public(),
                 next_public_key: None,
                 listen_port: 51820,

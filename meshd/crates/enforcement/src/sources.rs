@@ -204,6 +204,7 @@ mod tests {
             let node = NodeRecord {
                 name: format!("node-{n}").parse().unwrap(),
                 site: Some("east".parse().unwrap()),
+                cluster: etcd_schema::Cluster::default(),
                 public_key: PrivateKey::from_bytes([n; 32]).public(),
                 next_public_key: None,
                 listen_port: 51820,

@@ -47,6 +47,7 @@ impl Machine {
         let facts = LocalFacts {
             name: format!("node-{number}").parse().unwrap(),
             site: Some(format!("site-{lan}").parse().unwrap()),
+            cluster: etcd_schema::Cluster::default(),
             public_key: PublicKey::from_bytes([number + 9; 32]),
             next_public_key: None,
             listen_port: PORT,

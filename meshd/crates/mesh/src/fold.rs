@@ -401,17 +401,20 @@ impl Builder<'_> {
     /// Why a subnet is none of the configured networks', if so.
     fn outside_of_network(&self, subnet: &SubnetKey) -> Option<String> {
         let Some(network) = self.network else { return Some("there is no valid config".to_owned()) };
-        let v4 = subnet.v4.and_then(|net| match network.ipv4 {
-            Some(pool) if pool.network.contains(&net) => None,
-            Some(pool) => Some(format!("{net} is outside Network {}", pool.network)),
-            None => Some(format!("{net}: the mesh has no IPv4 network")),
-        });
-        v4.or_else(|| {
-            subnet.v6.and_then(|net| match network.ipv6 {
-                Some(pool) if pool.network.contains(&net) => None,
-                Some(pool) => Some(format!("{net} is outside IPv6Network {}", pool.network)),
-                None => Some(format!("{net}: the mesh has no IPv6 network")),
-            })
+        if network.cluster_around(subnet).is_some() {
+            return None;
+        }
+        let outside = prefixes(subnet).find(|net| !network.networks().any(|network| network.contains(net)));
+        let Some(outside) = outside else {
+            return Some("its prefixes lie in networks of different clusters".to_owned());
+        };
+        let (family, v4) = if outside.addr().is_ipv4() { ("IPv4", true) } else { ("IPv6", false) };
+        let networks = network.networks().filter(|network| network.addr().is_ipv4() == v4);
+        let networks: Vec<String> = networks.map(|network| network.to_string()).collect();
+        Some(if networks.is_empty() {
+            format!("{outside}: the mesh has no {family} network")
+        } else {
+            format!("{outside} is outside the {family} networks {}", networks.join(", "))
         })
     }
 

@@ -141,9 +141,7 @@ pub struct Snapshot {
 
 /// The networks of a configuration, IPv4 first.
 pub fn networks(config: Option<&NetworkConfig>) -> impl Iterator<Item = IpNet> {
-    let v4 = config.and_then(|config| config.ipv4).map(|pool| IpNet::V4(pool.network));
-    let v6 = config.and_then(|config| config.ipv6).map(|pool| IpNet::V6(pool.network));
-    v4.into_iter().chain(v6)
+    config.into_iter().flat_map(NetworkConfig::networks)
 }
 
 impl Snapshot {

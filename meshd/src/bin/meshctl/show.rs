@@ -68,6 +68,7 @@ pub(crate) fn status_text(status: &Status) -> String {
     let mut lines = vec![
         format!("node      {} ({})", status.node, status.id),
         format!("site      {}", status.site.as_deref().unwrap_or("none")),
+        format!("cluster   {}", if status.cluster.is_empty() { "none" } else { &status.cluster }),
         format!("version   {}, up {}", status.version, duration(status.uptime)),
         format!("subnets   {}", list(status.subnets.iter().map(ToString::to_string).collect())),
         format!("overlay   {}", list(status.overlay.iter().map(ToString::to_string).collect())),

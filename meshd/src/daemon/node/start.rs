@@ -183,6 +183,7 @@ fn published(
             name: settings.node.to_string(),
             id: id.to_string(),
             site: settings.site.as_ref().map(ToString::to_string),
+            cluster: settings.cluster.clone(),
             public_key: private_key.public(),
             interface: settings.interface.to_string(),
         },

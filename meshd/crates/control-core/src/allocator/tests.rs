@@ -1,20 +1,12 @@
 use std::collections::BTreeMap;
 
-use etcd_schema::{Backend, BackendKind};
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::*;
 
-fn config(v4: Option<Pool<Ipv4Net>>, v6: Option<Pool<Ipv6Net>>) -> NetworkConfig {
-    NetworkConfig {
-        ipv4: v4,
-        ipv6: v6,
-        backend: Backend { kind: BackendKind::Wireguard, direct_routing: true, mtu: None, persistent_keepalive: None },
-        lease_ttl: std::time::Duration::from_secs(60),
-        policy_mode: etcd_schema::PolicyMode::default(),
-        extra: serde_json::Map::new(),
-    }
+const fn networks(ipv4: Option<Pool<Ipv4Net>>, ipv6: Option<Pool<Ipv6Net>>) -> ClusterNetworks {
+    ClusterNetworks { ipv4, ipv6 }
 }
 
 fn pool4(network: &str, len: u8, min: &str, max: &str) -> Pool<Ipv4Net> {
@@ -31,12 +23,12 @@ fn key(v4: &str, v6: &str) -> SubnetKey {
 
 #[test]
 fn every_free_subnet_is_drawn_about_equally_often() {
-    let config = config(Some(pool4("10.0.0.0/24", 28, "10.0.0.16/28", "10.0.0.240/28")), None);
+    let networks = networks(Some(pool4("10.0.0.0/24", 28, "10.0.0.16/28", "10.0.0.240/28")), None);
     let taken = [key("10.0.0.32/27", ""), key("10.0.0.130/32", ""), key("192.168.0.0/16", "")];
     let mut rng = StdRng::seed_from_u64(7);
     let mut drawn = BTreeMap::<_, u32>::new();
     for _ in 0..12_000 {
-        *drawn.entry(choose(&config, &taken, &mut rng).unwrap()).or_default() += 1;
+        *drawn.entry(choose(&networks, &taken, &mut rng).unwrap()).or_default() += 1;
     }
     // 15 in the pool; the /27 covers two of them, the single address one.
     assert_eq!(drawn.len(), 12);
@@ -45,37 +37,37 @@ fn every_free_subnet_is_drawn_about_equally_often() {
 
 #[test]
 fn a_family_without_room_is_named_with_the_size_of_its_pool() {
-    let config = config(
+    let networks = networks(
         Some(pool4("10.0.0.0/16", 24, "10.0.1.0/24", "10.0.255.0/24")),
         Some(pool6("fd00::/62", 64, "fd00:0:0:1::/64", "fd00:0:0:3::/64")),
     );
     let taken = [key("", "fd00::/62")];
     assert_eq!(
-        choose(&config, &taken, &mut StdRng::seed_from_u64(1)),
+        choose(&networks, &taken, &mut StdRng::seed_from_u64(1)),
         Err(PoolExhausted { family: Family::V6, total: 3 })
     );
-    assert_eq!(usage(&config, &taken), Usage { total: 3, used: 3 });
+    assert_eq!(usage(&networks, &taken), Usage { total: 3, used: 3 });
     assert_eq!(
-        choose(&config, &[key("0.0.0.0/0", "")], &mut StdRng::seed_from_u64(1)),
+        choose(&networks, &[key("0.0.0.0/0", "")], &mut StdRng::seed_from_u64(1)),
         Err(PoolExhausted { family: Family::V4, total: 255 })
     );
 }
 
 #[test]
 fn an_enormous_pool_costs_no_more_than_a_small_one() {
-    let config =
-        config(None, Some(pool6("fd00::/8", 126, "fd00::4/126", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126")));
+    let networks =
+        networks(None, Some(pool6("fd00::/8", 126, "fd00::4/126", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126")));
     let taken: Vec<_> = (0..5000u32).map(|i| key("", &format!("fd00:{:x}:{:x}::/48", i >> 8, i & 0xff))).collect();
     let mut rng = StdRng::seed_from_u64(3);
     for _ in 0..20 {
-        let chosen = choose(&config, &taken, &mut rng).unwrap();
-        assert!(chosen.v4.is_none() && is_free(&config, &chosen, &taken));
+        let chosen = choose(&networks, &taken, &mut rng).unwrap();
+        assert!(chosen.v4.is_none() && is_free(&networks, &chosen, &taken));
     }
 }
 
 #[test]
 fn what_fits_has_the_families_the_length_and_the_place_of_the_pool() {
-    let dual = config(
+    let dual = networks(
         Some(pool4("10.0.0.0/16", 24, "10.0.1.0/24", "10.0.9.0/24")),
         Some(pool6("fd00::/48", 64, "fd00:0:0:1::/64", "fd00:0:0:9::/64")),
     );
@@ -105,7 +97,7 @@ proptest! {
         let (low, high) = (bounds.0.min(bounds.1), bounds.0.max(bounds.1));
         let net = |index: u32| Ipv4Net::new((base + index * size).into(), len).unwrap();
         let pool = Pool { network: Ipv4Net::new(base.into(), 20).unwrap(), subnet_len: len, min: net(low), max: net(high) };
-        let config = config(Some(pool), None);
+        let networks = networks(Some(pool), None);
         // Offsets from 300 below the pool's network to beyond its end.
         let taken: Vec<_> = taken.into_iter()
             .map(|(offset, len)| SubnetKey { v4: Some(Ipv4Net::new((base - 300 + offset).into(), len).unwrap().trunc()), v6: None })
@@ -119,18 +111,18 @@ proptest! {
             .collect();
 
         let total = u128::from(high - low + 1);
-        prop_assert_eq!(usage(&config, &taken), Usage { total, used: total - free.len() as u128 });
+        prop_assert_eq!(usage(&networks, &taken), Usage { total, used: total - free.len() as u128 });
         let mut rng = StdRng::seed_from_u64(seed);
-        match choose(&config, &taken, &mut rng) {
+        match choose(&networks, &taken, &mut rng) {
             Ok(chosen) => {
                 prop_assert!(free.contains(&chosen.v4.unwrap()));
-                prop_assert!(is_free(&config, &chosen, &taken));
+                prop_assert!(is_free(&networks, &chosen, &taken));
             }
             Err(exhausted) => prop_assert!(free.is_empty() && exhausted.total == total),
         }
         for index in low..=high {
             let key = SubnetKey { v4: Some(net(index)), v6: None };
-            prop_assert_eq!(is_free(&config, &key, &taken), free.contains(&net(index)));
+            prop_assert_eq!(is_free(&networks, &key, &taken), free.contains(&net(index)));
         }
     }
 }

@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_schema::{Key, NodeId, NodeName, PublicKey, Readiness, SiteName, SubnetKey};
+use etcd_schema::{Cluster, Key, NodeId, NodeName, PublicKey, Readiness, SiteName, SubnetKey};
 use ipnet::IpNet;
 use mesh::problem::{Problem, ProblemCode};
 use mesh::records::LeaseId;
@@ -70,6 +70,8 @@ pub struct LocalFacts {
     pub name: NodeName,
     /// Its site.
     pub site: Option<SiteName>,
+    /// The cluster whose networks it draws its subnet from.
+    pub cluster: Cluster,
     /// The WireGuard key in use.
     pub public_key: PublicKey,
     /// The key that follows it.
@@ -97,6 +99,11 @@ pub enum MembershipState {
     Connecting,
     /// There is no `config`, or none that holds; heals by itself.
     NoConfig,
+    /// `config` has no network of this node's cluster; heals by itself.
+    NoNetwork {
+        /// The cluster.
+        cluster: Cluster,
+    },
     /// A subnet is being taken.
     Joining,
     /// The subnet is this node's.
@@ -426,6 +433,16 @@ impl Membership {
                      --etcd-prefix: etcdctl get --prefix --keys-only / | grep '/config$'",
                     quote(&format!("{prefix}/config"))
                 ),
+            )),
+            MembershipState::NoNetwork { cluster } if cluster.is_flat() => problems.push(problem(
+                ProblemCode::NoNetwork,
+                "`config` has networks of clusters only, and this node is of no cluster".into(),
+                "start meshd with --cluster, or put an entry without `cluster` into Networks",
+            )),
+            MembershipState::NoNetwork { cluster } => problems.push(problem(
+                ProblemCode::NoNetwork,
+                format!("`config` has no network of cluster {cluster}, which this node is of"),
+                "put an entry with this `cluster` into Networks, or correct --cluster",
             )),
             MembershipState::PoolExhausted { family, total } => problems.push(problem(
                 ProblemCode::PoolExhausted,

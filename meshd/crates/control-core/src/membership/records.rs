@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use etcd_schema::{BackendKind, Key, NetworkConfig, NodeRecord, SubnetKey, SubnetLease, WireguardData};
+use etcd_schema::{
+    BackendKind, ClusterNetworks, Key, NetworkConfig, NodeRecord, SubnetKey, SubnetLease, WireguardData,
+};
 use mesh::records::{LeaseId, Revision};
 use rand::rngs::StdRng;
 
 use super::{Answer, Call, CallId, Context, Flight, LocalFacts, MembershipState};
 use crate::{
     allocator::{self, PoolExhausted},
-    config_rule,
     store::Store,
     types::{CallError, Compare, Transaction, Write},
 };
@@ -123,6 +124,7 @@ impl RecordsLane {
                 Standing::Lost(_) => rewrite(context, config, None, lease, &mut self.without_surplus),
             },
             None => match choose(context, config) {
+                Ok(Choice::None) => None,
                 Ok(Choice::Reserved(subnet)) => {
                     self.claims = Some(subnet);
                     rewrite(context, config, Some(&subnet), lease, &mut self.without_surplus)
@@ -249,6 +251,9 @@ impl RecordsLane {
                 MembershipState::Joined { subnet }
             }
             (_, _, _) if context.store.view().config.is_none() => MembershipState::NoConfig,
+            (None, _, _) if own_networks(context).is_none() => {
+                MembershipState::NoNetwork { cluster: context.facts.cluster.clone() }
+            }
             (None, _, Some(PoolExhausted { family, total })) => MembershipState::PoolExhausted { family, total },
             _ => MembershipState::Joining,
         }
@@ -273,14 +278,24 @@ enum Choice {
     Reserved(SubnetKey),
     /// A free subnet.
     Free(SubnetKey),
+    /// This node's cluster has no network.
+    None,
 }
 
 /// The subnet to take: a reservation, else one of the free ones.
 fn choose(context: &mut Context<'_>, config: &NetworkConfig) -> Result<Choice, PoolExhausted> {
     match reservation(context) {
         Some(subnet) => Ok(Choice::Reserved(subnet)),
-        None => allocator::choose(config, context.store.taken(), context.rng).map(Choice::Free),
+        None => match config.of_cluster(&context.facts.cluster) {
+            Some(networks) => allocator::choose(networks, context.store.taken(), context.rng).map(Choice::Free),
+            None => Ok(Choice::None),
+        },
     }
+}
+
+/// The networks of this node's cluster in the configuration in force.
+fn own_networks(context: &Context<'_>) -> Option<ClusterNetworks> {
+    context.store.view().config.as_ref()?.value.of_cluster(&context.facts.cluster).copied()
 }
 
 /// A key without lease that names this node, or else nobody and its public address.
@@ -304,14 +319,11 @@ fn is_ours(context: &Context<'_>, subnet: &SubnetKey) -> bool {
     matches!(standing(context, subnet), Standing::Ours)
 }
 
-/// Whether the configuration in force deals out other subnets than this one: of other families, lengths, networks.
+/// Whether the configuration in force deals out other subnets to this node than this one: of other families, lengths,
+/// networks.
 fn is_outdated(context: &Context<'_>, own: &SubnetKey) -> bool {
-    context.store.view().config.as_ref().is_some_and(|config| {
-        let config = &config.value;
-        !config_rule::covers(config, own)
-            || own.v4.is_some() != config.ipv4.is_some()
-            || own.v6.is_some() != config.ipv6.is_some()
-    })
+    context.store.view().config.is_some()
+        && !own_networks(context).is_some_and(|networks| networks.cover(own) && networks.has_families_of(own))
 }
 
 fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
@@ -320,7 +332,7 @@ fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
         if let Some(other) = store.present_subnets().find(|other| own.overlaps(other)) {
             return Standing::Lost(format!("`{}` overlaps it", Key::Subnet(*other)));
         }
-        let outside = store.view().config.as_ref().is_some_and(|config| !config_rule::covers(&config.value, own));
+        let outside = store.view().config.as_ref().is_some_and(|config| !config.value.covers(own));
         if outside {
             return Standing::Lost("it is outside the networks of `config`".into());
         }
@@ -445,6 +457,7 @@ fn node_record(facts: &LocalFacts) -> NodeRecord {
     NodeRecord {
         name: facts.name.clone(),
         site: facts.site.clone(),
+        cluster: facts.cluster.clone(),
         public_key: facts.public_key,
         next_public_key: facts.next_public_key,
         listen_port: facts.listen_port,

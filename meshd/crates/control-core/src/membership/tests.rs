@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_schema::{Key, NodeRecord, PublicKey, Readiness, SubnetKey, SubnetLease};
+use etcd_schema::{Cluster, Key, NodeRecord, PublicKey, Readiness, SubnetKey, SubnetLease};
 use mesh::records::Revision;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
@@ -19,8 +19,14 @@ use crate::{
 const CONFIG: &str = r#"{"Network": "10.0.0.0/24", "SubnetLen": 28, "LeaseTTL": 20,
     "EnableIPv6": true, "IPv6Network": "fd00::/56", "IPv6SubnetLen": 64}"#;
 
+/// The same and that of a cluster.
+const CLUSTERS: &str = r#"{"Networks": [{"cidr": "10.0.0.0/24", "SubnetLen": 28}, {"cidr": "fd00::/56", "SubnetLen": 64},
+    {"cidr": "10.42.0.0/24", "SubnetLen": 28, "cluster": "west"}], "LeaseTTL": 20}"#;
+
 struct Sim {
     seed: u64,
+    /// What the operator puts back where a history deletes it.
+    config: &'static str,
     rng: StdRng,
     now: Instant,
     start: Instant,
@@ -98,6 +104,7 @@ pub(crate) fn facts(number: u8) -> LocalFacts {
     LocalFacts {
         name: format!("node-{number}").parse().unwrap(),
         site: None,
+        cluster: Cluster::default(),
         public_key: PublicKey::from_bytes([number + 9; 32]),
         next_public_key: None,
         listen_port: 51820,
@@ -124,6 +131,7 @@ impl Sim {
         let start = Instant::now();
         let mut sim = Self {
             seed,
+            config: CONFIG,
             rng: StdRng::seed_from_u64(seed),
             now: start,
             start,
@@ -547,7 +555,7 @@ impl Sim {
                 self.operator_deletes_all();
                 let while_away = self.millis(1..40_000);
                 self.run(self.elapsed() + while_away);
-                self.operator_puts("config", CONFIG);
+                self.operator_puts("config", self.config);
             }
             11 => {
                 let backup = self.etcd.clone();
@@ -680,7 +688,13 @@ fn in_an_etcd_that_went_back_unseen_no_subnet_is_overwritten() {
 
 fn history(seed: u64) {
     let mut sim = Sim::new(seed, 5);
-    sim.operator_puts("config", CONFIG);
+    let clusters = seed % 2 == 1;
+    if clusters {
+        sim.config = CLUSTERS;
+        sim.nodes[2].facts.cluster = "west".parse().unwrap();
+        sim.nodes[4].facts.cluster = "west".parse().unwrap();
+    }
+    sim.operator_puts("config", sim.config);
     for (key, value) in [
         ("subnets/10.0.0.32-28", r#"{"PublicIP": "192.0.2.2"}"#),
         ("subnets/10.0.0.48-29&fd00:0:0:4::-63", "{}"),
@@ -725,6 +739,8 @@ fn history(seed: u64) {
             panic!("seed {seed}: {} is {state:?}", n.id);
         };
         let key = Key::Subnet(*subnet).to_string();
+        let config = std::sync::Arc::clone(&n.store.view().config.as_ref().unwrap().value);
+        assert_eq!(config.cluster_around(subnet), Some(&n.facts.cluster), "seed {seed}: {} has {key}", n.id);
         assert_eq!(sim.subnets_of(node), [key.as_str()], "seed {seed}: {} at {:?}", n.id, n.store.revision());
         let record = n.store.get(&Key::Node(n.id.clone()).to_string()).and_then(|kept| kept.get::<NodeRecord>());
         assert_eq!(record.unwrap().version, n.facts.version, "seed {seed}");
@@ -1153,6 +1169,37 @@ fn of_clones_exactly_one_goes_on_whatever_happened() {
         let waiting = (0..3).filter(|node| cloned(&sim, *node)).count();
         assert_eq!((going_on, waiting), (1, 2), "seed {seed}: {states:?}");
     }
+}
+
+#[test]
+fn each_node_draws_from_the_networks_of_its_cluster_and_waits_for_them() {
+    let mut sim = Sim::new(7, 3);
+    sim.nodes[1].facts.cluster = "west".parse().unwrap();
+    sim.nodes[2].facts.cluster = "north".parse().unwrap();
+    sim.operator_puts("config", CONFIG);
+    (0..3).for_each(|node| sim.start(node));
+    sim.run(Duration::from_secs(5));
+    assert!(joined(&sim, 0));
+    let cluster = "west".parse().unwrap();
+    assert_eq!(*state_of(&sim, 1), MembershipState::NoNetwork { cluster });
+    assert!(has_problem(&sim, 1, ProblemCode::NoNetwork));
+
+    sim.operator_puts("config", CLUSTERS);
+    sim.run(Duration::from_secs(10));
+    let network = "10.42.0.0/24".parse::<ipnet::Ipv4Net>().unwrap();
+    let MembershipState::Joined { subnet } = state_of(&sim, 1) else { panic!("{:?}", state_of(&sim, 1)) };
+    assert!(subnet.v6.is_none() && network.contains(&subnet.v4.unwrap()), "{subnet:?}");
+    assert!(has_problem(&sim, 2, ProblemCode::NoNetwork));
+    // A node that changes its cluster moves once nothing is attached.
+    sim.nodes[0].attached = true;
+    let before = sim.nodes[0].cached.unwrap();
+    sim.step(0, Input::Attached(true));
+    sim.nodes[0].facts.cluster = "west".parse().unwrap();
+    let facts = Box::new(sim.nodes[0].facts.clone());
+    sim.step(0, Input::Facts(facts));
+    sim.run(Duration::from_secs(20));
+    assert_eq!(*state_of(&sim, 0), MembershipState::Joined { subnet: before });
+    assert!(has_problem(&sim, 0, ProblemCode::SubnetOutdated));
 }
 
 #[test]

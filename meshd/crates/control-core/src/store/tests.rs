@@ -123,6 +123,12 @@ fn mesh(count: u8) -> Source {
     source
 }
 
+/// The IPv4 network of no cluster.
+fn ipv4(view: &View) -> Option<ipnet::Ipv4Net> {
+    let networks = view.config.as_ref()?.value.of_cluster(&etcd_schema::Cluster::default())?.ipv4;
+    networks.map(|pool| pool.network)
+}
+
 fn codes(view: &View) -> Vec<ProblemCode> {
     view.problems.iter().map(|problem| problem.code).collect()
 }
@@ -328,7 +334,7 @@ fn a_config_that_leaves_leased_subnets_outside_waits_for_them() {
 
     store.changed(now, vec![source.put("config", r#"{"Network": "10.9.0.0/16"}"#)]);
     store.changed(now, vec![source.delete("subnets/10.0.0.0-24")]);
-    let network = store.view().config.as_ref().unwrap().value.ipv4.unwrap().network;
+    let network = ipv4(&store.view()).unwrap();
     assert_eq!(network, "10.9.0.0/16".parse().unwrap());
     assert!(store.view().problems.is_empty());
 }
@@ -411,12 +417,12 @@ fn a_config_that_covers_an_accepted_outside_peer_waits_for_it() {
     assert!(store.view().problems.is_empty());
     let covering = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48"}"#;
     store.changed(now, vec![source.delete("subnets/10.0.0.0-24"), source.put("config", covering)]);
-    assert!(store.view().config.as_ref().unwrap().value.ipv4.is_none());
+    assert!(ipv4(&store.view()).is_none());
     let covering = r#"{"Network": "198.18.0.0/16", "LeaseTTL": 60}"#;
     store.changed(now, vec![source.put("config", covering)]);
     let view = store.view();
     assert_ne!(view.config, Some(old));
-    assert!(view.config.as_ref().unwrap().value.ipv4.is_none(), "the previous one stays");
+    assert!(ipv4(&view).is_none(), "the previous one stays");
     assert_eq!(codes(&view), [ProblemCode::ConfigRefused]);
     assert!(view.problems[0].cause.contains("external peer p"), "{:?}", view.problems[0]);
     // A node that saw all of it at once, with the same configuration before, says the same.
@@ -428,12 +434,37 @@ fn a_config_that_covers_an_accepted_outside_peer_waits_for_it() {
     // The peer goes, and the configuration that waits is taken.
     let view = store.changed(now, vec![source.delete("peers/p")]).unwrap();
     assert!(view.problems.is_empty());
-    assert_eq!(view.config.as_ref().unwrap().value.ipv4.unwrap().network, "198.18.0.0/16".parse().unwrap());
+    assert_eq!(ipv4(&view).unwrap(), "198.18.0.0/16".parse().unwrap());
     // A peer that was written after it yields to it.
     source.put("config", r#"{"Network": "172.20.0.0/16", "LeaseTTL": 60}"#);
     source.put("peers/late", &value("peers/p", 0).replace("198.18.0.0/24", "172.20.1.0/24"));
     let view = store.listed(now, source.list()).unwrap();
-    assert_eq!(view.config.as_ref().unwrap().value.ipv4.unwrap().network, "172.20.0.0/16".parse().unwrap());
+    assert_eq!(ipv4(&view).unwrap(), "172.20.0.0/16".parse().unwrap());
+}
+
+/// With leased subnets, a network goes to a cluster and none goes away.
+#[test]
+fn networks_of_clusters_come_beside_those_that_are_leased() {
+    let (mut source, now) = (Source::default(), Instant::now());
+    source.put("config", r#"{"Network": "10.0.0.0/16"}"#);
+    source.put("subnets/10.0.1.0-24", &value("subnets/x", 1));
+    let mut store = listed(&source, now);
+    let two = r#"{"Networks": [{"cidr": "10.0.0.0/16"}, {"cidr": "10.42.0.0/16", "cluster": "west"}]}"#;
+    store.changed(now, vec![source.put("config", two)]);
+    assert!(store.view().problems.is_empty());
+    store.changed(now, vec![source.put("subnets/10.42.7.0-24", &value("subnets/x", 1))]);
+    let east = two.replace(r#""10.0.0.0/16""#, r#""10.0.0.0/16", "cluster": "east""#);
+    store.changed(now, vec![source.put("config", &east)]);
+    assert!(store.view().problems.is_empty());
+    for without in [
+        r#"{"Network": "10.0.0.0/16"}"#,
+        r#"{"Networks": [{"cidr": "10.0.0.0/16"}, {"cidr": "10.42.128.0/17", "cluster": "west"}]}"#,
+        r#"{"Networks": [{"cidr": "10.0.0.0/16"}, {"cidr": "10.42.0.0/15", "cluster": "a"}, {"cidr": "10.43.0.0/16"}]}"#,
+    ] {
+        store.changed(now, vec![source.put("config", without)]);
+        assert_eq!(store.view().config.as_ref().unwrap().value.networks().count(), 2, "{without}");
+        assert!(!store.view().problems.is_empty(), "{without}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use control_core::{
     membership::{LocalFacts, MembershipState},
     types::Entry,
 };
-use etcd_schema::{Key, PublicKey, SubnetKey};
+use etcd_schema::{Cluster, Key, PublicKey, SubnetKey};
 use mesh::problem::ProblemCode;
 use nix::sys::signal::Signal;
 
@@ -29,6 +29,7 @@ pub(super) fn facts(name: &str) -> LocalFacts {
     LocalFacts {
         name: name.parse().unwrap(),
         site: None,
+        cluster: Cluster::default(),
         public_key: PublicKey::from_bytes(key),
         next_public_key: None,
         listen_port: 51820,

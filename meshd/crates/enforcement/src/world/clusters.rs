@@ -45,6 +45,8 @@ struct Disputed {
     nodes: BTreeSet<String>,
     /// Node objects that several nodes of the mesh match.
     objects: BTreeSet<String>,
+    /// Nodes of the mesh that say another cluster of themselves than the Node objects do.
+    claims: BTreeSet<String>,
 }
 
 /// Where a Node object is.
@@ -136,6 +138,11 @@ impl ClusterNodes {
         for (owner, places) in matches {
             match places.as_slice() {
                 [place] if !shared.contains(owner) => {
+                    let claimed =
+                        mesh.nodes.get(owner).and_then(|node| node.published.as_ref()).map(|own| &own.cluster);
+                    if let Some(claimed) = claimed.filter(|claimed| !claimed.is_flat() && **claimed != place.0) {
+                        disputed.claims.insert(format!("{} (of {claimed}; {})", name(owner), key(place)));
+                    }
                     found.insert(owner.clone(), (*place).clone());
                 }
                 [_] => {}
@@ -178,7 +185,17 @@ impl ClusterNodes {
                 format!("remove it: kubectl label namespace NAMESPACE {CLUSTER}-; every namespace has it by its key"),
             )
         });
-        shared.into_iter().chain(disputed).chain(labelled).collect()
+        let claimed = first(&self.disputed.claims).map(|nodes| {
+            Problem::new(
+                ProblemCode::ClusterMismatch,
+                format!(
+                    "nodes say another cluster of themselves than their Node objects: {nodes}; policies go by the Node \
+                     objects"
+                ),
+                "correct --cluster on those nodes: they lease subnets from the networks of the cluster that it names",
+            )
+        });
+        shared.into_iter().chain(disputed).chain(labelled).chain(claimed).collect()
     }
 }
 
@@ -217,7 +234,11 @@ mod tests {
     fn mesh(nodes: &[Node<'_>]) -> Letter {
         let facts = |(id, called, address, subnet): &Node<'_>| {
             let id: etcd_schema::NodeId = id.parse().unwrap();
-            let published = Published { name: (*called).into(), addresses: [address.parse().unwrap()].into() };
+            let published = Published {
+                name: (*called).into(),
+                addresses: [address.parse().unwrap()].into(),
+                cluster: Cluster::default(),
+            };
             let facts = NodeFacts {
                 name: id.to_string().into(),
                 addresses: vec![address.parse().unwrap()],

@@ -42,6 +42,7 @@ impl World {
         let record = NodeRecord {
             name: format!("name-{id}").parse().unwrap(),
             site: Some("east".parse().unwrap()),
+            cluster: etcd_schema::Cluster::default(),
             public_key: public_key(key),
             next_public_key: None,
             listen_port: 51820,
