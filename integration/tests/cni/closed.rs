@@ -1,8 +1,8 @@
 //! A daemon that has nothing to go by but the attachments: their pods are closed.
 //!
 //! ```text
-//!   east1 (db, neighbour) ─┬─ switch ── router ── etcd
-//!   east2 (peer) ──────────┘
+//!   east1 (db, neighbour; on a bridge bridged, beside) ─┬─ switch ── router ── etcd
+//!   east2 (peer) ──────────────────────────────────────┘
 //! ```
 
 use std::fs;
@@ -18,11 +18,13 @@ fn attached_pods_are_closed_when_rules_cache_and_etcd_are_gone() {
     let [east1, east2] = [&mesh.nodes[0], &mesh.nodes[1]];
     let networks = [east1, east2].map(|node| node.cni("1.1.0", &json!({})));
     let (db, neighbour, peer) = (networks[0].pod("db"), networks[0].pod("neighbour"), networks[1].pod("peer"));
+    let bridge = east1.cni("1.1.0", &json!({"mode": "bridge"}));
+    let [bridged, beside] = ["bridged", "beside"].map(|name| bridge.pod(name));
     east1.await_path("east2", "direct", SOON);
     east2.await_path("east1", "direct", SOON);
-    let others: [&Namespace; 2] = [&neighbour, &peer];
-    for from in others {
-        await_reaches(from, &db);
+    let ways: [(&Namespace, &CniPod); 4] = [(&neighbour, &db), (&peer, &db), (&peer, &bridged), (&beside, &bridged)];
+    for (from, to) in ways {
+        await_reaches(from, to);
     }
 
     mesh.etcd.stop();
@@ -45,16 +47,18 @@ fn attached_pods_are_closed_when_rules_cache_and_etcd_are_gone() {
             ping(from, address).assert_none_answered();
         }
     };
-    for from in others {
-        is_closed(from, &db);
+    for (from, to) in ways {
+        is_closed(from, to);
     }
     is_closed(&db, &neighbour);
     is_closed(&db, &peer);
+    is_closed(&bridged, &peer);
     // The node's own processes reach its pods, as kubelet's probes do.
     await_reaches(east1.host(), &db);
+    await_reaches(east1.host(), &bridged);
 
     mesh.etcd.start_again();
-    for from in others {
-        await_reaches(from, &db);
+    for (from, to) in ways {
+        await_reaches(from, to);
     }
 }

@@ -39,7 +39,11 @@ impl Bridged {
 
     /// With the pods `db`, `neighbour` and `third` of the namespace `shop` on a bridge of east1.
     pub(crate) fn start_by(title: &str, network: impl Fn(&MeshdNode) -> CniRuntime) -> Self {
-        let mesh = mesh(title, 1);
+        Self::on(mesh(title, 1), network)
+    }
+
+    /// The same in a mesh that is there.
+    pub(crate) fn on(mesh: Mesh, network: impl Fn(&MeshdNode) -> CniRuntime) -> Self {
         let pods = ["db", "neighbour", "third"].map(|name| {
             let args = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};K8S_POD_UID=uid-of-{name}");
             let pod = network(mesh.node("east1")).args(&args).pod(name);

@@ -30,7 +30,7 @@ use crate::{
 const PORT: u16 = 7000;
 
 /// The plugin's own bridge.
-fn own_bridge(node: &MeshdNode) -> CniRuntime {
+pub(crate) fn own_bridge(node: &MeshdNode) -> CniRuntime {
     node.cni("1.0.0", &json!({"mode": "bridge", "bridge": "shop0"}))
 }
 

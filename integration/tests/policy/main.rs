@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
+mod bridge_closed;
 mod bridged;
 mod churn;
 mod clusters;
