@@ -52,7 +52,7 @@ pub(super) async fn lay(kernel: &Kernel, settings: &FloorSettings) -> anyhow::Re
     Ok(())
 }
 
-/// Prefixes that are refused together where one of them covers a protected address: the networks of the configuration
+/// Prefixes that are refused together where one of them covers a protected address: a network of the configuration
 /// (`None`), or those of an outside peer.
 type Claim = (Option<Owner>, Vec<IpNet>);
 
@@ -86,5 +86,5 @@ fn last_claims(state_dir: &Path) -> Result<Vec<Claim>, CacheError> {
     );
     let outside = snapshot.outside.iter();
     let outside = outside.map(|(name, peer)| (Some(Owner::Outside(name.clone())), peer.allowed_ips.clone()));
-    Ok(std::iter::once((None, snapshot.networks().collect())).chain(outside).collect())
+    Ok(snapshot.networks().map(|network| (None, vec![network])).chain(outside).collect())
 }

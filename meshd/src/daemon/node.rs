@@ -214,7 +214,9 @@ impl Node {
         if self.retry_at.is_some() {
             self.read_attached().await;
         }
-        let stance = self.core.stance(&self.control.status.borrow());
+        // Once: what it is acted on may not be another state than what it was judged by.
+        let status = self.control.status.borrow().clone();
+        let stance = self.core.stance(&status);
         // What an earlier run left stands: its floor keeps pods' packets from leaving in the clear.
         let waits = match stance {
             Stance::Uninformed => Some(self.uninformed()),
@@ -225,7 +227,7 @@ impl Node {
             self.published.set(InForce { problems: vec![problem], ..InForce::default() });
             return;
         }
-        self.core.act_on(&self.control.status.borrow());
+        self.core.act_on(&status);
         self.tell_enforcement(now);
         if !self.await_policies().await {
             self.retry_at = Some(now + RETRY);

@@ -1,7 +1,7 @@
 //! Decides whether a value of `config` is accepted, or the previous configuration stays in force.
 //!
-//! It is refused if it would exclude leased subnets (its deletion excludes all of them), if it would cover prefixes of
-//! an accepted external peer, or if it names an unsupported backend.
+//! It is refused if it would exclude leased subnets (its deletion excludes all of them), if it would cover an accepted
+//! node's underlay or prefixes of an accepted external peer, or if it names an unsupported backend.
 //!
 //! All nodes decide alike, because the decision depends only on etcd and on the previous configuration, which is also
 //! from etcd (and stays in the cache over a restart). A node without a previous configuration decides by the nodes'
@@ -9,8 +9,8 @@
 
 use cow_map::CowMap;
 use etcd_schema::{
-    BackendKind, Key, NetworkConfig, OutsidePeer, PeerName, SubnetKey, SubnetLease, Violations, config_change,
-    config_conflicts, peer_conflicts,
+    BackendKind, Key, NetworkConfig, NodeId, NodeRecord, OutsidePeer, PeerName, SubnetKey, SubnetLease, Violations,
+    config_change, config_conflicts, node_conflicts, peer_conflicts,
 };
 use ipnet::IpNet;
 use mesh::problem::{Problem, ProblemCode};
@@ -29,6 +29,8 @@ pub(crate) struct Judge<'a> {
     pub(crate) subnets: &'a CowMap<SubnetKey, Record<SubnetLease>>,
     /// The outside peers in force.
     pub(crate) peers: &'a CowMap<PeerName, Record<OutsidePeer>>,
+    /// The nodes' records in force.
+    pub(crate) nodes: &'a CowMap<NodeId, Record<NodeRecord>>,
 }
 
 impl Judge<'_> {
@@ -78,7 +80,11 @@ impl Judge<'_> {
                 }),
             ));
         }
-        let violations = self.before.and_then(|before| self.covered_peers(before, new).err())?;
+        let before = self.before?;
+        if let Some(violations) = self.covered_node(before, new) {
+            return Some(problem(violations, "put networks that contain no endpoint or address of a node".into()));
+        }
+        let violations = self.covered_peers(before, new).err()?;
         Some(problem(
             violations.to_string(),
             "put networks that do not overlap prefixes of external peers, or delete or change those peers below \
@@ -97,6 +103,16 @@ impl Judge<'_> {
             .iter()
             .find(|(key, record)| counts(key, record) && !new.is_some_and(|new| new.covers(key)))
             .map(|(key, _)| *key)
+    }
+
+    /// The first node that the mesh has accepted and `new` would cut off, because a network of it contains the node's
+    /// underlay. One that was written after `new` is judged against it.
+    fn covered_node(&self, before: &Record<NetworkConfig>, new: &Record<NetworkConfig>) -> Option<String> {
+        self.nodes.iter().find_map(|(id, node)| {
+            let accepted = node.mod_revision < new.mod_revision && node_conflicts(&node.value, &before.value).is_ok();
+            let conflict = accepted.then(|| node_conflicts(&node.value, &new.value).err()).flatten()?;
+            Some(format!("it would cut off node {} ({id}): {conflict}", node.value.name))
+        })
     }
 
     /// Whether `new` leaves alone the outside peers that the mesh has accepted. A peer that was written after `new`

@@ -162,12 +162,12 @@ impl Planner {
         }
     }
 
-    /// Nothing may be carried: no paths and no peers. The floor and the guard stay under what was in force, or pods'
-    /// packets would leave in the clear by the default route.
+    /// Nothing may be carried: no paths and no peers. The floor and the guard stay under what was in force, and lie under
+    /// every network that covers nothing of the underlay, or pods' packets would leave in the clear by the default route.
     fn empty(&mut self, inputs: &Inputs<'_>, problems: Vec<Problem>) -> Plan {
         *self = Self::default();
         let mtu = inputs.mtu();
-        let floor = inputs.observed.programmed.clone();
+        let floor = inputs.floor_of_empty();
         Plan {
             kernel: inputs.desired(
                 mtu,

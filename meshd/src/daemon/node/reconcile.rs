@@ -79,7 +79,10 @@ impl Node {
         if subnets.is_empty() {
             let gone = matches!(
                 self.control.status.borrow().state,
-                MembershipState::SubnetLost { .. } | MembershipState::Removed | MembershipState::Cloned { .. }
+                MembershipState::SubnetLost { .. }
+                    | MembershipState::NoNetwork { .. }
+                    | MembershipState::Removed
+                    | MembershipState::Cloned { .. }
             );
             // Plugins that read it would go on giving out addresses that are another node's.
             if gone

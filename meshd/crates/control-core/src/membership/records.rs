@@ -298,9 +298,12 @@ fn own_networks(context: &Context<'_>) -> Option<ClusterNetworks> {
     context.store.view().config.as_ref()?.value.of_cluster(&context.facts.cluster).copied()
 }
 
-/// A key without lease that names this node, or else nobody and its public address.
+/// A key without lease that names this node, or else no node and its public address: that may be a node's of another
+/// cluster, too, so it counts in this one's networks only.
 fn reservation(context: &Context<'_>) -> Option<SubnetKey> {
     let facts = context.facts;
+    let networks = own_networks(context);
+    let is_own = |key: &SubnetKey| networks.is_some_and(|networks| networks.cover(key));
     let by_address = |lease: &SubnetLease| {
         lease.node.is_none()
             && (lease.public_ip.is_some() && lease.public_ip == facts.public_ipv4
@@ -310,7 +313,7 @@ fn reservation(context: &Context<'_>) -> Option<SubnetKey> {
     context
         .store
         .subnets()
-        .filter(|(_, kept, lease)| kept.lease.is_none() && (by_node(lease) || by_address(lease)))
+        .filter(|(key, kept, lease)| kept.lease.is_none() && (by_node(lease) || (by_address(lease) && is_own(key))))
         .min_by_key(|(key, kept, lease)| (!by_node(lease), kept.create_revision, **key))
         .map(|(key, _, _)| *key)
 }

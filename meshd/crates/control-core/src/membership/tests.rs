@@ -1171,6 +1171,20 @@ fn of_clones_exactly_one_goes_on_whatever_happened() {
     }
 }
 
+/// Two nodes may have one address, behind NATs of two sites.
+#[test]
+fn a_reservation_by_address_is_for_nodes_of_that_networks_cluster() {
+    let mut sim = Sim::new(3, 2);
+    sim.operator_puts("config", CLUSTERS);
+    sim.nodes[1].facts.cluster = "west".parse().unwrap();
+    sim.nodes[1].facts.public_ipv4 = sim.nodes[0].facts.public_ipv4;
+    sim.operator_puts("subnets/10.0.0.48-28", r#"{"PublicIP": "192.0.2.1"}"#);
+    sim.start(1);
+    sim.run(Duration::from_secs(20));
+    let MembershipState::Joined { subnet } = state_of(&sim, 1) else { panic!("{:?}", state_of(&sim, 1)) };
+    assert!(Key::Subnet(*subnet).to_string().starts_with("subnets/10.42.0."), "{subnet:?}");
+}
+
 #[test]
 fn each_node_draws_from_the_networks_of_its_cluster_and_waits_for_them() {
     let mut sim = Sim::new(7, 3);

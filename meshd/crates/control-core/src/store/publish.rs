@@ -106,6 +106,7 @@ impl Store {
             present: self.keys.contains_key(&Key::Config.to_string()),
             subnets: &view.subnets,
             peers: &view.peers,
+            nodes: &view.nodes,
         };
         self.config_problem = judge.refusal(candidate.as_ref());
         if self.config_problem.is_none() && view.config != candidate {

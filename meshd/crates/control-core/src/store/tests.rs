@@ -404,6 +404,32 @@ fn a_config_in_force_stays_in_force_after_a_restart_beside_a_subnet_outside_of_i
 }
 
 #[test]
+fn a_config_that_would_cut_off_a_node_waits_for_it() {
+    let now = Instant::now();
+    let mut source = mesh(1);
+    let record = node("z").replace(r#""endpoints": []"#, r#""endpoints": ["10.42.0.7:51820"]"#);
+    source.put("nodes/z", &record);
+    let mut store = listed(&source, now);
+    let config = |cidr: &str| {
+        format!(
+            r#"{{"Networks": [{{"cidr": "10.0.0.0/16"}}, {{"cidr": "{cidr}", "cluster": "west"}}], "LeaseTTL": 60}}"#
+        )
+    };
+    store.changed(now, vec![source.put("config", &config("10.42.0.0/16"))]);
+    let view = store.view();
+    assert_eq!(codes(&view), [ProblemCode::ConfigRefused]);
+    assert!(view.problems[0].cause.contains("cut off node") && view.problems[0].cause.contains("10.42.0.7"));
+    assert_eq!(view.config.as_ref().unwrap().value.networks().count(), 1, "the previous one stays");
+    store.changed(now, vec![source.put("config", &config("10.43.0.0/16"))]);
+    assert!(store.view().problems.is_empty());
+    // One that was written after it yields to it.
+    source.put("config", &config("10.44.0.0/16"));
+    source.put("nodes/z", &record.replace("10.42.0.7", "10.44.0.7"));
+    store.listed(now, source.list());
+    assert_eq!(store.view().config.as_ref().unwrap().value.networks().nth(1), "10.44.0.0/16".parse().ok());
+}
+
+#[test]
 fn a_config_that_covers_an_accepted_outside_peer_waits_for_it() {
     let now = Instant::now();
     let mut source = mesh(1);

@@ -115,9 +115,26 @@ impl<'a> Inputs<'a> {
     pub(super) fn admitted(&self) -> Result<Option<Problem>, Option<Problem>> {
         let Some(config) = &self.snapshot.network else { return Err(None) };
         let problem = self.refuses(config);
-        // What is in force is not withdrawn because the underlay has moved into it.
-        let in_force = self.snapshot.networks().eq(self.observed.programmed.networks.iter().copied());
-        if problem.is_some() && !in_force { Err(problem) } else { Ok(problem) }
+        // What is in force is not withdrawn because the underlay has moved into it, nor by a change of other networks.
+        let is_in_force = |net: &IpNet| self.observed.programmed.networks.contains(net);
+        let mut refused = self.snapshot.networks().filter(|net| !is_supported(config.backend.kind) || self.covers(net));
+        if problem.is_some() && !refused.all(|net| is_in_force(&net)) { Err(problem) } else { Ok(problem) }
+    }
+
+    /// Whether the network covers an address that must stay reachable.
+    fn covers(&self, network: &IpNet) -> bool {
+        covered(std::slice::from_ref(network), &self.local.protected).is_some()
+    }
+
+    /// What stays closed while nothing may be carried: what was in force, and every network that is none of the underlay's.
+    pub(super) fn floor_of_empty(&self) -> kernel_state::Floor {
+        let mut floor = self.observed.programmed.clone();
+        for network in self.snapshot.networks().filter(|network| !self.covers(network)) {
+            if !floor.networks.contains(&network) {
+                floor.networks.push(network);
+            }
+        }
+        floor
     }
 
     /// This node's overlay address of each family.

@@ -158,7 +158,10 @@ fn a_network_that_covers_the_underlay_programs_nothing() {
     let config = DUAL.replace("10.244.0.0/16", "192.168.0.0/16");
     let plan = plan(&snapshot(&config), &local(), &Observed::default());
     assert_eq!(plan.problems[0].code.as_str(), "covers_underlay");
-    assert!(plan.kernel.routes.is_empty() && plan.kernel.floor == Floor::default() && plan.tunnel.peers.is_empty());
+    assert!(plan.kernel.routes.is_empty() && plan.tunnel.peers.is_empty());
+    // Packets to the other network leave by no default route.
+    assert_eq!(plan.kernel.floor, Floor { networks: vec![net("fd42:244::/48")], outside: Vec::new() });
+    assert_eq!(plan.kernel.firewall.networks, [net("fd42:244::/48")]);
 }
 
 #[test]
@@ -168,6 +171,18 @@ fn what_is_in_force_stays_when_the_underlay_moves_into_it() {
     let networks = vec![net("10.244.0.0/16"), net("fd42:244::/48")];
     let programmed = Floor { networks, outside: Vec::new() };
     let observed = Observed { programmed, ..Observed::default() };
+    let plan = plan(&snapshot(DUAL), &local, &observed);
+    assert_eq!(plan.problems[0].code.as_str(), "covers_underlay");
+    assert_eq!(plan.kernel.routes.len(), 4);
+}
+
+#[test]
+fn a_change_of_other_networks_takes_nothing_away_from_a_node_whose_underlay_has_moved() {
+    let mut local = local();
+    local.protected.push((ip("10.244.9.9"), "this node's address on eth1".to_owned()));
+    // One has gone since, one has come.
+    let networks = vec![net("10.99.0.0/16"), net("10.244.0.0/16")];
+    let observed = Observed { programmed: Floor { networks, outside: Vec::new() }, ..Observed::default() };
     let plan = plan(&snapshot(DUAL), &local, &observed);
     assert_eq!(plan.problems[0].code.as_str(), "covers_underlay");
     assert_eq!(plan.kernel.routes.len(), 4);
