@@ -23,7 +23,7 @@ use crate::{
         port_unreachable,
     },
     identity::{Listener, answers, send_unbound},
-    objects::put_policy,
+    objects::{delete_policy, put_policy},
     probe::Server,
 };
 
@@ -393,6 +393,53 @@ fn of_what_goes_to_groups_an_isolated_pod_gets_what_networks_need() {
         if at_server.hears(b"discover") { Ok(()) } else { Err("it is not".to_owned()) }
     });
     refused_at_its_source(&bridged);
+}
+
+/// A router on a bridge: what it may send from besides its own addresses is its alone, and judged as its own.
+#[test]
+fn on_a_bridge_a_router_alone_sends_from_what_it_is_allowed() {
+    let bridged = Bridged::start_by("policy-bridge-router", own_bridge);
+    let Bridged { mesh, pods: [db, _, third] } = &bridged;
+    let east1 = mesh.node("east1");
+    let allowed = json!({
+        "mode": "bridge", "bridge": "shop0", "allowedSources": ["172.31.66.0/24", "fd66::/64"],
+        "pod": {"namespace": "shop", "labels": {"app": "router"}},
+    });
+    let router = east1.cni("1.0.0", &allowed).pod("router");
+    await_in_force(mesh);
+    let gateway = mac(east1.host(), "shop0");
+    let [own, others] = [third, &router].map(|pod| mac(pod, "eth0"));
+    for (v6, source, outside) in [(false, "172.31.66.7", "203.0.113.10"), (true, "fd66::7", "2001:db8:3::10")] {
+        let source: IpAddr = source.parse().unwrap();
+        let overlay = east1.overlay().into_iter().find(|ip| ip.is_ipv6() == v6).unwrap();
+        let places: [(&Namespace, _, _); 3] = [
+            (east1.host(), gateway, overlay),
+            (&mesh.sites.store, gateway, outside.parse().unwrap()),
+            (db, mac(db, "eth0"), of(db, v6)),
+        ];
+        for (place, station, to) in places {
+            let listener = Listener::on(place, !v6, PORT);
+            let arrives = |from: &CniPod, as_station: &[u8], port: u16, marker: &[u8]| {
+                let packet = datagram((source, port), (to, PORT), marker);
+                Wire::on(from, "eth0").send(&[frame(&station, as_station, &packet)]);
+                listener.hears(marker)
+            };
+            await_ok(&format!("the router's packet to {to} to arrive"), SOON, || {
+                if arrives(&router, &others, PORT, b"routed") { Ok(()) } else { Err("it does not".to_owned()) }
+            });
+            for (number, as_station) in (0_u8..).zip([own, others]) {
+                let marker = [b'b', number, b'd'];
+                assert!(!arrives(third, &as_station, 7001, &marker), "{to} gets a packet from {source} of another pod");
+            }
+            let spec = json!({"podSelector": {"matchLabels": {"app": "router"}}, "policyTypes": ["Egress"]});
+            put_policy(&mesh.etcd, "shop", "router", &spec);
+            await_in_force(mesh);
+            // Another port: what has begun is another question.
+            assert!(!arrives(&router, &others, 7002, b"denied"), "{to} gets what the router's policies refuse");
+            delete_policy(&mesh.etcd, "shop", "router");
+            await_in_force(mesh);
+        }
+    }
 }
 
 /// Groups, the broadcast addresses, an unused address and a neighbour's: destinations that no rule for the
