@@ -12,7 +12,7 @@ use std::{
 };
 
 use cni::interface::mac_text;
-use integration::{CniPod, CniRuntime, MeshdNode, Namespace, Wire, await_ok};
+use integration::{CniPod, CniRuntime, MeshdNode, Namespace, Pod, Wire, await_ok};
 use serde_json::{Value, json};
 
 use crate::{
@@ -387,12 +387,72 @@ fn of_what_goes_to_groups_an_isolated_pod_gets_what_networks_need() {
         from_server.send(&[frame(&BROADCAST, &mac(&server, inside), &offer)]);
         if at_db.hears(b"offer") { Ok(()) } else { Err("it is not".to_owned()) }
     });
+    let offer = datagram((third.v4(), 67), (Ipv4Addr::BROADCAST.into(), 68), b"a pod's");
+    wire.send(&[frame(&BROADCAST, &own, &offer)]);
+    assert!(!at_db.hears(b"a pod's"), "an isolated pod hears another pod's DHCP offer");
     await_ok("a DHCP client to be heard", SOON, || {
         let discover = datagram(([0; 4].into(), 68), (Ipv4Addr::BROADCAST.into(), 67), b"discover");
         Wire::on(db, "eth0").send(&[frame(&BROADCAST, &db_mac, &discover)]);
         if at_server.hears(b"discover") { Ok(()) } else { Err("it is not".to_owned()) }
     });
+    infrastructure_of_ipv6_arrives(&bridged, &server);
     refused_at_its_source(&bridged);
+}
+
+/// What a router, a DHCPv6 server and listeners send to an isolated pod's port.
+fn infrastructure_of_ipv6_arrives(bridged: &Bridged, server: &Pod) {
+    let Bridged { mesh, pods: [db, _, third] } = bridged;
+    // Snooping would decide which port hears of listeners; this is about the rules.
+    mesh.node("east1").host().ip(&["link set cni0 type bridge mcast_snooping 0"]);
+    let mut at_db = Capture::on(db, "eth0");
+    let [all, listeners]: [Ipv6Addr; 2] = ["ff02::1", "ff02::16"].map(|text| text.parse().unwrap());
+    let to_db = link_local(db, "eth0");
+    let group: Ipv6Addr = "ff02::77".parse().unwrap();
+    // Behind a router alert, as listeners and routers send them.
+    let mld = |from: Ipv6Addr, to: Ipv6Addr, hops: u8, message: &[u8]| {
+        let plain = icmpv6(from, to, hops, message.to_vec());
+        ipv6(from, to, 0, hops, &[&[58, 0, 5, 2, 0, 0, 1, 0], &plain[40..]].concat())
+    };
+    let query = [&[130, 0, 0, 0, 0x27, 0x10, 0, 0][..], &[0; 16], &[2, 125, 0, 0]].concat();
+    let report = [&[143, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0][..], &group.octets()].concat();
+    let advertisement = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    let offer = |from: Ipv6Addr, ports: (u16, u16)| datagram((from.into(), ports.0), (to_db.into(), ports.1), b"offer");
+    let (station, groups) = (mac(db, "eth0"), [0x33, 0x33, 0, 0, 0, 1]);
+    let inside = server.interface().name();
+    let mut hears = |place: &Namespace, interface: &str, to: &[u8; 6], packet: &[u8], patience: Duration| {
+        Wire::on(place, interface).send(&[frame(to, &mac(place, interface), packet)]);
+        at_db.hears_within(patience, packet)
+    };
+    let router = link_local(server, inside);
+    for (what, to, packet) in [
+        ("a router advertisement", &groups, icmpv6(router, all, 255, advertisement.to_vec())),
+        ("an MLD query", &groups, mld(router, all, 1, &query)),
+        ("an MLD report", &groups, mld(router, listeners, 1, &report)),
+        ("a DHCPv6 server", &station, offer(router, (547, 546))),
+    ] {
+        assert!(hears(server, inside, to, &packet, SOON), "an isolated pod does not hear {what}");
+    }
+    for (what, to, packet) in [
+        ("an advertisement that was passed on", &groups, icmpv6(router, all, 254, advertisement.to_vec())),
+        ("a query that was passed on", &groups, mld(router, all, 2, &query)),
+        ("another service than DHCPv6", &station, offer(router, (546, 546))),
+        ("another client than DHCPv6's", &station, offer(router, (547, 547))),
+    ] {
+        assert!(!hears(server, inside, to, &packet, PATIENCE), "an isolated pod hears {what}");
+    }
+    // A pod is a listener, and neither router nor server.
+    let pod = link_local(third, "eth0");
+    assert!(
+        hears(third, "eth0", &groups, &mld(pod, listeners, 1, &report), SOON),
+        "a pod's MLD report does not arrive"
+    );
+    for (what, to, packet) in [
+        ("query", &groups, mld(pod, all, 1, &query)),
+        ("router advertisement", &groups, icmpv6(pod, all, 255, advertisement.to_vec())),
+        ("DHCPv6 offer", &station, offer(pod, (547, 546))),
+    ] {
+        assert!(!hears(third, "eth0", to, &packet, PATIENCE), "an isolated pod hears another pod's {what}");
+    }
 }
 
 /// A router on a bridge: what it may send from besides its own addresses is its alone, and judged as its own.

@@ -54,15 +54,16 @@ const TO_GROUP: &str = "ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00";
 const OTHERS_STATION: &str = "oifname @with_mac ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 \
      oifname . ether daddr != @stations counter drop";
 
-/// What an isolated pod gets although no policy allows it, and what passes between link-local addresses.
+/// What an isolated pod gets although no policy allows it, and what passes between link-local addresses. DHCP servers are
+/// hosts on the bridge, never pods: a pod could configure its neighbours.
 const INFRASTRUCTURE: [&str; 5] = [
     "ether type arp return",
     "ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert, \
      nd-redirect } return",
     "ip6 hoplimit 1 icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } \
      return",
-    "ip6 nexthdr udp udp sport 547 udp dport 546 return",
-    "ip protocol udp udp sport 67 udp dport 68 return",
+    "iifname != @attached ip6 nexthdr udp udp sport 547 udp dport 546 return",
+    "iifname != @attached ip protocol udp udp sport 67 udp dport 68 return",
 ];
 
 /// Ports whose pods policies isolate: what is not for their addresses is no flow that they could judge.
