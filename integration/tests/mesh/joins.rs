@@ -73,6 +73,9 @@ fn removed_running_and_away_and_let_in_again() {
     remove(east1, &mesh, "west1");
     remove(east1, &mesh, "west2");
     west2.await_status("to know that it is removed", SOON, |status| status["state"] == "removed");
+    let not_ready = await_code(west2, "/readyz", 503);
+    assert!(not_ready.contains("[-]identity failed"), "{not_ready}");
+    assert_eq!(await_code(west2, "/livez", 200), "ok");
     let others = [mesh.node("east1"), mesh.node("east2")];
     for node in others {
         for name in ["west1", "west2"] {
@@ -91,6 +94,7 @@ fn removed_running_and_away_and_let_in_again() {
     // One that is away cannot come back by itself either.
     west1.start();
     west1.await_status("to know that it is removed", SOON, |status| status["state"] == "removed");
+    await_code(west1, "/readyz", 503);
     assert!(mesh.etcd.get(&format!("/meshd/nodes/{away}")).is_none());
     ping(mesh.pod("west1"), mesh.pod("east1").v4()).assert_none_answered();
     mesh.sniffer.assert_clean();
@@ -101,6 +105,7 @@ fn removed_running_and_away_and_let_in_again() {
     for node in [west1, west2] {
         node.await_ready(SOON);
         await_well(node);
+        assert_eq!(await_code(node, "/readyz", 200), "ok");
         east1.await_path(node.name(), "wireguard", SOON);
     }
     for (name, node) in [("west1", west1), ("west2", west2)] {
@@ -373,6 +378,7 @@ fn a_node_cut_off_from_etcd_forwards_and_gives_way_when_it_comes_back() {
     await_until("the lease to run out", SOON, || mesh.etcd.get(&key).is_none().then_some(()));
     // Cut off, it knows nothing of that.
     assert_eq!(node.subnets(), subnets);
+    assert_eq!(await_code(node, "/readyz", 200), "ok");
     local.await_answer(SOON);
     let taken = json!({"PublicIP": "192.0.2.200"}).to_string();
     mesh.etcd.put(&key, &taken);
@@ -380,11 +386,14 @@ fn a_node_cut_off_from_etcd_forwards_and_gives_way_when_it_comes_back() {
     node.await_status("to say that its subnet is lost, and to have withdrawn it", SOON * 3, |status| {
         has_problem(status, "subnet_lost") && status["subnets"] == json!([])
     });
+    let not_ready = await_code(node, "/readyz", 503);
+    assert!(not_ready.contains("[-]subnet failed"), "{not_ready}");
     assert_eq!(mesh.etcd.get(&key).as_deref(), Some(taken.as_str()), "never overwritten");
     // The pod goes: nothing is attached any more.
     node.host().ip(&[&format!("link delete {}", mesh.pod("east1").host_interface().name())]);
     node.await_ready(SOON);
     assert_ne!(subnet_key(node), key);
+    assert_eq!(await_code(node, "/readyz", 200), "ok");
     assert_eq!(mesh.etcd.get(&key).as_deref(), Some(taken.as_str()), "never overwritten");
     await_well(node);
     let pod = node.pod("new");
