@@ -7,7 +7,12 @@
 //!                               etcd, stopped in some
 //! ```
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    net::{IpAddr, UdpSocket},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use integration::{
     Host, MeshdNode, TcpCheck, await_until, ping,
@@ -129,6 +134,39 @@ fn streams_live_through_sigterm_and_kill() {
     mesh.sniffer.assert_clean();
 }
 
+/// Without a call, the far end sends for 10 s without an answer before it calls itself: 13 to 15 s.
+const CALLED: Duration = Duration::from_secs(8);
+
+/// The near end has lost its sessions and has nothing to send: it calls its peers because it starts.
+#[test]
+fn what_only_the_far_end_sends_arrives_soon_behind_a_restart() {
+    let mesh = Mesh::start("one-way");
+    mesh.await_all_reach_each_other();
+    let (near, far) = (mesh.pod("east1"), mesh.pod("west1"));
+    for to in near.addresses() {
+        let receiver = near.enter(|| UdpSocket::bind((*to, 7000))).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let sender = far.enter(|| UdpSocket::bind((any, 0))).unwrap();
+        let arrives = || {
+            // Behind an error about an earlier one, a socket does not send.
+            let _ = sender.send_to(b"one way", (*to, 7000));
+            receiver.recv(&mut [0; 8]).is_ok().then_some(())
+        };
+        await_until("the datagrams to arrive", SOON, arrives);
+        mesh.node("east1").kill9();
+        while receiver.recv(&mut [0; 8]).is_ok() {}
+        let start = Instant::now();
+        mesh.node("east1").start();
+        await_until("the datagrams to arrive again", SOON, arrives);
+        let took = start.elapsed();
+        println!("{to}: again after {took:?}");
+        assert!(took < CALLED, "{to}: again after {took:?}");
+        await_well(mesh.node("east1"));
+    }
+    mesh.sniffer.assert_clean();
+}
+
 #[test]
 fn nothing_leaves_in_the_clear_without_a_daemon() {
     let mesh = Mesh::start("no-daemon");
@@ -240,7 +278,7 @@ fn after_a_boot_the_floor_lies_before_etcd_and_the_daemon_are_there() {
     let (node, from) = (mesh.node("east1"), mesh.pod("east1"));
     let addresses = mesh.pod("west1").addresses();
     let is_unreachable = || {
-        let lookup = |to: &std::net::IpAddr| node.host().try_run(&["ip", "route", "get", &to.to_string()]);
+        let lookup = |to: &IpAddr| node.host().try_run(&["ip", "route", "get", &to.to_string()]);
         addresses.iter().map(lookup).all(|output| !output.success() && output.stderr.contains("No route to host"))
     };
     mesh.etcd.stop();
