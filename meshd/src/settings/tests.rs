@@ -135,7 +135,7 @@ fn mistakes_of_the_file_and_of_the_flags_are_reported_together() {
     ] {
         assert!(error.contains(part), "{part} in:\n{error}");
     }
-    assert_eq!(error.lines().count(), 10, "{error}");
+    assert_eq!(error.lines().count(), 11, "{error}");
 }
 
 #[test]

@@ -205,6 +205,10 @@ mod tests {
         assert!(
             text.contains("etcdctl role grant-permission --prefix=true meshd-sync-east readwrite /meshd/k8s/east/\n")
         );
-        assert_eq!(text.matches("grant-permission").count(), 1, "{text}");
+        assert_eq!(text.matches("readwrite").count(), 1, "{text}");
+        for read in ["nodes/", "alive/", "removed/"] {
+            assert!(text.contains(&format!("meshd-sync-east read /meshd/{read}\n")), "{text}");
+        }
+        assert_eq!(text.matches("grant-permission").count(), 4, "{text}");
     }
 }
