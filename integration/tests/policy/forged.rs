@@ -47,8 +47,10 @@ fn marking(hook: &str, marks: &[u32]) -> String {
     )
 }
 
+/// A port that was closed just now may be held a moment longer, by a process that another test is starting.
+#[track_caller]
 fn bound(on: &Namespace, at: SocketAddr) -> UdpSocket {
-    on.enter(|| UdpSocket::bind(at)).unwrap()
+    await_ok("the port to be free", SOON, || on.enter(|| UdpSocket::bind(at)).map_err(|error| error.to_string()))
 }
 
 /// Sends one datagram from each port; then, once `open` has been called, another one until that arrives.
