@@ -96,7 +96,9 @@ impl Listener {
             if !v4 {
                 socket.set_only_v6(true).unwrap();
             }
-            socket.bind(&SocketAddr::new(any, port).into()).unwrap();
+            // One that was closed just now may be held a moment longer, by a process that another test is starting.
+            let at = SocketAddr::new(any, port).into();
+            await_ok("the port to be free", SOON, || socket.bind(&at).map_err(|error| error.to_string()));
             socket
         });
         Self(socket.into())
