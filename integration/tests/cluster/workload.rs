@@ -86,7 +86,7 @@ impl Cluster {
         self.api.try_kubectl(&["-n", namespace, "exec", pod, "--", "sh", "-c", script], "")
     }
 
-    /// What `pod` gets of an HTTP server: its answer, or why there is none.
+    /// What `pod` gets of an HTTP server: its answer, or why it sends no answer.
     #[track_caller]
     pub(crate) fn ask(&self, namespace: &str, pod: &str, url: &str) -> Result<String, String> {
         let output = self.exec(namespace, pod, &format!("curl -g -sS -m 3 http://{url}"));

@@ -174,7 +174,7 @@ fn a_source_of_the_other_clusters_network_is_refused() {
     mesh.await_all_reach_each_other();
     forger.await_reaches(east.addresses().to_vec());
 
-    // Through the tunnel: a pod of cluster west, and an address of its network that is nobody's.
+    // Through the tunnel: a pod of cluster west, and an unused address of its network.
     for source in [west.v4(), west.v6(), "10.42.255.200".parse().unwrap()] {
         let destination = if source.is_ipv4() { east.v4() } else { east.v6() };
         let len = if source.is_ipv4() { 32 } else { 128 };

@@ -41,7 +41,7 @@ pub struct ControlCore {
     cache_usable: bool,
     /// The session in use, with its member.
     session: Option<(SessionNumber, String)>,
-    /// Whether the membership knows of the session: it is told once the list is in.
+    /// Whether the membership knows of the session: it learns of it once the list is in.
     announced: bool,
     /// The same as a problem, until everything is known again.
     unreachable: Option<Problem>,

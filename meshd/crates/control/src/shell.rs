@@ -207,7 +207,7 @@ fn number(session: Option<&Session>) -> u64 {
     session.map_or(0, Session::generation)
 }
 
-/// Waits for the end of the write under way; for ever when there is none.
+/// Waits for the end of the write under way; for ever without one.
 async fn written(writing: &mut Option<JoinHandle<Duration>>) -> Duration {
     match writing {
         Some(write) => {

@@ -149,7 +149,7 @@ impl World {
         }
     }
 
-    /// Invariant 1, of what the kernel holds, whoever put it there.
+    /// Invariant 1, of what the kernel holds, whichever program put it there.
     fn check_kernel(&self, node: usize) {
         let (seed, machine) = (self.seed, &self.machines[node]);
         let kernel = &machine.kernel;

@@ -2,7 +2,7 @@
 //!
 //! A Node that is one of the mesh gets the conditions `NetworkUnavailable`, from which Kubernetes makes a taint, and
 //! `meshd.io/NetworkReady`; once its node is ready, it loses the taint `meshd.io/agent-not-ready` that kubelet may have
-//! registered it with. Others' changes of these are undone. A Node that is none of the mesh is left as it is; one that was
+//! registered it with. Others' changes of these are undone. A Node outside the mesh is left as it is; one that has left it
 //! loses the conditions.
 //!
 //! What is not known changes nothing: an etcd that is away, a term that has just begun, a daemon that was restarted just

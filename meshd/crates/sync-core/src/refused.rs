@@ -43,7 +43,7 @@ struct Metadata {
 /// What nodes of this version say of the object's value, if they refuse it.
 #[must_use]
 pub fn refused(keys: &ClusterKeys, object: &Object) -> Option<Refused> {
-    // Nodes name a key that is none in their status.
+    // Nodes name an invalid key in their status.
     let Ok(Key::Kubernetes(_, key)) = Key::parse(&keys.object(object.kind, &object.path)) else { return None };
     let refusal = objects::read(&key, &object.value, true).err()?;
     let effect = objects::effect(&key, refusal.stand_in.as_deref());

@@ -161,7 +161,7 @@ impl Plugin {
 
     fn pod(&self) -> anyhow::Result<Pod> {
         let mut command = self.kubectl();
-        // In no other: whoever may make pods in some namespace could stand in for the daemon.
+        // In one namespace: a user who may create pods in another could impersonate the daemon.
         command.args(["get", "pods", "--namespace", &self.namespace, "--selector", SELECTOR, "--output", "json"]);
         if let Some(node) = &self.node {
             command.args(["--field-selector", &format!("spec.nodeName={node}")]);

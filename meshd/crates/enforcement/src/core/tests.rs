@@ -167,7 +167,7 @@ impl Machine {
             Work::ReadHost { .. } => Done::HostRead(self.host.clone()),
             Work::Close(_) if failed => Done::Closed(Err(error())),
             Work::Close(frame) => {
-                assert!(self.gate.is_none(), "seed {seed}: the gate stands open over rules that close");
+                assert!(self.gate.is_none(), "seed {seed}: the gate is open over rules that close");
                 self.closed = Some(*frame);
                 Done::Closed(Ok(()))
             }

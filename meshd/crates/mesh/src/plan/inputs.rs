@@ -126,7 +126,7 @@ impl<'a> Inputs<'a> {
         covered(std::slice::from_ref(network), &self.local.protected).is_some()
     }
 
-    /// What stays closed while nothing may be carried: what was in force, and every network that is none of the underlay's.
+    /// What stays closed while nothing may be carried: what was in force, and every network that covers no underlay address.
     pub(super) fn floor_of_empty(&self) -> kernel_state::Floor {
         let mut floor = self.observed.programmed.clone();
         for network in self.snapshot.networks().filter(|network| !self.covers(network)) {
