@@ -17,6 +17,7 @@ mod nat;
 mod outside_peer;
 mod outside_peers;
 mod paths;
+mod replayed;
 mod restart;
 mod traffic;
 mod two_sites;
