@@ -4,7 +4,10 @@
 //!   east1 (pods client, db; a service on an address of the node) ── router ── west1 (pod far)
 //! ```
 
-use std::net::{IpAddr, UdpSocket};
+use std::{
+    net::{IpAddr, UdpSocket},
+    time::Duration,
+};
 
 use integration::{Host, Namespace, await_ok};
 use serde_json::{Value, json};
@@ -118,6 +121,71 @@ fn nothing_is_reversed_for_packets_that_are_not_tracked() {
     reach(true, "answers that a rule lets out");
 }
 
+/// Packets that the rules of the policies have refused on this node, in either direction.
+fn refused(host: &Host) -> u64 {
+    let rules =
+        ["refused_in", "refused_out"].map(|chain| host.run(&format!("nft list chain inet meshd_policy {chain}")));
+    let counted = |text: &str| -> u64 {
+        let counts = text.split("counter packets ").skip(1).filter_map(|rest| rest.split_whitespace().next());
+        counts.map(|count| count.parse::<u64>().unwrap()).sum()
+    };
+    rules.iter().map(|output| counted(&output.stdout)).sum()
+}
+
+/// A reply that is refused, although the request passes, is named with the policy that refuses it.
+#[test]
+fn refused_replies_that_are_not_tracked_are_explained_shown_and_counted() {
+    let mesh = mesh("policy-untracked-replies", 1);
+    let (east1, db) = (mesh.node("east1"), mesh.pod("east1"));
+    let client = east1.pod("client");
+    put_pod(&mesh.etcd, ("shop", "db"), &json!({"app": "db"}), "east1", db.addresses());
+    put_pod(&mesh.etcd, ("shop", "client"), &json!({"app": "client"}), "east1", client.addresses());
+    not_tracked(east1.host(), 5432);
+    let ends = [(client.v4(), db.v4()), (client.v6(), db.v6())];
+    let servers = ends.map(|(_, server)| Server::start(db, server, 5432));
+    let from_client = json!({"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]});
+    let closed = |app: &str, direction: &str, port: u16| {
+        let (types, rules) = match direction {
+            "ingress" => (&["Ingress"][..], json!({})),
+            _ => (&["Ingress", "Egress"][..], from_client.clone()),
+        };
+        put_policy(&mesh.etcd, "shop", app, &isolated(app, types, &rules));
+        await_in_force(&mesh);
+        for (own, server) in ends {
+            let (request, reply) = (format!("{own} to {server}"), format!("{server} to {own}"));
+            let before = refused(east1.host());
+            let socket = client.enter(|| UdpSocket::bind((own, port))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            socket.send_to(b"request", (server, 5432)).unwrap();
+            assert!(socket.recv(&mut [0; 16]).is_err(), "{reply}: passes");
+            assert!(refused(east1.host()) > before, "{reply}: is not counted");
+            let flow = await_flow(east1, &reply, |flow| {
+                flow["verdict"] == "denied" && flow["destination"] == json!(own) && flow["port"] == port
+            });
+            assert_eq!((&flow["source"], &flow["sourcePod"]), (&json!(server), &json!("shop/db")), "{flow}");
+            assert_eq!((&flow["direction"], &flow["at"]), (&json!(direction), &json!("nftables")), "{flow}");
+            assert!(flow["why"].as_str().is_some_and(|why| why.contains(&format!("shop/{app}"))), "{flow}");
+            let explain = |from: &str, to: &IpAddr, service: String| {
+                let explained = east1.meshctl(&["-o", "json", "policy", "explain", from, &to.to_string(), &service]);
+                let answer: Value = serde_json::from_str(&explained.stdout).unwrap();
+                (explained.code(), answer)
+            };
+            let (code, explained) = explain("shop/client", &server, "udp/5432".to_owned());
+            assert_eq!(code, Some(0), "{request}: {explained}");
+            let (code, explained) = explain("shop/db", &own, format!("udp/{port}"));
+            assert_eq!((code, &explained[direction]["allowed"]), (Some(6), &json!(false)), "{reply}: {explained}");
+            let text = explained[direction]["text"].to_string();
+            assert!(text.contains(&format!("shop/{app}")), "{reply}: {text}");
+        }
+    };
+    for server in &servers {
+        server.assert_reached(&client);
+    }
+    closed("client", "ingress", 40_001);
+    mesh.etcd.del("/meshd/networkpolicies/shop/client");
+    closed("db", "egress", 40_002);
+}
+
 /// The node's own processes reach its pods, and what answers them is let pass as the pod's rules say.
 #[test]
 fn the_nodes_own_packets_are_its_own_without_tracking() {
@@ -158,7 +226,7 @@ fn answers_by_the_tunnel_pass_and_nothing_new_does() {
             assert!(!server.tcp_answers(client), "{address} answers by TCP");
         }
         let back = client.enter(|| UdpSocket::bind((own, 5432))).unwrap();
-        back.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+        back.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         far.enter(|| UdpSocket::bind((address, 0))).unwrap().send_to(b"new", (own, 5432)).unwrap();
         assert!(back.recv(&mut [0; 16]).is_err(), "a new datagram reaches {own}");
     }
