@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, sync::OnceLock, thread, time::Duration};
 
-use crate::{Host, Output, Process, await_until};
+use crate::{Host, Namespace, Output, Process, await_until};
 
 /// Boots one; runs inside the host's network namespace.
 const BOOT: &str = include_str!("machine.sh");
@@ -78,6 +78,20 @@ impl Machine {
         let pid = self.pid.get_or_init(|| self.await_boot());
         let target = format!("/proc/{pid}/root{to}");
         fs::copy(file, &target).unwrap_or_else(|error| panic!("{} to {target}: {error}", file.display()));
+    }
+
+    /// Makes a namespace of the Lab a container's here, below `/run/netns` by its name.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    #[track_caller]
+    pub fn lend(&self, namespace: &Namespace) {
+        let pid = self.pid.get_or_init(|| self.await_boot());
+        let path = namespace.path().to_string_lossy();
+        let here = format!("/run/netns/{}", path.rsplit('/').next().unwrap_or_default());
+        // By a file that is open, since neither sees the other's mounts.
+        let script = r#"exec 9<"$0"; nsenter -t "$1" -m -p bash -c 'mkdir -p /run/netns; touch "$0"; mount --no-canonicalize --bind /proc/self/fd/9 "$0"' "$2""#;
+        self.host.run_args(&["bash", "-euc", script, &path, pid, &here]);
     }
 
     /// Copies a file of it to this machine.

@@ -30,7 +30,7 @@ pub(crate) fn left_in_kernel(host: &Host) -> Vec<String> {
         .collect()
 }
 
-fn status(machine: &Machine) -> Result<Value, String> {
+pub(crate) fn status(machine: &Machine) -> Result<Value, String> {
     let output = machine.try_sh("meshctl -o json status");
     serde_json::from_str(&output.stdout).map_err(|_| output.describe())
 }

@@ -9,6 +9,7 @@ mod debian;
 mod docs;
 mod kubernetes;
 mod package;
+mod upgrade;
 
 use std::time::Duration;
 
