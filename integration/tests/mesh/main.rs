@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
 mod addresses;
+mod calls;
 mod clusters;
 mod crypto_routing;
 mod docs;
