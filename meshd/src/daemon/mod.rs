@@ -10,8 +10,8 @@ mod forwarding;
 mod handshakes;
 mod nftables;
 mod node;
-mod pace;
 mod peer_config;
+mod peer_memory;
 mod peers;
 mod privilege;
 mod proven;
@@ -21,7 +21,6 @@ mod reach;
 mod readiness;
 mod roamed;
 mod underlay;
-mod wake;
 
 use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Instant};
 

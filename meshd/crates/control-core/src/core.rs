@@ -19,7 +19,7 @@ use mesh::{
 };
 use tracing::{debug, error, info, warn};
 
-pub use self::interface::{CacheContent, ControlStatus, Effect, Input, SessionNumber, Start};
+pub use self::interface::{CacheContent, CacheInfo, ControlStatus, Effect, Input, SessionNumber, Start};
 use super::{
     cache_schedule::CacheSchedule,
     endpoints::Endpoints,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use control_core::{
-    core::{ControlCore, ControlStatus, Start},
+    core::{CacheInfo, ControlCore, ControlStatus, Start},
     endpoints::EndpointRecords,
     membership::{LocalFacts, Membership},
     objects::ObjectSink,
@@ -84,16 +84,6 @@ impl EtcdAcceptor {
         answered.blocking_recv().ok()
     }
 }
-
-/// What was known at the start without etcd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheInfo {
-    /// How old it was then.
-    pub age: Duration,
-    /// Whether it may be forwarded by: it is not older than `LeaseTTL`. Otherwise wait for `View::synced`.
-    pub usable: bool,
-}
-
 /// Starts the control plane; needs a tokio runtime. Returns at once: etcd may be away.
 ///
 /// # Errors

@@ -23,4 +23,4 @@ mod watcher;
 #[cfg(test)]
 mod tests;
 
-pub use daemon::{CacheInfo, Control, EtcdAcceptor, Options, start};
+pub use daemon::{Control, EtcdAcceptor, Options, start};

@@ -55,7 +55,7 @@ pub use nft::{
 };
 pub use observed::{KernelRoute, KernelRule, Observed, ObservedTun, Target};
 pub use plan::{Plan, plan};
-pub use reconcile::{Others, ReconcileError, Report, SeenOthers};
+pub use reconcile::{ReconcileError, Report};
 pub use sysctl::{Saved, Setting, StateError, Sysctls};
 pub use underlay::{Neighbour, Underlay, UnderlayError, UnderlayFamily, UnderlaySelection};
 pub use watch::{KernelEvents, KernelWatch};

@@ -8,7 +8,7 @@ use std::{
 
 use mesh::{
     interface::InterfaceName,
-    kernel_state::{Desired, Floor},
+    kernel_state::{Desired, Floor, OthersRules, SeenOthers},
 };
 use netfilter::{NftMonitor, TableChanges};
 use thiserror::Error;
@@ -42,28 +42,6 @@ pub struct Report {
     pub met: Vec<Met>,
     /// What the last three are of.
     pub others: SeenOthers,
-}
-
-/// What a pass saw of other programs' rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SeenOthers {
-    /// They have not changed since they were read.
-    #[default]
-    Unchanged,
-    /// They were read, or failed to be.
-    Read,
-    /// They may have changed, and were not to be read: what was read last counts.
-    Kept,
-}
-
-/// Whether a pass may read other programs' nftables rules, if they have changed. Listing them takes as long as all
-/// rulesets of the machine are large, and they may change all the time: the caller sets the pace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Others {
-    /// They are read.
-    Read,
-    /// What was read last is taken for what is so.
-    Keep,
 }
 
 /// Why a pass could not even read the state. Nothing was changed.
@@ -114,7 +92,7 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ReconcileError`], when the state could not be read.
-    pub async fn reconcile(&self, desired: &Desired, others: Others) -> Result<Report, ReconcileError> {
+    pub async fn reconcile(&self, desired: &Desired, others: OthersRules) -> Result<Report, ReconcileError> {
         *self.settled() = None;
         let netlink = Rtnetlink::open_known(&self.ports)?;
         let mut report = Report::default();
@@ -159,7 +137,7 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ReconcileError`], when the state had to be read and could not be.
-    pub async fn follow(&self, desired: &Desired, others: Others) -> Result<Report, ReconcileError> {
+    pub async fn follow(&self, desired: &Desired, others: OthersRules) -> Result<Report, ReconcileError> {
         let Some(Settled { desired: last, mut observed, foreign_drops, not_forwarding, met }) = self.settled().take()
         else {
             return self.reconcile(desired, others).await;
@@ -273,7 +251,7 @@ impl Kernel {
         &self,
         netlink: &Rtnetlink,
         desired: &Desired,
-        others: Others,
+        others: OthersRules,
         report: &mut Report,
     ) -> Result<(Observed, ReadRuleset), ReconcileError> {
         let options = &self.options;
@@ -294,7 +272,7 @@ impl Kernel {
     }
 
     /// Listing a ruleset takes a process: it is done only when there is something new to see.
-    async fn observe_ruleset(&self, observed: &mut Observed, others: Others, report: &mut Report) -> ReadRuleset {
+    async fn observe_ruleset(&self, observed: &mut Observed, others: OthersRules, report: &mut Report) -> ReadRuleset {
         let known = self.remembered();
         let last = self.others_rules().clone();
         if let (Some(known), Some(last)) = (known, &last) {
@@ -310,7 +288,7 @@ impl Kernel {
                 return ReadRuleset::Unreadable;
             }
         }
-        if others == Others::Keep {
+        if others == OthersRules::Keep {
             Foreign { chains: observed.foreign, met: observed.met } = last.unwrap_or_default();
             report.others = SeenOthers::Kept;
             report.failures.extend(self.others_failure().clone());

@@ -15,7 +15,9 @@ use std::{net::IpAddr, path::PathBuf};
 
 use cow_map::CowMap;
 use ipnet::IpNet;
-use mesh::kernel_state::{Desired, Firewall, Floor, Forwarding, PrefixOn, PrefixVia, ProbeRoute, Route, RouteVia, Tun};
+use mesh::kernel_state::{
+    Desired, Firewall, Floor, Forwarding, OthersRules, PrefixOn, PrefixVia, ProbeRoute, Route, RouteVia, Tun,
+};
 use namespace::run;
 
 use super::*;
@@ -132,7 +134,7 @@ fn desired() -> Desired {
 
 /// Reconciles, and insists that nothing failed.
 async fn settle(kernel: &Kernel, desired: &Desired) -> Report {
-    let report = kernel.reconcile(desired, Others::Read).await.unwrap();
+    let report = kernel.reconcile(desired, OthersRules::Read).await.unwrap();
     assert_eq!(report.failures, [], "{:#?}", report.changes);
     report
 }
@@ -157,8 +159,8 @@ async fn settled(kernel: &Kernel, desired: &Desired) {
 #[test]
 fn futures_may_move_between_threads() {
     fn movable<T: Send>(_: impl FnOnce(&'static Kernel, &'static Desired, &'static mut KernelWatch) -> T) {}
-    movable(|kernel, desired, _| kernel.reconcile(desired, Others::Read));
-    movable(|kernel, desired, _| kernel.follow(desired, Others::Read));
+    movable(|kernel, desired, _| kernel.reconcile(desired, OthersRules::Read));
+    movable(|kernel, desired, _| kernel.follow(desired, OthersRules::Read));
     movable(|kernel, _, _| kernel.cleanup());
     movable(|kernel, _, _| kernel.drops());
     movable(|kernel, _, _| kernel.underlay(&UnderlaySelection::Auto));

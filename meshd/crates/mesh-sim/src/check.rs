@@ -121,7 +121,7 @@ impl World {
         one_owner(seed, &passed.plan.tunnel);
         self.check_proofs(node, passed);
         let running = self.processes[node].as_ref().unwrap();
-        let stance = running.node.stance(&running.status);
+        let stance = running.node.mesh().stance(&running.status);
         if running.planned_stance == Some(stance) && stance == Stance::Acts {
             self.check_peers_stay(node, passed);
         }
@@ -129,7 +129,7 @@ impl World {
         (running.planned_view, running.planned_stance) = (std::sync::Arc::clone(&running.view), Some(stance));
         if stance == Stance::Acts && self.rng.random_range(0..ORACLE) == 0 {
             let running = self.processes[node].as_ref().unwrap();
-            let mut fresh = plan(running.node.snapshot(), &running.local, &passed.observed);
+            let mut fresh = plan(running.node.mesh().snapshot(), running.node.local(), &passed.observed);
             fresh.kernel.firewall.accepted.clone_from(&passed.plan.kernel.firewall.accepted);
             assert_eq!(
                 fresh.kernel, passed.plan.kernel,
@@ -143,7 +143,7 @@ impl World {
             picture.see(&running.view);
             assert_eq!(
                 picture.snapshot().members,
-                running.node.picture().snapshot().members,
+                running.node.mesh().picture().snapshot().members,
                 "seed {seed}: {id}: the picture is not that from nothing"
             );
         }
@@ -179,7 +179,7 @@ impl World {
                 panic!("seed {seed}: {id}: {} has no owner and goes direct", route.dst);
             };
             let path = (owner.clone(), Family::V4);
-            let target = running.targets.peers.get(&path);
+            let target = running.node.targets().peers.get(&path);
             assert_eq!(
                 target.map(|target| target.next_hop),
                 Some(*via),

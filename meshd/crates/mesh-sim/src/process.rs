@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use control_core::{
-    core::{ControlCore, ControlStatus, SessionNumber, Start},
+    core::{CacheInfo, ControlCore, ControlStatus, SessionNumber},
     membership::{Identity, Membership},
     store::Store,
 };
@@ -15,20 +16,17 @@ use etcd_schema::NodeId;
 use ipnet::IpNet;
 use mesh::{
     address::Family,
-    kernel_state::{Desired, PrefixOn, RouteVia},
+    kernel_state::{PrefixOn, RouteVia, SeenOthers},
     path::{MacAddress, PathAgents},
     plan::{Local, Observed, Plan, UnderlayLink},
     records::{Revision, View},
-    target::{PathId, Targets},
+    target::PathId,
     tunnel_table::Table,
 };
-use node_core::{NodeCore, Stance};
+use node_core::{Done, Effect, Effects, Input, NodeCore, Reconciled, Stance, Start, Work};
 use rand::{Rng as _, rngs::StdRng};
 
 use crate::machine::{Machine, PORT, Refusal};
-
-/// How long to wait before trying again what the kernel refused.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// A running daemon.
 pub(crate) struct Process {
@@ -38,21 +36,17 @@ pub(crate) struct Process {
     pub(crate) control: ControlCore,
     pub(crate) node: NodeCore,
     pub(crate) agents: PathAgents,
-    pub(crate) local: Local,
     pub(crate) view: Arc<View>,
     pub(crate) status: ControlStatus,
-    pub(crate) cache_usable: bool,
     pub(crate) session: Option<SessionNumber>,
     pub(crate) sessions: SessionNumber,
     pub(crate) delivered: Revision,
     /// A stream keeps its order.
     pub(crate) deliver_after: Instant,
     pub(crate) audit_under_way: bool,
-    pub(crate) targets: Targets,
     pub(crate) table: Table,
-    pub(crate) desired: Option<Desired>,
-    pub(crate) plan: Option<Plan>,
-    pub(crate) retry_at: Option<Instant>,
+    /// Rules stand that no packet passes unjudged.
+    guarded: bool,
     /// When something of each peer's came through the tunnel.
     pub(crate) heard: HashMap<NodeId, Instant>,
     /// Paths over which an echo has come back, and those that were in use before this process started.
@@ -92,7 +86,8 @@ impl Process {
         }
         let membership =
             Membership::new(now, identity, machine.facts.clone(), previous, machine.attached, rng.random());
-        let control = ControlCore::new(now, Start { store, membership, cache_usable, hands_on: false });
+        let control =
+            ControlCore::new(now, control_core::core::Start { store, membership, cache_usable, hands_on: false });
         let (view, status) = (control.view(), control.status().clone());
         let direct = machine.kernel.routes.iter().filter_map(|route| match &route.via {
             RouteVia::Neighbour { via, .. } => Some((route.dst, *via)),
@@ -119,40 +114,37 @@ impl Process {
             ip_masq: false,
             forward_accept: false,
         };
+        let age = machine.disk.as_ref().map(|(_, written_at)| wall.saturating_sub(*written_at));
+        let cache = age.map(|age| CacheInfo { age, usable: cache_usable });
+        let start = Start { id: machine.id.clone(), observed, accepted, talking: Vec::new(), cache, local };
         let mut process = Self {
             number: machine.starts,
             incarnation,
-            node: NodeCore::new(now, machine.id.clone(), observed, accepted),
+            node: NodeCore::new(now, start),
             control,
             agents: PathAgents::default(),
-            local,
             planned_view: Arc::clone(&view),
             view,
             status,
-            cache_usable,
             session: None,
             sessions: 0,
             delivered: 0,
             deliver_after: now,
             audit_under_way: false,
-            targets: Targets::default(),
             table: Table::default(),
-            desired: None,
-            plan: None,
-            retry_at: None,
+            guarded: false,
             heard: HashMap::new(),
             echoed: BTreeSet::new(),
             resumed: BTreeSet::new(),
             planned_stance: None,
         };
-        process.node.see(&process.view, cache_usable);
+        process.node.step(now, Input::View(Arc::clone(&process.view)));
         process
     }
 
     /// When something is due.
     pub(crate) fn wakes_at(&self) -> Option<Instant> {
-        let deadlines =
-            [self.control.next_deadline(), self.agents.next_timer(), self.retry_at, self.node.next_deadline()];
+        let deadlines = [self.control.next_deadline(), self.agents.next_timer(), self.node.next_deadline()];
         deadlines.into_iter().flatten().min()
     }
 
@@ -161,47 +153,76 @@ impl Process {
         &mut self,
         now: Instant,
         machine: &mut Machine,
-        neighbours: &HashMap<std::net::IpAddr, MacAddress>,
+        neighbours: &HashMap<IpAddr, MacAddress>,
         rng: &mut StdRng,
     ) -> Option<Passed> {
-        let due = self.retry_at.is_some_and(|at| at <= now);
-        if due {
-            self.retry_at = None;
-        }
-        let stance = self.node.stance(&self.status);
-        if matches!(stance, Stance::Uninformed | Stance::Unconfirmed) {
-            return None;
-        }
-        self.node.act_on(&self.status);
-        if machine.kernel.refuses == Refusal::Policies && self.desired.is_none() {
-            self.retry_at = Some(now + RETRY);
-            return None;
-        }
-        let targets = self.node.targets(&self.local);
-        if targets != self.targets {
-            let resumes = !self.node.observed.direct_at_start.is_empty();
-            self.agents.set_targets(now, targets.clone(), |target| {
-                neighbours.get(&target.next_hop).copied().filter(|_| resumes)
-            });
-            self.echoed.retain(|path| targets.peers.contains_key(path));
-            let was_direct = targets.peers.iter().filter(|(_, target)| target.was_direct);
-            self.resumed.extend(was_direct.map(|(path, _)| path.clone()));
-            self.targets = targets;
-        }
-        self.node.observed.paths = self.agents.states();
+        let observations = [Input::Status(Box::new(self.status.clone())), Input::Paths(self.agents.states())];
         self.agents.take_changed();
-        let observed = self.node.observed.clone();
-        let plan = self.node.plan(now, &self.local);
-        let before = std::mem::replace(&mut self.table, plan.tunnel.clone());
-        if due || self.desired.as_ref() != Some(&plan.kernel) {
-            if machine.kernel.apply(&plan.kernel, rng) {
-                self.agents.routes_applied(now);
-            } else {
-                self.retry_at = Some(now + RETRY);
-            }
-            self.desired = Some(plan.kernel.clone());
+        for input in observations {
+            self.node.step(now, input);
         }
-        self.plan = Some(plan.clone());
-        Some(Passed { observed, plan, before })
+        let mut observed = Observed::default();
+        let mut input = Input::Pass;
+        loop {
+            // What the plan of this step would be made with.
+            match &input {
+                Input::Done(Done::Policies { .. }) => observed = self.node.mesh().observed().clone(),
+                Input::Done(Done::TargetsSet(states)) => observed.paths.clone_from(states),
+                _ => {}
+            }
+            let Effects { at_once, work } = self.node.step(now, input);
+            let mut plan = None;
+            for effect in at_once {
+                match effect {
+                    Effect::RoutesApplied => {
+                        self.agents.routes_applied(now);
+                    }
+                    Effect::Show(outcome) => plan = outcome.plan,
+                    _ => {}
+                }
+            }
+            match work {
+                Some(work) => input = Input::Done(self.work(now, work, machine, neighbours, rng)),
+                None => {
+                    let plan = plan?;
+                    let before = std::mem::replace(&mut self.table, plan.tunnel.clone());
+                    return Some(Passed { observed, plan, before });
+                }
+            }
+        }
+    }
+
+    fn work(
+        &mut self,
+        now: Instant,
+        work: Work,
+        machine: &mut Machine,
+        neighbours: &HashMap<IpAddr, MacAddress>,
+        rng: &mut StdRng,
+    ) -> Done {
+        match work {
+            Work::ReopenTun => Done::TunReopened(true),
+            Work::AwaitPolicies(_) => {
+                self.guarded |= machine.kernel.refuses != Refusal::Policies;
+                Done::Policies { guarded: self.guarded }
+            }
+            Work::SetTargets { targets, neighbours: on } => {
+                self.agents.set_targets(now, targets.clone(), |target| {
+                    neighbours.get(&target.next_hop).copied().filter(|_| !on.is_empty())
+                });
+                self.echoed.retain(|path| targets.peers.contains_key(path));
+                let was_direct = targets.peers.iter().filter(|(_, target)| target.was_direct);
+                self.resumed.extend(was_direct.map(|(path, _)| path.clone()));
+                self.agents.take_changed();
+                Done::TargetsSet(self.agents.states())
+            }
+            Work::ApplyTable(_) => Done::TableApplied(Vec::new()),
+            Work::Reconcile { desired, .. } => {
+                let applied = machine.kernel.apply(&desired, rng);
+                let others = Some(SeenOthers::Unchanged);
+                Done::Reconciled(Reconciled { failed: !applied, routes: applied, others, ..Reconciled::default() })
+            }
+            Work::SubnetEnv(_) => Done::SubnetEnv(None),
+        }
     }
 }

@@ -343,7 +343,7 @@ impl World {
         match effect {
             Effect::Publish(view) => {
                 self.history.withdraws(self.seed, &running.view, &view);
-                running.node.see(&view, running.cache_usable);
+                running.node.step(self.now, node_core::Input::View(std::sync::Arc::clone(&view)));
                 running.view = view;
             }
             Effect::Status(status) => running.status = *status,
@@ -376,7 +376,7 @@ impl World {
         }
         self.probe(node);
         let running = self.processes[node].as_mut().unwrap();
-        let due = [running.retry_at, running.node.next_deadline()].into_iter().flatten().any(|at| at <= now);
+        let due = running.node.next_deadline().is_some_and(|at| at <= now);
         if due {
             self.pass(node);
         }
@@ -416,7 +416,7 @@ impl World {
         for (path, nonce) in sent {
             let Some(other) = self.find(|machine| machine.id == path.0) else { continue };
             let answers = self.link(node, other)
-                && self.processes[other].as_ref().is_some_and(|peer| !peer.targets.own.is_empty());
+                && self.processes[other].as_ref().is_some_and(|peer| !peer.node.targets().own.is_empty());
             if answers && !(self.faults && self.rng.random_range(0..20) == 0) {
                 let mac = self.machines[other].mac;
                 let back = self.millis(1..20);
@@ -444,7 +444,7 @@ impl World {
     fn pass_if_changed(&mut self, node: usize) {
         let running = self.processes[node].as_mut().unwrap();
         let paths = running.agents.states();
-        if paths != running.node.observed.paths {
+        if paths != running.node.mesh().observed().paths {
             self.pass(node);
         }
         self.schedule(node);

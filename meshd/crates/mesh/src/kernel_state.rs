@@ -157,3 +157,25 @@ pub struct Forwarding {
     /// `net.ipv6.conf.all.forwarding`.
     pub ipv6: bool,
 }
+
+/// What a pass saw of other programs' rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SeenOthers {
+    /// They have not changed since they were read.
+    #[default]
+    Unchanged,
+    /// They were read, or failed to be.
+    Read,
+    /// They may have changed, and were not to be read: what was read last counts.
+    Kept,
+}
+
+/// Whether a pass may read other programs' nftables rules, if they have changed. Listing them takes as long as all
+/// rulesets of the machine are large, and they may change all the time: the caller sets the pace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OthersRules {
+    /// They are read.
+    Read,
+    /// What was read last is taken for what is so.
+    Keep,
+}

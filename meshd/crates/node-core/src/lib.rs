@@ -1,8 +1,8 @@
-//! What a node makes of the mesh that it knows: whom it acts as, what it plans, whom it calls again.
+//! The decisions of a node's main loop, as a state machine.
 //!
 //! ```text
-//! View ─▶ see ─▶ picture ──┐
-//! ControlStatus ─▶ stance ─┼▶ snapshot that it may act on ─▶ targets, plan ─▶ kernel, tunnel, prober
+//! View ─▶ picture ─────────┐
+//! ControlStatus ─▶ stance ─┼▶ mesh that it may act on ─▶ targets, plan ─▶ kernel, tunnel, prober
 //! underlay, paths ─────────┘
 //! ```
 //!
@@ -12,188 +12,14 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may begin at any instant"))]
 
 mod acceptance;
+mod core;
+mod interface;
+mod mesh_state;
+mod pace;
+mod problems;
 
-use std::{collections::HashMap, time::Instant};
-
-use control_core::{core::ControlStatus, membership::MembershipState};
-use cow_map::CowMap;
-use etcd_schema::{Alive, NodeId};
-use mesh::{
-    address::{overlap, prefixes},
-    kernel_state::PrefixOn,
-    picture::Picture,
-    plan::{Local, Observed, Plan, Planner},
-    records::{Record, View},
-    snapshot::{Owner, Snapshot},
-    target::Targets,
+pub use self::{
+    core::NodeCore,
+    interface::{Done, Effect, Effects, Input, Outcome, Reconciled, Start, SubnetEnvChange, Work},
+    mesh_state::{MeshState, Stance},
 };
-
-use self::acceptance::Acceptance;
-
-/// What a node may do now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stance {
-    /// There was never a picture to act on: the kernel stays as an earlier run left it.
-    Uninformed,
-    /// Another daemon may have the identity: the kernel stays as an earlier run left it.
-    Unconfirmed,
-    /// Another daemon has the identity: nothing to send, and nothing to answer with.
-    Cloned,
-    /// It acts as the node.
-    Acts,
-}
-
-/// The state of a node's decisions.
-#[derive(Debug)]
-pub struct NodeCore {
-    id: NodeId,
-    known: bool,
-    picture: Picture,
-    /// The picture's as this node may act on it, see [`Self::act_on`].
-    snapshot: Snapshot,
-    cloned: bool,
-    planner: Planner,
-    accepted: Acceptance,
-    alive: CowMap<NodeId, Record<Alive>>,
-    /// Boot and start of each node as they were last seen, also while it shows no sign of life.
-    starts: HashMap<NodeId, (String, u64)>,
-    /// What is observed of peers.
-    pub observed: Observed,
-}
-
-impl NodeCore {
-    /// The node `id` as its daemon starts. `accepted`: the sources that an earlier run accepted direct.
-    #[must_use]
-    pub fn new(now: Instant, id: NodeId, observed: Observed, accepted: impl IntoIterator<Item = PrefixOn>) -> Self {
-        Self {
-            known: false,
-            picture: Picture::new(id.clone()),
-            snapshot: Snapshot::default(),
-            cloned: false,
-            planner: Planner::default(),
-            accepted: Acceptance::at_start(accepted, now),
-            alive: CowMap::default(),
-            starts: HashMap::new(),
-            observed,
-            id,
-        }
-    }
-
-    /// Takes in what etcd says, as far as it may be acted on. Returns the peers whose daemon has restarted: this node's
-    /// session with them predates that.
-    pub fn see(&mut self, view: &View, cache_usable: bool) -> Vec<Owner> {
-        if !view.synced && !cache_usable {
-            return Vec::new();
-        }
-        self.known = true;
-        self.picture.see(view);
-        let restarted = self.restarted(view);
-        self.alive = view.alive.clone();
-        restarted
-    }
-
-    /// That a peer shows no sign of life, or comes back as it was, is no restart.
-    fn restarted(&mut self, view: &View) -> Vec<Owner> {
-        let mut restarted = Vec::new();
-        for id in view.alive.changes(&self.alive) {
-            let Some(record) = view.alive.get(id).filter(|_| *id != self.id) else { continue };
-            let start = (record.value.boot_id.clone(), record.value.start_count);
-            if self.starts.insert(id.clone(), start.clone()).is_some_and(|before| before != start) {
-                restarted.push(Owner::Node(id.clone()));
-            }
-        }
-        let members = &self.picture.snapshot().members;
-        if self.starts.len() > 2 * members.len() + 16 {
-            self.starts.retain(|id, _| members.get(&Owner::Node(id.clone())).is_some());
-        }
-        restarted
-    }
-
-    /// What this node may do.
-    #[must_use]
-    pub fn stance(&self, status: &ControlStatus) -> Stance {
-        match (self.known, &status.state) {
-            (false, _) => Stance::Uninformed,
-            (true, MembershipState::Cloned { .. }) => Stance::Cloned,
-            (true, _) if status.holds_identity => Stance::Acts,
-            (true, _) => Stance::Unconfirmed,
-        }
-    }
-
-    /// Takes the mesh as this node may act on it now.
-    pub fn act_on(&mut self, status: &ControlStatus) {
-        self.snapshot = self.picture.snapshot().clone();
-        self.cloned = self.stance(status) == Stance::Cloned;
-        if self.cloned {
-            // External peers' prefixes stay guarded.
-            self.snapshot.own_subnets.clear();
-            self.snapshot.members = CowMap::default();
-        } else {
-            self.keep_own_subnet(status);
-        }
-    }
-
-    /// Own subnets while another program has deleted the key, until it is put back: what is in use stays in use.
-    fn keep_own_subnet(&mut self, status: &ControlStatus) {
-        let stays = matches!(
-            status.state,
-            MembershipState::Joining | MembershipState::Joined { .. } | MembershipState::Connecting
-        );
-        let Some(subnet) = status.subnet.filter(|_| stays) else { return };
-        if !self.snapshot.own_subnets.is_empty() || self.snapshot.network.is_none() {
-            return;
-        }
-        let mut held = self.snapshot.members.values().flat_map(|member| member.prefixes());
-        if !held.any(|held| prefixes(&subnet).any(|own| overlap(&own, &held))) {
-            self.snapshot.own_subnets.push(subnet);
-        }
-    }
-
-    /// The paths that are to be probed. Their states, as [`Observed::paths`], decide what [`Self::plan`] makes of the mesh.
-    pub fn targets(&mut self, local: &Local) -> Targets {
-        self.planner.targets(&self.snapshot, local, &self.observed)
-    }
-
-    /// What everything must become.
-    pub fn plan(&mut self, now: Instant, local: &Local) -> Plan {
-        let mut plan = self.planner.plan(&self.snapshot, local, &self.observed);
-        if self.cloned {
-            plan.tunnel.peers = CowMap::default();
-        } else {
-            self.accepted.linger(&mut plan.kernel.firewall.accepted, &plan.owners, now);
-        }
-        if !plan.probes.own.is_empty() {
-            // From here on the agents' own states count.
-            self.observed.direct_at_start.clear();
-        }
-        self.observed.programmed = plan.kernel.floor.clone();
-        plan
-    }
-
-    /// When a plan of the same mesh is another one.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.accepted.next_deadline()
-    }
-
-    /// All that etcd says, with what this node may not act on.
-    #[must_use]
-    pub fn picture(&self) -> &Picture {
-        &self.picture
-    }
-
-    /// The mesh as this node acts on it.
-    #[must_use]
-    pub fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
-    }
-
-    /// Nodes that show a sign of life in etcd.
-    #[must_use]
-    pub fn alive(&self) -> &CowMap<NodeId, Record<Alive>> {
-        &self.alive
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -3,7 +3,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex},
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use anyhow::Context as _;
@@ -22,15 +22,17 @@ use mesh::{
     plan::Observed,
     problem::{Problem, ProblemCode},
     snapshot::Owner,
-    target::Targets,
 };
-use node_core::NodeCore;
+use node_core::{NodeCore, Start};
 use prober::{self, Neighbours, Prober};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tunnel::Tunnel;
 
-use super::{AUDIT_INTERVAL, Node, facts, read_neighbours, selection};
+use super::{
+    AUDIT_INTERVAL, Node,
+    reads::{facts, read_neighbours, selection},
+};
 use crate::{
     daemon::{
         SharedState, cached_subnets,
@@ -38,12 +40,10 @@ use crate::{
         enforced::enforce,
         etcd_names::EtcdNames,
         handshakes::Handshakes,
-        pace::Pace,
-        proven::Proven,
+        peer_memory::PeerMemory,
         published::{Identity, InForce, Published},
         pulse::Pulse,
         readiness::tell_readiness,
-        roamed::Roamed,
         underlay,
     },
     settings::Settings,
@@ -86,10 +86,10 @@ impl Node {
         .with_context(|| {
             format!("cannot bind UDP port {}: probes use the port after --listen-port", settings.listen_port + 1)
         })?;
-        let roamed = Roamed::load(&settings.state_dir);
+        let memory = PeerMemory::load(&settings.state_dir, handshakes);
         let direct_at_start = kernel.direct_routes().await.context("cannot read routes")?;
         let accepted: Vec<PrefixOn> = accepted_earlier(&direct_at_start, &underlay).collect();
-        let observed = Observed { direct_at_start, roamed: Arc::new(roamed.all().clone()), ..Observed::default() };
+        let observed = Observed { direct_at_start, roamed: Arc::new(memory.roamed().clone()), ..Observed::default() };
         let subnets = cached_subnets(&state);
         let attached = !kernel.foreign_routes_within(&subnets).await.context("cannot read routes")?.is_empty();
         enforce(&attachments, Arc::clone(&enforcement));
@@ -122,9 +122,12 @@ impl Node {
         api::serve(&socket, source, Arc::clone(&attachments), settings.pod_wait, stop.clone())?;
         // Its first look honours what was withdrawn between the reading of the files and now.
         tokio::spawn(sweep(attachments, stop.clone()));
+        let local = underlay::local(&settings, &underlay, &[], !endpoints.is_empty());
+        let start =
+            Start { id: id.clone(), observed, accepted, talking: memory.talking(), cache: control.cached, local };
         Ok(Self {
             settings,
-            core: NodeCore::new(Instant::now(), id.clone(), observed, accepted),
+            core: NodeCore::new(Instant::now(), start),
             facts_of_mesh: FactsOfMesh::default(),
             id,
             kernel,
@@ -135,26 +138,11 @@ impl Node {
             published,
             underlay,
             endpoints,
-            record_problems: Arc::default(),
             public_key,
-            proven: Proven::default(),
-            roamed,
-            to_call: handshakes.talking(),
-            clock_problems: handshakes.behind(SystemTime::now()).into_iter().collect(),
-            handshakes,
-            desired: None,
-            kernel_problems: Vec::new(),
-            look_at_kernel: true,
-            table: None,
-            tunnel_problems: Vec::new(),
-            targets: Targets::default(),
+            memory,
             firewall_drops: Vec::new(),
-            retry_at: None,
-            others: Pace::new(Instant::now()),
-            tun_missing: false,
             etcd_names: EtcdNames::default(),
             failed: None,
-            policies_awaited: false,
         })
     }
 }

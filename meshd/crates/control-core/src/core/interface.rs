@@ -180,3 +180,12 @@ pub struct Start {
     /// What policies are made of is read and handed on.
     pub hands_on: bool,
 }
+
+/// What was known at the start without etcd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheInfo {
+    /// How old it was then.
+    pub age: Duration,
+    /// Whether it may be forwarded by: it is not older than `LeaseTTL`. Otherwise wait for `View::synced`.
+    pub usable: bool,
+}

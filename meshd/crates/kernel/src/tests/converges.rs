@@ -136,7 +136,7 @@ fn reports_a_missing_device_and_keeps_the_rest() {
         run("ip link del meshd0");
         let (kernel, _state) = kernel();
         let desired = desired();
-        let report = kernel.reconcile(&desired, Others::Read).await.unwrap();
+        let report = kernel.reconcile(&desired, OthersRules::Read).await.unwrap();
         assert_eq!(report.failures, [Failure { what: "device meshd0".to_owned(), problem: Problem::NoTun }]);
         let routes = run("ip route show proto 158");
         assert!(routes.contains("unreachable 10.244.0.0/16"), "{routes}");
@@ -156,7 +156,7 @@ fn a_device_of_another_kind_is_not_ours() {
         run("ip link add meshd0 type bridge");
         run("ip addr add 198.51.100.1/24 dev meshd0");
         let (kernel, _state) = kernel();
-        let report = kernel.reconcile(&desired(), Others::Read).await.unwrap();
+        let report = kernel.reconcile(&desired(), OthersRules::Read).await.unwrap();
         assert_eq!(report.failures.len(), 1);
         assert_eq!(report.failures[0].problem, Problem::NoTun);
         kernel.cleanup().await.unwrap();
@@ -175,7 +175,7 @@ fn one_failure_does_not_stop_the_others() {
         route_to(&mut bad, "10.244.2.0/24").via = RouteVia::Neighbour { via: addr("192.0.2.2"), dev: name("gone0") };
         route_to(&mut bad, "fd42:244:0:2::/64").via = direct("2001:db8:ffff::1");
         bad.put_route(route("10.244.5.0/24", RouteVia::Tunnel));
-        let report = kernel.reconcile(&bad, Others::Read).await.unwrap();
+        let report = kernel.reconcile(&bad, OthersRules::Read).await.unwrap();
         let problems: Vec<_> = report.failures.iter().map(|f| &f.problem).collect();
         assert!(matches!(problems.as_slice(), [Problem::NoDevice { .. }, Problem::Kernel { .. }]), "{problems:?}");
         assert!(report.failures.iter().all(|f| !f.remedy().is_empty()));
@@ -209,7 +209,7 @@ fn without_a_firewall_no_path_opens() {
         for program in ["/bin/false", "/nonexistent/nft"] {
             let (mut kernel, _state) = kernel();
             kernel.nft = Nft::with_program(program);
-            let report = kernel.reconcile(&desired(), Others::Read).await.unwrap();
+            let report = kernel.reconcile(&desired(), OthersRules::Read).await.unwrap();
             assert!(
                 report.failures.iter().any(|f| matches!(f.problem, Problem::Firewall { .. })),
                 "{:?}",
@@ -355,18 +355,18 @@ fn lists_the_ruleset_again_only_when_it_has_changed() {
         run(&format!("nft add table inet {table}"));
         run(&format!("nft add chain inet {table} forward {{ type filter hook forward priority 0; policy drop; }}"));
         run(&format!("nft add table bridge {table}"));
-        let report = kernel.reconcile(&desired, Others::Read).await.unwrap();
+        let report = kernel.reconcile(&desired, OthersRules::Read).await.unwrap();
         assert_eq!((report.changes.len(), report.failures.len(), report.foreign_drops.len()), (0, 0, 0), "{report:?}");
 
         // Others' tables count too: one of them may drop what is forwarded.
         run("nft add table ip other");
-        let report = kernel.reconcile(&desired, Others::Read).await.unwrap();
+        let report = kernel.reconcile(&desired, OthersRules::Read).await.unwrap();
         assert_eq!(report.failures.len(), 1, "{report:?}");
         kernel.nft = nft;
         settled(&kernel, &desired).await;
         run("nft add chain ip other forward { type filter hook forward priority 0; policy drop; }");
         run("nft delete element inet meshd direct4 { 10.244.9.0/24 . \"eth0\" . 192.0.2.9 }");
-        let report = kernel.reconcile(&desired, Others::Read).await.unwrap();
+        let report = kernel.reconcile(&desired, OthersRules::Read).await.unwrap();
         assert_eq!(report.foreign_drops.len(), 1, "{report:?}");
         assert_eq!(report.changes.len(), 1, "{report:?}");
     });
@@ -378,7 +378,7 @@ fn follows_what_changed() {
     isolated(|| async {
         let (kernel, _state, mut desired) = standing().await;
         let follow = async |desired: &Desired| {
-            let report = kernel.follow(desired, Others::Read).await.unwrap();
+            let report = kernel.follow(desired, OthersRules::Read).await.unwrap();
             assert_eq!(report.failures, []);
             report.changes.len()
         };
@@ -410,10 +410,10 @@ fn what_failed_is_tried_again_whatever_changed() {
     isolated(|| async {
         let (kernel, _state, mut desired) = standing().await;
         desired.put_route(route("10.244.5.0/24", direct("198.51.100.7")));
-        let report = kernel.follow(&desired, Others::Read).await.unwrap();
+        let report = kernel.follow(&desired, OthersRules::Read).await.unwrap();
         assert_eq!(report.failures.len(), 1, "the next hop is on no link");
         run("ip addr add 198.51.100.1/24 dev eth0");
-        let report = kernel.follow(&desired, Others::Read).await.unwrap();
+        let report = kernel.follow(&desired, OthersRules::Read).await.unwrap();
         assert_eq!((report.failures, report.changes.len()), (vec![], 1));
         settled(&kernel, &desired).await;
     });

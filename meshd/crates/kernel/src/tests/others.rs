@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use mesh::kernel_state::SeenOthers;
+
 use super::namespace::{isolated, try_run};
 use super::*;
 
@@ -109,7 +111,7 @@ fn a_foreign_route_with_our_metric_is_named() {
         run("ip route add 10.244.2.0/24 via 192.0.2.9 metric 158 proto static");
         run("ip -6 route add fd42:244:0:2::/64 via 2001:db8::9 metric 158 proto static");
         let (kernel, _state) = kernel();
-        let report = kernel.reconcile(&desired(), Others::Read).await.unwrap();
+        let report = kernel.reconcile(&desired(), OthersRules::Read).await.unwrap();
         let problems: Vec<_> = report.failures.iter().map(|f| f.problem.clone()).collect();
         assert_eq!(problems, [Problem::Foreign, Problem::Foreign]);
         assert!(report.failures[0].what.contains("10.244.2.0/24"));
@@ -377,7 +379,11 @@ fn elements_of_others_sets_are_no_news() {
         }
         let of_rules = KernelEvents { links: false, addresses: false, routes: false, ..events };
         assert!(of_rules.foreign_ruleset && of_rules.can_wait(), "{events:?}");
-        assert_eq!(kernel.reconcile(&desired(), Others::Read).await.unwrap().failures.len(), 1, "it is listed again");
+        assert_eq!(
+            kernel.reconcile(&desired(), OthersRules::Read).await.unwrap().failures.len(),
+            1,
+            "it is listed again"
+        );
         kernel.nft = nft;
         settled(&kernel, &desired()).await;
     });
@@ -438,7 +444,7 @@ fn a_large_foreign_set_is_never_read() {
         for port in 1..=3 {
             run(&format!("nft add element inet big s {{ 192.0.2.{port} }}"));
             run(&format!("nft add rule inet big c tcp dport {port} drop"));
-            let report = kernel.reconcile(&desired(), Others::Read).await.unwrap();
+            let report = kernel.reconcile(&desired(), OthersRules::Read).await.unwrap();
             assert_eq!((&report.others, &report.failures[..]), (&SeenOthers::Read, &[][..]));
         }
         kernel.drops().await.unwrap();
@@ -467,7 +473,7 @@ fn others_rules_are_listed_at_the_callers_pace_and_without_elements() {
         let own = "-j list table inet meshd";
         for port in 1..=20 {
             run(&format!("nft add rule inet big c tcp dport {port} drop"));
-            let report = kernel.reconcile(&desired(), Others::Keep).await.unwrap();
+            let report = kernel.reconcile(&desired(), OthersRules::Keep).await.unwrap();
             assert_eq!(
                 (&report.others, &report.failures[..], &report.changes[..]),
                 (&SeenOthers::Kept, &[][..], &[][..])
@@ -485,7 +491,7 @@ fn others_rules_are_listed_at_the_callers_pace_and_without_elements() {
         // What could not be read is tried again at the caller's pace, too, and named until then.
         run("nft add rule inet big c tcp dport 99 drop");
         std::fs::write(state.path().join("fails"), "").unwrap();
-        for (others, seen) in [(Others::Read, SeenOthers::Read), (Others::Keep, SeenOthers::Kept)] {
+        for (others, seen) in [(OthersRules::Read, SeenOthers::Read), (OthersRules::Keep, SeenOthers::Kept)] {
             let report = kernel.reconcile(&desired(), others).await.unwrap();
             assert_eq!((report.others, report.failures.len(), report.foreign_drops.len()), (seen, 1, 1));
         }

@@ -179,7 +179,7 @@ fn a_damaged_file_of_earlier_values_stops_nothing_else() {
         let (kernel, state) = kernel();
         let file = state.path().join("sysctls.json");
         std::fs::write(&file, "{ half").unwrap();
-        let report = kernel.reconcile(&desired(), Others::Read).await.unwrap();
+        let report = kernel.reconcile(&desired(), OthersRules::Read).await.unwrap();
         assert!(
             matches!(&report.failures[..], [Failure { problem: Problem::Saved { .. }, .. }]),
             "{:?}",
@@ -189,7 +189,7 @@ fn a_damaged_file_of_earlier_values_stops_nothing_else() {
         run("nft list table inet meshd");
         assert_eq!(get("net.ipv4.ip_forward"), "0");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "{ half");
-        let again = kernel.reconcile(&desired(), Others::Read).await.unwrap();
+        let again = kernel.reconcile(&desired(), OthersRules::Read).await.unwrap();
         assert_eq!((again.changes.len(), again.failures), (0, report.failures));
 
         std::fs::remove_file(&file).unwrap();
@@ -221,7 +221,7 @@ fn our_interfaces_forward_whatever_the_default_is() {
         assert_eq!(get("net.ipv4.conf.eth0.forwarding"), "0", "it is the operator's");
         assert_eq!(report.not_forwarding, Some(name("eth0")));
         settled(&kernel, &desired).await;
-        assert_eq!(kernel.follow(&desired, Others::Read).await.unwrap().not_forwarding, Some(name("eth0")));
+        assert_eq!(kernel.follow(&desired, OthersRules::Read).await.unwrap().not_forwarding, Some(name("eth0")));
 
         run("sysctl -qw net.ipv4.conf.eth0.forwarding=1");
         run("sysctl -qw net.ipv4.conf.vpod.forwarding=0");

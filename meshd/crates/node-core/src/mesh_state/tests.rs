@@ -1,96 +1,22 @@
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
-use etcd_schema::{Key, NetworkConfig, NodeRecord, PublicKey, SubnetKey, SubnetLease};
+use etcd_schema::{Key, SubnetLease};
 use ipnet::IpNet;
-use mesh::{address::Family, kernel_state::RouteVia, path::DirectState, plan::UnderlayLink};
+use mesh::{kernel_state::RouteVia, path::DirectState};
 
-use super::*;
+use super::{
+    fixtures::{alive, joined, local, record, status, subnet, view},
+    *,
+};
 
-const CONFIG: &str = r#"{"Network": "10.244.0.0/16", "LeaseTTL": 60}"#;
 const SECOND: Duration = Duration::from_secs(1);
 
-fn record<T>(value: T, revision: i64) -> Record<T> {
-    Record { value: Arc::new(value), create_revision: revision, mod_revision: revision, lease: None, retained: None }
-}
-
-/// A view of so many nodes, n1 with 10.244.1.0/24 and so on, on one underlay network of one site.
-fn view(nodes: u8) -> View {
-    let mut view = View {
-        synced: true,
-        config: Some(record(NetworkConfig::parse(CONFIG.as_bytes()).unwrap(), 1)),
-        ..View::default()
-    };
-    for n in 1..=nodes {
-        let key = PublicKey::from_bytes([n + 9; 32]);
-        let json = format!(
-            r#"{{"name": "node-{n}", "site": "s", "publicKey": "{key}", "listenPort": 51820,
-                "endpoints": ["192.0.2.{n}:51820"], "addresses": ["192.0.2.{n}/24"], "version": "1"}}"#
-        );
-        let id: NodeId = format!("n{n}").parse().unwrap();
-        view.nodes.insert(id.clone(), record(NodeRecord::parse(json.as_bytes()).unwrap(), n.into()));
-        let lease = format!(r#"{{"PublicIP": "192.0.2.{n}", "Node": "{id}"}}"#);
-        view.subnets.insert(subnet(n), record(SubnetLease::parse(lease.as_bytes()).unwrap(), n.into()));
-    }
-    view
-}
-
-fn alive(start: u64) -> Record<Alive> {
-    let json = format!(r#"{{"bootId": "b", "startCount": {start}, "incarnation": 7}}"#);
-    record(Alive::parse(json.as_bytes()).unwrap(), 9)
-}
-
-fn subnet(n: u8) -> SubnetKey {
-    match Key::parse(&format!("subnets/10.244.{n}.0-24")) {
-        Ok(Key::Subnet(key)) => key,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn status(state: MembershipState, subnet: Option<SubnetKey>) -> ControlStatus {
-    ControlStatus {
-        connected: true,
-        endpoint: None,
-        error: None,
-        revision: 1,
-        known_until: None,
-        state,
-        subnet,
-        holds_identity: true,
-        problems: Vec::new(),
-        no_kubernetes_objects: false,
-        lists: 1,
-        audit_differences: 0,
-    }
-}
-
-fn joined() -> ControlStatus {
-    status(MembershipState::Joined { subnet: subnet(1) }, Some(subnet(1)))
-}
-
-fn local() -> Local {
-    let link = UnderlayLink {
-        name: "eth0".parse().unwrap(),
-        index: 2,
-        mtu: 1500,
-        addresses: vec!["192.0.2.1/24".parse().unwrap()],
-    };
-    Local {
-        site: Some("s".to_owned()),
-        underlay: BTreeMap::from([(Family::V4, link)]),
-        has_endpoint: true,
-        listen_port: 51820,
-        protected: Vec::new(),
-        ip_masq: false,
-        forward_accept: false,
-    }
-}
-
-fn core(now: Instant) -> NodeCore {
-    NodeCore::new(now, "n1".parse().unwrap(), Observed::default(), [])
+fn core(now: Instant) -> MeshState {
+    MeshState::new(now, "n1".parse().unwrap(), Observed::default(), [])
 }
 
 /// The node n1 that acts in a mesh of three.
-fn acting(now: Instant) -> NodeCore {
+fn acting(now: Instant) -> MeshState {
     let mut core = core(now);
     core.see(&view(3), false);
     core.act_on(&joined());
@@ -162,7 +88,7 @@ fn peers_whose_daemon_restarted_are_named_once() {
     let mut core = core(Instant::now());
     let mut view = view(3);
     let (me, peer): (NodeId, NodeId) = ("n1".parse().unwrap(), "n2".parse().unwrap());
-    let see = |core: &mut NodeCore, view: &View| core.see(view, false).len();
+    let see = |core: &mut MeshState, view: &View| core.see(view, false).len();
     view.alive.insert(peer.clone(), alive(1));
     assert_eq!(see(&mut core, &view), 0, "seen first");
     view.alive.remove(&peer);
@@ -236,7 +162,7 @@ fn what_an_earlier_run_sent_direct_is_accepted_and_resumed_until_the_agents_know
     let prefix: IpNet = "10.244.2.0/24".parse().unwrap();
     let observed = Observed { direct_at_start: vec![(prefix, via)], ..Observed::default() };
     let accepted = PrefixOn { prefix, dev: "eth0".parse().unwrap() };
-    let mut core = NodeCore::new(now, "n1".parse().unwrap(), observed, [accepted]);
+    let mut core = MeshState::new(now, "n1".parse().unwrap(), observed, [accepted]);
     assert_eq!(core.next_deadline(), Some(now + 10 * SECOND));
     core.see(&view(2), false);
     core.act_on(&joined());

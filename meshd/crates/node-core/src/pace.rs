@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use kernel::Others;
+use mesh::kernel_state::OthersRules;
 
 /// Least time between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -44,8 +44,8 @@ impl Pace {
     }
 
     /// What a look that begins now may read.
-    pub(super) fn others(&self, now: Instant) -> Others {
-        if now < self.not_before { Others::Keep } else { Others::Read }
+    pub(super) fn others(&self, now: Instant) -> OthersRules {
+        if now < self.not_before { OthersRules::Keep } else { OthersRules::Read }
     }
 
     /// A look found others' rules as they were.
@@ -85,7 +85,7 @@ mod tests {
             if !pace.take_due(now) && !millisecond.is_multiple_of(10) {
                 continue;
             }
-            if pace.others(now) == Others::Read {
+            if pace.others(now) == OthersRules::Read {
                 let began = now;
                 now += took;
                 reads += 1;
@@ -112,7 +112,7 @@ mod tests {
         let mut pace = Pace::new(start);
         pace.read(start, start + Duration::from_millis(10));
         let later = start + Duration::from_secs(5);
-        assert_eq!((pace.due(), pace.others(later)), (None, Others::Read));
+        assert_eq!((pace.due(), pace.others(later)), (None, OthersRules::Read));
         pace.changed(later);
         assert!(pace.take_due(later) && !pace.take_due(later));
     }

@@ -1,0 +1,410 @@
+//! The node as a state machine: what happens goes in, what to do comes out.
+//!
+//! [`NodeCore::step`] returns [`Effect`]s to carry out in order, then at most one [`Work`], whose outcome is the next
+//! input. A pass:
+//!
+//! ```text
+//! Pass ─▶ [TUN gone: ReopenTun] ─▶ AwaitPolicies ─▶ [other targets: SetTargets] ─▶ plan
+//!      ─▶ [other table: ApplyTable] ─▶ [differs, or a look: Reconcile] ─▶ SubnetEnv ─▶ Show
+//! ```
+//!
+//! Invariants: routes and peers come only of records that may be acted on, and after rules that no packet on them
+//! passes unjudged. Until then the kernel stays as an earlier run left it: its fallback routes keep pods' packets from
+//! leaving in the clear.
+
+use std::time::{Duration, Instant};
+
+use control_core::{
+    core::{CacheInfo, ControlStatus},
+    membership::MembershipState,
+};
+use ipnet::IpNet;
+use mesh::{
+    address::prefixes,
+    interface::InterfaceName,
+    kernel_state::{Desired, SeenOthers},
+    plan::{Local, Plan},
+    problem::Problem,
+    records::View,
+    target::Targets,
+    tunnel_table::Table,
+};
+
+use crate::{
+    interface::{Done, Effect, Effects, Input, Outcome, Reconciled, Start, SubnetEnvChange, Work},
+    mesh_state::{MeshState, Stance},
+    pace::Pace,
+    problems,
+};
+
+/// How long to wait before trying again what could not be done.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long the first routes wait for policies to be in force.
+const POLICIES_FIRST: Duration = Duration::from_secs(5);
+/// Settings come many at once, at boot or by `sysctl --system`: they are looked at when all are made.
+const SETTINGS_SETTLE: Duration = Duration::from_secs(5);
+
+/// The state of a node's decisions.
+#[derive(Debug)]
+pub struct NodeCore {
+    mesh: MeshState,
+    local: Local,
+    cache: Option<CacheInfo>,
+    /// Nothing is decided before it is known.
+    status: Option<ControlStatus>,
+    pods: Vec<InterfaceName>,
+    /// Peers to call as soon as the tunnel has them.
+    to_call: Vec<String>,
+    /// What the prober has.
+    targets: Targets,
+    /// What the tunnel has, and what of that it refused.
+    table: Option<Table>,
+    tunnel_problems: Vec<Problem>,
+    /// What the kernel was last made to be, and what of that it refused.
+    desired: Option<Desired>,
+    kernel_problems: Vec<Problem>,
+    /// Others may have changed the kernel's state since.
+    look: bool,
+    /// When other programs' rules, and settings, are looked at.
+    others: Pace,
+    retry_at: Option<Instant>,
+    tun_gone: bool,
+    /// The first routes have waited for the policies.
+    policies_awaited: bool,
+    stage: Stage,
+    /// When the last pass began, and the last step was made.
+    began: Instant,
+    stepped: Instant,
+}
+
+/// What the next outcome is of.
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Idle,
+    ReopeningTun {
+        due: bool,
+    },
+    AwaitingPolicies {
+        due: bool,
+    },
+    SettingTargets {
+        due: bool,
+        targets: Targets,
+    },
+    ApplyingTable {
+        due: bool,
+        plan: Box<Plan>,
+    },
+    Reconciling {
+        plan: Box<Plan>,
+        began: Instant,
+        look: bool,
+    },
+    KeepingSubnetEnv(Box<Plan>),
+}
+
+impl NodeCore {
+    /// The node as its daemon starts.
+    #[must_use]
+    pub fn new(now: Instant, start: Start) -> Self {
+        let Start { id, observed, accepted, talking, cache, local } = start;
+        Self {
+            mesh: MeshState::new(now, id, observed, accepted),
+            local,
+            cache,
+            status: None,
+            pods: Vec::new(),
+            to_call: talking,
+            targets: Targets::default(),
+            table: None,
+            tunnel_problems: Vec::new(),
+            desired: None,
+            kernel_problems: Vec::new(),
+            look: true,
+            others: Pace::new(now),
+            retry_at: None,
+            tun_gone: false,
+            policies_awaited: false,
+            stage: Stage::Idle,
+            began: now,
+            stepped: now,
+        }
+    }
+
+    /// The mesh as this node knows it, and acts on it.
+    #[must_use]
+    pub const fn mesh(&self) -> &MeshState {
+        &self.mesh
+    }
+
+    /// This machine.
+    #[must_use]
+    pub const fn local(&self) -> &Local {
+        &self.local
+    }
+
+    /// What the tunnel has.
+    #[must_use]
+    pub const fn table(&self) -> Option<&Table> {
+        self.table.as_ref()
+    }
+
+    /// What the prober has.
+    #[must_use]
+    pub const fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    /// When a [`Pass`](Input::Pass) is wanted at the latest. A deadline that was due when the last pass began and is
+    /// still there could not be served, as while this node may not act: it waits for a second, or the loop would not rest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let deadlines = [self.mesh.next_deadline(), self.retry_at, self.others.due()];
+        let served = |at| if at <= self.began { self.stepped + RETRY } else { at };
+        deadlines.into_iter().flatten().map(served).min()
+    }
+
+    /// The prefixes whose routes tell whether containers hold addresses of this node's subnet, also after it was lost.
+    fn attached_within(&self) -> Vec<IpNet> {
+        let Some(status) = &self.status else { return Vec::new() };
+        let subnet = match &status.state {
+            MembershipState::SubnetLost { subnet, .. } => Some(*subnet),
+            _ => status.subnet,
+        };
+        subnet.iter().flat_map(prefixes).collect()
+    }
+
+    /// Takes in what happened; what to do now. An outcome that no work awaits changes nothing.
+    pub fn step(&mut self, now: Instant, input: Input) -> Effects {
+        self.stepped = now;
+        let mut out = Effects::default();
+        let done = match input {
+            Input::Pass => {
+                // A pass under way sees what came since.
+                if matches!(self.stage, Stage::Idle) {
+                    self.begin(now, &mut out);
+                }
+                return out;
+            }
+            Input::Done(done) => done,
+            other => {
+                self.observe(now, other, &mut out);
+                return out;
+            }
+        };
+        match (std::mem::take(&mut self.stage), done) {
+            (Stage::ReopeningTun { due }, Done::TunReopened(reopened)) => {
+                self.tun_gone = !reopened;
+                self.look = true;
+                if !reopened {
+                    self.retry_at = Some(now + RETRY);
+                }
+                self.may_act(now, due, &mut out);
+            }
+            (Stage::AwaitingPolicies { due }, Done::Policies { guarded: true }) => self.set_targets(now, due, &mut out),
+            (Stage::AwaitingPolicies { .. }, Done::Policies { guarded: false }) => {
+                self.retry_at = Some(now + RETRY);
+                wait(problems::pods_not_guarded(), &mut out);
+            }
+            (Stage::SettingTargets { due, targets }, Done::TargetsSet(states)) => {
+                self.mesh.observed.paths = states;
+                self.targets = targets;
+                out.at_once.push(Effect::TellEnforcement);
+                self.plan(now, due, &mut out);
+            }
+            (Stage::ApplyingTable { due, plan }, Done::TableApplied(refused)) => {
+                self.tunnel_problems = refused;
+                self.table = Some(plan.tunnel.clone());
+                self.call(&plan, &mut out);
+                self.reconcile(now, due, plan, &mut out);
+            }
+            (Stage::Reconciling { plan, began, look }, Done::Reconciled(reconciled)) => {
+                self.reconciled(now, began, look, reconciled, &mut out);
+                self.desired = Some(plan.kernel.clone());
+                self.keep_subnet_env(plan, &mut out);
+            }
+            (Stage::KeepingSubnetEnv(plan), Done::SubnetEnv(problem)) => self.show(plan, problem, &mut out),
+            (stage, _) => self.stage = stage,
+        }
+        out
+    }
+
+    fn observe(&mut self, now: Instant, input: Input, out: &mut Effects) {
+        match input {
+            Input::View(view) => self.see(&view, out),
+            Input::Status(status) => self.status = Some(*status),
+            Input::Paths(states) => self.mesh.observed.paths = states,
+            Input::Local(local) => self.local = *local,
+            Input::Pods(interfaces) => self.pods = interfaces,
+            Input::PeerMtus(mtus) => self.peer_mtus(mtus),
+            Input::TunGone => self.tun_gone = true,
+            Input::OthersChanged { settings } => {
+                self.others.changed(if settings { now + SETTINGS_SETTLE } else { now });
+            }
+            Input::KernelChanged { addresses } => {
+                self.look = true;
+                if addresses {
+                    out.at_once.extend([Effect::ReadUnderlay, Effect::ReadAttached(self.attached_within())]);
+                }
+            }
+            Input::Sweep => {
+                self.look = true;
+                out.at_once.extend([Effect::ReadUnderlay, Effect::ReadAttached(self.attached_within())]);
+            }
+            Input::Pass | Input::Done(_) => {}
+        }
+    }
+
+    /// Takes in what etcd says, as far as it may be acted on.
+    fn see(&mut self, view: &View, out: &mut Effects) {
+        let usable = self.cache.is_some_and(|cache| cache.usable);
+        out.at_once.extend(self.mesh.see(view, usable).into_iter().map(Effect::Restarted));
+    }
+
+    /// Only what is below the device's MTU: else a larger one that comes with a new config would not reach the routes.
+    fn peer_mtus(&mut self, mut mtus: std::collections::BTreeMap<String, u16>) {
+        let Some(table) = &self.table else { return };
+        mtus.retain(|_, mtu| *mtu < table.mtu);
+        self.mesh.observed.inner_mtu = mtus;
+    }
+
+    fn begin(&mut self, now: Instant, out: &mut Effects) {
+        self.began = now;
+        let due = self.retry_at.is_some_and(|at| at <= now);
+        if due {
+            self.retry_at = None;
+        }
+        self.look |= self.others.take_due(now);
+        if self.tun_gone {
+            self.stage = Stage::ReopeningTun { due };
+            out.work = Some(Work::ReopenTun);
+        } else {
+            self.may_act(now, due, out);
+        }
+    }
+
+    /// Whether, and as whom, this node acts.
+    fn may_act(&mut self, now: Instant, due: bool, out: &mut Effects) {
+        let Some(status) = self.status.clone() else { return wait(problems::waiting_for_etcd(self.cache), out) };
+        if matches!(status.state, MembershipState::SubnetLost { .. }) {
+            // The kernel tells nothing of others' routes: it is asked until the last container is gone.
+            self.retry_at = Some(now + RETRY);
+        }
+        if self.retry_at.is_some() {
+            out.at_once.push(Effect::ReadAttached(self.attached_within()));
+        }
+        match self.mesh.stance(&status) {
+            Stance::Uninformed => wait(problems::waiting_for_etcd(self.cache), out),
+            Stance::Unconfirmed => wait(problems::identity_unconfirmed(), out),
+            Stance::Cloned | Stance::Acts => {
+                self.mesh.act_on(&status);
+                out.at_once.push(Effect::TellEnforcement);
+                // They are waited for once: what they say may be no more yet than that nothing passes.
+                let first = !std::mem::replace(&mut self.policies_awaited, true);
+                self.stage = Stage::AwaitingPolicies { due };
+                out.work = Some(Work::AwaitPolicies(if first { POLICIES_FIRST } else { Duration::ZERO }));
+            }
+        }
+    }
+
+    fn set_targets(&mut self, now: Instant, due: bool, out: &mut Effects) {
+        let targets = self.mesh.targets(&self.local);
+        if targets == self.targets {
+            return self.plan(now, due, out);
+        }
+        // A path that was in use before a restart stays in use: its state must be known before routes are made.
+        let resumes = !self.mesh.observed.direct_at_start.is_empty();
+        let links = self.local.underlay.iter().filter(|_| resumes);
+        let neighbours = links.map(|(family, link)| (link.index, *family)).collect();
+        self.stage = Stage::SettingTargets { due, targets: targets.clone() };
+        out.work = Some(Work::SetTargets { targets, neighbours });
+    }
+
+    fn plan(&mut self, now: Instant, due: bool, out: &mut Effects) {
+        let mut plan = Box::new(self.mesh.plan(now, &self.local));
+        plan.kernel.pods.clone_from(&self.pods);
+        if self.table.as_ref() == Some(&plan.tunnel) {
+            self.call(&plan, out);
+            return self.reconcile(now, due, plan, out);
+        }
+        out.work = Some(Work::ApplyTable(plan.tunnel.clone()));
+        self.stage = Stage::ApplyingTable { due, plan };
+    }
+
+    /// Calls the peers that an earlier run talked to, once.
+    fn call(&mut self, plan: &Plan, out: &mut Effects) {
+        if !self.to_call.is_empty() && !plan.tunnel.peers.is_empty() {
+            out.at_once.push(Effect::Call(std::mem::take(&mut self.to_call)));
+        }
+    }
+
+    fn reconcile(&mut self, now: Instant, due: bool, plan: Box<Plan>, out: &mut Effects) {
+        let look = std::mem::take(&mut self.look) || due;
+        if !look && self.desired.as_ref() == Some(&plan.kernel) {
+            return self.keep_subnet_env(plan, out);
+        }
+        let desired = Box::new(plan.kernel.clone());
+        out.work = Some(Work::Reconcile { desired, look, others: self.others.others(now) });
+        self.stage = Stage::Reconciling { plan, began: now, look };
+    }
+
+    fn reconciled(&mut self, now: Instant, began: Instant, look: bool, reconciled: Reconciled, out: &mut Effects) {
+        let Reconciled { problems, failed, no_tun, routes, others } = reconciled;
+        match others {
+            Some(SeenOthers::Read) => self.others.read(began, now),
+            Some(SeenOthers::Kept) => self.others.left_out(),
+            Some(SeenOthers::Unchanged) if look => self.others.nothing_new(),
+            Some(SeenOthers::Unchanged) | None => {}
+        }
+        self.kernel_problems = problems;
+        self.tun_gone |= no_tun;
+        if failed {
+            self.retry_at = Some(now + RETRY);
+        }
+        if routes {
+            out.at_once.push(Effect::RoutesApplied);
+        }
+    }
+
+    fn keep_subnet_env(&mut self, plan: Box<Plan>, out: &mut Effects) {
+        let subnets: Vec<IpNet> = self.mesh.snapshot().own_prefixes().collect();
+        let lost = self.status.as_ref().is_some_and(|status| {
+            matches!(
+                status.state,
+                MembershipState::SubnetLost { .. }
+                    | MembershipState::NoNetwork { .. }
+                    | MembershipState::Removed
+                    | MembershipState::Cloned { .. }
+            )
+        });
+        let change = match (subnets.is_empty(), lost) {
+            (false, _) => {
+                let networks = self.mesh.snapshot().networks().collect();
+                SubnetEnvChange::Write { networks, subnets, mtu: plan.mtu }
+            }
+            (true, true) => SubnetEnvChange::Remove,
+            // It may come back: what is on disk stays.
+            (true, false) => return self.show(plan, None, out),
+        };
+        out.work = Some(Work::SubnetEnv(change));
+        self.stage = Stage::KeepingSubnetEnv(plan);
+    }
+
+    fn show(&self, plan: Box<Plan>, subnet_env: Option<Problem>, out: &mut Effects) {
+        let mut problems: Vec<Problem> = self.tunnel_problems.iter().chain(&self.kernel_problems).cloned().collect();
+        if self.local.underlay.is_empty() {
+            problems.push(problems::no_underlay());
+        }
+        problems.extend(subnet_env);
+        out.at_once.push(Effect::Show(Box::new(Outcome { plan: Some(*plan), problems })));
+    }
+}
+
+/// The end of a pass that leaves the kernel as it is.
+fn wait(problem: Problem, out: &mut Effects) {
+    out.at_once.push(Effect::Show(Box::new(Outcome { plan: None, problems: vec![problem] })));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! What the main loop reads: underlay, attached containers, neighbours, counters.
+
+use std::net::{IpAddr, SocketAddr};
+
+use api_types::DropCount;
+use control_core::membership::LocalFacts;
+use etcd_schema::PublicKey;
+use ipnet::IpNet;
+use kernel::{Kernel, Underlay, UnderlaySelection};
+use mesh::{address::Family, interface::InterfaceName, path::MacAddress};
+use node_core::Input;
+use prober::Neighbours;
+
+use super::Node;
+use crate::{daemon::underlay, settings::Settings};
+
+impl Node {
+    /// The host's ends of the interfaces of attached pods.
+    pub(super) fn pod_interfaces(&self) -> Vec<InterfaceName> {
+        let table = self.published.attachments.table();
+        let table = table.borrow();
+        let attached = table.attachments.values().filter_map(|one| one.attach.as_ref());
+        attached.filter_map(|attach| attach.interface.parse().ok()).collect()
+    }
+
+    /// Tells the control plane whether containers hold addresses of `subnets`, this node's: while they do, it draws no
+    /// other one.
+    pub(super) async fn read_attached(&self, subnets: &[IpNet]) {
+        match self.kernel.foreign_routes_within(subnets).await {
+            Ok(routes) => {
+                let attached = !routes.is_empty();
+                self.control.attached.send_if_modified(|held| std::mem::replace(held, attached) != attached);
+            }
+            Err(error) => tracing::warn!(%error, "cannot read routes"),
+        }
+    }
+
+    /// Looks at the underlay; publishes what has changed.
+    pub(super) async fn read_underlay(&mut self) {
+        match self.kernel.underlay(&selection(&self.settings)).await {
+            Ok(underlay) if underlay != self.underlay => {
+                self.underlay = underlay;
+                self.endpoints = underlay::endpoints(&self.settings, &self.underlay);
+                let list = |words: Vec<String>| words.join(", ");
+                let interfaces = list(self.carriers().into_iter().map(|carrier| carrier.name).collect());
+                let endpoints = list(self.endpoints.iter().map(ToString::to_string).collect());
+                tracing::info!(interfaces, endpoints, "underlay changed");
+                let facts = facts(&self.settings, self.public_key, &self.underlay, &self.endpoints);
+                self.control.facts.send_modify(|held| {
+                    let readiness = held.readiness.take();
+                    *held = LocalFacts { readiness, ..facts };
+                });
+                // Peers need not wait for the record: the endpoint of a live one follows what it receives.
+                self.tunnel.announce();
+            }
+            Ok(_) => {}
+            // What is published stays: a cable that is out for a moment moves no node.
+            Err(error) => tracing::warn!(%error, "cannot read the underlay"),
+        }
+    }
+
+    pub(super) async fn read_mtus(&mut self) {
+        let peers = self.tunnel.peers().into_iter();
+        let mtus = Input::PeerMtus(peers.map(|peer| (peer.name, peer.inner_mtu)).collect());
+        self.step(mtus).await;
+    }
+
+    pub(super) async fn read_drops(&mut self) {
+        if let Ok(drops) = self.kernel.drops().await {
+            self.firewall_drops = drops
+                .into_iter()
+                .map(|(rule, counter)| DropCount { reason: format!("firewall_{rule}"), packets: counter.packets })
+                .collect();
+        }
+    }
+}
+
+pub(super) fn selection(settings: &Settings) -> UnderlaySelection {
+    settings.iface.clone().map_or(UnderlaySelection::Auto, UnderlaySelection::Named)
+}
+
+pub(super) fn facts(
+    settings: &Settings,
+    public_key: PublicKey,
+    underlay: &Underlay,
+    endpoints: &[SocketAddr],
+) -> LocalFacts {
+    let public = |family| endpoints.iter().map(SocketAddr::ip).find(|ip| Family::of(*ip) == family);
+    LocalFacts {
+        name: settings.node.clone(),
+        site: settings.site.clone(),
+        cluster: settings.cluster.clone(),
+        public_key,
+        next_public_key: None,
+        listen_port: settings.listen_port,
+        endpoints: endpoints.to_vec(),
+        addresses: underlay::addresses(underlay),
+        public_ipv4: public(Family::V4).and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }),
+        public_ipv6: public(Family::V6).and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        readiness: None,
+    }
+}
+
+/// The neighbours of one family on an interface. What cannot be read is not known: a path in doubt is left then.
+pub(super) async fn read_neighbours(kernel: &Kernel, interface: u32, family: Family) -> Neighbours {
+    let known = kernel.neighbours(interface, family == Family::V4).await.unwrap_or_default();
+    known.into_iter().map(|(address, neighbour)| (address, MacAddress(neighbour.mac))).collect()
+}
