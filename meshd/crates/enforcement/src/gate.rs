@@ -235,9 +235,8 @@ impl Egress {
 }
 
 impl Track for Egress {
-    fn track(&mut self, batch: &mut Batch) {
+    fn track(&mut self, now: Instant, batch: &mut Batch) {
         let Some(in_force) = self.in_force.refresh(&self.gate.in_force).as_ref() else { return };
-        let now = Instant::now();
         let mut table = self.gate.lock();
         table.fetch(batch.slots().iter().filter_map(|slot| slot.packet.as_ref()));
         for (slot, bytes) in batch.iter_mut() {
@@ -288,7 +287,7 @@ impl Ingress {
 }
 
 impl Judge for Ingress {
-    fn judge(&mut self, batch: &mut Batch) {
+    fn judge(&mut self, now: Instant, batch: &mut Batch) {
         let cached = Arc::clone(self.in_force.refresh(&self.gate.in_force));
         let Some(in_force) = cached.as_ref() else {
             for slot in batch.slots_mut().iter_mut().filter(|slot| slot.drop.is_none()) {
@@ -297,7 +296,6 @@ impl Judge for Ingress {
             }
             return;
         };
-        let now = Instant::now();
         self.asked.clear();
         let mut table = self.gate.lock();
         table.fetch(batch.slots().iter().filter_map(|slot| slot.packet.as_ref()));

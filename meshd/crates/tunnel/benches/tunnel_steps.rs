@@ -2,6 +2,7 @@
 //! `cargo bench -p tunnel --features testing --bench tunnel_steps`.
 
 #![allow(missing_docs, reason = "criterion's macros")]
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 mod shapes;
 

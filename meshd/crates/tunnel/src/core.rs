@@ -14,13 +14,14 @@ use boringtun::noise::{Packet as Message, Tunn};
 use etcd_schema::PublicKey;
 use ipnet::IpNet;
 use mesh::tunnel_table::{PeerConfig, Table};
-use rand::Rng as _;
+use rand::rngs::StdRng;
 use tokio::sync::broadcast;
 use x25519_dalek::StaticSecret;
 
 use super::{
     alarms::Alarms,
     batch::{Endpoint, Outgoing},
+    dice::Dice,
     drops::{DropReason, DropRegistry, Drops},
     engine::{BoringtunFactory, EngineFactory},
     event::TunnelEvent,
@@ -44,6 +45,7 @@ pub(super) struct Core {
     secret: StaticSecret,
     public: PublicKey,
     factory: Box<dyn EngineFactory>,
+    dice: Dice,
     seen: SeenStamps,
     /// Calls for datagrams that any host can send.
     pub(super) calls: CallLimit,
@@ -241,23 +243,25 @@ struct Applied {
 }
 
 impl Core {
-    pub(super) fn new(secret: StaticSecret) -> Self {
+    /// A core that draws what is spread by chance from `rng`.
+    pub(super) fn new(secret: StaticSecret, rng: StdRng) -> Self {
         let factory = Box::new(BoringtunFactory::new(secret.clone()));
-        Self::with_engines(secret, factory)
+        Self::with_engines(secret, rng, factory)
     }
 
     /// A core that refuses initiations up to these time stamps, which an earlier run saw.
-    pub(super) fn with_seen(secret: StaticSecret, seen: HashMap<PublicKey, Stamp>) -> Self {
-        Self { seen: SeenStamps::new(seen), ..Self::new(secret) }
+    pub(super) fn with_seen(secret: StaticSecret, rng: StdRng, seen: HashMap<PublicKey, Stamp>) -> Self {
+        Self { seen: SeenStamps::new(seen), ..Self::new(secret, rng) }
     }
 
     /// A core whose engines are of another make.
-    pub(super) fn with_engines(secret: StaticSecret, factory: Box<dyn EngineFactory>) -> Self {
+    pub(super) fn with_engines(secret: StaticSecret, rng: StdRng, factory: Box<dyn EngineFactory>) -> Self {
         let public = PublicKey::from_bytes(x25519_dalek::PublicKey::from(&secret).to_bytes());
         Self {
             secret,
             public,
             factory,
+            dice: Dice::new(rng),
             seen: SeenStamps::default(),
             calls: CallLimit::default(),
             tables: Shared::new(Tables::default()),
@@ -282,6 +286,7 @@ impl Core {
             now,
             factory: &*self.factory,
             secret: &self.secret,
+            dice: &self.dice,
             seen: &self.seen,
             alarms: &self.alarms,
             waiting_total: &self.waiting_total,
@@ -388,9 +393,8 @@ impl Core {
         let mut drawn = Vec::new();
         let by_index = Arc::clone(&new.by_index);
         let mut free_index = || {
-            let mut rng = rand::rng();
             loop {
-                let index = rng.random_range(0..1u32 << 24);
+                let index = self.dice.draw(0..1u32 << 24);
                 if !by_index.contains_key(&index) && !drawn.contains(&index) {
                     drawn.push(index);
                     return index;
@@ -511,7 +515,7 @@ impl Core {
     pub(super) fn call(&self, now: Instant, names: &[String], drops: &Drops, out: &mut Outgoing) {
         let tables = self.tables.get();
         for peer in names.iter().filter_map(|name| tables.named(name)) {
-            let at = now + spread(names.len());
+            let at = now + self.spread(names.len());
             peer.lock().call_at(&mut self.context(now, drops, out), at);
         }
     }
@@ -520,7 +524,7 @@ impl Core {
     pub(super) fn restarted(&self, now: Instant, name: &str, drops: &Drops, out: &mut Outgoing) {
         let tables = self.tables.get();
         if let Some(peer) = tables.named(name) {
-            let at = now + spread(tables.peers().count());
+            let at = now + self.spread(tables.peers().count());
             peer.lock().restarted(&mut self.context(now, drops, out), at);
         }
     }
@@ -549,11 +553,11 @@ impl Core {
             peer.lock().source_failed();
         }
     }
-}
 
-/// When one of `count` peers is called.
-fn spread(count: usize) -> Duration {
-    if count > AT_ONCE { rand::rng().random_range(Duration::ZERO..SPREAD) } else { Duration::ZERO }
+    /// When one of `count` peers is called.
+    fn spread(&self, count: usize) -> Duration {
+        if count > AT_ONCE { self.dice.draw(Duration::ZERO..SPREAD) } else { Duration::ZERO }
+    }
 }
 
 /// Whether every peer of `table` is in `scope`, in which may also be some that are gone.

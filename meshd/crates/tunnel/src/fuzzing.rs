@@ -11,6 +11,7 @@ use std::{
 use ipnet::IpNet;
 use keys::PrivateKey;
 use mesh::tunnel_table::{PeerConfig, Table};
+use rand::{SeedableRng as _, rngs::StdRng};
 use x25519_dalek::StaticSecret;
 
 use super::{
@@ -55,7 +56,7 @@ impl Node {
         let address = |number: u8| SocketAddr::from(([192, 0, 2, number], 1));
         let secret = StaticSecret::from([number; 32]);
         let far = 3 - number;
-        let core = Arc::new(Core::new(secret));
+        let core = Arc::new(Core::new(secret, StdRng::seed_from_u64(0)));
         let mut node = Self {
             address: address(number),
             local: local(number).unwrap_or_default(),

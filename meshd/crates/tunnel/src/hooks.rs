@@ -1,8 +1,10 @@
 //! Hooks for batches of inner packets.
 //!
-//! Both hooks are called once per batch, by the one thread of their direction, without a lock, and only for non-empty
-//! batches. Every slot that is not yet dropped has its [`packet`](super::batch::Slot::packet) parsed. A hook removes a
+//! Both hooks are called once per batch, by the one thread of their direction, while no lock of the tunnel is held, and
+//! only for non-empty batches; `now` is the time of the batch. Every slot that is not yet dropped has its [`packet`](super::batch::Slot::packet) parsed. A hook removes a
 //! packet with [`Slot::drop`](super::batch::Slot::drop); it cannot change or add any.
+
+use std::time::Instant;
 
 use super::batch::Batch;
 
@@ -14,7 +16,7 @@ use super::batch::Batch;
 /// complete yet.
 pub trait Track: Send {
     /// Looks at the packets, in the order in which the TUN gave them out.
-    fn track(&mut self, batch: &mut Batch);
+    fn track(&mut self, now: Instant, batch: &mut Batch);
 }
 
 /// Sees what came out of the tunnel: after the checks that the source is the sending peer's and the destination
@@ -24,7 +26,7 @@ pub trait Track: Send {
 /// is not joined with others. Checksums have not been looked at; the kernel does so, or joining did.
 pub trait Judge: Send {
     /// Looks at the packets; those of one peer are in the order in which they came.
-    fn judge(&mut self, batch: &mut Batch);
+    fn judge(&mut self, now: Instant, batch: &mut Batch);
 }
 
 /// Lets everything pass that the tunnel's own checks let pass.
@@ -32,9 +34,9 @@ pub trait Judge: Send {
 pub struct PassAll;
 
 impl Track for PassAll {
-    fn track(&mut self, _: &mut Batch) {}
+    fn track(&mut self, _: Instant, _: &mut Batch) {}
 }
 
 impl Judge for PassAll {
-    fn judge(&mut self, _: &mut Batch) {}
+    fn judge(&mut self, _: Instant, _: &mut Batch) {}
 }

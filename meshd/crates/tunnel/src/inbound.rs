@@ -111,7 +111,7 @@ impl Inbound {
         self.open(now, &tables, received, batch, out);
         self.check(&tables, batch);
         if !batch.is_empty() {
-            self.judge.judge(batch);
+            self.judge.judge(now, batch);
         }
         for slot in batch.slots() {
             if let Some(reason) = slot.drop {

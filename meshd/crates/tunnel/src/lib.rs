@@ -59,14 +59,18 @@
 //! packets), and reads its own clock in `engine` calls other than sealing and opening. It queues nothing here and sets
 //! no timers: the control thread drives them.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may begin at any instant"))]
+
 mod admission;
 mod alarms;
 mod batch;
 mod core;
+mod dice;
 mod drops;
 mod engine;
 mod event;
 #[cfg(any(test, feature = "testing"))]
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a run begins at any instant"))]
 pub mod fuzzing;
 mod hooks;
 mod icmp;
@@ -80,11 +84,13 @@ mod prefix;
 mod shared;
 mod stamps;
 #[cfg(any(test, feature = "testing"))]
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a benchmark begins at any instant"))]
 pub mod steps;
 mod strangers;
 #[expect(unsafe_code, reason = "system calls")]
 mod sys;
 mod table;
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod threads;
 
 #[cfg(test)]
@@ -103,6 +109,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::sync::broadcast;
 
 pub use batch::{Batch, Slot};
@@ -231,6 +238,7 @@ struct Caller {
     drops: Arc<Drops>,
 }
 
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock, and draws the seed"))]
 impl Tunnel {
     /// Opens device and sockets and starts the threads. No peer is known until [`apply`](Self::apply).
     ///
@@ -245,7 +253,8 @@ impl Tunnel {
         let tun = open_tun(&options.tun_name, &switches)?;
         let udp = |source| StartError::Udp { port: options.listen_port, source };
         let sockets = UdpSockets::bind(options.listen_port, options.mark, &switches).map_err(udp)?;
-        let core = Arc::new(Core::with_seen(options.private_key.secret().clone(), options.seen));
+        let rng = StdRng::from_rng(&mut rand::rng());
+        let core = Arc::new(Core::with_seen(options.private_key.secret().clone(), rng, options.seen));
         let shell = Arc::new(Shell {
             core: Arc::clone(&core),
             sockets,

@@ -60,7 +60,7 @@ impl Outbound {
                 _ => slot.drop = Some(DropReason::OutMalformed),
             }
         }
-        self.track.track(batch);
+        self.track.track(now, batch);
         let tables = Arc::clone(self.tables.refresh(&self.core.tables));
         self.route(&tables, batch);
         self.seal(now, &tables, batch, out, send);

@@ -22,6 +22,7 @@ use x25519_dalek::{SharedSecret, StaticSecret};
 use super::{
     alarms::Alarms,
     batch::{Endpoint, OVERHEAD, Outgoing},
+    dice::Dice,
     drops::{DropReason, Drops},
     engine::{Engine, EngineFactory, Handshaken, Opened},
     event::TunnelEvent,
@@ -63,6 +64,7 @@ pub(super) struct Context<'a> {
     pub(super) now: Instant,
     pub(super) factory: &'a dyn EngineFactory,
     pub(super) secret: &'a StaticSecret,
+    pub(super) dice: &'a Dice,
     pub(super) seen: &'a SeenStamps,
     pub(super) alarms: &'a Alarms,
     pub(super) waiting_total: &'a AtomicUsize,

@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use rand::Rng as _;
-
 use super::{Context, PeerState};
-use crate::{batch::Endpoint, drops::DropReason, engine::Tick};
+use crate::{batch::Endpoint, dice::Dice, drops::DropReason, engine::Tick};
 
 /// An initiation is not followed by another one for this long (WireGuard's REKEY_TIMEOUT).
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,7 +29,7 @@ impl PeerState {
     /// Initiates soon, if the peer wants a session and has none.
     pub(in super::super) fn start(&mut self, cx: &mut Context<'_>) {
         if self.wants_session() && self.sending_key().is_none() && !self.is_ticking() {
-            let spread = Duration::from_millis(rand::rng().random_range(0..333));
+            let spread = Duration::from_millis(cx.dice.draw(0..333));
             self.next_attempt = Some(cx.now + spread);
         }
         self.schedule(cx);
@@ -103,7 +101,7 @@ impl PeerState {
             }
         }
         if !insist {
-            self.next_attempt = Some(cx.now + slow_interval());
+            self.next_attempt = Some(cx.now + slow_interval(cx.dice));
         }
     }
 
@@ -207,7 +205,7 @@ impl PeerState {
         self.unanswered = None;
         if self.wants_session() {
             self.given_up = true;
-            self.next_attempt = Some(cx.now + slow_interval());
+            self.next_attempt = Some(cx.now + slow_interval(cx.dice));
         }
     }
 
@@ -263,7 +261,7 @@ impl PeerState {
         // within it is as good as a new one: not every packet draws another.
         let tick = tick
             .filter(|tick| self.due.is_none_or(|due| *tick + TICK_SPREAD < due))
-            .map(|tick| tick + rand::rng().random_range(Duration::ZERO..TICK_SPREAD));
+            .map(|tick| tick + cx.dice.draw(Duration::ZERO..TICK_SPREAD));
         let keepalive = self
             .keepalive_interval()
             .filter(|_| session)
@@ -281,6 +279,6 @@ impl PeerState {
 }
 
 /// Between two calls to a peer that does not answer.
-fn slow_interval() -> Duration {
-    Duration::from_millis(rand::rng().random_range(15_000..30_000))
+fn slow_interval(dice: &Dice) -> Duration {
+    Duration::from_millis(dice.draw(15_000..30_000))
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use mesh::tunnel_table::PeerConfig;
+use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::super::{
     batch::{Batch, Outgoing, Run, Source},
@@ -62,7 +63,7 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(now: Instant, address: &str) -> Self {
         let key = PrivateKey::generate().unwrap();
-        let core = Core::new(key.secret().clone());
+        let core = Core::new(key.secret().clone(), StdRng::seed_from_u64(0));
         Self::with_core(now, address, key, core)
     }
 

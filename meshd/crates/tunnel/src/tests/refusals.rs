@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool, atomic::AtomicU64},
 };
 
+use rand::{SeedableRng as _, rngs::StdRng};
 use socket2::{Domain, Socket, Type};
 
 use super::{
@@ -26,7 +27,7 @@ const SIZE: usize = 1340;
 fn shell() -> Shell {
     let switches = Switches::new(&OffloadSettings::default());
     Shell {
-        core: Arc::new(Core::new(PrivateKey::generate().unwrap().secret().clone())),
+        core: Arc::new(Core::new(PrivateKey::generate().unwrap().secret().clone(), StdRng::seed_from_u64(0))),
         sockets: UdpSockets::bind(0, None, &switches).unwrap(),
         tun: Shared::new(None),
         switches,

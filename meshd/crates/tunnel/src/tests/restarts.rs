@@ -7,6 +7,7 @@ use std::{
 };
 
 use etcd_schema::PublicKey;
+use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::{
     super::{core::Core, *},
@@ -36,7 +37,7 @@ fn replayed(recorded: &[Wire]) -> Vec<Wire> {
 
 /// `node` as it is after a kill: with its key, and the time stamps that are on disk.
 fn restarted(now: Instant, node: Node, seen: HashMap<PublicKey, Stamp>, table: Table) -> Node {
-    let core = Core::with_seen(node.key.secret().clone(), seen);
+    let core = Core::with_seen(node.key.secret().clone(), StdRng::seed_from_u64(0), seen);
     let address = node.address.to_string();
     let mut node = Node::with_core(now, &address, node.key, core);
     node.apply(now, table);

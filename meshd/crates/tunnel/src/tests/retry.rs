@@ -10,6 +10,7 @@ use std::{
 use cow_map::CowMap;
 use etcd_schema::{PresharedKey, PublicKey};
 use mesh::tunnel_table::PeerConfig;
+use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::{
     super::{
@@ -124,7 +125,7 @@ impl Rig {
         let clock = Arc::new(Mutex::new(now));
         let key = PrivateKey::generate().unwrap();
         let factory = Box::new(TimersFactory(Arc::clone(&clock)));
-        let core = Core::with_engines(key.secret().clone(), factory);
+        let core = Core::with_engines(key.secret().clone(), StdRng::seed_from_u64(0), factory);
         Self { node: Node::with_core(now, "192.0.2.1:1", key, core), clock, now, rings: 0 }
     }
 
