@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help build dist demo test soak lint fmt man chart bench deps peers previous api-server cluster-programs kubernetes conformance
+.PHONY: help build dist demo test soak coverage lint fmt man chart bench deps peers previous api-server cluster-programs kubernetes conformance
 
 # Scenarios mostly wait, so more of them than cores run at once; many more would disturb each other.
 TEST_THREADS ?= 6
@@ -37,6 +37,9 @@ soak: ## Long seeded runs of the pure parts: first contacts of tunnels, historie
 	MESHD_HISTORIES="$${MESHD_HISTORIES:-10000}" cargo test --release -p mesh-sim --lib
 	scripts/planted-bugs
 	echo "All runs passed."
+
+coverage: ## Measure how much of the pure steps their unit tests reach (minutes; no root)
+	@scripts/coverage
 
 lint: deps ## Format, lints, documentation, scripts
 	@cargo fmt --all --check
