@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! etcd watch ─▶ control ─▶ Snapshot ─▶ plan ─▶ apply (kernel, tunnel)
-//! TUN read ─▶ route ─▶ track flow ─▶ encrypt in batch ─▶ UDP send
+//! TUN read ─▶ track flow ─▶ route ─▶ encrypt in batch ─▶ UDP send
 //! UDP receive ─▶ decrypt ─▶ source is that peer's, destination is mine ─▶ judge ─▶ TUN write
 //! ```
 

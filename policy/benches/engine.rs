@@ -9,7 +9,10 @@ use std::{
     hint::black_box,
     net::{IpAddr, Ipv4Addr},
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -310,6 +313,56 @@ fn flows(count: u32) {
     });
 }
 
+/// The table behind one lock that both directions take once per batch: what a packet costs with the other direction at rest,
+/// and at work. A direction works twenty times as long on a batch as it holds the lock.
+fn shared() {
+    let classifier = Engine::new().commit(1);
+    let now = Instant::now();
+    let table = Mutex::new(FlowTable::new(Limits::default(), 0x5eed_5eed_5eed_5eed, now));
+    let packets = |first: u32| -> Vec<(Packet, Vec<u8>)> {
+        let bytes = (first..first + 64).map(udp);
+        bytes.map(|bytes| (Packet::parse(&bytes).unwrap(), bytes)).collect()
+    };
+    // Returns how long it took to get the lock and to hold it.
+    let batch = |packets: &[(Packet, Vec<u8>)]| {
+        let start = Instant::now();
+        let mut table = table.lock().unwrap();
+        table.fetch(packets.iter().map(|(packet, _)| packet));
+        for (packet, bytes) in packets {
+            black_box(table.inbound(&*classifier, packet, bytes, 0, now));
+        }
+        start.elapsed()
+    };
+    let work = |took: Duration| {
+        let start = Instant::now();
+        while start.elapsed() < took * 20 {
+            std::hint::spin_loop();
+        }
+    };
+    let (own, others) = (packets(0), packets(1000));
+    let alone = batch(&own).min(batch(&own)).min(batch(&own));
+    let round = || {
+        let took = (0..2000).map(|_| {
+            let took = batch(&own);
+            work(alone);
+            took
+        });
+        took.sum::<Duration>().as_nanos() as f64 / (2000.0 * own.len() as f64)
+    };
+    several("later packet in batches of 64 under the shared lock, the other direction at rest", round);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                batch(&others);
+                work(alone);
+            }
+        });
+        several("the same, the other direction at work", round);
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
 /// Prints the mean time in nanoseconds that `round` says, of many rounds: what else the machine does shows in the median, and
 /// in the least it does not.
 fn several(what: &str, mut round: impl FnMut() -> f64) {
@@ -329,6 +382,7 @@ fn main() {
             flows(1000);
             flows(1_000_000);
         }
+        Ok("shared") => shared(),
         Ok("mixed") => {
             let world = mixed();
             let (mut engine, classifier) = compile("mixed", &world);
@@ -339,7 +393,7 @@ fn main() {
         Ok("small namespaces") => drop(compile("small namespaces", &small_namespaces())),
         Ok("one namespace") => drop(compile("one namespace", &one_namespace())),
         _ => {
-            for part in ["flows", "mixed", "small namespaces", "one namespace"] {
+            for part in ["flows", "shared", "mixed", "small namespaces", "one namespace"] {
                 let own = std::env::current_exe().unwrap();
                 assert!(Command::new(own).env("POLICY_BENCH_PART", part).status().unwrap().success());
             }

@@ -137,9 +137,11 @@ impl fmt::Display for PolicyName {
 #[derive(Debug)]
 pub struct Classifier {
     pub(super) generation: u64,
+    pub(super) world_changed: u64,
     pub(super) revision: u64,
     pub(super) addresses: AddressTable,
     pub(super) pods: Chunked<Option<Arc<PodInfo>>>,
+    pub(super) pods_changed: Chunked<u64>,
     pub(super) namespaces: Chunked<NamespaceRules>,
     pub(super) classes: Chunked<ClassRules>,
     pub(super) policies: Chunked<Option<Arc<Compiled>>>,
@@ -191,6 +193,29 @@ impl Classifier {
         });
         let to = Target { port: port(flow), named };
         decide(rules, side, &peer, &to)
+    }
+
+    /// A generation from which on all classifiers up to this one say of `flow` what this one says, given that its addresses
+    /// have had the same owners: nothing that the verdict depends on has changed since.
+    #[must_use]
+    pub fn unchanged_since(&self, side: Side, flow: &Flow) -> u64 {
+        let (subject, peer) = match side {
+            Side::Ingress => (flow.destination, flow.source),
+            Side::Egress => (flow.source, flow.destination),
+        };
+        let Located::Pod(subject) = self.locate(subject) else { return self.generation };
+        let peer = match self.locate(peer) {
+            Located::Pod(peer) => self.pod_changed(peer),
+            Located::Unknown | Located::Address => 0,
+        };
+        self.world_changed.max(self.pod_changed(subject)).max(peer)
+    }
+
+    /// The last change of what a pod is, and of what policies make of it.
+    fn pod_changed(&self, owner: Owner) -> u64 {
+        let Some((class, namespace)) = self.rules(owner) else { return self.generation };
+        let pod = self.pods_changed.get(owner.pod).copied().unwrap_or(self.generation);
+        pod.max(class.changed).max(namespace.changed)
     }
 
     /// What both ends of a new connection say. A pod's own node reaches it whatever its policies say.

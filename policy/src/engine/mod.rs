@@ -84,6 +84,14 @@ pub(crate) struct NamespaceRules {
     pub(crate) sets: Arc<[u32]>,
     /// By [`Side`].
     pub(crate) unions: [Option<Arc<Union>>; 2],
+    /// The generation that they are of.
+    pub(crate) changed: u64,
+}
+
+impl NamespaceRules {
+    fn judges_as(&self, other: &Self) -> bool {
+        self.sets == other.sets && same(&self.unions, &other.unions)
+    }
 }
 
 /// What the pods of a class share beyond that.
@@ -94,6 +102,22 @@ pub(crate) struct ClassRules {
     /// By [`Side`].
     pub(crate) unions: [Option<Arc<Union>>; 2],
     pub(crate) tiers: [Option<Arc<Tiers>>; 2],
+    /// The generation that they are of.
+    pub(crate) changed: u64,
+}
+
+impl ClassRules {
+    fn judges_as(&self, other: &Self) -> bool {
+        (self.namespace, &self.sets) == (other.namespace, &other.sets)
+            && same(&self.unions, &other.unions)
+            && same(&self.tiers, &other.tiers)
+    }
+}
+
+/// Whether compiled forms are shared: those of the same policies in the same versions are.
+fn same<T>(ones: &[Option<Arc<T>>; 2], others: &[Option<Arc<T>>; 2]) -> bool {
+    let pointer = |one: &Option<Arc<T>>| one.as_ref().map(Arc::as_ptr);
+    ones.each_ref().map(pointer) == others.each_ref().map(pointer)
 }
 
 /// Policies by their version, and whether each only may select; what a compiled form is shared by.
@@ -113,6 +137,10 @@ pub struct Engine {
     pub(crate) sources: Arc<HashMap<IpAddr, Arc<SourceAliases>>>,
     versions: u32,
     generation: u64,
+    /// The generation in which networks, nodes or sources last changed, or whether there are policies in a direction.
+    world_changed: u64,
+    /// Whether there were policies in each direction at the last commit.
+    had_policies: [bool; 2],
     pub(crate) set_cache: SetCache,
     unions: [HashMap<Selected, Weak<Union>>; 2],
     tiers: [HashMap<Selected, Weak<Tiers>>; 2],
@@ -144,6 +172,8 @@ impl Engine {
             sources: Arc::default(),
             versions: 0,
             generation: 0,
+            world_changed: 0,
+            had_policies: [false; 2],
             set_cache: SetCache::default(),
             unions: Default::default(),
             tiers: Default::default(),
@@ -233,6 +263,7 @@ impl Engine {
             None => sources.remove(&overlay),
         };
         self.set_cache.sources = true;
+        self.world_changed = self.generation + 1;
     }
 
     /// The mesh's networks: what lies in them and is neither a known pod's nor a node's is a pod of which nothing is
@@ -241,6 +272,7 @@ impl Engine {
         self.networks = Arc::clone(&networks);
         self.pods.set_networks(networks, &mut self.selection);
         self.set_cache.everything = true;
+        self.world_changed = self.generation + 1;
     }
 
     /// A NetworkPolicy.
@@ -320,13 +352,18 @@ impl Engine {
     /// Compiles what changed since the last time. `revision` is the caller's name for the state of the world.
     pub fn commit(&mut self, revision: u64) -> Arc<Classifier> {
         self.pods.settle_clusters(&mut self.selection);
-        self.recompile_namespaces();
-        self.recompile_classes();
-        self.set_cache.changed.extend(self.selection.dirty_sets.drain());
-        self.generation += 1;
         if std::mem::take(&mut self.pods.host_changed) {
             self.nodes_changed();
         }
+        let has_policies = self.voices.map(|count| count > 0);
+        if std::mem::replace(&mut self.had_policies, has_policies) != has_policies {
+            self.world_changed = self.generation + 1;
+        }
+        self.generation += 1;
+        self.recompile_namespaces();
+        self.recompile_classes();
+        self.pods.next_generation = self.generation + 1;
+        self.set_cache.changed.extend(self.selection.dirty_sets.drain());
         let node_addresses = self.node_addresses.get_or_insert_with(|| {
             let nodes = self.pods.nodes.iter();
             // What is in a node's network has that node's addresses, whether the node's record says so or not.
@@ -338,9 +375,11 @@ impl Engine {
         });
         Arc::new(Classifier {
             generation: self.generation,
+            world_changed: self.world_changed,
             revision,
             addresses: self.pods.addresses.clone(),
             pods: self.pods.infos.clone(),
+            pods_changed: self.pods.changed.clone(),
             namespaces: self.namespace_rules.clone(),
             classes: self.class_rules.clone(),
             policies: self.published.clone(),
@@ -356,6 +395,7 @@ impl Engine {
     }
 
     fn nodes_changed(&mut self) {
+        self.world_changed = self.generation + 1;
         self.node_addresses = None;
         self.set_cache.everything = true;
     }
@@ -406,10 +446,12 @@ impl Engine {
                 Some(namespace) => {
                     let sets = namespace.sets.as_slice().into();
                     let selected = self.selected(&namespace.sets, false);
-                    NamespaceRules { sets, unions: self.union_sides(&selected) }
+                    NamespaceRules { sets, unions: self.union_sides(&selected), changed: self.generation }
                 }
             };
-            self.namespace_rules.set(index, rules);
+            if !self.namespace_rules.get(index).is_some_and(|before| before.judges_as(&rules)) {
+                self.namespace_rules.set(index, rules);
+            }
         }
     }
 
@@ -425,10 +467,12 @@ impl Engine {
                     cluster.extend(self.selected(&self.selection.namespaces[namespace].sets, true));
                     self.sort(&mut cluster);
                     let (unions, tiers) = (self.union_sides(&own), self.tier_sides(&cluster));
-                    ClassRules { namespace, sets, unions, tiers }
+                    ClassRules { namespace, sets, unions, tiers, changed: self.generation }
                 }
             };
-            self.class_rules.set(index, rules);
+            if !self.class_rules.get(index).is_some_and(|before| before.judges_as(&rules)) {
+                self.class_rules.set(index, rules);
+            }
         }
     }
 

@@ -74,6 +74,10 @@ pub(crate) struct Pods {
     claims: HashMap<IpAddr, Claims>,
     pub(crate) addresses: AddressTable,
     pub(crate) infos: Chunked<Option<Arc<PodInfo>>>,
+    /// The generation that each of them is of.
+    pub(crate) changed: Chunked<u64>,
+    /// That of the next classifier.
+    pub(crate) next_generation: u64,
     /// Pods in their node's network, by name: they own no address.
     pub(crate) host: HashMap<ObjectName, Arc<PodInfo>>,
     /// Since the last commit.
@@ -396,6 +400,7 @@ impl Pods {
         });
         members.push(pod);
         self.infos.set(pod, Some(info));
+        self.changed.set(pod, self.next_generation);
         for (address, rank) in joined.claims {
             match self.claims.get_mut(&address) {
                 None => {
@@ -421,6 +426,7 @@ impl Pods {
             self.pods[*moved].place = pod.place;
         }
         self.infos.set(index, None);
+        self.changed.set(index, self.next_generation);
         for (address, _) in &pod.claims {
             match self.claims.get_mut(address) {
                 Some(Claims::Many(list)) => {

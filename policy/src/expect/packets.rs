@@ -37,6 +37,10 @@ impl Rules for BothEnds<'_> {
     fn owners(&self, flow: &Flow) -> (u32, u32) {
         Rules::owners(self.0, flow)
     }
+
+    fn unchanged_since(&self, _: Origin, _: &Flow) -> u64 {
+        self.0.generation()
+    }
 }
 
 /// What was to become of a packet, and what did.

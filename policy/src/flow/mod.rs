@@ -59,6 +59,18 @@ pub trait Rules {
     fn judge(&self, origin: Origin, flow: &Flow) -> Verdict;
     /// Something that differs when an address has another owner, for source and destination.
     fn owners(&self, flow: &Flow) -> (u32, u32);
+    /// A generation from which on this flow was judged as it is now, while its owners were the same.
+    fn unchanged_since(&self, origin: Origin, flow: &Flow) -> u64;
+}
+
+impl Origin {
+    /// The end whose policies judge.
+    const fn side(self) -> Side {
+        match self {
+            Self::Local => Side::Egress,
+            Self::Remote => Side::Ingress,
+        }
+    }
 }
 
 impl Rules for Classifier {
@@ -67,15 +79,15 @@ impl Rules for Classifier {
     }
 
     fn judge(&self, origin: Origin, flow: &Flow) -> Verdict {
-        let side = match origin {
-            Origin::Local => Side::Egress,
-            Origin::Remote => Side::Ingress,
-        };
-        self.verdict(side, flow)
+        self.verdict(origin.side(), flow)
     }
 
     fn owners(&self, flow: &Flow) -> (u32, u32) {
         (self.owner_stamp(flow.source), self.owner_stamp(flow.destination))
+    }
+
+    fn unchanged_since(&self, origin: Origin, flow: &Flow) -> u64 {
+        Self::unchanged_since(self, origin.side(), flow)
     }
 }
 
@@ -527,6 +539,10 @@ impl FlowTable {
         if owners != entry.owners {
             self.forget(place);
             return false;
+        }
+        if (rules.unchanged_since(origin, &flow)..rules.generation()).contains(&entry.generation) {
+            self.store.get_mut(place).generation = rules.generation();
+            return true;
         }
         let allowed = rules.judge(origin, &flow).allowed;
         self.counters.rejudged += 1;

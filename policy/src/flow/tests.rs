@@ -29,6 +29,10 @@ impl Rules for Ports {
     fn owners(&self, _: &Flow) -> (u32, u32) {
         (0, 0)
     }
+
+    fn unchanged_since(&self, _: Origin, _: &Flow) -> u64 {
+        self.generation()
+    }
 }
 
 const OPEN: Ports = Ports { generation: 1, open: &[80, 53] };
@@ -155,6 +159,10 @@ impl Rules for Bits {
 
     fn owners(&self, _: &Flow) -> (u32, u32) {
         (0, 0)
+    }
+
+    fn unchanged_since(&self, _: Origin, _: &Flow) -> u64 {
+        self.generation()
     }
 }
 
@@ -334,6 +342,10 @@ impl Rules for Owner {
     fn owners(&self, flow: &Flow) -> (u32, u32) {
         let owner = |address| if address == IpAddr::from([10, 0, 0, 1]) { self.0 } else { 0 };
         (owner(flow.source), owner(flow.destination))
+    }
+
+    fn unchanged_since(&self, _: Origin, _: &Flow) -> u64 {
+        self.generation()
     }
 }
 

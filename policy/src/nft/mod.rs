@@ -52,6 +52,16 @@ pub struct Ruleset {
 }
 
 impl Ruleset {
+    /// Whether every verdict of the two is the same: comments and names of policies aside, they are.
+    fn decides_as(&self, other: &Self) -> bool {
+        let alike =
+            |(one, other): ((&String, &Chain), (&String, &Chain))| one.0 == other.0 && one.1.decides_as(other.1);
+        self.sets == other.sets
+            && self.maps == other.maps
+            && self.chains.len() == other.chains.len()
+            && self.chains.iter().zip(&other.chains).all(alike)
+    }
+
     /// The chains in the kernel, both forms of each, with their numbers of rules.
     pub fn kernel_chains(&self) -> impl Iterator<Item = (String, usize)> + '_ {
         self.chains.iter().flat_map(|(name, chain)| {
@@ -159,8 +169,16 @@ pub struct Rule {
     pub matches: Vec<Match>,
     /// What then happens.
     pub then: Then,
-    /// The policy behind it, for logs; empty where there is none.
+    /// The policy behind it, which is its comment in nftables; empty where there is none.
     pub because: Arc<str>,
+}
+
+impl Chain {
+    /// Whether the two decide alike: comments aside, they are the same.
+    fn decides_as(&self, other: &Self) -> bool {
+        let alike = |(one, other): (&Rule, &Rule)| one.matches == other.matches && one.then == other.then;
+        self.rules.len() == other.rules.len() && self.rules.iter().zip(&other.rules).all(alike)
+    }
 }
 
 /// A condition of a rule.

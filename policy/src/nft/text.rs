@@ -15,6 +15,9 @@ pub const REFUSED: [&str; 2] = ["refused_in", "refused_out"];
 /// The chain for packets that policies allow, by [`Side`].
 pub const ALLOWED: [&str; 2] = ["allowed_in", "allowed_out"];
 
+/// The longest comment that nft takes, in bytes.
+const COMMENT: usize = 127;
+
 /// Elements in one command.
 const PER_COMMAND: usize = 512;
 
@@ -136,6 +139,8 @@ pub struct Transactions {
     pub sets: String,
     /// The rest.
     pub rules: String,
+    /// The verdict about a packet may be another: more differs than comments.
+    pub verdicts: bool,
 }
 
 impl Transactions {
@@ -197,7 +202,7 @@ pub fn transactions(table: &str, old: &Ruleset, new: &mut Ruleset) -> Transactio
             out.line(format_args!("delete map {table} {}", form.name(name)));
         }
     }
-    Transactions { sets: sets.text, rules: out.text }
+    Transactions { sets: sets.text, rules: out.text, verdicts: !old.decides_as(new) }
 }
 
 fn copy_of(ruleset: &Ruleset, set: &str) -> Option<u32> {
@@ -206,13 +211,14 @@ fn copy_of(ruleset: &Ruleset, set: &str) -> Option<u32> {
 
 /// Gives the sets that are in both their names: the one that they have, or that of another copy.
 fn name_copies(old: &Ruleset, new: &mut Ruleset) {
-    let rules_change = new.chains.iter().any(|(name, chain)| old.chains.get(name).is_some_and(|old| old != chain))
-        || new.maps.iter().any(|(name, map)| {
-            let before = old.maps.get(name);
-            map.iter().any(|(address, chain)| {
-                before.and_then(|before| before.get(address)).is_some_and(|before| before != chain)
-            })
-        });
+    let rules_change =
+        new.chains.iter().any(|(name, chain)| old.chains.get(name).is_some_and(|old| !old.decides_as(chain)))
+            || new.maps.iter().any(|(name, map)| {
+                let before = old.maps.get(name);
+                map.iter().any(|(address, chain)| {
+                    before.and_then(|before| before.get(address)).is_some_and(|before| before != chain)
+                })
+            });
     let loses = |(name, set): (&String, &Set)| {
         old.sets.get(name).is_some_and(|old| old != set && !missing(&old.elements, &set.elements).is_empty())
     };
@@ -292,8 +298,8 @@ impl Writer<'_> {
         let table = self.table;
         for rule in &chain.rules {
             for variant in form.variants(rule) {
-                let rule = rule_text(rule, form, side, ruleset);
-                self.line(format_args!("add rule {table} {name} {variant}{rule}"));
+                let (text, comment) = (rule_text(rule, form, side, ruleset), comment(&rule.because));
+                self.line(format_args!("add rule {table} {name} {variant}{text}{comment}"));
             }
         }
     }
@@ -388,6 +394,19 @@ fn rule_text(rule: &Rule, form: Form, side: Side, ruleset: &Ruleset) -> String {
     out + &then_text(rule, form, side)
 }
 
+/// `because` as nft takes it: at most 127 bytes, of a name only what cannot end the string.
+fn comment(because: &str) -> String {
+    if because.is_empty() {
+        return String::new();
+    }
+    let plain = |letter: char| if matches!(letter, ' '..='~') && !matches!(letter, '"' | '\\') { letter } else { '?' };
+    let mut text: String = because.chars().map(plain).take(COMMENT).collect();
+    if because.chars().count() > COMMENT {
+        text.replace_range(COMMENT - 3.., "...");
+    }
+    format!(" comment \"{text}\"")
+}
+
 fn then_text(rule: &Rule, form: Form, side: Side) -> String {
     match &rule.then {
         Then::Allow => format!("goto {}", ALLOWED[side as usize]),
@@ -424,7 +443,34 @@ mod tests {
         let mut new = ruleset(&[(1, 1), (5, 6), (8, 8)], 0);
         let change = transactions("inet t", &old, &mut new);
         assert_eq!((&*change.sets, &*change.rules), ("add element inet t s { 10.0.0.8 }\n", ""));
+        assert!(change.verdicts);
         assert!(transactions("inet t", &new, &mut ruleset(&[(1, 1), (5, 6), (8, 8)], 0)).is_empty());
+    }
+
+    #[test]
+    fn a_rule_bears_its_policy_as_a_comment_and_another_name_changes_no_verdict() {
+        let named = |name: &str| {
+            let mut ruleset = ruleset(&[(1, 1)], 1);
+            ruleset.chains.get_mut("in_1").unwrap().rules[1].because = name.into();
+            ruleset
+        };
+        let (mut old, mut new) = (named("isolated by NetworkPolicy a/b"), named("isolated by NetworkPolicy a/c"));
+        let first = transactions("inet t", &Ruleset::default(), &mut old);
+        let refused = "add rule inet t in_1 goto refused_out comment \"isolated by NetworkPolicy a/b\"\n";
+        assert!(first.rules.contains(&refused.replace("_out", "_in")), "{first:?}");
+        assert!(first.rules.contains("saddr @s goto allowed_in\n"), "{first:?}");
+        let change = transactions("inet t", &old, &mut new);
+        assert!(!change.verdicts && change.sets.is_empty(), "{change:?}");
+        assert!(change.rules.contains("NetworkPolicy a/c\"\n") && change.rules.contains("saddr @s goto"), "{change:?}");
+    }
+
+    #[test]
+    fn no_name_leaves_its_comment() {
+        assert_eq!(comment(""), "");
+        assert_eq!(comment("a\"; flush ruleset \\\n\u{e9}"), " comment \"a?; flush ruleset ???\"");
+        let long = comment(&"x".repeat(128));
+        assert_eq!((long.len(), long.ends_with("x...\"")), (COMMENT + 11, true));
+        assert_eq!(comment(&"x".repeat(127)).len(), COMMENT + 11);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use etcd_schema::Cluster;
 use ipnet::IpNet;
 use policy::{
-    engine::{Attachment, ClusterNode, Engine, ObjectName, PolicyState, SourceAliases},
+    engine::{Attachment, Classifier, ClusterNode, Engine, ObjectName, PolicyState, SourceAliases},
     nft::Ruleset,
     object::{ClusterPolicy, Labels, NamedPort, NetworkPolicy, PodObject, Protocol},
 };
@@ -285,6 +285,10 @@ pub(crate) struct Both {
     pub(crate) age: u64,
     /// What nftables was last told.
     pub(crate) rules: Ruleset,
+    /// All that were made, in order.
+    pub(crate) classifiers: Vec<Arc<Classifier>>,
+    /// Verdicts found to be those of an earlier classifier without being made again.
+    pub(crate) unchanged: usize,
 }
 
 fn named(cluster: &str) -> Cluster {
@@ -297,7 +301,14 @@ fn known(labels: &Map<String, Value>) -> Labels {
 
 impl Both {
     pub(crate) fn new() -> Self {
-        Self { engine: Engine::new(), world: World::default(), age: 0, rules: Ruleset::default() }
+        Self {
+            engine: Engine::new(),
+            world: World::default(),
+            age: 0,
+            rules: Ruleset::default(),
+            classifiers: Vec::new(),
+            unchanged: 0,
+        }
     }
 
     pub(crate) fn change(&mut self, dice: &mut Dice) {

@@ -361,7 +361,7 @@ impl PolicyCore {
 
     fn open(&mut self, now: Instant, candidate: Candidate, out: &mut Effects) {
         let Candidate { began, classifier, mesh } = candidate;
-        out.at_once.push(Effect::OpenGate(InForce { classifier, mesh, addresses: Arc::clone(&self.seen.addresses) }));
+        out.at_once.push(Effect::OpenGate(InForce::new(classifier, mesh, Arc::clone(&self.seen.addresses))));
         let mut unmatched = self.unmatched.clone();
         unmatched.update(now, self.world.unmatched(), self.world.misplaced());
         unmatched.of_clusters = self.world.cluster_problems();

@@ -121,7 +121,7 @@ mod tests {
         let mut mesh = MeshFacts { own, ..MeshFacts::default() };
         mesh.nodes.set(Owner::Node("a1".parse().unwrap()), Some(Arc::new(facts)));
         let addresses = Arc::new(["10.244.3.1".parse().unwrap()].into());
-        InForce { classifier: engine.commit(1), mesh: Arc::new(mesh), addresses }
+        InForce::new(engine.commit(1), Arc::new(mesh), addresses)
     }
 
     fn explained(source: &str, destination: &str) -> [String; 2] {

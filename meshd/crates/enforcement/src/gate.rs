@@ -104,7 +104,12 @@ impl Gate {
     }
 
     /// Judges by this from each hook's next batch on.
-    pub(super) fn set(&self, in_force: InForce) {
+    pub(super) fn set(&self, mut in_force: InForce) {
+        let before = self.in_force.get();
+        let alike =
+            |before: &&InForce| before.mesh.audit == in_force.mesh.audit && before.addresses == in_force.addresses;
+        in_force.since =
+            before.as_ref().as_ref().filter(alike).map_or_else(|| in_force.classifier.generation(), |like| like.since);
         self.in_force.set(Arc::new(Some(in_force)));
     }
 
@@ -219,6 +224,10 @@ impl Rules for InForce {
 
     fn owners(&self, flow: &Flow) -> (u32, u32) {
         self.classifier.owners(flow)
+    }
+
+    fn unchanged_since(&self, origin: Origin, flow: &Flow) -> u64 {
+        self.since.max(Rules::unchanged_since(&*self.classifier, origin, flow))
     }
 }
 
@@ -362,13 +371,17 @@ mod tests {
             engine.put_policy(ObjectName::new("shop", "p"), &policy);
             let mesh = MeshFacts { audit, own: vec!["10.244.3.0/24".parse().unwrap()], ..MeshFacts::default() };
             let addresses = Arc::new(["10.244.3.1".parse().unwrap()].into());
-            let in_force = InForce { classifier: engine.commit(1), mesh: Arc::new(mesh), addresses };
+            let in_force = InForce::new(engine.commit(1), Arc::new(mesh), addresses);
             let table = FlowTable::new(Limits::default(), 1, Instant::now());
-            Self { engine, in_force, gate: Gate::new(), table }
+            let gate = Gate::new();
+            gate.set(in_force.clone());
+            Self { engine, in_force, gate, table }
         }
 
         fn commit(&mut self) {
             self.in_force.classifier = self.engine.commit(2);
+            self.gate.set(self.in_force.clone());
+            self.in_force = Option::clone(&self.gate.in_force()).unwrap();
         }
 
         fn sends(&mut self, source: u8, flags: u8) -> bool {

@@ -105,6 +105,8 @@ pub struct InForce {
     pub mesh: Arc<MeshFacts>,
     /// Addresses of this machine in the node's own subnets.
     pub addresses: Arc<BTreeSet<IpAddr>>,
+    /// The generation from which on mode and addresses were these: the gate keeps it.
+    since: u64,
 }
 
 /// How far enforcement is.
@@ -271,6 +273,11 @@ impl Drop for Enforcement {
 }
 
 impl InForce {
+    fn new(classifier: Arc<Classifier>, mesh: Arc<MeshFacts>, addresses: Arc<BTreeSet<IpAddr>>) -> Self {
+        let since = classifier.generation();
+        Self { classifier, mesh, addresses, since }
+    }
+
     fn clone_of(gate: &Gate) -> Option<Self> {
         gate.in_force().as_ref().clone()
     }

@@ -2,8 +2,9 @@
 //!
 //! # Packet path
 //!
-//! `P` is the lock of one peer, held for one batch of that peer's packets; no other lock is taken per packet or per
-//! batch. Tables (prefixes, indices, own addresses) are an immutable snapshot, read once per batch; so is the clock.
+//! `P` is the lock of one peer, held for one batch of that peer's packets; the tunnel takes no other lock per packet or
+//! per batch, and none while a hook runs. Tables (prefixes, indices, own addresses) are an immutable snapshot, read once
+//! per batch; so is the clock.
 //!
 //! Outbound:
 //! 1. Read pending packets from the TUN into a [`Batch`]: up to 256 packets or 128 KiB. A packet may be a TCP or UDP

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     engine::{
-        Compiled, CompiledRule, Side,
+        Compiled, CompiledRule, ObjectName, Side,
         rules::{ALL_PODS, PeerRef, PortSet},
     },
     object::Action,
@@ -22,15 +22,19 @@ impl Draft<'_> {
         let Some((first, _)) = policies.first() else { return Vec::new() };
         let engine = self.engine;
         // Rules with the same ports are one rule with all their peers.
-        let mut groups: Vec<(&PortSet, Vec<PeerRef>)> = Vec::new();
+        let mut groups: Vec<SamePorts<'_>> = Vec::new();
         let mut by_ports: HashMap<&PortSet, usize> = HashMap::new();
         for (id, _) in policies.iter().filter(|(_, unknown)| !unknown) {
-            for rule in engine.policies[*id].sides[chain.side as usize].iter().flatten() {
+            let policy = &engine.policies[*id];
+            for rule in policy.sides[chain.side as usize].iter().flatten() {
                 let at = *by_ports.entry(&rule.ports).or_insert_with(|| {
-                    groups.push((&rule.ports, Vec::new()));
+                    groups.push(SamePorts { ports: &rule.ports, peers: Vec::new(), policies: Vec::new() });
                     groups.len() - 1
                 });
-                groups[at].1.extend(rule.peers.iter().cloned());
+                groups[at].peers.extend(rule.peers.iter().cloned());
+                if groups[at].policies.last() != Some(&&policy.name.name) {
+                    groups[at].policies.push(&policy.name.name);
+                }
             }
         }
         // No NetworkPolicy keeps a pod from itself, which it reaches here by a Service's address.
@@ -41,8 +45,11 @@ impl Draft<'_> {
             .filter(|own| !own.is_empty())
             .map(|own| Rule { matches: vec![Match::Own(own)], then: Then::Allow, because: "itself".into() })
             .collect();
-        for (ports, peers) in groups {
-            self.rule(chain, &peers, ports, Sureness::Sure, Then::Allow, "", &mut rules);
+        for SamePorts { ports, peers, mut policies } in groups {
+            policies.sort_unstable();
+            let names: Vec<String> = policies.into_iter().map(ToString::to_string).collect();
+            let because = format!("NetworkPolicy {}", names.join(", "));
+            self.rule(chain, &peers, ports, Sureness::Sure, Then::Allow, &because, &mut rules);
         }
         let because = format!("isolated by {}", engine.policies[*first].name);
         rules.push(Rule { matches: Vec::new(), then: Then::Drop, because: because.into() });
@@ -192,6 +199,14 @@ impl Draft<'_> {
         }
         ends
     }
+}
+
+/// Rules of NetworkPolicies with the same ports.
+struct SamePorts<'e> {
+    ports: &'e PortSet,
+    peers: Vec<PeerRef>,
+    /// Their policies, each once.
+    policies: Vec<&'e ObjectName>,
 }
 
 pub(super) struct TierRule {

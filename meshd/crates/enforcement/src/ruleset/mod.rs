@@ -90,18 +90,21 @@ impl RuleTable {
                 let change = transactions(&table, &held.ruleset, &mut ruleset);
                 ahead = change.sets;
                 text.push_str(&stale);
-                text.push_str(&change.rules);
                 text.push_str(&pods(&table, Some(&held.ruleset), &ruleset));
                 text.push_str(&elements);
                 if held.frame != *frame {
                     text.push_str(&base(&table, frame, true));
                     text.push_str(&bridge::change(&self.name, Some(&held.frame), frame));
                 }
+                // Verdicts of other rules are forgotten by the transaction that changes them.
+                let forget = change.verdicts || !text.is_empty();
+                text.insert_str(stale.len(), &change.rules);
                 if ahead.is_empty() && text.is_empty() {
                     return Ok(());
                 }
-                // Verdicts of other rules are forgotten by the transaction that changes them.
-                text.push_str(&memo::make(&table, frame.audit, true));
+                if forget {
+                    text.push_str(&memo::make(&table, frame.audit, true));
+                }
             }
             None => {
                 // What an earlier run left goes, and this comes, at once. Base chains stay where they are.

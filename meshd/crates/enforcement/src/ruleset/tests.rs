@@ -79,8 +79,12 @@ impl World {
     }
 
     fn policy(&mut self, spec: &serde_json::Value) {
+        self.policy_called("p", spec);
+    }
+
+    fn policy_called(&mut self, name: &str, spec: &serde_json::Value) {
         let policy = PolicyState::Valid(NetworkPolicy::parse(spec).unwrap());
-        self.engine.put_policy(ObjectName::new("shop", "p"), &policy);
+        self.engine.put_policy(ObjectName::new("shop", name), &policy);
     }
 
     fn ruleset(&mut self) -> Ruleset {
@@ -166,6 +170,36 @@ fn the_same_again_is_no_transaction_and_what_others_remove_is_seen() {
         let ruleset = world.ruleset();
         table.put(&frame(true), ruleset).unwrap();
         assert_eq!(listed()[0].matches("10.244.1.10 : jump").count(), 4);
+    });
+}
+
+#[test]
+fn rules_bear_their_policy_and_one_under_another_name_keeps_the_verdicts() {
+    isolated(|| {
+        let mut table = RuleTable::new("t".to_owned());
+        let mut world = World::new(1);
+        world.policy(&port(80));
+        table.put(&frame(true), world.ruleset()).unwrap();
+        let verdict = "element inet t judged_forward4 { 10.244.1.11 . 10.244.1.10 . tcp . 81 }";
+        let listed = |what: &[&str]| run("nft", &[&["list"], what].concat());
+        let policies = |chain: &str, of: &str| listed(&["chain", "inet", "t", chain]).matches(of).count();
+        assert_eq!(policies("in_10_244_1_10", "comment \"NetworkPolicy shop/p\""), 4);
+        assert_eq!(policies("out_10_244_1_10", "comment \"isolated by NetworkPolicy shop/p\""), 1);
+        let mut judged_again = |name: &str, port_number: u16| {
+            // As if the rules had allowed a flow.
+            let mut monitor = table.held.take().unwrap();
+            apply_and_look(&format!("add {verdict}\n"), &mut monitor.monitor).unwrap();
+            table.held = Some(monitor);
+            world.engine.delete_policy(&ObjectName::new("shop", "p"));
+            world.policy_called(name, &port(port_number));
+            table.put(&frame(true), world.ruleset()).unwrap();
+            assert!(table.is_whole().unwrap());
+            listed(&["set", "inet", "t", "judged_forward4"]).matches("10.244.1.11 . 10.244.1.10").count() == 0
+        };
+        assert!(!judged_again("q", 80));
+        assert_eq!(policies("in_10_244_1_10", "comment \"NetworkPolicy shop/q\""), 4);
+        assert_eq!(policies("in_10_244_1_10", "shop/p"), 0);
+        assert!(judged_again("q", 81));
     });
 }
 
