@@ -285,10 +285,6 @@ pub(crate) struct Both {
     pub(crate) age: u64,
     /// What nftables was last told.
     pub(crate) rules: Ruleset,
-    /// All that were made, in order.
-    pub(crate) classifiers: Vec<Arc<Classifier>>,
-    /// Verdicts found to be those of an earlier classifier without being made again.
-    pub(crate) unchanged: usize,
 }
 
 fn named(cluster: &str) -> Cluster {
@@ -301,14 +297,7 @@ fn known(labels: &Map<String, Value>) -> Labels {
 
 impl Both {
     pub(crate) fn new() -> Self {
-        Self {
-            engine: Engine::new(),
-            world: World::default(),
-            age: 0,
-            rules: Ruleset::default(),
-            classifiers: Vec::new(),
-            unchanged: 0,
-        }
+        Self { engine: Engine::new(), world: World::default(), age: 0, rules: Ruleset::default() }
     }
 
     pub(crate) fn change(&mut self, dice: &mut Dice) {
