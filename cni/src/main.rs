@@ -12,10 +12,16 @@ const HELP: &str = "\
 meshd-cni is the CNI plugin of meshd. Container runtimes run it with CNI_* variables and a configuration on standard input.
 Install it with meshd install-cni. docs/cni.md of meshd describes its configuration.";
 
+/// The version, with the commit that `make build` was run at.
+const VERSION: &str = match option_env!("MESHD_BUILD") {
+    Some(build) => build,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("--help" | "-h" | "help") => return say(HELP),
-        Some("--version" | "-V") => return say(concat!("meshd-cni ", env!("CARGO_PKG_VERSION"))),
+        Some("--version" | "-V") => return say(&format!("meshd-cni {VERSION}")),
         _ => {}
     }
     let environment = Environment::of_process();

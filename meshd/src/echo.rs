@@ -6,8 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover};
+use nix::{
+    libc, setsockopt_impl,
+    sys::socket::{setsockopt, sockopt::SetUsize},
+};
 use socket2::{Domain, Protocol, Socket, Type};
+
+/// How the kernel chooses the size of IPv4 packets, `IP_MTU_DISCOVER`.
+#[derive(Debug, Clone, Copy)]
+struct Ipv4MtuDiscover;
+setsockopt_impl!(Ipv4MtuDiscover, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, usize, SetUsize);
+
+/// The same of IPv6, `IPV6_MTU_DISCOVER`.
+#[derive(Debug, Clone, Copy)]
+struct Ipv6MtuDiscover;
+setsockopt_impl!(Ipv6MtuDiscover, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, usize, SetUsize);
 
 /// Bytes of an IPv4 header without options, of an IPv6 header, and of an echo's own.
 const IPV4_HEADER: usize = 20;
@@ -107,7 +120,7 @@ pub enum UdpPort {
 ///
 /// # Errors
 /// When there is no socket to be had.
-pub fn knock(at: SocketAddr, patience: Duration) -> io::Result<UdpPort> {
+pub(crate) fn knock(at: SocketAddr, patience: Duration) -> io::Result<UdpPort> {
     let any: IpAddr = if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.set_read_timeout(Some(patience))?;
@@ -127,11 +140,11 @@ fn open(to: IpAddr) -> io::Result<Socket> {
     // With PROBE the kernel sets DF and goes by the interface's MTU, not by what it has learnt of the path.
     if to.is_ipv4() {
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
-        set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?;
+        setsockopt(&socket, Ipv4MtuDiscover, &(libc::IP_PMTUDISC_PROBE as usize))?;
         Ok(socket)
     } else {
         let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
-        set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?;
+        setsockopt(&socket, Ipv6MtuDiscover, &(libc::IPV6_PMTUDISC_PROBE as usize))?;
         Ok(socket)
     }
 }

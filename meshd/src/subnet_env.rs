@@ -67,7 +67,7 @@ impl SubnetEnv {
 ///
 /// # Errors
 /// When it is there and cannot be read, or is no ordinary file: root reads it, and another user owns its directory.
-pub fn read_subnets(path: &Path) -> io::Result<Vec<IpNet>> {
+pub(crate) fn read_subnets(path: &Path) -> io::Result<Vec<IpNet>> {
     let bytes = match atomic_file::read(path, MAX_FILE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         bytes => bytes?,

@@ -23,18 +23,12 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const NOT_READY: u8 = 4;
 
-/// The version, with the commit that `make build` was run at.
-const VERSION: &str = match option_env!("MESHD_BUILD") {
-    Some(build) => build,
-    None => env!("CARGO_PKG_VERSION"),
-};
-
 /// WireGuard-encrypted overlay network with NetworkPolicy for clusters that span several sites.
 ///
 /// Exit codes: 0 success, 1 failed or refused, 2 usage error or invalid configuration, 4 daemon not ready in time
 /// (install-cni).
 #[derive(Parser)]
-#[command(name = "meshd", version = VERSION)]
+#[command(name = "meshd", version = program::VERSION)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

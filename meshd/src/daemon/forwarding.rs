@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use api_types::{Finding, Severity};
 use kernel::{NetlinkError, Rtnetlink};
-use mesh::kernel_state;
+use mesh::{kernel_state, problem::ProblemCode};
 
 use super::published::Published;
 use crate::doctor::{host::not_forwarding, routes::wait_for};
@@ -87,13 +87,13 @@ fn finding(tried: &Tried, errno: i32) -> Finding {
     let is_off = |path: String| std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "0");
     if from.is_ipv4() && is_off(format!("/proc/sys/net/ipv4/conf/{by}/forwarding")) {
         let (cause, remedy) = not_forwarding(by);
-        return Finding::new(Severity::Error, "forwarding_off", cause, remedy);
+        return Finding::new(Severity::Error, ProblemCode::ForwardingOff, cause, remedy);
     }
     let error = std::io::Error::from_raw_os_error(errno);
     let family = if to.is_ipv4() { "" } else { " -6" };
     Finding::new(
         Severity::Error,
-        "not_forwarded",
+        ProblemCode::NotForwarded,
         format!("the kernel does not forward packets from {from} arriving on {by} to {to}: {error}"),
         format!(
             "ip{family} route get {to} from {from} iif {by}; ip{family} rule show # find the route or rule that \

@@ -67,7 +67,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     let id = state.identity().id.clone();
     let private_key = PrivateKey::load_or_create(&settings.state_dir.join("key"))?;
     for warning in &settings.obsolete {
-        tracing::warn!("{warning}");
+        tracing::warn!(%warning, "obsolete setting");
     }
     tracing::info!(node = %settings.node, %id, public_key = %private_key.public(), "starting");
 

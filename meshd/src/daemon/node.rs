@@ -1,4 +1,4 @@
-//! The main loop: takes to [`NodeCore`] what happens, and does what it decides.
+//! The main loop: hands inputs to [`NodeCore`], and carries out its effects.
 
 mod carry_out;
 mod found;

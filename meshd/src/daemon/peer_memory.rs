@@ -1,4 +1,4 @@
-//! What is remembered of tunnel peers: where they are proven to be, and, over a restart, their endpoints and handshakes.
+//! Memory of tunnel peers: proven addresses, and, over a restart, endpoints and handshakes.
 
 use std::{
     collections::BTreeMap,

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use api::Source as _;
 use api_types::{Finding, Layer, LayerKind, Path, Ping, Question, QuestionError, Severity};
 use ipnet::IpNet;
 use mesh::{
@@ -88,10 +87,11 @@ impl Published {
         };
         let mut found = self.not_forwarded(&others);
         let families: Vec<bool> = others.iter().map(IpAddr::is_ipv4).collect();
-        let known =
-            self.status().problems.into_iter().filter(|problem| problem.code == ProblemCode::ForwardingOff.as_str());
+        let control = self.control.borrow().clone();
+        let problems = self.problems(&control, &self.peers_by_owner()).problems;
+        let known = problems.iter().filter(|problem| problem.code == ProblemCode::ForwardingOff);
         for problem in known.filter(|_| families.contains(&true)) {
-            let finding = Finding::new(Severity::Error, &problem.code, problem.cause, problem.remedy);
+            let finding = Finding::new(Severity::Error, problem.code, problem.to_string(), problem.remedy.clone());
             if !found.contains(&finding) {
                 found.push(finding);
             }

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    process::Command,
+    time::Duration,
 };
 
 use api_types::{Finding, Severity};
@@ -12,7 +12,11 @@ use kernel::{
     nft::{Packet, Rules, Taken, items},
     owner,
 };
+use mesh::problem::ProblemCode;
 use text::quote;
+
+/// How long a listing may take: every ruleset of the machine may be large.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Flows that are to get through.
 #[derive(Debug, Clone, Default)]
@@ -42,8 +46,8 @@ impl Wanted {
 #[must_use]
 pub fn findings(wanted: &Wanted) -> Vec<Finding> {
     // Without the elements of named sets, of which there may be very many.
-    let listed = Command::new("nft").args(["-j", "-t", "list", "ruleset"]).output();
-    let ruleset = Rules::new(listed.ok().and_then(|output| items(&output.stdout).ok()).unwrap_or_default());
+    let listed = netfilter::nft("nft", &["-j", "-t", "list", "ruleset"], "", DEADLINE);
+    let ruleset = Rules::new(listed.ok().and_then(|listed| items(&listed).ok()).unwrap_or_default());
     let own: Vec<&str> = wanted.own_tables.iter().map(String::as_str).collect();
     let mut findings = Vec::new();
     let mut add = |finding: Finding| {
@@ -94,7 +98,7 @@ pub fn findings(wanted: &Wanted) -> Vec<Finding> {
     }
     for (tool, file) in [("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names")] {
         // Never without a table: asking would load it.
-        let listed = has_table(file, "filter").then(|| Command::new(tool).args(["-w", "5", "-S"]).output());
+        let listed = has_table(file, "filter").then(|| netfilter::run(tool, &["-w", "5", "-S"], "", DEADLINE));
         if let Some(Ok(output)) = listed
             && closes(&String::from_utf8_lossy(&output.stdout), wanted.port)
         {
@@ -108,7 +112,7 @@ pub fn findings(wanted: &Wanted) -> Vec<Finding> {
 
 fn finding(table: &str, chain: &str, port: u16, remedy: String) -> Finding {
     let cause = format!("chain {chain} of table {table} drops packets to UDP port {port}");
-    Finding::new(Severity::Warning, "udp_port_may_be_closed", cause, remedy)
+    Finding::new(Severity::Warning, ProblemCode::UdpPortMayBeClosed, cause, remedy)
 }
 
 fn closed(dropped: &Taken, port: u16) -> Finding {
@@ -161,7 +165,7 @@ fn not_forwarded(dropped: &Taken, packet: &Packet, networks: &[IpNet]) -> Findin
     let remedy = commands.collect::<Vec<_>>().join(" && ");
     Finding::new(
         Severity::Error,
-        "foreign_forward_drop",
+        ProblemCode::ForeignForwardDrop,
         format!("chain {at} of table {table} drops packets forwarded from {source} to {destination}"),
         format!("{remedy} # or remove the drop rule from chain {at}"),
     )

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, env, fs, path::Path};
 
 use api_types::{Families, Finding, Severity};
+use mesh::problem::ProblemCode;
 use text::quote;
 
 use super::routes;
@@ -33,7 +34,7 @@ pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
     if !Path::new("/dev/net/tun").exists() {
         findings.push(Finding::new(
             Severity::Error,
-            "tun_missing",
+            ProblemCode::TunMissing,
             "/dev/net/tun is missing: the kernel has no TUN support",
             "modprobe tun; echo tun > /etc/modules-load.d/meshd.conf",
         ));
@@ -44,7 +45,7 @@ pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
     if !folders.any(|folder| folder.join("nft").exists()) {
         findings.push(Finding::new(
             Severity::Error,
-            "nft_missing",
+            ProblemCode::NftMissing,
             "nft is not installed: policies and the firewall cannot be set up",
             "apt-get install nftables",
         ));
@@ -90,7 +91,7 @@ fn settings(
         if carried && is(key, "0") {
             findings.push(Finding::new(
                 Severity::Error,
-                "forwarding_off",
+                ProblemCode::ForwardingOff,
                 format!(
                     "{} is 0: the kernel does not forward {family} packets between pods and the mesh",
                     key.replace('/', ".")
@@ -103,7 +104,7 @@ fn settings(
         for interface in underlay.iter().map(String::as_str).chain([interfaces.tun.as_str()]) {
             if is(&format!("net/ipv4/conf/{interface}/forwarding"), "0") {
                 let (cause, remedy) = not_forwarding(interface);
-                findings.push(Finding::new(Severity::Error, "forwarding_off", cause, remedy));
+                findings.push(Finding::new(Severity::Error, ProblemCode::ForwardingOff, cause, remedy));
             }
         }
     }
@@ -115,7 +116,7 @@ fn settings(
         if own.is_some() && all.as_str().max(own.as_deref().unwrap_or("0")) == "1" {
             findings.push(Finding::new(
                 Severity::Warning,
-                "rp_filter_strict",
+                ProblemCode::RpFilterStrict,
                 format!("the reverse path filter of {interface} is strict: packets on asymmetric paths are dropped"),
                 set(&format!("net/ipv4/conf/{interface}/rp_filter"), "2"),
             ));
@@ -126,7 +127,7 @@ fn settings(
         if is("net/ipv6/conf/all/forwarding", "1") && is(&key, "1") {
             findings.push(Finding::new(
                 Severity::Error,
-                "default_route_will_go",
+                ProblemCode::DefaultRouteWillGo,
                 format!(
                     "the default route of {interface} comes from router advertisements, which the kernel ignores \
                          with forwarding enabled: it will expire"
@@ -139,7 +140,7 @@ fn settings(
         if is(key, "0") {
             findings.push(Finding::new(
                 Severity::Warning,
-                "bridge_not_filtered",
+                ProblemCode::BridgeNotFiltered,
                 format!(
                     "{} is 0: packets between pods on a bridge bypass policies, so they are dropped",
                     key.replace('/', ".")

@@ -22,14 +22,14 @@ pub use flags::{CleanupFlags, OffloadFlag, RunFlags};
 pub use trial::Trial;
 
 /// The file that is read when none is named; its absence is no mistake.
-pub const DEFAULT_FILE: &str = "/etc/meshd/meshd.toml";
+pub(crate) const DEFAULT_FILE: &str = "/etc/meshd/meshd.toml";
 const DEFAULT_STATE_DIR: &str = "/var/lib/meshd";
 const DEFAULT_RUN_DIR: &str = "/run/meshd";
 const DEFAULT_METRICS_ADDR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9473);
 const OBSOLETE_MARKS: &str =
     "--policy-marks is ignored: verdicts are no longer kept in connection marks. Remove it from flags and files";
 /// WireGuard's usual port.
-pub const DEFAULT_LISTEN_PORT: u16 = 51820;
+pub(crate) const DEFAULT_LISTEN_PORT: u16 = 51820;
 
 /// Seconds that an ADD waits for its Pod object.
 const DEFAULT_POD_WAIT: u64 = 5;

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use etcd_schema::Cluster;
 use ipnet::IpNet;
 use policy::{
-    engine::{Attachment, Classifier, ClusterNode, Engine, ObjectName, PolicyState, SourceAliases},
+    engine::{Attachment, ClusterNode, Engine, ObjectName, PolicyState, SourceAliases},
     nft::Ruleset,
     object::{ClusterPolicy, Labels, NamedPort, NetworkPolicy, PodObject, Protocol},
 };

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use mesh::problem::ProblemCode;
 use serde::{Deserialize, Serialize};
 
 use crate::status::Path;
@@ -154,9 +155,15 @@ pub enum Severity {
 }
 
 impl Finding {
-    /// A finding.
+    /// A finding; its code is one of those of problems.
     #[must_use]
-    pub fn new(severity: Severity, code: &str, cause: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), severity, cause: cause.into(), remedy: remedy.into() }
+    pub fn new(severity: Severity, code: ProblemCode, cause: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { code: code.to_string(), severity, cause: cause.into(), remedy: remedy.into() }
+    }
+
+    /// Whether it has this code.
+    #[must_use]
+    pub fn is(&self, code: ProblemCode) -> bool {
+        self.code == code.as_str()
     }
 }

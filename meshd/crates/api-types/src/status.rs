@@ -1,4 +1,4 @@
-//! Response types of the API. Fields may be added; none is removed or changes its meaning.
+//! Response types of the API. Fields may be added; they are never removed, and keep their meaning.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -233,6 +233,9 @@ pub enum State {
 pub struct Problem {
     /// Stable, in snake case.
     pub code: String,
+    /// The key of etcd that it is about, where it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// What was found.
     pub cause: String,
     /// What to do.
@@ -241,7 +244,12 @@ pub struct Problem {
 
 impl From<&mesh::problem::Problem> for Problem {
     fn from(problem: &mesh::problem::Problem) -> Self {
-        Self { code: problem.code.to_string(), cause: problem.to_string(), remedy: problem.remedy.clone() }
+        Self {
+            code: problem.code.to_string(),
+            key: problem.key.clone(),
+            cause: problem.to_string(),
+            remedy: problem.remedy.clone(),
+        }
     }
 }
 

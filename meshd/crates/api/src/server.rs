@@ -244,8 +244,7 @@ async fn peer_config(State(source): State<Arc<dyn Source>>, extract::Path(name):
         None => {
             let status = source.status();
             let key = format!("peers/{name}");
-            let of_key = |rest: &str| rest.starts_with([' ', ':']);
-            let refused = status.problems.iter().find(|problem| problem.cause.strip_prefix(&key).is_some_and(of_key));
+            let refused = status.problems.iter().find(|problem| problem.key.as_ref() == Some(&key));
             let why = match refused {
                 Some(problem) => format!("external peer {name} is refused: {}", problem.cause),
                 None => {

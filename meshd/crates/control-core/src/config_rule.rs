@@ -36,7 +36,7 @@ pub(crate) struct Judge<'a> {
 impl Judge<'_> {
     /// Why `new` is not taken; `None` for `new`: there is no value under `config` that could be. No problem: it is.
     pub(crate) fn refusal(&self, new: Option<&Record<NetworkConfig>>) -> Option<Problem> {
-        let then = if self.before.is_some() { "the previous one stays in force" } else { "none is in force" };
+        let then = if self.before.is_some() { "the previous one stays in force" } else { "there is no earlier one" };
         let problem = |cause: String, remedy: String| Problem {
             code: ProblemCode::ConfigRefused,
             key: Some(Key::Config.to_string()),

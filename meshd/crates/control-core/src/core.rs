@@ -1,4 +1,4 @@
-//! The control plane of one node as a state machine: what comes from etcd and from this node goes in, what to do comes out.
+//! The control plane of one node as a state machine: inputs from etcd and this node → effects.
 //!
 //! [`ControlCore::step`] joins the parts of this crate. After each input, in this order: records in force are published,
 //! this node's own records are brought up to date by [`Membership`] and [`Endpoints`], status is shown, the cache is

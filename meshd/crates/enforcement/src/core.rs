@@ -1,4 +1,4 @@
-//! What the policy thread decides: pure steps, without I/O or clock.
+//! Decisions of the policy thread: pure steps, without I/O or clock.
 //!
 //! [`PolicyCore::step`] takes what happened and returns what to do: [`Effect`]s at once and in order, then at most one
 //! [`Work`], whose outcome is the next input. A pass over pending input:

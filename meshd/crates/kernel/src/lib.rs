@@ -136,8 +136,6 @@ pub struct Kernel {
     /// What the last pass left, unless that is not certain.
     settled: Mutex<Option<reconcile::Settled>>,
     ports: OwnPorts,
-    /// The failures of the last pass, so that the log tells each of them once.
-    told: Mutex<Vec<Failure>>,
 }
 
 impl Kernel {
@@ -176,7 +174,6 @@ impl Kernel {
             others_failure: Mutex::default(),
             settled: Mutex::default(),
             ports: OwnPorts::default(),
-            told: Mutex::default(),
         })
     }
 

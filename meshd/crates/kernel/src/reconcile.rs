@@ -12,7 +12,7 @@ use mesh::{
 };
 use netfilter::{NftMonitor, TableChanges};
 use thiserror::Error;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{
     Kernel,
@@ -106,7 +106,7 @@ impl Kernel {
         report.foreign_drops = self.foreign_drops(desired, &observed, &report).await;
         report.met = foreign::met(&self.options, desired, &observed.met);
         report.not_forwarding = sysctl::not_forwarding(desired, &observed.sysctls);
-        self.tell(&report);
+        Self::log_changes(&report);
         // What changed besides routes and our table must be seen once to be known.
         if known && report.changes.iter().all(is_followed) {
             self.keep(desired, observed, &report);
@@ -127,7 +127,7 @@ impl Kernel {
         let mut report = Report::default();
         // Of these steps none lets a packet pass, so none waits for the firewall.
         self.apply(&netlink, plan::floor(floor, protected, &routes), true, &mut report).await;
-        self.tell(&report);
+        Self::log_changes(&report);
         Ok(report)
     }
 
@@ -159,7 +159,7 @@ impl Kernel {
                 self.remember(desired, &observed, ReadRuleset::While(known.monitor), firewall_changes, &report);
             }
         }
-        self.tell(&report);
+        Self::log_changes(&report);
         self.keep(desired, observed, &report);
         Ok(report)
     }
@@ -178,20 +178,11 @@ impl Kernel {
         self.settled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Logs what was changed, failures that the pass before did not have, and the end of those that it had.
-    fn tell(&self, report: &Report) {
+    /// Logs the changes. Failures are the caller's problems, which it logs.
+    fn log_changes(report: &Report) {
         for change in &report.changes {
             info!(%change, "kernel changed");
         }
-        let failures = &report.failures;
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        for failure in failures.iter().filter(|f| !told.contains(f)) {
-            warn!(what = %failure.what, problem = %failure.problem, remedy = failure.remedy(), "kernel change failed");
-        }
-        for failure in told.iter().filter(|f| !failures.contains(f)) {
-            info!(what = %failure.what, "kernel change no longer fails");
-        }
-        told.clone_from(failures);
     }
 
     /// What each drop rule has counted, by counter: `source4`, `source6` (a mesh source from where it does not belong)

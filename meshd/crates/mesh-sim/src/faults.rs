@@ -1,4 +1,4 @@
-//! Histories: what befalls a mesh, and how it ends.
+//! Histories: faults of a mesh, and the rest at their end.
 
 use std::time::Duration;
 

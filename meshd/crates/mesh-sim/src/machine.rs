@@ -1,4 +1,4 @@
-//! What a machine keeps while its daemon comes and goes: disk, kernel, network.
+//! A machine: disk, kernel and network, which outlive its daemon.
 
 use std::{
     net::{IpAddr, Ipv4Addr},

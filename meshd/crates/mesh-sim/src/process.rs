@@ -1,4 +1,4 @@
-//! A daemon that runs: the cores of one node, and what its shells keep for them.
+//! A running daemon: the cores of one node, and the state of their shells.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -1,4 +1,4 @@
-//! What is not as it should be, with its cause and remedy: in `meshctl status`, in metrics and in the log.
+//! Problems and their codes, causes and remedies, as `meshctl status`, metrics and the log show them.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -74,8 +74,8 @@ codes! {
     AliveOverwritten "alive_overwritten" "Something else wrote this node's `alive/ID`; the node put it back",
     AllowedSourceRefused "allowed_source_refused" "A pod's `allowedSources` belong to another node or pod; packets from them are dropped",
     AttachmentOnOtherNode "attachment_on_other_node" "A container is attached here, but etcd has its Pod on another node; its labels do not count",
-    AttachmentWithoutPod "attachment_without_pod" "A container is attached, but no Pod in etcd has its UID; its labels are unknown",
     AttachmentsUnreadable "attachments_unreadable" "Files below RUN/attachments cannot be read",
+    AttachmentWithoutPod "attachment_without_pod" "A container is attached, but no Pod in etcd has its UID; its labels are unknown",
     BackendNotSupported "backend_not_supported" "`config` names a backend that this version does not have; nothing is programmed",
     BadFacts "bad_facts" "This node's own record would be invalid, so it is not written",
     BadKey "bad_key" "A key below the prefix is not one of meshd's; it has no effect",
@@ -83,16 +83,22 @@ codes! {
     BridgeLearnsLinkLocal "bridge_learns_link_local" "A bridge of pods learns link-local addresses, so that a pod on it can attract other pods' frames",
     BridgeNotFiltered "bridge_not_filtered" "Packets between the ports of a bridge of pods bypass nftables; they are dropped",
     BridgePortUnknown "bridge_port_unknown" "A bridge of pods has a port without attachment, whose host can spoof pods' addresses",
+    ClockWentBack "clock_went_back" "The clock is behind the time of this node's last saved state: peers refuse its handshakes",
     Cloned "cloned" "Another daemon runs with this node's identity; this one forwards nothing",
     ClusterLabelIgnored "cluster_label_ignored" "A Namespace object has the label `meshd.io/cluster`; every namespace has it by its key, so this one does not count",
     ClusterMismatch "cluster_mismatch" "A node's `--cluster` is not the cluster of its Node object, which decides for policies",
     ConfigRefused "config_refused" "What stands under `config` is not accepted, or was deleted too early; the one before stays in force",
     CoversUnderlay "covers_underlay" "A network or external prefix covers an address of the underlay; it is not programmed",
+    DaemonNotReachable "daemon_not_reachable" "`meshctl doctor` cannot ask the daemon",
+    DefaultRouteWillGo "default_route_will_go" "An IPv6 default route was learned by router advertisement; with forwarding the kernel drops it when it expires",
+    EtcdMemberUnreachable "etcd_member_unreachable" "One member of etcd cannot be reached",
     EtcdRefuses "etcd_refuses" "etcd refuses what this node asks or writes",
     EtcdReplaced "etcd_replaced" "etcd is another cluster than before; what it lacks stays in force",
+    EtcdTooOld "etcd_too_old" "A member of etcd is older than the oldest version that meshd works with",
     EtcdUnreachable "etcd_unreachable" "No member of etcd can be reached; the mesh continues with what is known",
     FlowsNotReported "flows_not_reported" "The verdicts that nftables reports cannot be read; policies are enforced all the same",
     ForeignForwardDrop "foreign_forward_drop" "Another program's nftables chain drops forwarded pod packets",
+    ForeignRoute "foreign_route" "A foreign route or rule sends packets for the mesh elsewhere",
     ForwardingOff "forwarding_off" "A kernel setting keeps an interface from forwarding",
     HandshakeClock "handshake_clock" "The clock is behind its time before the last start: peers refuse handshakes until it has caught up",
     IdentityUnconfirmed "identity_unconfirmed" "The node waits until etcd rules out another daemon with its identity",
@@ -103,19 +109,26 @@ codes! {
     KeyConflict "key_conflict" "Two records claim the same public key; the older one has it",
     KubernetesNotCopied "kubernetes_not_copied" "Kubernetes pods are attached, but etcd has no Kubernetes objects: no NetworkPolicy is in force",
     MetricsAddress "metrics_address" "Metrics and health checks cannot be served on their address",
+    MtuBeyondInterface "mtu_beyond_interface" "The mesh's MTU does not fit the MTU of an underlay interface",
     NameConflict "name_conflict" "Two nodes have the same name; it means the older one",
+    NatInTheWay "nat_in_the_way" "A peer's packets come from another endpoint than it publishes",
     NetworksOverlap "networks_overlap" "Prefixes of external peers overlap the mesh's networks or each other",
     NftablesRefused "nftables_refused" "nftables does not take the rules of the firewall, nor, if the cause names them, those of policies",
+    NftMissing "nft_missing" "`nft` is not installed or does not work",
     NoConfig "no_config" "There is no valid `config`",
-    NoNetwork "no_network" "`config` has no network of this node's cluster",
     NodeInSeveralClusters "node_in_several_clusters" "Node objects of several clusters are the same node: it is in no cluster, and its Kubernetes pods are unknown pods",
     NodeObjectAmbiguous "node_object_ambiguous" "Several nodes of the mesh have the name and an address of one Node object: they are in no cluster, and their Kubernetes pods are unknown pods",
     NodeRemoved "node_removed" "This node was removed from the mesh",
+    NoNetwork "no_network" "`config` has no network of this node's cluster",
+    NotForwarded "not_forwarded" "This machine does not forward pods' packets",
     NoUnderlay "no_underlay" "No interface leads to other nodes",
     ObjectStoredTwice "object_stored_twice" "A Kubernetes object has a flat key and one below `k8s/`; flat policies apply to the pods of all clusters",
+    OffloadOff "offload_off" "The tunnel runs without an offload: it is slower",
     OffloadRefused "offload_refused" "The kernel refuses an offload: the tunnel is slower",
+    PathMtu "path_mtu" "The path to a peer carries smaller packets than the mesh's MTU",
     PeerClockAhead "peer_clock_ahead" "A peer's clock was ahead: its handshakes are refused until its time has come",
     PeerMasquerades "peer_masquerades" "Packets arrive from another node's own address: that node rewrites its pods' sources",
+    PeerNotReached "peer_not_reached" "A peer cannot be reached; the cause names the layer that fails",
     PeersUnreachable "peers_unreachable" "Peers that are online do not answer",
     PodsMasqueraded "pods_masqueraded" "A foreign rule rewrites the source of packets between pods: policies match the wrong sender",
     PodsNotGuarded "pods_not_guarded" "nftables refuses the rules that protect this node's pods: no routes are installed",
@@ -128,16 +141,36 @@ codes! {
     ProbesDropped "probes_dropped" "A foreign rule drops the probes of direct paths: they cannot be used",
     ProbesRemarked "probes_remarked" "A foreign rule rewrites the packet mark of the probes of direct paths: they cannot be used",
     RevisionWentBack "etcd_revision_went_back" "etcd was restored from a backup, or lost writes; what it lacks stays in force",
+    RpFilterStrict "rp_filter_strict" "Strict reverse path filtering drops packets of the mesh",
     SubnetEnv "subnet_env" "RUN/subnet.env cannot be written or removed",
     SubnetLost "subnet_lost" "This node's subnet belongs to another node now",
     SubnetOutdated "subnet_outdated" "This node's subnet does not match `config`; it stays in use",
     SubnetOutsideNetwork "subnet_outside_network" "A key below `subnets/` does not lie in the mesh's networks",
+    TunMissing "tun_missing" "The TUN device does not exist",
     TunnelRefused "tunnel_refused" "The tunnel refuses a peer's key or prefix",
+    UdpNotThrough "udp_not_through" "UDP packets to a peer's port do not arrive",
+    UdpPortMayBeClosed "udp_port_may_be_closed" "A firewall rule of this machine drops packets to the tunnel's port",
     UiAddress "ui_address" "The browser page cannot be served on its address",
     WaitingForEtcd "waiting_for_etcd" "Nothing is known of the mesh yet, because etcd has not been read",
     WatchLostChanges "watch_lost_changes" "An audit found changes that etcd's watch had not brought",
     WgSocket "wg_socket" "WireGuard's socket cannot be opened: `wg show` does not work",
     WithdrawalsHeld "withdrawals_held" "Many records were deleted at once; they stay in force for a while",
+}
+
+impl ProblemCode {
+    /// Whether packets go as they should all the same.
+    #[must_use]
+    pub const fn is_harmless(self) -> bool {
+        matches!(
+            self,
+            Self::EtcdUnreachable
+                | Self::FlowsNotReported
+                | Self::MetricsAddress
+                | Self::OffloadRefused
+                | Self::UiAddress
+                | Self::WgSocket
+        )
+    }
 }
 
 impl fmt::Display for ProblemCode {

@@ -13,6 +13,9 @@ use ipnet::IpNet;
 /// Most keys a peer has at a time: the current one, and the next one while a rotation is under way.
 pub const MAX_KEYS: usize = 2;
 
+/// Keepalive of peers that this node must call, when none is set: it holds the mapping of a NAT.
+pub const CALL_OUT_KEEPALIVE: Duration = Duration::from_secs(25);
+
 /// The whole desired state, given to `Tunnel::apply`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Table {
@@ -56,6 +59,6 @@ pub struct PeerConfig {
     /// Send something at least this often while there is a session, and keep one up.
     pub keepalive: Option<Duration>,
     /// Initiate at once and keep a session up without traffic, as a node must that cannot be called. Implies a
-    /// keepalive of 25 s when none is set.
+    /// keepalive of [`CALL_OUT_KEEPALIVE`] when none is set.
     pub call_out: bool,
 }

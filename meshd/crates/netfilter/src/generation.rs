@@ -4,7 +4,7 @@ use std::{io, os::fd::AsRawFd as _};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
 
-use crate::nfnetlink::{NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN, attribute, messages};
+use crate::nfnetlink::{NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN, NLM_F_REQUEST, attribute, messages};
 
 /// One state of everything in nf_tables, in this network namespace, since the last transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +12,6 @@ pub struct Generation(u32);
 
 const NFT_MSG_GETGEN: u16 = 16;
 const NFTA_GEN_ID: u16 = 1;
-const NLM_F_REQUEST: u16 = 1;
 /// Holds the answer with the name of the process that made the generation.
 const ANSWER: usize = 512;
 

@@ -1,5 +1,12 @@
 //! Messages of nfnetlink, and of netlink in general: headers and attributes, without copies.
 
+/// The type of a message that answers a request, well or not.
+pub const NLMSG_ERROR: u16 = 2;
+/// The flag of a request.
+pub const NLM_F_REQUEST: u16 = 1;
+/// The flag of a request that wants an answer.
+pub const NLM_F_ACK: u16 = 4;
+
 /// The subsystem of nf_tables; the upper byte of a message's type.
 pub const NFNL_SUBSYS_NFTABLES: u16 = 10;
 /// The multicast group of nf_tables' changes.

@@ -1,4 +1,4 @@
-//! The node as a state machine: what happens goes in, what to do comes out.
+//! The node as a state machine: inputs → effects.
 //!
 //! [`NodeCore::step`] returns [`Effect`]s to carry out in order, then at most one [`Work`], whose outcome is the next
 //! input. A pass:

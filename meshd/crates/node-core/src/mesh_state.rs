@@ -1,4 +1,4 @@
-//! What a node knows of the mesh, what of it the node may act on, and the plan that follows.
+//! The mesh as one node knows it, the part that it may act on, and the plan that follows.
 
 use std::{collections::HashMap, time::Instant};
 

@@ -25,7 +25,7 @@ const USAGE: u8 = 2;
 ///
 /// Example: meshd-sync --cluster east --etcd-endpoints https://etcd-1:2379 --etcd-cafile /etc/meshd/ca.pem
 #[derive(Parser)]
-#[command(name = "meshd-sync", version)]
+#[command(name = "meshd-sync", version = program::VERSION)]
 struct Cli {
     /// Name of the cluster in the mesh: its keys lie below k8s/NAME/. It never changes
     #[arg(long, env = "MESHD_CLUSTER", value_name = "NAME", value_parser = cluster)]

@@ -343,8 +343,8 @@ pub(crate) fn now(begun: Instant) -> Now {
 
 pub(crate) fn tell(notice: &Notice) {
     if notice.is_error() {
-        tracing::error!("{notice}");
+        tracing::error!(%notice, "copy refused");
     } else {
-        tracing::warn!("{notice}");
+        tracing::warn!(%notice, "copy");
     }
 }

@@ -3,6 +3,7 @@
 use api::{Client, ClientError};
 use api_types::{Diagnosis, Finding, Severity};
 use clap::Args;
+use mesh::problem::ProblemCode;
 use meshd::doctor::{
     filters::{self, Wanted},
     host::{self, Interfaces},
@@ -71,7 +72,7 @@ impl Doctor {
                 Interfaces { tun: self.interface.clone(), ..Interfaces::default() },
                 vec![Finding::new(
                     Severity::Error,
-                    "daemon_not_reachable",
+                    ProblemCode::DaemonNotReachable,
                     error.to_string(),
                     "systemctl status meshd; journalctl -u meshd -n 50",
                 )],
@@ -82,7 +83,7 @@ impl Doctor {
             // The daemon has named some of them.
             seen.retain(|found| !findings.contains(found));
             // A bridge concerns the mesh only when its pods are on it, which the daemon knows.
-            seen.retain(|found| found.code != "bridge_not_filtered");
+            seen.retain(|found| !found.is(ProblemCode::BridgeNotFiltered));
         } else {
             seen.extend(filters::findings(&Wanted::unknown(self.listen_port)));
         }
@@ -107,10 +108,10 @@ pub(crate) fn text(examined: &Examined) -> String {
         text += &format!("{} {}: {}\n  remedy  {}\n", toned(word, tone), finding.code, finding.cause, finding.remedy);
     }
     for member in &examined.etcd {
-        text += &format!("{} etcd: {member}\n", toned("well", Tone::Good));
+        text += &format!("{} etcd: {member}\n", toned("ok", Tone::Good));
     }
     if examined.findings.iter().all(|finding| finding.severity == Severity::Note) {
-        text += &format!("{} no connectivity problems found\n", toned("well", Tone::Good));
+        text += &format!("{} no connectivity problems found\n", toned("ok", Tone::Good));
     }
     text
 }

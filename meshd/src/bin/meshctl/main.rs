@@ -23,12 +23,6 @@ use meshd::manual;
 
 use crate::{exit::exit_code, output::Output};
 
-/// The version, with the commit that `make build` was run at.
-const VERSION: &str = match option_env!("MESHD_BUILD") {
-    Some(build) => build,
-    None => env!("CARGO_PKG_VERSION"),
-};
-
 /// Inspect the mesh daemon of this node, and check and change the mesh's records in etcd.
 ///
 /// Commands that query the daemon need root or membership in the group meshd. check, etcd-roles, policy test and policy
@@ -37,7 +31,7 @@ const VERSION: &str = match option_env!("MESHD_BUILD") {
 /// Exit codes: 0 success, 1 failed, 2 usage error, 3 daemon not reachable or permission denied on its socket, 4
 /// degraded (status --check, doctor), 5 not found, 6 denied (policy explain).
 #[derive(Parser)]
-#[command(name = "meshctl", version = VERSION)]
+#[command(name = "meshctl", version = program::VERSION)]
 struct Cli {
     /// The daemon's --run-dir, with its socket
     #[arg(long, env = "MESHD_RUN_DIR", default_value = "/run/meshd", global = true, value_name = "DIR")]

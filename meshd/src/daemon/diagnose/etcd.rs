@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api_types::{Finding, Severity};
 use control::{etcd_options::Member, session::Dialer};
 use control_core::unreachable::remedy_of_etcd_error;
+use mesh::problem::ProblemCode;
 use tokio::{runtime::Handle, task::JoinSet};
 
 use super::Published;
@@ -35,7 +36,7 @@ impl Published {
                     if release(&version).is_some_and(|release| release < OLDEST) {
                         findings.push(Finding::new(
                             Severity::Error,
-                            "etcd_too_old",
+                            ProblemCode::EtcdTooOld,
                             format!("etcd at {member} is {version}; the oldest supported version is 3.4"),
                             "apt-get install etcd-server # on one member after another; see \
                              https://etcd.io/docs/v3.4/upgrades",
@@ -59,7 +60,7 @@ async fn version(dialer: &Dialer, member: &Member) -> Result<String, String> {
 fn unreachable(member: &str, error: &str) -> Finding {
     Finding::new(
         Severity::Warning,
-        "etcd_member_unreachable",
+        ProblemCode::EtcdMemberUnreachable,
         format!("etcd at {member} does not answer: {error}"),
         remedy_of_etcd_error(member, error),
     )

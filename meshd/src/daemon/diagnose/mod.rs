@@ -10,11 +10,9 @@ use std::{
     time::SystemTime,
 };
 
-use api::Source as _;
 use api_types::{Diagnosis, Families, Finding, Path, Peer, Severity};
 use ipnet::IpNet;
-use kernel;
-use mesh::problem::ProblemCode;
+use mesh::problem::{Problem, ProblemCode};
 use tunnel::OffloadState;
 
 use self::{
@@ -30,16 +28,13 @@ const FOLLOWED: usize = 64;
 impl Published {
     /// Looks at everything that the daemon knows of, and asks etcd and those peers that are not reached.
     pub(super) fn diagnose(&self) -> Diagnosis {
-        let mut findings: Vec<Finding> = self
-            .status()
-            .problems
-            .into_iter()
-            .map(|problem| {
-                let severity = if is_harmless(&problem.code) { Severity::Warning } else { Severity::Error };
-                Finding::new(severity, &problem.code, problem.cause, problem.remedy)
-            })
-            .collect();
         let peers = self.peers_by_owner();
+        let control = self.control.borrow().clone();
+        let finding = |problem: &Problem| {
+            let severity = if problem.code.is_harmless() { Severity::Warning } else { Severity::Error };
+            Finding::new(severity, problem.code, problem.to_string(), problem.remedy.clone())
+        };
+        let mut findings: Vec<Finding> = self.problems(&control, &peers).problems.iter().map(finding).collect();
         self.unreached(&peers, &mut findings);
         let (underlay, networks, own, ours, mtu, snapshot) = {
             let in_force = self.lock();
@@ -70,7 +65,7 @@ impl Published {
         let mesh = Prefixes { networks: &networks, own: &own, routed: &ours, devices: &devices };
         self.overlaps(&peers, &mesh, &mut findings);
         let mut wanted = self.wanted(&peers, &underlay, &networks, &own);
-        if findings.iter().any(|finding| finding.code == "foreign_forward_drop") {
+        if findings.iter().any(|finding| finding.is(ProblemCode::ForeignForwardDrop)) {
             // It is named already, with its owner's own words for a remedy.
             wanted.forwarded.clear();
         }
@@ -78,7 +73,7 @@ impl Published {
         for (name, state) in self.tunnel.offloads().iter().filter(|(_, state)| *state != OffloadState::On) {
             findings.push(Finding::new(
                 Severity::Note,
-                "offload_off",
+                ProblemCode::OffloadOff,
                 format!("the tunnel runs without {name} ({}) and is slower", state.name()),
                 match state {
                     OffloadState::SetOff => {
@@ -157,7 +152,7 @@ impl Published {
         if let Some(ahead) = ahead.filter(|ahead| ahead.as_secs() > 60) {
             findings.push(Finding::new(
                 Severity::Error,
-                "clock_went_back",
+                ProblemCode::ClockWentBack,
                 format!(
                     "the clock is {} s behind the time of this node's last saved state: peers refuse its handshakes \
                      until it has caught up",
@@ -168,17 +163,4 @@ impl Published {
             ));
         }
     }
-}
-
-/// Whether packets go as they should all the same.
-fn is_harmless(code: &str) -> bool {
-    let harmless = [
-        ProblemCode::OffloadRefused,
-        ProblemCode::FlowsNotReported,
-        ProblemCode::EtcdUnreachable,
-        ProblemCode::MetricsAddress,
-        ProblemCode::UiAddress,
-        ProblemCode::WgSocket,
-    ];
-    harmless.iter().any(|harmless| harmless.as_str() == code)
 }

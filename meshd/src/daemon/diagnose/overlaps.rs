@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use api_types::{Finding, Peer, Severity};
 use ipnet::IpNet;
 use kernel::{self, NetlinkError, Rtnetlink};
-use mesh::address::overlap;
+use mesh::{address::overlap, problem::ProblemCode};
 use text::quote;
 use tokio::runtime::Handle;
 
@@ -27,7 +27,7 @@ pub(super) struct Prefixes<'a> {
 
 impl Published {
     pub(super) fn overlaps(&self, peers: &[(String, Peer)], mesh: &Prefixes<'_>, findings: &mut Vec<Finding>) {
-        foreign_routes(mesh, &self.identity.interface, findings);
+        let mut named = foreign_routes(mesh, &self.identity.interface, findings);
         let asked: Vec<(&str, IpAddr)> = peers
             .iter()
             .take(LOOKED_UP)
@@ -39,17 +39,17 @@ impl Published {
         }
         for ((peer, address), device) in asked.iter().zip(ways) {
             let Some(device) = device.filter(|device| !mesh.devices.contains(device)) else { continue };
-            let cause = format!("a foreign route or rule sends {address} of peer {peer} to {device}");
-            if findings.iter().any(|known| known.code == "foreign_route" && known.cause.contains(&device)) {
+            if !named.insert(device.clone()) {
                 continue;
             }
+            let cause = format!("a foreign route or rule sends {address} of peer {peer} to {device}");
             let remedy = match leading(*address, &device) {
                 Some(net) => format!("ip route delete {net} dev {}", quote(&device)),
                 None => {
                     format!("ip route get {address}; ip rule show # find the rule, then delete it: ip rule delete …")
                 }
             };
-            findings.push(Finding::new(Severity::Error, "foreign_route", cause, remedy));
+            findings.push(Finding::new(Severity::Error, ProblemCode::ForeignRoute, cause, remedy));
         }
     }
 }
@@ -90,7 +90,7 @@ fn overlapping(device: &str, address: IpNet, mesh: &Prefixes<'_>, tun: &str, fin
     };
     findings.push(Finding::new(
         Severity::Error,
-        "networks_overlap",
+        ProblemCode::NetworksOverlap,
         format!("{address} on {device} overlaps the mesh network {network}: one of the two is unreachable"),
         format!(
             "ip addr delete {address} dev {} # or move the mesh to networks that no site uses: docs/operations.md, \
@@ -100,8 +100,9 @@ fn overlapping(device: &str, address: IpNet, mesh: &Prefixes<'_>, tun: &str, fin
     ));
 }
 
-/// Routes of others that take packets for the mesh elsewhere.
-fn foreign_routes(mesh: &Prefixes<'_>, tun: &str, findings: &mut Vec<Finding>) {
+/// Routes of others that take packets for the mesh elsewhere. Returns the devices that they lead to.
+fn foreign_routes(mesh: &Prefixes<'_>, tun: &str, findings: &mut Vec<Finding>) -> BTreeSet<String> {
+    let mut devices = BTreeSet::new();
     for route in routes::main_table() {
         let inside = mesh.networks.iter().any(|net| net.contains(&route.net));
         let known = route.device == tun
@@ -111,10 +112,12 @@ fn foreign_routes(mesh: &Prefixes<'_>, tun: &str, findings: &mut Vec<Finding>) {
         if inside && !known && route.device != "lo" {
             findings.push(Finding::new(
                 Severity::Error,
-                "foreign_route",
+                ProblemCode::ForeignRoute,
                 format!("a foreign route sends {}, inside the mesh network, to {}", route.net, route.device),
                 format!("ip route delete {} dev {}", route.net, quote(&route.device)),
             ));
+            devices.insert(route.device);
         }
     }
+    devices
 }

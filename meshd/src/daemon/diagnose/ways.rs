@@ -5,6 +5,7 @@ use std::thread;
 use api_types::{Finding, LayerKind, Path, Peer, Severity};
 use mesh::{
     backend::PathKind,
+    problem::ProblemCode,
     snapshot::{Owner, Snapshot},
 };
 use text::quote;
@@ -47,7 +48,8 @@ impl Published {
         for (peer, reached) in asked {
             let Ok(reached) = reached else { continue };
             let Some(layer) = reached.layers.iter().find(|layer| layer.passes != Some(true)) else { continue };
-            let code = if layer.layer == LayerKind::Udp { "udp_not_through" } else { "peer_not_reached" };
+            let code =
+                if layer.layer == LayerKind::Udp { ProblemCode::UdpNotThrough } else { ProblemCode::PeerNotReached };
             let cause =
                 format!("{} unreachable at layer {}, {}: {}", peer.name, layer.layer.name(), layer.address, layer.text);
             findings.push(Finding::new(Severity::Error, code, cause, layer.remedy.clone()));
@@ -60,7 +62,7 @@ pub(super) fn narrow_paths(peers: &[(String, Peer)], mtu: u16, prefix: &str, fin
         let Some(carried) = peer.mtu.filter(|carried| *carried < mtu && peer.path == Path::Wireguard) else { continue };
         findings.push(Finding::new(
             Severity::Warning,
-            "path_mtu",
+            ProblemCode::PathMtu,
             format!("path MTU to {} is {carried} bytes inside the tunnel, less than the mesh's {mtu}", peer.name),
             format!(
                 "config=$(etcdctl get {0} --print-value-only | jq -e '.Backend.MTU = {carried}') && etcdctl put {0} \
@@ -78,7 +80,7 @@ pub(super) fn narrow_interfaces(underlay: &[Carrier], mtu: u16, findings: &mut V
         if u32::from(mtu) + u32::from(overhead) > *link {
             findings.push(Finding::new(
                 Severity::Error,
-                "mtu_beyond_interface",
+                ProblemCode::MtuBeyondInterface,
                 format!(
                     "the mesh's MTU {mtu} plus {overhead} bytes of tunnel overhead exceeds the MTU {link} of {name}"
                 ),
@@ -103,7 +105,7 @@ pub(super) fn translated(peers: &[(String, Peer)], snapshot: &Snapshot, findings
             let recorded = recorded.join(", ");
             findings.push(Finding::new(
                 Severity::Note,
-                "nat_in_the_way",
+                ProblemCode::NatInTheWay,
                 format!("{} sends from {at}, but its record says {recorded}: it is behind a NAT", peer.name),
                 format!(
                     "echo 'endpoint = \"none\"' >> /etc/meshd/meshd.toml && systemctl restart meshd # on {}: then it \

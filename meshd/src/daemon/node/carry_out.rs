@@ -1,4 +1,4 @@
-//! What [`NodeCore`](node_core::NodeCore) decides, carried out.
+//! Effects and work of [`NodeCore`](node_core::NodeCore), carried out.
 
 use std::{
     collections::{BTreeSet, HashMap},

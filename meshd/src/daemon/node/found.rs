@@ -1,4 +1,4 @@
-//! What a pass over the kernel's state came to, as problems.
+//! Results of a pass over the kernel's state, as problems.
 
 use kernel::{ReconcileError, Report};
 use mesh::problem::{Problem, ProblemCode};

@@ -1,4 +1,4 @@
-//! What the main loop reads: underlay, attached containers, neighbours, counters.
+//! Reads of the main loop: underlay, attached containers, neighbours, counters.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! What goes into the control plane's state machine, what comes out, and what it starts with.
+//! Inputs, effects and initial state of the control plane's state machine.
 
 use std::{
     collections::BTreeSet,

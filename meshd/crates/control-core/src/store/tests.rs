@@ -506,7 +506,7 @@ fn a_backend_that_is_not_there_is_refused() {
     let first = listed(&source, now).view();
     assert_eq!(first.config, None);
     let problem = &first.problems[0];
-    assert!(problem.cause.contains("vxlan") && problem.cause.contains("none is in force"), "{problem:?}");
+    assert!(problem.cause.contains("vxlan") && problem.cause.contains("there is no earlier one"), "{problem:?}");
     assert!(problem.remedy.contains("wireguard"), "{problem:?}");
 }
 

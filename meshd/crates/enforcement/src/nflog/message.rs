@@ -3,12 +3,9 @@
 use std::io;
 
 use api_types::SampledVerdict;
-use netfilter::nfnetlink::{attribute, messages};
+use netfilter::nfnetlink::{NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attribute, messages};
 use policy::engine::Side;
 
-const NLMSG_ERROR: u16 = 2;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
 const NFNL_SUBSYS_ULOG: u16 = 4;
 const NFULNL_MSG_PACKET: u16 = 0;
 const NFULNL_MSG_CONFIG: u16 = 1;

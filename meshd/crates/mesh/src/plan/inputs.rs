@@ -1,4 +1,4 @@
-//! What a plan follows from, and what follows from it for one member.
+//! Inputs of a plan, and their consequences for one member.
 
 use std::{
     collections::BTreeMap,
@@ -20,13 +20,11 @@ use crate::{
     path::{Candidates, ChosenPath, DirectLink, Via, choose, eligible},
     problem::{Problem, ProblemCode},
     snapshot::{Member, Outside, Owner, Snapshot, is_supported},
-    tunnel_table,
+    tunnel_table::{self, CALL_OUT_KEEPALIVE},
 };
 
 /// Least MTU of an IPv6 link (RFC 8200, 5).
 const MIN_MTU: u16 = 1280;
-/// How often a node that only calls out keeps its NAT's mapping alive.
-const CALL_OUT_KEEPALIVE: Duration = Duration::from_secs(25);
 /// Length of the TUN device's queue, in packets.
 const TXQUEUELEN: u32 = 4096;
 

@@ -1,4 +1,4 @@
-//! Members that share a subnet with this node: what is accepted from them in clear text, and how they are probed.
+//! Members that share a subnet with this node: sources accepted from them in clear text, and probe targets.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

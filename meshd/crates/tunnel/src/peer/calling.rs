@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use mesh::tunnel_table::CALL_OUT_KEEPALIVE;
+
 use super::{Context, PeerState};
 use crate::{batch::Endpoint, dice::Dice, drops::DropReason, engine::Tick};
 
@@ -22,8 +24,6 @@ const STALE: Duration = Duration::from_millis(1500);
 const INITIATION: u8 = 1;
 /// A peer that was heard this lately has a session with us, or has just lost it.
 const HEARD_LATELY: Duration = Duration::from_secs(10);
-/// Keepalive of peers that we must call, when none is set.
-const CALL_OUT_KEEPALIVE: Duration = Duration::from_secs(25);
 
 impl PeerState {
     /// Initiates soon, if the peer wants a session and has none.
