@@ -148,18 +148,7 @@ impl Published {
         }
         .ok_or_else(unknown)?;
         let Some(plan) = &in_force.plan else { return Err(unknown()) };
-        let (peer, overlay, mut endpoints) = match &owner {
-            Owner::Outside(name) => {
-                let outside = snapshot.outside.get(name).ok_or_else(unknown)?;
-                // Those prefixes that are one address: what else is behind the peer is not known.
-                let hosts = outside.allowed_ips.iter().filter(|net| net.prefix_len() == net.max_prefix_len());
-                (name.to_string(), hosts.map(IpNet::addr).collect(), outside.endpoint.into_iter().collect())
-            }
-            Owner::Node(_) | Owner::Lease(_) => {
-                let member = snapshot.members.get(&owner).ok_or_else(unknown)?;
-                (member.name.clone(), member.overlay().collect::<Vec<_>>(), member.endpoints.clone())
-            }
-        };
+        let (peer, overlay, mut endpoints) = whereabouts(snapshot, &owner).ok_or_else(unknown)?;
         let overlay = match address {
             // Only the family that is asked for.
             Some(address) => overlay.into_iter().filter(|own| own.is_ipv4() == address.is_ipv4()).collect(),
@@ -414,4 +403,20 @@ const fn family_name(family: Family) -> &'static str {
         Family::V4 => "IPv4",
         Family::V6 => "IPv6",
     }
+}
+
+/// The name of a peer, its addresses in the mesh and its endpoints.
+fn whereabouts(snapshot: &Snapshot, owner: &Owner) -> Option<(String, Vec<IpAddr>, Vec<SocketAddr>)> {
+    Some(match owner {
+        Owner::Outside(name) => {
+            let outside = snapshot.outside.get(name)?;
+            // Those prefixes that are one address: what else is behind the peer is not known.
+            let hosts = outside.allowed_ips.iter().filter(|net| net.prefix_len() == net.max_prefix_len());
+            (name.to_string(), hosts.map(IpNet::addr).collect(), outside.endpoint.into_iter().collect())
+        }
+        Owner::Node(_) | Owner::Lease(_) => {
+            let member = snapshot.members.get(owner)?;
+            (member.name.clone(), member.overlay().collect(), member.endpoints.clone())
+        }
+    })
 }

@@ -181,60 +181,14 @@ impl Settings {
         let cluster = name(flags.cluster, "--cluster", &mut mistakes).unwrap_or_default();
         let iface = name(flags.iface.filter(|iface| iface != "auto"), "--iface", &mut mistakes);
         let interface = interface(flags.interface, &mut mistakes);
-        let mut public_ips: Vec<IpAddr> = Vec::new();
-        for ip in flags.public_ip.unwrap_or_default() {
-            if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
-                mistakes.push(format!("--public-ip {ip}: not an address that other nodes can reach"));
-            } else if public_ips.iter().any(|have| have.is_ipv4() == ip.is_ipv4()) {
-                mistakes.push(format!("--public-ip {ip}: at most one address per family"));
-            } else {
-                public_ips.push(ip);
-            }
-        }
-        let endpoint = match flags.endpoint.as_deref() {
-            None => EndpointSetting::Derived,
-            Some("none") => EndpointSetting::None,
-            Some(text) => match text.parse::<SocketAddr>() {
-                Ok(at) if at.port() != 0 && !at.ip().is_unspecified() => EndpointSetting::At(at),
-                _ => {
-                    mistakes.push(format!("--endpoint {text}: not IP:PORT, [IPv6]:PORT or none"));
-                    EndpointSetting::Derived
-                }
-            },
-        };
+        let public_ips = public_ips(flags.public_ip.unwrap_or_default(), &mut mistakes);
+        let endpoint = endpoint(flags.endpoint.as_deref(), &mut mistakes);
         let listen_port = flags.listen_port.unwrap_or(DEFAULT_LISTEN_PORT);
         if listen_port == 0 || listen_port == u16::MAX {
             mistakes.push(format!("--listen-port {listen_port}: must be 1 to 65534, since probes use the next port"));
         }
-        let metrics_addr = match flags.metrics_addr.as_deref() {
-            None => Some(DEFAULT_METRICS_ADDR),
-            Some("none") => None,
-            Some(text) => match text.parse::<SocketAddr>() {
-                Ok(at) if at.port() != 0 => Some(at),
-                _ => {
-                    mistakes.push(format!("--metrics-addr {text}: not IP:PORT, [IPv6]:PORT or none"));
-                    None
-                }
-            },
-        };
-        let ui = match flags.ui_addr.as_deref() {
-            None | Some("none") => None,
-            Some(text) => match text.parse::<SocketAddr>() {
-                Ok(at) if at.port() != 0 && at.ip().is_loopback() => Some(at),
-                Ok(at) if at.port() != 0 => {
-                    mistakes.push(format!(
-                        "--ui-addr {text}: not a loopback address; the page has no authentication: use \
-                         127.0.0.1:{port}, and ssh -L {port}:127.0.0.1:{port} from other machines",
-                        port = at.port()
-                    ));
-                    None
-                }
-                _ => {
-                    mistakes.push(format!("--ui-addr {text}: not 127.0.0.1:PORT, [::1]:PORT or none"));
-                    None
-                }
-            },
-        };
+        let metrics_addr = metrics_address(flags.metrics_addr.as_deref(), &mut mistakes);
+        let ui = page_address(flags.ui_addr.as_deref(), &mut mistakes);
         let pod_wait = flags.pod_wait.unwrap_or(DEFAULT_POD_WAIT);
         if pod_wait > MAX_POD_WAIT {
             mistakes.push(format!("--pod-wait {pod_wait}: must be 0 to {MAX_POD_WAIT} seconds"));
@@ -275,6 +229,62 @@ impl Settings {
             _ => Err(SettingsError(mistakes)),
         }
     }
+}
+
+fn public_ips(given: Vec<IpAddr>, mistakes: &mut Vec<String>) -> Vec<IpAddr> {
+    let mut public_ips: Vec<IpAddr> = Vec::new();
+    for ip in given {
+        if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
+            mistakes.push(format!("--public-ip {ip}: not an address that other nodes can reach"));
+        } else if public_ips.iter().any(|have| have.is_ipv4() == ip.is_ipv4()) {
+            mistakes.push(format!("--public-ip {ip}: at most one address per family"));
+        } else {
+            public_ips.push(ip);
+        }
+    }
+    public_ips
+}
+
+fn endpoint(given: Option<&str>, mistakes: &mut Vec<String>) -> EndpointSetting {
+    match given {
+        None => EndpointSetting::Derived,
+        Some("none") => EndpointSetting::None,
+        Some(text) => match text.parse::<SocketAddr>() {
+            Ok(at) if at.port() != 0 && !at.ip().is_unspecified() => EndpointSetting::At(at),
+            _ => {
+                mistakes.push(format!("--endpoint {text}: not IP:PORT, [IPv6]:PORT or none"));
+                EndpointSetting::Derived
+            }
+        },
+    }
+}
+
+fn metrics_address(given: Option<&str>, mistakes: &mut Vec<String>) -> Option<SocketAddr> {
+    match given {
+        None => Some(DEFAULT_METRICS_ADDR),
+        Some("none") => None,
+        Some(text) => {
+            let at = text.parse::<SocketAddr>().ok().filter(|at| at.port() != 0);
+            if at.is_none() {
+                mistakes.push(format!("--metrics-addr {text}: not IP:PORT, [IPv6]:PORT or none"));
+            }
+            at
+        }
+    }
+}
+
+fn page_address(given: Option<&str>, mistakes: &mut Vec<String>) -> Option<SocketAddr> {
+    let text = given.filter(|text| *text != "none")?;
+    match text.parse::<SocketAddr>() {
+        Ok(at) if at.port() != 0 && at.ip().is_loopback() => return Some(at),
+        Ok(at) if at.port() != 0 => mistakes.push(format!(
+            "--ui-addr {text}: not a loopback address; the page has no authentication: use 127.0.0.1:{port}, and \
+             ssh -L {port}:127.0.0.1:{port} from other machines",
+            port = at.port()
+        )),
+        _ => mistakes.push(format!("--ui-addr {text}: not 127.0.0.1:PORT, [::1]:PORT or none")),
+    }
+    None
 }
 
 impl CleanupSettings {

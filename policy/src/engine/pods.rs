@@ -242,31 +242,12 @@ impl Pods {
         let mut host = None;
         let mut joined: Vec<Joined> = Vec::new();
         if let Some((object, age)) = &entry.object {
-            let node = object.node.as_ref();
-            let info = PodInfo {
-                name: name.clone(),
-                labels: Some(object.labels.clone()),
-                ports: object.ports.as_slice().into(),
-                node: if !name.cluster.is_flat() {
-                    node.and_then(|node| self.clusters.node(&name.cluster, node)).cloned()
-                } else {
-                    node.cloned()
-                },
-                addresses: self.may_have(name, object).collect(),
-                stamp: stamp(name, object.uid.as_deref()),
-                uid: object.uid.clone(),
-            };
+            let info = self.info_of_object(name, object);
             if object.host_network {
                 host = Some(Arc::new(info));
             } else {
-                let mut claims: Vec<(IpAddr, Rank)> = Vec::new();
-                for address in info.addresses.iter().filter(|_| !object.finished) {
-                    // An address that is listed twice is claimed once.
-                    if claims.iter().all(|(claimed, _)| claimed != address) {
-                        claims.push((*address, (age.stored, true, false, age.created)));
-                    }
-                }
-                joined.push(Joined { claims, ..Joined::of_object(object, info) });
+                joined
+                    .push(Joined { claims: claims_of_object(object, &info, *age), ..Joined::of_object(object, info) });
             }
         }
         // Newest first: of two attachments without uid the newer one says which labels count.
@@ -286,57 +267,7 @@ impl Pods {
             if self.clusters.is_stray(&name.cluster, attachment, on_its_node.is_some()) {
                 continue;
             }
-            // Attachments of two nodes are never one pod, whose packets to itself no policy judges.
-            let same = |pod: &Joined| {
-                pod.is_object == on_its_node.is_some()
-                    && is_uid_of(attachment.uid.as_deref(), pod.uid.as_deref(), pod.static_uid.as_deref())
-                    && pod.attached_at.as_ref().is_none_or(|node| *node == attachment.node)
-            };
-            let at = joined.iter().position(same).unwrap_or_else(|| {
-                let info = PodInfo {
-                    name: name.clone(),
-                    labels: attachment.labels.clone(),
-                    ports: Arc::default(),
-                    node: None,
-                    addresses: Arc::default(),
-                    stamp: stamp(name, attachment.uid.as_deref()),
-                    uid: attachment.uid.clone(),
-                };
-                joined.push(match on_its_node {
-                    Some(object) => Joined::of_object(
-                        object,
-                        PodInfo {
-                            labels: Some(object.labels.clone()),
-                            ports: object.ports.as_slice().into(),
-                            stamp: stamp(name, object.uid.as_deref()),
-                            uid: object.uid.clone(),
-                            ..info
-                        },
-                    ),
-                    None => Joined {
-                        uid: attachment.uid.clone(),
-                        static_uid: None,
-                        is_object: false,
-                        living: true,
-                        attached_at: None,
-                        info,
-                        claims: Vec::new(),
-                    },
-                });
-                joined.len() - 1
-            });
-            let pod = &mut joined[at];
-            pod.info.node = Some(Arc::clone(&attachment.node));
-            pod.attached_at = Some(Arc::clone(&attachment.node));
-            let may_have = |address: &&IpAddr| self.clusters.may_have(&name.cluster, **address);
-            for address in attachment.addresses.iter().filter(may_have) {
-                let rank = (age.stored, pod.living, true, age.created);
-                match pod.claims.iter_mut().find(|(claimed, _)| claimed == address) {
-                    Some((_, own)) => *own = rank.max(*own),
-                    None => pod.claims.push((*address, rank)),
-                }
-            }
-            pod.info.addresses = pod.claims.iter().map(|(address, _)| *address).collect();
+            self.attach(name, attachment, *age, on_its_node, &mut joined);
         }
         match misplaced.is_empty() {
             true => self.misplaced.remove(name),
@@ -355,6 +286,57 @@ impl Pods {
         if entry.object.is_some() || !entry.attachments.is_empty() {
             self.entries.insert(key, entry);
         }
+    }
+
+    fn info_of_object(&self, name: &ObjectName, object: &PodObject) -> PodInfo {
+        let node = object.node.as_ref();
+        PodInfo {
+            name: name.clone(),
+            labels: Some(object.labels.clone()),
+            ports: object.ports.as_slice().into(),
+            node: if !name.cluster.is_flat() {
+                node.and_then(|node| self.clusters.node(&name.cluster, node)).cloned()
+            } else {
+                node.cloned()
+            },
+            addresses: self.may_have(name, object).collect(),
+            stamp: stamp(name, object.uid.as_deref()),
+            uid: object.uid.clone(),
+        }
+    }
+
+    /// Joins an attachment with the pod that it is of, or makes it one of its own. `object`: its Pod object, where that is
+    /// on its node.
+    fn attach(
+        &self,
+        name: &ObjectName,
+        attachment: &Attachment,
+        age: Age,
+        object: Option<&PodObject>,
+        joined: &mut Vec<Joined>,
+    ) {
+        // Attachments of two nodes are never one pod, whose packets to itself no policy judges.
+        let same = |pod: &Joined| {
+            pod.is_object == object.is_some()
+                && is_uid_of(attachment.uid.as_deref(), pod.uid.as_deref(), pod.static_uid.as_deref())
+                && pod.attached_at.as_ref().is_none_or(|node| *node == attachment.node)
+        };
+        let at = joined.iter().position(same).unwrap_or_else(|| {
+            joined.push(Joined::of_attachment(name, attachment, object));
+            joined.len() - 1
+        });
+        let pod = &mut joined[at];
+        pod.info.node = Some(Arc::clone(&attachment.node));
+        pod.attached_at = Some(Arc::clone(&attachment.node));
+        let may_have = |address: &&IpAddr| self.clusters.may_have(&name.cluster, **address);
+        for address in attachment.addresses.iter().filter(may_have) {
+            let rank = (age.stored, pod.living, true, age.created);
+            match pod.claims.iter_mut().find(|(claimed, _)| claimed == address) {
+                Some((_, own)) => *own = rank.max(*own),
+                None => pod.claims.push((*address, rank)),
+            }
+        }
+        pod.info.addresses = pod.claims.iter().map(|(address, _)| *address).collect();
     }
 
     /// The addresses of a Pod object that pods of its cluster may have. One in its node's network has that node's, which
@@ -489,7 +471,44 @@ struct Joined {
     claims: Vec<(IpAddr, Rank)>,
 }
 
+/// Each address of a Pod object that is not finished, once.
+fn claims_of_object(object: &PodObject, info: &PodInfo, age: Age) -> Vec<(IpAddr, Rank)> {
+    let mut claims: Vec<(IpAddr, Rank)> = Vec::new();
+    for address in info.addresses.iter().filter(|_| !object.finished) {
+        if claims.iter().all(|(claimed, _)| claimed != address) {
+            claims.push((*address, (age.stored, true, false, age.created)));
+        }
+    }
+    claims
+}
+
 impl Joined {
+    /// Of an attachment that is of no pod yet. `object`: its Pod object.
+    fn of_attachment(name: &ObjectName, attachment: &Attachment, object: Option<&PodObject>) -> Self {
+        let uid = object.map_or(&attachment.uid, |object| &object.uid).clone();
+        let info = PodInfo {
+            name: name.clone(),
+            labels: object.map_or_else(|| attachment.labels.clone(), |object| Some(object.labels.clone())),
+            ports: object.map(|object| object.ports.as_slice().into()).unwrap_or_default(),
+            node: None,
+            addresses: Arc::default(),
+            stamp: stamp(name, uid.as_deref()),
+            uid: uid.clone(),
+        };
+        match object {
+            Some(object) => Self::of_object(object, info),
+            None => Self {
+                uid,
+                static_uid: None,
+                is_object: false,
+                living: true,
+                attached_at: None,
+                info,
+                claims: Vec::new(),
+            },
+        }
+    }
+
     fn of_object(object: &PodObject, info: PodInfo) -> Self {
         Self {
             uid: object.uid.clone(),

@@ -9,7 +9,7 @@ use std::{
 use control_core::{
     core::{CacheInfo, ControlCore, ControlStatus, Start},
     endpoints::EndpointRecords,
-    membership::{LocalFacts, Membership},
+    membership::{Identity, LocalFacts, Membership},
     objects::ObjectSink,
     store::{Accepted, Store},
 };
@@ -97,35 +97,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
     let pace = pace.unwrap_or_else(|| Pace { audit: options.audit_interval, ..Pace::default() });
     let mut identity = options.state.identity().clone();
     identity.predecessor = predecessor::load(&options.run_dir, &identity);
-    let own = identity.clone();
-    let cached = Cached::load(options.state.path()).unwrap_or_else(|error| {
-        warn!(%error, "cache not used");
-        None
-    });
-    let cache_info = cached.as_ref().map(|cached| {
-        let now = SystemTime::now();
-        CacheInfo { age: cached.age(now), usable: cached.is_usable(now) }
-    });
-    let previous = cached.as_ref().and_then(|cached| cached.subnet);
-    let mut store = Store::new(&options.etcd.prefix);
-    if let Some(objects) = &options.objects {
-        store = store.with_reader(Arc::clone(objects) as _);
-    }
-    let now = Instant::now();
-    let store = match cached {
-        Some(cached) => store.with_cache(cached.revision, cached.entries, now).recall(cached.evidence),
-        None => store,
-    };
-    let seed = rand::rng().random();
-    let core = ControlCore::new(
-        now,
-        Start {
-            store,
-            membership: Membership::new(now, identity, options.facts.clone(), previous, options.attached, seed),
-            cache_usable: cache_info.is_some_and(|cache| cache.usable),
-            hands_on: options.objects.is_some(),
-        },
-    );
+    let (core, cached) = core(&options, identity.clone());
 
     let (store_inputs_in, store_inputs) = mpsc::channel(64);
     let (requests, requests_out) = mpsc::channel(16);
@@ -151,7 +123,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         state: Arc::new(options.state),
         writing: None,
         run_dir: options.run_dir,
-        identity: own,
+        identity,
     };
     let inputs = Inputs {
         store: store_inputs,
@@ -167,17 +139,36 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         watcher.abort();
     });
     let etcd_acceptor = EtcdAcceptor(acceptance_in);
-    Ok(Control {
-        view,
-        status,
-        facts,
-        attached,
-        endpoints,
-        etcd_acceptor,
-        cached: cache_info,
-        cancel,
-        task: Some(task),
-    })
+    Ok(Control { view, status, facts, attached, endpoints, etcd_acceptor, cached, cancel, task: Some(task) })
+}
+
+/// The state machine as it starts, with what the cache holds.
+fn core(options: &Options, identity: Identity) -> (ControlCore, Option<CacheInfo>) {
+    let cached = Cached::load(options.state.path()).unwrap_or_else(|error| {
+        warn!(%error, "cache not used");
+        None
+    });
+    let cache_info = cached.as_ref().map(|cached| {
+        let now = SystemTime::now();
+        CacheInfo { age: cached.age(now), usable: cached.is_usable(now) }
+    });
+    let previous = cached.as_ref().and_then(|cached| cached.subnet);
+    let mut store = Store::new(&options.etcd.prefix);
+    if let Some(objects) = &options.objects {
+        store = store.with_reader(Arc::clone(objects) as _);
+    }
+    let now = Instant::now();
+    if let Some(cached) = cached {
+        store = store.with_cache(cached.revision, cached.entries, now).recall(cached.evidence);
+    }
+    let seed = rand::rng().random();
+    let start = Start {
+        store,
+        membership: Membership::new(now, identity, options.facts.clone(), previous, options.attached, seed),
+        cache_usable: cache_info.is_some_and(|cache| cache.usable),
+        hands_on: options.objects.is_some(),
+    };
+    (ControlCore::new(now, start), cache_info)
 }
 
 impl Control {

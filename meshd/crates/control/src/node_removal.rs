@@ -131,51 +131,13 @@ fn plan(
     let mut compares = Vec::new();
     let mut writes = Vec::new();
     for (key, entry) in &parsed {
-        let ours = match key {
-            Key::Node(node) if *node == id => {
-                if let Ok(record) = NodeRecord::parse(&entry.value) {
-                    removal.public_keys.extend(record.public_keys());
-                    removal.name = Some(record.name);
-                }
-                true
-            }
-            Key::Subnet(subnet) => {
-                let ours = SubnetLease::parse(&entry.value).is_ok_and(|lease| lease.node.as_ref() == Some(&id))
-                    && removal.subnets.len() < MOST_SUBNETS;
-                if ours {
-                    removal.subnets.push(*subnet);
-                }
-                ours
-            }
-            Key::Alive(node) => {
-                online |= *node == id;
-                *node == id
-            }
-            // Its daemon takes it back itself, and without the node it counts for nothing.
-            Key::Endpoint(node, container, _) if *node == id => {
-                let attachment = Attachment::parse(&entry.value);
-                removal.pods.push(attachment.map_or_else(
-                    |_| format!("container {container}"),
-                    |attachment| format!("{}/{}", attachment.pod.namespace, attachment.pod.name),
-                ));
-                false
-            }
-            Key::Removed(node) if *node == id => {
-                removal.repeated = true;
-                if let Ok(before) = Removed::parse(&entry.value) {
-                    removal.public_keys.extend(before.public_keys);
-                    removal.name = removal.name.take().or(before.name);
-                }
-                compares.push(unchanged(entry));
-                false
-            }
-            _ => false,
-        };
-        if ours {
-            // `alive` is rewritten by nobody but the node; what it says does not matter here.
-            if !matches!(key, Key::Alive(_)) {
-                compares.push(unchanged(entry));
-            }
+        online |= *key == Key::Alive(id.clone());
+        let deleted = removal.note(key, &entry.value);
+        // Only the node itself rewrites `alive`; its value does not matter here.
+        if deleted && !matches!(key, Key::Alive(_)) || matches!(key, Key::Removed(node) if *node == id) {
+            compares.push(unchanged(entry));
+        }
+        if deleted {
             writes.push(Write::Delete { key: entry.key.clone() });
         }
     }
@@ -202,6 +164,47 @@ fn plan(
     let value = Removed { name: removal.name.clone(), public_keys: removal.public_keys.clone(), time: time.to_owned() };
     writes.push(Write::Put { key, value: value.to_json(), lease: None });
     Ok((removal, Transaction { compares, writes }))
+}
+
+impl Removal {
+    /// Takes note of a key of the node. Returns whether the key goes with the node.
+    fn note(&mut self, key: &Key, value: &[u8]) -> bool {
+        match key {
+            Key::Node(node) if *node == self.id => {
+                if let Ok(record) = NodeRecord::parse(value) {
+                    self.public_keys.extend(record.public_keys());
+                    self.name = Some(record.name);
+                }
+                true
+            }
+            Key::Subnet(subnet) => {
+                let ours = SubnetLease::parse(value).is_ok_and(|lease| lease.node.as_ref() == Some(&self.id))
+                    && self.subnets.len() < MOST_SUBNETS;
+                if ours {
+                    self.subnets.push(*subnet);
+                }
+                ours
+            }
+            Key::Alive(node) => *node == self.id,
+            // Its daemon takes it back itself, and without the node it counts for nothing.
+            Key::Endpoint(node, container, _) if *node == self.id => {
+                self.pods.push(Attachment::parse(value).map_or_else(
+                    |_| format!("container {container}"),
+                    |attachment| format!("{}/{}", attachment.pod.namespace, attachment.pod.name),
+                ));
+                false
+            }
+            Key::Removed(node) if *node == self.id => {
+                self.repeated = true;
+                if let Ok(before) = Removed::parse(value) {
+                    self.public_keys.extend(before.public_keys);
+                    self.name = self.name.take().or(before.name);
+                }
+                false
+            }
+            _ => false,
+        }
+    }
 }
 
 fn parse(entries: &[Entry]) -> Vec<(Key, &Entry)> {

@@ -295,23 +295,10 @@ impl Watcher {
                 }
                 step = audit.step() => {
                     let step = step?;
-                    audit = match (audit, step) {
-                        (Audit::Waiting { .. }, _) => {
-                            deleted_since.clear();
-                            let session = session.clone();
-                            Audit::Listing(Box::pin(async move { session.list().await }))
-                        }
-                        (Audit::Listing(_), Some(listing)) => {
-                            same_cluster(cluster, listing.cluster)?;
-                            Audit::Grace { until: Instant::now() + self.pace.audit_grace, listing }
-                        }
-                        (Audit::Grace { listing, .. }, _) => {
-                            let deleted_since = std::mem::take(&mut deleted_since);
-                            self.send(StoreInput::Audited { listing, deleted_since }).await?;
-                            Audit::Waiting { until: Instant::now() + self.audit_interval() }
-                        }
-                        (listing @ Audit::Listing(_), None) => listing,
-                    };
+                    if let Some(listing) = &step {
+                        same_cluster(cluster, listing.cluster)?;
+                    }
+                    audit = self.audit_on(session, audit, step, &mut deleted_since).await?;
                 }
                 request = self.requests.recv() => match request {
                     Some(WatcherRequest::Suspect { generation }) if generation == session.generation() => {
@@ -328,6 +315,32 @@ impl Watcher {
                 },
             }
         }
+    }
+
+    /// The stage of the audit behind `audit`, whose outcome is `step`.
+    async fn audit_on(
+        &mut self,
+        session: &Session,
+        audit: Audit,
+        step: Option<KeyListing>,
+        deleted_since: &mut BTreeSet<String>,
+    ) -> Result<Audit, End> {
+        Ok(match (audit, step) {
+            (Audit::Waiting { .. }, _) => {
+                deleted_since.clear();
+                let session = session.clone();
+                Audit::Listing(Box::pin(async move { session.list().await }))
+            }
+            (Audit::Listing(_), Some(listing)) => {
+                Audit::Grace { until: Instant::now() + self.pace.audit_grace, listing }
+            }
+            (Audit::Grace { listing, .. }, _) => {
+                let deleted_since = std::mem::take(deleted_since);
+                self.send(StoreInput::Audited { listing, deleted_since }).await?;
+                Audit::Waiting { until: Instant::now() + self.audit_interval() }
+            }
+            (listing @ Audit::Listing(_), None) => listing,
+        })
     }
 
     /// Whether the files have changed, and serve. If they do not, the session from before goes on.

@@ -121,6 +121,7 @@ impl World {
         one_owner(seed, &passed.plan.tunnel);
         self.check_proofs(node, passed);
         let running = self.processes[node].as_ref().unwrap();
+        assert!(running.guarded, "seed {seed}: {id}: peers and routes stand before rules that judge their packets");
         let stance = running.node.mesh().stance(&running.status);
         if running.planned_stance == Some(stance) && stance == Stance::Acts {
             self.check_peers_stay(node, passed);

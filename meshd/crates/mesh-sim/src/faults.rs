@@ -52,18 +52,7 @@ impl World {
                 self.machines[node].etcd_reachable ^= true;
                 self.disconnect(node);
             }
-            3 => {
-                // The whole of etcd is away for a while.
-                for node in 0..self.machines.len() {
-                    self.machines[node].etcd_reachable = false;
-                    self.disconnect(node);
-                }
-                let away = self.millis(1000..70_000);
-                self.pass_time(away);
-                for machine in &mut self.machines {
-                    machine.etcd_reachable = true;
-                }
-            }
+            3 => self.etcd_away(),
             4 => {
                 let keys: Vec<String> = self.etcd.keys.keys().filter(|key| *key != "config").cloned().collect();
                 if !keys.is_empty() {
@@ -95,16 +84,7 @@ impl World {
                 let backup = self.etcd.clone();
                 self.backups.push(backup);
             }
-            10 if !self.backups.is_empty() => {
-                let index = self.rng.random_range(0..self.backups.len());
-                // Later ones are of a history that is over.
-                self.backups.truncate(index + 1);
-                let backup = self.backups[index].clone();
-                if self.rng.random() {
-                    self.etcd.becomes_another_cluster();
-                }
-                self.restore(&backup);
-            }
+            10 if !self.backups.is_empty() => self.restore_any(),
             11 | 12 => {
                 let refusals = [Refusal::Nothing, Refusal::Rules, Refusal::Routes, Refusal::Policies];
                 self.machines[node].kernel.refuses = refusals[self.rng.random_range(0..refusals.len())];
@@ -122,6 +102,31 @@ impl World {
             }
             _ => self.disconnect(node),
         }
+    }
+
+    /// The whole of etcd is away for a while.
+    fn etcd_away(&mut self) {
+        for node in 0..self.machines.len() {
+            self.machines[node].etcd_reachable = false;
+            self.disconnect(node);
+        }
+        let away = self.millis(1000..70_000);
+        self.pass_time(away);
+        for machine in &mut self.machines {
+            machine.etcd_reachable = true;
+        }
+    }
+
+    /// An operator restores one of the backups, into the same cluster of etcd or another one.
+    fn restore_any(&mut self) {
+        let index = self.rng.random_range(0..self.backups.len());
+        // Later ones are of a history that is over.
+        self.backups.truncate(index + 1);
+        let backup = self.backups[index].clone();
+        if self.rng.random() {
+            self.etcd.becomes_another_cluster();
+        }
+        self.restore(&backup);
     }
 
     /// An operator deletes everything; the configuration comes back later.

@@ -46,7 +46,7 @@ pub(crate) struct Process {
     pub(crate) audit_under_way: bool,
     pub(crate) table: Table,
     /// Rules stand that no packet passes unjudged.
-    guarded: bool,
+    pub(crate) guarded: bool,
     /// When something of each peer's came through the tunnel.
     pub(crate) heard: HashMap<NodeId, Instant>,
     /// Paths over which an echo has come back, and those that were in use before this process started.

@@ -151,79 +151,18 @@ impl Builder<'_> {
         let mut addresses = SiteAddresses::default();
         let mut holding = BTreeMap::new();
         for (id, record) in in_precedence(nodes) {
-            let who = format!("nodes/{id}");
-            let of = || RecordId::Node(id.clone());
-            if self.view.removed.contains_key(id) {
-                self.problem(
-                    of(),
-                    ProblemCode::NodeRemoved,
-                    format!("{who} is refused: the node was removed (removed/{id})"),
-                    format!("delete removed/{id} to let the node back in"),
-                );
-                continue;
-            }
             let node = record.value.as_ref();
-            let conflicts = self.network.map(|network| node_conflicts(node, network));
-            if let Some(Err(violations)) = conflicts {
-                self.problem(
-                    of(),
-                    ProblemCode::InsideNetwork,
-                    format!("{who} is invalid: {violations}"),
-                    "start the node with an underlay, --public-ip or --endpoint outside the mesh networks",
-                );
+            if let Some((code, cause, remedy)) = self.node_refusal(id, node) {
+                self.problem(RecordId::Node(id.clone()), code, cause, remedy);
                 continue;
             }
-            let keys = node_keys(node);
-            if let Some((key, holder)) =
-                keys.iter().find_map(|key| Some((key, self.claims.holder_of_key(key)?.to_owned())))
-            {
-                self.problem(
-                    of(),
-                    ProblemCode::KeyConflict,
-                    format!("{who} is invalid: its public key {key} belongs to {holder}"),
-                    "give the node its own key: move its key file away and restart it",
-                );
-                continue;
+            let name = self.name_of_node(id, node);
+            for key in node_keys(node) {
+                self.claims.grant_key(key, &format!("nodes/{id}"));
             }
-            // A name is no identity: it is the older one's, and the other is named with its id.
-            let mut name = node.name.to_string();
-            if let Err(older) = self.claims.claim_name(&node.name, id) {
-                let shown = format!("{name} ({id})");
-                self.problem(
-                    of(),
-                    ProblemCode::NameConflict,
-                    format!(
-                        "{who} has the same name as nodes/{older}: it is shown as `{shown}`, and `{name}` means {older}"
-                    ),
-                    format!(
-                        "meshctl node remove {older} # if {id} replaces that machine; otherwise rename one of the two \
-                         with --node"
-                    ),
-                );
-                name = shown;
-            }
-            for key in keys {
-                self.claims.grant_key(key, &who);
-            }
-            let mut held_addresses = Vec::new();
-            for address in &node.addresses {
-                let Some(site) = &node.site else { break };
-                if addresses.claim(site.as_str(), address.addr(), &who) {
-                    held_addresses.push(*address);
-                } else {
-                    self.problem(
-                        of(),
-                        ProblemCode::AddressConflict,
-                        format!(
-                            "{who} has no direct path by {address}: another node of site {site} has the same \
-                                 address"
-                        ),
-                        "give the two machines different addresses or different sites",
-                    );
-                }
-            }
+            let addresses = self.addresses_of_node(id, node, &mut addresses);
             self.endpoints.add(id, node);
-            holding.insert(id, HoldingNode { name, node, addresses: held_addresses });
+            holding.insert(id, HoldingNode { name, node, addresses });
         }
         let own = RecordId::Node(self.me.clone());
         self.out.own_record = match holding.get(self.me) {
@@ -234,6 +173,57 @@ impl Builder<'_> {
             },
         };
         holding
+    }
+
+    /// Why a node's record does not hold, and what to do.
+    fn node_refusal(&self, id: &NodeId, node: &NodeRecord) -> Option<(ProblemCode, String, String)> {
+        let who = format!("nodes/{id}");
+        if self.view.removed.contains_key(id) {
+            let cause = format!("{who} is refused: the node was removed (removed/{id})");
+            return Some((ProblemCode::NodeRemoved, cause, format!("delete removed/{id} to let the node back in")));
+        }
+        if let Some(Err(violations)) = self.network.map(|network| node_conflicts(node, network)) {
+            let remedy = "start the node with an underlay, --public-ip or --endpoint outside the mesh networks";
+            return Some((ProblemCode::InsideNetwork, format!("{who} is invalid: {violations}"), remedy.to_owned()));
+        }
+        let taken = |key: PublicKey| Some((key, self.claims.holder_of_key(&key)?));
+        let (key, holder) = node_keys(node).into_iter().find_map(taken)?;
+        let cause = format!("{who} is invalid: its public key {key} belongs to {holder}");
+        let remedy = "give the node its own key: move its key file away and restart it";
+        Some((ProblemCode::KeyConflict, cause, remedy.to_owned()))
+    }
+
+    /// A name is no identity: it is the older one's, and the other is named with its id.
+    fn name_of_node(&mut self, id: &NodeId, node: &NodeRecord) -> String {
+        let name = node.name.to_string();
+        let Err(older) = self.claims.claim_name(&node.name, id) else { return name };
+        let shown = format!("{name} ({id})");
+        let cause = format!(
+            "nodes/{id} has the same name as nodes/{older}: it is shown as `{shown}`, and `{name}` means {older}"
+        );
+        let remedy = format!(
+            "meshctl node remove {older} # if {id} replaces that machine; otherwise rename one of the two with --node"
+        );
+        self.problem(RecordId::Node(id.clone()), ProblemCode::NameConflict, cause, remedy);
+        shown
+    }
+
+    /// The addresses that no other node of its site has.
+    fn addresses_of_node(&mut self, id: &NodeId, node: &NodeRecord, claimed: &mut SiteAddresses) -> Vec<IpNet> {
+        let mut held = Vec::new();
+        let Some(site) = &node.site else { return held };
+        let who = format!("nodes/{id}");
+        for address in &node.addresses {
+            if claimed.claim(site.as_str(), address.addr(), &who) {
+                held.push(*address);
+                continue;
+            }
+            let cause =
+                format!("{who} has no direct path by {address}: another node of site {site} has the same address");
+            let remedy = "give the two machines different addresses or different sites";
+            self.problem(RecordId::Node(id.clone()), ProblemCode::AddressConflict, cause, remedy);
+        }
+        held
     }
 
     fn subnets(

@@ -70,35 +70,22 @@ impl Node {
             tracing::warn!(%error, "no underlay yet");
             Underlay::default()
         });
-        let endpoints = underlay::endpoints(&settings, &underlay);
-        let public_key = private_key.public();
+        let (endpoints, public_key) = (underlay::endpoints(&settings, &underlay), private_key.public());
         let facts = facts(&settings, public_key, &underlay, &endpoints);
         let world = World { kernel: Arc::clone(&kernel), tunnel: tunnel.clone() };
-        let prober = Prober::start(
-            prober::Options {
-                port: settings.listen_port + 1,
-                mark: kernel.options().probe_mark,
-                own_id: id.clone(),
-                private_key: private_key.clone(),
-            },
-            Arc::new(world),
-        )
-        .with_context(|| {
-            format!("cannot bind UDP port {}: probes use the port after --listen-port", settings.listen_port + 1)
-        })?;
+        let prober = start_prober(settings.listen_port, &id, &private_key, world)?;
         let memory = PeerMemory::load(&settings.state_dir, handshakes);
         let direct_at_start = kernel.direct_routes().await.context("cannot read routes")?;
         let accepted: Vec<PrefixOn> = accepted_earlier(&direct_at_start, &underlay).collect();
         let observed = Observed { direct_at_start, roamed: Arc::new(memory.roamed().clone()), ..Observed::default() };
-        let subnets = cached_subnets(&state);
-        let attached = !kernel.foreign_routes_within(&subnets).await.context("cannot read routes")?.is_empty();
+        let attached = kernel.foreign_routes_within(&cached_subnets(&state)).await.context("cannot read routes")?;
         enforce(&attachments, Arc::clone(&enforcement));
         let control = control::start(control::Options {
             etcd: settings.etcd.clone(),
             state,
             run_dir: settings.run_dir.clone(),
             facts,
-            attached,
+            attached: !attached.is_empty(),
             objects: Some(enforcement.sink()),
             audit_interval: AUDIT_INTERVAL,
         })
@@ -145,6 +132,15 @@ impl Node {
             failed: None,
         })
     }
+}
+
+/// Probes use the port after the tunnel's.
+fn start_prober(listen_port: u16, id: &NodeId, private_key: &PrivateKey, world: World) -> anyhow::Result<Prober> {
+    let port = listen_port + 1;
+    let (mark, own_id) = (world.kernel.options().probe_mark, id.clone());
+    let options = prober::Options { port, mark, own_id, private_key: private_key.clone() };
+    Prober::start(options, Arc::new(world))
+        .with_context(|| format!("cannot bind UDP port {port}: probes use the port after --listen-port"))
 }
 
 /// What an earlier run sent direct over a link that is still there it accepted, too.

@@ -92,38 +92,6 @@ pub(super) fn change(name: &str, old: Option<&Frame>, new: &Frame) -> String {
             let _ = writeln!(out, "add rule {table} bridge_forward {rule}");
         }
     }
-    let sets = |frame: &Frame| {
-        let of = |v4: bool| {
-            let addresses = frame.ports.values().flat_map(|port| &port.addresses).filter(|ip| ip.is_ipv4() == v4);
-            addresses.map(ToString::to_string).collect::<BTreeSet<_>>()
-        };
-        let quoted = |name: &String| format!("\"{name}\"");
-        let in_mesh = frame.ports.iter().filter(|(_, port)| port.in_mesh).map(|(name, _)| quoted(name)).collect();
-        let isolated = if frame.audit { BTreeSet::new() } else { frame.isolated.iter().map(quoted).collect() };
-        let attached = frame.ports.keys().map(quoted).collect();
-        let macs = || frame.ports.iter().filter_map(|(name, port)| Some((quoted(name), port.mac?)));
-        let behind = |v4: bool| {
-            let of_port = |(name, port): (&String, &Port)| {
-                let sources = port.sources().into_iter().filter(|net| net.addr().is_ipv4() == v4);
-                sources.map(|net| format!("{} . {net}", quoted(name))).collect::<Vec<_>>()
-            };
-            frame.ports.iter().flat_map(of_port).collect()
-        };
-        [
-            ("attached", attached),
-            ("with_mac", macs().map(|(name, _)| name).collect()),
-            ("stations", macs().map(|(name, mac)| format!("{name} . {}", mac_text(&mac))).collect()),
-            ("link_locals", frame.link_locals().map(|address| address.to_string()).collect()),
-            ("advertised", frame.link_locals().map(target).collect()),
-            ("port_locals", frame.port_locals().collect()),
-            ("behind4", behind(true)),
-            ("behind6", behind(false)),
-            ("pods", in_mesh),
-            ("isolated", isolated),
-            ("addresses4", of(true)),
-            ("addresses6", of(false)),
-        ]
-    };
     let none = Frame::default();
     for ((name, before), (_, after)) in sets(old.unwrap_or(&none)).into_iter().zip(sets(new)) {
         for (verb, from, other) in [("delete", &before, &after), ("add", &after, &before)] {
@@ -160,6 +128,40 @@ pub(super) fn change(name: &str, old: Option<&Frame>, new: &Frame) -> String {
         }
     }
     out
+}
+
+/// The sets that follow from a frame, with their elements.
+fn sets(frame: &Frame) -> [(&'static str, BTreeSet<String>); 12] {
+    let of = |v4: bool| {
+        let addresses = frame.ports.values().flat_map(|port| &port.addresses).filter(|ip| ip.is_ipv4() == v4);
+        addresses.map(ToString::to_string).collect::<BTreeSet<_>>()
+    };
+    let quoted = |name: &String| format!("\"{name}\"");
+    let in_mesh = frame.ports.iter().filter(|(_, port)| port.in_mesh).map(|(name, _)| quoted(name)).collect();
+    let isolated = if frame.audit { BTreeSet::new() } else { frame.isolated.iter().map(quoted).collect() };
+    let attached = frame.ports.keys().map(quoted).collect();
+    let macs = || frame.ports.iter().filter_map(|(name, port)| Some((quoted(name), port.mac?)));
+    let behind = |v4: bool| {
+        let of_port = |(name, port): (&String, &Port)| {
+            let sources = port.sources().into_iter().filter(|net| net.addr().is_ipv4() == v4);
+            sources.map(|net| format!("{} . {net}", quoted(name))).collect::<Vec<_>>()
+        };
+        frame.ports.iter().flat_map(of_port).collect()
+    };
+    [
+        ("attached", attached),
+        ("with_mac", macs().map(|(name, _)| name).collect()),
+        ("stations", macs().map(|(name, mac)| format!("{name} . {}", mac_text(&mac))).collect()),
+        ("link_locals", frame.link_locals().map(|address| address.to_string()).collect()),
+        ("advertised", frame.link_locals().map(target).collect()),
+        ("port_locals", frame.port_locals().collect()),
+        ("behind4", behind(true)),
+        ("behind6", behind(false)),
+        ("pods", in_mesh),
+        ("isolated", isolated),
+        ("addresses4", of(true)),
+        ("addresses6", of(false)),
+    ]
 }
 
 const fn closed(frame: &Frame) -> bool {

@@ -190,6 +190,21 @@ pub(super) fn base(table: &str, frame: &Frame, flush: bool) -> String {
     for hook in memo::HOOKS {
         rule(hook, format!("jump {}", memo::remember(hook)));
     }
+    ends(frame, &mut rule);
+    let mut out = String::new();
+    for (chain, rules) in rules {
+        if flush {
+            let _ = writeln!(out, "flush chain {table} {chain}");
+        }
+        for rule in rules {
+            let _ = writeln!(out, "add rule {table} {chain} {rule}");
+        }
+    }
+    out
+}
+
+/// The ends of the rules: reports and drops.
+fn ends(frame: &Frame, rule: &mut impl FnMut(&'static str, String)) {
     for (side, name) in [(0, "ingress"), (1, "egress")] {
         let report = |which: &str, what: &str| {
             let group = frame.log_group;
@@ -208,16 +223,6 @@ pub(super) fn base(table: &str, frame: &Frame, flush: bool) -> String {
             rule(allowed, report(which, "allowed"));
         }
     }
-    let mut out = String::new();
-    for (chain, rules) in rules {
-        if flush {
-            let _ = writeln!(out, "flush chain {table} {chain}");
-        }
-        for rule in rules {
-            let _ = writeln!(out, "add rule {table} {chain} {rule}");
-        }
-    }
-    out
 }
 
 fn family(frame: &Frame, v4: bool, rule: &mut impl FnMut(&'static str, String)) {
