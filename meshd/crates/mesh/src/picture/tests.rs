@@ -247,6 +247,21 @@ fn an_interface_address_belongs_to_one_node_of_a_site() {
 }
 
 #[test]
+fn each_published_address_is_claimed_and_held_by_itself() {
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
+    let mut world = World::new();
+    let all = nets(&["192.0.2.1/24", "10.0.0.1/24", "2001:db8::1/64"]);
+    world.node("aa", 1).addresses.clone_from(&all);
+    world.node("bb", 2).addresses = nets(&["10.0.0.1/24", "10.0.0.2/24", "2001:db8::1/64", "2001:db8::2/64"]);
+    world.subnet("10.244.3.0-24", "aa");
+    world.subnet("10.244.4.0-24", "bb");
+    let snapshot = world.seen_by("dd");
+    assert_eq!(codes(&snapshot), ["address_conflict"; 2]);
+    assert_eq!(member(&snapshot, "aa").addresses, all);
+    assert_eq!(member(&snapshot, "bb").addresses, nets(&["10.0.0.2/24", "2001:db8::2/64"]), "the others stay its own");
+}
+
+#[test]
 fn a_removed_node_and_its_key_are_refused_everywhere() {
     let mut world = World::new();
     world.node("aa", 1);

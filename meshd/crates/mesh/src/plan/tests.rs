@@ -101,6 +101,22 @@ fn a_proven_neighbour_is_direct_per_family_and_with_the_same_mtu() {
 }
 
 #[test]
+fn any_of_the_published_addresses_leads_direct() {
+    let (mut snapshot, mut local) = (snapshot(DUAL), local());
+    local.underlay.get_mut(&Family::V4).unwrap().addresses.push(net("10.0.0.1/16"));
+    let bb = Arc::make_mut(snapshot.members.get_mut(&Owner::Node("bb".parse().unwrap())).unwrap());
+    bb.addresses = vec![net("172.16.0.2/24"), net("10.0.0.2/16")];
+    bb.endpoints = vec!["172.16.0.2:51820".parse().unwrap(), "10.0.0.2:51820".parse().unwrap()];
+    let plan = plan(&snapshot, &local, &paths(DirectState::Direct));
+    assert_eq!(plan.probes.peers[&("bb".parse().unwrap(), Family::V4)].next_hop, ip("10.0.0.2"));
+    let via = RouteVia::Neighbour { via: ip("10.0.0.2"), dev: "eth0".parse().unwrap() };
+    assert_eq!(route(&plan, "10.244.2.0/24").via, via);
+    // And the tunnel calls it there first.
+    let peer = plan.tunnel.peers.values().find(|peer| peer.name == "nodes/bb").unwrap();
+    assert_eq!(peer.candidates, ["10.0.0.2:51820".parse().unwrap(), "172.16.0.2:51820".parse().unwrap()]);
+}
+
+#[test]
 fn without_direct_routing_nothing_is_sent_accepted_or_probed() {
     let config = DUAL.replace('}', r#", "Backend": {"Type": "wireguard", "DirectRouting": false}}"#);
     let plan = plan(&snapshot(&config), &local(), &paths(DirectState::Direct));

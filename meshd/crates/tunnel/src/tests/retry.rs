@@ -22,6 +22,9 @@ use super::{
     harness::{Node, SECOND, Wire, packet, peer, table},
 };
 
+/// First byte of a handshake response.
+const RESPONSE: u8 = 2;
+
 /// The time that engines go by.
 type Clock = Arc<Mutex<Instant>>;
 
@@ -82,8 +85,8 @@ impl Engine for Timers {
         }
     }
 
-    fn handshake(&mut self, _: &[u8], out: &mut [u8]) -> Handshaken {
-        if self.expired {
+    fn handshake(&mut self, message: &[u8], out: &mut [u8]) -> Handshaken {
+        if self.expired || message[0] != RESPONSE {
             return Handshaken::Refused;
         }
         self.session = Some(self.now());
@@ -150,6 +153,11 @@ impl Rig {
 
     /// Answers the peer's last initiation.
     fn answer(&mut self, name: &str, from: SocketAddr) {
+        assert_eq!(self.respond(name, from, RESPONSE), Ok(()));
+    }
+
+    /// A message that begins with this byte comes from where the peer may be; the engine takes a response only.
+    fn respond(&mut self, name: &str, from: SocketAddr, kind: u8) -> Result<(), DropReason> {
         let core = Arc::clone(&self.node.core);
         let tables = core.tables.get();
         let at = tables.named(name).unwrap();
@@ -157,7 +165,7 @@ impl Rig {
         let mut out = Outgoing::new();
         let drops = core.drops.register();
         let from = Endpoint { remote: from, source: None };
-        at.lock().handshake(&mut core.context(self.now, &drops, &mut out), index, &[2; 92], from).unwrap();
+        at.lock().handshake(&mut core.context(self.now, &drops, &mut out), index, &[kind; 92], from)
     }
 
     fn is_alive(&self, name: &str) -> bool {
@@ -205,6 +213,49 @@ fn a_peer_that_must_be_called_is_called_for_hours_everywhere_and_seldom() {
     let gap = hour.windows(2).map(|w| w[1].0 - w[0].0).max().unwrap();
     assert!(gap <= 31 * SECOND, "{gap:?}");
     assert!(rig.rings < 1500, "{} alarms for a peer that is away", rig.rings);
+}
+
+/// Where initiations go from now on, and how much later than the one before; the first is sent now.
+fn calls(rig: &mut Rig, count: usize) -> Vec<(SocketAddr, Duration)> {
+    let mut before = rig.now;
+    let first = rig.node.send(rig.now, &[inner()]).into_iter().map(|wire| (rig.now, wire)).collect::<Vec<_>>();
+    let later = rig.pass(SECOND * 6 * count as u32);
+    let mut gap = |at: Instant| at - std::mem::replace(&mut before, at);
+    first.into_iter().chain(later).take(count).map(|(at, wire)| (wire.to, gap(at))).collect()
+}
+
+/// At most this long after a try that led to nothing comes the next: 5 s, a tick of 250 ms and its spread.
+const NEXT_TRY: Duration = Duration::from_millis(5400);
+
+#[test]
+fn an_address_that_does_not_authenticate_is_followed_by_the_next_after_five_seconds() {
+    let places = CANDIDATES.map(|at| at.parse::<SocketAddr>().unwrap());
+    for imposter in [false, true] {
+        let mut rig = Rig::new();
+        let mut table = called();
+        peer_b(&mut table).call_out = false;
+        rig.node.apply(rig.now, table);
+        if imposter {
+            // At the first address another program answers, and goes on doing so.
+            assert_eq!(rig.node.send(rig.now, &[inner()])[0].to, places[0]);
+            assert_eq!(rig.respond("b", places[0], 0xff), Err(DropReason::HandshakeRefused));
+            let second = rig.pass(NEXT_TRY);
+            assert_eq!(second.iter().map(|(_, wire)| wire.to).collect::<Vec<_>>(), [places[1]]);
+            assert_eq!(rig.respond("b", places[0], 0xff), Err(DropReason::HandshakeRefused));
+        } else {
+            let tries = calls(&mut rig, 2 * places.len());
+            assert_eq!(tries.iter().map(|(to, _)| *to).collect::<Vec<_>>(), [places, places].concat());
+            let gaps: Vec<Duration> = tries.iter().skip(1).map(|(_, gap)| *gap).collect();
+            assert!(gaps.iter().all(|gap| (5 * SECOND..=NEXT_TRY).contains(gap)), "{gaps:?}");
+        }
+        // What authenticated is kept: the next session is asked for there, and nowhere else.
+        rig.answer("b", places[1]);
+        assert_eq!(rig.node.endpoint_of("b"), Some(places[1]));
+        rig.pass(200 * SECOND);
+        let tries: Vec<SocketAddr> = calls(&mut rig, 3).into_iter().map(|(to, _)| to).collect();
+        assert_eq!(tries[..2], [places[1]; 2], "the address that authenticated comes first, twice");
+        assert_ne!(tries[2], places[1], "then the others");
+    }
 }
 
 #[test]
