@@ -96,3 +96,4 @@ cluster-programs: deps api-server
 
 api-server: deps
 	@scripts/install-kubernetes
+	@scripts/install-kubernetes definitions

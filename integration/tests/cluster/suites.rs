@@ -41,7 +41,7 @@ fn kubernetes_services() {
 #[ignore = "half an hour: make conformance"]
 fn policy_api() {
     let cluster = Cluster::start("cluster-policy-api", ProxyMode::Iptables);
-    let definitions = kubernetes_programs("suites").join("definitions");
+    let definitions = kubernetes_programs("definitions").join("standard");
     cluster.kubectl(&format!("apply --server-side -f {}", definitions.display()));
     let sctp = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(libc::IPPROTO_SCTP))).is_ok();
     let skip = if sctp { "-test.skip=^$".to_owned() } else { format!("-test.skip={SCTP}") };

@@ -5,6 +5,7 @@ use integration::{await_ok, await_until};
 use crate::{
     SOON,
     cluster::{Cluster, list, namespace, pod},
+    definition,
 };
 
 /// An ingress policy of pods `app=web` in the namespace `shop`.
@@ -14,15 +15,6 @@ pub(crate) const POLICY: &str = r#"{"apiVersion": "networking.k8s.io/v1", "kind"
 
 const NODE: &str = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "e1", "labels": {"rack": "1"}},
     "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"]}}"#;
-
-/// As network-policy-api has it, without the schema of what is in it.
-const DEFINITION: &str = r#"{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-    "metadata": {"name": "clusternetworkpolicies.policy.networking.k8s.io",
-        "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/network-policy-api/pull/300"}},
-    "spec": {"group": "policy.networking.k8s.io", "scope": "Cluster",
-        "names": {"kind": "ClusterNetworkPolicy", "plural": "clusternetworkpolicies", "singular": "clusternetworkpolicy"},
-        "versions": [{"name": "v1beta1", "served": true, "storage": true, "schema": {"openAPIV3Schema":
-            {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}}"#;
 
 const CLUSTER_POLICY: &str = r#"{"apiVersion": "policy.networking.k8s.io/v1beta1", "kind": "ClusterNetworkPolicy",
     "metadata": {"name": "deny"}, "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
@@ -66,11 +58,7 @@ fn objects_are_copied_as_they_come_change_and_go() {
     assert!(cluster.etcd.revision() > revision);
 
     // The definition comes later.
-    api.apply(DEFINITION);
-    await_until("the definition to be served", SOON, || {
-        let served = api.kubectl(&["get", "--raw", "/apis"], "").stdout;
-        served.contains("policy.networking.k8s.io").then_some(())
-    });
+    definition::serve(api);
     api.apply(CLUSTER_POLICY);
     cluster.await_copy(true);
     assert!(cluster.dry_run().last().unwrap().starts_with("0 to create, 0 to change, 0 to delete"));

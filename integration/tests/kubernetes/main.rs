@@ -9,6 +9,7 @@
 mod cluster;
 mod conditions;
 mod copy;
+mod definition;
 mod enforced;
 mod leaders;
 
