@@ -182,6 +182,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use mesh::backend::PathKind;
+
     use super::*;
 
     fn peer(number: usize, path: Path) -> (String, Peer) {
@@ -200,17 +202,22 @@ mod tests {
     fn each_change_is_said_once() {
         let start = Instant::now();
         let mut log = PeerLog::default();
-        assert_eq!(log.look(&[peer(1, Path::Wireguard), peer(2, Path::Direct)], start), []);
-        let lost = [peer(1, Path::Unreachable), peer(2, Path::Direct)];
+        assert_eq!(log.look(&[peer(1, Path::By(PathKind::Wireguard)), peer(2, Path::By(PathKind::HostGw))], start), []);
+        let lost = [peer(1, Path::Unreachable), peer(2, Path::By(PathKind::HostGw))];
         let said = log.look(&lost, start + LOOK);
         let is_loss =
             |line: &Line| matches!(line, Line::One { peer, change: Change::Unreachable { .. } } if peer == "west1");
         assert!(said.len() == 1 && is_loss(&said[0]), "{said:?}");
         assert_eq!(log.look(&lost, start + 2 * LOOK), []);
-        let said = log.look(&[peer(1, Path::Direct), peer(2, Path::Wireguard)], start + 3 * LOOK);
+        let said =
+            log.look(&[peer(1, Path::By(PathKind::HostGw)), peer(2, Path::By(PathKind::Wireguard))], start + 3 * LOOK);
         let one = |peer: &str, change| Line::One { peer: peer.to_owned(), change };
-        let back = Change::Reachable { path: Path::Direct, after: 2 * LOOK };
-        let moved = Change::Path { from: Path::Direct, to: Path::Wireguard, reason: "no handshake".to_owned() };
+        let back = Change::Reachable { path: Path::By(PathKind::HostGw), after: 2 * LOOK };
+        let moved = Change::Path {
+            from: Path::By(PathKind::HostGw),
+            to: Path::By(PathKind::Wireguard),
+            reason: "no handshake".to_owned(),
+        };
         assert_eq!(said, [one("west1", back), one("west2", moved)]);
     }
 
@@ -220,14 +227,14 @@ mod tests {
         let mut log = PeerLog::default();
         log.look(&[peer(1, Path::Unreachable)], start);
         assert_eq!(log.look(&[], start + LOOK), []);
-        assert_eq!(log.look(&[peer(1, Path::Wireguard)], start + 2 * LOOK), []);
+        assert_eq!(log.look(&[peer(1, Path::By(PathKind::Wireguard))], start + 2 * LOOK), []);
     }
 
     #[test]
     fn an_outage_of_the_mesh_is_one_line_each_way() {
         let start = Instant::now();
         let mut log = PeerLog::default();
-        for (at, path) in [(start, Path::Unreachable), (start + LOOK, Path::Wireguard)] {
+        for (at, path) in [(start, Path::Unreachable), (start + LOOK, Path::By(PathKind::Wireguard))] {
             let said = log.look(&all(500, path), at);
             assert!(
                 matches!(&said[..], [Line::Many { count: 500, of: 500, peers, .. }] if peers.ends_with("and 495 more"))
@@ -241,7 +248,7 @@ mod tests {
         let mut log = PeerLog::default();
         let mut lines = 0;
         for look in 0..119 {
-            let path = if look % 2 == 0 { Path::Unreachable } else { Path::Wireguard };
+            let path = if look % 2 == 0 { Path::Unreachable } else { Path::By(PathKind::Wireguard) };
             lines += log.look(&all(5, path), start + LOOK * look).len();
         }
         assert!(lines <= MOST_IN_WINDOW, "{lines}");

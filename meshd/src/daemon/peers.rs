@@ -6,7 +6,6 @@ use api_types::{Peer, PeerCounts, Route};
 use ipnet::IpNet;
 use mesh::{
     address::Family,
-    backend::PathKind,
     kernel_state::RouteVia,
     path::{ChosenPath, Reach, Reason, worse},
     plan::Plan,
@@ -36,7 +35,7 @@ impl Published {
             if let Some(problem) = lost.filter(|_| chosen.reason.is_missing_echo()) {
                 reason = format!("{reason}; {}", problem.cause);
             }
-            let path = word(&chosen);
+            let path = chosen.kind().into();
             let id = match owner {
                 Owner::Node(id) => id.to_string(),
                 Owner::Lease(_) | Owner::Outside(_) => member.name.clone(),
@@ -53,7 +52,7 @@ impl Published {
             let status = tunnel.get(&owner.to_string());
             let name = name.to_string();
             let chosen = ChosenPath::external(status.map(|status| &status.session));
-            let path = word(&chosen);
+            let path = chosen.kind().into();
             let remedy = match chosen.reason {
                 Reason::Refused => "meshctl status # shows the reason".to_owned(),
                 _ => remedy(path, &name, None),
@@ -111,7 +110,7 @@ fn argument<'a>(name: &'a str, id: &'a str) -> &'a str {
 
 fn remedy(path: api_types::Path, name: &str, alive: Option<bool>) -> String {
     match (path, alive) {
-        (api_types::Path::Direct | api_types::Path::Wireguard, _) => String::new(),
+        (api_types::Path::By(_), _) => String::new(),
         (api_types::Path::Unreachable, Some(false)) => format!(
             "systemctl status meshd # on {name}, which is offline according to etcd; if it is gone for good: meshctl \
              node remove {name}"
@@ -124,12 +123,7 @@ fn remedy(path: api_types::Path, name: &str, alive: Option<bool>) -> String {
 pub(super) fn counts(peers: &[(String, Peer)]) -> PeerCounts {
     let mut counts = PeerCounts::default();
     for (_, peer) in peers {
-        *match peer.path {
-            api_types::Path::Direct => &mut counts.direct,
-            api_types::Path::Wireguard => &mut counts.wireguard,
-            api_types::Path::Unreachable => &mut counts.unreachable,
-        } += 1;
-        counts.offline += usize::from(peer.path == api_types::Path::Unreachable && peer.online == Some(false));
+        counts.count(peer.path, peer.online);
     }
     counts
 }
@@ -176,9 +170,10 @@ fn routes(snapshot: &Snapshot, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus
                 RouteVia::Tunnel => (None, Some(tun.to_owned())),
                 RouteVia::Unreachable => (None, None),
             };
-            let (peer, path) = owners
-                .get(&route.dst)
-                .map_or((String::new(), api_types::Path::Unreachable), |(peer, chosen)| (peer.clone(), word(chosen)));
+            let (peer, path) =
+                owners.get(&route.dst).map_or((String::new(), api_types::Path::Unreachable), |(peer, chosen)| {
+                    (peer.clone(), chosen.kind().into())
+                });
             Route { path, peer, via, dev, mtu: route.mtu, src: route.src, ..Route::nowhere(route.dst) }
         })
         .collect();
@@ -192,15 +187,6 @@ fn paths_to(plan: &Plan, owner: &Owner, status: Option<&PeerStatus>) -> Vec<(Fam
     let session = status.map(|status| &status.session);
     let path = |family| Some((family, plan.paths.get(&(owner.clone(), family))?.clone().with_session(session)));
     Family::BOTH.into_iter().filter_map(path).collect()
-}
-
-/// The word of a path.
-fn word(chosen: &ChosenPath) -> api_types::Path {
-    match chosen.kind() {
-        Some(PathKind::HostGw) => api_types::Path::Direct,
-        Some(PathKind::Wireguard) => api_types::Path::Wireguard,
-        None => api_types::Path::Unreachable,
-    }
 }
 
 /// Why it is this path, and in which family if the other one fares better.
@@ -255,6 +241,7 @@ mod tests {
 
     use keys::PrivateKey;
     use mesh::{
+        backend::PathKind,
         path::{DirectState, Session},
         plan::{Local, Observed, UnderlayLink, plan},
         snapshot::Member,
@@ -315,7 +302,7 @@ mod tests {
     #[test]
     fn a_silent_peer_is_unreachable_in_the_family_that_it_is_silent_in() {
         let route = |dst: &str, path, dev: &str| (dst.to_owned(), path, Some(dev.to_owned()));
-        let v6 = || route("fd42:244:0:2::/64", api_types::Path::Wireguard, "meshd0");
+        let v6 = || route("fd42:244:0:2::/64", api_types::Path::By(PathKind::Wireguard), "meshd0");
         let nothing = BTreeMap::new();
         assert_eq!(
             routes_while(DirectState::Silent, &nothing),
@@ -323,7 +310,7 @@ mod tests {
         );
         assert_eq!(
             routes_while(DirectState::Direct, &nothing),
-            [route("10.244.2.0/24", api_types::Path::Direct, "eth0"), v6()]
+            [route("10.244.2.0/24", api_types::Path::By(PathKind::HostGw), "eth0"), v6()]
         );
     }
 
@@ -343,6 +330,6 @@ mod tests {
         let tunnel = BTreeMap::from([(status.name.clone(), status)]);
         let paths = |state| routes_while(state, &tunnel).into_iter().map(|(_, path, _)| path).collect::<Vec<_>>();
         assert_eq!(paths(DirectState::Silent), [api_types::Path::Unreachable; 2]);
-        assert_eq!(paths(DirectState::Direct), [api_types::Path::Direct, api_types::Path::Unreachable]);
+        assert_eq!(paths(DirectState::Direct), [api_types::Path::By(PathKind::HostGw), api_types::Path::Unreachable]);
     }
 }

@@ -10,6 +10,7 @@ use api_types::{Finding, Layer, LayerKind, Path, Ping, Question, QuestionError, 
 use ipnet::IpNet;
 use mesh::{
     address::Family,
+    backend::PathKind,
     path::Via,
     problem::ProblemCode,
     snapshot::{Owner, Snapshot},
@@ -132,7 +133,7 @@ impl Published {
             return Ok(Asked {
                 peer: self.identity.name.clone(),
                 owner: String::new(),
-                path: Path::Direct,
+                path: Path::By(PathKind::HostGw),
                 mtu: None,
                 reason: String::new(),
                 overlay: if address.is_some() { Vec::new() } else { snapshot.own_overlay() },

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use mesh::backend::PathKind;
 use policy::engine::{Cause, Classifier, Explanation, Flow};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// `GET /v1/status`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +59,18 @@ pub struct PeerCounts {
     /// Those of the unreachable ones that are down: nodes without a sign of life in etcd.
     #[serde(default)]
     pub offline: usize,
+}
+
+impl PeerCounts {
+    /// Counts a peer on this path; `online`: whether it shows a sign of life, where that is known.
+    pub fn count(&mut self, path: Path, online: Option<bool>) {
+        *match path {
+            Path::By(PathKind::HostGw) => &mut self.direct,
+            Path::By(PathKind::Wireguard) => &mut self.wireguard,
+            Path::Unreachable => &mut self.unreachable,
+        } += 1;
+        self.offline += usize::from(path == Path::Unreachable && online == Some(false));
+    }
 }
 
 /// Policies on this node.
@@ -263,24 +276,54 @@ pub struct DropCount {
 }
 
 /// How packets reach a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
-    /// A plain route by its interface address.
-    Direct,
-    /// The tunnel.
-    Wireguard,
-    /// Neither.
+    /// By a path of this kind; its word is the kind's.
+    By(PathKind),
+    /// Not at all: `unreachable`.
     Unreachable,
+}
+
+impl Path {
+    /// Every path, in the order of their numbers.
+    pub fn all() -> impl Iterator<Item = Self> {
+        PathKind::ALL.into_iter().map(Self::By).chain([Self::Unreachable])
+    }
+
+    /// Its stable word.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::By(kind) => kind.backend().word,
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+impl From<Option<PathKind>> for Path {
+    fn from(kind: Option<PathKind>) -> Self {
+        kind.map_or(Self::Unreachable, Self::By)
+    }
 }
 
 impl std::fmt::Display for Path {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Direct => "direct",
-            Self::Wireguard => "wireguard",
-            Self::Unreachable => "unreachable",
-        })
+        f.pad(self.word())
+    }
+}
+
+impl Serialize for Path {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}
+
+impl<'de> Deserialize<'de> for Path {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::all()
+            .find(|path| path.word() == text)
+            .ok_or_else(|| D::Error::custom(format!("no path is called {text}")))
     }
 }
 

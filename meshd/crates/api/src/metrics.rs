@@ -133,14 +133,13 @@ impl Scrape {
     }
 
     fn mesh(&self, out: &mut Out<'_>) -> fmt::Result {
-        let by_path = |paths: &mut dyn Iterator<Item = Path>| {
-            let mut counts = [0.0; PATHS.len()];
-            paths.for_each(|path| counts[path as usize] += 1.0);
-            counts
+        let by_path = |paths: Vec<Path>| -> Vec<(&str, f64)> {
+            let count = |of: Path| paths.iter().filter(|path| **path == of).count() as f64;
+            Path::all().map(|path| (path.word(), count(path))).collect()
         };
-        let peers = by_path(&mut self.peers.iter().map(|peer| peer.path));
+        let peers = by_path(self.peers.iter().map(|peer| peer.path).collect());
         out.gauge("meshd_peers", "Other nodes and external peers, by path", None, |one| {
-            PATHS.iter().zip(peers).try_for_each(|((_, name), count)| one([("path", *name)], count))
+            peers.iter().try_for_each(|(name, count)| one([("path", *name)], *count))
         })?;
         let help = "Unreachable peers, by state: online or offline according to etcd, unknown for other peers";
         out.gauge("meshd_unreachable_peers", help, None, |one| {
@@ -149,9 +148,9 @@ impl Scrape {
                 |(online, name)| one([("state", name)], lost().filter(|peer| peer.online == online).count() as f64),
             )
         })?;
-        let routes = by_path(&mut self.routes.iter().map(|route| route.path));
+        let routes = by_path(self.routes.iter().map(|route| route.path).collect());
         out.gauge("meshd_routes", "Routes of the mesh, by path", None, |one| {
-            PATHS.iter().zip(routes).try_for_each(|((_, name), count)| one([("path", *name)], count))
+            routes.iter().try_for_each(|(name, count)| one([("path", *name)], *count))
         })?;
         let (rx, tx) = self.figures.tunnel_bytes;
         out.counter1("meshd_tunnel_received", "Authenticated outer payload", Some(Unit::Bytes), rx)?;
@@ -229,10 +228,6 @@ const STATES: [(State, &str); 6] = [
     (State::Removed, "removed"),
     (State::Cloned, "cloned"),
 ];
-
-/// In the order of their numbers.
-const PATHS: [(Path, &str); 3] =
-    [(Path::Direct, "direct"), (Path::Wireguard, "wireguard"), (Path::Unreachable, "unreachable")];
 
 /// Of an exemplar: there is none.
 type NoLabels = [(&'static str, &'static str); 0];

@@ -1,6 +1,7 @@
 //! Path kinds: the ways in which packets can travel to a peer, each with what the rest of the node must know of it.
 //!
-//! A new kind is a variant, a [`Backend`], its place in [`crate::path::choose`], and the kernel's or the tunnel's part.
+//! A new kind is a variant, a [`Backend`], its place in [`crate::path::choose`], its number in the API's counts of peers, and
+//! with a form of its own the kernel's or the tunnel's part.
 
 /// How packets travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -302,6 +302,8 @@ fn summary(pinged: &Pinged) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mesh::backend::PathKind;
+
     use super::*;
 
     #[test]
@@ -358,7 +360,7 @@ mod tests {
         let ping = |layers| api_types::Ping {
             target: "laptop".to_owned(),
             peer: "laptop".to_owned(),
-            path: api_types::Path::Wireguard,
+            path: api_types::Path::By(PathKind::Wireguard),
             mtu: None,
             layers,
         };

@@ -149,7 +149,7 @@ const fn state_tone(state: State) -> Tone {
 
 const fn path_tone(path: Path) -> Tone {
     match path {
-        Path::Direct | Path::Wireguard => Tone::Good,
+        Path::By(_) => Tone::Good,
         Path::Unreachable => Tone::Bad,
     }
 }
@@ -228,6 +228,8 @@ mod tests {
         os::unix::net::UnixListener,
     };
 
+    use mesh::backend::PathKind;
+
     use super::*;
 
     #[test]
@@ -256,7 +258,10 @@ mod tests {
 
     #[test]
     fn a_route_that_leads_nowhere_says_what_to_do_and_the_floor_is_no_fault() {
-        let well = [route("10.244.0.0/16", Path::Unreachable, ""), route("10.244.1.0/24", Path::Wireguard, "west-1")];
+        let well = [
+            route("10.244.0.0/16", Path::Unreachable, ""),
+            route("10.244.1.0/24", Path::By(PathKind::Wireguard), "west-1"),
+        ];
         assert!(!routes_text(&well).contains("remedy"));
         let lost = ["10.244.2.0/24", "fd42:244:0:2::/64"].map(|dst| route(dst, Path::Unreachable, "west-2"));
         assert_eq!(routes_text(&lost).matches("meshctl ping west-2").count(), 1, "once for both families");

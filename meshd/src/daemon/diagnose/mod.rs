@@ -12,7 +12,10 @@ use std::{
 
 use api_types::{Diagnosis, Families, Finding, Path, Peer, Severity};
 use ipnet::IpNet;
-use mesh::problem::{Problem, ProblemCode};
+use mesh::{
+    backend::KernelForm,
+    problem::{Problem, ProblemCode},
+};
 use tunnel::OffloadState;
 
 use self::{
@@ -126,7 +129,9 @@ impl Published {
         let mut forwarded = Vec::new();
         for (_, peer) in peers.iter().filter(|(_, peer)| peer.path != Path::Unreachable).take(FOLLOWED) {
             let device = match (peer.path, underlay) {
-                (Path::Direct, [carrier, ..]) => carrier.name.clone(),
+                (Path::By(kind), [carrier, ..]) if kind.backend().form == KernelForm::NeighbourRoute => {
+                    carrier.name.clone()
+                }
                 _ => self.identity.interface.clone(),
             };
             for net in &peer.subnets {

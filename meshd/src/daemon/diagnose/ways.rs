@@ -4,7 +4,7 @@ use std::thread;
 
 use api_types::{Finding, LayerKind, Path, Peer, Severity};
 use mesh::{
-    backend::PathKind,
+    backend::{KernelForm, PathKind},
     problem::ProblemCode,
     snapshot::{Owner, Snapshot},
 };
@@ -59,7 +59,8 @@ impl Published {
 
 pub(super) fn narrow_paths(peers: &[(String, Peer)], mtu: u16, prefix: &str, findings: &mut Vec<Finding>) {
     for (_, peer) in peers {
-        let Some(carried) = peer.mtu.filter(|carried| *carried < mtu && peer.path == Path::Wireguard) else { continue };
+        let tunnelled = matches!(peer.path, Path::By(kind) if kind.backend().form == KernelForm::TunRoute);
+        let Some(carried) = peer.mtu.filter(|carried| *carried < mtu && tunnelled) else { continue };
         findings.push(Finding::new(
             Severity::Warning,
             ProblemCode::PathMtu,
