@@ -5,6 +5,7 @@
 
 mod classifier;
 mod clusters;
+mod compiled;
 mod explain;
 mod input;
 mod leading;
@@ -24,12 +25,11 @@ use etcd_schema::Cluster;
 use ipnet::IpNet;
 
 use crate::nft::SetCache;
-use crate::object::{
-    Action, ClusterPeer, ClusterPolicy, ClusterRule, Labels, NAMESPACE_NAME, Peer, PodObject, PortMatch, Rule,
-    Selector, Tier,
-};
+use crate::object::{Action, ClusterPolicy, ClusterRule, Labels, PodObject, Rule, Selector, Tier};
+pub(crate) use compiled::{ClassRules, Compiled, CompiledRule, NamespaceRules};
+use compiled::{compile, compile_cluster, own_namespace};
 use pods::Pods;
-use rules::{Entry, PeerRef, PortSet, Table, Tiers, Union};
+use rules::{Entry, Table, Tiers, Union};
 use selection::Selection;
 use storage::{Chunked, Slab, marked};
 
@@ -39,86 +39,6 @@ pub use input::{Age, Attachment, ClusterNode, ClusterPolicyState, Misplaced, Obj
 pub use pods::PodInfo;
 pub use rules::PolicyId;
 pub use sources::SourceAliases;
-
-/// A policy with its selectors interned.
-#[derive(Debug)]
-pub(crate) struct Compiled {
-    pub(crate) name: PolicyName,
-    /// Of equal tier and priority, names decide.
-    order: (Option<Tier>, u16),
-    subject: u32,
-    /// By [`Side`]: `None` where it says nothing.
-    pub(crate) sides: [Option<Vec<CompiledRule>>; 2],
-    /// Never used twice.
-    version: u32,
-}
-
-impl Compiled {
-    /// `None`: a NetworkPolicy.
-    pub(crate) const fn tier(&self) -> Option<Tier> {
-        self.order.0
-    }
-
-    /// The sets that it uses: of its peers, and its subject.
-    fn sets(&self) -> impl Iterator<Item = u32> {
-        let peers = self.sides.iter().flatten().flatten().flat_map(|rule| &rule.peers);
-        let sets = peers.filter_map(|peer| match peer {
-            PeerRef::Set(set) => Some(*set),
-            _ => None,
-        });
-        sets.chain([self.subject])
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct CompiledRule {
-    pub(crate) name: Option<Box<str>>,
-    pub(crate) action: Action,
-    pub(crate) peers: Vec<PeerRef>,
-    pub(crate) ports: PortSet,
-}
-
-/// What the pods of a namespace share.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct NamespaceRules {
-    pub(crate) sets: Arc<[u32]>,
-    /// By [`Side`].
-    pub(crate) unions: [Option<Arc<Union>>; 2],
-    /// The generation that they are of.
-    pub(crate) changed: u64,
-}
-
-impl NamespaceRules {
-    fn judges_as(&self, other: &Self) -> bool {
-        self.sets == other.sets && same(&self.unions, &other.unions)
-    }
-}
-
-/// What the pods of a class share beyond that.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct ClassRules {
-    pub(crate) namespace: u32,
-    pub(crate) sets: Arc<[u32]>,
-    /// By [`Side`].
-    pub(crate) unions: [Option<Arc<Union>>; 2],
-    pub(crate) tiers: [Option<Arc<Tiers>>; 2],
-    /// The generation that they are of.
-    pub(crate) changed: u64,
-}
-
-impl ClassRules {
-    fn judges_as(&self, other: &Self) -> bool {
-        (self.namespace, &self.sets) == (other.namespace, &other.sets)
-            && same(&self.unions, &other.unions)
-            && same(&self.tiers, &other.tiers)
-    }
-}
-
-/// Whether compiled forms are shared: those of the same policies in the same versions are.
-fn same<T>(ones: &[Option<Arc<T>>; 2], others: &[Option<Arc<T>>; 2]) -> bool {
-    let pointer = |one: &Option<Arc<T>>| one.as_ref().map(Arc::as_ptr);
-    ones.each_ref().map(pointer) == others.each_ref().map(pointer)
-}
 
 /// Policies by their version, and whether each only may select; what a compiled form is shared by.
 type Selected = Box<[u32]>;
@@ -594,49 +514,4 @@ fn intern<T>(map: &mut HashMap<Selected, Weak<T>>, key: Selected, value: &Arc<T>
         map.retain(|_, weak| weak.strong_count() > 0);
     }
     map.insert(key, Arc::downgrade(value));
-}
-
-fn compile(rule: &Rule, name: &ObjectName, selection: &mut Selection) -> CompiledRule {
-    let peers = match &rule.peers {
-        None => vec![PeerRef::Anyone],
-        Some(peers) => peers
-            .iter()
-            .map(|peer| match peer {
-                Peer::Block(block) => PeerRef::Block(Arc::new(block.clone())),
-                Peer::Pods { namespaces, pods } => {
-                    let namespaces = match namespaces {
-                        None => own_namespace(name),
-                        Some(namespaces) => namespaces.peers_of(name.cluster.as_str()),
-                    };
-                    PeerRef::Set(selection.acquire_set(&namespaces, pods.clone()))
-                }
-            })
-            .collect(),
-    };
-    CompiledRule { name: None, action: Action::Accept, peers, ports: ports(rule.ports.as_deref()) }
-}
-
-/// The namespace of a policy; of a policy without a cluster the namespaces of that name in all clusters.
-fn own_namespace(policy: &ObjectName) -> Selector {
-    Selector::labels([(NAMESPACE_NAME, &*policy.namespace)]).in_cluster(policy.cluster.as_str())
-}
-
-fn compile_cluster(rule: &ClusterRule, cluster: &str, selection: &mut Selection) -> CompiledRule {
-    let peers = match &rule.peers {
-        None => vec![PeerRef::Anyone],
-        Some(peers) => peers
-            .iter()
-            .map(|peer| match peer {
-                ClusterPeer::Network(block) => PeerRef::Block(Arc::new(block.clone())),
-                ClusterPeer::Pods { namespaces, pods } => {
-                    PeerRef::Set(selection.acquire_set(&namespaces.peers_of(cluster), pods.clone()))
-                }
-            })
-            .collect(),
-    };
-    CompiledRule { name: rule.name.clone(), action: rule.action, peers, ports: ports(rule.ports.as_deref()) }
-}
-
-fn ports(ports: Option<&[PortMatch]>) -> PortSet {
-    PortSet::new(ports)
 }

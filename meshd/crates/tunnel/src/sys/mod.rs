@@ -7,6 +7,7 @@ mod message;
 pub(super) mod skewed_clock;
 mod tun;
 mod udp;
+mod udp_errors;
 
 use std::{
     io,
@@ -20,7 +21,8 @@ use nix::{
 };
 
 pub(super) use tun::TunDevice;
-pub(super) use udp::{Lost, RECEIVE, ReceiveBuffers, SendError, Sender, UdpSockets, drain_errors};
+pub(super) use udp::{Lost, RECEIVE, ReceiveBuffers, SendError, Sender, UdpSockets};
+pub(super) use udp_errors::drain_errors;
 
 /// Wakes a thread that waits in [`wait`].
 #[derive(Debug)]
