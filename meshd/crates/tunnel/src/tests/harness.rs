@@ -63,7 +63,7 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(now: Instant, address: &str) -> Self {
         let key = PrivateKey::generate().unwrap();
-        let core = Core::new(key.secret().clone(), StdRng::seed_from_u64(0));
+        let core = Core::new(key.secret().clone(), StdRng::from_os_rng());
         Self::with_core(now, address, key, core)
     }
 

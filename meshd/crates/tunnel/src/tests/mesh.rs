@@ -478,7 +478,7 @@ fn what_waits_is_bounded_and_the_oldest_yields() {
 fn a_peer_that_restarts_is_back_with_its_first_packet() {
     let now = Instant::now();
     let (mut a, b) = connected(now);
-    let core = Core::new(b.key.secret().clone(), StdRng::seed_from_u64(0));
+    let core = Core::new(b.key.secret().clone(), StdRng::from_os_rng());
     let mut b = Node::with_core(now, "192.0.2.2:51820", b.key, core);
     b.apply(now, table(2, vec![peer("a", &a.key, &["10.1.0.0/24"], &["192.0.2.1:51820"])]));
     let sent = b.send(now, &[b_to_a(60)]);

@@ -27,7 +27,7 @@ const SIZE: usize = 1340;
 fn shell() -> Shell {
     let switches = Switches::new(&OffloadSettings::default());
     Shell {
-        core: Arc::new(Core::new(PrivateKey::generate().unwrap().secret().clone(), StdRng::seed_from_u64(0))),
+        core: Arc::new(Core::new(PrivateKey::generate().unwrap().secret().clone(), StdRng::from_os_rng())),
         sockets: UdpSockets::bind(0, None, &switches).unwrap(),
         tun: Shared::new(None),
         switches,

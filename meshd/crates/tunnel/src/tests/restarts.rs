@@ -37,7 +37,7 @@ fn replayed(recorded: &[Wire]) -> Vec<Wire> {
 
 /// `node` as it is after a kill: with its key, and the time stamps that are on disk.
 fn restarted(now: Instant, node: Node, seen: HashMap<PublicKey, Stamp>, table: Table) -> Node {
-    let core = Core::with_seen(node.key.secret().clone(), StdRng::seed_from_u64(0), seen);
+    let core = Core::with_seen(node.key.secret().clone(), StdRng::from_os_rng(), seen);
     let address = node.address.to_string();
     let mut node = Node::with_core(now, &address, node.key, core);
     node.apply(now, table);

@@ -128,7 +128,7 @@ impl Rig {
         let clock = Arc::new(Mutex::new(now));
         let key = PrivateKey::generate().unwrap();
         let factory = Box::new(TimersFactory(Arc::clone(&clock)));
-        let core = Core::with_engines(key.secret().clone(), StdRng::seed_from_u64(0), factory);
+        let core = Core::with_engines(key.secret().clone(), StdRng::from_os_rng(), factory);
         Self { node: Node::with_core(now, "192.0.2.1:1", key, core), clock, now, rings: 0 }
     }
 
