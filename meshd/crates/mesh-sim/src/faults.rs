@@ -45,6 +45,9 @@ impl World {
         match self.rng.random_range(0..17) {
             0 | 1 => {
                 self.crash(node);
+                if self.rng.random_range(0..4) == 0 {
+                    self.machines[node].kernel.refuses = Refusal::Policies;
+                }
                 let away = if self.rng.random() { self.millis(1..2000) } else { self.millis(1..60_000) };
                 self.at(away, What::Start { node });
             }
