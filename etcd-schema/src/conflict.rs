@@ -140,6 +140,9 @@ pub fn config_change(
         let (old, new) = (of(old), of(new));
         family_change(&V4_FIELDS, (old.ipv4, new.ipv4), &mut change);
         family_change(&V6_FIELDS, (old.ipv6, new.ipv6), &mut change);
+        if old.allocate != new.allocate {
+            change.live.push("Allocate");
+        }
     } else if old.clusters != new.clusters {
         change.live.push(NETWORKS);
     }
@@ -200,15 +203,15 @@ fn left_outside(old: &NetworkConfig, new: &NetworkConfig, leased: &[SubnetKey], 
         let before: Vec<Named> = of_family(old).collect();
         for subnet in prefixes {
             // Subnets that the old configuration does not have inside are no reason against the new one.
-            let Some(was) = around(&before, &subnet).filter(|was| was.subnet_len == subnet.prefix_len()) else {
+            let Some(_) = around(&before, &subnet).filter(|was| was.deals(&subnet)) else {
                 continue;
             };
             match around(&here, &subnet) {
-                Some(is) if is.subnet_len == subnet.prefix_len() => {}
+                Some(is) if is.deals(&subnet) => {}
                 Some(is) => report.add(
                     if new.is_flat() { names.subnet_len } else { NETWORKS },
-                    is.subnet_len.to_string(),
-                    format!("must stay {} while the subnet {subnet} is leased", was.subnet_len),
+                    is.subnet_len.map_or_else(String::new, |len| len.to_string()),
+                    format!("must stay {} while the subnet {subnet} is leased", subnet.prefix_len()),
                 ),
                 None if here.is_empty() => {
                     report.add(
@@ -261,13 +264,18 @@ fn family_change<N: Copy + PartialEq>(
 struct Named {
     field: &'static str,
     network: IpNet,
-    /// Length of its subnets.
-    subnet_len: u8,
+    /// Length of its subnets; `None`: any, as Kubernetes says.
+    subnet_len: Option<u8>,
     /// The network as `config` has it, for people.
     text: String,
 }
 
 impl Named {
+    /// Whether a node may have this prefix, which lies in the network.
+    fn deals(&self, subnet: &IpNet) -> bool {
+        self.subnet_len.is_none_or(|len| len == subnet.prefix_len())
+    }
+
     const fn is_of(&self, family: &FamilyFields) -> bool {
         matches!(self.network, IpNet::V4(_)) == family.ipv4
     }
@@ -277,11 +285,14 @@ impl Named {
 fn networks(config: &NetworkConfig) -> impl Iterator<Item = Named> {
     let mut all = Vec::new();
     for (cluster, networks) in &config.clusters {
+        let any = networks.is_allocated_by_kubernetes();
         let v4 = networks.ipv4.map(|pool| (V4_FIELDS.network, IpNet::V4(pool.network), pool.subnet_len));
         let v6 = networks.ipv6.map(|pool| (V6_FIELDS.network, IpNet::V6(pool.network), pool.subnet_len));
-        all.extend(v4.into_iter().chain(v6).map(|(field, network, subnet_len)| match config.is_flat() {
-            true => Named { field, network, subnet_len, text: format!("{field} {network}") },
-            false => {
+        all.extend(v4.into_iter().chain(v6).map(|(field, network, len)| {
+            let subnet_len = (!any).then_some(len);
+            if config.is_flat() {
+                Named { field, network, subnet_len, text: format!("{field} {network}") }
+            } else {
                 let text = format!("the network {network} of {}", named(cluster));
                 Named { field: NETWORKS, network, subnet_len, text }
             }

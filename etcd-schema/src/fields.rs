@@ -173,7 +173,7 @@ impl Fields {
     }
 
     /// A list of texts, each of which `parse` understands; those that it does not are noted and left out.
-    pub(crate) fn texts<T>(
+    pub fn texts<T>(
         &mut self,
         report: &mut Report,
         name: &str,

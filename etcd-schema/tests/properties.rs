@@ -10,9 +10,9 @@ use std::{
 };
 
 use etcd_schema::{
-    Alive, AttachedPod, Attachment, Backend, BackendKind, Cluster, ClusterNetworks, Key, KubernetesKey, Labels,
-    NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Pool, PresharedKey, PublicKey, Readiness, Removed, SubnetKey,
-    SubnetLease, WireguardData, check,
+    Alive, Allocate, AttachedPod, Attachment, Backend, BackendKind, Cluster, ClusterNetworks, Key, KubernetesKey,
+    Labels, NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Pool, PresharedKey, PublicKey, Readiness, Removed,
+    SubnetKey, SubnetLease, WireguardData, check,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -168,7 +168,8 @@ fn backend() -> impl Strategy<Value = Backend> {
 }
 
 fn networks() -> impl Strategy<Value = ClusterNetworks> {
-    (0_u8..3, pool_v4(), pool_v6()).prop_map(|(families, v4, v6)| ClusterNetworks {
+    (0_u8..3, pool_v4(), pool_v6(), any::<bool>()).prop_map(|(families, v4, v6, mesh)| ClusterNetworks {
+        allocate: if mesh { Allocate::Mesh } else { Allocate::Kubernetes },
         ipv4: (families != 1).then_some(v4),
         ipv6: (families != 0).then_some(v6),
     })
@@ -186,7 +187,7 @@ fn clusters() -> impl Strategy<Value = BTreeMap<Cluster, ClusterNetworks>> {
             };
             networks.ipv4 = networks.ipv4.filter(|pool| !overlaps(pool.network.into()));
             networks.ipv6 = networks.ipv6.filter(|pool| !overlaps(pool.network.into()));
-            if networks != ClusterNetworks::default() {
+            if networks.networks().next().is_some() {
                 clusters.entry(name.parse().unwrap()).or_insert(networks);
             }
         }

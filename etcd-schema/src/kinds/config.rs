@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU16, time::Duration};
 use serde_json::{Map, Value};
 
 pub use self::networks::ClusterNetworks;
+use self::networks::{ALLOCATE, read_networks, write_networks};
 pub(crate) use self::networks::{NETWORKS, named};
-use self::networks::{read_networks, write_networks};
 use super::{Kind, RecordClass, Rules};
 use crate::{
     Cluster, Violations,
@@ -77,6 +77,16 @@ pub enum BackendKind {
     Udp,
 }
 
+/// `Allocate`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Allocate {
+    /// A node draws a free one (the default).
+    #[default]
+    Mesh,
+    /// It has the podCIDRs of its Node, which the Node's `meshd-sync` reserves.
+    Kubernetes,
+}
+
 /// `policyMode`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PolicyMode {
@@ -101,7 +111,8 @@ const KNOWN: &[&str] = &[
     "IPv6SubnetLen",
     "IPv6SubnetMin",
     "IPv6SubnetMax",
-    "Networks",
+    ALLOCATE,
+    NETWORKS,
     "Backend",
     "LeaseTTL",
     "policyMode",
@@ -189,6 +200,21 @@ impl fmt::Debug for NetworkConfig {
             .field("policy_mode", &self.policy_mode)
             .field("extra", &NamesOf(&self.extra))
             .finish()
+    }
+}
+
+impl Allocate {
+    fn named(text: &str) -> Option<Self> {
+        [Self::Mesh, Self::Kubernetes].into_iter().find(|allocate| allocate.as_str() == text)
+    }
+
+    /// As it is written in `Allocate`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Mesh => "mesh",
+            Self::Kubernetes => "kubernetes",
+        }
     }
 }
 

@@ -29,12 +29,12 @@ use crate::{
 
 pub use alive::{Alive, Readiness};
 pub use attachment::{AttachedPod, Attachment};
-pub use config::{Backend, BackendKind, ClusterNetworks, NetworkConfig, PolicyMode, Pool};
+pub use config::{Allocate, Backend, BackendKind, ClusterNetworks, NetworkConfig, PolicyMode, Pool};
 pub(crate) use config::{KNOWN_BACKEND, NETWORKS, named};
 pub use node::NodeRecord;
 pub use peer::{Endpoint, OutsidePeer};
 pub use removed::{Removed, timestamp};
-pub use subnet::{SubnetLease, WireguardData};
+pub use subnet::{Freed, SubnetLease, WireguardData};
 
 /// What holds for all records of one kind.
 #[derive(Debug)]

@@ -9,13 +9,22 @@ use serde_json::{Map, Value, json};
 
 use super::{Kind, RecordClass, Rules};
 use crate::{
-    BackendKind, NodeId, PublicKey, SubnetKey, Violations,
+    BackendKind, Cluster, KubernetesName, NodeId, PublicKey, SubnetKey, Violations,
     address::{unicast_v4, unicast_v6},
     check::list,
     document::{Limits, read},
     fields::{Expected, Fields, NamesOf, Writer},
     violation::Report,
 };
+
+/// A block that a node gave up: nodes draw it when no other is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Freed {
+    /// The cluster whose sync gave it up, and deletes the key after some time.
+    pub cluster: Cluster,
+    /// When, in seconds since 1970.
+    pub at: u64,
+}
 
 /// Value of a key below `subnets/`.
 ///
@@ -35,6 +44,10 @@ pub struct SubnetLease {
     pub backend_v6_data: Option<Value>,
     /// `Node`: whose subnet it is; keys and endpoints then come from `nodes/ID` only.
     pub node: Option<NodeId>,
+    /// `KubernetesNode`, `CLUSTER/NAME`: the block is a podCIDR of this Node, reserved by its cluster's sync.
+    pub kubernetes_node: Option<(Cluster, KubernetesName)>,
+    /// `Freed`: it is no one's.
+    pub freed: Option<Freed>,
     /// Fields we do not know, kept over a rewrite.
     pub extra: Map<String, Value>,
 }
@@ -51,7 +64,10 @@ pub struct WireguardData {
 pub(super) const KIND: Kind =
     Kind { place: "subnets/", is_flat: true, rules: Rules::mesh(RecordClass::Node), fields: KNOWN };
 
-const KNOWN: &[&str] = &["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node"];
+const KNOWN: &[&str] =
+    &["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node", "KubernetesNode", "Freed"];
+
+const KNOWN_FREED: &[&str] = &["cluster", "at"];
 
 /// Longest `BackendType`, in bytes.
 const MAX_BACKEND_TYPE: usize = 64;
@@ -76,8 +92,34 @@ impl SubnetLease {
             backend_data: data.clone().filter(|_| public_ip.is_some()),
             backend_v6_data: data.filter(|_| public_ipv6.is_some()),
             node: Some(node),
+            ..Self::none()
+        }
+    }
+
+    fn none() -> Self {
+        Self {
+            public_ip: None,
+            public_ipv6: None,
+            backend_type: None,
+            backend_data: None,
+            backend_v6_data: None,
+            node: None,
+            kubernetes_node: None,
+            freed: None,
             extra: Map::new(),
         }
+    }
+
+    /// The reservation of a podCIDR for the node that is the Node `name` of `cluster`.
+    #[must_use]
+    pub fn reserved(node: NodeId, cluster: &Cluster, name: &KubernetesName) -> Self {
+        Self { node: Some(node), kubernetes_node: Some((cluster.clone(), name.clone())), ..Self::none() }
+    }
+
+    /// A block that was given up.
+    #[must_use]
+    pub fn freed(freed: Freed) -> Self {
+        Self { freed: Some(freed), ..Self::none() }
     }
 
     /// The lease that `value` holds, in JSON or YAML. `0.0.0.0` and `::`, which flannel writes for a family that it
@@ -104,8 +146,23 @@ impl SubnetLease {
         let backend_data = fields.take("BackendData");
         let backend_v6_data = fields.take("BackendV6Data");
         let node = fields.parsed(&mut report, "Node", NodeId::read);
+        let kubernetes_node = fields.parsed(&mut report, "KubernetesNode", kubernetes_node);
+        let freed = read_freed(&mut fields, &mut report);
+        if freed.is_some() && node.is_some() {
+            report.add("Freed", "beside Node", "must stand without Node: a block that is given up is no node's");
+        }
         let extra = fields.rest(&mut report, KNOWN);
-        let lease = Self { public_ip, public_ipv6, backend_type, backend_data, backend_v6_data, node, extra };
+        let lease = Self {
+            public_ip,
+            public_ipv6,
+            backend_type,
+            backend_data,
+            backend_v6_data,
+            node,
+            kubernetes_node,
+            freed,
+            extra,
+        };
         // BackendData decides something only where no node record does.
         if lease.node.is_none() && lease.is_wireguard() {
             for (name, data) in [("BackendData", &lease.backend_data), ("BackendV6Data", &lease.backend_v6_data)] {
@@ -126,7 +183,12 @@ impl SubnetLease {
             .maybe("BackendType", self.backend_type.as_deref())
             .maybe("BackendData", self.backend_data.clone())
             .maybe("BackendV6Data", self.backend_v6_data.clone())
-            .maybe("Node", self.node.as_ref().map(NodeId::as_str));
+            .maybe("Node", self.node.as_ref().map(NodeId::as_str))
+            .maybe("KubernetesNode", self.kubernetes_node.as_ref().map(|(cluster, name)| format!("{cluster}/{name}")))
+            .maybe(
+                "Freed",
+                self.freed.as_ref().map(|freed| json!({"cluster": freed.cluster.as_str(), "at": freed.at})),
+            );
         out.json(&self.extra)
     }
 
@@ -158,7 +220,11 @@ impl SubnetLease {
     /// One line for people.
     pub(super) fn summary(&self, subnet: &SubnetKey) -> String {
         let owner = match (&self.node, self.public_ip, self.public_ipv6) {
-            (Some(node), ..) => format!("for node {node}"),
+            _ if self.freed.is_some() => "given up, drawn when no other is left".to_owned(),
+            (Some(node), ..) => match &self.kubernetes_node {
+                Some((cluster, name)) => format!("for node {node}, podCIDR of Node {cluster}/{name}"),
+                None => format!("for node {node}"),
+            },
             (None, Some(address), _) => format!("for the host at {address}"),
             (None, None, Some(address)) => format!("for the host at {address}"),
             (None, None, None) => "reserved".to_owned(),
@@ -176,6 +242,8 @@ impl fmt::Debug for SubnetLease {
             .field("backend_data", &self.backend_data)
             .field("backend_v6_data", &self.backend_v6_data)
             .field("node", &self.node)
+            .field("kubernetes_node", &self.kubernetes_node)
+            .field("freed", &self.freed)
             .field("extra", &NamesOf(&self.extra))
             .finish()
     }
@@ -214,6 +282,19 @@ fn backend_type(text: &str) -> Result<String, Expected> {
     } else {
         Err(format!("must be a backend's name, 1 to {MAX_BACKEND_TYPE} characters").into())
     }
+}
+
+fn kubernetes_node(text: &str) -> Result<(Cluster, KubernetesName), Expected> {
+    let (cluster, name) = text.split_once('/').ok_or("must be CLUSTER/NAME")?;
+    Ok((Cluster::read(cluster)?, KubernetesName::read(name)?))
+}
+
+fn read_freed(fields: &mut Fields, report: &mut Report) -> Option<Freed> {
+    let mut fields = fields.object(report, "Freed")?;
+    let cluster = fields.required(report, "cluster", "write whose sync gave it up", Cluster::read);
+    let at = fields.integer(report, "at", 0..=u64::MAX, " seconds since 1970").unwrap_or_default();
+    fields.rest(report, KNOWN_FREED);
+    Some(Freed { cluster: cluster?, at })
 }
 
 #[cfg(test)]

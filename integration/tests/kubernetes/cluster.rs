@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use etcd_schema::{KubernetesKey, KubernetesName};
-use integration::{Etcd, Host, KubernetesApi, Lab, Meshd, MeshdNode, Output, Process, await_ok, binary};
+use integration::{Etcd, Host, KubernetesApi, Lab, Meshd, MeshdNode, Output, Process, Switch, await_ok, binary};
 use policy::objects::{self, Object};
 use serde_json::Value;
 
@@ -18,22 +18,37 @@ pub(crate) struct Cluster {
     pub(crate) api: KubernetesApi,
     pub(crate) etcd: Etcd,
     host: Host,
-    _lab: Lab,
+    lan: Switch,
+    lab: Lab,
 }
 
 impl Cluster {
     pub(crate) fn start(title: &str) -> Self {
         let lab = Lab::new(title);
         let host = lab.host("cp");
-        host.connect(&lab.switch("lan"), &["192.0.2.10/24"]);
+        let lan = lab.switch("lan");
+        host.connect(&lan, &["192.0.2.10/24"]);
         host.run("ip route add default via 192.0.2.1");
         let etcd = Etcd::start(&host, &["192.0.2.10"], 1);
-        Self { api: KubernetesApi::start(&host), etcd, host, _lab: lab }
+        Self { api: KubernetesApi::start(&host), etcd, host, lan, lab }
     }
 
     /// Starts a node of the mesh on the same host.
     pub(crate) fn node(&self) -> MeshdNode {
-        Meshd::on(&self.host, &self.etcd).site("east").start()
+        self.node_of("")
+    }
+
+    /// The same with more words on its command line.
+    pub(crate) fn node_of(&self, args: &str) -> MeshdNode {
+        Meshd::on(&self.host, &self.etcd).site("east").args(args).start()
+    }
+
+    /// Starts a node of the mesh on another host, beside the cluster.
+    pub(crate) fn node_beside(&self) -> MeshdNode {
+        let host = self.lab.host("beside");
+        host.connect(&self.lan, &["192.0.2.20/24"]);
+        host.run("ip route add default via 192.0.2.1");
+        Meshd::on(&host, &self.etcd).site("east").start()
     }
 
     fn command(&self, more: &[&str]) -> (String, Vec<String>) {

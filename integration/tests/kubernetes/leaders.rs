@@ -10,6 +10,11 @@ use crate::{
 };
 
 const PODS: usize = 250;
+const NODE: &str =
+    r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "cp"}, "spec": {"podCIDRs": ["10.42.5.0/24"]}}"#;
+const NODE_STATUS: &str = r#"{"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.10"}]}}"#;
+const NODE_RECORD: &str = r#"{"name": "cp", "publicKey": "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
+    "listenPort": 51820, "addresses": ["192.0.2.10/24"]}"#;
 
 #[test]
 fn a_leader_that_was_stopped_in_mid_write_changes_nothing_after_the_next_one_took_over() {
@@ -50,7 +55,16 @@ fn a_leader_that_was_stopped_in_mid_write_changes_nothing_after_the_next_one_too
 
     // With the role that is meant for it, a third one copies, and can write nothing else.
     assert!(old.term(SOON).success());
-    let roles = cluster.meshctl(&["etcd-roles", "--sync", "east"]).stdout;
+    let roles = cluster.meshctl(&["etcd-roles", "--sync", "east", "--network", "10.42.0.0/16"]).stdout;
+    for (key, value) in [
+        ("config", r#"{"Network": "10.42.0.0/16", "Allocate": "kubernetes"}"#),
+        ("nodes/a", NODE_RECORD),
+        ("alive/a", r#"{"bootId": "b", "startCount": 1, "incarnation": 1, "reads": ["k8s"]}"#),
+    ] {
+        cluster.etcd.put(&format!("/meshd/{key}"), value);
+    }
+    api.apply(NODE);
+    api.kubectl(&["patch", "node", "cp", "--subresource=status", "--type=merge", "-p", NODE_STATUS], "");
     cluster.sh(&format!(
         "export ETCDCTL_API=3 ETCDCTL_COMMAND_TIMEOUT=60s
          {roles}
@@ -69,5 +83,12 @@ fn a_leader_that_was_stopped_in_mid_write_changes_nothing_after_the_next_one_too
         let got = etcdctl("root:secret", "get /meshd/k8s/east/pods/shop/with-role");
         if got.contains("with-role") { Ok(()) } else { Err(format!("{got}{}", third.log())) }
     });
-    assert!(etcdctl("sync:word", "put /meshd/config x").contains("permission denied"));
+    await_ok("the node's block with its role", SOON, || {
+        let got = etcdctl("root:secret", "get /meshd/subnets/10.42.5.0-24");
+        if got.contains("east/cp") { Ok(()) } else { Err(format!("{got}{}", third.log())) }
+    });
+    for key in ["config", "nodes/a", "alive/a", "removed/a", "subnets/10.43.5.0-24", "k8s/west/nodes/x"] {
+        let denied = etcdctl("sync:word", &format!("put /meshd/{key} x"));
+        assert!(denied.contains("permission denied"), "{key}: {denied}");
+    }
 }

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
+mod blocks;
 mod cluster;
 mod conditions;
 mod copy;

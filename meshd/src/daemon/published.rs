@@ -20,6 +20,7 @@ use etcd_schema::{Alive, Cluster, NodeId, PeerName};
 use ipnet::IpNet;
 use keys::PrivateKey;
 use mesh::{
+    address::{overlay_addresses, prefixes},
     plan::Plan,
     problem::{Problem, ProblemCode},
     records::Record,
@@ -297,7 +298,7 @@ impl Source for Published {
         };
         vec![
             Check::new("identity", no_identity(&self.control.borrow().state, &in_force.snapshot.own_record)),
-            Check::new("subnet", no_subnet(&in_force)),
+            Check::new("subnet", no_subnet(&self.control.borrow().state, &in_force)),
             Check::new("data_plane", data_plane),
             Check::new("policy", policy),
         ]
@@ -347,11 +348,12 @@ impl Source for Published {
     fn network(&self) -> Result<cni::daemon::Network, String> {
         let in_force = self.lock();
         let plan = in_force.plan.as_ref().ok_or("the daemon has not read the mesh yet")?;
-        let subnets: Vec<IpNet> = in_force.snapshot.own_prefixes().collect();
+        let new = in_force.snapshot.subnets_of_new(self.control.borrow().subnet);
+        let subnets: Vec<IpNet> = new.iter().flat_map(prefixes).collect();
         if subnets.is_empty() {
             return Err("this node has no subnet".to_owned());
         }
-        let overlay = in_force.snapshot.own_overlay();
+        let overlay = new.iter().flat_map(overlay_addresses).chain(in_force.snapshot.own_overlay()).collect();
         Ok(cni::daemon::Network { networks: in_force.snapshot.networks().collect(), subnets, overlay, mtu: plan.mtu })
     }
 
@@ -429,13 +431,16 @@ fn no_identity(state: &MembershipState, own_record: &OwnRecord) -> Option<String
 }
 
 /// Why the view in force gives this node no subnet.
-fn no_subnet(in_force: &InForce) -> Option<String> {
+fn no_subnet(state: &MembershipState, in_force: &InForce) -> Option<String> {
     let own = &in_force.snapshot.own_subnets;
     if in_force.subnet_holds && !own.is_empty() {
         return None;
     }
     let reason = match in_force.snapshot.network {
         None => "the mesh has not been read yet, neither from etcd nor from a cache",
+        Some(_) if matches!(state, MembershipState::AwaitingBlock { .. }) => {
+            "Kubernetes allocates subnets, and this node waits for its podCIDRs"
+        }
         Some(_) if own.is_empty() => "this node has no subnet",
         Some(_) => "the key of this node's subnet is not in etcd",
     };
@@ -462,14 +467,17 @@ mod tests {
 
     #[test]
     fn a_node_is_ready_only_with_a_subnet_that_the_view_in_force_gives_it() {
+        let joining = MembershipState::Joining;
         let mut in_force = InForce { subnet_holds: true, ..InForce::default() };
-        assert!(no_subnet(&in_force).unwrap().contains("not been read"));
+        assert!(no_subnet(&joining, &in_force).unwrap().contains("not been read"));
         in_force.snapshot.network = Some(NetworkConfig::parse(br#"{"Network": "10.244.0.0/16"}"#).unwrap());
-        assert!(no_subnet(&in_force).unwrap().contains("no subnet"));
+        assert!(no_subnet(&joining, &in_force).unwrap().contains("no subnet"));
+        let awaits = MembershipState::AwaitingBlock { cluster: Cluster::default() };
+        assert!(no_subnet(&awaits, &in_force).unwrap().contains("Kubernetes allocates"));
         in_force.snapshot.own_subnets = vec!["10.244.3.0-24".parse().unwrap()];
-        assert_eq!(no_subnet(&in_force), None);
+        assert_eq!(no_subnet(&joining, &in_force), None);
         // It is in use all the same while its key is put back.
         in_force.subnet_holds = false;
-        assert!(no_subnet(&in_force).unwrap().contains("not in etcd"));
+        assert!(no_subnet(&joining, &in_force).unwrap().contains("not in etcd"));
     }
 }

@@ -3,6 +3,7 @@
 //! [`read`] turns the bytes under a key into an [`Object`], or says what is wrong with them and what stands for them.
 //! [`put`] and [`delete`] hand that to an engine. Unreadable policies fail closed: see [`Refusal::stand_in`].
 
+mod binding;
 mod envelope;
 mod node;
 mod pod;
@@ -17,7 +18,10 @@ use etcd_schema::{
 use serde_json::{Map, Value, json};
 
 use self::envelope::{Envelope, Kind, Place};
-pub use self::node::KubernetesNode;
+pub use self::{
+    binding::{Binding, bind},
+    node::KubernetesNode,
+};
 use crate::{
     engine::{Age, Engine, ObjectName, PolicyState},
     object::{ClusterPolicy, Labels, PodObject},

@@ -6,6 +6,7 @@ use etcd_schema::{
     Labels, Violations,
     reading::{Fields, Report, counted, list, unicast},
 };
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::envelope::{Envelope, Kind, Place};
@@ -14,6 +15,8 @@ const KIND: Kind = Kind { name: "Node", api_versions: &["v1"] };
 
 /// Most entries of `status.addresses`.
 const MAX_ADDRESSES: usize = 64;
+/// Most entries of `spec.podCIDRs`; the API server takes one of each family.
+const MAX_CIDRS: usize = 8;
 
 /// A Node, as far as it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub struct KubernetesNode {
     pub labels: Labels,
     /// The addresses in `status.addresses` of type InternalIP.
     pub internal_ips: Vec<IpAddr>,
+    /// `spec.podCIDRs`
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 /// The node that `fields` are.
@@ -38,16 +43,21 @@ pub(super) fn read(fields: Fields, place: Place<'_>) -> Result<KubernetesNode, V
     }
     internal_ips.sort_unstable();
     internal_ips.dedup();
-    report.finish(Some(KubernetesNode { labels: envelope.labels, internal_ips }))
+    let cidr = |text: &str| text.parse::<IpNet>().map_err(|_| "must be a prefix".into());
+    let spec = envelope.fields.object(&mut report, "spec");
+    let pod_cidrs = spec.and_then(|mut spec| spec.texts(&mut report, "podCIDRs", MAX_CIDRS, cidr)).unwrap_or_default();
+    report.finish(Some(KubernetesNode { labels: envelope.labels, internal_ips, pod_cidrs }))
 }
 
 /// The object with nothing but what is read.
 pub(super) fn canonical(place: Place<'_>, node: &KubernetesNode) -> Value {
     let addresses: Vec<Value> =
         node.internal_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+    let cidrs: Vec<String> = node.pod_cidrs.iter().map(ToString::to_string).collect();
     json!({
         "apiVersion": "v1", "kind": KIND.name,
-        "metadata": {"name": place.name.as_str(), "labels": node.labels}, "status": {"addresses": addresses},
+        "metadata": {"name": place.name.as_str(), "labels": node.labels}, "spec": {"podCIDRs": cidrs},
+        "status": {"addresses": addresses},
     })
 }
 

@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::Value;
 
 use crate::{
-    Cluster, NetworkConfig, Pool, SubnetKey,
+    Allocate, Cluster, NetworkConfig, Pool, SubnetKey,
     document::describe,
     fields::{Fields, Writer},
     pool::{V4, V4_ENTRY, V6, V6_ENTRY, read_pool, write_pool},
@@ -21,8 +21,11 @@ use crate::{
 /// Field of `config` with the networks of several clusters.
 pub(crate) const NETWORKS: &str = "Networks";
 
+/// Field of `config`, and of an entry of `Networks`, that says who allocates subnets.
+pub(super) const ALLOCATE: &str = "Allocate";
+
 /// Fields of an entry.
-const ENTRY: &[&str] = &["cidr", "cluster", "SubnetLen", "SubnetMin", "SubnetMax"];
+const ENTRY: &[&str] = &["cidr", "cluster", "SubnetLen", "SubnetMin", "SubnetMax", ALLOCATE];
 
 /// Most entries.
 const MAX_NETWORKS: usize = 64;
@@ -34,6 +37,8 @@ pub struct ClusterNetworks {
     pub ipv4: Option<Pool<Ipv4Net>>,
     /// IPv6
     pub ipv6: Option<Pool<Ipv6Net>>,
+    /// Who says which subnet a node has.
+    pub allocate: Allocate,
 }
 
 impl ClusterNetworks {
@@ -52,12 +57,22 @@ impl ClusterNetworks {
         v4 && v6
     }
 
-    /// Whether each prefix of `subnet` lies in the network of its family and has the length that is dealt out there.
+    /// Whether a node may have `subnet`: each of its prefixes lies in the network of its family and has the length that
+    /// is dealt out there; a podCIDR may have any.
     #[must_use]
     pub fn cover(&self, subnet: &SubnetKey) -> bool {
+        if self.allocate == Allocate::Kubernetes {
+            return self.contain(subnet);
+        }
         let v4 = subnet.v4.is_none_or(|net| self.ipv4.is_some_and(|pool| pool.subnet_len == net.prefix_len()));
         let v6 = subnet.v6.is_none_or(|net| self.ipv6.is_some_and(|pool| pool.subnet_len == net.prefix_len()));
         v4 && v6 && self.contain(subnet)
+    }
+
+    /// Whether nodes wait for the podCIDRs of their Nodes.
+    #[must_use]
+    pub fn is_allocated_by_kubernetes(&self) -> bool {
+        self.allocate == Allocate::Kubernetes
     }
 
     /// Whether `subnet` has the families of these networks.
@@ -68,6 +83,10 @@ impl ClusterNetworks {
 
     /// For people.
     pub(super) fn summary(&self) -> String {
+        if self.is_allocated_by_kubernetes() {
+            let networks: Vec<String> = self.networks().map(|network| network.to_string()).collect();
+            return format!("network {}, allocated by Kubernetes", networks.join(" and "));
+        }
         let v4 = self.ipv4.map(|p| format!("{} with {} subnets of /{}", p.network, p.subnet_count(), p.subnet_len));
         let v6 = self.ipv6.map(|p| format!("{} with {} subnets of /{}", p.network, p.subnet_count(), p.subnet_len));
         format!("network {}", v4.into_iter().chain(v6).collect::<Vec<_>>().join(" and "))
@@ -119,13 +138,20 @@ pub(super) fn read_networks(fields: &mut Fields, report: &mut Report) -> Option<
     if !enabled4 && !enabled6 {
         report.add("EnableIPv4", "false, and EnableIPv6 is not true", "enable at least one address family");
     }
+    let allocate = read_allocate(fields, report);
     let ipv4 = enabled4.then(|| read_pool(&V4, fields, report));
     let ipv6 = enabled6.then(|| read_pool(&V6, fields, report));
     // A family is missing here only when its fields were noted as wrong.
     if matches!(ipv4, Some(None)) || matches!(ipv6, Some(None)) {
         return None;
     }
-    Some([(Cluster::default(), ClusterNetworks { ipv4: ipv4.flatten(), ipv6: ipv6.flatten() })].into())
+    let networks =
+        ClusterNetworks { ipv4: ipv4.flatten(), ipv6: ipv6.flatten(), allocate: allocate.unwrap_or_default() };
+    Some([(Cluster::default(), networks)].into())
+}
+
+fn read_allocate(fields: &mut Fields, report: &mut Report) -> Option<Allocate> {
+    fields.parsed(report, ALLOCATE, |text| Allocate::named(text).ok_or_else(|| "must be mesh or kubernetes".into()))
 }
 
 fn read_entries(fields: &mut Fields, report: &mut Report) -> Option<BTreeMap<Cluster, ClusterNetworks>> {
@@ -151,7 +177,8 @@ fn read_entries(fields: &mut Fields, report: &mut Report) -> Option<BTreeMap<Clu
         let path = entry.path("");
         let cluster = entry.parsed_unless_empty(report, "cluster", Cluster::read).unwrap_or_default();
         let v6 = entry.peek("cidr").is_some_and(|text| text.contains(':'));
-        let mut read = ClusterNetworks::default();
+        let allocate = read_allocate(&mut entry, report).unwrap_or_default();
+        let mut read = ClusterNetworks { allocate, ..ClusterNetworks::default() };
         if v6 {
             read.ipv6 = read_pool(&V6_ENTRY, &mut entry, report);
         } else {
@@ -170,7 +197,16 @@ fn read_entries(fields: &mut Fields, report: &mut Report) -> Option<BTreeMap<Clu
             );
             continue;
         }
-        let entry = clusters.entry(cluster.clone()).or_default();
+        let entry = clusters
+            .entry(cluster.clone())
+            .or_insert_with(|| ClusterNetworks { allocate, ..ClusterNetworks::default() });
+        if entry.allocate != allocate {
+            report.add(
+                format!("{path}.{ALLOCATE}"),
+                format!("\"{}\"", allocate.as_str()),
+                format!("must be \"{}\", as in the other entry of {}", entry.allocate.as_str(), named(&cluster)),
+            );
+        }
         let twice = if v6 { entry.ipv6.is_some() } else { entry.ipv4.is_some() };
         if twice {
             report.add(
@@ -198,6 +234,7 @@ pub(super) fn write_networks(config: &NetworkConfig, out: &mut Writer) {
         return;
     }
     let networks = config.clusters.values().next().copied().unwrap_or_default();
+    out.put(ALLOCATE, networks.allocate.as_str());
     out.put("EnableIPv4", networks.ipv4.is_some());
     if let Some(pool) = &networks.ipv4 {
         write_pool(pool, &V4, out);
@@ -215,7 +252,8 @@ fn entries(clusters: &BTreeMap<Cluster, ClusterNetworks>) -> Vec<Value> {
         let mut add = |write: &dyn Fn(&mut Writer)| {
             let mut out = Writer::default();
             write(&mut out);
-            out.maybe("cluster", name);
+            out.maybe("cluster", name)
+                .maybe(ALLOCATE, networks.is_allocated_by_kubernetes().then_some(networks.allocate.as_str()));
             entries.push(Value::Object(out.finish(&serde_json::Map::new())));
         };
         if let Some(pool) = &networks.ipv4 {

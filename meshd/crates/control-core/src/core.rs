@@ -205,6 +205,7 @@ impl ControlCore {
             }
             Input::Facts(facts) => self.join(now, membership::Input::Facts(facts), out),
             Input::Attached(attached) => self.join(now, membership::Input::Attached(attached), out),
+            Input::Idle(idle) => self.join(now, membership::Input::Idle(idle), out),
             Input::EndpointsWanted(wanted) => self.endpoints.want(wanted),
             Input::Accept => self.accept(now, out),
             Input::CacheWritten(took) => self.cache.written(took),
@@ -434,6 +435,7 @@ fn log_membership(state: &MembershipState) {
         MembershipState::Connecting => info!("waiting for etcd"),
         MembershipState::NoConfig => warn!("no valid config in etcd"),
         MembershipState::NoNetwork { cluster } => warn!(%cluster, "no network for this node's cluster"),
+        MembershipState::AwaitingBlock { cluster } => info!(%cluster, "waiting for this node's podCIDRs"),
         MembershipState::Joining => info!("leasing a subnet"),
         MembershipState::Joined { subnet } => info!(%subnet, "subnet leased"),
         MembershipState::PoolExhausted { family, total } => warn!(%family, total, "no free subnet"),

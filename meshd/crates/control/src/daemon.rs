@@ -1,6 +1,7 @@
 //! The control plane of this node: what it is started with, and the handle to it.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -13,6 +14,7 @@ use control_core::{
     objects::ObjectSink,
     store::{Accepted, Store},
 };
+use etcd_schema::SubnetKey;
 use mesh::records::View;
 use rand::Rng as _;
 use tokio::{
@@ -61,6 +63,8 @@ pub struct Control {
     pub facts: watch::Sender<LocalFacts>,
     /// Whether anything is attached to this node's subnet.
     pub attached: watch::Sender<bool>,
+    /// Subnets that were this node's before the one in use, and that nothing is attached to any more.
+    pub idle: watch::Sender<BTreeSet<SubnetKey>>,
     /// This node's `endpoints/` records; those in etcd are left alone until they are known.
     pub endpoints: watch::Sender<Option<EndpointRecords>>,
     /// Takes the operator's word that what etcd holds is right.
@@ -107,6 +111,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
     let (status_in, status) = watch::channel(core.status().clone());
     let (facts, facts_out) = watch::channel(options.facts);
     let (attached, attached_out) = watch::channel(options.attached);
+    let (idle, idle_out) = watch::channel(BTreeSet::new());
     let (endpoints, endpoints_out) = watch::channel(None);
     let cancel = CancellationToken::new();
 
@@ -130,6 +135,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         answers,
         facts: facts_out,
         attached: attached_out,
+        idle: idle_out,
         endpoints: endpoints_out,
         acceptance,
     };
@@ -139,7 +145,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         watcher.abort();
     });
     let etcd_acceptor = EtcdAcceptor(acceptance_in);
-    Ok(Control { view, status, facts, attached, endpoints, etcd_acceptor, cached, cancel, task: Some(task) })
+    Ok(Control { view, status, facts, attached, idle, endpoints, etcd_acceptor, cached, cancel, task: Some(task) })
 }
 
 /// The state machine as it starts, with what the cache holds.

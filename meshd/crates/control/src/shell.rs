@@ -2,6 +2,7 @@
 //! own.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -15,6 +16,7 @@ use control_core::{
     store::Accepted,
     types::CallError,
 };
+use etcd_schema::SubnetKey;
 use mesh::records::View;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -37,6 +39,7 @@ pub(crate) struct Inputs {
     pub(crate) answers: mpsc::Receiver<Input>,
     pub(crate) facts: watch::Receiver<LocalFacts>,
     pub(crate) attached: watch::Receiver<bool>,
+    pub(crate) idle: watch::Receiver<BTreeSet<SubnetKey>>,
     pub(crate) endpoints: watch::Receiver<Option<EndpointRecords>>,
     pub(crate) acceptance: mpsc::Receiver<oneshot::Sender<Accepted>>,
 }
@@ -71,6 +74,7 @@ impl Shell {
                 Some(answer) = inputs.answers.recv() => answer,
                 Ok(()) = inputs.facts.changed() => Input::Facts(Box::new(inputs.facts.borrow_and_update().clone())),
                 Ok(()) = inputs.attached.changed() => Input::Attached(*inputs.attached.borrow_and_update()),
+                Ok(()) = inputs.idle.changed() => Input::Idle(inputs.idle.borrow_and_update().clone()),
                 Ok(()) = inputs.endpoints.changed() => {
                     Input::EndpointsWanted(inputs.endpoints.borrow_and_update().clone())
                 }

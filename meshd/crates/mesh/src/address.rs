@@ -45,7 +45,7 @@ pub(crate) fn overlay_v6(subnet: Ipv6Net) -> Ipv6Addr {
 }
 
 /// The overlay addresses of a lease, IPv4 first.
-pub(crate) fn overlay_addresses(subnet: &SubnetKey) -> impl Iterator<Item = IpAddr> + use<> {
+pub fn overlay_addresses(subnet: &SubnetKey) -> impl Iterator<Item = IpAddr> + use<> {
     let v4 = subnet.v4.map(|net| overlay_v4(net).into());
     let v6 = subnet.v6.map(|net| overlay_v6(net).into());
     v4.into_iter().chain(v6)

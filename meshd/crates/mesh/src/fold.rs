@@ -236,6 +236,10 @@ impl Builder<'_> {
             return;
         }
         for (subnet, record) in in_precedence(subnets) {
+            if record.value.freed.is_some() {
+                // It is no one's, whatever takes its place.
+                continue;
+            }
             let who = format!("subnets/{subnet}");
             let of = || RecordId::Subnet(*subnet);
             if let Some(reason) = self.outside_of_network(subnet) {

@@ -76,6 +76,7 @@ codes! {
     AttachmentOnOtherNode "attachment_on_other_node" "A container is attached here, but etcd has its Pod on another node; its labels do not count",
     AttachmentsUnreadable "attachments_unreadable" "Files below RUN/attachments cannot be read",
     AttachmentWithoutPod "attachment_without_pod" "A container is attached, but no Pod in etcd has its UID; its labels are unknown",
+    AwaitingBlock "awaiting_block" "Kubernetes allocates subnets, and this node waits for its podCIDRs",
     BackendNotSupported "backend_not_supported" "`config` names a backend that this version does not have; nothing is programmed",
     BadFacts "bad_facts" "This node's own record would be invalid, so it is not written",
     BadKey "bad_key" "A key below the prefix is not one of meshd's; it has no effect",

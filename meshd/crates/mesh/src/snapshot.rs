@@ -155,6 +155,16 @@ impl Snapshot {
         self.own_subnets.iter().flat_map(prefixes)
     }
 
+    /// The subnets that new attachments get addresses of: the one in use, or else all. Others that are this node's are kept
+    /// for what is attached already.
+    #[must_use]
+    pub fn subnets_of_new(&self, in_use: Option<SubnetKey>) -> Vec<SubnetKey> {
+        match in_use.filter(|in_use| self.own_subnets.contains(in_use)) {
+            Some(in_use) => vec![in_use],
+            None => self.own_subnets.clone(),
+        }
+    }
+
     /// This node's overlay addresses: of its first subnet of each family.
     #[must_use]
     pub fn own_overlay(&self) -> Vec<IpAddr> {

@@ -165,14 +165,14 @@ impl NodeCore {
         deadlines.into_iter().flatten().map(served).min()
     }
 
-    /// The prefixes whose routes tell whether containers hold addresses of this node's subnet, also after it was lost.
-    fn attached_within(&self) -> Vec<IpNet> {
-        let Some(status) = &self.status else { return Vec::new() };
-        let subnet = match &status.state {
+    /// Reads whether containers hold addresses of this node's subnets, also of one that was lost.
+    fn read_attached(&self) -> Effect {
+        let subnet = self.status.as_ref().and_then(|status| match &status.state {
             MembershipState::SubnetLost { subnet, .. } => Some(*subnet),
             _ => status.subnet,
-        };
-        subnet.iter().flat_map(prefixes).collect()
+        });
+        let own = self.mesh.snapshot().own_subnets.iter().copied();
+        Effect::ReadAttached { subnet, earlier: own.filter(|own| Some(*own) != subnet).collect() }
     }
 
     /// Takes in what happened; what to do now. An outcome that no work awaits changes nothing.
@@ -245,12 +245,12 @@ impl NodeCore {
             Input::KernelChanged { addresses } => {
                 self.look = true;
                 if addresses {
-                    out.at_once.extend([Effect::ReadUnderlay, Effect::ReadAttached(self.attached_within())]);
+                    out.at_once.extend([Effect::ReadUnderlay, self.read_attached()]);
                 }
             }
             Input::Sweep => {
                 self.look = true;
-                out.at_once.extend([Effect::ReadUnderlay, Effect::ReadAttached(self.attached_within())]);
+                out.at_once.extend([Effect::ReadUnderlay, self.read_attached()]);
             }
             Input::Pass | Input::Done(_) => {}
         }
@@ -287,12 +287,13 @@ impl NodeCore {
     /// Whether, and as whom, this node acts.
     fn may_act(&mut self, now: Instant, due: bool, out: &mut Effects) {
         let Some(status) = self.status.clone() else { return wait(problems::waiting_for_etcd(self.cache), out) };
-        if matches!(status.state, MembershipState::SubnetLost { .. }) {
+        let leaves = self.mesh.picture().snapshot().own_subnets.len() > 1;
+        if leaves || matches!(status.state, MembershipState::SubnetLost { .. }) {
             // The kernel tells nothing of others' routes: it is asked until the last container is gone.
             self.retry_at = Some(now + RETRY);
         }
         if self.retry_at.is_some() {
-            out.at_once.push(Effect::ReadAttached(self.attached_within()));
+            out.at_once.push(self.read_attached());
         }
         match self.mesh.stance(&status) {
             Stance::Uninformed => wait(problems::waiting_for_etcd(self.cache), out),
@@ -368,12 +369,14 @@ impl NodeCore {
     }
 
     fn keep_subnet_env(&mut self, plan: Box<Plan>, out: &mut Effects) {
-        let subnets: Vec<IpNet> = self.mesh.snapshot().own_prefixes().collect();
+        let in_use = self.status.as_ref().and_then(|status| status.subnet);
+        let subnets: Vec<IpNet> = self.mesh.snapshot().subnets_of_new(in_use).iter().flat_map(prefixes).collect();
         let lost = self.status.as_ref().is_some_and(|status| {
             matches!(
                 status.state,
                 MembershipState::SubnetLost { .. }
                     | MembershipState::NoNetwork { .. }
+                    | MembershipState::AwaitingBlock { .. }
                     | MembershipState::Removed
                     | MembershipState::Cloned { .. }
             )

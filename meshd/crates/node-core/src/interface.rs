@@ -7,7 +7,7 @@ use std::{
 };
 
 use control_core::core::{CacheInfo, ControlStatus};
-use etcd_schema::NodeId;
+use etcd_schema::{NodeId, SubnetKey};
 use ipnet::IpNet;
 use mesh::{
     address::Family,
@@ -96,8 +96,13 @@ pub enum Effect {
     RoutesApplied,
     /// The underlay is read; [`Input::Local`] follows.
     ReadUnderlay,
-    /// Whether containers hold addresses of these prefixes is read, for the control plane.
-    ReadAttached(Vec<IpNet>),
+    /// Whether containers hold addresses of this node's subnets is read, for the control plane.
+    ReadAttached {
+        /// The one in use, or the one that was lost.
+        subnet: Option<SubnetKey>,
+        /// Others, which the node keeps for what is attached.
+        earlier: Vec<SubnetKey>,
+    },
     /// Status and metrics show the outcome of a pass.
     Show(Box<Outcome>),
 }

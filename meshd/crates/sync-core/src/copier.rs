@@ -385,6 +385,15 @@ impl Copier {
         }
     }
 
+    /// Whether etcd holds exactly the cluster's objects of this kind, and none of its absences is doubted.
+    #[must_use]
+    pub fn is_complete(&self, kind: Kind) -> bool {
+        let known = self.progress.get(&kind).is_some_and(|of| of.listed && of.lost_at.is_none() && of.hold.is_none());
+        let in_flight = self.in_flight.iter().flat_map(|in_flight| in_flight.changes.keys());
+        let is_settled = self.pending.keys().chain(in_flight).all(|(of, _)| *of != kind);
+        known && is_settled && !self.silent && self.refusals.is_empty() && self.uid.is_some()
+    }
+
     /// Objects of this kind that etcd holds.
     #[must_use]
     pub fn count(&self, kind: Kind) -> usize {

@@ -78,6 +78,18 @@ impl ClusterKeys {
         Self { cluster: cluster.clone(), root }
     }
 
+    /// Whose they are.
+    #[must_use]
+    pub const fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// What the keys of a kind start with.
+    #[must_use]
+    pub fn directory(&self, kind: Kind) -> String {
+        format!("{}{}/", self.root, kind.plural())
+    }
+
     /// What all of them start with.
     #[must_use]
     pub fn root(&self) -> &str {

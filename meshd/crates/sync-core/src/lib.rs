@@ -8,15 +8,18 @@
 //!                                   ▲ └────▶ list again, read the confirmation, resign
 //!   etcd at the term's begin ───────┘
 //! ```
+//!
+//! [`blocks`] reserves podCIDRs and gives up what deleted Nodes leave, from what etcd holds.
 
 #![forbid(unsafe_code)]
 
+pub mod blocks;
 pub mod canonical;
 pub mod conditions;
 mod copier;
 mod digest;
 mod kind;
-mod mesh_nodes;
+pub mod mesh_nodes;
 mod refused;
 pub mod state;
 

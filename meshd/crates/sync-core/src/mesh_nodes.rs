@@ -6,7 +6,10 @@ use std::{
 };
 
 use control_core::types::KeyListing;
-use etcd_schema::{Alive, Key, NodeId, NodeRecord, Readiness, Removed};
+use etcd_schema::{Alive, Cluster, Key, NodeId, NodeRecord, Readiness, Removed};
+
+/// Prefixes of the keys to list for [`mesh_nodes`].
+pub const LISTED: [&str; 3] = ["nodes/", "alive/", "removed/"];
 
 /// Longest reason that a node may give, in characters.
 const MAX_REASON: usize = 256;
@@ -18,6 +21,8 @@ pub struct MeshNode {
     pub id: NodeId,
     /// Its name, which another may have too.
     pub name: String,
+    /// The cluster that it says it is of.
+    pub cluster: Cluster,
     /// Its addresses on the underlay.
     pub addresses: Vec<IpAddr>,
     /// Its daemon gives a sign of life.
@@ -28,27 +33,26 @@ pub struct MeshNode {
     pub readiness: Option<Readiness>,
 }
 
-/// The nodes among these keys. Those that an operator removed are left out, and records that cannot be read: the other
+/// The nodes among these keys, which are those below [`LISTED`] and may be more. Those that an operator removed are left out, and records that cannot be read: the other
 /// nodes refuse both.
 #[must_use]
-pub fn mesh_nodes(records: &KeyListing, signs_of_life: &KeyListing, removed: &KeyListing) -> Vec<MeshNode> {
+pub fn mesh_nodes(lists: &[KeyListing]) -> Vec<MeshNode> {
+    let entries = || lists.iter().flat_map(|list| &list.entries);
     let mut removed_ids = HashSet::new();
     let mut removed_keys = HashSet::new();
-    for entry in &removed.entries {
+    for entry in entries() {
         if let Ok(Key::Removed(id)) = Key::parse(&entry.key) {
             removed_ids.insert(id);
             removed_keys.extend(Removed::parse(&entry.value).into_iter().flat_map(|removed| removed.public_keys));
         }
     }
-    let alive: HashMap<NodeId, Alive> = signs_of_life
-        .entries
-        .iter()
+    let alive: HashMap<NodeId, Alive> = entries()
         .filter_map(|entry| match Key::parse(&entry.key) {
             Ok(Key::Alive(id)) => Some((id, Alive::parse(&entry.value).ok()?)),
             _ => None,
         })
         .collect();
-    let nodes = records.entries.iter().filter_map(|entry| {
+    let nodes = entries().filter_map(|entry| {
         let Ok(Key::Node(id)) = Key::parse(&entry.key) else { return None };
         let record = NodeRecord::parse(&entry.value).ok()?;
         if removed_ids.contains(&id) || record.public_keys().any(|key| removed_keys.contains(&key)) {
@@ -61,6 +65,7 @@ pub fn mesh_nodes(records: &KeyListing, signs_of_life: &KeyListing, removed: &Ke
         Some(MeshNode {
             id,
             name: record.name.to_string(),
+            cluster: record.cluster,
             addresses,
             runs: alive.is_some(),
             reads_kubernetes: alive.is_some_and(|alive| alive.reads.iter().any(|read| read == Alive::KUBERNETES)),
@@ -103,11 +108,11 @@ mod tests {
             "endpoints": ["192.0.2.7:51820"], "addresses": ["192.168.1.7/24", "192.0.2.7/24"]}"#;
         let alive = |more: &str| format!(r#"{{"bootId": "b", "startCount": 1, "incarnation": 1{more}}}"#);
         let (reads, older) = (alive(r#", "reads": ["later", "k8s"], "ready": true"#), alive(""));
-        let nodes = mesh_nodes(
-            &listing(&[("nodes/a", record), ("nodes/b", record), ("nodes/c", record), ("nodes/bad", "{")]),
-            &listing(&[("alive/a", &reads), ("alive/b", &older), ("alive/gone", &reads)]),
-            &listing(&[("removed/x", "{}")]),
-        );
+        let nodes = mesh_nodes(&[
+            listing(&[("nodes/a", record), ("nodes/b", record), ("nodes/c", record), ("nodes/bad", "{")]),
+            listing(&[("alive/a", &reads), ("alive/b", &older), ("alive/gone", &reads)]),
+            listing(&[("removed/x", "{}")]),
+        ]);
         let read: Vec<(&str, bool)> = nodes.iter().map(|node| (node.id.as_str(), node.reads_kubernetes)).collect();
         assert_eq!(read, [("a", true), ("b", false), ("c", false)]);
         assert_eq!((nodes[0].readiness.as_ref(), &nodes[1].readiness), (Some(&Readiness::Ready), &None));
@@ -117,11 +122,10 @@ mod tests {
         let by_key = r#"{"publicKeys": ["xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="]}"#;
         for removed in [("removed/a", "{}"), ("removed/x", by_key)] {
             let records = listing(&[("nodes/a", record)]);
-            assert_eq!(mesh_nodes(&records, &KeyListing::default(), &listing(&[removed])), []);
+            assert_eq!(mesh_nodes(&[records, listing(&[removed])]), []);
         }
         let long = alive(&format!(r#", "ready": false, "reason": "a\u001b{}""#, "x".repeat(5000)));
-        let nodes =
-            mesh_nodes(&listing(&[("nodes/a", record)]), &listing(&[("alive/a", &long)]), &KeyListing::default());
+        let nodes = mesh_nodes(&[listing(&[("nodes/a", record)]), listing(&[("alive/a", &long)])]);
         let Some(Readiness::NotReady { reason }) = &nodes[0].readiness else { panic!("{nodes:?}") };
         assert!(reason.len() == 256 && reason.starts_with("axx"), "{reason}");
     }

@@ -1,6 +1,6 @@
 //! Objects that nodes refuse → Events on them, where their owners look.
 
-use etcd_schema::Key;
+use etcd_schema::{Key, KubernetesName};
 use policy::objects;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -53,6 +53,13 @@ pub fn refused(keys: &ClusterKeys, object: &Object) -> Option<Refused> {
 }
 
 impl Refused {
+    /// A Node that gets no subnet.
+    pub(crate) fn of_node(name: &KubernetesName, message: String) -> Self {
+        // Kubelet writes Events with the Node's name as its UID, and kubectl finds them by it.
+        let (path, uid) = (name.to_string(), name.to_string());
+        Self { kind: Kind::Node, path, message, api_version: "v1".to_owned(), uid }
+    }
+
     /// The namespace that the Event is in.
     #[must_use]
     pub fn namespace(&self) -> &str {

@@ -7,10 +7,11 @@ use std::{
 };
 
 use control::session::Session;
-use control_core::types::{CallError, Transaction};
+use control_core::types::{CallError, KeyListing, Transaction};
 use humantime::format_rfc3339_seconds;
 use sync_core::{
-    ClusterKeys, Copier, Effect, Input, Kind, Notice, Now, Refused, Resigned,
+    ClusterKeys, Copier, Effect, Input, Kind, MeshNode, Notice, Now, Refused, Resigned,
+    blocks::{self, Blocks},
     conditions::{Conditions, Patch},
     mesh_nodes, refused,
 };
@@ -132,9 +133,18 @@ pub(crate) async fn run(
     }
     let (answers, mut answered) = mpsc::channel(4);
     let _asker = AbortOnDrop(tokio::spawn(ask(Arc::clone(api), answers.clone())).abort_handle());
-    let _reader = AbortOnDrop(tokio::spawn(read_nodes(session.clone(), answers.clone())).abort_handle());
     let conditions = Conditions::default();
     let (events, refused) = mpsc::channel(EVENTS);
+    let (complete, nodes_complete) = watch::channel(false);
+    let reader = NodesReader {
+        session: session.clone(),
+        keys: keys.clone(),
+        blocks: Blocks::new(keys.cluster().clone(), leadership.fence, now(begun)),
+        complete: nodes_complete,
+        events: events.clone(),
+        begun,
+    };
+    let _reader = AbortOnDrop(tokio::spawn(reader.run(answers.clone())).abort_handle());
     let _teller = AbortOnDrop(tokio::spawn(tell_owners(Arc::clone(api), holder.to_owned(), refused)).abort_handle());
     let mut term =
         Term { session, keys, leadership, api, copier, conditions, followers, answers, events, shown, begun };
@@ -161,6 +171,7 @@ pub(crate) async fn run(
         if ticked {
             let report = term.copier.report(now(begun));
             term.shown.send_modify(|shown| shown.report = report);
+            complete.send_replace(term.copier.is_complete(Kind::Node) && term.leadership.holds());
         }
     }
 }
@@ -181,33 +192,85 @@ async fn ask(api: Arc<Api>, answers: mpsc::Sender<Input>) {
     }
 }
 
-/// Reads the nodes of the mesh. An etcd that does not answer ends the term by its lease.
-async fn read_nodes(session: Session, answers: mpsc::Sender<Input>) {
-    let mut period = interval(NODES_PERIOD);
-    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failing = false;
-    loop {
-        period.tick().await;
-        let read = async {
-            let (records, alive) = (session.list_below("nodes/").await?, session.list_below("alive/").await?);
-            Ok::<_, CallError>(mesh_nodes(&records, &alive, &session.list_below("removed/").await?))
-        };
-        let input = match read.await {
-            Ok(nodes) => {
-                failing = false;
-                Input::Nodes(nodes)
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "cannot read the nodes of the mesh: see meshctl etcd-roles --sync");
+/// Reads the nodes of the mesh, and keeps their blocks of addresses.
+struct NodesReader {
+    session: Session,
+    keys: ClusterKeys,
+    blocks: Blocks,
+    /// Whether every Node object is copied, and nothing that is absent is doubted.
+    complete: watch::Receiver<bool>,
+    events: mpsc::Sender<Refused>,
+    begun: Instant,
+}
+
+impl NodesReader {
+    /// An etcd that does not answer ends the term by its lease.
+    async fn run(mut self, answers: mpsc::Sender<Input>) {
+        let mut period = interval(NODES_PERIOD);
+        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut failing, mut blocks_failing) = (false, false);
+        loop {
+            period.tick().await;
+            // Before the lists: what was complete then is in them.
+            let complete = *self.complete.borrow();
+            let input = match list(&self.session, &mesh_nodes::LISTED).await {
+                Ok(lists) => {
+                    failing = false;
+                    let nodes = mesh_nodes(&lists);
+                    // Rights that are missing here stop no copy.
+                    match self.keep_blocks(complete, &nodes, lists).await {
+                        Ok(()) => blocks_failing = false,
+                        Err(error) if std::mem::replace(&mut blocks_failing, true) => {
+                            tracing::debug!(%error, "cannot keep blocks of addresses");
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot keep blocks of addresses: see meshctl etcd-roles --sync");
+                        }
+                    }
+                    Input::Nodes(nodes)
                 }
-                Input::NodesUnknown(format!("{error}; see meshctl etcd-roles --sync"))
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "cannot read the nodes of the mesh: see meshctl etcd-roles --sync");
+                    }
+                    Input::NodesUnknown(format!("{error}; see meshctl etcd-roles --sync"))
+                }
+            };
+            if answers.send(input).await.is_err() {
+                return;
             }
-        };
-        if answers.send(input).await.is_err() {
-            return;
         }
     }
+
+    /// Reserves podCIDRs, and gives up blocks of nodes that are gone.
+    async fn keep_blocks(
+        &mut self,
+        complete: bool,
+        nodes: &[MeshNode],
+        mut lists: Vec<KeyListing>,
+    ) -> Result<(), CallError> {
+        lists.extend(list(&self.session, &blocks::LISTED).await?);
+        lists.extend(list(&self.session, &[&self.keys.directory(Kind::Node)]).await?);
+        let step = self.blocks.step(now(self.begun), complete, nodes, &lists);
+        for notice in step.notices {
+            tracing::error!("{notice}");
+            let _full = self.events.try_send(notice.refused());
+        }
+        let Some(transaction) = step.transaction else { return Ok(()) };
+        // If it fails, something changed meanwhile: the next lists have it.
+        if self.session.transact(&transaction).await?.succeeded {
+            tracing::info!(keys = transaction.writes.len(), "address blocks written");
+        }
+        Ok(())
+    }
+}
+
+async fn list(session: &Session, prefixes: &[&str]) -> Result<Vec<KeyListing>, CallError> {
+    let mut lists = Vec::new();
+    for prefix in prefixes {
+        lists.push(session.list_below(prefix).await?);
+    }
+    Ok(lists)
 }
 
 /// Makes a patch. What fails is made again once the next look finds the object unchanged.
@@ -234,11 +297,9 @@ async fn patch_node(api: Arc<Api>, patch: Patch, deadline: Duration) {
 /// Makes Events, one after the other.
 async fn tell_owners(api: Arc<Api>, holder: String, mut refused: mpsc::Receiver<Refused>) {
     while let Some(refused) = refused.recv().await {
-        let Refused { kind, path, message, .. } = &refused;
-        tracing::warn!(kind = kind.name(), object = path, message, "nodes refuse an object");
         let event = refused.event(&holder, &format_rfc3339_seconds(SystemTime::now()).to_string());
         if let Err(error) = api.create_event(refused.namespace(), &event).await {
-            tracing::warn!(object = path, %error, "event not made");
+            tracing::warn!(object = refused.path, %error, "event not made");
         }
     }
 }
@@ -291,6 +352,8 @@ impl Term<'_> {
         };
         if self.copier.refusal().is_none() {
             for refused in objects.iter().filter_map(|object| refused(self.keys, object)) {
+                let Refused { kind, path, message, .. } = &refused;
+                tracing::warn!(kind = kind.name(), object = path, message, "nodes refuse an object");
                 let _full = self.events.try_send(refused);
             }
         }

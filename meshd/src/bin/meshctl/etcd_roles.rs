@@ -3,8 +3,13 @@
 use clap::Args;
 use control::etcd_options::check_prefix;
 use etcd_schema::{Cluster, NodeId};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use sync_core::ClusterKeys;
+use sync_core::{
+    ClusterKeys,
+    blocks::{self, keys_within},
+    mesh_nodes,
+};
 use text::quote;
 
 use crate::{
@@ -29,10 +34,14 @@ pub(crate) struct EtcdRoles {
     /// Print the role meshd-reader: reads everything below the prefix, including pre-shared keys of external peers
     #[arg(long)]
     reader: bool,
-    /// Print the role meshd-sync-CLUSTER: reads and writes the copy of this Kubernetes cluster, and reads
-    /// the nodes' records
+    /// Print the role meshd-sync-CLUSTER: writes the copy of this Kubernetes cluster and, with --network, its share of
+    /// subnets/; reads config, subnets/ and the nodes' records
     #[arg(long, value_name = "CLUSTER")]
     sync: Option<String>,
+    /// Networks of the cluster of --sync, as config has them: meshd-sync reserves and frees subnets there. Without it,
+    /// meshd-sync only copies
+    #[arg(long, value_name = "CIDR", requires = "sync", value_delimiter = ',')]
+    network: Vec<IpNet>,
     /// Prefix of all keys of this mesh
     #[arg(long, env = "MESHD_ETCD_PREFIX", default_value = "/meshd", value_name = "PREFIX")]
     etcd_prefix: String,
@@ -117,13 +126,13 @@ impl EtcdRoles {
         });
         let sync = cluster.map(|cluster| Role {
             name: format!("meshd-sync-{cluster}"),
-            purpose: format!("meshd-sync of cluster {cluster}: reads and writes its copy, reads the nodes"),
-            grants: vec![
-                grant("readwrite", ClusterKeys::new(cluster).root(), true),
-                grant("read", "nodes/", true),
-                grant("read", "alive/", true),
-                grant("read", "removed/", true),
-            ],
+            purpose: format!(
+                "meshd-sync of cluster {cluster}: writes its copy and its share of subnets, reads the nodes"
+            ),
+            grants: std::iter::once(grant("readwrite", ClusterKeys::new(cluster).root(), true))
+                .chain(mesh_nodes::LISTED.into_iter().chain(blocks::LISTED).map(|key| grant("read", key, true)))
+                .chain(self.network.iter().flat_map(keys_within).map(|key| grant("readwrite", &key, true)))
+                .collect(),
         });
         let nodes = nodes.iter().map(|id| {
             let subnets = match subnet {
@@ -167,9 +176,19 @@ mod tests {
 
     fn printed(nodes: &[&str], operator: bool, reader: bool, subnet: Option<&str>) -> String {
         let ids: Vec<NodeId> = nodes.iter().map(|id| id.parse().unwrap()).collect();
-        let asked =
-            EtcdRoles { nodes: Vec::new(), operator, reader, sync: None, etcd_prefix: String::new(), subnet: None };
-        commands(&asked.roles("/meshd", &ids, subnet, None))
+        commands(&asked(operator, reader, &[]).roles("/meshd", &ids, subnet, None))
+    }
+
+    fn asked(operator: bool, reader: bool, network: &[&str]) -> EtcdRoles {
+        EtcdRoles {
+            nodes: Vec::new(),
+            operator,
+            reader,
+            sync: None,
+            network: network.iter().map(|net| net.parse().unwrap()).collect(),
+            etcd_prefix: String::new(),
+            subnet: None,
+        }
     }
 
     #[test]
@@ -192,23 +211,21 @@ mod tests {
     }
 
     #[test]
-    fn the_copy_of_a_cluster_is_written_and_nothing_else() {
-        let asked = EtcdRoles {
-            nodes: Vec::new(),
-            operator: false,
-            reader: false,
-            sync: None,
-            etcd_prefix: String::new(),
-            subnet: None,
-        };
-        let text = commands(&asked.roles("/meshd", &[], None, Some(&"east".parse().unwrap())));
-        assert!(
-            text.contains("etcdctl role grant-permission --prefix=true meshd-sync-east readwrite /meshd/k8s/east/\n")
-        );
-        assert_eq!(text.matches("readwrite").count(), 1, "{text}");
-        for read in ["nodes/", "alive/", "removed/"] {
-            assert!(text.contains(&format!("meshd-sync-east read /meshd/{read}\n")), "{text}");
+    fn the_copy_of_a_cluster_and_its_share_of_subnets_are_written_and_nothing_else() {
+        for (network, shares) in [
+            (&[][..], &[][..]),
+            (&["10.42.0.0/16", "fd42:42::/48"], &["/meshd/subnets/10.42.", "/meshd/subnets/fd42:42:"]),
+        ] {
+            let text =
+                commands(&asked(false, false, network).roles("/meshd", &[], None, Some(&"east".parse().unwrap())));
+            let of = |permission: &str| -> Vec<String> {
+                let grants = text.lines().filter_map(|line| line.split_once(&format!("meshd-sync-east {permission} ")));
+                grants.map(|(_, key)| key.to_owned()).collect()
+            };
+            assert_eq!(of("readwrite"), [&["/meshd/k8s/east/"], shares].concat(), "{text}");
+            let read = ["nodes/", "alive/", "removed/", "config", "subnets/"].map(|key| format!("/meshd/{key}"));
+            assert_eq!(of("read"), read, "{text}");
+            assert_eq!(text.matches("grant-permission").count(), 6 + shares.len(), "{text}");
         }
-        assert_eq!(text.matches("grant-permission").count(), 4, "{text}");
     }
 }

@@ -34,7 +34,7 @@ impl Node {
             Effect::TellEnforcement => self.tell_enforcement(),
             Effect::RoutesApplied => self.prober.routes_applied(),
             Effect::ReadUnderlay => self.read_underlay().await,
-            Effect::ReadAttached(subnets) => self.read_attached(&subnets).await,
+            Effect::ReadAttached { subnet, earlier } => self.read_attached(subnet, earlier).await,
             Effect::Show(outcome) => self.show(*outcome),
         }
     }

@@ -1,13 +1,20 @@
 //! Reads of the main loop: underlay, attached containers, neighbours, counters.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use api_types::DropCount;
 use control_core::membership::LocalFacts;
-use etcd_schema::PublicKey;
+use etcd_schema::{PublicKey, SubnetKey};
 use ipnet::IpNet;
 use kernel::{Kernel, Underlay, UnderlaySelection};
-use mesh::{address::Family, interface::InterfaceName, path::MacAddress};
+use mesh::{
+    address::{Family, prefixes},
+    interface::InterfaceName,
+    path::MacAddress,
+};
 use node_core::Input;
 use prober::Neighbours;
 
@@ -23,13 +30,26 @@ impl Node {
         attached.filter_map(|attach| attach.interface.parse().ok()).collect()
     }
 
-    /// Tells the control plane whether containers hold addresses of `subnets`, this node's: while they do, it draws no
-    /// other one.
-    pub(super) async fn read_attached(&self, subnets: &[IpNet]) {
-        match self.kernel.foreign_routes_within(subnets).await {
+    /// Tells the control plane whether containers hold addresses of `subnet`, since it draws no other one while they do,
+    /// and which `earlier` ones they hold no addresses of.
+    pub(super) async fn read_attached(&self, subnet: Option<SubnetKey>, earlier: Vec<SubnetKey>) {
+        let own: Vec<IpNet> = subnet.iter().chain(&earlier).flat_map(prefixes).collect();
+        match self.kernel.foreign_routes_within(&own).await {
             Ok(routes) => {
-                let attached = !routes.is_empty();
+                let within = |key: &SubnetKey, dst: &IpNet| prefixes(key).any(|net| net.contains(dst));
+                let attached = routes.iter().any(|dst| subnet.is_some_and(|subnet| within(&subnet, dst)));
                 self.control.attached.send_if_modified(|held| std::mem::replace(held, attached) != attached);
+                // A container that is being attached has addresses before it has a route.
+                let table = self.published.attachments.table();
+                let held: Vec<IpNet> =
+                    table.borrow().attachments.values().flat_map(|one| one.addresses()).map(IpNet::from).collect();
+                let is_idle = |key: &SubnetKey| !routes.iter().chain(&held).any(|dst| within(key, dst));
+                let idle: BTreeSet<SubnetKey> = earlier.into_iter().filter(is_idle).collect();
+                self.control.idle.send_if_modified(|known| {
+                    let changed = *known != idle;
+                    *known = idle;
+                    changed
+                });
             }
             Err(error) => tracing::warn!(%error, "cannot read routes"),
         }

@@ -56,6 +56,7 @@ fn flannels_fields_have_no_place_beside_it() {
         r#""Network": "10.244.0.0/16""#,
         r#""EnableIPv4": true"#,
         r#""SubnetLen": 24"#,
+        r#""Allocate": "kubernetes""#,
     ] {
         let value = format!(r#"{{{field}, "Networks": [{{"cidr": "10.42.0.0/16", "cluster": "west"}}]}}"#);
         let said = refusal(&value);
@@ -120,4 +121,38 @@ fn networks_of_no_cluster_alone_are_written_as_flannel_has_them() {
     let config = parse(r#"{"Networks": [{"cidr": "10.244.0.0/16"}, {"cidr": "fd42:244::/48"}]}"#).unwrap();
     let flannel = parse(r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd42:244::/48"}"#).unwrap();
     assert_eq!(config, flannel);
+}
+
+#[test]
+fn a_cluster_has_one_way_of_allocation() {
+    let with = |more: &str| {
+        format!(
+            r#"{{"Networks": [{{"cidr": "10.42.0.0/16", "cluster": "west", "Allocate": "kubernetes"}},
+                {{"cidr": "fd42:42::/48", "cluster": "west"{more}}}, {{"cidr": "10.244.0.0/16"}}]}}"#
+        )
+    };
+    assert_eq!(
+        refusal(&with("")),
+        "Networks[1].Allocate is \"mesh\": must be \"kubernetes\", as in the other entry of cluster west"
+    );
+    let config = parse(&with(r#", "Allocate": "kubernetes""#)).unwrap();
+    let by_kubernetes: Vec<bool> = config.clusters.values().map(|of| of.allocate == Allocate::Kubernetes).collect();
+    assert_eq!(by_kubernetes, [false, true]);
+    assert_eq!(NetworkConfig::parse(&config.to_json()).unwrap(), config);
+    // A podCIDR may have any length, and one family of two; elsewhere SubnetLen holds.
+    for (key, may) in [
+        ("10.42.3.0-24", true),
+        ("10.42.3.0-27", true),
+        ("fd42:42:0:3::-80", true),
+        ("10.42.3.0-25&fd42:42:0:3::-64", true),
+        ("10.43.3.0-24", false),
+        ("10.244.3.0-24", true),
+        ("10.244.3.0-25", false),
+    ] {
+        assert_eq!(config.covers(&key.parse().unwrap()), may, "{key}");
+    }
+    let flat = parse(r#"{"Network": "10.42.0.0/16", "Allocate": "kubernetes"}"#).unwrap();
+    assert!(flat.covers(&"10.42.3.0-27".parse().unwrap()));
+    assert_eq!(NetworkConfig::parse(&flat.to_json()).unwrap(), flat);
+    assert!(refusal(r#"{"Network": "10.42.0.0/16", "Allocate": "Kubernetes"}"#).starts_with("Allocate is"));
 }

@@ -3,10 +3,12 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 
+use etcd_schema::Allocate;
+
 use super::*;
 
 const fn networks(ipv4: Option<Pool<Ipv4Net>>, ipv6: Option<Pool<Ipv6Net>>) -> ClusterNetworks {
-    ClusterNetworks { ipv4, ipv6 }
+    ClusterNetworks { ipv4, ipv6, allocate: Allocate::Mesh }
 }
 
 fn pool4(network: &str, len: u8, min: &str, max: &str) -> Pool<Ipv4Net> {

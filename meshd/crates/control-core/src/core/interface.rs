@@ -64,6 +64,8 @@ pub enum Input {
     Facts(Box<LocalFacts>),
     /// Whether anything has an address of this node's subnet.
     Attached(bool),
+    /// Subnets that were this node's before the one in use, and that nothing has an address of any more.
+    Idle(BTreeSet<SubnetKey>),
     /// This node's `endpoints/` records; `None`: not known yet.
     EndpointsWanted(Option<EndpointRecords>),
     /// The operator says that what etcd holds is right.

@@ -11,14 +11,15 @@
 //! ```
 //!
 //! Invariant: a key under `subnets/` is written only in a transaction that compares one of two things: that the key is
-//! absent and nothing under `subnets/` changed since the revision of the choice, or that this very key, which is ours,
-//! did not change. So a subnet never has two owners. A call without a response can be repeated once the store has been
-//! listed again: of two such transactions, at most one takes effect.
+//! absent, or was given up, and nothing under `subnets/` changed since the revision of the choice; or that this very key,
+//! which is ours, did not change. So a subnet never has two owners. A call without a response can be repeated once the
+//! store has been listed again: of two such transactions, at most one takes effect.
 //!
 //! If etcd was replaced or restored, the lanes drop all earlier revisions, leases and calls.
 
 mod alive;
 mod lease;
+mod problems;
 mod records;
 
 use std::{
@@ -29,10 +30,8 @@ use std::{
 
 use etcd_schema::{Cluster, Key, NodeId, NodeName, PublicKey, Readiness, SiteName, SubnetKey};
 use ipnet::IpNet;
-use mesh::problem::{Problem, ProblemCode};
 use mesh::records::LeaseId;
 use rand::{SeedableRng as _, rngs::StdRng};
-use text::quote;
 
 use self::{alive::AliveLane, lease::LeaseLane, records::RecordsLane};
 use super::{
@@ -104,6 +103,11 @@ pub enum MembershipState {
         /// The cluster.
         cluster: Cluster,
     },
+    /// `"Allocate": "kubernetes"`, and no block is reserved for this node yet; heals by itself.
+    AwaitingBlock {
+        /// The cluster.
+        cluster: Cluster,
+    },
     /// A subnet is being taken.
     Joining,
     /// The subnet is this node's.
@@ -149,6 +153,8 @@ pub enum Input {
     Facts(Box<LocalFacts>),
     /// Whether anything (a pod) has an address of this node's subnet.
     Attached(bool),
+    /// Subnets that were this node's before the one in use, and that nothing has an address of any more.
+    Idle(BTreeSet<SubnetKey>),
     /// Time passed.
     Tick,
     /// A call is over; each call gets exactly one answer.
@@ -204,6 +210,7 @@ pub struct Membership {
     /// What is wrong with the facts, which then are not written.
     bad_facts: Option<String>,
     attached: bool,
+    idle: BTreeSet<SubnetKey>,
     connected: bool,
     disconnected_at: Option<Instant>,
     holds_identity: bool,
@@ -229,6 +236,7 @@ struct Context<'a> {
     identity: &'a Identity,
     facts: &'a LocalFacts,
     attached: bool,
+    idle: &'a BTreeSet<SubnetKey>,
     rng: &'a mut StdRng,
     next_call: &'a mut u64,
     effects: Vec<Effect>,
@@ -263,6 +271,7 @@ impl Membership {
             bad_facts: records::violations(&facts),
             facts,
             attached,
+            idle: BTreeSet::new(),
             connected: false,
             disconnected_at: None,
             lineage: 0,
@@ -348,6 +357,10 @@ impl Membership {
                 self.facts = *facts;
             }
             Input::Attached(attached) => self.attached = attached,
+            Input::Idle(idle) => {
+                self.idle = idle;
+                self.records.idle_changed();
+            }
             Input::Store | Input::Tick => {}
             Input::Answer(call, answer) => self.answered(now, call, &answer, store),
         }
@@ -357,6 +370,7 @@ impl Membership {
             identity: &self.identity,
             facts: &self.facts,
             attached: self.attached,
+            idle: &self.idle,
             rng: &mut self.rng,
             next_call: &mut self.next_call,
             effects: Vec::new(),
@@ -417,72 +431,6 @@ impl Membership {
         // A step at or after `presumed` ends it; one that has passed already is due at once.
         let lanes = [self.alive.next_deadline(self.stepped), self.lease.next_deadline(), self.records.next_deadline()];
         lanes.into_iter().flatten().filter(|at| *at > self.stepped).chain(presumed).min()
-    }
-
-    /// What an operator should know about this node; `prefix` is that of all keys, for commands.
-    #[must_use]
-    pub fn problems(&self, prefix: &str) -> Vec<Problem> {
-        let problem = |code, cause: String, remedy: &str| Problem { code, key: None, cause, remedy: remedy.to_owned() };
-        let mut problems = Vec::new();
-        match &self.state {
-            MembershipState::NoConfig => problems.push(problem(
-                ProblemCode::NoConfig,
-                "there is no valid network configuration".into(),
-                &format!(
-                    "meshctl check config FILE && etcdctl put {} < FILE # if the mesh has another prefix, correct \
-                     --etcd-prefix: etcdctl get --prefix --keys-only / | grep '/config$'",
-                    quote(&format!("{prefix}/config"))
-                ),
-            )),
-            MembershipState::NoNetwork { cluster } if cluster.is_flat() => problems.push(problem(
-                ProblemCode::NoNetwork,
-                "`config` has networks of clusters only, and this node is of no cluster".into(),
-                "start meshd with --cluster, or put an entry without `cluster` into Networks",
-            )),
-            MembershipState::NoNetwork { cluster } => problems.push(problem(
-                ProblemCode::NoNetwork,
-                format!("`config` has no network of cluster {cluster}, which this node is of"),
-                "put an entry with this `cluster` into Networks, or correct --cluster",
-            )),
-            MembershipState::PoolExhausted { family, total } => problems.push(problem(
-                ProblemCode::PoolExhausted,
-                format!("all {total} {family} subnets are taken"),
-                "remove nodes that are gone (meshctl node remove NAME), or widen SubnetMin to SubnetMax",
-            )),
-            MembershipState::SubnetLost { subnet, reason } => problems.push(problem(
-                ProblemCode::SubnetLost,
-                format!("{} no longer belongs to this node: {reason}", Key::Subnet(*subnet)),
-                "drain this node: it leases a new subnet once no pod is attached",
-            )),
-            MembershipState::Removed => problems.push(problem(
-                ProblemCode::NodeRemoved,
-                "an operator removed this node or its key from the mesh".into(),
-                "stop meshd here; to let the node back in, delete its key below `removed/`",
-            )),
-            MembershipState::Cloned { reason } => problems.push(problem(
-                ProblemCode::Cloned,
-                format!("{reason}; this daemon forwards no packets"),
-                "if this machine is the clone: stop meshd here, delete its state directory, start meshd; if the other \
-                 machine is: stop meshd there, and this node resumes within 30 s",
-            )),
-            MembershipState::Connecting | MembershipState::Joining | MembershipState::Joined { .. } => {}
-        }
-        if let (MembershipState::Joined { subnet }, true) = (&self.state, self.records.is_outdated()) {
-            problems.push(problem(
-                ProblemCode::SubnetOutdated,
-                format!("`{}` does not match the current `config`; it stays in use", Key::Subnet(*subnet)),
-                "to lease a new subnet: drain this node, stop meshd, delete that key, start meshd",
-            ));
-        }
-        if let Some(cause) = &self.bad_facts {
-            problems.push(problem(
-                ProblemCode::BadFacts,
-                format!("this node's record would be invalid and was not written: {cause}"),
-                "correct the flags or the settings file of meshd on this node",
-            ));
-        }
-        problems.extend(self.alive.problems(&self.identity.id));
-        problems
     }
 
     /// This node.

@@ -1,6 +1,9 @@
 //! `subnets/…` and `nodes/ID`: selects, allocates, restores and rewrites, by compare-and-swap only.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use etcd_schema::{
     BackendKind, ClusterNetworks, Key, NetworkConfig, NodeRecord, SubnetKey, SubnetLease, WireguardData,
@@ -38,6 +41,8 @@ pub(super) struct RecordsLane {
     /// The changes under `subnets/`, and the subnet in use, at which no [`surplus`] was found: thousands of keys are not
     /// looked through for every change of another one.
     without_surplus: Option<(u64, Option<SubnetKey>)>,
+    /// The block that Kubernetes gives this node, as of that many changes under `subnets/`.
+    block: Option<(u64, Option<SubnetKey>)>,
 }
 
 /// What the store must have taken in before the next transaction makes sense.
@@ -71,6 +76,7 @@ impl RecordsLane {
             relist: false,
             outdated: false,
             without_surplus: None,
+            block: None,
         }
     }
 
@@ -83,6 +89,12 @@ impl RecordsLane {
     pub(super) fn observe(&mut self, context: &mut Context<'_>) {
         if self.flight.call.is_some() || self.waits(context) {
             return;
+        }
+        // New pods get addresses of the new block at once; what is attached keeps the old one.
+        if let Some(block) = self.kubernetes_block(context)
+            && self.own != Some(block)
+        {
+            self.own = Some(block);
         }
         if let Some(own) = self.own {
             self.lost = match standing(context, &own) {
@@ -107,6 +119,29 @@ impl RecordsLane {
         }
     }
 
+    /// The newest block that a `meshd-sync` reserves for this node, if the configuration wants it to: that of its cluster,
+    /// or any for a node that names none.
+    fn kubernetes_block(&mut self, context: &Context<'_>) -> Option<SubnetKey> {
+        let networks = own_networks(context).filter(ClusterNetworks::is_allocated_by_kubernetes)?;
+        let own_cluster = &context.facts.cluster;
+        let changes = context.store.subnet_changes();
+        if self.block.is_none_or(|(at, _)| at != changes) {
+            let blocks = context.store.subnets().filter(|(key, _, lease)| {
+                lease.node.as_ref() == Some(&context.identity.id)
+                    && lease.kubernetes_node.as_ref().is_some_and(|(of, _)| own_cluster.is_flat() || of == own_cluster)
+                    && networks.contain(key)
+            });
+            let newest = blocks.max_by_key(|(key, kept, _)| (kept.create_revision, **key)).map(|(key, ..)| *key);
+            self.block = Some((changes, newest));
+        }
+        self.block.and_then(|(_, block)| block)
+    }
+
+    /// Other subnets than before are without attachments.
+    pub(super) const fn idle_changed(&mut self) {
+        self.without_surplus = None;
+    }
+
     /// The next transaction, if something in etcd is not as it should be.
     pub(super) fn act(&mut self, context: &mut Context<'_>, lease: Option<LeaseId>) {
         if !self.flight.is_free(context.now) || self.waits(context) {
@@ -124,7 +159,7 @@ impl RecordsLane {
                 Standing::Lost(_) => rewrite(context, config, None, lease, &mut self.without_surplus),
             },
             None => match choose(context, config) {
-                Ok(Choice::None) => None,
+                Ok(Choice::None) => rewrite(context, config, None, lease, &mut self.without_surplus),
                 Ok(Choice::Reserved(subnet)) => {
                     self.claims = Some(subnet);
                     rewrite(context, config, Some(&subnet), lease, &mut self.without_surplus)
@@ -254,6 +289,9 @@ impl RecordsLane {
             (None, _, _) if own_networks(context).is_none() => {
                 MembershipState::NoNetwork { cluster: context.facts.cluster.clone() }
             }
+            (None, _, _) if is_by_kubernetes(context) => {
+                MembershipState::AwaitingBlock { cluster: context.facts.cluster.clone() }
+            }
             (None, _, Some(PoolExhausted { family, total })) => MembershipState::PoolExhausted { family, total },
             _ => MembershipState::Joining,
         }
@@ -278,7 +316,8 @@ enum Choice {
     Reserved(SubnetKey),
     /// A free subnet.
     Free(SubnetKey),
-    /// This node's cluster has no network.
+    /// This node's cluster has no network, or Kubernetes has not said yet. Its record is there all the same: it says for
+    /// whom a block is.
     None,
 }
 
@@ -287,10 +326,32 @@ fn choose(context: &mut Context<'_>, config: &NetworkConfig) -> Result<Choice, P
     match reservation(context) {
         Some(subnet) => Ok(Choice::Reserved(subnet)),
         None => match config.of_cluster(&context.facts.cluster) {
-            Some(networks) => allocator::choose(networks, context.store.taken(), context.rng).map(Choice::Free),
-            None => Ok(Choice::None),
+            Some(networks) if !networks.is_allocated_by_kubernetes() => draw(context, networks).map(Choice::Free),
+            _ => Ok(Choice::None),
         },
     }
+}
+
+/// A free subnet; one that a node gave up a short time ago only if no other is left.
+fn draw(context: &mut Context<'_>, networks: &ClusterNetworks) -> Result<SubnetKey, PoolExhausted> {
+    let store = context.store;
+    allocator::choose(networks, store.taken(), context.rng).or_else(|exhausted| {
+        let freed: BTreeSet<SubnetKey> = freed(store).map(|(key, _)| *key).collect();
+        if freed.is_empty() {
+            return Err(exhausted);
+        }
+        allocator::choose(networks, store.taken().filter(|key| !freed.contains(key)), context.rng)
+    })
+}
+
+/// Blocks that nodes gave up, with their keys' mod_revision.
+fn freed(store: &Store) -> impl Iterator<Item = (&SubnetKey, Revision)> {
+    store.subnets().filter(|(_, _, lease)| lease.freed.is_some()).map(|(key, kept, _)| (key, kept.mod_revision))
+}
+
+/// Whether Kubernetes says which subnet this node has.
+fn is_by_kubernetes(context: &Context<'_>) -> bool {
+    own_networks(context).is_some_and(|networks| networks.is_allocated_by_kubernetes())
 }
 
 /// The networks of this node's cluster in the configuration in force.
@@ -325,14 +386,25 @@ fn is_ours(context: &Context<'_>, subnet: &SubnetKey) -> bool {
 /// Whether the configuration in force deals out other subnets to this node than this one: of other families, lengths,
 /// networks.
 fn is_outdated(context: &Context<'_>, own: &SubnetKey) -> bool {
-    context.store.view().config.is_some()
-        && !own_networks(context).is_some_and(|networks| networks.cover(own) && networks.has_families_of(own))
+    let is_block = || {
+        let kept = context.store.get(&Key::Subnet(*own).to_string());
+        kept.and_then(|kept| kept.get::<SubnetLease>()).is_some_and(|lease| lease.kubernetes_node.is_some())
+    };
+    let fits = |networks: ClusterNetworks| {
+        let by_kubernetes = networks.is_allocated_by_kubernetes();
+        networks.cover(own) && if by_kubernetes { is_block() } else { networks.has_families_of(own) }
+    };
+    context.store.view().config.is_some() && !own_networks(context).is_some_and(fits)
 }
 
 fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
     let store = context.store;
     let Some(kept) = store.get(&Key::Subnet(*own).to_string()) else {
-        if let Some(other) = store.present_subnets().find(|other| own.overlaps(other)) {
+        let is_freed = |other: &SubnetKey| {
+            let kept = store.get(&Key::Subnet(*other).to_string()).and_then(|kept| kept.get::<SubnetLease>());
+            kept.is_some_and(|lease| lease.freed.is_some())
+        };
+        if let Some(other) = store.present_subnets().find(|other| own.overlaps(other) && !is_freed(other)) {
             return Standing::Lost(format!("`{}` overlaps it", Key::Subnet(*other)));
         }
         let outside = store.view().config.as_ref().is_some_and(|config| !config.value.covers(own));
@@ -342,7 +414,12 @@ fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
         return Standing::Free;
     };
     // The last good value of a record that cannot be read says whose it is; it is put right by its owner.
-    match kept.get::<SubnetLease>().and_then(|lease| lease.node.as_ref()) {
+    let lease = kept.get::<SubnetLease>();
+    if lease.is_some_and(|lease| lease.freed.is_some()) {
+        // It was given up for this node, and nothing has taken it since.
+        return Standing::Free;
+    }
+    match lease.and_then(|lease| lease.node.as_ref()) {
         Some(node) if *node == context.identity.id => Standing::Ours,
         Some(node) => Standing::Lost(format!("it belongs to node {node}")),
         None => Standing::Lost("its key no longer names this node".into()),
@@ -355,16 +432,25 @@ fn take(context: &Context<'_>, config: &NetworkConfig, subnet: &SubnetKey, lease
     let store = context.store;
     let key = Key::Subnet(*subnet).to_string();
     let mut transaction = unchanged(context);
-    transaction.compares.push(Compare::CreateRevision { key: key.clone(), equals: 0 });
+    let mut present = 0;
+    for (freed, mod_revision) in freed(store).filter(|(freed, _)| freed.overlaps(subnet)).take(64) {
+        if freed == subnet {
+            present = mod_revision;
+        } else {
+            let key = Key::Subnet(*freed).to_string();
+            transaction.compares.push(Compare::ModRevision { key: key.clone(), equals: mod_revision });
+            transaction.writes.push(Write::Delete { key });
+        }
+    }
+    transaction.compares.push(Compare::ModRevision { key: key.clone(), equals: present });
     transaction.compares.push(Compare::AllModifiedBefore { prefix: "subnets/".into(), revision: store.revision() + 1 });
     transaction.compares.push(Compare::ModRevision {
         key: Key::Config.to_string(),
         equals: store.mod_revision(&Key::Config.to_string()),
     });
-    transaction.writes = vec![
-        Write::Put { key, value: lease_value(context, config, None).to_json(), lease: Some(lease) },
-        put_node(context, lease),
-    ];
+    let value = lease_value(context, config, None).to_json();
+    transaction.writes.push(Write::Put { key, value, lease: Some(lease) });
+    transaction.writes.push(put_node(context, lease));
     transaction
 }
 
@@ -389,7 +475,8 @@ fn rewrite(
         }
     }
     let seen = (store.subnet_changes(), subnet.copied());
-    if !context.attached && *without_surplus != Some(seen) {
+    let kubernetes = is_by_kubernetes(context);
+    if (kubernetes || !context.attached) && *without_surplus != Some(seen) {
         let surplus = surplus(context, subnet);
         *without_surplus = surplus.is_empty().then_some(seen);
         for (key, kept) in surplus {
@@ -407,16 +494,20 @@ fn rewrite(
     (!transaction.writes.is_empty()).then_some(transaction)
 }
 
-/// Leased keys that are this node's beside the one in use, with their mod_revision; few at a time. They come from a
-/// state directory that was lost, or a reservation made for a node that had a lease.
+/// Keys that are this node's beside the one in use: leased ones, and where Kubernetes allocates, blocks of before without
+/// attachments; with their mod_revision, few at a time. They come from a state directory that was lost, or a reservation
+/// made for a node that had a lease.
 fn surplus(context: &Context<'_>, in_use: Option<&SubnetKey>) -> Vec<(String, Revision)> {
+    let kubernetes = is_by_kubernetes(context);
     context
         .store
         .subnets()
         .filter(|(key, kept, lease)| {
-            in_use.is_some_and(|own| own != *key)
-                && kept.lease.is_some()
-                && lease.node.as_ref() == Some(&context.identity.id)
+            let is_surplus = match kubernetes {
+                true => (kept.lease.is_some() || lease.kubernetes_node.is_some()) && context.idle.contains(*key),
+                false => kept.lease.is_some(),
+            };
+            in_use.is_some_and(|own| own != *key) && is_surplus && lease.node.as_ref() == Some(&context.identity.id)
         })
         .map(|(key, kept, _)| (Key::Subnet(*key).to_string(), kept.mod_revision))
         .take(16)
@@ -479,6 +570,7 @@ fn lease_value(context: &Context<'_>, config: &NetworkConfig, present: Option<&S
     let mut lease =
         SubnetLease::for_node(context.identity.id.clone(), facts.public_ipv4, facts.public_ipv6, kind, wireguard);
     if let Some(present) = present {
+        lease.kubernetes_node.clone_from(&present.kubernetes_node);
         lease.extra = present.extra.clone();
     }
     lease

@@ -7,7 +7,7 @@ use std::{
 };
 
 use etcd_schema::{Cluster, Key, NodeRecord, PublicKey, Readiness, SubnetKey, SubnetLease};
-use mesh::records::Revision;
+use mesh::{problem::ProblemCode, records::Revision};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
@@ -22,6 +22,11 @@ const CONFIG: &str = r#"{"Network": "10.0.0.0/24", "SubnetLen": 28, "LeaseTTL": 
 /// The same and that of a cluster.
 const CLUSTERS: &str = r#"{"Networks": [{"cidr": "10.0.0.0/24", "SubnetLen": 28}, {"cidr": "fd00::/56", "SubnetLen": 64},
     {"cidr": "10.42.0.0/24", "SubnetLen": 28, "cluster": "west"}], "LeaseTTL": 20}"#;
+
+/// The same, where Kubernetes allocates in the cluster.
+const BY_KUBERNETES: &str = r#"{"Networks": [{"cidr": "10.0.0.0/24", "SubnetLen": 28},
+    {"cidr": "fd00::/56", "SubnetLen": 64}, {"cidr": "10.42.0.0/24", "SubnetLen": 28, "cluster": "west",
+    "Allocate": "kubernetes"}], "LeaseTTL": 20}"#;
 
 struct Sim {
     seed: u64,
@@ -495,7 +500,7 @@ impl Sim {
 
     fn disturb(&mut self) {
         let node = self.rng.random_range(0..self.nodes.len());
-        match self.rng.random_range(0..14) {
+        match self.rng.random_range(0..16) {
             0 | 1 => {
                 self.crash(node);
                 let away = if self.rng.random() { self.millis(1..2000) } else { self.millis(1..60_000) };
@@ -568,7 +573,32 @@ impl Sim {
                 let backup = self.backups[index].clone();
                 self.restore(&backup);
             }
+            13 if self.config == BY_KUBERNETES => {
+                let (node, which) = (2 * self.rng.random_range(1..3), self.rng.random_range(0..2));
+                self.sync_reserves(node, which);
+                self.step(node, Input::Idle(BTreeSet::from([0, 1].map(|which| block(node, which)))));
+            }
+            14 => self.sync_frees(node),
             _ => self.disconnect(node),
+        }
+    }
+
+    /// A block is reserved, if it is free.
+    fn sync_reserves(&mut self, node: usize, which: usize) {
+        let (key, id) = (Key::Subnet(block(node, which)).to_string(), self.nodes[node].id.clone());
+        if self.owners.get(&key).is_none_or(|owner| owner.as_ref().is_none_or(|owner| *owner == id)) {
+            let value = format!(r#"{{"Node": "{id}", "KubernetesNode": "west/node-{node}"}}"#);
+            self.operator_puts(&key, &value);
+        }
+    }
+
+    /// The subnets of a node without a sign of life are given up.
+    fn sync_frees(&mut self, node: usize) {
+        let alive = Key::Alive(self.nodes[node].id.clone()).to_string();
+        for key in self.subnets_of(node).into_iter().map(str::to_owned).collect::<Vec<_>>() {
+            if !self.reservations.contains(&key) && !self.etcd.keys.contains_key(&alive) {
+                self.operator_puts(&key, r#"{"Freed": {"cluster": "west", "at": 1}}"#);
+            }
         }
     }
 
@@ -686,11 +716,16 @@ fn in_an_etcd_that_went_back_unseen_no_subnet_is_overwritten() {
     assert_eq!(older.keys, before);
 }
 
+/// One of two podCIDRs of a node.
+fn block(node: usize, which: usize) -> SubnetKey {
+    format!("10.42.0.{}-28", 16 * (node + 5 * which)).parse().unwrap()
+}
+
 fn history(seed: u64) {
     let mut sim = Sim::new(seed, 5);
     let clusters = seed % 2 == 1;
     if clusters {
-        sim.config = CLUSTERS;
+        sim.config = if seed % 4 == 1 { CLUSTERS } else { BY_KUBERNETES };
         sim.nodes[2].facts.cluster = "west".parse().unwrap();
         sim.nodes[4].facts.cluster = "west".parse().unwrap();
     }
@@ -730,6 +765,18 @@ fn history(seed: u64) {
         sim.nodes[node].attached = false;
         sim.step(node, Input::Attached(false));
         sim.at(Duration::ZERO, What::Start { node });
+    }
+    if sim.config == BY_KUBERNETES {
+        sim.run(sim.elapsed() + Duration::from_secs(20));
+        for node in [2, 4] {
+            let drawn = sim.subnets_of(node).into_iter().find(|key| {
+                let subnet: SubnetKey = key.strip_prefix("subnets/").unwrap().parse().unwrap();
+                ![0, 1].map(|which| block(node, which)).contains(&subnet)
+            });
+            assert_eq!(drawn, None, "seed {seed}");
+            sim.sync_reserves(node, 0);
+            sim.step(node, Input::Idle(BTreeSet::from([0, 1].map(|which| block(node, which)))));
+        }
     }
     sim.run(sim.elapsed() + Duration::from_secs(90));
     for node in 0..sim.nodes.len() {
@@ -1214,6 +1261,100 @@ fn each_node_draws_from_the_networks_of_its_cluster_and_waits_for_them() {
     sim.run(Duration::from_secs(20));
     assert_eq!(*state_of(&sim, 0), MembershipState::Joined { subnet: before });
     assert!(has_problem(&sim, 0, ProblemCode::SubnetOutdated));
+}
+
+/// As sync reserves it for the node with this number.
+fn reserve(sim: &mut Sim, block: &str, number: usize) {
+    let value = format!(r#"{{"Node": "n{number}", "KubernetesNode": "west/node-{number}"}}"#);
+    sim.operator_puts(&format!("subnets/{block}"), &value);
+}
+
+#[test]
+fn a_node_waits_for_its_block_and_never_draws() {
+    let mut sim = Sim::new(11, 2);
+    sim.nodes[1].facts.cluster = "west".parse().unwrap();
+    sim.operator_puts("config", BY_KUBERNETES);
+    (0..2).for_each(|node| sim.start(node));
+    sim.run(Duration::from_secs(60));
+    assert!(joined(&sim, 0), "a node of no cluster draws");
+    let cluster = "west".parse().unwrap();
+    assert_eq!(*state_of(&sim, 1), MembershipState::AwaitingBlock { cluster });
+    assert!(has_problem(&sim, 1, ProblemCode::AwaitingBlock));
+    assert!(sim.subnets_of(1).is_empty());
+    assert!(sim.etcd.keys.contains_key("nodes/n1"), "sync finds it by its record");
+    // Another node's block, and one of another cluster's sync, are not this node's.
+    reserve(&mut sim, "10.42.0.32-28", 0);
+    sim.operator_puts("subnets/10.0.0.64-28", r#"{"KubernetesNode": "west/node-1"}"#);
+    sim.run(Duration::from_secs(70));
+    assert!(!joined(&sim, 1));
+    // Of any length.
+    reserve(&mut sim, "10.42.0.128-26", 1);
+    sim.run(Duration::from_secs(80));
+    let subnet = "10.42.0.128-26".parse().unwrap();
+    assert_eq!(*state_of(&sim, 1), MembershipState::Joined { subnet });
+    assert!(!has_problem(&sim, 1, ProblemCode::SubnetOutdated));
+    let entry = &sim.etcd.keys["subnets/10.42.0.128-26"];
+    assert!(entry.lease.is_none() && String::from_utf8_lossy(&entry.value).contains("west/node-1"), "{entry:?}");
+}
+
+#[test]
+fn a_changed_block_is_used_at_once_and_the_old_one_goes_with_its_last_attachment() {
+    let mut sim = Sim::new(12, 1);
+    sim.nodes[0].facts.cluster = "west".parse().unwrap();
+    sim.nodes[0].attached = true;
+    // It drew one before Kubernetes was to say.
+    sim.operator_puts("config", CLUSTERS);
+    sim.start(0);
+    sim.run(Duration::from_secs(10));
+    let drawn = Key::Subnet(sim.nodes[0].cached.unwrap()).to_string();
+    sim.operator_puts("config", BY_KUBERNETES);
+    sim.run(Duration::from_secs(20));
+    assert!(joined(&sim, 0) && has_problem(&sim, 0, ProblemCode::SubnetOutdated), "it lives on what it has");
+    let mut before = drawn;
+    let mut free = (1..16).map(|n| format!("10.42.0.{}-28", n * 16)).filter(|block| !before.ends_with(&**block));
+    for block in [free.next().unwrap(), free.next().unwrap()] {
+        reserve(&mut sim, &block, 0);
+        sim.run(sim.elapsed() + Duration::from_secs(10));
+        let subnet: SubnetKey = block.parse().unwrap();
+        assert_eq!(*state_of(&sim, 0), MembershipState::Joined { subnet });
+        assert!(sim.etcd.keys.contains_key(&before), "pods have addresses of {before}");
+        let idle = BTreeSet::from([before.strip_prefix("subnets/").unwrap().parse().unwrap()]);
+        sim.step(0, Input::Idle(idle));
+        sim.run(sim.elapsed() + Duration::from_secs(10));
+        assert!(!sim.etcd.keys.contains_key(&before), "{before} is without attachments");
+        assert_eq!(sim.subnets_of(0), [format!("subnets/{block}")]);
+        sim.step(0, Input::Idle(BTreeSet::new()));
+        before = format!("subnets/{block}");
+    }
+}
+
+#[test]
+fn what_a_node_gave_up_is_drawn_last_and_goes_back_to_it_if_it_returns() {
+    let mut sim = Sim::new(13, 3);
+    sim.operator_puts("config", r#"{"Network": "10.0.0.0/24", "SubnetLen": 28}"#);
+    for n in 4..16 {
+        sim.operator_puts(&format!("subnets/10.0.0.{}-28", n * 16), "{}");
+    }
+    let freed = r#"{"Freed": {"cluster": "west", "at": 1}}"#;
+    sim.operator_puts("subnets/10.0.0.16-28", freed);
+    sim.operator_puts("subnets/10.0.0.32-29", freed);
+    sim.start(0);
+    sim.run(Duration::from_secs(10));
+    assert_eq!(sim.subnets_of(0), ["subnets/10.0.0.48-28"], "the only one that is free");
+    sim.start(1);
+    sim.run(Duration::from_secs(20));
+    sim.start(2);
+    sim.run(Duration::from_secs(30));
+    let mut owned = [sim.subnets_of(1), sim.subnets_of(2)].concat();
+    owned.sort_unstable();
+    assert_eq!(owned, ["subnets/10.0.0.16-28", "subnets/10.0.0.32-28"]);
+    assert!(!sim.etcd.keys.contains_key("subnets/10.0.0.32-29"));
+    // Its block was given up while it was cut off, and nothing has it: it is its own again.
+    let own = sim.nodes[0].cached.unwrap();
+    sim.operator_puts("subnets/10.0.0.48-28", freed);
+    sim.run(Duration::from_secs(50));
+    assert_eq!(*state_of(&sim, 0), MembershipState::Joined { subnet: own });
+    assert_eq!(sim.subnets_of(0), ["subnets/10.0.0.48-28"]);
 }
 
 #[test]

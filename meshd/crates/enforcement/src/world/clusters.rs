@@ -18,10 +18,10 @@ use mesh::{
 use policy::{
     engine::{ClusterNode, Engine},
     object::{CLUSTER, Labels},
-    objects::KubernetesNode,
+    objects::{KubernetesNode, bind},
 };
 
-use crate::{MeshFacts, mesh_facts::Published};
+use crate::MeshFacts;
 
 /// Most objects that a problem names.
 const NAMED: usize = 3;
@@ -113,44 +113,29 @@ impl ClusterNodes {
 
     /// Nodes of the mesh that are in one cluster each, with their names there, and why others are in none.
     fn find(&self, mesh: &MeshFacts) -> (BTreeMap<Owner, Place>, Disputed) {
-        let mut by_name: HashMap<&str, Vec<(&Owner, &Published)>> = HashMap::new();
-        for (owner, node) in mesh.nodes.iter() {
-            if let Some(published) = &node.published {
-                by_name.entry(&published.name).or_default().push((owner, published));
-            }
-        }
         let name = |owner: &Owner| mesh.nodes.get(owner).map_or_else(String::new, |node| node.name.to_string());
+        let nodes = mesh.nodes.iter().filter_map(|(owner, node)| {
+            let published = node.published.as_ref()?;
+            Some((owner, &*published.name, &*published.addresses))
+        });
+        let objects = self.objects.iter().map(|(place, object)| (place, place.1.as_str(), &*object.internal_ips));
+        let binding = bind(nodes, objects);
         let mut disputed = Disputed::default();
-        let mut matches: BTreeMap<&Owner, Vec<&Place>> = BTreeMap::new();
-        let mut shared: BTreeSet<&Owner> = BTreeSet::new();
-        for (place, object) in &self.objects {
-            let named = by_name.get(place.1.as_str()).into_iter().flatten();
-            let at = named.filter(|(_, node)| node.addresses.iter().any(|ip| object.internal_ips.contains(ip)));
-            let owners: Vec<&Owner> = at.map(|(owner, _)| *owner).collect();
-            owners.iter().for_each(|owner| matches.entry(owner).or_default().push(place));
-            if owners.len() > 1 {
-                let names: BTreeSet<String> = owners.iter().map(|owner| name(owner)).collect();
-                disputed.objects.insert(format!("{} ({})", key(place), Vec::from_iter(names).join(", ")));
-                shared.extend(owners);
-            }
+        for (place, owners) in &binding.objects {
+            let names: BTreeSet<String> = owners.iter().map(|owner| name(owner)).collect();
+            disputed.objects.insert(format!("{} ({})", key(place), Vec::from_iter(names).join(", ")));
+        }
+        for (owner, places) in &binding.nodes {
+            let keys: Vec<String> = places.iter().map(|place| key(place).to_string()).collect();
+            disputed.nodes.insert(format!("{} ({})", name(owner), keys.join(", ")));
         }
         let mut found = BTreeMap::new();
-        for (owner, places) in matches {
-            match places.as_slice() {
-                [place] if !shared.contains(owner) => {
-                    let claimed =
-                        mesh.nodes.get(owner).and_then(|node| node.published.as_ref()).map(|own| &own.cluster);
-                    if let Some(claimed) = claimed.filter(|claimed| !claimed.is_flat() && **claimed != place.0) {
-                        disputed.claims.insert(format!("{} (of {claimed}; {})", name(owner), key(place)));
-                    }
-                    found.insert(owner.clone(), (*place).clone());
-                }
-                [_] => {}
-                places => {
-                    let keys: Vec<String> = places.iter().map(|place| key(place).to_string()).collect();
-                    disputed.nodes.insert(format!("{} ({})", name(owner), keys.join(", ")));
-                }
+        for (owner, place) in binding.bound {
+            let claimed = mesh.nodes.get(owner).and_then(|node| node.published.as_ref()).map(|own| &own.cluster);
+            if let Some(claimed) = claimed.filter(|claimed| !claimed.is_flat() && **claimed != place.0) {
+                disputed.claims.insert(format!("{} (of {claimed}; {})", name(owner), key(place)));
             }
+            found.insert(owner.clone(), place.clone());
         }
         (found, disputed)
     }
@@ -223,7 +208,7 @@ mod tests {
     };
 
     use super::{super::World, *};
-    use crate::{NodeFacts, input::Input, mailbox::Letter};
+    use crate::{NodeFacts, input::Input, mailbox::Letter, mesh_facts::Published};
 
     /// A node of the mesh: its id, the name in its record, its underlay address, and its subnet's number.
     type Node<'a> = (&'a str, &'a str, &'a str, u8);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use control_core::core::CacheInfo;
-use etcd_schema::{Alive, NodeId};
+use etcd_schema::{Alive, NodeId, SubnetKey};
 use mesh::{
     address::Family,
     kernel_state::{OthersRules, PrefixOn, RouteVia},
@@ -38,6 +38,7 @@ enum Did {
     RoutesApplied,
     ReadUnderlay,
     ReadAttached(usize),
+    ReadEarlier(SubnetKey),
 }
 
 /// A node with a shell that does as it is asked, or fails as it is set to.
@@ -136,7 +137,10 @@ impl Shell {
                     Effect::TellEnforcement => Did::ToldEnforcement,
                     Effect::RoutesApplied => Did::RoutesApplied,
                     Effect::ReadUnderlay => Did::ReadUnderlay,
-                    Effect::ReadAttached(subnets) => Did::ReadAttached(subnets.len()),
+                    Effect::ReadAttached { subnet, earlier } => {
+                        self.did.extend(earlier.into_iter().map(Did::ReadEarlier));
+                        Did::ReadAttached(subnet.iter().flat_map(prefixes).count())
+                    }
                     Effect::Show(outcome) => {
                         self.outcome = *outcome;
                         continue;
@@ -306,6 +310,30 @@ fn attached_containers_are_looked_for_while_something_is_tried_again() {
     shell.now += SECOND / 2;
     shell.pass();
     assert_eq!(shell.did()[0], Did::ReadAttached(1));
+}
+
+/// Kubernetes gave the node another block, and pods have addresses of the one before.
+#[test]
+fn an_earlier_subnet_is_asked_about_every_second_and_gives_no_new_addresses() {
+    let mut shell = Shell::at_rest();
+    let mut both = view(3);
+    let own = both.subnets.get(&subnet(1)).unwrap().clone();
+    both.subnets.insert(subnet(9), own);
+    shell.hears(both, status(MembershipState::Joined { subnet: subnet(9) }, Some(subnet(9))));
+    shell.pass();
+    assert!(shell.did().contains(&Did::ReadAttached(1)));
+    for _ in 0..2 {
+        shell.pass_after(RETRY);
+        let did = shell.did();
+        assert!(did.contains(&Did::ReadEarlier(subnet(1))) && did.contains(&Did::ReadAttached(1)), "{did:?}");
+    }
+    assert_eq!(shell.core.mesh().snapshot().own_subnets.len(), 2, "what is attached keeps its addresses");
+    shell.hears(view(3), joined());
+    shell.pass_after(RETRY);
+    shell.did.clear();
+    shell.pass();
+    assert!(!shell.did().iter().any(|did| matches!(did, Did::ReadEarlier(_))));
+    assert_eq!(shell.core.next_deadline(), None);
 }
 
 #[test]

@@ -27,6 +27,7 @@ fn address(name: &str) -> IpAddr {
 
 fn member(name: &str, readiness: Option<Readiness>) -> MeshNode {
     MeshNode {
+        cluster: etcd_schema::Cluster::default(),
         id: format!("id-{name}").parse().unwrap(),
         name: name.to_owned(),
         addresses: vec![address(name)],

@@ -1,11 +1,14 @@
 //! The first policies wait for nodes that act on them.
 
+use etcd_schema::Cluster;
+
 use super::{model::Term, *};
 
 const POLICY: &str = "k8s/east/networkpolicies/shop/web";
 
 fn node(id: &str, reads_kubernetes: bool) -> MeshNode {
     MeshNode {
+        cluster: Cluster::default(),
         id: id.parse().unwrap(),
         name: "e1".to_owned(),
         addresses: Vec::new(),

@@ -1,0 +1,507 @@
+use control_core::types::Committed;
+use mesh::records::LeaseId;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::mesh_nodes;
+
+const CONFIG: &str = r#"{"Networks": [{"cidr": "10.244.0.0/16"},
+    {"cidr": "10.42.0.0/16", "cluster": "east", "Allocate": "kubernetes"},
+    {"cidr": "fd42:42::/48", "cluster": "east", "Allocate": "kubernetes"}]}"#;
+/// For nodes that name no cluster.
+const FLAT: &str = r#"{"Network": "10.42.0.0/16", "Allocate": "kubernetes"}"#;
+const ALIVE: &str = r#"{"bootId": "b", "startCount": 1, "incarnation": 1}"#;
+
+/// etcd, as far as blocks need it.
+#[derive(Debug, Clone, Default)]
+struct Etcd {
+    revision: Revision,
+    keys: BTreeMap<String, Entry>,
+}
+
+impl Etcd {
+    fn put(&mut self, key: &str, value: &str) {
+        self.revision += 1;
+        self.store(key, value.as_bytes(), None);
+    }
+
+    fn store(&mut self, key: &str, value: &[u8], lease: Option<LeaseId>) {
+        let create_revision = self.keys.get(key).map_or(self.revision, |entry| entry.create_revision);
+        let (mod_revision, value) = (self.revision, value.into());
+        self.keys.insert(key.to_owned(), Entry { key: key.to_owned(), value, create_revision, mod_revision, lease });
+    }
+
+    fn delete(&mut self, key: &str) {
+        self.revision += 1;
+        self.keys.remove(key);
+    }
+
+    fn commit(&mut self, transaction: &Transaction) -> Committed {
+        assert!(transaction.compares.len() <= 128 && transaction.writes.len() <= 128);
+        let of = |key: &String| self.keys.get(key);
+        let succeeded = transaction.compares.iter().all(|compare| match compare {
+            Compare::ModRevision { key, equals } => of(key).map_or(0, |entry| entry.mod_revision) == *equals,
+            Compare::CreateRevision { key, equals } => of(key).map_or(0, |entry| entry.create_revision) == *equals,
+            Compare::AllModifiedBefore { prefix, revision } => {
+                let mut below = self.keys.values().filter(|entry| entry.key.starts_with(prefix));
+                below.all(|entry| entry.mod_revision < *revision)
+            }
+        });
+        if succeeded {
+            self.revision += 1;
+            let mut written = BTreeSet::new();
+            for write in &transaction.writes {
+                let (Write::Put { key, .. } | Write::Delete { key }) = write;
+                assert!(written.insert(key.clone()), "etcd refuses two operations on {key}");
+                match write {
+                    Write::Put { key, value, lease } => self.store(key, value, *lease),
+                    Write::Delete { key } => {
+                        self.keys.remove(key);
+                    }
+                }
+            }
+        }
+        Committed { succeeded, revision: self.revision }
+    }
+
+    fn lists(&self) -> [KeyListing; 1] {
+        [KeyListing { cluster: None, revision: self.revision, entries: self.keys.values().cloned().collect() }]
+    }
+
+    /// Subnets with their nodes; `-`: given up.
+    fn blocks(&self) -> Vec<(String, String)> {
+        let blocks = self.keys.iter().filter_map(|(key, entry)| {
+            let block = key.strip_prefix("subnets/")?;
+            let lease = SubnetLease::parse(&entry.value).unwrap();
+            let owner = if lease.freed.is_some() { "-".to_owned() } else { lease.node?.to_string() };
+            Some((block.to_owned(), owner))
+        });
+        blocks.collect()
+    }
+}
+
+fn at(seconds: u64) -> Now {
+    Now { monotonic: Duration::from_secs(seconds), unix: 1_000_000 + seconds }
+}
+
+/// The leader key is there, and a term began long ago.
+fn begin(etcd: &mut Etcd) -> Blocks {
+    etcd.put("k8s/east/leader", "{}");
+    Blocks::new("east".parse().unwrap(), etcd.keys["k8s/east/leader"].create_revision, at(0))
+}
+
+/// The node `id`, called `name`, of cluster east at 192.0.2.`number`.
+fn put_node(etcd: &mut Etcd, id: &str, name: &str, number: u8) {
+    let key = etcd_schema::PublicKey::from_bytes([number + 9; 32]);
+    let record = json!({"name": name, "cluster": "east", "publicKey": key.to_string(), "listenPort": 51820,
+        "addresses": [format!("192.0.2.{number}/24")]});
+    etcd.put(&format!("nodes/{id}"), &record.to_string());
+    etcd.put(&format!("alive/{id}"), ALIVE);
+}
+
+/// The node names no cluster.
+fn put_flat_node(etcd: &mut Etcd, id: &str, name: &str, number: u8) {
+    put_node(etcd, id, name, number);
+    let record = String::from_utf8(etcd.keys[&format!("nodes/{id}")].value.to_vec()).unwrap();
+    etcd.put(&format!("nodes/{id}"), &record.replace("east", ""));
+}
+
+fn step(blocks: &mut Blocks, etcd: &Etcd, now: Now, complete: bool) -> BlockStep {
+    let lists = etcd.lists();
+    blocks.step(now, complete, &mesh_nodes(&lists), &lists)
+}
+
+fn put_object(etcd: &mut Etcd, name: &str, number: u8, cidrs: &[&str]) {
+    let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"podCIDRs": cidrs},
+        "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{number}")}]}});
+    etcd.put(&format!("k8s/east/nodes/{name}"), &object.to_string());
+}
+
+/// Steps until nothing is left to write.
+fn settle(blocks: &mut Blocks, etcd: &mut Etcd, now: Now) -> Vec<BlockNotice> {
+    let mut notices = Vec::new();
+    for _ in 0..20 {
+        let step = step(blocks, etcd, now, true);
+        notices.extend(step.notices);
+        match step.transaction {
+            Some(transaction) => assert!(etcd.commit(&transaction).succeeded),
+            None => return notices,
+        }
+    }
+    panic!("it never comes to rest: {:?}", etcd.blocks());
+}
+
+fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+    list.iter().map(|(block, owner)| ((*block).to_owned(), (*owner).to_owned())).collect()
+}
+
+#[test]
+fn blocks_of_one_and_two_families_and_of_any_length_are_reserved() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", CONFIG);
+    for (id, name, number, cidrs) in [
+        ("a", "one", 1, vec!["10.42.1.0/24"]),
+        ("b", "two", 2, vec!["10.42.2.0/25", "fd42:42:0:2::/64"]),
+        ("c", "three", 3, vec!["fd42:42:0:3::/80"]),
+        ("d", "four", 4, vec![]),
+    ] {
+        put_node(&mut etcd, id, name, number);
+        put_object(&mut etcd, name, number, &cidrs);
+    }
+    assert_eq!(settle(&mut blocks, &mut etcd, at(1)), []);
+    let reserved = [("10.42.1.0-24", "a"), ("10.42.2.0-25&fd42:42:0:2::-64", "b"), ("fd42:42:0:3::-80", "c")];
+    assert_eq!(etcd.blocks(), pairs(&reserved));
+    let lease = SubnetLease::parse(&etcd.keys["subnets/10.42.1.0-24"].value).unwrap();
+    assert_eq!(lease.kubernetes_node, Some(("east".parse().unwrap(), "one".parse().unwrap())));
+    assert!(etcd.keys["subnets/10.42.1.0-24"].lease.is_none());
+    // A podCIDR that comes later, and one of a Node that was made again while its node lives: the old one stays.
+    put_object(&mut etcd, "four", 4, &["10.42.4.0/24"]);
+    put_object(&mut etcd, "one", 1, &["10.42.9.0/24"]);
+    settle(&mut blocks, &mut etcd, at(2));
+    assert!(etcd.blocks().contains(&("10.42.4.0-24".into(), "d".into())));
+    assert!(etcd.blocks().contains(&("10.42.9.0-24".into(), "a".into())));
+    assert!(etcd.blocks().contains(&("10.42.1.0-24".into(), "a".into())));
+    // With "mesh", nothing is reserved.
+    etcd.put("config", &CONFIG.replace("kubernetes", "mesh"));
+    put_node(&mut etcd, "e", "five", 5);
+    put_object(&mut etcd, "five", 5, &["10.42.5.0/24"]);
+    assert!(step(&mut blocks, &etcd, at(3), true).transaction.is_none());
+}
+
+#[test]
+fn a_second_claimant_is_refused_loudly_and_once() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", CONFIG);
+    put_node(&mut etcd, "a", "one", 1);
+    put_object(&mut etcd, "one", 1, &["10.42.1.0/24"]);
+    settle(&mut blocks, &mut etcd, at(1));
+    put_node(&mut etcd, "b", "two", 2);
+    for claim in ["10.42.1.0/24", "10.42.0.0/23", "10.42.1.128/25"] {
+        put_object(&mut etcd, "two", 2, &[claim]);
+        let notices = settle(&mut blocks, &mut etcd, at(2));
+        assert!(
+            matches!(&notices[..], [BlockNotice::Claimed { by, owner, .. }] if by == "subnets/10.42.1.0-24" && owner == "node a"),
+            "{notices:?}"
+        );
+        assert_eq!(settle(&mut blocks, &mut etcd, at(3)), [], "said once");
+    }
+    for (cidrs, says) in [
+        (&["10.99.1.0/24"][..], "is outside 10.42.0.0/16 and fd42:42::/48"),
+        (&["10.244.1.0/24"], "is outside 10.42.0.0/16 and fd42:42::/48"),
+        (&["10.42.1.0/24", "10.42.2.0/24"], "two podCIDRs of one family"),
+    ] {
+        put_object(&mut etcd, "two", 2, cidrs);
+        let notices = settle(&mut blocks, &mut etcd, at(4));
+        assert!(notices[0].to_string().contains(says), "{notices:?}");
+    }
+    // An operator's reservation is not taken.
+    etcd.put("subnets/10.42.7.0-24", r#"{"PublicIP": "192.0.2.99"}"#);
+    put_object(&mut etcd, "two", 2, &["10.42.7.0/24"]);
+    let notices = settle(&mut blocks, &mut etcd, at(5));
+    assert!(notices[0].to_string().contains("a reservation of an operator"), "{notices:?}");
+    assert_eq!(etcd.blocks(), pairs(&[("10.42.1.0-24", "a")]));
+}
+
+/// Another node of the mesh writes the victim's name and address into its record.
+#[test]
+fn a_node_that_claims_anothers_name_gets_nothing_and_takes_nothing() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", CONFIG);
+    put_node(&mut etcd, "thief", "one", 1);
+    put_object(&mut etcd, "one", 1, &["10.42.1.0/24"]);
+    put_node(&mut etcd, "victim", "one", 1);
+    let notices = settle(&mut blocks, &mut etcd, at(1));
+    assert!(matches!(&notices[..], [BlockNotice::Ambiguous { ids, .. }] if ids.len() == 2), "{notices:?}");
+    assert_eq!(etcd.blocks(), []);
+    etcd.delete("nodes/thief");
+    settle(&mut blocks, &mut etcd, at(2));
+    // Once the victim has it, the thief's record changes nothing.
+    put_node(&mut etcd, "thief", "one", 1);
+    settle(&mut blocks, &mut etcd, at(3));
+    assert_eq!(etcd.blocks(), pairs(&[("10.42.1.0-24", "victim")]));
+    // Nor does a node that says it is of another cluster.
+    etcd.delete("nodes/victim");
+    let other = String::from_utf8(etcd.keys["nodes/thief"].value.to_vec()).unwrap().replace("east", "west");
+    etcd.put("nodes/thief", &other);
+    put_object(&mut etcd, "one", 1, &["10.42.2.0/24"]);
+    settle(&mut blocks, &mut etcd, at(4));
+    assert_eq!(etcd.blocks(), pairs(&[("10.42.1.0-24", "victim")]));
+}
+
+#[test]
+fn a_deleted_nodes_block_is_free_once_its_daemon_is_gone_and_not_before() {
+    for allocate in ["kubernetes", "mesh"] {
+        let mut etcd = Etcd::default();
+        let mut blocks = begin(&mut etcd);
+        etcd.put("config", &CONFIG.replace("kubernetes", allocate));
+        for (id, name, number) in [("a", "one", 1), ("b", "two", 2), ("c", "three", 3)] {
+            put_node(&mut etcd, id, name, number);
+            put_object(&mut etcd, name, number, &[&format!("10.42.{number}.0/24")]);
+            etcd.put(&format!("subnets/10.42.{number}.0-24"), &json!({"Node": id}).to_string());
+        }
+        let owned = pairs(&[("10.42.1.0-24", "a"), ("10.42.2.0-24", "b"), ("10.42.3.0-24", "c")]);
+        // The Node object is gone and the node lives on; or the daemon is gone and the object is there.
+        etcd.delete("k8s/east/nodes/one");
+        etcd.delete("alive/b");
+        (100..200).for_each(|second| drop(settle(&mut blocks, &mut etcd, at(second))));
+        assert_eq!(etcd.blocks(), owned, "{allocate}");
+        etcd.put("alive/b", ALIVE);
+        etcd.delete("alive/a");
+        settle(&mut blocks, &mut etcd, at(200));
+        settle(&mut blocks, &mut etcd, at(219));
+        assert_eq!(etcd.blocks(), owned, "{allocate}");
+        // It comes back in between: the time begins again.
+        etcd.put("alive/a", ALIVE);
+        settle(&mut blocks, &mut etcd, at(220));
+        etcd.delete("alive/a");
+        settle(&mut blocks, &mut etcd, at(221));
+        settle(&mut blocks, &mut etcd, at(240));
+        assert_eq!(etcd.blocks(), owned, "{allocate}");
+        // While the copy may be incomplete, and while the others show no sign of life either, nothing is concluded.
+        assert!(step(&mut blocks, &etcd, at(241), false).transaction.is_none());
+        etcd.delete("alive/b");
+        etcd.delete("alive/c");
+        (242..300).for_each(|second| drop(settle(&mut blocks, &mut etcd, at(second))));
+        assert_eq!(etcd.blocks(), owned, "{allocate}");
+        etcd.put("alive/c", ALIVE);
+        settle(&mut blocks, &mut etcd, at(300));
+        settle(&mut blocks, &mut etcd, at(320));
+        assert_eq!(etcd.blocks()[0], ("10.42.1.0-24".into(), "-".into()), "{allocate}");
+        // A later Node may have it at once; and the mark goes with the time that a lease lasts.
+        let mut later = etcd.clone();
+        settle(&mut blocks, &mut later, at(320 + 604_800));
+        assert_eq!(later.blocks().len(), 2, "{allocate}");
+        put_node(&mut etcd, "d", "four", 4);
+        put_object(&mut etcd, "four", 4, &["10.42.0.0/23"]);
+        settle(&mut blocks, &mut etcd, at(321));
+        let owner = etcd.blocks().into_iter().find(|(block, _)| block == "10.42.0.0-23");
+        assert_eq!(owner.is_some(), allocate == "kubernetes");
+        assert_eq!(etcd.blocks().iter().any(|(block, _)| block == "10.42.1.0-24"), allocate == "mesh");
+    }
+}
+
+/// With `Network` alone, a node is of the cluster whose Node object it is bound to.
+#[test]
+fn nodes_that_name_no_cluster_get_blocks_and_give_them_up_too() {
+    for (config, drawn) in [(FLAT.to_owned(), false), (FLAT.replace("kubernetes", "mesh"), true)] {
+        let mut etcd = Etcd::default();
+        let mut blocks = begin(&mut etcd);
+        etcd.put("config", &config);
+        for (id, name, number) in [("a", "one", 1), ("b", "two", 2), ("other", "elsewhere", 3)] {
+            put_flat_node(&mut etcd, id, name, number);
+            if drawn || id == "other" {
+                etcd.put(&format!("subnets/10.42.{number}.0-24"), &json!({"Node": id}).to_string());
+            }
+        }
+        put_object(&mut etcd, "one", 1, &["10.42.1.0/24"]);
+        put_object(&mut etcd, "two", 2, &["10.42.2.0/24"]);
+        assert_eq!(settle(&mut blocks, &mut etcd, at(1)), []);
+        let owned = pairs(&[("10.42.1.0-24", "a"), ("10.42.2.0-24", "b"), ("10.42.3.0-24", "other")]);
+        assert_eq!(etcd.blocks(), owned);
+        // A machine that never was a Node of this cluster keeps its subnet, however long it is off.
+        etcd.delete("alive/other");
+        etcd.delete("k8s/east/nodes/one");
+        etcd.delete("alive/a");
+        settle(&mut blocks, &mut etcd, at(100));
+        settle(&mut blocks, &mut etcd, at(120));
+        let freed = pairs(&[("10.42.1.0-24", "-"), ("10.42.2.0-24", "b"), ("10.42.3.0-24", "other")]);
+        assert_eq!(etcd.blocks(), freed, "{config}");
+    }
+}
+
+/// A machine made again under its name has another id, and the record of the old one lasts for days.
+#[test]
+fn a_node_made_again_gets_its_block_once_the_old_one_gave_it_up_or_was_removed() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", CONFIG);
+    put_node(&mut etcd, "old", "one", 1);
+    put_object(&mut etcd, "one", 1, &["10.42.1.0/24"]);
+    put_node(&mut etcd, "b", "two", 2);
+    put_object(&mut etcd, "two", 2, &["10.42.2.0/24"]);
+    settle(&mut blocks, &mut etcd, at(100));
+    etcd.delete("alive/old");
+    put_node(&mut etcd, "new", "one", 1);
+    let notices = settle(&mut blocks, &mut etcd, at(101));
+    assert!(matches!(&notices[..], [BlockNotice::Ambiguous { ids, .. }] if ids.len() == 2), "{notices:?}");
+    let owned = pairs(&[("10.42.1.0-24", "old"), ("10.42.2.0-24", "b")]);
+    assert_eq!(etcd.blocks(), owned, "the old one may be back at any time");
+    let mut removed = etcd.clone();
+    removed.put("removed/old", r#"{"name": "one"}"#);
+    removed.delete("subnets/10.42.1.0-24");
+    settle(&mut blocks, &mut removed, at(102));
+    assert_eq!(removed.blocks(), pairs(&[("10.42.1.0-24", "new"), ("10.42.2.0-24", "b")]));
+    // Or the Node object was deleted, and kubelet registers it again later.
+    etcd.delete("nodes/new");
+    etcd.delete("alive/new");
+    etcd.delete("k8s/east/nodes/one");
+    settle(&mut blocks, &mut etcd, at(103));
+    settle(&mut blocks, &mut etcd, at(123));
+    put_object(&mut etcd, "one", 1, &["10.42.1.0/24"]);
+    put_node(&mut etcd, "new", "one", 1);
+    assert_eq!(settle(&mut blocks, &mut etcd, at(124)), []);
+    assert_eq!(etcd.blocks(), pairs(&[("10.42.1.0-24", "new"), ("10.42.2.0-24", "b")]));
+}
+
+#[test]
+fn a_block_that_the_node_drew_or_put_back_becomes_its_reservation() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", CONFIG);
+    put_node(&mut etcd, "a", "one", 1);
+    put_object(&mut etcd, "one", 1, &["10.42.1.0/24"]);
+    etcd.put("subnets/10.42.1.0-24", r#"{"PublicIP": "192.0.2.1", "Node": "a"}"#);
+    etcd.keys.get_mut("subnets/10.42.1.0-24").unwrap().lease = LeaseId::new(7);
+    settle(&mut blocks, &mut etcd, at(1));
+    let entry = &etcd.keys["subnets/10.42.1.0-24"];
+    let lease = SubnetLease::parse(&entry.value).unwrap();
+    assert_eq!((entry.lease, lease.public_ip), (None, Some("192.0.2.1".parse().unwrap())));
+    assert_eq!(lease.kubernetes_node, Some(("east".parse().unwrap(), "one".parse().unwrap())));
+}
+
+/// Two clusters have a Node of this name and address, which one machine cannot be.
+#[test]
+fn a_node_of_another_cluster_gets_no_second_block() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", FLAT);
+    put_flat_node(&mut etcd, "a", "one", 1);
+    etcd.put("subnets/10.42.9.0-24", r#"{"Node": "a", "KubernetesNode": "west/one"}"#);
+    put_object(&mut etcd, "one", 1, &["10.42.1.0/24"]);
+    let notices = settle(&mut blocks, &mut etcd, at(1));
+    assert!(notices[0].to_string().contains("its node is Node one of cluster west"), "{notices:?}");
+    assert_eq!(etcd.blocks(), pairs(&[("10.42.9.0-24", "a")]));
+}
+
+#[test]
+fn an_event_on_the_node_says_why_it_has_no_block() {
+    let notice = BlockNotice::Unusable { node: "one".parse().unwrap(), reason: "10.99.1.0/24 is outside".to_owned() };
+    let event = notice.refused().event("meshd-sync-1", "2026-11-30T12:00:00Z");
+    let object = &event["involvedObject"];
+    assert_eq!((&object["kind"], &object["name"], &object["uid"]), (&json!("Node"), &json!("one"), &json!("one")));
+    assert!(event["message"].as_str().unwrap().contains("10.99.1.0/24 is outside"));
+}
+
+#[test]
+fn nothing_is_written_after_the_term_or_on_a_stale_view() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", CONFIG);
+    put_node(&mut etcd, "a", "one", 1);
+    put_object(&mut etcd, "one", 1, &["10.42.1.0/24"]);
+    let transaction = step(&mut blocks, &etcd, at(1), true).transaction.unwrap();
+    let changes: [fn(&mut Etcd); 8] = [
+        |etcd| etcd.delete("k8s/east/leader"),
+        |etcd| etcd.put("config", CONFIG),
+        |etcd| put_node(etcd, "a", "one", 2),
+        |etcd| etcd.delete("nodes/a"),
+        |etcd| etcd.put("removed/a", "{}"),
+        |etcd| etcd.delete("k8s/east/nodes/one"),
+        |etcd| etcd.put("subnets/10.42.0.0-20", r#"{"Node": "b"}"#),
+        |etcd| etcd.put("subnets/10.42.1.0-24", r#"{"Node": "b"}"#),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut changed = etcd.clone();
+        change(&mut changed);
+        assert!(!changed.commit(&transaction).succeeded, "change {number}");
+    }
+    assert!(etcd.commit(&transaction).succeeded);
+}
+
+/// What may happen: a Node object with a block, its end, a node's record or sign of life, their ends, time.
+#[derive(Debug, Clone)]
+enum Happens {
+    Object(u8, u8),
+    NoObject(u8),
+    Node(u8, u8),
+    Alive(u8),
+    Dead(u8),
+    Step(u64),
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        (0..4u8, 0..6u8).prop_map(|(name, block)| Happens::Object(name, block)),
+        (0..4u8).prop_map(Happens::NoObject),
+        (0..5u8, 0..4u8).prop_map(|(id, name)| Happens::Node(id, name)),
+        (0..5u8).prop_map(Happens::Alive),
+        (0..5u8).prop_map(Happens::Dead),
+        (1..40u64).prop_map(Happens::Step),
+    ]
+}
+
+const CIDRS: [&str; 6] =
+    ["10.42.0.0/24", "10.42.1.0/24", "10.42.0.0/23", "10.42.1.128/25", "10.43.0.0/24", "10.42.8.0/24"];
+
+proptest! {
+    /// Against a naive reading: whose block each may be, and whose blocks may be given up.
+    #[test]
+    fn no_block_of_a_living_owner_moves_and_every_node_gets_its_own(history in prop::collection::vec(happens(), 1..60)) {
+        let mut etcd = Etcd::default();
+        let mut blocks = begin(&mut etcd);
+        etcd.put("config", CONFIG);
+        let mut now = 100;
+        // What the naive model knows: objects by name with their block, nodes by id with their name.
+        let (mut objects, mut names) = (BTreeMap::new(), BTreeMap::new());
+        for what in history {
+            match what {
+                Happens::Object(name, block) => {
+                    put_object(&mut etcd, &format!("w{name}"), name, &[CIDRS[usize::from(block)]]);
+                    objects.insert(name, block);
+                }
+                Happens::NoObject(name) => {
+                    etcd.delete(&format!("k8s/east/nodes/w{name}"));
+                    objects.remove(&name);
+                }
+                Happens::Node(id, name) => {
+                    put_node(&mut etcd, &format!("n{id}"), &format!("w{name}"), name);
+                    names.insert(id, name);
+                }
+                Happens::Alive(id) => etcd.put(&format!("alive/n{id}"), ALIVE),
+                Happens::Dead(id) => etcd.delete(&format!("alive/n{id}")),
+                Happens::Step(seconds) => now += seconds,
+            }
+            loop {
+                let before = etcd.clone();
+                let Some(transaction) = step(&mut blocks, &etcd, at(now), true).transaction else { break };
+                prop_assert!(etcd.commit(&transaction).succeeded);
+                for (block, owner) in before.blocks() {
+                    let is = etcd.blocks().into_iter().find(|(is, _)| *is == block);
+                    let moved = is.as_ref() != Some(&(block.clone(), owner.clone()));
+                    if moved && owner != "-" {
+                        prop_assert!(!etcd.keys.contains_key(&format!("alive/{owner}")), "{} was taken from {}", block, owner);
+                        let name = names.get(&owner[1..].parse::<u8>().unwrap());
+                        prop_assert!(name.is_none_or(|name| !objects.contains_key(name)), "{} of {} is no deleted Node's", block, owner);
+                    }
+                }
+            }
+            let keys: Vec<SubnetKey> = etcd.blocks().iter().map(|(block, _)| block.parse().unwrap()).collect();
+            for (i, a) in keys.iter().enumerate() {
+                prop_assert!(keys[i + 1..].iter().all(|b| !a.overlaps(b)), "{:?}", keys);
+            }
+            // Every Node that is a running node's has its block, unless another's is in its way.
+            let owners: BTreeSet<String> = etcd.blocks().into_iter().map(|(_, owner)| owner).collect();
+            for (name, block) in &objects {
+                let is_alive = |id: u8| etcd.keys.contains_key(&format!("alive/n{id}"));
+                let counts = |id: u8| is_alive(id) || owners.contains(&format!("n{id}"));
+                let ids: Vec<u8> = names.iter().filter(|(id, of)| *of == name && counts(**id)).map(|(id, _)| *id).collect();
+                let within = CIDRS[usize::from(*block)].starts_with("10.42.");
+                let &[id] = &ids[..] else { continue };
+                if !within || !is_alive(id) {
+                    continue;
+                }
+                let wanted: SubnetKey = CIDRS[usize::from(*block)].replace('/', "-").parse().unwrap();
+                let (mine, owned): (Vec<_>, Vec<_>) = etcd
+                    .blocks()
+                    .into_iter()
+                    .filter(|(key, owner)| owner != "-" && wanted.overlaps(&key.parse().unwrap()))
+                    .partition(|(key, owner)| *owner == format!("n{id}") && key.parse() == Ok(wanted));
+                prop_assert!(mine.len() == 1 || !owned.is_empty(), "{:?} of n{} in {:?}", wanted, id, etcd.blocks());
+            }
+        }
+    }
+}
