@@ -9,6 +9,7 @@
 
 use std::{
     fs,
+    net::UdpSocket,
     time::{Duration, Instant},
 };
 
@@ -108,6 +109,39 @@ fn what_others_delete_comes_back_and_what_is_theirs_stays() {
     // All at once: a ruleset flush takes the others' table too, which is theirs to bring back.
     assert_eq!(before, theirs(node));
     put_right(node, &settled, "nft flush ruleset");
+    mesh.await_all_reach_each_other();
+    mesh.sniffer.assert_clean();
+}
+
+/// As VPN clients do it: a rule before ours takes the mesh's networks to a table that leads out.
+#[test]
+fn a_foreign_rule_that_takes_the_mesh_sends_nothing_out_in_the_clear() {
+    let mesh = Mesh::start_on(TwoSites::with_hosts("foreign-rule", 1), CONFIG, |meshd| meshd);
+    mesh.await_all_reach_each_other();
+    let (node, from, to) = (mesh.node("east1"), mesh.pod("east1"), mesh.pod("west1"));
+    for command in [
+        "ip route add default via 192.0.2.1 table 77",
+        "ip -6 route add default via 2001:db8:1::1 table 77",
+        "ip rule add to 10.244.0.0/16 priority 77 lookup 77",
+        "ip -6 rule add to fd42:244::/48 priority 77 lookup 77",
+    ] {
+        node.host().run(command);
+    }
+    for address in to.addresses() {
+        let way = node.host().run(&format!("ip route get {address}")).stdout;
+        assert!(way.contains("dev eth0"), "the rule takes it: {way}");
+        // A pod's packet, and the node's own.
+        ping(from, address).assert_none_answered();
+        ping(node.host(), address).assert_none_answered();
+        let socket =
+            node.host().enter(|| UdpSocket::bind((node.overlay()[usize::from(address.is_ipv6())], 0))).unwrap();
+        assert!(socket.send_to(b"in the clear", (*address, 7000)).is_err(), "the guard tells the sender");
+    }
+    assert!(mesh.sniffer.frames() > 0);
+    mesh.sniffer.assert_clean();
+    for family in ["-4", "-6"] {
+        node.host().run(&format!("ip {family} rule delete priority 77"));
+    }
     mesh.await_all_reach_each_other();
     mesh.sniffer.assert_clean();
 }

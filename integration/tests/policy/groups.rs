@@ -103,18 +103,8 @@ fn a_pod_is_itself(bridged: &Bridged, bridge: &str) {
         from_db.send(&[frame(&others, &to, &packet)]);
         assert!(at_neighbour.hears_within(SOON, &marker), "packet {number} to the neighbour went elsewhere");
     }
-    // Frames to these groups end at the bridge, which learns from some of them before any rule sees them.
     let mut at_third = Capture::on(third, "eth0");
-    for group in 0..16_u8 {
-        wire.send(&[frame(&[0x01, 0x80, 0xc2, 0, 0, group], &others, &[0; 46])]);
-        let marker = [b'g', group, b'l'];
-        from_db.send(&[frame(&others, &to, &datagram((db.v4(), PORT), (neighbour.v4(), PORT), &marker))]);
-        assert!(
-            at_neighbour.hears_within(SOON, &marker),
-            "behind a frame to group {group:#x} the neighbour's packets go elsewhere"
-        );
-        assert!(!at_third.hears(&marker), "behind a frame to group {group:#x} a pod gets its neighbour's packets");
-    }
+    assert_groups_attract_nothing(bridged, [&mut at_neighbour, &mut at_third], b'1');
     let report = integration::ping(node, neighbour.v4());
     assert_eq!(report.lost(), 0, "the node does not reach the neighbour: {}", report.text);
     // A frame for a station that the bridge does not know goes to all ports. It knows one again once that answers.
@@ -148,8 +138,28 @@ fn a_pod_is_itself(bridged: &Bridged, bridge: &str) {
         let shown = node.run(&format!("ip -details link show {bridge}")).stdout;
         if shown.contains("no_linklocal_learn 1") { Ok(()) } else { Err(shown) }
     });
+    assert_groups_attract_nothing(bridged, [&mut at_neighbour, &mut at_third], b'2');
     link_local_is_the_nodes(bridged, bridge);
     no_pod_takes_a_link_local_address(bridged, bridge);
+}
+
+/// `third` sends frames with the hardware address of `neighbour` to groups that end at the bridge, which learns from some of
+/// them before any rule sees them: what `db` sends the neighbour goes to the neighbour alone.
+#[track_caller]
+fn assert_groups_attract_nothing(bridged: &Bridged, [at_neighbour, at_third]: [&mut Capture; 2], round: u8) {
+    let [db, neighbour, third] = &bridged.pods;
+    let [to, others] = [db, neighbour].map(|pod| mac(pod, "eth0"));
+    let (wire, from_db) = (Wire::on(third, "eth0"), Wire::on(db, "eth0"));
+    for group in 0..16_u8 {
+        wire.send(&[frame(&[0x01, 0x80, 0xc2, 0, 0, group], &others, &[0; 46])]);
+        let marker = [b'g', round, group, b'l'];
+        from_db.send(&[frame(&others, &to, &datagram((db.v4(), PORT), (neighbour.v4(), PORT), &marker))]);
+        assert!(
+            at_neighbour.hears_within(SOON, &marker),
+            "behind a frame to group {group:#x} the neighbour's packets go elsewhere"
+        );
+        assert!(!at_third.hears(&marker), "behind a frame to group {group:#x} a pod gets its neighbour's packets");
+    }
 }
 
 /// ARP and neighbour discovery of a pod say of its own addresses that they are where it is, and nothing else.
