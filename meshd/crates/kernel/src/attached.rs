@@ -109,8 +109,13 @@ impl Traces {
         if !attached.is_empty() {
             return Attachments::Routes(attached);
         }
-        let unknown: Vec<&IpNet> =
-            self.networks.iter().filter(|network| !subnets.iter().any(|subnet| network.contains(subnet))).collect();
+        // A node has subnets in one network of a family: the others are those of other clusters.
+        let is_known = |network: &IpNet| {
+            let family = |net: &IpNet| net.addr().is_ipv4() == network.addr().is_ipv4();
+            let mut of_family = subnets.iter().filter(|subnet| family(subnet));
+            of_family.any(|subnet| self.networks.iter().any(|network| network.contains(subnet)))
+        };
+        let unknown: Vec<&IpNet> = self.networks.iter().filter(|network| !is_known(network)).collect();
         let lost: Vec<IpNet> = self
             .overlay
             .iter()
@@ -172,6 +177,17 @@ mod tests {
     fn routes_elsewhere_are_none_once_the_subnet_is_known() {
         let elsewhere = traces(&["0.0.0.0/0", "::/0", "192.0.2.0/24", "10.244.9.0/24", "10.0.0.0/8"]);
         assert_eq!(elsewhere.judge(&nets(&BOTH)), Attachments::None);
+    }
+
+    #[test]
+    fn routes_into_another_clusters_network_are_none_once_the_subnet_is_known() {
+        let networks = nets(&["10.244.0.0/16", "fd42:244::/48", "10.42.0.0/16", "fd42:42::/48"]);
+        let other = Traces { networks, ..traces(&["0.0.0.0/0", "10.42.9.0/24", "fd42:42:0:9::7/128"]) };
+        assert_eq!(other.judge(&nets(&BOTH)), Attachments::None);
+        let possible = Attachments::Possible(nets(&["10.42.9.0/24", "fd42:42:0:9::7/128"]));
+        assert_eq!(other.judge(&[]), possible);
+        // Known in one family only.
+        assert_eq!(other.judge(&nets(&BOTH[..1])), Attachments::Possible(nets(&["fd42:42:0:9::7/128"])));
     }
 
     #[test]
