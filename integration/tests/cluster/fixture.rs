@@ -19,6 +19,8 @@ use crate::SOON;
 /// The image's name; the chart's values say it in two parts.
 const REPOSITORY: &str = "localhost/meshd";
 const TAG: &str = "lab";
+/// Both together.
+pub(crate) const IMAGE: &str = "localhost/meshd:lab";
 /// Where the control plane is.
 pub(crate) const CONTROL_PLANE: &str = "203.0.113.10";
 /// The cluster's name in the mesh.

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use integration::{ProxyMode, await_ok};
+use integration::{ProxyMode, await_ok, await_until};
+use serde_json::{Value, json};
 
 use crate::{
     SOON,
-    fixture::{Cluster, NODES, RELEASES, images},
-    workload::{PORT, Probe, now, pod},
+    fixture::{Cluster, IMAGE, NODES, RELEASES, images, name},
+    workload::{PORT, Probe, container, now, pod},
 };
 
 /// What a node without its last state may need until other nodes take it for the one of that name.
@@ -102,4 +103,69 @@ fn an_upgrade_interrupts_traffic_for_moments_only() {
 fn lost(probe: &Probe, since: Duration) -> (usize, usize) {
     let attempts: Vec<_> = probe.attempts().into_iter().filter(|(at, _)| *at >= since).collect();
     (attempts.iter().filter(|(_, answered)| !answered).count(), attempts.len())
+}
+
+/// As docs/kubernetes.md has it, and with pods that were left where it says that they must not be.
+#[test]
+fn an_uninstall_leaves_no_pod_that_cannot_be_deleted() {
+    let cluster = Cluster::start("cluster-uninstall", ProxyMode::Iptables);
+    cluster.create_namespace("shop");
+    cluster.apply(&[daemon_set("early"), daemon_set("late")]);
+    cluster.await_pods("shop", 2 * NODES.len());
+
+    let gone = |app: &str| {
+        cluster.kubectl(&format!("-n shop delete daemonset {app}"));
+        await_until(&format!("the pods of {app} to be gone"), SOON, || {
+            let of = |pod: &Value| pod["metadata"]["labels"]["app"] == app;
+            (!cluster.pods("shop").iter().any(of)).then_some(())
+        });
+    };
+    gone("early");
+    for release in RELEASES {
+        cluster.helm(&["uninstall", release, "-n", "kube-system", "--wait"]);
+    }
+    // The pods that are left keep the plugin from being removed, and the network from being cleaned up.
+    let (cleanup, remove) = (
+        "cleanup --state-dir /host/var/lib/meshd --run-dir /host/run/meshd",
+        "install-cni --remove --bin-dir /host/opt/cni/bin --conf-dir /host/etc/cni/net.d --run-dir /host/run/meshd",
+    );
+    for command in [cleanup, remove] {
+        let (done, said) = meshd_on(&cluster, "east1", command);
+        assert!(!done, "{command} went on although there are pods: {said}");
+        println!("while pods are left: {said}");
+    }
+    gone("late");
+    for node in NODES {
+        for command in [cleanup, remove] {
+            let (done, said) = meshd_on(&cluster, node, command);
+            assert!(done, "{command} on {node}: {said}");
+        }
+        let left =
+            cluster.node(node).sh("ip route show proto 158; nft list tables | grep meshd || true; ls /etc/cni/net.d");
+        assert_eq!(left.stdout.trim(), "", "{node}");
+    }
+}
+
+/// One pod on each node.
+fn daemon_set(app: &str) -> Value {
+    let spec = json!({"terminationGracePeriodSeconds": 0, "enableServiceLinks": false, "containers": [container()]});
+    json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"namespace": "shop", "name": app},
+        "spec": {"selector": {"matchLabels": {"app": app}},
+            "template": {"metadata": {"labels": {"app": app}}, "spec": spec}}})
+}
+
+/// Runs `meshd COMMAND` as root on a node, as the page does. Returns whether it succeeded, and what it printed.
+fn meshd_on(cluster: &Cluster, node: &str, command: &str) -> (bool, String) {
+    cluster.kubectl(&format!("debug node/{node} --profile=sysadmin --image={IMAGE} -- /usr/bin/meshd {command}"));
+    let ended = await_ok(&format!("meshd {command} on {node} to end"), SOON, || {
+        let pods = cluster.pods("default");
+        let ended = pods.iter().find_map(|pod| {
+            let phase = pod["status"]["phase"].as_str().filter(|phase| matches!(*phase, "Succeeded" | "Failed"))?;
+            Some((name(pod)?.to_owned(), phase == "Succeeded"))
+        });
+        ended.ok_or_else(|| format!("{pods:?}"))
+    });
+    let said = cluster.kubectl(&format!("logs {}", ended.0));
+    cluster.kubectl(&format!("delete pod {}", ended.0));
+    (ended.1, said)
 }
