@@ -85,7 +85,7 @@ pub struct ValidAttachment {
 }
 
 #[derive(Deserialize)]
-struct Fields {
+struct ConfigFields {
     #[serde(default)]
     name: String,
     #[serde(rename = "runDir", default)]
@@ -119,7 +119,7 @@ struct Args {
 #[derive(Deserialize)]
 struct CniArgs {
     #[serde(default)]
-    labels: Option<Labels>,
+    labels: Option<LabelsArgument>,
     #[serde(default)]
     mac: Option<String>,
 }
@@ -133,13 +133,13 @@ struct RuntimeConfig {
 /// The specification's conventions have a list of pairs; some runtimes write an object.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Labels {
-    Pairs(Vec<Pair>),
+enum LabelsArgument {
+    Pairs(Vec<LabelPair>),
     Object(BTreeMap<String, String>),
 }
 
 #[derive(Deserialize)]
-struct Pair {
+struct LabelPair {
     key: String,
     value: String,
 }
@@ -162,7 +162,7 @@ impl Config {
         }
         let raw: Map<String, Value> = serde_json::from_slice(stdin).map_err(malformed)?;
         let version = version(&raw)?;
-        let fields: Fields = serde_json::from_value(Value::Object(raw.clone())).map_err(malformed)?;
+        let fields: ConfigFields = serde_json::from_value(Value::Object(raw.clone())).map_err(malformed)?;
         if !is_identifier(&fields.name) {
             let message = format!(
                 "name {:?} must be letters, digits, '_', '.' and '-', starting with a letter or digit",
@@ -174,8 +174,8 @@ impl Config {
         let (labels, args_mac) = args.map_or((None, None), |args| (args.labels, args.mac));
         let labels = match labels {
             None => BTreeMap::new(),
-            Some(Labels::Object(labels)) => labels,
-            Some(Labels::Pairs(pairs)) => pairs.into_iter().map(|pair| (pair.key, pair.value)).collect(),
+            Some(LabelsArgument::Object(labels)) => labels,
+            Some(LabelsArgument::Pairs(pairs)) => pairs.into_iter().map(|pair| (pair.key, pair.value)).collect(),
         };
         let mac = fields.runtime.and_then(|runtime| runtime.mac).or(args_mac).filter(|mac| !mac.is_empty());
         Ok(Self {

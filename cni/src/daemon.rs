@@ -11,7 +11,7 @@
 //! ```
 //!
 //! If the daemon does not answer, DEL leaves a tombstone beside the attachment's file, which the daemon processes
-//! later: [`Client::forget`].
+//! later: [`DaemonClient::forget`].
 //!
 //! Every error response carries a [`Refusal`]. Readers ignore unknown fields, and writers keep all fields of earlier
 //! versions: during an upgrade, daemon and plugin may have different versions.
@@ -34,7 +34,8 @@ use crate::{
 };
 
 pub use protocol::{
-    AddressRange, AddressRequest, Attach, Attached, Begin, BeginAdd, Begun, Network, Pod, Reason, Refusal,
+    AddressRange, AddressRequest, Attach, Attached, Begin, BeginAdd, Begun, Network, PodReference, Refusal,
+    RefusalReason,
 };
 
 /// Name of the daemon's socket in its run directory.
@@ -58,7 +59,7 @@ const MAX_ANSWER: u64 = 16 << 20;
 
 /// Speaks to the daemon, one connection a request.
 #[derive(Debug, Clone)]
-pub struct Client {
+pub struct DaemonClient {
     socket: PathBuf,
     run_dir: PathBuf,
     patience: Duration,
@@ -67,7 +68,7 @@ pub struct Client {
 /// Why there is no answer, or what the answer was.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ClientError {
+pub enum DaemonError {
     /// Nobody listens.
     #[error("the daemon is not reachable at {socket}: {source}")]
     Unreachable {
@@ -92,30 +93,30 @@ pub enum ClientError {
     Malformed(String),
 }
 
-impl From<ClientError> for CniError {
-    fn from(error: ClientError) -> Self {
+impl From<DaemonError> for CniError {
+    fn from(error: DaemonError) -> Self {
         let message = error.to_string();
         let (code, details) = match &error {
-            ClientError::Unreachable { .. } => {
+            DaemonError::Unreachable { .. } => {
                 (Code::DaemonUnreachable, "check that `meshd run` is up and that runDir is its --run-dir")
             }
-            ClientError::Broken { .. } => (Code::DaemonUnreachable, "see the daemon's log"),
-            ClientError::Malformed(_) => (Code::DaemonDiffers, "check that meshd and meshd-cni have the same version"),
-            ClientError::Refused(refusal) => match refusal.code {
-                Reason::Invalid | Reason::Denied => (Code::InvalidConfig, ""),
-                Reason::NotFound => (Code::UnknownContainer, ""),
-                Reason::NoSubnet => (Code::NoSubnet, "see `meshctl status`"),
-                Reason::NoAddress => (Code::NoAddress, "DEL of containers, or GC, frees addresses"),
-                Reason::NotInForce | Reason::Conflict => (Code::TryAgainLater, "see `meshctl status`"),
-                Reason::Failed => (Code::TryAgainLater, "see the daemon's log"),
-                Reason::Other => (Code::DaemonDiffers, "check that meshd and meshd-cni have the same version"),
+            DaemonError::Broken { .. } => (Code::DaemonUnreachable, "see the daemon's log"),
+            DaemonError::Malformed(_) => (Code::DaemonDiffers, "check that meshd and meshd-cni have the same version"),
+            DaemonError::Refused(refusal) => match refusal.code {
+                RefusalReason::Invalid | RefusalReason::Denied => (Code::InvalidConfig, ""),
+                RefusalReason::NotFound => (Code::UnknownContainer, ""),
+                RefusalReason::NoSubnet => (Code::NoSubnet, "see `meshctl status`"),
+                RefusalReason::NoAddress => (Code::NoAddress, "DEL of containers, or GC, frees addresses"),
+                RefusalReason::NotInForce | RefusalReason::Conflict => (Code::TryAgainLater, "see `meshctl status`"),
+                RefusalReason::Failed => (Code::TryAgainLater, "see the daemon's log"),
+                RefusalReason::Other => (Code::DaemonDiffers, "check that meshd and meshd-cni have the same version"),
             },
         };
         Self::new(code, message).details(details)
     }
 }
 
-impl Client {
+impl DaemonClient {
     /// A client of the daemon that has `run_dir`. It waits for a daemon that is just being started again.
     #[must_use]
     pub fn new(run_dir: &Path) -> Self {
@@ -132,7 +133,7 @@ impl Client {
     ///
     /// # Errors
     /// When there is no such answer.
-    pub fn begin(&self, name: &AttachmentName, begin: &BeginAdd) -> Result<Begun, ClientError> {
+    pub fn begin(&self, name: &AttachmentName, begin: &BeginAdd) -> Result<Begun, DaemonError> {
         self.call("POST", &path(name), Some(begin))
     }
 
@@ -140,7 +141,7 @@ impl Client {
     ///
     /// # Errors
     /// When there is no JSON for it.
-    pub fn attach(&self, name: &AttachmentName, attach: &Attach) -> Result<Attaching<'_>, ClientError> {
+    pub fn attach(&self, name: &AttachmentName, attach: &Attach) -> Result<Attaching<'_>, DaemonError> {
         Ok(Attaching(self.ask("PUT", &path(name), Some(attach))?))
     }
 
@@ -148,7 +149,7 @@ impl Client {
     ///
     /// # Errors
     /// When there is no such answer.
-    pub fn detach(&self, name: &AttachmentName) -> Result<(), ClientError> {
+    pub fn detach(&self, name: &AttachmentName) -> Result<(), DaemonError> {
         self.request("DELETE", &path(name), None::<&()>).map(drop)
     }
 
@@ -172,7 +173,7 @@ impl Client {
     ///
     /// # Errors
     /// When there is no such answer.
-    pub fn attachment(&self, name: &AttachmentName) -> Result<Attached, ClientError> {
+    pub fn attachment(&self, name: &AttachmentName) -> Result<Attached, DaemonError> {
         self.call("GET", &path(name), None::<&()>)
     }
 
@@ -180,7 +181,7 @@ impl Client {
     ///
     /// # Errors
     /// When there is no such answer.
-    pub fn attachments(&self) -> Result<Vec<Attached>, ClientError> {
+    pub fn attachments(&self) -> Result<Vec<Attached>, DaemonError> {
         self.call("GET", "/v1/attachments", None::<&()>)
     }
 
@@ -188,7 +189,7 @@ impl Client {
     ///
     /// # Errors
     /// When there is no such answer: the reason why not.
-    pub fn ready(&self) -> Result<Network, ClientError> {
+    pub fn ready(&self) -> Result<Network, DaemonError> {
         self.call("GET", "/v1/attachments-ready", None::<&()>)
     }
 
@@ -196,7 +197,7 @@ impl Client {
     ///
     /// # Errors
     /// When there is no such answer: the reason why not.
-    pub fn ready_with(&self, request: &AddressRequest) -> Result<Network, ClientError> {
+    pub fn ready_with(&self, request: &AddressRequest) -> Result<Network, DaemonError> {
         self.call("POST", "/v1/attachments-ready", Some(request))
     }
 
@@ -205,19 +206,19 @@ impl Client {
         method: &str,
         path: &str,
         body: Option<&impl Serialize>,
-    ) -> Result<T, ClientError> {
+    ) -> Result<T, DaemonError> {
         let answer = self.request(method, path, body)?;
-        serde_json::from_str(&answer).map_err(|error| ClientError::Malformed(error.to_string()))
+        serde_json::from_str(&answer).map_err(|error| DaemonError::Malformed(error.to_string()))
     }
 
-    fn request(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<String, ClientError> {
+    fn request(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<String, DaemonError> {
         self.ask(method, path, body)?.answer()
     }
 
     /// Sends a request. One that nobody took is told with its answer.
-    fn ask(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Asked<'_>, ClientError> {
+    fn ask(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Asked<'_>, DaemonError> {
         let body = match body {
-            Some(body) => serde_json::to_string(body).map_err(|error| ClientError::Malformed(error.to_string()))?,
+            Some(body) => serde_json::to_string(body).map_err(|error| DaemonError::Malformed(error.to_string()))?,
             None => String::new(),
         };
         // HTTP/1.0: the answer ends with the connection and is never chunked.
@@ -230,31 +231,31 @@ impl Client {
         Ok(Asked { client: self, text, end, sent })
     }
 
-    fn send(&self, text: &str) -> Result<UnixStream, ClientError> {
+    fn send(&self, text: &str) -> Result<UnixStream, DaemonError> {
         let mut stream = self.connect()?;
         let written = stream.set_write_timeout(Some(DEADLINE)).and_then(|()| stream.write_all(text.as_bytes()));
         written.map_err(|error| self.broken(error))?;
         Ok(stream)
     }
 
-    fn receive(&self, mut stream: UnixStream, end: Instant) -> Result<String, ClientError> {
+    fn receive(&self, mut stream: UnixStream, end: Instant) -> Result<String, DaemonError> {
         let answer = read_until(&mut stream, end).map_err(|error| self.broken(error))?;
-        let answer = String::from_utf8(answer).map_err(|_| ClientError::Malformed("no message".to_owned()))?;
+        let answer = String::from_utf8(answer).map_err(|_| DaemonError::Malformed("no message".to_owned()))?;
         let (head, body) =
             answer.split_once("\r\n\r\n").ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))?;
         let status = head.lines().next().unwrap_or_default();
         match status.split(' ').nth(1) {
             Some("200" | "204") => Ok(body.to_owned()),
             _ => Err(serde_json::from_str(body)
-                .map_or_else(|_| ClientError::Malformed(status.to_owned()), ClientError::Refused)),
+                .map_or_else(|_| DaemonError::Malformed(status.to_owned()), DaemonError::Refused)),
         }
     }
 
-    fn broken(&self, source: io::Error) -> ClientError {
-        ClientError::Broken { socket: self.socket.display().to_string(), source }
+    fn broken(&self, source: io::Error) -> DaemonError {
+        DaemonError::Broken { socket: self.socket.display().to_string(), source }
     }
 
-    fn connect(&self) -> Result<UnixStream, ClientError> {
+    fn connect(&self) -> Result<UnixStream, DaemonError> {
         let end = Instant::now() + self.patience;
         loop {
             match UnixStream::connect(&self.socket) {
@@ -266,7 +267,7 @@ impl Client {
                     std::thread::sleep(PAUSE);
                 }
                 Err(source) => {
-                    return Err(ClientError::Unreachable { socket: self.socket.display().to_string(), source });
+                    return Err(DaemonError::Unreachable { socket: self.socket.display().to_string(), source });
                 }
             }
         }
@@ -283,7 +284,7 @@ impl Attaching<'_> {
     ///
     /// # Errors
     /// When there is no such answer.
-    pub fn in_force(self) -> Result<(), ClientError> {
+    pub fn in_force(self) -> Result<(), DaemonError> {
         self.0.answer().map(drop)
     }
 }
@@ -291,21 +292,21 @@ impl Attaching<'_> {
 /// A request that waits for its answer.
 #[derive(Debug)]
 struct Asked<'a> {
-    client: &'a Client,
+    client: &'a DaemonClient,
     text: String,
     /// When it has taken too long.
     end: Instant,
-    sent: Result<UnixStream, ClientError>,
+    sent: Result<UnixStream, DaemonError>,
 }
 
 impl Asked<'_> {
-    fn answer(self) -> Result<String, ClientError> {
+    fn answer(self) -> Result<String, DaemonError> {
         let Self { client, text, end, mut sent } = self;
         let mut restarts = if client.patience.is_zero() { 0 } else { RESTARTS };
         loop {
             match sent.and_then(|stream| client.receive(stream, end)) {
                 // Every request may be made twice.
-                Err(ClientError::Broken { source, .. }) if restarts > 0 && hung_up(&source) => restarts -= 1,
+                Err(DaemonError::Broken { source, .. }) if restarts > 0 && hung_up(&source) => restarts -= 1,
                 answer => return answer,
             }
             sent = client.send(&text);
@@ -393,12 +394,12 @@ mod tests {
     }
 
     /// A client that waits for as long as a busy machine may need.
-    fn patient(run_dir: &Path) -> Client {
-        Client { patience: Duration::from_secs(60), ..Client::new(run_dir) }
+    fn patient(run_dir: &Path) -> DaemonClient {
+        DaemonClient { patience: Duration::from_secs(60), ..DaemonClient::new(run_dir) }
     }
 
     /// What a client makes of this answer, and what it asked.
-    fn told(answer: &'static str) -> (Result<Attached, ClientError>, String) {
+    fn told(answer: &'static str) -> (Result<Attached, DaemonError>, String) {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
         let server = std::thread::spawn(move || {
@@ -408,7 +409,7 @@ mod tests {
             stream.write_all(answer.as_bytes()).unwrap();
             String::from_utf8_lossy(&asked[..read]).into_owned()
         });
-        let result = Client::new(dir.path()).impatient().attachment(&name());
+        let result = DaemonClient::new(dir.path()).impatient().attachment(&name());
         (result, server.join().unwrap())
     }
 
@@ -476,7 +477,7 @@ mod tests {
         let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
         let client = patient(dir.path());
         let attach = Attach {
-            pod: Pod::default(),
+            pod: PodReference::default(),
             addresses: vec!["10.0.0.1".parse().unwrap()],
             interface: "v".to_owned(),
             mac: None,
@@ -515,16 +516,16 @@ mod tests {
     #[test]
     fn nobody_is_waited_for_in_vain() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Client::new(dir.path()).impatient().attachments().unwrap_err();
+        let error = DaemonClient::new(dir.path()).impatient().attachments().unwrap_err();
         assert_eq!(CniError::from(error).code, Code::DaemonUnreachable);
-        assert!(Client::new(dir.path()).forget(&name()).is_ok());
+        assert!(DaemonClient::new(dir.path()).forget(&name()).is_ok());
     }
 
     #[test]
     fn a_tombstone_goes_through_no_link() {
         use std::{fs, os::unix::fs::symlink};
         let (outside, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (target, client) = (outside.path().join("shadow"), Client::new(run.path()));
+        let (target, client) = (outside.path().join("shadow"), DaemonClient::new(run.path()));
         fs::write(&target, "secret").unwrap();
         fs::create_dir(run.path().join(RECORDS)).unwrap();
         symlink(&target, run.path().join(RECORDS).join(tombstone_file(&name()))).unwrap();

@@ -9,7 +9,7 @@ const MAX_CONTAINER_ID: usize = 200;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
+pub enum CniCommand {
     /// Attach a container.
     Add,
     /// Detach it.
@@ -69,14 +69,14 @@ impl Environment {
     ///
     /// # Errors
     /// [`Code::InvalidEnvironment`]
-    pub fn command(&self) -> Result<Command, CniError> {
+    pub fn command(&self) -> Result<CniCommand, CniError> {
         Ok(match self.command.as_str() {
-            "ADD" => Command::Add,
-            "DEL" => Command::Del,
-            "CHECK" => Command::Check,
-            "STATUS" => Command::Status,
-            "GC" => Command::Gc,
-            "VERSION" => Command::Version,
+            "ADD" => CniCommand::Add,
+            "DEL" => CniCommand::Del,
+            "CHECK" => CniCommand::Check,
+            "STATUS" => CniCommand::Status,
+            "GC" => CniCommand::Gc,
+            "VERSION" => CniCommand::Version,
             other => return Err(invalid("CNI_COMMAND", other, "must be ADD, DEL, CHECK, STATUS, GC or VERSION")),
         })
     }

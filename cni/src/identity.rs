@@ -1,6 +1,6 @@
 //! The pod of a container.
 
-use crate::{config::Config, daemon::Pod, environment::Environment};
+use crate::{config::Config, daemon::PodReference, environment::Environment};
 
 /// The namespace of pods of which nobody says one.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -12,19 +12,19 @@ const DEFAULT_NAMESPACE: &str = "default";
 /// a runtime's own name, which need not be valid in Kubernetes and is ignored. Without a UID, equal names are taken for
 /// that, and so are any if the configuration has a `pod`.
 #[must_use]
-pub fn pod(environment: &Environment, config: &Config) -> Pod {
+pub fn pod(environment: &Environment, config: &Config) -> PodReference {
     let argument = |name| environment.arg(name).map(str::to_owned);
     let uid = argument("K8S_POD_UID");
     if let (Some(namespace), Some(name)) = (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME"))
         && (uid.is_some() || (namespace != name && config.pod.is_none()))
     {
-        return Pod { namespace, name, uid, labels: config.labels.clone() };
+        return PodReference { namespace, name, uid, labels: config.labels.clone() };
     }
     let named = config.pod.clone().unwrap_or_default();
     let mut labels = named.labels;
     // The runtime speaks of this container, the configuration's `pod` of all of the network.
     labels.extend(config.labels.clone());
-    Pod {
+    PodReference {
         namespace: named.namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
         name: named.name.unwrap_or_else(|| environment.container_id.clone()),
         uid: None,
@@ -38,7 +38,7 @@ mod tests {
 
     use super::*;
 
-    fn of(args: &str, more: &serde_json::Value) -> Pod {
+    fn of(args: &str, more: &serde_json::Value) -> PodReference {
         let mut config = json!({"cniVersion": "1.0.0", "name": "mesh", "type": "meshd-cni"});
         if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
             config.extend(more.clone());

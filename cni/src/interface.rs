@@ -16,7 +16,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use netlink::{Link, Mac, Netlink, NetlinkError, Route, VethEnd};
+use netlink::{Link, Mac, Netlink, NetlinkError, UnicastRoute, VethEnd};
 use nix::errno::Errno;
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     daemon::Network,
     environment::AttachmentName,
     error::{CniError, Code},
-    namespace::{Namespace, sysctl},
+    namespace::{NetworkNamespace, sysctl},
     result,
 };
 
@@ -45,15 +45,15 @@ impl From<NetlinkError> for CniError {
 
 /// What an interface is to be.
 #[derive(Debug)]
-pub struct Plan<'a> {
+pub struct InterfacePlan<'a> {
     /// The attachment.
     pub name: &'a AttachmentName,
     /// Where the container is.
-    pub namespace: &'a Namespace,
+    pub namespace: &'a NetworkNamespace,
     /// Its addresses, with the length of their subnet's prefix.
     pub addresses: Vec<IpNet>,
     /// Routes that the IPAM plugin wants besides the default ones.
-    pub routes: Vec<result::Route>,
+    pub routes: Vec<result::ResultRoute>,
     /// The hardware address inside, if one is asked for.
     pub mac: Option<Mac>,
     /// The largest packet.
@@ -64,7 +64,7 @@ pub struct Plan<'a> {
     pub run_dir: &'a Path,
 }
 
-impl Plan<'_> {
+impl InterfacePlan<'_> {
     /// The hardware address that the interface has inside.
     #[must_use]
     pub(crate) fn inside_mac(&self) -> Mac {
@@ -78,7 +78,7 @@ pub struct Prepared {
     host: Link,
     inside: Link,
     addresses: Vec<IpNet>,
-    routes: Vec<Route>,
+    routes: Vec<UnicastRoute>,
 }
 
 /// Name of the host's end: the same for the same attachment, so that it is found again without being remembered.
@@ -94,7 +94,7 @@ pub fn host_name(name: &AttachmentName) -> String {
 ///
 /// # Errors
 /// What the kernel refuses; [`Code::InvalidEnvironment`] when there is such an interface already.
-pub fn prepare(netlink: &mut Netlink, plan: &Plan<'_>) -> Result<Prepared, CniError> {
+pub fn prepare(netlink: &mut Netlink, plan: &InterfacePlan<'_>) -> Result<Prepared, CniError> {
     let host_name = host_name(plan.name);
     let here = VethEnd { name: &host_name, mac: mac(plan.name, 1) };
     let inside = VethEnd { name: &plan.name.ifname, mac: plan.inside_mac() };
@@ -109,7 +109,7 @@ pub fn prepare(netlink: &mut Netlink, plan: &Plan<'_>) -> Result<Prepared, CniEr
         let gateway_mac = plan.bridge.is_none().then_some(here.mac);
         let inside =
             plan.namespace.enter(|netlink| configure(netlink, &plan.name.ifname, &addresses, &routes, gateway_mac))?;
-        let routes = routes.into_iter().map(|route| Route { index: inside.index, ..route }).collect();
+        let routes = routes.into_iter().map(|route| UnicastRoute { index: inside.index, ..route }).collect();
         Ok(Prepared { host, inside, addresses, routes })
     })();
     if made.is_err() {
@@ -123,7 +123,12 @@ pub fn prepare(netlink: &mut Netlink, plan: &Plan<'_>) -> Result<Prepared, CniEr
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn open(netlink: &mut Netlink, plan: &Plan<'_>, network: &Network, prepared: &Prepared) -> Result<(), CniError> {
+pub fn open(
+    netlink: &mut Netlink,
+    plan: &InterfacePlan<'_>,
+    network: &Network,
+    prepared: &Prepared,
+) -> Result<(), CniError> {
     let host = &prepared.host;
     quiet(&host.name)?;
     match plan.bridge {
@@ -141,7 +146,7 @@ pub fn open(netlink: &mut Netlink, plan: &Plan<'_>, network: &Network, prepared:
             }
             for address in &plan.addresses {
                 let dst = IpNet::from(address.addr());
-                netlink.add_route(&Route { dst, gateway: None, index: host.index, mtu: None })?;
+                netlink.add_route(&UnicastRoute { dst, gateway: None, index: host.index, mtu: None })?;
             }
         }
     }
@@ -151,7 +156,7 @@ pub fn open(netlink: &mut Netlink, plan: &Plan<'_>, network: &Network, prepared:
 impl Prepared {
     /// What ADD prints.
     #[must_use]
-    pub fn result(&self, plan: &Plan<'_>) -> result::AddResult {
+    pub fn result(&self, plan: &InterfacePlan<'_>) -> result::AddResult {
         let interface = |link: &Link, sandbox: String| result::Interface {
             name: link.name.clone(),
             mac: link.mac.map(|mac| mac_text(&mac)).unwrap_or_default(),
@@ -180,7 +185,7 @@ impl Prepared {
                     interface: Some(1),
                 })
                 .collect(),
-            routes: self.routes.iter().map(|route| result::Route { dst: route.dst, gw: route.gateway }).collect(),
+            routes: self.routes.iter().map(|route| result::ResultRoute { dst: route.dst, gw: route.gateway }).collect(),
             dns: serde_json::Map::new(),
         }
     }
@@ -211,14 +216,14 @@ pub fn mac_text(mac: &Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-fn routed(plan: &Plan<'_>) -> (Vec<IpNet>, Vec<Route>) {
+fn routed(plan: &InterfacePlan<'_>) -> (Vec<IpNet>, Vec<UnicastRoute>) {
     let addresses: Vec<IpNet> = plan.addresses.iter().map(|address| IpNet::from(address.addr())).collect();
     let gateway = |v4: bool| if v4 { IpAddr::from(GATEWAY_V4) } else { GATEWAY_V6.into() };
     let routes = routes(plan, gateway);
     (addresses, routes)
 }
 
-fn bridged(plan: &Plan<'_>) -> (Vec<IpNet>, Vec<Route>) {
+fn bridged(plan: &InterfacePlan<'_>) -> (Vec<IpNet>, Vec<UnicastRoute>) {
     let first = |v4: bool| {
         let subnet = plan.addresses.iter().find(|address| address.addr().is_ipv4() == v4);
         subnet.map_or_else(
@@ -230,19 +235,19 @@ fn bridged(plan: &Plan<'_>) -> (Vec<IpNet>, Vec<Route>) {
 }
 
 /// A default route for each family that there is an address of, and what the IPAM plugin wants besides.
-fn routes(plan: &Plan<'_>, gateway: impl Fn(bool) -> IpAddr) -> Vec<Route> {
-    let mut routes: Vec<Route> = Vec::new();
+fn routes(plan: &InterfacePlan<'_>, gateway: impl Fn(bool) -> IpAddr) -> Vec<UnicastRoute> {
+    let mut routes: Vec<UnicastRoute> = Vec::new();
     for v4 in [true, false] {
         if plan.addresses.iter().any(|address| address.addr().is_ipv4() == v4) {
             let unspecified: IpAddr = if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
             let dst = IpNet::new(unspecified, 0).unwrap_or_else(|_| IpNet::from(unspecified));
-            routes.push(Route { dst, gateway: Some(gateway(v4)), index: 0, mtu: None });
+            routes.push(UnicastRoute { dst, gateway: Some(gateway(v4)), index: 0, mtu: None });
         }
     }
     for wanted in &plan.routes {
         if routes.iter().all(|route| route.dst != wanted.dst) {
             let gateway = wanted.gw.unwrap_or_else(|| gateway(wanted.dst.addr().is_ipv4()));
-            routes.push(Route { dst: wanted.dst, gateway: Some(gateway), index: 0, mtu: None });
+            routes.push(UnicastRoute { dst: wanted.dst, gateway: Some(gateway), index: 0, mtu: None });
         }
     }
     routes
@@ -253,7 +258,7 @@ fn configure(
     netlink: &mut Netlink,
     ifname: &str,
     addresses: &[IpNet],
-    routes: &[Route],
+    routes: &[UnicastRoute],
     gateway_mac: Option<Mac>,
 ) -> Result<Link, CniError> {
     let link = netlink.link(ifname)?.ok_or_else(|| gone(ifname))?;
@@ -271,7 +276,7 @@ fn configure(
         }
     }
     for route in routes {
-        netlink.add_route(&Route { index: link.index, ..route.clone() })?;
+        netlink.add_route(&UnicastRoute { index: link.index, ..route.clone() })?;
     }
     Ok(Link { up: true, ..link })
 }

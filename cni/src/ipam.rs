@@ -14,7 +14,7 @@ use crate::{
     daemon::{AddressRange, AddressRequest, Network},
     environment::Environment,
     error::{CniError, Code},
-    result::{AddResult, Ip, Route},
+    result::{AddResult, Ip, ResultRoute},
 };
 
 /// The plugin whose `ranges` the daemon understands, too.
@@ -25,7 +25,7 @@ const RESERVED: u8 = 2;
 
 /// Where addresses come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source<'a> {
+pub enum AddressSource<'a> {
     /// The daemon allocates them.
     Daemon,
     /// The plugin of this name.
@@ -35,11 +35,11 @@ pub enum Source<'a> {
 /// Where this configuration has addresses from. `host-local` without a `dataDir` of its own is the daemon with that plugin's
 /// configuration: two stores for one subnet would give an address out twice.
 #[must_use]
-pub fn source(config: &Config) -> Source<'_> {
+pub fn source(config: &Config) -> AddressSource<'_> {
     match config.ipam.get("type").and_then(Value::as_str) {
-        None => Source::Daemon,
-        Some(HOST_LOCAL) if !config.ipam.contains_key("dataDir") => Source::Daemon,
-        Some(kind) => Source::Plugin(kind),
+        None => AddressSource::Daemon,
+        Some(HOST_LOCAL) if !config.ipam.contains_key("dataDir") => AddressSource::Daemon,
+        Some(kind) => AddressSource::Plugin(kind),
     }
 }
 
@@ -69,7 +69,7 @@ pub fn range(subnet: &IpNet, overlay: &[IpAddr]) -> Option<(IpAddr, IpAddr)> {
 /// What host-local's configuration says of ranges.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Ranges {
+struct HostLocalRanges {
     #[serde(default)]
     ranges: Option<Vec<Vec<AddressRange>>>,
     #[serde(default)]
@@ -92,12 +92,13 @@ pub fn request(environment: &Environment, config: &Config) -> Result<AddressRequ
         let what = what.to_owned();
         move |error: serde_json::Error| CniError::new(Code::InvalidConfig, format!("{what}: {error}"))
     };
-    let named: Ranges = serde_json::from_value(Value::Object(config.ipam.clone())).map_err(malformed("ipam"))?;
+    let named: HostLocalRanges =
+        serde_json::from_value(Value::Object(config.ipam.clone())).map_err(malformed("ipam"))?;
     let mut ranges: Vec<Vec<AddressRange>> = match config.raw.get("runtimeConfig").and_then(|it| it.get("ipRanges")) {
         None | Some(Value::Null) => Vec::new(),
         Some(ranges) => serde_json::from_value(ranges.clone()).map_err(malformed("runtimeConfig.ipRanges"))?,
     };
-    let Ranges { range_start, range_end, gateway, .. } = named;
+    let HostLocalRanges { range_start, range_end, gateway, .. } = named;
     ranges.extend(named.subnet.map(|subnet| vec![AddressRange { subnet, range_start, range_end, gateway }]));
     ranges.extend(named.ranges.into_iter().flatten());
     let mut ips = config::wanted_addresses(&config.raw)?;
@@ -113,7 +114,7 @@ pub fn request(environment: &Environment, config: &Config) -> Result<AddressRequ
 /// # Errors
 /// [`Code::InvalidConfig`] when `routes` is malformed, [`Code::Io`] when the file cannot be read.
 pub fn allocated(config: &Config, addresses: &[IpNet]) -> Result<AddResult, CniError> {
-    let routes: Vec<Route> = match config.ipam.get("routes") {
+    let routes: Vec<ResultRoute> = match config.ipam.get("routes") {
         None | Some(Value::Null) => Vec::new(),
         Some(routes) => serde_json::from_value(routes.clone())
             .map_err(|error| CniError::new(Code::InvalidConfig, format!("ipam.routes: {error}")))?,
@@ -162,7 +163,10 @@ pub fn configuration(config: &Config, network: Option<&Network>) -> Result<Map<S
     let mut whole = config.raw.clone();
     whole.remove("prevResult");
     let mut ipam = config.ipam.clone();
-    if source(config) == Source::Plugin(HOST_LOCAL) && !ipam.contains_key("ranges") && !ipam.contains_key("subnet") {
+    if source(config) == AddressSource::Plugin(HOST_LOCAL)
+        && !ipam.contains_key("ranges")
+        && !ipam.contains_key("subnet")
+    {
         ipam.insert("ranges".to_owned(), ranges(network)?);
     }
     whole.insert("ipam".to_owned(), Value::Object(ipam));
@@ -210,11 +214,11 @@ mod tests {
     #[test]
     fn a_named_plugin_gives_the_addresses_and_host_local_only_with_a_folder_of_its_own() {
         for (ipam, named) in [
-            (json!({}), Source::Daemon),
-            (json!({"subnet": "10.244.3.0/24"}), Source::Daemon),
-            (json!({"type": "host-local", "ranges": []}), Source::Daemon),
-            (json!({"type": "host-local", "dataDir": "/d"}), Source::Plugin("host-local")),
-            (json!({"type": "dhcp"}), Source::Plugin("dhcp")),
+            (json!({}), AddressSource::Daemon),
+            (json!({"subnet": "10.244.3.0/24"}), AddressSource::Daemon),
+            (json!({"type": "host-local", "ranges": []}), AddressSource::Daemon),
+            (json!({"type": "host-local", "dataDir": "/d"}), AddressSource::Plugin("host-local")),
+            (json!({"type": "dhcp"}), AddressSource::Plugin("dhcp")),
         ] {
             assert_eq!(source(&config(&ipam)), named, "{ipam}");
         }

@@ -21,13 +21,13 @@ use crate::error::{CniError, Code};
 
 /// An open namespace: it lives at least as long as this value.
 #[derive(Debug)]
-pub struct Namespace {
+pub struct NetworkNamespace {
     path: PathBuf,
     file: File,
     inode: (u64, u64),
 }
 
-impl Namespace {
+impl NetworkNamespace {
     /// Opens the namespace at `path`.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl Namespace {
     }
 }
 
-impl AsFd for Namespace {
+impl AsFd for NetworkNamespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }

@@ -20,7 +20,7 @@ pub struct AddResult {
     pub ips: Vec<Ip>,
     /// Routes inside the container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub routes: Vec<Route>,
+    pub routes: Vec<ResultRoute>,
     /// Name servers and so on, as the IPAM plugin gave them.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub dns: Map<String, Value>,
@@ -60,7 +60,7 @@ pub struct Ip {
 
 /// A route of a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Route {
+pub struct ResultRoute {
     /// Destination.
     pub dst: IpNet,
     /// Next hop.
@@ -115,7 +115,7 @@ mod tests {
                 gateway: Some("169.254.1.1".parse().unwrap()),
                 interface: Some(1),
             }],
-            routes: vec![Route { dst: "0.0.0.0/0".parse().unwrap(), gw: None }],
+            routes: vec![ResultRoute { dst: "0.0.0.0/0".parse().unwrap(), gw: None }],
             dns: Map::new(),
         }
     }

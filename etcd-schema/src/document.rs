@@ -16,14 +16,14 @@ pub const MAX_VALUE_BYTES: usize = 3 * 512 * 1024;
 
 /// How large one tree may be.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct DocumentLimits {
     /// Entries of one list, fields of one object.
     pub(crate) entries: usize,
     /// Values in the whole tree.
     pub(crate) nodes: usize,
 }
 
-impl Limits {
+impl DocumentLimits {
     /// For records of the mesh itself.
     pub(crate) const RECORD: Self = Self { entries: 4096, nodes: 16_384 };
     /// For Kubernetes objects, which may carry long lists of addresses.
@@ -34,9 +34,9 @@ impl Limits {
 const MAX_DEPTH: usize = 64;
 
 /// The object that `value` holds, as JSON when its first character is `{` or `[`, else as YAML.
-pub(crate) fn read(value: &[u8], limits: Limits) -> Result<Map<String, Value>, Violations> {
+pub(crate) fn read(value: &[u8], limits: DocumentLimits) -> Result<Map<String, Value>, Violations> {
     let text = text(value)?;
-    let context = Context { limits, state: RefCell::default() };
+    let context = ReadContext { limits, state: RefCell::default() };
     let root = match text.trim_start().as_bytes().first() {
         None => {
             return Err(Violations::one("", "the value is empty", "write one JSON or YAML object"));
@@ -82,9 +82,9 @@ fn text(value: &[u8]) -> Result<&str, Violations> {
     Ok(text)
 }
 
-fn read_json(text: &str, context: &Context) -> Result<Value, Violations> {
+fn read_json(text: &str, context: &ReadContext) -> Result<Value, Violations> {
     let mut reader = serde_json::Deserializer::from_str(text);
-    let root = Node { context }.deserialize(&mut reader).map_err(|e| {
+    let root = ValueNode { context }.deserialize(&mut reader).map_err(|e| {
         context.violation().unwrap_or_else(|| {
             Violations::one(
                 "",
@@ -103,14 +103,14 @@ fn read_json(text: &str, context: &Context) -> Result<Value, Violations> {
     Ok(root)
 }
 
-fn read_yaml(text: &str, context: &Context) -> Result<Value, Violations> {
+fn read_yaml(text: &str, context: &ReadContext) -> Result<Value, Violations> {
     serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(context.limits), |d| {
-        Node { context }.deserialize(d)
+        ValueNode { context }.deserialize(d)
     })
     .map_err(|e| context.violation().unwrap_or_else(|| yaml_violation(&e)))
 }
 
-fn yaml_options(limits: Limits) -> serde_saphyr::Options {
+fn yaml_options(limits: DocumentLimits) -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: MAX_DEPTH,
@@ -155,13 +155,13 @@ fn yaml_violation(error: &serde_saphyr::Error) -> Violations {
 }
 
 /// One read of one value.
-struct Context {
-    limits: Limits,
-    state: RefCell<State>,
+struct ReadContext {
+    limits: DocumentLimits,
+    state: RefCell<ReadState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ReadState {
     path: String,
     depth: usize,
     nodes: usize,
@@ -169,7 +169,7 @@ struct State {
     violation: Option<Violations>,
 }
 
-impl Context {
+impl ReadContext {
     fn violation(&self) -> Option<Violations> {
         self.state.borrow_mut().violation.take()
     }
@@ -241,11 +241,11 @@ impl Context {
 
 /// One value of the tree to come.
 #[derive(Clone, Copy)]
-struct Node<'c> {
-    context: &'c Context,
+struct ValueNode<'c> {
+    context: &'c ReadContext,
 }
 
-impl<'de> DeserializeSeed<'de> for Node<'_> {
+impl<'de> DeserializeSeed<'de> for ValueNode<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -254,7 +254,7 @@ impl<'de> DeserializeSeed<'de> for Node<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Node<'_> {
+impl<'de> Visitor<'de> for ValueNode<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -350,7 +350,7 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 }
 
-impl Node<'_> {
+impl ValueNode<'_> {
     fn huge_number<E: serde::de::Error>(self) -> E {
         self.context
             .refuse("a number out of range", "numbers must be finite, between -2^63 and 2^64; write others as text")

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     Labels, Violations,
-    document::{Limits, describe, read},
+    document::{DocumentLimits, describe, read},
     labels::read_labels,
     violation::{Report, join, quoted},
 };
@@ -27,7 +27,7 @@ impl Fields {
     /// # Errors
     /// When it is not one object, or too large.
     pub fn of_object(value: &[u8]) -> Result<Self, Violations> {
-        read(value, Limits::KUBERNETES).map(Self::root)
+        read(value, DocumentLimits::KUBERNETES).map(Self::root)
     }
 
     /// Labels below `labels`; those that the API server would refuse are noted.

@@ -58,9 +58,9 @@ pub use document::MAX_VALUE_BYTES;
 pub use id::{ContainerId, InterfaceName, KubernetesName, NodeId, NodeName, PeerName, PodName, SiteName};
 pub use key::{KeyError, SubnetKey};
 pub use kinds::{
-    Alive, Allocate, AttachedPod, Attachment, Backend, BackendKind, ClusterNetworks, Endpoint, Freed, Key,
-    KubernetesKey, NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Pool, Reader, Readiness, RecordClass,
-    RecordValue, Removed, Rules, SubnetLease, Value, WireguardData,
+    Alive, Allocate, AttachedPod, Attachment, BackendConfig, BackendKind, ClusterNetworks, Endpoint, Freed, Key,
+    KindRules, KubernetesKey, NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Pool, Reader, Readiness, RecordClass,
+    RecordValue, Removed, SubnetLease, Value, WireguardData,
 };
 pub use labels::Labels;
 pub use unknown::UnknownField;

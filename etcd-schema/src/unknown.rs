@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     Key,
-    document::{Limits, read},
+    document::{DocumentLimits, read},
     kinds::KNOWN_BACKEND,
     violation::{join, quoted},
 };
@@ -33,7 +33,7 @@ pub(crate) fn unknown_fields(key: &Key, value: &[u8]) -> Vec<UnknownField> {
     if known.is_empty() {
         return Vec::new();
     }
-    let Ok(fields) = read(value, Limits::RECORD) else { return Vec::new() };
+    let Ok(fields) = read(value, DocumentLimits::RECORD) else { return Vec::new() };
     let mut unknown = beside(known, &fields, "");
     if let (Key::Config, Some(Value::Object(backend))) = (key, fields.get("Backend")) {
         unknown.extend(beside(KNOWN_BACKEND, backend, "Backend"));

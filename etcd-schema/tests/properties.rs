@@ -10,7 +10,7 @@ use std::{
 };
 
 use etcd_schema::{
-    Alive, Allocate, AttachedPod, Attachment, Backend, BackendKind, Cluster, ClusterNetworks, Key, KubernetesKey,
+    Alive, Allocate, AttachedPod, Attachment, BackendConfig, BackendKind, Cluster, ClusterNetworks, Key, KubernetesKey,
     Labels, NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Pool, PresharedKey, PublicKey, Readiness, Removed,
     SubnetKey, SubnetLease, WireguardData, check,
 };
@@ -155,10 +155,10 @@ fn pool_v6() -> impl Strategy<Value = Pool<Ipv6Net>> {
     })
 }
 
-fn backend() -> impl Strategy<Value = Backend> {
+fn backend() -> impl Strategy<Value = BackendConfig> {
     let kinds = vec![BackendKind::Wireguard, BackendKind::HostGw, BackendKind::Vxlan, BackendKind::Udp];
     (select(kinds), any::<bool>(), option::of(1280..=u16::MAX), any::<u16>()).prop_map(
-        |(kind, direct_routing, mtu, keepalive)| Backend {
+        |(kind, direct_routing, mtu, keepalive)| BackendConfig {
             kind,
             direct_routing,
             mtu: mtu.and_then(NonZeroU16::new),

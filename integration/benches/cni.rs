@@ -71,7 +71,7 @@ fn main() {
         bench.report(1, ONE_BY_ONE);
     }
     let left = node.pod_addresses().len();
-    let attached = cni::daemon::Client::new(node.run_dir()).attachments().map_or(0, |left| left.len());
+    let attached = cni::daemon::DaemonClient::new(node.run_dir()).attachments().map_or(0, |left| left.len());
     let links = node.host().run("ip -brief link").stdout.lines().filter(|line| line.starts_with("mesh")).count();
     println!("| addresses, attachments and interfaces that are left | {left}, {attached}, {links} |");
     assert_eq!((left, attached, links), (0, 0, 0), "something leaked");

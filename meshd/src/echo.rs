@@ -120,7 +120,7 @@ pub enum UdpPort {
 ///
 /// # Errors
 /// When there is no socket to be had.
-pub(crate) fn knock(at: SocketAddr, patience: Duration) -> io::Result<UdpPort> {
+pub(crate) fn probe_udp(at: SocketAddr, patience: Duration) -> io::Result<UdpPort> {
     let any: IpAddr = if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.set_read_timeout(Some(patience))?;
@@ -238,9 +238,9 @@ mod tests {
         let closed = (0..5).any(|_| {
             let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
             let at = bound.local_addr().unwrap();
-            assert_eq!(knock(at, Duration::from_millis(50)).unwrap(), UdpPort::Silent);
+            assert_eq!(probe_udp(at, Duration::from_millis(50)).unwrap(), UdpPort::Silent);
             drop(bound);
-            knock(at, Duration::from_secs(5)).unwrap() == UdpPort::Closed
+            probe_udp(at, Duration::from_secs(5)).unwrap() == UdpPort::Closed
         });
         assert!(closed);
     }

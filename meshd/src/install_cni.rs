@@ -237,7 +237,7 @@ fn put_binary(source: &Path, dir: &Path, name: &str) -> anyhow::Result<()> {
 
 /// Why the daemon is not ready in time; `None` once it is.
 fn wait_for_daemon(run_dir: &Path, patience: Duration) -> Option<String> {
-    let client = cni::daemon::Client::new(run_dir).impatient();
+    let client = cni::daemon::DaemonClient::new(run_dir).impatient();
     let end = Instant::now() + patience;
     loop {
         let reason = client.ready().err()?.to_string();

@@ -3,7 +3,7 @@
 //! Data flows in one direction:
 //!
 //! ```text
-//! etcd watch ─▶ control ─▶ Snapshot ─▶ plan ─▶ apply (kernel, tunnel)
+//! etcd watch ─▶ control ─▶ Topology ─▶ plan ─▶ apply (kernel, tunnel)
 //! TUN read ─▶ track flow ─▶ route ─▶ encrypt in batch ─▶ UDP send
 //! UDP receive ─▶ decrypt ─▶ source is that peer's, destination is mine ─▶ judge ─▶ TUN write
 //! ```

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
-use policy::object::{ClusterPeer, ClusterPolicy, NetworkPolicy, Peer};
+use policy::object::{ClusterPeer, ClusterPolicy, NetworkPolicy, PolicyPeer};
 use serde_json::{Value, json};
 
 /// A policy with this subject and these rules for egress.
@@ -150,7 +150,7 @@ fn blocks_of_network_policies_are_read_as_the_api_server_reads_them() {
         let read = NetworkPolicy::parse(&spec).ok().and_then(|policy| {
             let peers = policy.ingress?.remove(0).peers?;
             match &peers[..] {
-                [Peer::Block(block)] => Some(block.to_string()),
+                [PolicyPeer::Block(block)] => Some(block.to_string()),
                 _ => None,
             }
         });

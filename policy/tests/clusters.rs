@@ -7,7 +7,7 @@ use std::{net::IpAddr, sync::Arc};
 use etcd_schema::Cluster;
 use ipnet::IpNet;
 use policy::{
-    engine::{Attachment, ClusterNode, End, Engine, Flow, ObjectName, PolicyState, Side},
+    engine::{ClusterNode, End, Engine, Flow, ObjectName, PodInterface, PolicyState, Side},
     object::{ClusterPolicy, Labels, NetworkPolicy, PodObject},
 };
 
@@ -39,8 +39,8 @@ fn pod(app: &str, address: Option<&str>) -> PodObject {
 }
 
 /// On the mesh's node of that number, of the cluster that it is in.
-fn attachment(of: &str, number: u8) -> Attachment {
-    Attachment {
+fn attachment(of: &str, number: u8) -> PodInterface {
+    PodInterface {
         pod: db(of),
         uid: Some("u1".into()),
         labels: None,
@@ -143,8 +143,8 @@ fn an_attachment_that_may_be_of_a_cluster_is_no_pod_without_one() {
     engine.set_cluster(&"m1".into(), worker("east", 1));
     engine.put_attachment("one".into(), attachment("east", 1), 6);
     engine.put_attachment("two".into(), attachment("", 2), 6);
-    let made_by_hand = Attachment { uid: None, addresses: vec![ip("10.244.2.8")], ..attachment("", 2) };
-    engine.put_attachment("three".into(), Attachment { pod: ObjectName::new("shop", "tool"), ..made_by_hand }, 6);
+    let made_by_hand = PodInterface { uid: None, addresses: vec![ip("10.244.2.8")], ..attachment("", 2) };
+    engine.put_attachment("three".into(), PodInterface { pod: ObjectName::new("shop", "tool"), ..made_by_hand }, 6);
     assert_eq!(at(&mut engine, "10.244.2.7"), "shop/db unknown");
     // The Node object goes, and its attachments are those of a node without a cluster.
     let closed = PolicyState::Valid(NetworkPolicy::parse(&serde_json::json!({"podSelector": {}})).unwrap());
@@ -172,7 +172,7 @@ fn a_flat_policy_that_names_a_cluster_takes_no_attachment_for_one_of_no_cluster(
     let mut engine = engine();
     engine.put_attachment("one".into(), attachment("", 1), 6);
     let tool = ObjectName::new("shop", "tool");
-    engine.put_attachment("two".into(), Attachment { uid: None, pod: tool.clone(), ..attachment("", 2) }, 6);
+    engine.put_attachment("two".into(), PodInterface { uid: None, pod: tool.clone(), ..attachment("", 2) }, 6);
     let allowed = |engine: &mut Engine, source: &str, destination: &str| {
         let flow = Flow { source: ip(source), destination: ip(destination), protocol: 6, port: Some(80) };
         engine.commit(1).verdict(Side::Ingress, &flow).allowed

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use policy::{
-    engine::{Age, Attachment, Cause, End, Engine, Flow, ObjectName, PodInfo},
+    engine::{Age, Cause, End, Engine, Flow, ObjectName, PodInfo, PodInterface},
     object::{Labels, PodObject},
 };
 use proptest::prelude::*;
@@ -30,8 +30,8 @@ fn object(uid: &str, app: &str) -> PodObject {
     PodObject { uid: Some(uid.into()), labels, addresses: vec![address()], ..PodObject::default() }
 }
 
-fn attachment(pod: &str, uid: Option<&str>) -> Attachment {
-    Attachment {
+fn attachment(pod: &str, uid: Option<&str>) -> PodInterface {
+    PodInterface {
         pod: name(pod),
         uid: uid.map(Into::into),
         labels: uid.is_none().then(Labels::default),
@@ -93,9 +93,9 @@ fn a_pod_that_is_only_kept_in_force_gives_its_labels_to_nobody_elses_address() {
 }
 
 /// An attachment by node `two`, which holds 10.244.2.0/24.
-fn at_two(pod: &str, uid: Option<&str>) -> Attachment {
+fn at_two(pod: &str, uid: Option<&str>) -> PodInterface {
     let subnets = [subnet("10.244.2.0/24")].into();
-    Attachment { addresses: vec![ip("10.244.2.9")], node: "two".into(), subnets, ..attachment(pod, uid) }
+    PodInterface { addresses: vec![ip("10.244.2.9")], node: "two".into(), subnets, ..attachment(pod, uid) }
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -147,7 +147,7 @@ fn a_node_that_takes_the_name_in_a_pods_node_name_gets_no_labels_of_it() {
     let pod = PodObject { node: Some("ip-10-0-0-1".into()), ..object("u1", "db") };
     engine.put_pod(name("db"), pod, 5);
     engine.put_attachment("a".into(), attachment("db", Some("u1")), 6);
-    engine.put_attachment("b".into(), Attachment { node: "ip-10-0-0-1".into(), ..at_two("db", Some("u1")) }, 7);
+    engine.put_attachment("b".into(), PodInterface { node: "ip-10-0-0-1".into(), ..at_two("db", Some("u1")) }, 7);
     assert_eq!(app(&owner(&mut engine)).as_deref(), Some("db"));
     assert_eq!(app(&at(&mut engine, "10.244.2.9")), None);
     assert_eq!(engine.misplaced().count(), 1);
@@ -177,7 +177,7 @@ fn attachments_of_two_nodes_are_two_pods_though_one_object_labels_both() {
         let verdicts = engine.commit(1).connection(&flow);
         assert_eq!([verdicts.egress, verdicts.ingress].map(|verdict| verdict.cause), [Cause::NoPolicy; 2]);
         // Of one node they are one.
-        let second = Attachment { addresses: vec![ip("10.244.1.8")], ..attachment("db", Some("u1")) };
+        let second = PodInterface { addresses: vec![ip("10.244.1.8")], ..attachment("db", Some("u1")) };
         engine.put_attachment("c".into(), second, 8);
         assert!(Arc::ptr_eq(&owner(&mut engine), &at(&mut engine, "10.244.1.8")));
     }
@@ -187,8 +187,8 @@ fn attachments_of_two_nodes_are_two_pods_though_one_object_labels_both() {
 fn a_newer_attachment_of_another_node_changes_no_labels() {
     let mut engine = Engine::default();
     let labels = |app: &str| Some([("app", app)].into_iter().collect());
-    engine.put_attachment("a".into(), Attachment { labels: labels("db"), ..attachment("db", None) }, 6);
-    engine.put_attachment("b".into(), Attachment { labels: labels("evil"), ..at_two("db", None) }, 7);
+    engine.put_attachment("a".into(), PodInterface { labels: labels("db"), ..attachment("db", None) }, 6);
+    engine.put_attachment("b".into(), PodInterface { labels: labels("evil"), ..at_two("db", None) }, 7);
     assert_eq!(app(&owner(&mut engine)).as_deref(), Some("db"));
     assert_eq!(app(&at(&mut engine, "10.244.2.9")).as_deref(), Some("evil"));
 }
@@ -270,7 +270,7 @@ proptest! {
                 _ => {
                     let called = NODES[other.min(2)];
                     attached.insert(node, called);
-                    let attachment = Attachment {
+                    let attachment = PodInterface {
                         addresses: vec![ip(&format!("10.244.{}.9", node + 1))],
                         node: called.into(),
                         subnets: [subnet_of(node)].into(),

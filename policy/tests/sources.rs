@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use policy::{
     engine::{Engine, Flow, ObjectName, PolicyState, Side, SourceAliases},
-    nft::{Element, LocalPod, Match, Ruleset, Then, transactions},
+    nft::{LocalPod, Match, Ruleset, SetElement, Then, transactions},
     object::{NetworkPolicy, PodObject},
 };
 use serde_json::{Value, json};
@@ -110,7 +110,7 @@ fn nftables_knows_a_node_by_an_address_of_the_other_family() {
         engine.set_source(overlay, Arc::new(SourceAliases { proven, published: Vec::new() }));
         engine.commit(1);
         let rules = engine.ruleset(&[LocalPod { addresses: vec![pod] }]);
-        let holds = |set: &String| rules.sets[set].elements.contains(&Element::Range(overlay, overlay));
+        let holds = |set: &String| rules.sets[set].elements.contains(&SetElement::Range(overlay, overlay));
         let chain = &rules.chains["in_fd42_244_0_2__9"].rules;
         chain.iter().any(|rule| {
             let from =

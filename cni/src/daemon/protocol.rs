@@ -94,7 +94,7 @@ pub struct Network {
 #[serde(rename_all = "camelCase")]
 pub struct Attach {
     /// Whom the interface is for.
-    pub pod: Pod,
+    pub pod: PodReference,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Name of the interface's end on the host.
@@ -127,7 +127,7 @@ mod optional_mac {
 /// The pod behind an attachment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Pod {
+pub struct PodReference {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -179,7 +179,7 @@ impl Attached {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// The kind.
-    pub code: Reason,
+    pub code: RefusalReason,
     /// For people.
     pub message: String,
 }
@@ -187,7 +187,7 @@ pub struct Refusal {
 /// Kinds of [`Refusal`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reason {
+pub enum RefusalReason {
     /// The request does not hold.
     Invalid,
     /// Who asks may not.

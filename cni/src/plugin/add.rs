@@ -6,23 +6,23 @@ use ipnet::IpNet;
 use netlink::{Mac, Netlink};
 use serde_json::Value;
 
-use super::{Call, del, log};
+use super::{Invocation, del, log};
 use crate::{
     config::{self, Mode},
-    daemon::{Attach, Begin, BeginAdd, Begun, Client, Network},
+    daemon::{Attach, Begin, BeginAdd, Begun, DaemonClient, Network},
     environment::AttachmentName,
     error::{CniError, Code},
     identity,
-    interface::{self, Plan},
-    ipam::{self, Source},
-    namespace::Namespace,
+    interface::{self, InterfacePlan},
+    ipam::{self, AddressSource},
+    namespace::NetworkNamespace,
     result::AddResult,
 };
 
 /// Attaches a container. A failure takes back what was done.
-pub(super) fn add(call: &Call<'_>) -> Result<Value, CniError> {
+pub(super) fn add(call: &Invocation<'_>) -> Result<Value, CniError> {
     let name = call.environment.attachment()?;
-    let namespace = Namespace::open(&call.environment.netns()?)?;
+    let namespace = NetworkNamespace::open(&call.environment.netns()?)?;
     let begin = Begin {
         network: call.config.name.clone(),
         netns: call.environment.netns.clone(),
@@ -30,13 +30,13 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, CniError> {
         interface: Some(interface::host_name(&name)),
     };
     let addresses = match ipam::source(call.config) {
-        Source::Daemon => Some(ipam::request(call.environment, call.config)?),
-        Source::Plugin(_) => None,
+        AddressSource::Daemon => Some(ipam::request(call.environment, call.config)?),
+        AddressSource::Plugin(_) => None,
     };
     let mac = call.config.hardware_address(call.environment)?;
     let mut netlink = Netlink::open()?;
     refuse_existing(&mut netlink, &name, &namespace)?;
-    let daemon = Client::new(call.run_dir());
+    let daemon = DaemonClient::new(call.run_dir());
     let begun = daemon.begin(&name, &BeginAdd { begin, addresses })?;
     let added = with_addresses(call, &name, &namespace, &begun, mac, &daemon, &mut netlink);
     if added.is_err() {
@@ -46,7 +46,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, CniError> {
 }
 
 /// An attachment that is there is not this ADD's to take back when it fails.
-fn refuse_existing(netlink: &mut Netlink, name: &AttachmentName, namespace: &Namespace) -> Result<(), CniError> {
+fn refuse_existing(netlink: &mut Netlink, name: &AttachmentName, namespace: &NetworkNamespace) -> Result<(), CniError> {
     let host_name = interface::host_name(name);
     let inside = namespace.enter(|netlink| netlink.link(&name.ifname))?;
     if inside.is_some() || netlink.link(&host_name)?.is_some() {
@@ -57,18 +57,18 @@ fn refuse_existing(netlink: &mut Netlink, name: &AttachmentName, namespace: &Nam
 }
 
 fn with_addresses(
-    call: &Call<'_>,
+    call: &Invocation<'_>,
     name: &AttachmentName,
-    namespace: &Namespace,
+    namespace: &NetworkNamespace,
     begun: &Begun,
     mac: Option<Mac>,
-    daemon: &Client,
+    daemon: &DaemonClient,
     netlink: &mut Netlink,
 ) -> Result<AddResult, CniError> {
     let network = &begun.network;
     let given = given(call, begun)?;
     let addresses = given.ips.iter().map(|ip| ip.address).collect();
-    let plan = Plan {
+    let plan = InterfacePlan {
         name,
         namespace,
         routes: given.routes,
@@ -100,7 +100,7 @@ fn with_addresses(
 }
 
 /// The addresses that the daemon has allocated, or that the IPAM plugin gives now.
-fn given(call: &Call<'_>, begun: &Begun) -> Result<AddResult, CniError> {
+fn given(call: &Invocation<'_>, begun: &Begun) -> Result<AddResult, CniError> {
     let Some(delegate) = call.delegate()? else {
         let addresses = begun.addresses.as_deref().ok_or_else(|| {
             CniError::new(Code::DaemonDiffers, "the daemon is older than this plugin and does not allocate addresses")
@@ -116,7 +116,7 @@ fn given(call: &Call<'_>, begun: &Begun) -> Result<AddResult, CniError> {
 }
 
 /// Refuses what an IPAM plugin gave if it cannot be the addresses of this node's containers.
-fn check(call: &Call<'_>, given: &AddResult, network: &Network) -> Result<(), CniError> {
+fn check(call: &Invocation<'_>, given: &AddResult, network: &Network) -> Result<(), CniError> {
     let refuse =
         |message: String| Err(CniError::new(Code::InvalidConfig, message).details("check ipam in the configuration"));
     let addresses: Vec<IpNet> = given.ips.iter().map(|ip| ip.address).collect();
@@ -141,7 +141,7 @@ fn check(call: &Call<'_>, given: &AddResult, network: &Network) -> Result<(), Cn
 
 /// In the reverse order. What fails here is freed when the runtime says DEL, or GC, or by the daemon once the container is
 /// gone; the error that counts is the first one.
-fn take_back(call: &Call<'_>, name: &AttachmentName) {
+fn take_back(call: &Invocation<'_>, name: &AttachmentName) {
     if let Err(error) = del::remove(call, name) {
         log(&format!("after a failed ADD: {error}"));
     }

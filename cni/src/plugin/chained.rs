@@ -3,24 +3,24 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink::{Netlink, Route};
+use netlink::{Netlink, UnicastRoute};
 use serde_json::Value;
 
-use super::{Call, log};
+use super::{Invocation, log};
 use crate::{
-    daemon::{Attach, Begin, BeginAdd, Client, Network},
+    daemon::{Attach, Begin, BeginAdd, DaemonClient, Network},
     error::{CniError, Code},
     identity,
-    namespace::Namespace,
+    namespace::NetworkNamespace,
     result::AddResult,
     version::CniVersion,
 };
 
 /// Registers the attachment, lowers the MTU of routes that lead into the mesh, and touches nothing else. The result is
 /// what the plugins before have made.
-pub(super) fn add(call: &Call<'_>) -> Result<Value, CniError> {
+pub(super) fn add(call: &Invocation<'_>) -> Result<Value, CniError> {
     let name = call.environment.attachment()?;
-    let namespace = Namespace::open(&call.environment.netns()?)?;
+    let namespace = NetworkNamespace::open(&call.environment.netns()?)?;
     let previous = call.config.prev_result.clone().unwrap_or_default();
     let made: AddResult = serde_json::from_value(previous.clone())
         .map_err(|error| CniError::new(Code::Decode, "prevResult cannot be read").details(error.to_string()))?;
@@ -31,7 +31,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, CniError> {
             "prevResult has no address: put meshd-cni after the plugin that assigns one",
         ));
     }
-    let daemon = Client::new(call.run_dir());
+    let daemon = DaemonClient::new(call.run_dir());
     let begin = Begin {
         network: call.config.name.clone(),
         netns: call.environment.netns.clone(),
@@ -75,7 +75,7 @@ fn addresses(made: &AddResult, ifname: &str) -> Vec<IpAddr> {
 }
 
 /// Name of the host's end of the container's interface.
-pub(super) fn host_end(namespace: &Namespace, ifname: &str, made: &AddResult) -> Result<String, CniError> {
+pub(super) fn host_end(namespace: &NetworkNamespace, ifname: &str, made: &AddResult) -> Result<String, CniError> {
     let inside = namespace.enter(|netlink| netlink.link(ifname))?;
     let inside = inside.ok_or_else(|| {
         CniError::new(
@@ -109,7 +109,7 @@ pub(super) fn host_end(namespace: &Namespace, ifname: &str, made: &AddResult) ->
 /// Lowers the MTU of every route that leads further than to this node's own containers.
 fn lower_mtu(netlink: &mut Netlink, ifname: &str, network: &Network, mtu: u32) -> Result<bool, CniError> {
     let Some(link) = netlink.link(ifname)?.filter(|link| link.mtu > mtu) else { return Ok(false) };
-    let further = |route: &Route| {
+    let further = |route: &UnicastRoute| {
         !network.subnets.iter().any(|subnet| subnet.contains(&route.dst))
             && !matches!(route.dst, IpNet::V6(net) if net.network().is_unicast_link_local() || net.network().is_multicast())
     };

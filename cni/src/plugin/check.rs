@@ -4,22 +4,22 @@ use ipnet::IpNet;
 use netlink::{Mac, Netlink};
 use serde_json::Value;
 
-use super::{Call, chained};
+use super::{Invocation, chained};
 use crate::{
     config::Mode,
-    daemon::Client,
+    daemon::DaemonClient,
     error::{CniError, Code},
     interface::{self, mac_text},
     ipam,
-    namespace::Namespace,
+    namespace::NetworkNamespace,
     result::{AddResult, Interface},
 };
 
 /// Looks at the interface, its addresses and routes, the daemon and the IPAM plugin. What later plugins have added is no
 /// fault.
-pub(super) fn check(call: &Call<'_>) -> Result<(), CniError> {
+pub(super) fn check(call: &Invocation<'_>) -> Result<(), CniError> {
     let name = call.environment.attachment()?;
-    let namespace = Namespace::open(&call.environment.netns()?)?;
+    let namespace = NetworkNamespace::open(&call.environment.netns()?)?;
     let previous = call
         .config
         .prev_result
@@ -27,7 +27,7 @@ pub(super) fn check(call: &Call<'_>) -> Result<(), CniError> {
         .ok_or_else(|| CniError::new(Code::InvalidConfig, "CHECK needs prevResult, the result of ADD"))?;
     let made: AddResult = serde_json::from_value(previous)
         .map_err(|error| CniError::new(Code::Decode, "prevResult cannot be read").details(error.to_string()))?;
-    let known = Client::new(call.run_dir()).attachment(&name)?;
+    let known = DaemonClient::new(call.run_dir()).attachment(&name)?;
     let Some(attach) = known.attach else { return Err(differs("its ADD did not complete")) };
     let expected = Expected { ifname: &name.ifname, made: &made, mac: known.begin.interface.is_some() };
     let mac = namespace.enter(|netlink| inside(netlink, &expected))?;
@@ -104,7 +104,7 @@ fn inside(netlink: &mut Netlink, expected: &Expected<'_>) -> Result<Option<Mac>,
 }
 
 /// The host's end.
-fn outside(call: &Call<'_>, host_name: &str, made: &AddResult) -> Result<(), CniError> {
+fn outside(call: &Invocation<'_>, host_name: &str, made: &AddResult) -> Result<(), CniError> {
     let mut netlink = Netlink::open()?;
     let host = netlink.link(host_name)?.ok_or_else(|| differs(format!("the host has no interface {host_name}")))?;
     if !host.up {
@@ -138,7 +138,7 @@ fn outside(call: &Call<'_>, host_name: &str, made: &AddResult) -> Result<(), Cni
 }
 
 /// IPAM plugins look for their addresses in `prevResult`.
-fn with_previous(call: &Call<'_>) -> Result<serde_json::Map<String, Value>, CniError> {
+fn with_previous(call: &Invocation<'_>) -> Result<serde_json::Map<String, Value>, CniError> {
     let mut configuration = ipam::configuration(call.config, None)?;
     if let Some(previous) = &call.config.prev_result {
         configuration.insert("prevResult".to_owned(), previous.clone());

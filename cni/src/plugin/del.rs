@@ -3,25 +3,25 @@
 use netlink::Netlink;
 use serde_json::Value;
 
-use super::{Call, log};
+use super::{Invocation, log};
 use crate::{
     bridge,
     config::Mode,
-    daemon::{Client, ClientError},
+    daemon::{DaemonClient, DaemonError},
     environment::AttachmentName,
     error::{CniError, Code},
     interface,
 };
 
 /// Detaches a container.
-pub(super) fn del(call: &Call<'_>) -> Result<(), CniError> {
+pub(super) fn del(call: &Invocation<'_>) -> Result<(), CniError> {
     let name = call.environment.attachment()?;
     if made_here(call, &name) { remove(call, &name) } else { withdraw(call, &name) }
 }
 
 /// Whether this plugin has made the interface: ADD's result, which every DEL from 0.4.0 on brings along, lists the host's
 /// end by its name then. Without a result it may have, and its ADD may have broken off.
-fn made_here(call: &Call<'_>, name: &AttachmentName) -> bool {
+fn made_here(call: &Invocation<'_>, name: &AttachmentName) -> bool {
     let Some(result) = &call.config.prev_result else { return true };
     let host_name = interface::host_name(name);
     let interfaces = result.get("interfaces").and_then(Value::as_array);
@@ -30,7 +30,7 @@ fn made_here(call: &Call<'_>, name: &AttachmentName) -> bool {
 
 /// Removes the interface, and then withdraws the attachment with its addresses: the next container that gets them is not
 /// judged as this one, and finds no interface that has them still.
-pub(super) fn remove(call: &Call<'_>, name: &AttachmentName) -> Result<(), CniError> {
+pub(super) fn remove(call: &Invocation<'_>, name: &AttachmentName) -> Result<(), CniError> {
     let mut netlink = Netlink::open()?;
     netlink.delete(&interface::host_name(name))?;
     if let Mode::Bridge(name) = &call.config.mode
@@ -44,11 +44,11 @@ pub(super) fn remove(call: &Call<'_>, name: &AttachmentName) -> Result<(), CniEr
 }
 
 /// Withdraws it from the daemon, or by a tombstone when that is away.
-pub(super) fn withdraw(call: &Call<'_>, name: &AttachmentName) -> Result<(), CniError> {
-    let daemon = Client::new(call.run_dir()).impatient();
+pub(super) fn withdraw(call: &Invocation<'_>, name: &AttachmentName) -> Result<(), CniError> {
+    let daemon = DaemonClient::new(call.run_dir()).impatient();
     match daemon.detach(name) {
         Ok(()) => Ok(()),
-        Err(ClientError::Refused(refusal)) => Err(ClientError::Refused(refusal).into()),
+        Err(DaemonError::Refused(refusal)) => Err(DaemonError::Refused(refusal).into()),
         // It is away, or of a version that has no attachments.
         Err(error) => {
             log(&format!("{error}"));

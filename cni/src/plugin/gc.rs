@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use netlink::Netlink;
 
-use super::{Call, del, log};
+use super::{Invocation, del, log};
 use crate::{
     bridge,
     config::{Mode, ValidAttachment},
-    daemon::{Client, ClientError},
+    daemon::{DaemonClient, DaemonError},
     delegate::Delegate,
     environment::AttachmentName,
     error::{CniError, Code},
@@ -18,7 +18,7 @@ use crate::{
 
 /// Detaches everything of this network that is not in `cni.dev/valid-attachments`. The runtime makes no ADD and no DEL
 /// meanwhile. It goes on when something fails, and tells the first failure.
-pub(super) fn gc(call: &Call<'_>) -> Result<(), CniError> {
+pub(super) fn gc(call: &Invocation<'_>) -> Result<(), CniError> {
     let Some(valid) = &call.config.valid_attachments else {
         return Err(CniError::new(Code::InvalidConfig, "GC needs cni.dev/valid-attachments"));
     };
@@ -27,9 +27,9 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), CniError> {
         valid.contains(&ValidAttachment { container_id: name.container_id.clone(), ifname: name.ifname.clone() })
     };
     let mut failures = Vec::new();
-    let known = match Client::new(call.run_dir()).impatient().attachments() {
+    let known = match DaemonClient::new(call.run_dir()).impatient().attachments() {
         Ok(known) => known,
-        Err(error @ ClientError::Refused(_)) => return Err(error.into()),
+        Err(error @ DaemonError::Refused(_)) => return Err(error.into()),
         Err(error) => {
             // It drops the attachments itself once the containers are gone.
             failures.push(error.into());
@@ -55,7 +55,7 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), CniError> {
 }
 
 /// One that was left by a DEL that broke off.
-fn remove_idle_bridge(call: &Call<'_>) -> Result<(), CniError> {
+fn remove_idle_bridge(call: &Invocation<'_>) -> Result<(), CniError> {
     if let Mode::Bridge(name) = &call.config.mode {
         bridge::remove_idle(&mut Netlink::open()?, call.run_dir(), Some(name))?;
     }
@@ -63,7 +63,7 @@ fn remove_idle_bridge(call: &Call<'_>) -> Result<(), CniError> {
 }
 
 /// A plugin that knows GC is told itself.
-fn of_delegate(call: &Call<'_>, delegate: &Delegate) -> Result<(), CniError> {
+fn of_delegate(call: &Invocation<'_>, delegate: &Delegate) -> Result<(), CniError> {
     if delegate.version() < CniVersion::V1_1_0 {
         return Ok(());
     }

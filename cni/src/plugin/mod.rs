@@ -14,16 +14,16 @@ use serde_json::{Map, Value, json};
 use crate::{
     config::{self, Config},
     delegate::Delegate,
-    environment::{AttachmentName, Command, Environment},
+    environment::{AttachmentName, CniCommand, Environment},
     error::{CniError, Code, WireError},
     host_local,
-    ipam::{self, Source},
+    ipam::{self, AddressSource},
     version::CniVersion,
 };
 
 /// What the runtime gets: text for standard output, and whether it went well.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct PluginOutput {
     /// JSON; empty when there is nothing to say.
     pub stdout: String,
     /// Whether the command succeeded.
@@ -32,55 +32,55 @@ pub struct Outcome {
 
 /// Runs the command that the environment names, with this configuration.
 #[must_use]
-pub fn run(environment: &Environment, stdin: &[u8]) -> Outcome {
+pub fn run(environment: &Environment, stdin: &[u8]) -> PluginOutput {
     let raw: Option<Map<String, Value>> = serde_json::from_slice(stdin).ok();
     // The shape of an error is that of the configuration's version, as far as it is known.
     let version = raw.and_then(|raw| config::version(&raw).ok()).unwrap_or(CniVersion::V1_1_0);
     match command(environment, stdin) {
-        Ok(None) => Outcome { stdout: String::new(), success: true },
-        Ok(Some(json)) => Outcome { stdout: json.to_string(), success: true },
+        Ok(None) => PluginOutput { stdout: String::new(), success: true },
+        Ok(Some(json)) => PluginOutput { stdout: json.to_string(), success: true },
         Err(error) => {
             let wire: WireError = error.to_wire(version);
             let stdout = serde_json::to_string(&wire).unwrap_or_default();
-            Outcome { stdout, success: false }
+            PluginOutput { stdout, success: false }
         }
     }
 }
 
 fn command(environment: &Environment, stdin: &[u8]) -> Result<Option<Value>, CniError> {
     let command = environment.command()?;
-    if command == Command::Version {
+    if command == CniCommand::Version {
         return Ok(Some(versions(stdin)));
     }
     let config = Config::parse(stdin)?;
     let since = match command {
-        Command::Check => CniVersion::V0_4_0,
-        Command::Status | Command::Gc => CniVersion::V1_1_0,
+        CniCommand::Check => CniVersion::V0_4_0,
+        CniCommand::Status | CniCommand::Gc => CniVersion::V1_1_0,
         _ => CniVersion::V0_3_1,
     };
     if config.version < since {
         let message = format!("{} exists since version {since}", environment.command);
         return Err(CniError::new(Code::IncompatibleVersion, message));
     }
-    let call = Call { environment, config: &config };
+    let call = Invocation { environment, config: &config };
     match command {
-        Command::Version => Ok(None),
-        Command::Add if config.is_chained() => chained::add(&call).map(Some),
-        Command::Add => add::add(&call).map(Some),
-        Command::Del => del::del(&call).map(|()| None),
-        Command::Check => check::check(&call).map(|()| None),
-        Command::Status => status::status(&call).map(|()| None),
-        Command::Gc => gc::gc(&call).map(|()| None),
+        CniCommand::Version => Ok(None),
+        CniCommand::Add if config.is_chained() => chained::add(&call).map(Some),
+        CniCommand::Add => add::add(&call).map(Some),
+        CniCommand::Del => del::del(&call).map(|()| None),
+        CniCommand::Check => check::check(&call).map(|()| None),
+        CniCommand::Status => status::status(&call).map(|()| None),
+        CniCommand::Gc => gc::gc(&call).map(|()| None),
     }
 }
 
 /// One command's inputs.
-struct Call<'a> {
+struct Invocation<'a> {
     environment: &'a Environment,
     config: &'a Config,
 }
 
-impl Call<'_> {
+impl Invocation<'_> {
     fn run_dir(&self) -> &Path {
         &self.config.run_dir
     }
@@ -88,8 +88,8 @@ impl Call<'_> {
     /// The IPAM plugin, if the configuration names one.
     fn delegate(&self) -> Result<Option<Delegate>, CniError> {
         match ipam::source(self.config) {
-            Source::Daemon => Ok(None),
-            Source::Plugin(kind) => Delegate::find(kind, self.environment, self.run_dir()).map(Some),
+            AddressSource::Daemon => Ok(None),
+            AddressSource::Plugin(kind) => Delegate::find(kind, self.environment, self.run_dir()).map(Some),
         }
     }
 

@@ -1,27 +1,27 @@
 //! STATUS: whether an ADD would succeed.
 
-use super::Call;
+use super::Invocation;
 use crate::{
-    daemon::{Client, ClientError},
+    daemon::{DaemonClient, DaemonError},
     delegate::Delegate,
     error::{CniError, Code},
-    ipam::{self, Source},
+    ipam::{self, AddressSource},
     version::CniVersion,
 };
 
 /// Fails with [`Code::LimitedConnectivity`] while the daemon is away, and with [`Code::NotAvailable`] while it knows no
 /// subnet, has not programmed policy, or has no free address, or while the IPAM plugin is not there.
-pub(super) fn status(call: &Call<'_>) -> Result<(), CniError> {
+pub(super) fn status(call: &Invocation<'_>) -> Result<(), CniError> {
     // The runtime asks again in a moment.
-    let daemon = Client::new(call.run_dir()).impatient();
+    let daemon = DaemonClient::new(call.run_dir()).impatient();
     let ready = match ipam::source(call.config) {
-        Source::Daemon => daemon.ready_with(&ipam::request(call.environment, call.config)?),
-        Source::Plugin(_) => daemon.ready(),
+        AddressSource::Daemon => daemon.ready_with(&ipam::request(call.environment, call.config)?),
+        AddressSource::Plugin(_) => daemon.ready(),
     };
     ready.map_err(|error| {
         let code = match &error {
             // The tunnel is the daemon's: without it, containers reach those of other sites no more.
-            ClientError::Unreachable { .. } | ClientError::Broken { .. } => Code::LimitedConnectivity,
+            DaemonError::Unreachable { .. } | DaemonError::Broken { .. } => Code::LimitedConnectivity,
             _ => Code::NotAvailable,
         };
         CniError { code, ..error.into() }
@@ -31,7 +31,7 @@ pub(super) fn status(call: &Call<'_>) -> Result<(), CniError> {
 }
 
 /// A plugin that knows STATUS is asked itself.
-fn of_delegate(call: &Call<'_>, delegate: &Delegate) -> Result<(), CniError> {
+fn of_delegate(call: &Invocation<'_>, delegate: &Delegate) -> Result<(), CniError> {
     if delegate.version() < CniVersion::V1_1_0 {
         return Ok(());
     }

@@ -2,10 +2,10 @@
 
 use serde_json::Map;
 
-use super::{Kind, Reader, Rules};
+use super::{KindInfo, KindRules, Reader};
 use crate::{
     NodeId, Violations,
-    document::{Limits, read},
+    document::{DocumentLimits, read},
     fields::{Expected, Fields, Writer},
     violation::Report,
 };
@@ -41,8 +41,8 @@ pub enum Readiness {
     },
 }
 
-pub(super) const KIND: Kind =
-    Kind { place: "alive/", is_flat: true, rules: Rules { reader: Reader::Mesh, class: None }, fields: KNOWN };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "alive/", is_flat: true, rules: KindRules { reader: Reader::Mesh, class: None }, fields: KNOWN };
 
 const KNOWN: &[&str] = &["bootId", "startCount", "startRevision", "incarnation", "reads", "ready", "reason"];
 
@@ -61,7 +61,7 @@ impl Alive {
     /// # Errors
     /// All that is wrong with it.
     pub fn parse(value: &[u8]) -> Result<Self, Violations> {
-        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut fields = Fields::root(read(value, DocumentLimits::RECORD)?);
         let mut report = Report::default();
         let boot_id = fields.required(&mut report, "bootId", "write the kernel's boot id", boot_id);
         let mut number = |name: &str| {

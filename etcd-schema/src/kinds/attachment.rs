@@ -5,12 +5,12 @@ use std::{fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     InterfaceName, KubernetesName, Labels, NodeId, PodName, Violations,
     address::{routed_prefix, unicast},
     check::list,
-    document::{Limits, read},
+    document::{DocumentLimits, read},
     fields::{Fields, NamesOf, Writer},
     labels::{read_labels, uid},
     violation::Report,
@@ -45,8 +45,8 @@ pub struct AttachedPod {
     pub labels: Labels,
 }
 
-pub(super) const KIND: Kind =
-    Kind { place: "endpoints/", is_flat: true, rules: Rules::policy(RecordClass::Attachment), fields: KNOWN };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "endpoints/", is_flat: true, rules: KindRules::policy(RecordClass::Attachment), fields: KNOWN };
 
 const KNOWN: &[&str] = &["pod", "uid", "addresses", "interface", "allowedSources"];
 
@@ -61,7 +61,7 @@ impl Attachment {
     /// # Errors
     /// All that is wrong with it.
     pub fn parse(value: &[u8]) -> Result<Self, Violations> {
-        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut fields = Fields::root(read(value, DocumentLimits::RECORD)?);
         let mut report = Report::default();
         if !fields.has("pod") {
             report.add("pod", "missing", "write the pod's namespace and name");

@@ -1,6 +1,10 @@
 //! `clusternetworkpolicies/NAME`: a ClusterNetworkPolicy object.
 
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 
-pub(super) const KIND: Kind =
-    Kind { place: "clusternetworkpolicies/", is_flat: true, rules: Rules::policy(RecordClass::Policy), fields: &[] };
+pub(super) const KIND: KindInfo = KindInfo {
+    place: "clusternetworkpolicies/",
+    is_flat: true,
+    rules: KindRules::policy(RecordClass::Policy),
+    fields: &[],
+};

@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 pub use self::networks::ClusterNetworks;
 use self::networks::{ALLOCATE, read_networks, write_networks};
 pub(crate) use self::networks::{NETWORKS, named};
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     Cluster, Violations,
-    document::{Limits, read},
+    document::{DocumentLimits, read},
     fields::{Fields, NamesOf, Writer},
     violation::Report,
 };
@@ -24,7 +24,7 @@ pub struct NetworkConfig {
     /// one network, and none overlaps another.
     pub clusters: BTreeMap<Cluster, ClusterNetworks>,
     /// `Backend`
-    pub backend: Backend,
+    pub backend: BackendConfig,
     /// `LeaseTTL` in seconds: how long a node that is away keeps its subnet (default 7 days).
     pub lease_ttl: Duration,
     /// `policyMode`: whether what policies refuse is dropped.
@@ -52,7 +52,7 @@ pub struct Pool<N> {
 
 /// How packets reach other nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backend {
+pub struct BackendConfig {
     /// `Type`
     pub kind: BackendKind,
     /// `DirectRouting` (default true with wireguard): plain routes to nodes on the own subnet.
@@ -97,8 +97,8 @@ pub enum PolicyMode {
     Audit,
 }
 
-pub(super) const KIND: Kind =
-    Kind { place: "config", is_flat: true, rules: Rules::mesh(RecordClass::Setting), fields: KNOWN };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "config", is_flat: true, rules: KindRules::mesh(RecordClass::Setting), fields: KNOWN };
 
 const KNOWN: &[&str] = &[
     "EnableIPv4",
@@ -136,7 +136,7 @@ impl NetworkConfig {
     /// # Errors
     /// All that is wrong with it.
     pub fn parse(value: &[u8]) -> Result<Self, Violations> {
-        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut fields = Fields::root(read(value, DocumentLimits::RECORD)?);
         let mut report = Report::default();
 
         let clusters = read_networks(&mut fields, &mut report);
@@ -233,14 +233,14 @@ impl PolicyMode {
     }
 }
 
-impl Default for Backend {
+impl Default for BackendConfig {
     /// What holds where `Backend` is absent: wireguard with direct routing.
     fn default() -> Self {
         Self { kind: BackendKind::Wireguard, direct_routing: true, mtu: None, persistent_keepalive: None }
     }
 }
 
-impl Backend {
+impl BackendConfig {
     /// Smallest `MTU`: IPv6 needs links of 1280 (RFC 8200); IPv4 alone gets by with what every host must reassemble, 576.
     #[must_use]
     pub const fn least_mtu(ipv6: bool) -> u16 {
@@ -280,9 +280,9 @@ impl fmt::Display for BackendKind {
     }
 }
 
-fn read_backend(fields: &mut Fields, report: &mut Report, ipv6: bool) -> (Backend, Map<String, Value>) {
+fn read_backend(fields: &mut Fields, report: &mut Report, ipv6: bool) -> (BackendConfig, Map<String, Value>) {
     let Some(mut fields) = fields.object(report, "Backend") else {
-        return (Backend::default(), Map::new());
+        return (BackendConfig::default(), Map::new());
     };
     let kind = fields
         .parsed(report, "Type", |text| {
@@ -304,12 +304,12 @@ fn read_backend(fields: &mut Fields, report: &mut Report, ipv6: bool) -> (Backen
         );
     }
     let backend =
-        Backend { kind, direct_routing, mtu, persistent_keepalive: own.or(flannel).and_then(NonZeroU16::new) };
+        BackendConfig { kind, direct_routing, mtu, persistent_keepalive: own.or(flannel).and_then(NonZeroU16::new) };
     (backend, fields.rest(report, KNOWN_BACKEND))
 }
 
 fn read_mtu(fields: &mut Fields, report: &mut Report, ipv6: bool) -> Option<NonZeroU16> {
-    let least = Backend::least_mtu(ipv6);
+    let least = BackendConfig::least_mtu(ipv6);
     let mtu = fields.integer(report, "MTU", 0..=u16::MAX, &format!(": 0 (measured), or {least} and more"))?;
     if (1..least).contains(&mtu) {
         let why = if ipv6 { " (IPv6 needs it)" } else { "" };

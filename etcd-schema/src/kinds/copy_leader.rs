@@ -1,5 +1,5 @@
 //! `k8s/CLUSTER/leader`: which program copies the objects of the cluster.
 
-use super::{Kind, Rules};
+use super::{KindInfo, KindRules};
 
-pub(super) const KIND: Kind = Kind { place: "leader", is_flat: false, rules: Rules::UNREAD, fields: &[] };
+pub(super) const KIND: KindInfo = KindInfo { place: "leader", is_flat: false, rules: KindRules::UNREAD, fields: &[] };

@@ -1,5 +1,5 @@
 //! `k8s/CLUSTER/state`: how far the copy of the cluster is.
 
-use super::{Kind, Rules};
+use super::{KindInfo, KindRules};
 
-pub(super) const KIND: Kind = Kind { place: "state", is_flat: false, rules: Rules::UNREAD, fields: &[] };
+pub(super) const KIND: KindInfo = KindInfo { place: "state", is_flat: false, rules: KindRules::UNREAD, fields: &[] };

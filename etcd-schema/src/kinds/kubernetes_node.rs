@@ -1,6 +1,6 @@
 //! `k8s/CLUSTER/nodes/NAME`: a Node object.
 
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 
-pub(super) const KIND: Kind =
-    Kind { place: "nodes/", is_flat: false, rules: Rules::policy(RecordClass::Object), fields: &[] };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "nodes/", is_flat: false, rules: KindRules::policy(RecordClass::Object), fields: &[] };

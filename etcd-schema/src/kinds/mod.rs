@@ -29,7 +29,7 @@ use crate::{
 
 pub use alive::{Alive, Readiness};
 pub use attachment::{AttachedPod, Attachment};
-pub use config::{Allocate, Backend, BackendKind, ClusterNetworks, NetworkConfig, PolicyMode, Pool};
+pub use config::{Allocate, BackendConfig, BackendKind, ClusterNetworks, NetworkConfig, PolicyMode, Pool};
 pub(crate) use config::{KNOWN_BACKEND, NETWORKS, named};
 pub use node::NodeRecord;
 pub use peer::{Endpoint, OutsidePeer};
@@ -38,19 +38,19 @@ pub use subnet::{Freed, SubnetLease, WireguardData};
 
 /// What holds for all records of one kind.
 #[derive(Debug)]
-pub(crate) struct Kind {
+pub(crate) struct KindInfo {
     /// Where its keys are: a directory with its slash, or the whole key of a kind that has only one.
     pub(crate) place: &'static str,
     /// Whether its keys are in no cluster's directory.
     pub(crate) is_flat: bool,
-    pub(crate) rules: Rules,
+    pub(crate) rules: KindRules,
     /// The fields of its value that are read; none for Kubernetes' objects, which have many that do not matter here.
     pub(crate) fields: &'static [&'static str],
 }
 
 /// How the daemon treats a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
+pub struct KindRules {
     /// Who reads its value.
     pub reader: Reader,
     /// What its absence means; `None`: it withdraws nothing that matters.
@@ -91,7 +91,7 @@ impl RecordClass {
     }
 }
 
-impl Rules {
+impl KindRules {
     /// Of a record that the daemon does not read.
     const UNREAD: Self = Self { reader: Reader::Unread, class: None };
 
@@ -122,7 +122,7 @@ macro_rules! keys {
         }
 
         impl $Keys {
-            pub(crate) const KINDS: &'static [&'static Kind] = &[$( &$module::KIND ),+];
+            pub(crate) const KINDS: &'static [&'static KindInfo] = &[$( &$module::KIND ),+];
 
             /// The key that `parts` name; `None`: they are in no directory of these.
             #[expect(non_snake_case, reason = "parts are named as they show in messages")]
@@ -135,7 +135,7 @@ macro_rules! keys {
                 Ok(None)
             }
 
-            pub(crate) const fn kind(&self) -> &'static Kind {
+            pub(crate) const fn kind(&self) -> &'static KindInfo {
                 match self {
                     $( Self::$Variant { .. } => &$module::KIND, )+
                     $( Self::$Inner(_, key) => key.kind(), )?
@@ -298,7 +298,7 @@ impl Key {
 
     /// How the daemon treats this record.
     #[must_use]
-    pub fn rules(&self) -> Rules {
+    pub fn rules(&self) -> KindRules {
         self.kind().rules
     }
 }

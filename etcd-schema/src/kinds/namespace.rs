@@ -1,6 +1,6 @@
 //! `namespaces/NS`: a Namespace object.
 
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 
-pub(super) const KIND: Kind =
-    Kind { place: "namespaces/", is_flat: true, rules: Rules::policy(RecordClass::Object), fields: &[] };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "namespaces/", is_flat: true, rules: KindRules::policy(RecordClass::Object), fields: &[] };

@@ -1,6 +1,6 @@
 //! `networkpolicies/NS/NAME`: a NetworkPolicy object.
 
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 
-pub(super) const KIND: Kind =
-    Kind { place: "networkpolicies/", is_flat: true, rules: Rules::policy(RecordClass::Policy), fields: &[] };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "networkpolicies/", is_flat: true, rules: KindRules::policy(RecordClass::Policy), fields: &[] };

@@ -5,12 +5,12 @@ use std::{fmt, net::SocketAddr};
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     Cluster, NodeId, NodeName, PublicKey, SiteName, Violations,
     address::{endpoint, interface_address},
     check::list,
-    document::{Limits, read},
+    document::{DocumentLimits, read},
     fields::{Expected, Fields, NamesOf, Writer},
     violation::Report,
 };
@@ -41,8 +41,8 @@ pub struct NodeRecord {
     pub extra: Map<String, Value>,
 }
 
-pub(super) const KIND: Kind =
-    Kind { place: "nodes/", is_flat: true, rules: Rules::mesh(RecordClass::Node), fields: KNOWN };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "nodes/", is_flat: true, rules: KindRules::mesh(RecordClass::Node), fields: KNOWN };
 
 const KNOWN: &[&str] =
     &["name", "site", "cluster", "publicKey", "nextPublicKey", "listenPort", "endpoints", "addresses", "version"];
@@ -61,7 +61,7 @@ impl NodeRecord {
     /// # Errors
     /// All that is wrong with it.
     pub fn parse(value: &[u8]) -> Result<Self, Violations> {
-        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut fields = Fields::root(read(value, DocumentLimits::RECORD)?);
         let mut report = Report::default();
         let name = fields.required(&mut report, "name", "write the node's name", NodeName::read);
         let site = fields.parsed(&mut report, "site", SiteName::read);

@@ -6,12 +6,12 @@ use ipnet::IpNet;
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     PeerName, PresharedKey, PublicKey, SiteName, Violations,
     address::{endpoint, routed_prefix},
     check::list,
-    document::{Limits, read},
+    document::{DocumentLimits, read},
     fields::{Fields, NamesOf, Writer},
     violation::Report,
 };
@@ -39,8 +39,8 @@ pub struct OutsidePeer {
     pub extra: Map<String, Value>,
 }
 
-pub(super) const KIND: Kind =
-    Kind { place: "peers/", is_flat: true, rules: Rules::mesh(RecordClass::Setting), fields: KNOWN };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "peers/", is_flat: true, rules: KindRules::mesh(RecordClass::Setting), fields: KNOWN };
 
 const KNOWN: &[&str] = &["publicKey", "allowedIPs", "endpoint", PRESHARED_KEY, "persistentKeepalive", "site"];
 
@@ -55,7 +55,7 @@ impl OutsidePeer {
     /// # Errors
     /// All that is wrong with it; the pre-shared key is never repeated.
     pub fn parse(value: &[u8]) -> Result<Self, Violations> {
-        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut fields = Fields::root(read(value, DocumentLimits::RECORD)?);
         let mut report = Report::default();
         let public_key =
             fields.required(&mut report, "publicKey", "write the peer's WireGuard public key", PublicKey::read);

@@ -1,6 +1,6 @@
 //! `pods/NS/NAME`: a Pod object.
 
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 
-pub(super) const KIND: Kind =
-    Kind { place: "pods/", is_flat: true, rules: Rules::policy(RecordClass::Object), fields: &[] };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "pods/", is_flat: true, rules: KindRules::policy(RecordClass::Object), fields: &[] };

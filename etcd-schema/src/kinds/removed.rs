@@ -2,11 +2,11 @@
 
 use serde_json::Map;
 
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     NodeId, NodeName, PublicKey, Violations,
     check::counted,
-    document::{Limits, read},
+    document::{DocumentLimits, read},
     fields::{Expected, Fields, Writer},
     violation::Report,
 };
@@ -25,8 +25,8 @@ pub struct Removed {
     pub time: String,
 }
 
-pub(super) const KIND: Kind =
-    Kind { place: "removed/", is_flat: true, rules: Rules::mesh(RecordClass::Setting), fields: KNOWN };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "removed/", is_flat: true, rules: KindRules::mesh(RecordClass::Setting), fields: KNOWN };
 
 const KNOWN: &[&str] = &["name", "publicKeys", "time"];
 
@@ -39,7 +39,7 @@ impl Removed {
     /// # Errors
     /// All that is wrong with it.
     pub fn parse(value: &[u8]) -> Result<Self, Violations> {
-        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut fields = Fields::root(read(value, DocumentLimits::RECORD)?);
         let mut report = Report::default();
         let name = fields.parsed(&mut report, "name", NodeName::read);
         let public_keys = fields.texts(&mut report, "publicKeys", Self::MAX_KEYS, PublicKey::read).unwrap_or_default();

@@ -7,12 +7,12 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::{Kind, RecordClass, Rules};
+use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     BackendKind, Cluster, KubernetesName, NodeId, PublicKey, SubnetKey, Violations,
     address::{unicast_v4, unicast_v6},
     check::list,
-    document::{Limits, read},
+    document::{DocumentLimits, read},
     fields::{Expected, Fields, NamesOf, Writer},
     violation::Report,
 };
@@ -61,8 +61,8 @@ pub struct WireguardData {
     pub port: u16,
 }
 
-pub(super) const KIND: Kind =
-    Kind { place: "subnets/", is_flat: true, rules: Rules::mesh(RecordClass::Node), fields: KNOWN };
+pub(super) const KIND: KindInfo =
+    KindInfo { place: "subnets/", is_flat: true, rules: KindRules::mesh(RecordClass::Node), fields: KNOWN };
 
 const KNOWN: &[&str] =
     &["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Node", "KubernetesNode", "Freed"];
@@ -128,7 +128,7 @@ impl SubnetLease {
     /// # Errors
     /// All that is wrong with it.
     pub fn parse(value: &[u8]) -> Result<Self, Violations> {
-        let mut fields = Fields::root(read(value, Limits::RECORD)?);
+        let mut fields = Fields::root(read(value, DocumentLimits::RECORD)?);
         let mut report = Report::default();
         let public_ip = fields
             .parsed(

@@ -113,7 +113,7 @@ fn what_host_local_gave_out_before_an_upgrade_stays_its_containers() {
     // Of `dead` there is neither a record nor an interface: its address is free once that was seen twice.
     await_ok("the address of a dead container", SWEPT, || asks("late", &late, &dead).map(drop));
     // Old and new: one that is announced with another's address is refused.
-    let client = cni::daemon::Client::new(node.run_dir());
+    let client = cni::daemon::DaemonClient::new(node.run_dir());
     let name = AttachmentName { container_id: "late2".to_owned(), ifname: "eth0".to_owned() };
     let begin = json!({"network": "mesh", "netns": "/proc/1/ns/net"});
     assert_eq!(client.begin(&name, &serde_json::from_value(begin).unwrap()).unwrap().addresses, None);
@@ -129,7 +129,7 @@ fn what_host_local_gave_out_before_an_upgrade_stays_its_containers() {
 
 /// What an earlier version of the plugin said of a container with this address.
 fn announce(node: &MeshdNode, container: &str, netns: &str, address: &str) {
-    let client = cni::daemon::Client::new(node.run_dir());
+    let client = cni::daemon::DaemonClient::new(node.run_dir());
     let name = AttachmentName { container_id: container.to_owned(), ifname: "eth0".to_owned() };
     let begin = json!({"network": "mesh", "netns": netns, "interface": "meshearlier"});
     client.begin(&name, &serde_json::from_value(begin).unwrap()).unwrap();

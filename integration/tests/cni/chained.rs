@@ -47,7 +47,7 @@ fn behind_bridge_and_the_usual_chain() {
         assert!(shown.contains(&format!("mtu {mtu}")), "{route}: {shown}");
     }
     assert!(pod.run("ip link show eth0").stdout.contains("mtu 1500"), "the interface is the bridge plugin's");
-    let known = cni::daemon::Client::new(east.run_dir()).attachments().unwrap();
+    let known = cni::daemon::DaemonClient::new(east.run_dir()).attachments().unwrap();
     let attach = known[0].attach.clone().unwrap();
     assert_eq!(attach.addresses, pod.addresses);
     assert!(attach.interface.starts_with("veth"), "{attach:?}");

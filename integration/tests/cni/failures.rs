@@ -182,7 +182,7 @@ fn status_and_add_say_that_no_address_is_left() {
 
 /// Gives all IPv4 addresses that are left to containers that do not come to anything.
 fn fill(node: &MeshdNode, prefix: &str) {
-    let client = cni::daemon::Client::new(node.run_dir());
+    let client = cni::daemon::DaemonClient::new(node.run_dir());
     let range = json!({"subnet": format!("{prefix}0/24")});
     let addresses = json!({"ranges": [[range]]});
     for number in 0..252 {

@@ -108,7 +108,7 @@ pub(crate) fn pod_interfaces(node: &MeshdNode) -> Vec<String> {
 
 /// Names of the attachments that the daemon knows.
 pub(crate) fn attachments(node: &MeshdNode) -> Vec<String> {
-    let known = cni::daemon::Client::new(node.run_dir()).attachments();
+    let known = cni::daemon::DaemonClient::new(node.run_dir()).attachments();
     known.unwrap_or_else(|error| panic!("{error}")).into_iter().map(|one| one.container_id).collect()
 }
 

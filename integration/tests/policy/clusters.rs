@@ -160,7 +160,7 @@ fn an_add_waits_for_its_pod_object() {
     let network = east1.cni("1.0.0", &json!({})).args("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u-1");
     let namespace = network.namespace("web");
     let attached = || {
-        let known = cni::daemon::Client::new(east1.run_dir()).attachments().unwrap();
+        let known = cni::daemon::DaemonClient::new(east1.run_dir()).attachments().unwrap();
         known.into_iter().any(|one| one.attach.is_some())
     };
     std::thread::scope(|scope| {

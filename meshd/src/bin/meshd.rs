@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use control::state_dir::StateDirError;
 use meshd::{
-    daemon::{self, Outcome},
+    daemon::{self, RunOutcome},
     install_cni::{InstallCniFlags, Installed, install_cni, keep_cni_installed},
     manual,
     settings::{CleanupFlags, CleanupSettings, FloorSettings, RunFlags, Settings, SettingsError, Trial},
@@ -29,13 +29,13 @@ const NOT_READY: u8 = 4;
 /// (install-cni).
 #[derive(Parser)]
 #[command(name = "meshd", version = program::VERSION)]
-struct Cli {
+struct MeshdCli {
     #[command(subcommand)]
-    command: Command,
+    command: MeshdCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum MeshdCommand {
     /// Join the mesh and run until SIGTERM; kernel state stays in place afterwards
     ///
     /// Each setting can also be an environment variable or a key of the settings file. Variables of switches take 1,
@@ -78,41 +78,41 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        Command::Run(flags) => {
+    let outcome = match MeshdCli::parse().command {
+        MeshdCommand::Run(flags) => {
             let only_check = flags.check;
             let settings = match Settings::load(*flags) {
                 Ok(settings) => settings,
                 Err(mistakes) => return refuse(&mistakes),
             };
             if only_check {
-                return tell(&settings.try_out());
+                return print_trial(&settings.try_out());
             }
             log::to_stderr(settings.log);
-            to_its_end(daemon::run(settings))
+            run_to_end(daemon::run(settings))
         }
-        Command::Floor(flags) => {
+        MeshdCommand::Floor(flags) => {
             let settings = FloorSettings::load(*flags);
             log::to_stderr(settings.log);
             warn_of(&settings.mistakes);
-            to_its_end(daemon::floor(settings))
+            run_to_end(daemon::floor(settings))
         }
-        Command::Cleanup(flags) => {
+        MeshdCommand::Cleanup(flags) => {
             let settings = match CleanupSettings::load(&flags) {
                 Ok(settings) => settings,
                 Err(mistakes) => return refuse(&mistakes),
             };
             log::to_stderr(settings.log);
             warn_of(&settings.mistakes);
-            to_its_end(daemon::cleanup(settings))
+            run_to_end(daemon::cleanup(settings))
         }
-        Command::InstallCni(flags) => {
+        MeshdCommand::InstallCni(flags) => {
             log::to_stderr(Log { level: tracing::Level::INFO, format: LogFormat::Text });
             if flags.keep {
-                return exit_code(to_its_end(async { keep_cni_installed(flags).await.map(|()| Outcome::Done) }));
+                return exit_code(run_to_end(async { keep_cni_installed(flags).await.map(|()| RunOutcome::Done) }));
             }
             match install_cni(&flags) {
-                Ok(Installed::Done) => Ok(Outcome::Done),
+                Ok(Installed::Done) => Ok(RunOutcome::Done),
                 Ok(Installed::NotReady(reason)) => {
                     tracing::error!(reason, "daemon not ready; no configuration written");
                     return ExitCode::from(NOT_READY);
@@ -120,13 +120,13 @@ fn main() -> ExitCode {
                 Err(error) => Err(error),
             }
         }
-        Command::Completions { shell } => {
+        MeshdCommand::Completions { shell } => {
             // A reader that closes the pipe early has had enough.
-            let _ = std::io::stdout().write_all(manual::completions(&mut Cli::command(), shell).as_bytes());
+            let _ = std::io::stdout().write_all(manual::completions(&mut MeshdCli::command(), shell).as_bytes());
             return ExitCode::SUCCESS;
         }
-        Command::Man { folder } => {
-            if let Err(error) = manual::man_pages(Cli::command(), &folder) {
+        MeshdCommand::Man { folder } => {
+            if let Err(error) = manual::man_pages(MeshdCli::command(), &folder) {
                 log::print_error(&format!("meshd: {}: {error}", folder.display()));
                 return ExitCode::from(FAILED);
             }
@@ -136,10 +136,10 @@ fn main() -> ExitCode {
     exit_code(outcome)
 }
 
-fn exit_code(outcome: anyhow::Result<Outcome>) -> ExitCode {
+fn exit_code(outcome: anyhow::Result<RunOutcome>) -> ExitCode {
     match outcome {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Refused(reason)) => {
+        Ok(RunOutcome::Done) => ExitCode::SUCCESS,
+        Ok(RunOutcome::Refused(reason)) => {
             tracing::error!(reason, "refused to run");
             ExitCode::from(FAILED)
         }
@@ -171,7 +171,7 @@ fn refuse(mistakes: &SettingsError) -> ExitCode {
 }
 
 /// What came of `run --check`.
-fn tell(trial: &Trial) -> ExitCode {
+fn print_trial(trial: &Trial) -> ExitCode {
     for warning in &trial.warnings {
         log::print_error(&format!("meshd: warning: {warning}"));
     }
@@ -188,7 +188,7 @@ fn warn_of(mistakes: &[String]) {
     }
 }
 
-fn to_its_end(work: impl Future<Output = anyhow::Result<Outcome>>) -> anyhow::Result<Outcome> {
+fn run_to_end(work: impl Future<Output = anyhow::Result<RunOutcome>>) -> anyhow::Result<RunOutcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("cannot start the async runtime")?.block_on(work)
 }
@@ -203,16 +203,16 @@ mod tests {
     fn cleanup_takes_its_own_flags_only() {
         for flags in [&["--force"][..], &["--interface", "m0", "--state-dir", "/s", "--run-dir", "/r"]] {
             let line = ["meshd", "cleanup"].iter().chain(flags);
-            assert!(Cli::try_parse_from(line).is_ok(), "{flags:?}");
+            assert!(MeshdCli::try_parse_from(line).is_ok(), "{flags:?}");
         }
         for flag in ["--check", "--node=a", "--etcd-prefix=/x", "--forward-accept"] {
-            assert!(Cli::try_parse_from(["meshd", "cleanup", flag]).is_err(), "{flag}");
+            assert!(MeshdCli::try_parse_from(["meshd", "cleanup", flag]).is_err(), "{flag}");
         }
     }
 
     #[test]
     fn every_flag_has_help_and_the_commands_are_listed() {
-        let mut cli = Cli::command();
+        let mut cli = MeshdCli::command();
         cli.clone().debug_assert();
         let help = cli.render_help().to_string();
         assert!(help.contains("run ") && help.contains("cleanup "), "{help}");

@@ -36,7 +36,7 @@ struct PeerLog {
 
 /// What became of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Change {
+enum PeerChange {
     Unreachable { site: Option<String>, online: Option<bool>, reason: String },
     Reachable { path: Path, after: Duration },
     Path { from: Path, to: Path, reason: String },
@@ -47,11 +47,11 @@ enum Change {
 enum Line {
     One {
         peer: String,
-        change: Change,
+        change: PeerChange,
     },
     /// The same for many; `change` is that of the first.
     Many {
-        change: Change,
+        change: PeerChange,
         count: usize,
         of: usize,
         peers: String,
@@ -119,14 +119,14 @@ impl PeerLog {
                 }
                 (_, Path::Unreachable) => {
                     let (site, online, reason) = (peer.site.clone(), peer.online, peer.reason.clone());
-                    (&mut lost, Some(Change::Unreachable { site, online, reason }))
+                    (&mut lost, Some(PeerChange::Unreachable { site, online, reason }))
                 }
                 // A new peer counts as reached until it answers no handshake.
                 (None, _) => (&mut moved, None),
                 (Some((Path::Unreachable, since)), path) => {
-                    (&mut back, Some(Change::Reachable { path, after: now.saturating_duration_since(since) }))
+                    (&mut back, Some(PeerChange::Reachable { path, after: now.saturating_duration_since(since) }))
                 }
-                (Some((from, _)), to) => (&mut moved, Some(Change::Path { from, to, reason: peer.reason.clone() })),
+                (Some((from, _)), to) => (&mut moved, Some(PeerChange::Path { from, to, reason: peer.reason.clone() })),
             };
             list.extend(change.map(|change| (peer.name.as_str(), change)));
             self.known.insert(owner.clone(), (peer.path, now));
@@ -138,7 +138,7 @@ impl PeerLog {
     }
 
     /// Adds lines for changes of one kind, as far as there is room for them.
-    fn say(&mut self, changes: Vec<(&str, Change)>, of: usize, lines: &mut Vec<Line>) {
+    fn say(&mut self, changes: Vec<(&str, PeerChange)>, of: usize, lines: &mut Vec<Line>) {
         let count = changes.len();
         let said = match &changes[..] {
             [(_, first), ..] if count > MOST_LINES => {
@@ -161,17 +161,19 @@ impl Line {
     fn write(&self) {
         match self {
             Self::One { peer, change } => match change {
-                Change::Unreachable { site, online, reason } => warn!(peer, site, online, reason, "peer unreachable"),
-                Change::Reachable { path, after } => {
+                PeerChange::Unreachable { site, online, reason } => {
+                    warn!(peer, site, online, reason, "peer unreachable")
+                }
+                PeerChange::Reachable { path, after } => {
                     let after = humantime::format_duration(Duration::from_secs(after.as_secs()));
                     info!(peer, %path, %after, "peer reachable");
                 }
-                Change::Path { from, to, reason } => info!(peer, %from, %to, reason, "peer path changed"),
+                PeerChange::Path { from, to, reason } => info!(peer, %from, %to, reason, "peer path changed"),
             },
             Self::Many { change, count, of, peers } => match change {
-                Change::Unreachable { reason, .. } => warn!(count, of, peers, reason, "peers unreachable"),
-                Change::Reachable { .. } => info!(count, of, peers, "peers reachable"),
-                Change::Path { from, to, .. } => info!(count, of, peers, %from, %to, "peer paths changed"),
+                PeerChange::Unreachable { reason, .. } => warn!(count, of, peers, reason, "peers unreachable"),
+                PeerChange::Reachable { .. } => info!(count, of, peers, "peers reachable"),
+                PeerChange::Path { from, to, .. } => info!(count, of, peers, %from, %to, "peer paths changed"),
             },
             Self::Unsaid { count } => {
                 warn!(count, "more changes of peers than are logged; meshctl peers lists all peers")
@@ -206,14 +208,14 @@ mod tests {
         let lost = [peer(1, Path::Unreachable), peer(2, Path::By(PathKind::HostGw))];
         let said = log.look(&lost, start + LOOK);
         let is_loss =
-            |line: &Line| matches!(line, Line::One { peer, change: Change::Unreachable { .. } } if peer == "west1");
+            |line: &Line| matches!(line, Line::One { peer, change: PeerChange::Unreachable { .. } } if peer == "west1");
         assert!(said.len() == 1 && is_loss(&said[0]), "{said:?}");
         assert_eq!(log.look(&lost, start + 2 * LOOK), []);
         let said =
             log.look(&[peer(1, Path::By(PathKind::HostGw)), peer(2, Path::By(PathKind::Wireguard))], start + 3 * LOOK);
         let one = |peer: &str, change| Line::One { peer: peer.to_owned(), change };
-        let back = Change::Reachable { path: Path::By(PathKind::HostGw), after: 2 * LOOK };
-        let moved = Change::Path {
+        let back = PeerChange::Reachable { path: Path::By(PathKind::HostGw), after: 2 * LOOK };
+        let moved = PeerChange::Path {
             from: Path::By(PathKind::HostGw),
             to: Path::By(PathKind::Wireguard),
             reason: "no handshake".to_owned(),

@@ -8,23 +8,23 @@ use api;
 use cni::bridge;
 use control::state_dir::{StateDirError, lock_existing};
 use ipnet::IpNet;
-use kernel::{self, Attachments, Kernel};
+use kernel::{self, AttachedRoutes, Kernel};
 use netlink::Netlink;
 
-use super::{Outcome, privilege, subnets_in_cache};
+use super::{RunOutcome, privilege, subnets_in_cache};
 use crate::{settings::CleanupSettings, subnet_env};
 
 /// Removes all that meshd has put into the kernel of this machine.
 ///
 /// # Errors
 /// When something cannot be looked at or removed.
-pub async fn cleanup(settings: CleanupSettings) -> anyhow::Result<Outcome> {
+pub async fn cleanup(settings: CleanupSettings) -> anyhow::Result<RunOutcome> {
     privilege::demand("cleanup", &[privilege::NET_ADMIN])?;
     // Held to the end, so that no daemon starts meanwhile.
     let _lock = match lock_existing(&settings.state_dir) {
         Ok(lock) => lock,
         Err(error @ StateDirError::InUse { .. }) => {
-            return Ok(Outcome::Refused(format!("{error}; stop the daemon first")));
+            return Ok(RunOutcome::Refused(format!("{error}; stop the daemon first")));
         }
         Err(error) => return Err(error.into()),
     };
@@ -33,7 +33,7 @@ pub async fn cleanup(settings: CleanupSettings) -> anyhow::Result<Outcome> {
     if !settings.force {
         let attachments = kernel.attachments(&known_subnets(&settings)).await?;
         if let Some(reason) = refusal(&attachments) {
-            return Ok(Outcome::Refused(reason));
+            return Ok(RunOutcome::Refused(reason));
         }
     }
     let cleanup = kernel.cleanup().await?;
@@ -52,7 +52,7 @@ pub async fn cleanup(settings: CleanupSettings) -> anyhow::Result<Outcome> {
         let more = cleanup.failures.len() - 1;
         anyhow::bail!("{}: {}; {} ({more} more)", failure.what, failure.problem, failure.remedy());
     }
-    Ok(Outcome::Done)
+    Ok(RunOutcome::Done)
 }
 
 /// Removes bridges of the plugin that no container is on any more: they are no attachments. What cannot be removed makes
@@ -80,19 +80,19 @@ fn known_subnets(settings: &CleanupSettings) -> Vec<IpNet> {
 }
 
 /// Why nothing may be removed without `--force`.
-fn refusal(attachments: &Attachments) -> Option<String> {
+fn refusal(attachments: &AttachedRoutes) -> Option<String> {
     let listed = |routes: &[IpNet]| {
         let first = routes.first().map(ToString::to_string).unwrap_or_default();
         format!("{first}, {} more", routes.len().saturating_sub(1))
     };
     match attachments {
-        Attachments::None => None,
-        Attachments::Routes(routes) => Some(format!(
+        AttachedRoutes::None => None,
+        AttachedRoutes::Routes(routes) => Some(format!(
             "containers are still attached: foreign routes lead into this node's subnets ({}); stop them first, or \
              use --force",
             listed(routes)
         )),
-        Attachments::Possible(routes) => Some(format!(
+        AttachedRoutes::Possible(routes) => Some(format!(
             "containers may still be attached: this node's subnet is unknown, and foreign routes lead into the mesh \
              network ({}); stop them first, or use --force",
             listed(routes)

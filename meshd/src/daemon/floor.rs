@@ -3,35 +3,35 @@
 
 use std::{net::IpAddr, path::Path, time::Instant};
 
-use control::cache::{CacheError, Cached};
+use control::cache::{CacheError, CachedRecords};
 use control_core::store::Store;
 use etcd_schema::{Key, NodeId, Reader};
 use ipnet::IpNet;
 use kernel::{self, Kernel, Underlay, UnderlaySelection};
 use mesh::{
     kernel_state::Floor,
-    picture::Picture,
     plan::covered,
-    snapshot::{Owner, Snapshot},
+    resolver::TopologyResolver,
+    topology::{PeerId, Topology},
 };
 
-use super::{Outcome, privilege, underlay};
+use super::{RunOutcome, privilege, underlay};
 use crate::settings::FloorSettings;
 
 /// Adds the fallback routes and ends. Nothing else of this machine changes, and etcd is not asked.
 ///
 /// # Errors
 /// When the kernel refuses one of the routes.
-pub async fn floor(settings: FloorSettings) -> anyhow::Result<Outcome> {
+pub async fn floor(settings: FloorSettings) -> anyhow::Result<RunOutcome> {
     privilege::demand("floor", &[privilege::NET_ADMIN])?;
     let kernel = Kernel::new(kernel::Options::new(settings.interface.clone(), settings.state_dir.clone()))?;
-    lay(&kernel, &settings).await?;
-    Ok(Outcome::Done)
+    install_fallback_routes(&kernel, &settings).await?;
+    Ok(RunOutcome::Done)
 }
 
 /// Makes everything that the mesh claimed in the last run unreachable, unless a claim covers an address that this machine
 /// needs to reach etcd. A cache that is too old to forward by still says what must not leave in the clear.
-pub(super) async fn lay(kernel: &Kernel, settings: &FloorSettings) -> anyhow::Result<()> {
+pub(super) async fn install_fallback_routes(kernel: &Kernel, settings: &FloorSettings) -> anyhow::Result<()> {
     let claims = match last_claims(&settings.state_dir) {
         Ok(claims) => claims,
         Err(error) => {
@@ -54,7 +54,7 @@ pub(super) async fn lay(kernel: &Kernel, settings: &FloorSettings) -> anyhow::Re
 
 /// Prefixes that are refused together where one of them covers a protected address: a network of the configuration
 /// (`None`), or those of an outside peer.
-type Claim = (Option<Owner>, Vec<IpNet>);
+type Claim = (Option<PeerId>, Vec<IpNet>);
 
 fn floor_of(claims: Vec<Claim>, protected: &[(IpAddr, String)]) -> Floor {
     let mut floor = Floor::default();
@@ -71,20 +71,20 @@ fn floor_of(claims: Vec<Claim>, protected: &[(IpAddr, String)]) -> Floor {
 
 /// What was claimed when the cache was written; nothing without a cache.
 fn last_claims(state_dir: &Path) -> Result<Vec<Claim>, CacheError> {
-    let Some(cached) = Cached::load(state_dir)? else { return Ok(Vec::new()) };
+    let Some(cached) = CachedRecords::load(state_dir)? else { return Ok(Vec::new()) };
     let concerns = |key: &str| Key::parse(key).is_ok_and(|key| key.rules().reader == Reader::Mesh);
     let entries = cached.entries.into_iter().filter(|entry| concerns(&entry.key)).collect();
-    let view = Store::from_cache(cached.revision, entries, Instant::now()).view();
+    let records = Store::from_cache(cached.revision, entries, Instant::now()).records();
     // What is claimed is the same at every node: any id will do.
-    let snapshot = "any".parse().map_or_else(
-        |_| Snapshot::default(),
+    let topology = "any".parse().map_or_else(
+        |_| Topology::default(),
         |id: NodeId| {
-            let mut picture = Picture::new(id);
-            picture.see(&view);
-            picture.snapshot().clone()
+            let mut resolver = TopologyResolver::new(id);
+            resolver.apply(&records);
+            resolver.topology().clone()
         },
     );
-    let outside = snapshot.outside.iter();
-    let outside = outside.map(|(name, peer)| (Some(Owner::Outside(name.clone())), peer.allowed_ips.clone()));
-    Ok(snapshot.networks().map(|network| (None, vec![network])).chain(outside).collect())
+    let outside = topology.outside.iter();
+    let outside = outside.map(|(name, peer)| (Some(PeerId::Outside(name.clone())), peer.allowed_ips.clone()));
+    Ok(topology.networks().map(|network| (None, vec![network])).chain(outside).collect())
 }

@@ -4,10 +4,10 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use api_types::{Finding, Severity};
-use kernel::{NetlinkError, Rtnetlink};
+use kernel::{Rtnetlink, RtnetlinkError};
 use mesh::{kernel_state, problem::ProblemCode};
 
-use super::published::Published;
+use super::published::ApiState;
 use crate::doctor::{host::not_forwarding, routes::wait_for};
 
 /// Pods whose packets are tried.
@@ -20,7 +20,7 @@ struct Tried {
     to: IpAddr,
 }
 
-impl Published {
+impl ApiState {
     /// Asks the kernel what becomes of a packet from each attached pod to one of these addresses of other nodes, and of
     /// one from each of them to a pod. Nothing without attached pods, or where the kernel does not say.
     pub(super) fn not_forwarded(&self, others: &[IpAddr]) -> Vec<Finding> {
@@ -65,7 +65,7 @@ impl Published {
 }
 
 /// Those that the kernel does not forward, each with its error number. A pod on a bridge comes by the bridge.
-async fn refused(tried: Vec<Tried>) -> Result<Vec<(Tried, i32)>, NetlinkError> {
+async fn refused(tried: Vec<Tried>) -> Result<Vec<(Tried, i32)>, RtnetlinkError> {
     let netlink = Rtnetlink::open()?;
     let links = netlink.links().await?;
     let named: BTreeMap<&str, _> = links.iter().map(|link| (link.name.as_str(), link)).collect();

@@ -31,7 +31,7 @@ const CLOCK_AGE: u64 = 600;
 #[derive(Debug)]
 pub(super) struct Handshakes {
     path: PathBuf,
-    kept: Kept,
+    kept: SavedHandshakes,
     /// The latest that the clock was in earlier runs, in seconds since 1970.
     clock_before: u64,
     loaded_at: Instant,
@@ -41,7 +41,7 @@ pub(super) struct Handshakes {
 
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-struct Kept {
+struct SavedHandshakes {
     /// Names of the peers with a session that works.
     talking: BTreeSet<String>,
     /// The greatest time stamp that came in initiations of each public key.
@@ -58,7 +58,7 @@ impl Handshakes {
             if error.kind() != io::ErrorKind::NotFound {
                 tracing::warn!(path = %path.display(), %error, "cannot read the handshakes of the last run");
             }
-            Kept::default()
+            SavedHandshakes::default()
         });
         Self { path, clock_before: kept.clock, kept, loaded_at: now, save_at: None }
     }
@@ -99,7 +99,7 @@ impl Handshakes {
         }
         let called = now < self.loaded_at + CALLED;
         let talks = |peer: &PeerStatus| peer.session.alive || called && self.kept.talking.contains(&peer.name);
-        let kept = Kept {
+        let kept = SavedHandshakes {
             talking: peers.iter().filter(|peer| talks(peer)).map(|peer| peer.name.clone()).collect(),
             seen: seen
                 .iter()
@@ -173,11 +173,11 @@ fn seconds(clock: SystemTime) -> u64 {
     clock.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn read(path: &Path) -> io::Result<Kept> {
+fn read(path: &Path) -> io::Result<SavedHandshakes> {
     Ok(serde_json::from_slice(&atomic_file::read(path, MAX_FILE)?)?)
 }
 
-fn write(path: &Path, kept: &Kept) -> io::Result<()> {
+fn write(path: &Path, kept: &SavedHandshakes) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
@@ -186,7 +186,7 @@ fn write(path: &Path, kept: &Kept) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use mesh::path::Session;
+    use mesh::path::TunnelSession;
 
     use super::*;
 
@@ -198,7 +198,7 @@ mod tests {
             latest_handshake: None,
             rx_bytes: 0,
             tx_bytes: 0,
-            session: Session { alive, ..Session::default() },
+            session: TunnelSession { alive, ..TunnelSession::default() },
             inner_mtu: 1420,
             without_df: false,
         }

@@ -1,9 +1,9 @@
 //! The daemon, read top to bottom: settings → state directory → floor, kernel, tunnel, prober, control → loop → stop.
 
+mod attachment_sync;
 mod change_log;
 mod cleanup;
 mod diagnose;
-mod enforced;
 mod etcd_names;
 mod floor;
 mod forwarding;
@@ -16,18 +16,18 @@ mod peers;
 mod privilege;
 mod proven;
 mod published;
-mod pulse;
 mod reach;
 mod readiness;
 mod roamed;
 mod underlay;
+mod watchdog;
 
 use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
 use attachments::Attachments;
 use control::{
-    cache::{CacheError, Cached},
+    cache::{CacheError, CachedRecords},
     state_dir::StateDir,
 };
 use enforcement::{self, Enforcement};
@@ -46,7 +46,7 @@ pub use floor::floor;
 
 /// How a run ended, when it did not fail.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum RunOutcome {
     /// As it was told to.
     Done,
     /// It must not run here; says why.
@@ -57,7 +57,7 @@ pub enum Outcome {
 ///
 /// # Errors
 /// When it cannot start: the state directory, the key, the TUN device or the sockets cannot be had.
-pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
+pub async fn run(settings: Settings) -> anyhow::Result<RunOutcome> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot install the handler for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot install the handler for SIGINT")?;
 
@@ -72,7 +72,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     tracing::info!(node = %settings.node, %id, public_key = %private_key.public(), "starting");
 
     let kernel = Kernel::new(kernel::Options::new(settings.interface.clone(), settings.state_dir.clone()))?;
-    if let Err(error) = floor::lay(&kernel, &FloorSettings::of(&settings)).await {
+    if let Err(error) = floor::install_fallback_routes(&kernel, &FloorSettings::of(&settings)).await {
         // The loop lays it too, and goes on trying.
         tracing::error!("{error:#}");
     }
@@ -94,7 +94,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     options.seen = handshakes.seen();
     let tunnel = Tunnel::start(options)?;
     let stop = CancellationToken::new();
-    let node = node::Node::start(
+    let node = node::NodeLoop::start(
         settings,
         state,
         id,
@@ -119,7 +119,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     stop.cancel();
     tunnel.shutdown();
     enforcement.stop();
-    if matches!(outcome, Ok(Outcome::Done)) {
+    if matches!(outcome, Ok(RunOutcome::Done)) {
         tracing::info!("stopped; TUN device, addresses, routes and rules stay in place (`meshd cleanup` removes them)");
     }
     outcome
@@ -143,7 +143,7 @@ fn cached_subnets(state: &StateDir) -> Vec<IpNet> {
 }
 
 fn subnets_in_cache(state_dir: &Path) -> Result<Vec<IpNet>, CacheError> {
-    let cached = Cached::load(state_dir)?;
+    let cached = CachedRecords::load(state_dir)?;
     Ok(cached.and_then(|cached| cached.subnet).iter().flat_map(prefixes).collect())
 }
 
@@ -156,4 +156,4 @@ fn make_dir(path: &Path, mode: u32) -> anyhow::Result<()> {
 }
 
 /// A handle that the API and the loop share.
-type SharedState = Arc<published::Published>;
+type SharedState = Arc<published::ApiState>;

@@ -8,7 +8,7 @@ use mesh::problem::{Problem, ProblemCode};
 pub(super) fn refused(failures: &[Failure]) -> Vec<Problem> {
     let mut causes: Vec<(&str, &'static str, Vec<&str>)> = Vec::new();
     for failure in failures {
-        let kernel::Problem::Firewall { message, remedy } = &failure.problem else { continue };
+        let kernel::FailureCause::Firewall { message, remedy } = &failure.problem else { continue };
         match causes.iter_mut().find(|(known, ..)| known == message) {
             Some((.., what)) => what.push(&failure.what),
             None => causes.push((message, remedy, vec![&failure.what])),
@@ -20,7 +20,7 @@ pub(super) fn refused(failures: &[Failure]) -> Vec<Problem> {
             Problem::new(ProblemCode::NftablesRefused, format!("{}: {message}", what.join(", ")), remedy)
         })
         .collect();
-    for held in failures.iter().filter(|failure| failure.problem == kernel::Problem::NoFirewall) {
+    for held in failures.iter().filter(|failure| failure.problem == kernel::FailureCause::NoFirewall) {
         match problems.first_mut() {
             Some(first) => first.cause += &format!("; {}: {}", held.what, held.problem),
             None => problems.push(Problem::new(
@@ -35,7 +35,7 @@ pub(super) fn refused(failures: &[Failure]) -> Vec<Problem> {
 
 /// Whether a failure is of nftables.
 pub(super) const fn is_of(failure: &Failure) -> bool {
-    matches!(failure.problem, kernel::Problem::Firewall { .. } | kernel::Problem::NoFirewall)
+    matches!(failure.problem, kernel::FailureCause::Firewall { .. } | kernel::FailureCause::NoFirewall)
 }
 
 /// Adds to a failure of nftables what it means for policies, in place of a problem of its own. `policies`: their rules
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     fn failure(what: &str, message: &str) -> Failure {
-        let problem = kernel::Problem::Firewall { message: message.to_owned(), remedy: "install nft" };
+        let problem = kernel::FailureCause::Firewall { message: message.to_owned(), remedy: "install nft" };
         Failure { what: what.to_owned(), problem }
     }
 
@@ -65,8 +65,8 @@ mod tests {
 
     #[test]
     fn one_fault_is_one_problem() {
-        let held = Failure { what: "2 changes".to_owned(), problem: kernel::Problem::NoFirewall };
-        let route = Failure { what: "route".to_owned(), problem: kernel::Problem::Twice };
+        let held = Failure { what: "2 changes".to_owned(), problem: kernel::FailureCause::NoFirewall };
+        let route = Failure { what: "route".to_owned(), problem: kernel::FailureCause::Twice };
         let failures = [failure("table a", "no nft"), route, failure("table b", "no nft"), held.clone()];
         let found = refused(&failures);
         assert_eq!(causes(&found), ["table a, table b: no nft; 2 changes: postponed until the firewall is in place"]);

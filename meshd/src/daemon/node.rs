@@ -17,7 +17,7 @@ use control::Control;
 use enforcement::{Enforcement, FactsOfMesh};
 use etcd_schema::{NodeId, PublicKey};
 use kernel::{Kernel, KernelEvents, Underlay};
-use mesh::snapshot::Owner;
+use mesh::topology::PeerId;
 use node_core::{Effects, Input, NodeCore};
 use prober::Prober;
 use tokio::{
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tunnel::{Tunnel, TunnelEvent};
 
 use self::start::watch_kernel;
-use super::{Outcome, SharedState, etcd_names::EtcdNames, peer_memory::PeerMemory, underlay};
+use super::{RunOutcome, SharedState, etcd_names::EtcdNames, peer_memory::PeerMemory, underlay};
 use crate::settings::Settings;
 
 /// How often everything is looked over although nothing was heard.
@@ -40,7 +40,7 @@ const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
 /// How long a start with a cache waits for etcd.
 const ETCD_FIRST: Duration = Duration::from_millis(500);
 
-pub(super) struct Node {
+pub(super) struct NodeLoop {
     settings: Settings,
     id: NodeId,
     kernel: Arc<Kernel>,
@@ -61,10 +61,10 @@ pub(super) struct Node {
     failed: Option<&'static str>,
 }
 
-impl Node {
+impl NodeLoop {
     /// Runs until `stop`, or until this node must not run.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<Outcome> {
-        let mut view = self.control.view.clone();
+    pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<RunOutcome> {
+        let mut records = self.control.records.clone();
         let mut status = self.control.status.clone();
         let mut paths = self.prober.states();
         let mut tunnel_events = self.tunnel.subscribe();
@@ -75,17 +75,17 @@ impl Node {
         // the kernel is not taken back for it. An error only means that nothing will come.
         let known = async {
             // What these return locks the value: it must not live on, or the control plane waits for it.
-            drop(view.wait_for(|view| view.synced).await);
+            drop(records.wait_for(|records| records.synced).await);
             drop(status.wait_for(|status| status.holds_identity).await);
         };
         let _ = timeout(ETCD_FIRST, known).await;
-        let mut seen = view.borrow_and_update().clone();
-        self.step(Input::View(Arc::clone(&seen))).await;
+        let mut seen = records.borrow_and_update().clone();
+        self.step(Input::Records(Arc::clone(&seen))).await;
         self.etcd_names.look_up(&self.settings.etcd.endpoints).await;
         let mut told_ready = false;
         loop {
             self.pass().await;
-            self.published.pulse.loop_came_round(Instant::now());
+            self.published.watchdog.loop_alive(Instant::now());
             if !std::mem::replace(&mut told_ready, true) {
                 // Whether the node forwards yet is for /readyz to say: etcd may run in a pod that starts after this.
                 // Without systemd there is no listener.
@@ -102,10 +102,10 @@ impl Node {
                 biased;
                 () = stop.cancelled() => {
                     self.control.stop().await;
-                    return Ok(Outcome::Done);
+                    return Ok(RunOutcome::Done);
                 }
                 _ = sweep.tick() => self.sweep().await,
-                changed = view.changed() => changed.context("control plane ended unexpectedly")?,
+                changed = records.changed() => changed.context("control plane ended unexpectedly")?,
                 changed = status.changed() => changed.context("control plane ended unexpectedly")?,
                 changed = paths.changed() => changed.context("prober ended unexpectedly")?,
                 event = tunnel_events.recv() => self.tunnel_event(event).await,
@@ -122,9 +122,9 @@ impl Node {
             while let Ok(events) = kernel_events.try_recv() {
                 self.kernel_events(events).await;
             }
-            let newest = view.borrow_and_update().clone();
+            let newest = records.borrow_and_update().clone();
             if !Arc::ptr_eq(&newest, &seen) {
-                self.step(Input::View(Arc::clone(&newest))).await;
+                self.step(Input::Records(Arc::clone(&newest))).await;
                 seen = newest;
             }
             let states = paths.borrow_and_update().clone();
@@ -191,7 +191,7 @@ impl Node {
 
     /// What is looked at although nothing was heard.
     async fn sweep(&mut self) {
-        self.enforcement.look();
+        self.enforcement.ruleset_changed();
         self.step(Input::Sweep).await;
         self.etcd_names.look_up(&self.settings.etcd.endpoints).await;
         self.read_mtus().await;
@@ -221,6 +221,6 @@ impl Node {
 }
 
 fn name_of(mesh: &node_core::MeshState, peer: &str) -> String {
-    let member = Owner::named(peer).and_then(|owner| mesh.snapshot().members.get(&owner));
+    let member = PeerId::named(peer).and_then(|owner| mesh.topology().members.get(&owner));
     member.map_or_else(|| peer.to_owned(), |member| member.name.clone())
 }

@@ -4,28 +4,28 @@ use std::{fmt::Write as _, net::SocketAddr};
 
 use etcd_schema::{PeerName, PublicKey};
 use ipnet::IpNet;
-use mesh::snapshot::{Owner, Snapshot};
+use mesh::topology::{PeerId, Topology};
 
-use super::published::Identity;
+use super::published::NodeIdentity;
 
 /// The file for `name`, with one `[Peer]` per node that it can call or that can call it; `None` if there is no such
 /// outside peer. `mtu` is that of pods, in bytes: what the mesh's paths carry inside the tunnel. Secrets are not in it: the peer's own private key never leaves its machine, and a pre-shared key is
 /// named, not printed.
 pub(super) fn wg_quick(
     name: &PeerName,
-    snapshot: &Snapshot,
-    own: &Identity,
+    topology: &Topology,
+    own: &NodeIdentity,
     own_endpoints: &[SocketAddr],
     mtu: u16,
 ) -> Option<String> {
-    let peer = snapshot.outside.get(name)?;
+    let peer = topology.outside.get(name)?;
     let outside = name.as_str();
     let mut text = String::new();
     let mut line = |line: String| {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{line}");
     };
-    line(format!("# wg-quick file for external peer {name}, revision {}", snapshot.revision));
+    line(format!("# wg-quick file for external peer {name}, revision {}", topology.revision));
     line("[Interface]".to_owned());
     line("# PrivateKey = the private key of this public key:".to_owned());
     line(format!("#   {}", peer.public_key));
@@ -60,9 +60,9 @@ pub(super) fn wg_quick(
             line("PersistentKeepalive = 25".to_owned());
         }
     };
-    node(&own.name, &own.public_key, snapshot.own_prefixes().collect(), own_endpoints);
-    for (owner, member) in snapshot.members.iter() {
-        if let (Owner::Node(_) | Owner::Lease(_), Some(key)) = (owner, member.keys.first()) {
+    node(&own.name, &own.public_key, topology.own_prefixes().collect(), own_endpoints);
+    for (owner, member) in topology.members.iter() {
+        if let (PeerId::Node(_) | PeerId::Lease(_), Some(key)) = (owner, member.keys.first()) {
             node(&member.name, key, member.prefixes().collect(), &member.endpoints);
         }
     }
@@ -78,7 +78,7 @@ mod tests {
     use std::sync::Arc;
 
     use keys::PrivateKey;
-    use mesh::snapshot::Outside;
+    use mesh::topology::ExternalPeer;
 
     use super::*;
 
@@ -86,11 +86,11 @@ mod tests {
         PrivateKey::from_bytes([seed; 32]).public()
     }
 
-    fn world(endpoint: Option<&str>) -> (Snapshot, Identity) {
-        let mut snapshot = Snapshot { own_subnets: vec!["10.244.1.0-24".parse().unwrap()], ..Snapshot::default() };
-        snapshot.outside.insert(
+    fn world(endpoint: Option<&str>) -> (Topology, NodeIdentity) {
+        let mut topology = Topology { own_subnets: vec!["10.244.1.0-24".parse().unwrap()], ..Topology::default() };
+        topology.outside.insert(
             "laptop".parse().unwrap(),
-            Arc::new(Outside {
+            Arc::new(ExternalPeer {
                 public_key: key(9),
                 preshared_key: Some(etcd_schema::PresharedKey::from_bytes([0x5a; 32])),
                 allowed_ips: vec!["10.9.0.2/32".parse().unwrap()],
@@ -99,7 +99,7 @@ mod tests {
                 site: None,
             }),
         );
-        let own = Identity {
+        let own = NodeIdentity {
             name: "a".to_owned(),
             id: "aa".to_owned(),
             site: None,
@@ -107,14 +107,14 @@ mod tests {
             public_key: key(1),
             interface: "meshd0".to_owned(),
         };
-        (snapshot, own)
+        (topology, own)
     }
 
     #[test]
     fn names_each_node_that_can_be_called() {
-        let (snapshot, own) = world(None);
+        let (topology, own) = world(None);
         let at = ["[2001:db8::1]:51820".parse().unwrap(), "192.0.2.1:51820".parse().unwrap()];
-        let text = wg_quick(&"laptop".parse().unwrap(), &snapshot, &own, &at, 1420).unwrap();
+        let text = wg_quick(&"laptop".parse().unwrap(), &topology, &own, &at, 1420).unwrap();
         for line in [
             "Address = 10.9.0.2/32",
             "MTU = 1420",
@@ -126,38 +126,38 @@ mod tests {
         ] {
             assert!(text.lines().any(|have| have == line), "{line} in:\n{text}");
         }
-        assert!(wg_quick(&"other".parse().unwrap(), &snapshot, &own, &at, 1420).is_none());
+        assert!(wg_quick(&"other".parse().unwrap(), &topology, &own, &at, 1420).is_none());
     }
 
     #[test]
     fn gives_the_peer_addresses_only_and_names_the_networks_behind_it() {
-        let (mut snapshot, own) = world(None);
+        let (mut topology, own) = world(None);
         let laptop = "laptop".parse().unwrap();
-        let text_for = |snapshot: &Snapshot| wg_quick(&laptop, snapshot, &own, &[], 1380).unwrap();
-        let peer = Arc::make_mut(snapshot.outside.get_mut(&laptop).unwrap());
+        let text_for = |topology: &Topology| wg_quick(&laptop, topology, &own, &[], 1380).unwrap();
+        let peer = Arc::make_mut(topology.outside.get_mut(&laptop).unwrap());
         peer.allowed_ips =
             ["10.9.0.2/32", "10.8.0.0/24", "fd09::2/128", "fd09:1::/64"].map(|net| net.parse().unwrap()).to_vec();
-        let text = text_for(&snapshot);
+        let text = text_for(&topology);
         for line in ["Address = 10.9.0.2/32, fd09::2/128", "# Routed behind this peer: 10.8.0.0/24, fd09:1::/64"] {
             assert!(text.lines().any(|have| have == line), "{line} in:\n{text}");
         }
-        Arc::make_mut(snapshot.outside.get_mut(&laptop).unwrap()).allowed_ips = vec!["10.8.0.0/24".parse().unwrap()];
-        assert!(!text_for(&snapshot).contains("Address"));
+        Arc::make_mut(topology.outside.get_mut(&laptop).unwrap()).allowed_ips = vec!["10.8.0.0/24".parse().unwrap()];
+        assert!(!text_for(&topology).contains("Address"));
     }
 
     #[test]
     fn leaves_out_a_node_when_neither_can_call_the_other() {
-        let (snapshot, own) = world(None);
-        assert!(!wg_quick(&"laptop".parse().unwrap(), &snapshot, &own, &[], 1420).unwrap().contains("[Peer]"));
-        let (snapshot, own) = world(Some("198.51.100.4:51820"));
-        assert!(wg_quick(&"laptop".parse().unwrap(), &snapshot, &own, &[], 1420).unwrap().contains("[Peer]"));
+        let (topology, own) = world(None);
+        assert!(!wg_quick(&"laptop".parse().unwrap(), &topology, &own, &[], 1420).unwrap().contains("[Peer]"));
+        let (topology, own) = world(Some("198.51.100.4:51820"));
+        assert!(wg_quick(&"laptop".parse().unwrap(), &topology, &own, &[], 1420).unwrap().contains("[Peer]"));
     }
 
     #[test]
     fn prints_no_secret() {
         use base64::Engine as _;
-        let (snapshot, own) = world(None);
-        let text = wg_quick(&"laptop".parse().unwrap(), &snapshot, &own, &[], 1420).unwrap();
+        let (topology, own) = world(None);
+        let text = wg_quick(&"laptop".parse().unwrap(), &topology, &own, &[], 1420).unwrap();
         assert!(!text.contains(&base64::engine::general_purpose::STANDARD.encode([0x5a; 32])));
     }
 }

@@ -14,14 +14,14 @@ use tunnel::Tunnel;
 use super::{
     handshakes::{self, Handshakes},
     proven::Proven,
-    roamed::Roamed,
+    roamed::EndpointCache,
 };
 
 /// The memory of one daemon.
 #[derive(Debug)]
 pub(super) struct PeerMemory {
     pub(super) proven: Proven,
-    roamed: Roamed,
+    roamed: EndpointCache,
     handshakes: Handshakes,
     /// Clocks that make handshakes fail.
     clock_problems: Vec<Problem>,
@@ -32,7 +32,7 @@ impl PeerMemory {
     pub(super) fn load(state_dir: &Path, handshakes: Handshakes) -> Self {
         Self {
             proven: Proven::default(),
-            roamed: Roamed::load(state_dir),
+            roamed: EndpointCache::load(state_dir),
             clock_problems: handshakes.behind(SystemTime::now()).into_iter().collect(),
             handshakes,
         }

@@ -10,23 +10,23 @@ use mesh::{
     path::{ChosenPath, Reach, Reason, worse},
     plan::Plan,
     problem::{Problem, ProblemCode},
-    snapshot::{Owner, Snapshot},
+    topology::{PeerId, Topology},
 };
 use tunnel::PeerStatus;
 
-use super::published::{InForce, Published};
+use super::published::{ApiState, NodeState};
 
 /// Names that one line of status has room for.
 const NAMED: usize = 5;
 
-impl Published {
+impl ApiState {
     /// The other nodes and outside peers, each with the tunnel's name for it.
     pub(super) fn peers_by_owner(&self) -> Vec<(String, Peer)> {
         let tunnel = self.tunnel_peers();
         let in_force = self.lock();
         let Some(plan) = &in_force.plan else { return Vec::new() };
         let mut peers = Vec::new();
-        for (owner, member) in in_force.snapshot.members.iter() {
+        for (owner, member) in in_force.topology.members.iter() {
             let status = tunnel.get(&owner.to_string());
             let (family, chosen) = worse(paths_to(plan, owner, status));
             let mut reason = explained(family, &chosen, status);
@@ -37,8 +37,8 @@ impl Published {
             }
             let path = chosen.kind().into();
             let id = match owner {
-                Owner::Node(id) => id.to_string(),
-                Owner::Lease(_) | Owner::Outside(_) => member.name.clone(),
+                PeerId::Node(id) => id.to_string(),
+                PeerId::Lease(_) | PeerId::Outside(_) => member.name.clone(),
             };
             let remedy = remedy(path, argument(&member.name, &id), shows_life(&in_force, owner));
             let reached = Reached { path, reason, remedy };
@@ -47,8 +47,8 @@ impl Published {
             let peer = peer(member.name.clone(), id, site, member.prefixes().collect(), reached, status);
             peers.push((owner.to_string(), Peer { overlay: member.overlay().collect(), online, ..peer }));
         }
-        for (name, outside) in in_force.snapshot.outside.iter() {
-            let owner = Owner::Outside(name.clone());
+        for (name, outside) in in_force.topology.outside.iter() {
+            let owner = PeerId::Outside(name.clone());
             let status = tunnel.get(&owner.to_string());
             let name = name.to_string();
             let chosen = ChosenPath::external(status.map(|status| &status.session));
@@ -78,7 +78,7 @@ impl Published {
         let tunnel = self.tunnel_peers();
         let in_force = self.lock();
         let Some(plan) = &in_force.plan else { return Vec::new() };
-        let mut routes = routes(&in_force.snapshot, plan, &tunnel, &self.identity.interface);
+        let mut routes = routes(&in_force.topology, plan, &tunnel, &self.identity.interface);
         for route in routes.iter_mut().filter(|route| route.path == api_types::Path::Unreachable) {
             if let Some(peer) = peers.get(&route.peer) {
                 (route.reason, route.remedy) = (peer.reason.clone(), peer.remedy.clone());
@@ -96,10 +96,10 @@ struct Reached {
 }
 
 /// Whether a node shows a sign of life in etcd; `None` for peers that never do.
-fn shows_life(in_force: &InForce, owner: &Owner) -> Option<bool> {
+fn shows_life(in_force: &NodeState, owner: &PeerId) -> Option<bool> {
     match owner {
-        Owner::Node(id) => Some(in_force.alive.get(id).is_some()),
-        Owner::Lease(_) | Owner::Outside(_) => None,
+        PeerId::Node(id) => Some(in_force.alive.get(id).is_some()),
+        PeerId::Lease(_) | PeerId::Outside(_) => None,
     }
 }
 
@@ -147,16 +147,16 @@ pub(super) fn not_reached(peers: &[(String, Peer)]) -> Option<Problem> {
 }
 
 /// The mesh's routes, by destination; `tun` is the tunnel's device.
-fn routes(snapshot: &Snapshot, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus>, tun: &str) -> Vec<Route> {
-    let session = |owner: &Owner| tunnel.get(&owner.to_string()).map(|status| &status.session);
-    let members = snapshot.members.iter().flat_map(|(owner, member)| {
+fn routes(topology: &Topology, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus>, tun: &str) -> Vec<Route> {
+    let session = |owner: &PeerId| tunnel.get(&owner.to_string()).map(|status| &status.session);
+    let members = topology.members.iter().flat_map(|(owner, member)| {
         member.prefixes().filter_map(move |net| {
             let chosen = plan.paths.get(&(owner.clone(), Family::of_net(&net)))?.clone();
             Some((net, (member.name.clone(), chosen.with_session(session(owner)))))
         })
     });
-    let outside = snapshot.outside.iter().flat_map(|(name, peer)| {
-        let chosen = ChosenPath::external(session(&Owner::Outside(name.clone())));
+    let outside = topology.outside.iter().flat_map(|(name, peer)| {
+        let chosen = ChosenPath::external(session(&PeerId::Outside(name.clone())));
         peer.allowed_ips.iter().map(move |net| (*net, (name.to_string(), chosen.clone())))
     });
     let owners: BTreeMap<IpNet, (String, ChosenPath)> = members.chain(outside).collect();
@@ -183,7 +183,7 @@ fn routes(snapshot: &Snapshot, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus
 }
 
 /// A member's path in each family that it has a prefix of.
-fn paths_to(plan: &Plan, owner: &Owner, status: Option<&PeerStatus>) -> Vec<(Family, ChosenPath)> {
+fn paths_to(plan: &Plan, owner: &PeerId, status: Option<&PeerStatus>) -> Vec<(Family, ChosenPath)> {
     let session = status.map(|status| &status.session);
     let path = |family| Some((family, plan.paths.get(&(owner.clone(), family))?.clone().with_session(session)));
     Family::BOTH.into_iter().filter_map(path).collect()
@@ -242,15 +242,15 @@ mod tests {
     use keys::PrivateKey;
     use mesh::{
         backend::PathKind,
-        path::{DirectState, Session},
+        path::{DirectState, TunnelSession},
         plan::{Local, Observed, UnderlayLink, plan},
-        snapshot::Member,
+        topology::NodePeer,
     };
 
     use super::*;
 
-    fn neighbour() -> Member {
-        Member {
+    fn neighbour() -> NodePeer {
+        NodePeer {
             name: "b".to_owned(),
             site: Some("east".parse().unwrap()),
             keys: vec![PrivateKey::from_bytes([2; 32]).public()],
@@ -270,11 +270,11 @@ mod tests {
     ) -> Vec<(String, api_types::Path, Option<String>)> {
         let config = br#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd42:244::/48"}"#;
         let id: etcd_schema::NodeId = "bb".parse().unwrap();
-        let snapshot = Snapshot {
+        let topology = Topology {
             network: Some(etcd_schema::NetworkConfig::parse(config).unwrap()),
             own_subnets: vec!["10.244.1.0-24&fd42:244:0:1::-64".parse().unwrap()],
-            members: [(Owner::Node(id.clone()), Arc::new(neighbour()))].into_iter().collect(),
-            ..Snapshot::default()
+            members: [(PeerId::Node(id.clone()), Arc::new(neighbour()))].into_iter().collect(),
+            ..Topology::default()
         };
         let link = UnderlayLink {
             name: "eth0".parse().unwrap(),
@@ -292,7 +292,7 @@ mod tests {
             forward_accept: false,
         };
         let observed = Observed { paths: BTreeMap::from([((id, Family::V4), state)]), ..Observed::default() };
-        routes(&snapshot, &plan(&snapshot, &local, &observed), tunnel, "meshd0")
+        routes(&topology, &plan(&topology, &local, &observed), tunnel, "meshd0")
             .into_iter()
             .filter(|route| route.peer == "b")
             .map(|route| (route.dst.to_string(), route.path, route.dev))
@@ -323,7 +323,12 @@ mod tests {
             latest_handshake: None,
             rx_bytes: 0,
             tx_bytes: 0,
-            session: Session { calls: 9, last_call: Some(std::time::Duration::ZERO), keys: 1, ..Session::default() },
+            session: TunnelSession {
+                calls: 9,
+                last_call: Some(std::time::Duration::ZERO),
+                keys: 1,
+                ..TunnelSession::default()
+            },
             inner_mtu: 1420,
             without_df: false,
         };

@@ -12,8 +12,8 @@ use etcd_schema::NodeId;
 use mesh::{
     address::Family,
     path::DirectState,
-    snapshot::Owner,
     target::{PathStates, Targets},
+    topology::PeerId,
 };
 
 /// How long an endpoint is believed of a node that goes direct: what it sends then says nothing of its endpoint. As long as
@@ -24,7 +24,7 @@ const FRESH: Duration = Duration::from_secs(180);
 #[derive(Debug, Default)]
 pub(super) struct Proven {
     /// The address that the last authentic packet in the tunnel came from, and when one last came, as far as is known here.
-    heard: BTreeMap<Owner, (IpAddr, Instant)>,
+    heard: BTreeMap<PeerId, (IpAddr, Instant)>,
     /// The addresses of direct paths in use.
     direct: BTreeMap<(NodeId, Family), IpAddr>,
     addresses: ProvenAddresses,
@@ -46,7 +46,7 @@ impl Proven {
 
     /// All peers that the tunnel knows to have been heard, from where, and when last.
     pub(super) fn resync(&mut self, now: Instant, heard: Vec<(String, SocketAddr, Instant)>) {
-        let before: BTreeSet<Owner> = self.heard.keys().cloned().collect();
+        let before: BTreeSet<PeerId> = self.heard.keys().cloned().collect();
         let heard =
             heard.into_iter().filter_map(|(name, from, at)| Some((owner(&name)?, (from.ip().to_canonical(), at))));
         self.heard = heard.collect();
@@ -64,18 +64,18 @@ impl Proven {
         }
         let ids = direct.keys().chain(self.direct.keys());
         let changed = ids.filter(|id| direct.get(*id) != self.direct.get(*id));
-        let owners = changed.map(|(id, _)| Owner::Node(id.clone())).collect();
+        let owners = changed.map(|(id, _)| PeerId::Node(id.clone())).collect();
         self.direct = direct;
         self.settle(now, owners);
     }
 
-    fn settle(&mut self, now: Instant, owners: BTreeSet<Owner>) {
+    fn settle(&mut self, now: Instant, owners: BTreeSet<PeerId>) {
         for owner in owners {
             let direct: Vec<IpAddr> = match &owner {
-                Owner::Node(id) => {
+                PeerId::Node(id) => {
                     Family::BOTH.iter().filter_map(|family| self.direct.get(&(id.clone(), *family)).copied()).collect()
                 }
-                Owner::Lease(_) | Owner::Outside(_) => Vec::new(),
+                PeerId::Lease(_) | PeerId::Outside(_) => Vec::new(),
             };
             let believed = |at: Instant| direct.is_empty() || now.saturating_duration_since(at) < FRESH;
             let heard = self.heard.get(&owner).filter(|(_, at)| believed(*at)).map(|(from, _)| *from);
@@ -88,8 +88,8 @@ impl Proven {
 }
 
 /// The node that is the tunnel's peer `name`.
-fn owner(name: &str) -> Option<Owner> {
-    Owner::named(name).filter(|owner| !matches!(owner, Owner::Outside(_)))
+fn owner(name: &str) -> Option<PeerId> {
+    PeerId::named(name).filter(|owner| !matches!(owner, PeerId::Outside(_)))
 }
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     fn of(proven: &Proven) -> Vec<String> {
-        let owner = Owner::named("nodes/a").unwrap();
+        let owner = PeerId::named("nodes/a").unwrap();
         proven.addresses().get(&owner).into_iter().flat_map(|all| all.iter().map(ToString::to_string)).collect()
     }
 

@@ -24,7 +24,7 @@ use mesh::{
     plan::Plan,
     problem::{Problem, ProblemCode},
     records::Record,
-    snapshot::{OwnRecord, Snapshot},
+    topology::{OwnRecord, Topology},
 };
 use text::quote;
 use tunnel::{OffloadState, Tunnel};
@@ -32,13 +32,13 @@ use tunnel::{OffloadState, Tunnel};
 use super::{
     nftables, peer_config,
     peers::{counts, not_reached},
-    pulse::Pulse,
+    watchdog::Watchdog,
 };
 use crate::echo::Echo;
 
 /// Who this node is; does not change while it runs.
 #[derive(Debug, Clone)]
-pub(super) struct Identity {
+pub(super) struct NodeIdentity {
     pub(super) name: String,
     pub(super) id: String,
     pub(super) site: Option<String>,
@@ -50,8 +50,8 @@ pub(super) struct Identity {
 
 /// What is in force now.
 #[derive(Debug, Default)]
-pub(super) struct InForce {
-    pub(super) snapshot: Snapshot,
+pub(super) struct NodeState {
+    pub(super) topology: Topology,
     /// The records give this node a subnet. It may use one without that, while its key is being put back.
     pub(super) subnet_holds: bool,
     /// Nodes that show a sign of life in etcd.
@@ -76,16 +76,16 @@ pub(super) struct Carrier {
 }
 
 /// The shared state behind the API.
-pub(super) struct Published {
-    pub(super) identity: Identity,
+pub(super) struct ApiState {
+    pub(super) identity: NodeIdentity,
     pub(super) started: Instant,
     pub(super) tunnel: Tunnel,
     pub(super) enforcement: Arc<Enforcement>,
     pub(super) control: tokio::sync::watch::Receiver<ControlStatus>,
     pub(super) etcd_acceptor: EtcdAcceptor,
-    pub(super) in_force: Mutex<InForce>,
+    pub(super) in_force: Mutex<NodeState>,
     pub(super) attachments: Arc<Attachments>,
-    pub(super) pulse: Arc<Pulse>,
+    pub(super) watchdog: Arc<Watchdog>,
     /// For asking members about themselves.
     pub(super) etcd: EtcdOptions,
     pub(super) state_dir: PathBuf,
@@ -95,13 +95,13 @@ pub(super) struct Published {
     pub(super) warnings: Mutex<BTreeMap<ProblemCode, Problem>>,
 }
 
-impl Published {
-    pub(super) fn set(&self, in_force: InForce) {
+impl ApiState {
+    pub(super) fn set(&self, in_force: NodeState) {
         *self.lock() = in_force;
     }
 
     /// States, or takes back, what keeps an interface of the daemon from being served.
-    pub(super) fn warn(&self, code: ProblemCode, warning: Option<Problem>) {
+    pub(super) fn set_warning(&self, code: ProblemCode, warning: Option<Problem>) {
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         match warning {
             Some(warning) => warnings.insert(code, warning),
@@ -109,7 +109,7 @@ impl Published {
         };
     }
 
-    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, InForce> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, NodeState> {
         self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,14 +172,14 @@ impl Published {
     }
 
     /// Every problem of this node, each cause once.
-    pub(super) fn problems(&self, control: &ControlStatus, peers: &[(String, Peer)]) -> Found {
+    pub(super) fn problems(&self, control: &ControlStatus, peers: &[(String, Peer)]) -> NodeProblems {
         let in_force = self.lock();
         let mut problems = control.problems.clone();
         problems.extend(in_force.record_problems.iter().cloned());
         if let Some(plan) = &in_force.plan {
             problems.extend(plan.problems.iter().cloned());
         }
-        problems.extend(in_force.snapshot.problems.iter().cloned());
+        problems.extend(in_force.topology.problems.iter().cloned());
         problems.extend(in_force.problems.iter().cloned());
         problems.extend(self.enforcement.problems(in_force.plan.is_some()));
         problems.extend(self.attachments.problem());
@@ -201,25 +201,25 @@ impl Published {
         // Several parts of the daemon may find the same cause.
         let mut seen = HashSet::new();
         problems.retain(|problem| seen.insert((problem.code, problem.to_string())));
-        Found { problems, degrading }
+        NodeProblems { problems, degrading }
     }
 }
 
-impl Source for Published {
+impl Source for ApiState {
     fn status(&self) -> Status {
         let control = self.control.borrow().clone();
         let peers = self.peers_by_owner();
         let drops = occurred(self.drops());
-        let Found { problems, degrading } = self.problems(&control, &peers);
+        let NodeProblems { problems, degrading } = self.problems(&control, &peers);
         let in_force = self.lock();
         Status {
             node: self.identity.name.clone(),
             id: self.identity.id.clone(),
             site: self.identity.site.clone(),
             cluster: self.identity.cluster.to_string(),
-            subnets: in_force.snapshot.own_prefixes().collect(),
-            overlay: in_force.snapshot.own_overlay(),
-            revision: in_force.snapshot.revision,
+            subnets: in_force.topology.own_prefixes().collect(),
+            overlay: in_force.topology.own_overlay(),
+            revision: in_force.topology.revision,
             etcd: api_types::Etcd {
                 connected: control.connected,
                 endpoint: control.endpoint.clone(),
@@ -276,7 +276,7 @@ impl Source for Published {
     }
 
     fn liveness(&self) -> Vec<Check> {
-        self.pulse.checks(Instant::now())
+        self.watchdog.checks(Instant::now())
     }
 
     fn readiness(&self) -> Vec<Check> {
@@ -297,7 +297,7 @@ impl Source for Published {
             _ => None,
         };
         vec![
-            Check::new("identity", no_identity(&self.control.borrow().state, &in_force.snapshot.own_record)),
+            Check::new("identity", no_identity(&self.control.borrow().state, &in_force.topology.own_record)),
             Check::new("subnet", no_subnet(&self.control.borrow().state, &in_force)),
             Check::new("data_plane", data_plane),
             Check::new("policy", policy),
@@ -348,13 +348,13 @@ impl Source for Published {
     fn network(&self) -> Result<cni::daemon::Network, String> {
         let in_force = self.lock();
         let plan = in_force.plan.as_ref().ok_or("the daemon has not read the mesh yet")?;
-        let new = in_force.snapshot.subnets_of_new(self.control.borrow().subnet);
+        let new = in_force.topology.subnets_of_new(self.control.borrow().subnet);
         let subnets: Vec<IpNet> = new.iter().flat_map(prefixes).collect();
         if subnets.is_empty() {
             return Err("this node has no subnet".to_owned());
         }
-        let overlay = new.iter().flat_map(overlay_addresses).chain(in_force.snapshot.own_overlay()).collect();
-        Ok(cni::daemon::Network { networks: in_force.snapshot.networks().collect(), subnets, overlay, mtu: plan.mtu })
+        let overlay = new.iter().flat_map(overlay_addresses).chain(in_force.topology.own_overlay()).collect();
+        Ok(cni::daemon::Network { networks: in_force.topology.networks().collect(), subnets, overlay, mtu: plan.mtu })
     }
 
     fn accept_etcd(&self) -> Result<api_types::EtcdAccepted, api_types::QuestionError> {
@@ -373,12 +373,12 @@ impl Source for Published {
         let name: PeerName = name.parse().ok()?;
         let in_force = self.lock();
         let mtu = in_force.plan.as_ref()?.mtu;
-        peer_config::wg_quick(&name, &in_force.snapshot, &self.identity, &in_force.own_endpoints, mtu)
+        peer_config::wg_quick(&name, &in_force.topology, &self.identity, &in_force.own_endpoints, mtu)
     }
 }
 
 /// The problems of this node.
-pub(super) struct Found {
+pub(super) struct NodeProblems {
     pub(super) problems: Vec<Problem>,
     /// Some of it keeps packets from their way, or may.
     degrading: bool,
@@ -399,19 +399,19 @@ fn one_for_etcd(problems: &mut Vec<Problem>) {
     }
 }
 
-fn state(control: &ControlStatus, in_force: &InForce, problems: bool) -> api_types::State {
+fn state(control: &ControlStatus, in_force: &NodeState, problems: bool) -> api_types::DaemonState {
     if control.state == MembershipState::Removed {
-        api_types::State::Removed
+        api_types::DaemonState::Removed
     } else if matches!(control.state, MembershipState::Cloned { .. }) {
-        api_types::State::Cloned
-    } else if in_force.snapshot.network.is_none() {
-        api_types::State::Starting
-    } else if in_force.snapshot.own_subnets.is_empty() {
-        api_types::State::Joining
+        api_types::DaemonState::Cloned
+    } else if in_force.topology.network.is_none() {
+        api_types::DaemonState::Starting
+    } else if in_force.topology.own_subnets.is_empty() {
+        api_types::DaemonState::Joining
     } else if problems || !control.connected {
-        api_types::State::Degraded
+        api_types::DaemonState::Degraded
     } else {
-        api_types::State::Running
+        api_types::DaemonState::Running
     }
 }
 
@@ -420,7 +420,8 @@ fn occurred(mut counts: Vec<DropCount>) -> Vec<DropCount> {
     counts
 }
 
-/// Why the other nodes do not take this node for one of the mesh. That etcd is away is no reason: the view in force counts.
+/// Why the other nodes do not take this node for one of the mesh. That etcd is away is no reason: the records in force
+/// count.
 fn no_identity(state: &MembershipState, own_record: &OwnRecord) -> Option<String> {
     match (state, own_record) {
         (MembershipState::Cloned { reason }, _) => Some(reason.clone()),
@@ -430,13 +431,13 @@ fn no_identity(state: &MembershipState, own_record: &OwnRecord) -> Option<String
     }
 }
 
-/// Why the view in force gives this node no subnet.
-fn no_subnet(state: &MembershipState, in_force: &InForce) -> Option<String> {
-    let own = &in_force.snapshot.own_subnets;
+/// Why the records in force give this node no subnet.
+fn no_subnet(state: &MembershipState, in_force: &NodeState) -> Option<String> {
+    let own = &in_force.topology.own_subnets;
     if in_force.subnet_holds && !own.is_empty() {
         return None;
     }
-    let reason = match in_force.snapshot.network {
+    let reason = match in_force.topology.network {
         None => "the mesh has not been read yet, neither from etcd nor from a cache",
         Some(_) if matches!(state, MembershipState::AwaitingBlock { .. }) => {
             "Kubernetes allocates subnets, and this node waits for its podCIDRs"
@@ -468,13 +469,13 @@ mod tests {
     #[test]
     fn a_node_is_ready_only_with_a_subnet_that_the_view_in_force_gives_it() {
         let joining = MembershipState::Joining;
-        let mut in_force = InForce { subnet_holds: true, ..InForce::default() };
+        let mut in_force = NodeState { subnet_holds: true, ..NodeState::default() };
         assert!(no_subnet(&joining, &in_force).unwrap().contains("not been read"));
-        in_force.snapshot.network = Some(NetworkConfig::parse(br#"{"Network": "10.244.0.0/16"}"#).unwrap());
+        in_force.topology.network = Some(NetworkConfig::parse(br#"{"Network": "10.244.0.0/16"}"#).unwrap());
         assert!(no_subnet(&joining, &in_force).unwrap().contains("no subnet"));
         let awaits = MembershipState::AwaitingBlock { cluster: Cluster::default() };
         assert!(no_subnet(&awaits, &in_force).unwrap().contains("Kubernetes allocates"));
-        in_force.snapshot.own_subnets = vec!["10.244.3.0-24".parse().unwrap()];
+        in_force.topology.own_subnets = vec!["10.244.3.0-24".parse().unwrap()];
         assert_eq!(no_subnet(&joining, &in_force), None);
         // It is in use all the same while its key is put back.
         in_force.subnet_holds = false;

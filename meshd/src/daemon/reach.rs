@@ -13,11 +13,11 @@ use mesh::{
     backend::PathKind,
     path::Via,
     problem::ProblemCode,
-    snapshot::{Owner, Snapshot},
+    topology::{PeerId, Topology},
 };
 
-use super::published::Published;
-use crate::echo::{Echo, EchoError, UdpPort, knock};
+use super::published::ApiState;
+use crate::echo::{Echo, EchoError, UdpPort, probe_udp};
 
 /// Echoes that are tried before there is no answer.
 const TRIES: usize = 3;
@@ -33,7 +33,7 @@ const KNOCK: Duration = Duration::from_millis(500);
 const KNOCKED: usize = 4;
 
 /// Who is asked: looked up once, so that no lock is held while answers are waited for.
-struct Asked {
+struct PingTarget {
     peer: String,
     /// The tunnel's name for it.
     owner: String,
@@ -50,7 +50,7 @@ struct Asked {
     tunnelled: bool,
 }
 
-impl Published {
+impl ApiState {
     /// Asks every layer between here and `target`: a node's or outside peer's name, its id, or an address of the mesh.
     pub(super) fn reach(&self, target: &str) -> Result<Ping, QuestionError> {
         let asked = self.look_up(target)?;
@@ -78,11 +78,11 @@ impl Published {
     }
 
     /// What keeps pods' packets from being forwarded between here and there, although the node's own get through.
-    fn forwarding_layers(&self, asked: &Asked) -> Vec<Layer> {
+    fn forwarding_layers(&self, asked: &PingTarget) -> Vec<Layer> {
         let others: Vec<IpAddr> = if asked.owner.is_empty() {
             // A pod of this node: what any other node sends to it.
             let in_force = self.lock();
-            in_force.snapshot.members.values().take(1).flat_map(|member| member.overlay()).collect()
+            in_force.topology.members.values().take(1).flat_map(|member| member.overlay()).collect()
         } else {
             asked.overlay.iter().copied().chain(asked.inner).collect()
         };
@@ -108,8 +108,8 @@ impl Published {
         found.into_iter().map(layer).collect()
     }
 
-    fn look_up(&self, target: &str) -> Result<Asked, QuestionError> {
-        let networks: Vec<IpNet> = self.lock().snapshot.networks().collect();
+    fn look_up(&self, target: &str) -> Result<PingTarget, QuestionError> {
+        let networks: Vec<IpNet> = self.lock().topology.networks().collect();
         let unknown = || {
             let address = target.parse::<IpAddr>().ok();
             let network = address.and_then(|address| networks.iter().find(|net| net.contains(&address)));
@@ -124,19 +124,19 @@ impl Published {
         let peers = self.peers_by_owner();
         let address: Option<IpAddr> = target.parse().ok();
         let in_force = self.lock();
-        let snapshot = &in_force.snapshot;
-        if address.is_some_and(|address| snapshot.own_prefixes().any(|net| net.contains(&address)))
+        let topology = &in_force.topology;
+        if address.is_some_and(|address| topology.own_prefixes().any(|net| net.contains(&address)))
             || target == self.identity.id
             // A name that an older node has means that one.
-            || target == self.identity.name && owner_named(snapshot, target).is_none()
+            || target == self.identity.name && owner_named(topology, target).is_none()
         {
-            return Ok(Asked {
+            return Ok(PingTarget {
                 peer: self.identity.name.clone(),
                 owner: String::new(),
                 path: Path::By(PathKind::HostGw),
                 mtu: None,
                 reason: String::new(),
-                overlay: if address.is_some() { Vec::new() } else { snapshot.own_overlay() },
+                overlay: if address.is_some() { Vec::new() } else { topology.own_overlay() },
                 inner: address,
                 endpoints: Vec::new(),
                 direct: Vec::new(),
@@ -144,12 +144,12 @@ impl Published {
             });
         }
         let owner = match address {
-            Some(address) => owner_of(snapshot, address),
-            None => owner_named(snapshot, target),
+            Some(address) => owner_of(topology, address),
+            None => owner_named(topology, target),
         }
         .ok_or_else(unknown)?;
         let Some(plan) = &in_force.plan else { return Err(unknown()) };
-        let (peer, overlay, mut endpoints) = whereabouts(snapshot, &owner).ok_or_else(unknown)?;
+        let (peer, overlay, mut endpoints) = whereabouts(topology, &owner).ok_or_else(unknown)?;
         let overlay = match address {
             // Only the family that is asked for.
             Some(address) => overlay.into_iter().filter(|own| own.is_ipv4() == address.is_ipv4()).collect(),
@@ -167,7 +167,7 @@ impl Published {
         let direct: Vec<_> = direct.collect();
         let known = peers.iter().find(|(name, _)| *name == owner.to_string()).map(|(_, peer)| peer);
         endpoints.extend(known.and_then(|peer| peer.endpoint).filter(|at| !endpoints.contains(at)));
-        Ok(Asked {
+        Ok(PingTarget {
             peer,
             owner: owner.to_string(),
             path: known.map_or(Path::Unreachable, |peer| peer.path),
@@ -182,7 +182,7 @@ impl Published {
     }
 
     /// The outer path and the session.
-    fn tunnel_layers(&self, asked: &Asked, anew: bool, layers: &mut Vec<Layer>) {
+    fn tunnel_layers(&self, asked: &PingTarget, anew: bool, layers: &mut Vec<Layer>) {
         let shake = self.handshake(&asked.owner, anew);
         let at = match (shake.endpoint, asked.endpoints.first()) {
             (Some(at), _) | (None, Some(&at)) => at.to_string(),
@@ -250,7 +250,7 @@ impl Published {
         Shake { endpoint: before.endpoint, age: None, took: None }
     }
 
-    fn echo_layer(&self, asked: &Asked, layer: LayerKind, address: IpAddr) -> Layer {
+    fn echo_layer(&self, asked: &PingTarget, layer: LayerKind, address: IpAddr) -> Layer {
         let mut last = EchoError::NoAnswer;
         for _ in 0..TRIES {
             match Echo::to(address).ask() {
@@ -272,7 +272,7 @@ impl Published {
     }
 
     /// What an echo without an answer may be due to.
-    fn why_silent(&self, asked: &Asked, layer: LayerKind, address: IpAddr, error: &EchoError) -> (String, String) {
+    fn why_silent(&self, asked: &PingTarget, layer: LayerKind, address: IpAddr, error: &EchoError) -> (String, String) {
         if let EchoError::Socket(_) = error {
             return (error.to_string(), "give the daemon CAP_NET_RAW (AmbientCapabilities= in its unit)".to_owned());
         }
@@ -280,7 +280,7 @@ impl Published {
             return (error.to_string(), format!("nft list ruleset # accept packets to {address} in the output chain"));
         }
         if layer == LayerKind::Pod {
-            let source = self.lock().snapshot.own_overlay().into_iter().find(|own| own.is_ipv4() == address.is_ipv4());
+            let source = self.lock().topology.own_overlay().into_iter().find(|own| own.is_ipv4() == address.is_ipv4());
             let question = source.map(|source| Question {
                 source: source.to_string(),
                 destination: address.to_string(),
@@ -329,7 +329,7 @@ fn outer(endpoints: &[SocketAddr]) -> (Option<bool>, Option<f64>, String, String
         );
     }
     for at in endpoints.iter().take(KNOCKED) {
-        match knock(*at, KNOCK) {
+        match probe_udp(*at, KNOCK) {
             Ok(UdpPort::Closed) => {
                 return (
                     Some(false),
@@ -378,24 +378,24 @@ fn outer(endpoints: &[SocketAddr]) -> (Option<bool>, Option<f64>, String, String
     }
 }
 
-fn owner_of(snapshot: &Snapshot, address: IpAddr) -> Option<Owner> {
-    let members = snapshot.members.iter().flat_map(|(owner, member)| member.prefixes().map(|net| (net, owner.clone())));
-    let outside = snapshot
+fn owner_of(topology: &Topology, address: IpAddr) -> Option<PeerId> {
+    let members = topology.members.iter().flat_map(|(owner, member)| member.prefixes().map(|net| (net, owner.clone())));
+    let outside = topology
         .outside
         .iter()
-        .flat_map(|(name, outside)| outside.allowed_ips.iter().map(|net| (*net, Owner::Outside(name.clone()))));
+        .flat_map(|(name, outside)| outside.allowed_ips.iter().map(|net| (*net, PeerId::Outside(name.clone()))));
     let holding = members.chain(outside).filter(|(net, _)| net.contains(&address));
     holding.max_by_key(|(net, _)| net.prefix_len()).map(|(_, owner)| owner)
 }
 
-fn owner_named(snapshot: &Snapshot, name: &str) -> Option<Owner> {
-    let member = snapshot
+fn owner_named(topology: &Topology, name: &str) -> Option<PeerId> {
+    let member = topology
         .members
         .iter()
-        .find(|(owner, member)| member.name == name || matches!(owner, Owner::Node(id) if id.to_string() == name));
+        .find(|(owner, member)| member.name == name || matches!(owner, PeerId::Node(id) if id.to_string() == name));
     member.map(|(owner, _)| owner.clone()).or_else(|| {
-        let outside = snapshot.outside.iter().find(|(outside, _)| outside.to_string() == name);
-        outside.map(|(outside, _)| Owner::Outside(outside.clone()))
+        let outside = topology.outside.iter().find(|(outside, _)| outside.to_string() == name);
+        outside.map(|(outside, _)| PeerId::Outside(outside.clone()))
     })
 }
 
@@ -407,16 +407,16 @@ const fn family_name(family: Family) -> &'static str {
 }
 
 /// The name of a peer, its addresses in the mesh and its endpoints.
-fn whereabouts(snapshot: &Snapshot, owner: &Owner) -> Option<(String, Vec<IpAddr>, Vec<SocketAddr>)> {
+fn whereabouts(topology: &Topology, owner: &PeerId) -> Option<(String, Vec<IpAddr>, Vec<SocketAddr>)> {
     Some(match owner {
-        Owner::Outside(name) => {
-            let outside = snapshot.outside.get(name)?;
+        PeerId::Outside(name) => {
+            let outside = topology.outside.get(name)?;
             // Those prefixes that are one address: what else is behind the peer is not known.
             let hosts = outside.allowed_ips.iter().filter(|net| net.prefix_len() == net.max_prefix_len());
             (name.to_string(), hosts.map(IpNet::addr).collect(), outside.endpoint.into_iter().collect())
         }
-        Owner::Node(_) | Owner::Lease(_) => {
-            let member = snapshot.members.get(owner)?;
+        PeerId::Node(_) | PeerId::Lease(_) => {
+            let member = topology.members.get(owner)?;
             (member.name.clone(), member.overlay().collect(), member.endpoints.clone())
         }
     })

@@ -8,7 +8,7 @@ use etcd_schema::Readiness;
 use tokio::{sync::watch, time::interval};
 use tokio_util::sync::CancellationToken;
 
-use super::published::Published;
+use super::published::ApiState;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -17,7 +17,7 @@ const MAX_REASON: usize = 256;
 
 /// Keeps the readiness that this node publishes up to date until `stop`.
 pub(super) async fn tell_readiness(
-    published: Arc<Published>,
+    published: Arc<ApiState>,
     facts: watch::Sender<LocalFacts>,
     stop: CancellationToken,
 ) {

@@ -23,14 +23,14 @@ const MAX_FILE: u64 = 16 << 20;
 /// `STATE/cache/endpoints.json`: peers' names and addresses. What is in it is a hint, to be tried first: losing
 /// it, or a peer that has moved since, costs patience only.
 #[derive(Debug)]
-pub(super) struct Roamed {
+pub(super) struct EndpointCache {
     path: PathBuf,
     at: BTreeMap<String, SocketAddr>,
     /// When what is not written yet is to be.
     save_at: Option<Instant>,
 }
 
-impl Roamed {
+impl EndpointCache {
     /// What an earlier run has left in `state_dir`; nothing when there is no file that can be read.
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join("cache").join("endpoints.json");
@@ -80,7 +80,7 @@ impl Roamed {
     }
 }
 
-impl Drop for Roamed {
+impl Drop for EndpointCache {
     /// What is not written yet is written at the end.
     fn drop(&mut self) {
         if self.save_at.is_some() {
@@ -113,26 +113,30 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let now = Instant::now();
         let none: Option<&CowMap<String, ()>> = None;
-        let mut roamed = Roamed::load(dir.path());
+        let mut roamed = EndpointCache::load(dir.path());
         assert!(roamed.all().is_empty());
         roamed.note(now, "nodes/a", at("192.0.2.1:1"));
         roamed.note(now, "peers/b", at("[2001:db8::1]:2"));
         roamed.note(now, "nodes/gone", at("192.0.2.9:9"));
         roamed.save_if_due(now, none);
-        assert!(Roamed::load(dir.path()).all().is_empty(), "not yet");
+        assert!(EndpointCache::load(dir.path()).all().is_empty(), "not yet");
         let due = roamed.save_at().unwrap();
         roamed.save_if_due(due, Some(&CowMap::<String, ()>::default()));
-        assert_eq!((Roamed::load(dir.path()).all().len(), roamed.save_at()), (3, None), "a clone's table has no peers");
+        assert_eq!(
+            (EndpointCache::load(dir.path()).all().len(), roamed.save_at()),
+            (3, None),
+            "a clone's table has no peers"
+        );
         roamed.note(now, "nodes/a", at("192.0.2.1:2"));
         let peers: CowMap<String, ()> = ["nodes/a", "peers/b"].map(|peer| (peer.to_owned(), ())).into_iter().collect();
         roamed.save_if_due(due, Some(&peers));
-        assert_eq!((Roamed::load(dir.path()).all().len(), roamed.save_at()), (2, None));
+        assert_eq!((EndpointCache::load(dir.path()).all().len(), roamed.save_at()), (2, None));
         // The same again is no news; something else is, and is kept at the end at the latest.
         roamed.note(due, "nodes/a", at("192.0.2.1:2"));
         assert_eq!(roamed.save_at(), None);
         roamed.note(due, "nodes/a", at("192.0.2.2:1"));
         drop(roamed);
-        assert_eq!(Roamed::load(dir.path()).all()["nodes/a"], at("192.0.2.2:1"));
+        assert_eq!(EndpointCache::load(dir.path()).all()["nodes/a"], at("192.0.2.2:1"));
     }
 
     #[test]
@@ -146,7 +150,7 @@ mod tests {
             fs::write(outside.path().join(name), text).unwrap();
             std::os::unix::fs::symlink(outside.path().join(name), dir.path().join("cache").join(name)).unwrap();
         }
-        assert!(Roamed::load(dir.path()).all().is_empty());
+        assert!(EndpointCache::load(dir.path()).all().is_empty());
         assert!(Handshakes::load(dir.path(), Instant::now()).talking().is_empty());
     }
 
@@ -155,6 +159,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("cache")).unwrap();
         fs::write(dir.path().join("cache/endpoints.json"), "{\"nodes/a\": \"here\"}").unwrap();
-        assert!(Roamed::load(dir.path()).all().is_empty());
+        assert!(EndpointCache::load(dir.path()).all().is_empty());
     }
 }

@@ -8,8 +8,8 @@ use std::{
 use api_types::{Finding, Severity};
 use ipnet::IpNet;
 use kernel::{
-    Owner, has_table,
-    nft::{Packet, Rules, Taken, items},
+    FirewallProgram, has_table,
+    nft::{ListedRuleset, ProbePacket, Taken, items},
     owner,
 };
 use mesh::problem::ProblemCode;
@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Flows that are to get through.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
+pub struct WantedFlows {
     /// The tunnel's UDP port; the one after is for finding out whether direct paths work.
     pub port: u16,
     /// Hosts that call: address there and here, and the interface that they come by, where these are known.
@@ -33,7 +33,7 @@ pub struct Wanted {
     pub own_tables: Vec<String>,
 }
 
-impl Wanted {
+impl WantedFlows {
     /// What can be asked while the daemon is away: a call from anywhere.
     #[must_use]
     pub fn unknown(port: u16) -> Self {
@@ -44,10 +44,10 @@ impl Wanted {
 
 /// The chains that let one of these flows not through, each with what opens it; in the network namespace of this thread.
 #[must_use]
-pub fn findings(wanted: &Wanted) -> Vec<Finding> {
+pub fn findings(wanted: &WantedFlows) -> Vec<Finding> {
     // Without the elements of named sets, of which there may be very many.
     let listed = netfilter::nft("nft", &["-j", "-t", "list", "ruleset"], "", DEADLINE);
-    let ruleset = Rules::new(listed.ok().and_then(|listed| items(&listed).ok()).unwrap_or_default());
+    let ruleset = ListedRuleset::new(listed.ok().and_then(|listed| items(&listed).ok()).unwrap_or_default());
     let own: Vec<&str> = wanted.own_tables.iter().map(String::as_str).collect();
     let mut findings = Vec::new();
     let mut add = |finding: Finding| {
@@ -56,7 +56,7 @@ pub fn findings(wanted: &Wanted) -> Vec<Finding> {
         }
     };
     for (source, destination, interface) in &wanted.callers {
-        let packet = Packet {
+        let packet = ProbePacket {
             source: *source,
             destination: *destination,
             protocol: "udp",
@@ -71,9 +71,9 @@ pub fn findings(wanted: &Wanted) -> Vec<Finding> {
             add(closed(&dropped, wanted.port));
         }
     }
-    let mut shut: Vec<(Taken, Packet)> = Vec::new();
+    let mut shut: Vec<(Taken, ProbePacket)> = Vec::new();
     for (pod, peer, device) in &wanted.forwarded {
-        let flow = |source: &IpAddr, destination: &IpAddr, comes_by, leaves_by| Packet {
+        let flow = |source: &IpAddr, destination: &IpAddr, comes_by, leaves_by| ProbePacket {
             source: *source,
             destination: *destination,
             protocol: "tcp",
@@ -120,11 +120,11 @@ fn closed(dropped: &Taken, port: u16) -> Finding {
     let (place, chain) = (place(table), quote(chain));
     let last = port + 1;
     let remedy = match owner(table.split(' ').nth(1).unwrap_or_default(), jumps) {
-        Some(Owner::Firewalld) => {
+        Some(FirewallProgram::Firewalld) => {
             format!("firewall-cmd --permanent --add-port={port}-{last}/udp && firewall-cmd --reload")
         }
-        Some(Owner::Ufw) => format!("ufw allow {port}:{last}/udp"),
-        Some(Owner::Docker) | None => match iptables(table) {
+        Some(FirewallProgram::Ufw) => format!("ufw allow {port}:{last}/udp"),
+        Some(FirewallProgram::Docker) | None => match iptables(table) {
             Some(tool) => format!("{tool} -I {chain} -p udp --dport {port}:{last} -j ACCEPT"),
             None => format!("nft insert rule {place} {chain} udp dport {port}-{last} accept"),
         },
@@ -146,7 +146,7 @@ fn iptables(table: &str) -> Option<&'static str> {
     }
 }
 
-fn not_forwarded(dropped: &Taken, packet: &Packet, networks: &[IpNet]) -> Finding {
+fn not_forwarded(dropped: &Taken, packet: &ProbePacket, networks: &[IpNet]) -> Finding {
     let Taken { table, chain, at, .. } = dropped;
     let (place, chain) = (place(table), quote(chain));
     let (source, destination) = (packet.source, packet.destination);

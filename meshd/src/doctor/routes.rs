@@ -1,11 +1,11 @@
 //! The kernel's main routing table.
 
 use ipnet::IpNet;
-use kernel::{NetlinkError, Rtnetlink};
+use kernel::{Rtnetlink, RtnetlinkError};
 
 /// A unicast route, to one of its next hops.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
+pub struct ListedRoute {
     /// The destination.
     pub net: IpNet,
     /// The interface.
@@ -19,17 +19,17 @@ pub struct Route {
 /// All unicast routes of the main table, of both families, in the network namespace of this thread; none where the kernel
 /// does not say. `/proc/net/ipv6_route` would show those of all tables. Blocks: not for a thread that runs tasks.
 #[must_use]
-pub(crate) fn main_table() -> Vec<Route> {
+pub(crate) fn main_table() -> Vec<ListedRoute> {
     wait_for(read()).unwrap_or_default()
 }
 
 /// Waits for answers of netlink on a thread that runs no tasks, inside a runtime or not.
-pub(crate) fn wait_for<T>(answers: impl Future<Output = Result<T, NetlinkError>>) -> Option<T> {
+pub(crate) fn wait_for<T>(answers: impl Future<Output = Result<T, RtnetlinkError>>) -> Option<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.ok().and_then(|runtime| runtime.block_on(answers).ok())
 }
 
-async fn read() -> Result<Vec<Route>, NetlinkError> {
+async fn read() -> Result<Vec<ListedRoute>, RtnetlinkError> {
     let netlink = Rtnetlink::open()?;
     let links = netlink.links().await?;
     let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
@@ -38,7 +38,7 @@ async fn read() -> Result<Vec<Route>, NetlinkError> {
         .into_iter()
         .chain(v6)
         .filter_map(|route| {
-            Some(Route {
+            Some(ListedRoute {
                 net: route.dst,
                 device: name(route.index)?,
                 protocol: route.protocol,

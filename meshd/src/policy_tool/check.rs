@@ -1,13 +1,13 @@
 //! `meshctl check`: validates a value like the daemon, including a policy's spec.
 
 use etcd_schema::{BackendKind, CheckError as SchemaError, Checked, Key, NetworkConfig};
-use mesh::snapshot::is_supported;
+use mesh::topology::is_supported;
 use policy::objects;
 
 /// Why a value does not hold.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum CheckError {
+pub enum ValueError {
     /// The key or the value is not of its form.
     #[error(transparent)]
     Schema(#[from] SchemaError),
@@ -21,13 +21,13 @@ pub enum CheckError {
 ///
 /// # Errors
 /// When either does not hold.
-pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
+pub fn check(relative: &str, value: &[u8]) -> Result<Checked, ValueError> {
     let mut checked = etcd_schema::check(relative, value)?;
     match &checked.key {
         Key::Config => {
             let kind = NetworkConfig::parse(value).map_err(SchemaError::from)?.backend.kind;
             if !is_supported(kind) {
-                return Err(CheckError::Backend(kind));
+                return Err(ValueError::Backend(kind));
             }
         }
         Key::Kubernetes(_, key) if objects::is_read(key) => {

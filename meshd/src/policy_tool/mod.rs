@@ -13,7 +13,7 @@ use std::{fmt::Write as _, io, path::Path, time::Instant};
 use policy::expect;
 use serde::{Deserialize, Serialize};
 
-pub use check::{CheckError, check};
+pub use check::{ValueError, check};
 use documents::Format;
 pub use documents::ReadError;
 pub use offline::{ExplainError, explain};
@@ -27,13 +27,13 @@ pub struct Tested {
     /// Expectations that were checked.
     pub checked: usize,
     /// Expectations that did not come true, and worlds that could not be understood.
-    pub differences: Vec<Difference>,
+    pub differences: Vec<FailedExpectation>,
 }
 
 /// One expectation that did not come true.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Difference {
+pub struct FailedExpectation {
     /// The file.
     pub file: String,
     /// The world's name.
@@ -69,7 +69,7 @@ pub fn test(files: &[impl AsRef<Path>], now: Instant) -> Result<Tested, ReadErro
             match expect::run(&world, now) {
                 Ok(outcome) => {
                     tested.checked += outcome.checked;
-                    tested.differences.extend(outcome.differences.into_iter().map(|d| Difference {
+                    tested.differences.extend(outcome.differences.into_iter().map(|d| FailedExpectation {
                         file: name.clone(),
                         world: d.world,
                         probe: d.probe,
@@ -81,7 +81,7 @@ pub fn test(files: &[impl AsRef<Path>], now: Instant) -> Result<Tested, ReadErro
                 }
                 Err(error) => {
                     tested.checked += 1;
-                    tested.differences.push(Difference {
+                    tested.differences.push(FailedExpectation {
                         file: name.clone(),
                         world: error.world,
                         probe: error.at,

@@ -38,7 +38,7 @@ pub enum ExplainError {
 /// # Errors
 /// When a file cannot be read, the question makes no sense, or a pod that it names is not there.
 pub fn explain(folder: &Path, question: &Question) -> Result<Explained, ExplainError> {
-    let mut cluster = Files::default();
+    let mut cluster = OfflineWorld::default();
     let mut files = Vec::new();
     list_files(folder, 0, &mut files)?;
     files.sort();
@@ -55,13 +55,13 @@ pub fn explain(folder: &Path, question: &Question) -> Result<Explained, ExplainE
 
 /// The objects of the files; of no cluster, whatever they come from.
 #[derive(Default)]
-struct Files {
+struct OfflineWorld {
     engine: Engine,
     problems: Vec<String>,
     age: u64,
 }
 
-impl Files {
+impl OfflineWorld {
     fn add(&mut self, object: &Value) {
         let kind = object.get("kind").and_then(Value::as_str).unwrap_or_default();
         if kind == "List" || (kind.ends_with("List") && object.get("items").is_some()) {

@@ -32,7 +32,7 @@ pub struct Trial {
 }
 
 /// A user, as the kernel decides by.
-struct Reader {
+struct FileReader {
     name: String,
     uid: Uid,
     groups: Vec<Gid>,
@@ -51,7 +51,7 @@ impl Settings {
     #[must_use]
     pub fn try_out(&self) -> Trial {
         // Root can open everything, and the service is not root. Another user asks for itself.
-        let reader = if geteuid().is_root() { Reader::named(SERVICE_USER) } else { None };
+        let reader = if geteuid().is_root() { FileReader::named(SERVICE_USER) } else { None };
         let tls = &self.etcd.tls;
         let password = self.etcd.user.as_ref().and_then(|user| user.file());
         let files = [
@@ -125,7 +125,7 @@ impl Content {
     }
 }
 
-impl Reader {
+impl FileReader {
     /// `None` where there is no such user, as in a container.
     fn named(name: &str) -> Option<Self> {
         let user = User::from_name(name).ok()??;
@@ -216,7 +216,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let key = copy(folder.path(), "client.key", 0o600);
         let owner = fs::metadata(&key).unwrap();
-        let reader = |uid: u32, gid: u32| Reader {
+        let reader = |uid: u32, gid: u32| FileReader {
             name: "meshd".to_owned(),
             uid: Uid::from_raw(uid),
             groups: vec![Gid::from_raw(gid)],

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     ClassRules, Compiled, NamespaceRules, ObjectName, PodInfo, SourceAliases,
-    rules::{PeerKind, PeerView, PolicyId, Table, Target, Tiers, Union},
+    rules::{FlowTarget, PeerKind, PeerRules, PeerView, PolicyId, Tiers, Union},
     storage::{AddressTable, Chunked, Owner},
 };
 use crate::object::{Action, NamedPort, Protocol, Tier};
@@ -148,7 +148,7 @@ pub struct Classifier {
     pub(super) node_addresses: Arc<HashMap<IpAddr, Arc<str>>>,
     pub(super) sources: Arc<HashMap<IpAddr, Arc<SourceAliases>>>,
     pub(super) networks: Arc<[IpNet]>,
-    pub(super) voices: [usize; 2],
+    pub(super) policies_per_direction: [usize; 2],
 }
 
 impl Classifier {
@@ -174,7 +174,7 @@ impl Classifier {
         };
         let subject = match self.locate(subject) {
             Located::Pod(owner) => owner,
-            Located::Unknown if self.voices[side as usize] > 0 => {
+            Located::Unknown if self.policies_per_direction[side as usize] > 0 => {
                 return Verdict { allowed: false, cause: Cause::UnknownPod };
             }
             Located::Unknown | Located::Address => return Verdict { allowed: true, cause: Cause::NoPod },
@@ -191,7 +191,7 @@ impl Classifier {
             Side::Ingress => Located::Pod(subject),
             Side::Egress => peer_owner,
         });
-        let to = Target { port: port(flow), named };
+        let to = FlowTarget { port: port(flow), named };
         decide(rules, side, &peer, &to)
     }
 
@@ -348,7 +348,7 @@ fn decide(
     (class, namespace): (&ClassRules, &NamespaceRules),
     side: Side,
     peer: &PeerView<'_>,
-    to: &Target<'_>,
+    to: &FlowTarget<'_>,
 ) -> Verdict {
     let side = side as usize;
     let tiers = class.tiers[side].as_deref();
@@ -373,7 +373,7 @@ fn decide(
 ///
 /// A Pass that only may match means that both ways must end in Accept: the rules behind it, and what comes behind the
 /// tier. So an Accept behind it is no more than another Pass.
-fn tier(table: &Table, admin: bool, peer: &PeerView<'_>, to: &Target<'_>) -> Option<Verdict> {
+fn tier(table: &PeerRules, admin: bool, peer: &PeerView<'_>, to: &FlowTarget<'_>) -> Option<Verdict> {
     let mut from = 0;
     let mut passed = false;
     while let Some((entry, unsure)) = table.first(from, peer, to) {
@@ -392,7 +392,7 @@ fn tier(table: &Table, admin: bool, peer: &PeerView<'_>, to: &Target<'_>) -> Opt
     None
 }
 
-fn union(unions: [Option<&Union>; 2], peer: &PeerView<'_>, to: &Target<'_>) -> Option<Verdict> {
+fn union(unions: [Option<&Union>; 2], peer: &PeerView<'_>, to: &FlowTarget<'_>) -> Option<Verdict> {
     for union in unions.into_iter().flatten() {
         if let Some(entry) = union.allows.any(peer, to) {
             let cause = Cause::Rule { policy: entry.policy, rule: entry.rule, action: Action::Accept };

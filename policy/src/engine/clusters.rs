@@ -16,7 +16,7 @@ use std::{
 use etcd_schema::Cluster;
 use ipnet::IpNet;
 
-use super::input::{Attachment, ClusterNode};
+use super::input::{ClusterNode, PodInterface};
 
 /// Values by subnet, found by an address in it.
 #[derive(Debug)]
@@ -138,7 +138,7 @@ impl Clusters {
 
     /// Whether an attachment of `cluster` may be a pod of one that is not known here; `labelled`: a Pod object has its
     /// labels.
-    pub(super) fn is_stray(&self, cluster: &Cluster, attachment: &Attachment, labelled: bool) -> bool {
+    pub(super) fn is_stray(&self, cluster: &Cluster, attachment: &PodInterface, labelled: bool) -> bool {
         self.policies > 0 && cluster.is_flat() && attachment.uid.is_some() && !labelled
     }
 

@@ -7,7 +7,7 @@ use super::{
     rules::{PeerRef, PortSet, Tiers, Union},
     selection::Selection,
 };
-use crate::object::{Action, ClusterPeer, ClusterRule, NAMESPACE_NAME, Peer, PortMatch, Rule, Selector, Tier};
+use crate::object::{Action, ClusterPeer, ClusterRule, NAMESPACE_NAME, PolicyPeer, PortMatch, Rule, Selector, Tier};
 
 /// A policy with its selectors interned.
 #[derive(Debug)]
@@ -95,8 +95,8 @@ pub(super) fn compile(rule: &Rule, name: &ObjectName, selection: &mut Selection)
         Some(peers) => peers
             .iter()
             .map(|peer| match peer {
-                Peer::Block(block) => PeerRef::Block(Arc::new(block.clone())),
-                Peer::Pods { namespaces, pods } => {
+                PolicyPeer::Block(block) => PeerRef::Block(Arc::new(block.clone())),
+                PolicyPeer::Pods { namespaces, pods } => {
                     let namespaces = match namespaces {
                         None => own_namespace(name),
                         Some(namespaces) => namespaces.peers_of(name.cluster.as_str()),

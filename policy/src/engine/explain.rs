@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 use super::{
     Classifier, Compiled, End,
     classifier::{Cause, Flow, Located, PolicyName, Side, Verdict, port},
-    rules::{PolicyId, Target, blocks},
+    rules::{FlowTarget, PolicyId, blocks},
 };
 use crate::object::Action;
 
@@ -169,7 +169,7 @@ impl Classifier {
             Side::Ingress => self.locate(flow.destination),
             Side::Egress => located,
         });
-        let to = Target { port: port(flow), named };
+        let to = FlowTarget { port: port(flow), named };
         let mut best: Option<(u8, NearMiss)> = None;
         for (id, _) in selecting {
             let Some(policy) = self.compiled(*id) else { continue };

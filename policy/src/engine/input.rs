@@ -67,7 +67,7 @@ impl From<u64> for Age {
 
 /// An interface that the CNI plugin made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attachment {
+pub struct PodInterface {
     /// The pod that it was made for, in its node's cluster.
     pub pod: ObjectName,
     /// The pod's uid, where the plugin was told it.

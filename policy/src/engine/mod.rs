@@ -29,13 +29,13 @@ use crate::object::{Action, ClusterPolicy, ClusterRule, Labels, PodObject, Rule,
 pub(crate) use compiled::{ClassRules, Compiled, CompiledRule, NamespaceRules};
 use compiled::{compile, compile_cluster, own_namespace};
 use pods::Pods;
-use rules::{Entry, Table, Tiers, Union};
+use rules::{PeerRules, RuleEntry, Tiers, Union};
 use selection::Selection;
 use storage::{Chunked, Slab, marked};
 
 pub use classifier::{Cause, Classifier, Connection, End, Flow, PolicyKind, PolicyName, Side, Verdict};
 pub use explain::{Explanation, NearMiss, SourceNode};
-pub use input::{Age, Attachment, ClusterNode, ClusterPolicyState, Misplaced, ObjectName, PolicyState};
+pub use input::{Age, ClusterNode, ClusterPolicyState, Misplaced, ObjectName, PodInterface, PolicyState};
 pub use pods::PodInfo;
 pub use rules::PolicyId;
 pub use sources::SourceAliases;
@@ -68,7 +68,7 @@ pub struct Engine {
     class_rules: Chunked<ClassRules>,
     published: Chunked<Option<Arc<Compiled>>>,
     /// How many policies say something about each [`Side`].
-    pub(crate) voices: [usize; 2],
+    pub(crate) policies_per_direction: [usize; 2],
 }
 
 impl Default for Engine {
@@ -100,7 +100,7 @@ impl Engine {
             namespace_rules: Chunked::default(),
             class_rules: Chunked::default(),
             published: Chunked::default(),
-            voices: [0; 2],
+            policies_per_direction: [0; 2],
         }
     }
 
@@ -139,7 +139,7 @@ impl Engine {
     }
 
     /// An attachment; `key` is whatever tells it from others.
-    pub fn put_attachment(&mut self, key: Arc<str>, attachment: Attachment, age: impl Into<Age>) {
+    pub fn put_attachment(&mut self, key: Arc<str>, attachment: PodInterface, age: impl Into<Age>) {
         self.pods.set_attachment(key, Some((attachment, age.into())), &mut self.selection);
     }
 
@@ -275,7 +275,7 @@ impl Engine {
         if std::mem::take(&mut self.pods.host_changed) {
             self.nodes_changed();
         }
-        let has_policies = self.voices.map(|count| count > 0);
+        let has_policies = self.policies_per_direction.map(|count| count > 0);
         if std::mem::replace(&mut self.had_policies, has_policies) != has_policies {
             self.world_changed = self.generation + 1;
         }
@@ -306,7 +306,7 @@ impl Engine {
             node_addresses: Arc::clone(node_addresses),
             sources: Arc::clone(&self.sources),
             networks: Arc::clone(&self.networks),
-            voices: self.voices,
+            policies_per_direction: self.policies_per_direction,
         })
     }
 
@@ -327,8 +327,8 @@ impl Engine {
         subject: u32,
         sides: [Option<Vec<CompiledRule>>; 2],
     ) -> u32 {
-        for (voices, side) in self.voices.iter_mut().zip(&sides) {
-            *voices += usize::from(side.is_some());
+        for (policies, side) in self.policies_per_direction.iter_mut().zip(&sides) {
+            *policies += usize::from(side.is_some());
         }
         self.versions += 1;
         let compiled = Arc::new(Compiled { name, order, subject, sides, version: self.versions });
@@ -348,8 +348,8 @@ impl Engine {
         if policy.sets().any(|set| self.selection.names_clusters(set)) {
             self.pods.count_policy(-1);
         }
-        for (voices, side) in self.voices.iter_mut().zip(&policy.sides) {
-            *voices -= usize::from(side.is_some());
+        for (policies, side) in self.policies_per_direction.iter_mut().zip(&policy.sides) {
+            *policies -= usize::from(side.is_some());
         }
         self.selection.touch_subject(policy.subject, policy.order.0.is_some());
         let subjects = &mut self.selection.sets[policy.subject].subjects;
@@ -450,7 +450,7 @@ impl Engine {
                     if !seen.insert((peer, &rule.ports)) {
                         continue;
                     }
-                    let entry = Entry {
+                    let entry = RuleEntry {
                         order: list.len() as u32,
                         policy: PolicyId(*id),
                         rule: position as u16,
@@ -464,7 +464,7 @@ impl Engine {
         }
         Some(Union {
             isolates: (PolicyId(isolates.0), isolates.1),
-            allows: Table::new(list),
+            allows: PeerRules::new(list),
             policies: selected.iter().map(|(id, unknown)| (PolicyId(*id), *unknown)).collect(),
         })
     }
@@ -488,7 +488,7 @@ impl Engine {
             for (id, unsure) in selected.iter().filter(|(id, _)| self.policies[*id].order.0 == Some(tier)) {
                 for (position, rule) in self.policies[*id].sides[side].iter().flatten().enumerate() {
                     for peer in &rule.peers {
-                        let entry = Entry {
+                        let entry = RuleEntry {
                             order,
                             policy: PolicyId(*id),
                             rule: position as u16,
@@ -501,7 +501,7 @@ impl Engine {
                     order += 1;
                 }
             }
-            Table::new(list)
+            PeerRules::new(list)
         });
         let policies = selected.iter().map(|(id, unsure)| (PolicyId(*id), *unsure)).collect();
         Tiers { admin, baseline, policies }

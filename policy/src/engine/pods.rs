@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::{
     clusters::Clusters,
-    input::{Age, Attachment, ClusterNode, Misplaced, ObjectName},
+    input::{Age, ClusterNode, Misplaced, ObjectName, PodInterface},
     selection::Selection,
     storage::{AddressTable, Chunked, Owner, Slab},
 };
@@ -38,10 +38,10 @@ pub struct PodInfo {
 }
 
 #[derive(Debug, Default)]
-struct Entry {
+struct PodEntry {
     object: Option<(PodObject, Age)>,
     /// By what the caller calls them.
-    attachments: BTreeMap<Arc<str>, (Attachment, Age)>,
+    attachments: BTreeMap<Arc<str>, (PodInterface, Age)>,
     /// What was made of these.
     pods: Vec<u32>,
     /// The object's node, if it is not that of every attachment.
@@ -62,16 +62,16 @@ struct Pod {
 type Rank = (bool, bool, bool, u64);
 
 #[derive(Debug)]
-enum Claims {
+enum AddressClaims {
     One(u32, Rank),
     Many(Vec<(u32, Rank)>),
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Pods {
-    entries: HashMap<ObjectName, Entry>,
+    entries: HashMap<ObjectName, PodEntry>,
     pods: Slab<Pod>,
-    claims: HashMap<IpAddr, Claims>,
+    claims: HashMap<IpAddr, AddressClaims>,
     pub(crate) addresses: AddressTable,
     pub(crate) infos: Chunked<Option<Arc<PodInfo>>>,
     /// The generation that each of them is of.
@@ -88,7 +88,7 @@ pub(crate) struct Pods {
     pub(crate) nodes: HashMap<Arc<str>, Arc<[IpAddr]>>,
     networks: Arc<[IpNet]>,
     clusters: Clusters,
-    /// Entries by [`Entry::elsewhere`]: they depend on whether the mesh has a node of that name.
+    /// Entries by [`PodEntry::elsewhere`]: they depend on whether the mesh has a node of that name.
     elsewhere: HashMap<Arc<str>, HashSet<ObjectName>>,
     misplaced: HashMap<ObjectName, Vec<Misplaced>>,
 }
@@ -121,7 +121,7 @@ impl Pods {
     pub(crate) fn settle_clusters(&mut self, selection: &mut Selection) {
         let Some(changed) = self.clusters.take_changed() else { return };
         let inside = |addresses: &[IpAddr]| addresses.iter().any(|ip| changed.subnets.get(*ip).is_some());
-        let concerned = |(name, entry): &(&ObjectName, &Entry)| {
+        let concerned = |(name, entry): &(&ObjectName, &PodEntry)| {
             let of_object = entry.object.as_ref().is_some_and(|(object, _)| {
                 let node = object.node.as_ref().filter(|_| !name.cluster.is_flat());
                 inside(&object.addresses)
@@ -145,7 +145,7 @@ impl Pods {
         }
         self.networks = networks;
         // Whether the pods' addresses or their nodeName say where they are depends on the networks.
-        let placed = |name: &ObjectName, entry: &Entry| {
+        let placed = |name: &ObjectName, entry: &PodEntry| {
             entry.object.as_ref().is_some_and(|(object, _)| {
                 let attached = object.node.is_some() && !entry.attachments.is_empty();
                 attached || (object.host_network && !name.cluster.is_flat())
@@ -164,7 +164,7 @@ impl Pods {
 
     /// Whether an attachment may be this object's as far as its node is concerned: a node speaks for the pods on it only.
     /// A node chooses its own name, but not its subnets: addresses in the mesh count before the name.
-    fn is_on_node_of(&self, attachment: &Attachment, object: &PodObject) -> bool {
+    fn is_on_node_of(&self, attachment: &PodInterface, object: &PodObject) -> bool {
         let Some(node) = &object.node else { return true };
         let inside = |nets: &[IpNet]| object.addresses.iter().any(|ip| nets.iter().any(|net| net.contains(ip)));
         if inside(&self.networks) {
@@ -186,7 +186,7 @@ impl Pods {
     pub(crate) fn set_attachment(
         &mut self,
         key: Arc<str>,
-        attachment: Option<(Attachment, Age)>,
+        attachment: Option<(PodInterface, Age)>,
         selection: &mut Selection,
     ) {
         if let Some(before) = self.attached.remove(&key) {
@@ -251,7 +251,7 @@ impl Pods {
             }
         }
         // Newest first: of two attachments without uid the newer one says which labels count.
-        let mut attachments: Vec<&(Attachment, Age)> = entry.attachments.values().collect();
+        let mut attachments: Vec<&(PodInterface, Age)> = entry.attachments.values().collect();
         attachments.sort_by_key(|(_, age)| Reverse(*age));
         let mut misplaced = Vec::new();
         for (attachment, age) in attachments {
@@ -310,7 +310,7 @@ impl Pods {
     fn attach(
         &self,
         name: &ObjectName,
-        attachment: &Attachment,
+        attachment: &PodInterface,
         age: Age,
         object: Option<&PodObject>,
         joined: &mut Vec<Joined>,
@@ -349,7 +349,7 @@ impl Pods {
         object.addresses.iter().copied().filter(may_have)
     }
 
-    fn note_elsewhere(&mut self, name: &ObjectName, entry: &mut Entry) {
+    fn note_elsewhere(&mut self, name: &ObjectName, entry: &mut PodEntry) {
         let node = entry.object.as_ref().and_then(|(object, _)| object.node.as_ref());
         let elsewhere = |node: &&Arc<str>| entry.attachments.values().any(|(attachment, _)| attachment.node != **node);
         let now = node.filter(elsewhere).cloned();
@@ -386,12 +386,12 @@ impl Pods {
         for (address, rank) in joined.claims {
             match self.claims.get_mut(&address) {
                 None => {
-                    self.claims.insert(address, Claims::One(pod, rank));
+                    self.claims.insert(address, AddressClaims::One(pod, rank));
                 }
-                Some(Claims::Many(list)) => list.push((pod, rank)),
+                Some(AddressClaims::Many(list)) => list.push((pod, rank)),
                 Some(claims) => {
-                    if let Claims::One(other, its) = *claims {
-                        *claims = Claims::Many(vec![(other, its), (pod, rank)]);
+                    if let AddressClaims::One(other, its) = *claims {
+                        *claims = AddressClaims::Many(vec![(other, its), (pod, rank)]);
                     }
                 }
             }
@@ -411,10 +411,10 @@ impl Pods {
         self.changed.set(index, self.next_generation);
         for (address, _) in &pod.claims {
             match self.claims.get_mut(address) {
-                Some(Claims::Many(list)) => {
+                Some(AddressClaims::Many(list)) => {
                     list.retain(|(other, _)| *other != index);
                     if let [(last, rank)] = list[..] {
-                        self.claims.insert(*address, Claims::One(last, rank));
+                        self.claims.insert(*address, AddressClaims::One(last, rank));
                     }
                 }
                 _ => {
@@ -430,8 +430,8 @@ impl Pods {
     fn settle(&mut self, address: IpAddr, selection: &mut Selection) {
         let best = match self.claims.get(&address) {
             None => None,
-            Some(Claims::One(pod, _)) => Some(*pod),
-            Some(Claims::Many(list)) => list.iter().max_by_key(|(_, rank)| *rank).map(|(pod, _)| *pod),
+            Some(AddressClaims::One(pod, _)) => Some(*pod),
+            Some(AddressClaims::Many(list)) => list.iter().max_by_key(|(_, rank)| *rank).map(|(pod, _)| *pod),
         };
         let owner = best.map(|pod| Owner { class: self.pods[pod].class, pod });
         let before = self.addresses.get(address);
@@ -484,7 +484,7 @@ fn claims_of_object(object: &PodObject, info: &PodInfo, age: Age) -> Vec<(IpAddr
 
 impl Joined {
     /// Of an attachment that is of no pod yet. `object`: its Pod object.
-    fn of_attachment(name: &ObjectName, attachment: &Attachment, object: Option<&PodObject>) -> Self {
+    fn of_attachment(name: &ObjectName, attachment: &PodInterface, object: Option<&PodObject>) -> Self {
         let uid = object.map_or(&attachment.uid, |object| &object.uid).clone();
         let info = PodInfo {
             name: name.clone(),

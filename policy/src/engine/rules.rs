@@ -61,7 +61,7 @@ impl PortSet {
     }
 
     /// Whether a flow to a destination with these named ports is admitted.
-    pub(crate) fn admits(&self, to: &Target<'_>) -> bool {
+    pub(crate) fn admits(&self, to: &FlowTarget<'_>) -> bool {
         match self.as_slice() {
             None => true,
             Some(list) => to.port.is_some_and(|port| list.iter().any(|entry| admits(entry, port, to.named))),
@@ -82,7 +82,7 @@ fn admits(entry: &PortMatch, (protocol, port): (Protocol, u16), named: NamedPort
 
 /// The destination's side of a flow.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Target<'c> {
+pub(crate) struct FlowTarget<'c> {
     /// Protocol and port, where the protocol has ports that policies name.
     pub(crate) port: Option<(Protocol, u16)>,
     /// The destination pod's named ports.
@@ -141,7 +141,7 @@ impl PeerView<'_> {
 
 /// One way in which a rule may match.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub(crate) struct RuleEntry {
     /// Position of the rule among those of its tier; lower ones come first.
     pub(crate) order: u32,
     pub(crate) policy: PolicyId,
@@ -154,16 +154,16 @@ pub(crate) struct Entry {
 
 /// Entries by peer.
 #[derive(Debug, Default)]
-pub(crate) struct Table {
-    anyone: Box<[Entry]>,
+pub(crate) struct PeerRules {
+    anyone: Box<[RuleEntry]>,
     /// Sorted by set; each with its entries' range in `entries`.
     sets: Box<[(u32, u32, u32)]>,
-    entries: Box<[Entry]>,
+    entries: Box<[RuleEntry]>,
     blocks: Option<Box<Blocks>>,
 }
 
-impl Table {
-    pub(crate) fn new(list: Vec<(PeerRef, Entry)>) -> Self {
+impl PeerRules {
+    pub(crate) fn new(list: Vec<(PeerRef, RuleEntry)>) -> Self {
         let mut anyone = Vec::new();
         let mut by_set = Vec::new();
         let mut blocks = Vec::new();
@@ -194,7 +194,7 @@ impl Table {
     }
 
     /// Gives `visit` every group of entries that speak of `peer`, and whether they only may, until it is done.
-    pub(crate) fn visit<'t>(&'t self, peer: &PeerView<'_>, mut visit: impl FnMut(&'t [Entry], bool) -> bool) {
+    pub(crate) fn visit<'t>(&'t self, peer: &PeerView<'_>, mut visit: impl FnMut(&'t [RuleEntry], bool) -> bool) {
         if !self.anyone.is_empty() && visit(&self.anyone, false) {
             return;
         }
@@ -228,7 +228,7 @@ impl Table {
     }
 
     /// Any entry that surely speaks of this peer and port.
-    pub(crate) fn any(&self, peer: &PeerView<'_>, to: &Target<'_>) -> Option<&Entry> {
+    pub(crate) fn any(&self, peer: &PeerView<'_>, to: &FlowTarget<'_>) -> Option<&RuleEntry> {
         let mut found = None;
         self.visit(peer, |entries, unknown| {
             if !unknown {
@@ -240,13 +240,13 @@ impl Table {
     }
 
     /// The first entry from position `from` on that does something to this peer and port, and whether it only may.
-    pub(crate) fn first(&self, from: u32, peer: &PeerView<'_>, to: &Target<'_>) -> Option<(&Entry, bool)> {
-        let mut first: Option<(&Entry, bool)> = None;
+    pub(crate) fn first(&self, from: u32, peer: &PeerView<'_>, to: &FlowTarget<'_>) -> Option<(&RuleEntry, bool)> {
+        let mut first: Option<(&RuleEntry, bool)> = None;
         self.visit(peer, |entries, unknown| {
             for entry in entries {
                 let unsure = unknown || entry.unsure;
                 // Of one rule's peers one that surely matches counts more than one that may.
-                let before = |(best, open): (&Entry, bool)| (entry.order, unsure) < (best.order, open);
+                let before = |(best, open): (&RuleEntry, bool)| (entry.order, unsure) < (best.order, open);
                 let better = entry.order >= from && first.is_none_or(before);
                 if better && !(unsure && entry.action == Action::Accept) && entry.ports.admits(to) {
                     first = Some((entry, unsure));
@@ -270,11 +270,11 @@ struct Length {
     v4: bool,
     bits: u8,
     /// Sorted by network; several entries may have one.
-    blocks: Box<[(IpAddr, Arc<Block>, Entry)]>,
+    blocks: Box<[(IpAddr, Arc<Block>, RuleEntry)]>,
 }
 
 impl Blocks {
-    fn new(list: Vec<(Arc<Block>, Entry)>) -> Self {
+    fn new(list: Vec<(Arc<Block>, RuleEntry)>) -> Self {
         let mut list: Vec<_> = list.into_iter().map(|(block, entry)| (block.cidr.network(), block, entry)).collect();
         list.sort_by_key(|(network, block, entry)| (network.is_ipv6(), block.cidr.prefix_len(), *network, entry.order));
         let mut lengths: Vec<(bool, u8, Vec<_>)> = Vec::new();
@@ -291,7 +291,7 @@ impl Blocks {
 
     /// Gives `visit` every entry whose block `peer` is in, and whether it only may be, until it is done; some twice, where
     /// several addresses count.
-    fn visit<'t>(&'t self, peer: &PeerView<'_>, mut visit: impl FnMut(&'t Entry, bool) -> bool) {
+    fn visit<'t>(&'t self, peer: &PeerView<'_>, mut visit: impl FnMut(&'t RuleEntry, bool) -> bool) {
         let Some(aliases) = peer.aliases else {
             self.visit_by(peer.address, peer, &mut visit);
             return;
@@ -308,7 +308,7 @@ impl Blocks {
         &'t self,
         address: IpAddr,
         peer: &PeerView<'_>,
-        visit: &mut impl FnMut(&'t Entry, bool) -> bool,
+        visit: &mut impl FnMut(&'t RuleEntry, bool) -> bool,
     ) -> bool {
         for length in self.lengths.iter().filter(|length| length.v4 == address.is_ipv4()) {
             let Ok(net) = IpNet::new(address, length.bits) else { continue };
@@ -331,7 +331,7 @@ impl Blocks {
 pub(crate) struct Union {
     /// A policy that isolates, and whether it only may select the pods.
     pub(crate) isolates: (PolicyId, bool),
-    pub(crate) allows: Table,
+    pub(crate) allows: PeerRules,
     /// All of them, to explain: sorted, with whether they only may.
     pub(crate) policies: Box<[(PolicyId, bool)]>,
 }
@@ -339,8 +339,8 @@ pub(crate) struct Union {
 /// What the ClusterNetworkPolicies say in one direction.
 #[derive(Debug)]
 pub(crate) struct Tiers {
-    pub(crate) admin: Table,
-    pub(crate) baseline: Table,
+    pub(crate) admin: PeerRules,
+    pub(crate) baseline: PeerRules,
     /// All of them, in order, with whether they only may select.
     pub(crate) policies: Box<[(PolicyId, bool)]>,
 }

@@ -37,7 +37,7 @@ struct SetKey {
 }
 
 #[derive(Debug)]
-pub(crate) struct Set {
+pub(crate) struct SelectedPods {
     key: SetKey,
     uses: u32,
     /// Policies whose subject it is.
@@ -46,7 +46,7 @@ pub(crate) struct Set {
     pub(crate) members: Vec<u32>,
 }
 
-impl Set {
+impl SelectedPods {
     /// Whether it has namespaces as members.
     pub(crate) fn of_namespaces(&self) -> bool {
         self.key.pods.is_everything()
@@ -110,7 +110,7 @@ pub(crate) struct Selection {
     /// By cluster and name.
     by_name: HashMap<(u32, Arc<str>), u32, Fixed>,
     pub(crate) classes: Slab<Class>,
-    pub(crate) sets: Slab<Set>,
+    pub(crate) sets: Slab<SelectedPods>,
     by_key: HashMap<SetKey, u32, Fixed>,
     groups: Slab<Group>,
     group_by_selector: HashMap<Selector, u32, Fixed>,
@@ -252,7 +252,8 @@ impl Selection {
             self.sets[*index].uses += 1;
             return *index;
         }
-        let index = self.sets.insert(Set { key: key.clone(), uses: 1, subjects: Vec::new(), members: Vec::new() });
+        let index =
+            self.sets.insert(SelectedPods { key: key.clone(), uses: 1, subjects: Vec::new(), members: Vec::new() });
         let labels = leading_labels(&key.pods);
         for (name, value) in labels.iter().flatten() {
             self.sets_by_label.entry(hash((key.group, *name, *value))).or_default().push(index);

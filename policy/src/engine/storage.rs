@@ -46,7 +46,7 @@ pub(crate) struct Owner {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Slot {
+struct AddressSlot {
     /// 0: free.
     key: u128,
     owner: Owner,
@@ -55,7 +55,7 @@ struct Slot {
 /// Addresses of pods. One look-up touches one piece at one place.
 #[derive(Debug, Clone)]
 pub(crate) struct AddressTable {
-    shards: Vec<Arc<[Slot]>>,
+    shards: Vec<Arc<[AddressSlot]>>,
     len: usize,
 }
 
@@ -130,12 +130,12 @@ impl AddressTable {
     }
 }
 
-fn empty_shard(slots: usize) -> Arc<[Slot]> {
-    vec![Slot::default(); slots].into()
+fn empty_shard(slots: usize) -> Arc<[AddressSlot]> {
+    vec![AddressSlot::default(); slots].into()
 }
 
-fn rebuilt(from: &[Slot], slots: usize, keep: impl Fn(&Slot) -> bool) -> Arc<[Slot]> {
-    let mut shard = vec![Slot::default(); slots];
+fn rebuilt(from: &[AddressSlot], slots: usize, keep: impl Fn(&AddressSlot) -> bool) -> Arc<[AddressSlot]> {
+    let mut shard = vec![AddressSlot::default(); slots];
     for slot in from.iter().filter(|slot| slot.key != 0 && keep(slot)) {
         put(&mut shard, slot.key, slot.owner);
     }
@@ -143,14 +143,14 @@ fn rebuilt(from: &[Slot], slots: usize, keep: impl Fn(&Slot) -> bool) -> Arc<[Sl
 }
 
 /// Whether the key is new there. There is always a free slot.
-fn put(shard: &mut [Slot], key: u128, owner: Owner) -> bool {
+fn put(shard: &mut [AddressSlot], key: u128, owner: Owner) -> bool {
     let mask = shard.len() - 1;
     let mut at = (hash(key) >> 32) as usize & mask;
     loop {
         let slot = &mut shard[at];
         if slot.key == key || slot.key == 0 {
             let new = slot.key == 0;
-            *slot = Slot { key, owner };
+            *slot = AddressSlot { key, owner };
             return new;
         }
         at = (at + 1) & mask;

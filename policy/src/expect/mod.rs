@@ -24,9 +24,9 @@ mod tests;
 
 use std::{fmt, time::Instant};
 
-use probe::Probe;
+use probe::Expectation;
 use serde_json::Value;
-use store::Store;
+use store::WorldObjects;
 
 /// One expectation that did not come true.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub struct WorldError {
 pub fn run(world: &Value, begin: Instant) -> Result<Outcome, WorldError> {
     let name = world.get("name").and_then(Value::as_str).unwrap_or("(no name)").to_owned();
     let failed = |(at, problem): Problem| WorldError { world: name.clone(), at, problem };
-    let mut check = Check { world, begin, name: name.clone(), outcome: Outcome::default() };
+    let mut check = WorldCheck { world, begin, name: name.clone(), outcome: Outcome::default() };
     check.run().map_err(failed)?;
     Ok(check.outcome)
 }
@@ -96,14 +96,14 @@ fn problem(at: impl Into<String>, what: impl fmt::Display) -> Problem {
     (at.into(), what.to_string())
 }
 
-struct Check<'w> {
+struct WorldCheck<'w> {
     world: &'w Value,
     begin: Instant,
     name: String,
     outcome: Outcome,
 }
 
-impl Check<'_> {
+impl WorldCheck<'_> {
     fn run(&mut self) -> Result<(), Problem> {
         if self.world.get("name").and_then(Value::as_str).is_none() {
             return Err(problem("name", "missing"));
@@ -112,7 +112,7 @@ impl Check<'_> {
             self.reject(policy);
             return Ok(());
         }
-        let mut store = Store::new(self.world)?;
+        let mut store = WorldObjects::new(self.world)?;
         self.probes(&mut store, "probes", self.world.get("probes"))?;
         for (i, step) in list(self.world, "steps")?.iter().enumerate() {
             for (j, change) in list(step, "apply")?.iter().enumerate() {
@@ -142,13 +142,13 @@ impl Check<'_> {
         }
     }
 
-    fn probes(&mut self, store: &mut Store, at: &str, probes: Option<&Value>) -> Result<(), Problem> {
+    fn probes(&mut self, store: &mut WorldObjects, at: &str, probes: Option<&Value>) -> Result<(), Problem> {
         let Some(probes) = probes.filter(|probes| !probes.is_null()) else { return Ok(()) };
         let probes = probes.as_array().ok_or_else(|| problem(at, "must be a list"))?;
         let classifier = store.classifier();
         for (i, value) in probes.iter().enumerate() {
             let at = format!("{at}[{i}]");
-            let probe = Probe::read(value, store).map_err(|(below, what)| (format!("{at}.{below}"), what))?;
+            let probe = Expectation::read(value, store).map_err(|(below, what)| (format!("{at}.{below}"), what))?;
             self.outcome.checked += 1;
             let allowed = classifier.connection(&probe.flow).allowed();
             if allowed != probe.expect_allow {

@@ -8,7 +8,7 @@ use std::{
 use packet::{Packet, protocol, tcp_flags};
 use serde_json::Value;
 
-use super::{Problem, list, probe::protocol_number, problem, store::Store};
+use super::{Problem, list, probe::protocol_number, problem, store::WorldObjects};
 use crate::{
     engine::{Classifier, Flow, Verdict},
     flow::{FlowTable, Judgement, Limits, Origin, Rules},
@@ -44,7 +44,7 @@ impl Rules for BothEnds<'_> {
 }
 
 /// What was to become of a packet, and what did.
-pub(super) struct Checked {
+pub(super) struct CheckedPacket {
     pub(super) expect_pass: bool,
     pub(super) passes: bool,
     pub(super) reason: String,
@@ -57,7 +57,12 @@ impl Sequence {
         Self { table: FlowTable::new(limits, 0, begin), begin, now: begin }
     }
 
-    pub(super) fn packet(&mut self, value: &Value, store: &Store, classifier: &Classifier) -> Result<Checked, Problem> {
+    pub(super) fn packet(
+        &mut self,
+        value: &Value,
+        store: &WorldObjects,
+        classifier: &Classifier,
+    ) -> Result<CheckedPacket, Problem> {
         let expect_pass = match value.get("expect").and_then(Value::as_str) {
             Some("pass" | "allow") => true,
             Some("drop" | "deny") => false,
@@ -70,7 +75,7 @@ impl Sequence {
         let bytes = bytes(value, store)?;
         let packet = match Packet::parse(&bytes) {
             Ok(packet) => packet,
-            Err(error) => return Ok(Checked { expect_pass, passes: false, reason: error.to_string() }),
+            Err(error) => return Ok(CheckedPacket { expect_pass, passes: false, reason: error.to_string() }),
         };
         let rules = BothEnds(classifier);
         let mut judgement = self.table.inbound(&rules, &packet, &bytes, 0, self.now);
@@ -87,11 +92,11 @@ impl Sequence {
             }
             other => format!("{other:?}"),
         };
-        Ok(Checked { expect_pass, passes: judgement.passes(), reason })
+        Ok(CheckedPacket { expect_pass, passes: judgement.passes(), reason })
     }
 }
 
-fn bytes(value: &Value, store: &Store) -> Result<Vec<u8>, Problem> {
+fn bytes(value: &Value, store: &WorldObjects) -> Result<Vec<u8>, Problem> {
     let end = |name: &str| -> Result<IpAddr, Problem> {
         let text = value.get(name).and_then(Value::as_str).ok_or_else(|| problem(name, "missing"))?;
         let named = || store.addresses_of(text).first().copied();
@@ -142,7 +147,7 @@ fn bytes(value: &Value, store: &Store) -> Result<Vec<u8>, Problem> {
 }
 
 /// Header and some payload, a multiple of eight bytes.
-fn transport(value: &Value, number: u8, v4: bool, store: &Store) -> Result<Vec<u8>, Problem> {
+fn transport(value: &Value, number: u8, v4: bool, store: &WorldObjects) -> Result<Vec<u8>, Problem> {
     let port = |name: &str| -> Result<[u8; 2], Problem> {
         let port = value.get(name).and_then(Value::as_u64).unwrap_or(0);
         Ok(u16::try_from(port).map_err(|_| problem(name, "must be a number up to 65535"))?.to_be_bytes())
@@ -288,9 +293,9 @@ fn icmp(value: &Value, v4: bool) -> Result<(u8, u8), Problem> {
 /// Runs all packets and changes of a world; `checked` is told of each packet.
 pub(super) fn run(
     world: &Value,
-    store: &mut Store,
+    store: &mut WorldObjects,
     begin: Instant,
-    mut checked: impl FnMut(usize, &Value, Checked),
+    mut checked: impl FnMut(usize, &Value, CheckedPacket),
 ) -> Result<(), Problem> {
     let packets = list(world, "packets")?;
     if packets.is_empty() {

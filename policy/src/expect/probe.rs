@@ -5,18 +5,18 @@ use std::net::IpAddr;
 use packet::protocol;
 use serde_json::Value;
 
-use super::{Problem, problem, store::Store};
+use super::{Problem, problem, store::WorldObjects};
 use crate::engine::Flow;
 
-pub(super) struct Probe {
+pub(super) struct Expectation {
     pub(super) flow: Flow,
     pub(super) expect_allow: bool,
     /// As it was asked.
     pub(super) text: String,
 }
 
-impl Probe {
-    pub(super) fn read(value: &Value, store: &Store) -> Result<Self, Problem> {
+impl Expectation {
+    pub(super) fn read(value: &Value, store: &WorldObjects) -> Result<Self, Problem> {
         let text = |name: &str| value.get(name).and_then(Value::as_str);
         let family = match text("family") {
             None => None,
@@ -73,7 +73,7 @@ pub(super) fn protocol_number(name: &str, address: IpAddr) -> Option<u8> {
     })
 }
 
-fn ends(value: &Value, name: &str, store: &Store) -> Result<Vec<IpAddr>, Problem> {
+fn ends(value: &Value, name: &str, store: &WorldObjects) -> Result<Vec<IpAddr>, Problem> {
     let end = value.get(name).ok_or_else(|| problem(name, "missing"))?;
     if let Some(text) = end.get("ip").and_then(Value::as_str) {
         return Ok(vec![text.parse().map_err(|_| problem(format!("{name}.ip"), format!("{text}: no address")))?]);

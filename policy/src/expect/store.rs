@@ -23,7 +23,7 @@ use crate::{
 
 /// The world, changing.
 #[derive(Default)]
-pub(super) struct Store {
+pub(super) struct WorldObjects {
     engine: Engine,
     pods: HashMap<ObjectName, PodObject>,
     /// When each was made.
@@ -46,7 +46,7 @@ struct Node {
     lists_subnets: bool,
 }
 
-impl Store {
+impl WorldObjects {
     pub(super) fn new(world: &Value) -> Result<Self, Problem> {
         let mut store = Self::default();
         store.put_objects(&Cluster::default(), world)?;

@@ -2,7 +2,7 @@
 
 /// What an ICMP message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum IcmpKind {
     /// Asks for an answer: may begin a flow.
     Request,
     /// Answers: never begins one.
@@ -11,7 +11,7 @@ pub(super) enum Kind {
     Error,
 }
 
-impl Kind {
+impl IcmpKind {
     /// `None`: not a message that crosses routers between pods (redirects, neighbour discovery and the like).
     pub(super) const fn of(v4: bool, kind: u8) -> Option<Self> {
         Some(match (v4, kind) {

@@ -18,9 +18,9 @@
 //!
 //! Time is an argument; it need not be the same clock in two tables, but must not go backwards in one.
 
-mod asks;
 mod fragments;
 mod icmp;
+mod query_limiter;
 mod state;
 mod store;
 mod tuple;
@@ -30,16 +30,16 @@ mod tests;
 
 use std::time::Instant;
 
-use asks::Asks;
 use fragments::Fragments;
 use packet::{Fragment, Packet, Transport};
-use state::{State, Step, step};
-use store::{Entry, FETCHED, FORWARD, LOCAL, STATE, Store, TOMBSTONE};
+use query_limiter::ConntrackQueryLimiter;
+use state::{FlowState, Step, step};
+use store::{FETCHED, FORWARD, FlowEntry, FlowStore, LOCAL, STATE, TOMBSTONE};
 use tuple::{Key, NO_PROTOCOL, quoted};
 
 use crate::engine::{Classifier, Flow, Side, Verdict};
 
-pub use asks::AskLimits;
+pub use query_limiter::ConntrackQueryLimits;
 pub use tuple::Tuple;
 
 /// Who began a flow.
@@ -154,12 +154,12 @@ pub struct Limits {
     /// Fragmented packets at a time.
     pub fragments: usize,
     /// Questions to the kernel.
-    pub asks: AskLimits,
+    pub asks: ConntrackQueryLimits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 262_144, per_source: 65_536, fragments: 8192, asks: AskLimits::default() }
+        Self { flows: 262_144, per_source: 65_536, fragments: 8192, asks: ConntrackQueryLimits::default() }
     }
 }
 
@@ -182,7 +182,7 @@ pub struct Counters {
 
 /// What the kernel was asked, as far as it goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kernel {
+enum ConntrackAnswer {
     NotAsked { peer: u32 },
     SaidReply,
     SaidNo,
@@ -191,9 +191,9 @@ enum Kernel {
 /// Flows through one node's tunnel.
 #[derive(Debug)]
 pub struct FlowTable {
-    store: Store,
+    store: FlowStore,
     fragments: Fragments,
-    asks: Asks,
+    asks: ConntrackQueryLimiter,
     begin: Instant,
     /// The flow of the packet before.
     last: Option<(Key, u32)>,
@@ -205,9 +205,9 @@ impl FlowTable {
     #[must_use]
     pub fn new(limits: Limits, seed: u64, now: Instant) -> Self {
         Self {
-            store: Store::new(limits.flows, limits.per_source, seed),
+            store: FlowStore::new(limits.flows, limits.per_source, seed),
             fragments: Fragments::new(limits.fragments),
-            asks: Asks::new(limits.asks),
+            asks: ConntrackQueryLimiter::new(limits.asks),
             begin: now,
             last: None,
             counters: Counters::default(),
@@ -231,7 +231,7 @@ impl FlowTable {
     /// Judges a packet that came out of the tunnel from `peer`; `bytes` is what `packet` was parsed from.
     pub fn inbound(&mut self, rules: &impl Rules, packet: &Packet, bytes: &[u8], peer: u32, now: Instant) -> Judgement {
         let now = self.ticks(now);
-        self.judge(rules, packet, bytes, Origin::Remote, Kernel::NotAsked { peer }, now)
+        self.judge(rules, packet, bytes, Origin::Remote, ConntrackAnswer::NotAsked { peer }, now)
     }
 
     /// Judges a packet again for which the kernel was asked: whether it is a reply in a flow that the kernel knows and
@@ -245,7 +245,7 @@ impl FlowTable {
         now: Instant,
     ) -> Judgement {
         let now = self.ticks(now);
-        let kernel = if is_reply { Kernel::SaidReply } else { Kernel::SaidNo };
+        let kernel = if is_reply { ConntrackAnswer::SaidReply } else { ConntrackAnswer::SaidNo };
         self.judge(rules, packet, bytes, Origin::Remote, kernel, now)
     }
 
@@ -254,7 +254,7 @@ impl FlowTable {
     /// refuse passes without a flow, and `rules` judge the reply.
     pub fn outbound(&mut self, rules: &impl Rules, packet: &Packet, bytes: &[u8], now: Instant) -> Judgement {
         let now = self.ticks(now);
-        match self.judge(rules, packet, bytes, Origin::Local, Kernel::SaidNo, now) {
+        match self.judge(rules, packet, bytes, Origin::Local, ConntrackAnswer::SaidNo, now) {
             Judgement::Drop(Dropped::Tombstone) => Judgement::Drop(Dropped::Tombstone),
             Judgement::Drop(_) | Judgement::Ask(_) => Judgement::Pass(Passed::Untracked),
             passes @ Judgement::Pass(_) => passes,
@@ -264,7 +264,14 @@ impl FlowTable {
     /// Takes up a flow that the kernel knows, as its first packet went. It is judged at its next packet, and is no flow any
     /// more if one of its addresses has come to somebody else than `rules` say by then.
     /// `answered`: the kernel has seen both directions. Returns whether there was room.
-    pub fn know(&mut self, rules: &impl Rules, tuple: &Tuple, origin: Origin, answered: bool, now: Instant) -> bool {
+    pub fn insert_known(
+        &mut self,
+        rules: &impl Rules,
+        tuple: &Tuple,
+        origin: Origin,
+        answered: bool,
+        now: Instant,
+    ) -> bool {
         let now = self.ticks(now);
         let (key, forward) = Key::new(tuple);
         if let Some(place) = self.store.find(&key) {
@@ -273,13 +280,13 @@ impl FlowTable {
             }
             self.forget(place);
         }
-        let state = if answered { State::Answered } else { State::Asked };
+        let state = if answered { FlowState::Answered } else { FlowState::Asked };
         let mut flags = state as u16;
         flags |= if forward { FORWARD } else { 0 };
         flags |= if origin == Origin::Local { LOCAL } else { 0 };
         let expires = now + ticks(state.timeout(tuple.protocol));
         // Never a classifier's generation.
-        let entry = Entry { key, expires, generation: u64::MAX, owners: rules.owners(&tuple.flow()), flags };
+        let entry = FlowEntry { key, expires, generation: u64::MAX, owners: rules.owners(&tuple.flow()), flags };
         self.last = None;
         self.store.insert(entry, now).is_some()
     }
@@ -316,7 +323,7 @@ impl FlowTable {
         packet: &Packet,
         bytes: &[u8],
         origin: Origin,
-        kernel: Kernel,
+        kernel: ConntrackAnswer,
         now: u32,
     ) -> Judgement {
         let place = (packet.source, packet.destination, packet.protocol);
@@ -355,12 +362,12 @@ impl FlowTable {
         packet: &Packet,
         bytes: &[u8],
         origin: Origin,
-        kernel: Kernel,
+        kernel: ConntrackAnswer,
         now: u32,
         flow: Option<&mut Option<Tuple>>,
     ) -> Judgement {
         if let Transport::Icmp { kind, .. } = packet.transport
-            && icmp::Kind::of(packet.source.is_ipv4(), kind) == Some(icmp::Kind::Error)
+            && icmp::IcmpKind::of(packet.source.is_ipv4(), kind) == Some(icmp::IcmpKind::Error)
         {
             let (judgement, quoted) = self.judge_error(rules, packet, bytes, now);
             if let Some(flow) = flow {
@@ -379,12 +386,12 @@ impl FlowTable {
         };
         let entry = self.store.get_mut(place);
         let reply = (entry.flags & FORWARD != 0) != forward;
-        let state = State::from_bits(entry.flags as u8);
+        let state = FlowState::from_bits(entry.flags as u8);
         if entry.flags & TOMBSTONE != 0 {
             entry.expires = now + ticks(state.tombstone(number));
             return Judgement::Drop(Dropped::Tombstone);
         }
-        if step == Step::Open && matches!(state, State::Closed | State::Closing) {
+        if step == Step::Open && matches!(state, FlowState::Closed | FlowState::Closing) {
             // The same ends begin anew, whichever of them it is.
             self.forget(place);
             return self.judge_new(rules, &Tuple::of(packet), step, origin, kernel, now);
@@ -404,11 +411,11 @@ impl FlowTable {
         tuple: &Tuple,
         step: Step,
         origin: Origin,
-        kernel: Kernel,
+        kernel: ConntrackAnswer,
         now: u32,
     ) -> Judgement {
-        if kernel == Kernel::SaidReply {
-            return self.take_up(rules, &tuple.reversed(), State::Answered.after(step, true), now);
+        if kernel == ConntrackAnswer::SaidReply {
+            return self.take_up(rules, &tuple.reversed(), FlowState::Answered.after(step, true), now);
         }
         let begins = matches!(step, Step::Open | Step::Any | Step::Middle);
         if origin == Origin::Local && !matches!(step, Step::Open | Step::Any) {
@@ -417,7 +424,7 @@ impl FlowTable {
         }
         let verdict = rules.judge(origin, &tuple.flow());
         let refused = !begins || !verdict.allowed || step == Step::Middle;
-        if let Kernel::NotAsked { peer } = kernel
+        if let ConntrackAnswer::NotAsked { peer } = kernel
             && refused
             && step != Step::Open
             && self.asks.may_ask(tuple, peer, now)
@@ -425,7 +432,7 @@ impl FlowTable {
             self.counters.asked += 1;
             return Judgement::Ask(*tuple);
         }
-        if kernel == Kernel::SaidNo && origin == Origin::Remote && step != Step::Open {
+        if kernel == ConntrackAnswer::SaidNo && origin == Origin::Remote && step != Step::Open {
             self.asks.said_no(*tuple, now);
         }
         if begins && !verdict.allowed {
@@ -434,7 +441,7 @@ impl FlowTable {
         if !begins {
             return Judgement::Drop(Dropped::NoFlow);
         }
-        let state = if step == Step::Middle { State::TakenUp } else { State::Asked };
+        let state = if step == Step::Middle { FlowState::TakenUp } else { FlowState::Asked };
         match self.begin(rules, tuple, origin, state, now) {
             Some(_) => Judgement::Pass(Passed::New(verdict)),
             None => self.full(),
@@ -443,7 +450,7 @@ impl FlowTable {
 
     /// Inserts a flow that a local pod began and only the kernel knows. The kernel may forget it before this table does,
     /// and nothing behind the tunnel judges what comes in, so the rules judge it now, as they would have its first packet.
-    fn take_up(&mut self, rules: &impl Rules, begun: &Tuple, state: State, now: u32) -> Judgement {
+    fn take_up(&mut self, rules: &impl Rules, begun: &Tuple, state: FlowState, now: u32) -> Judgement {
         let Some(place) = self.begin(rules, begun, Origin::Local, state, now) else { return self.full() };
         if rules.judge(Origin::Local, &begun.flow()).allowed {
             return Judgement::Pass(Passed::Established);
@@ -461,12 +468,12 @@ impl FlowTable {
     }
 
     /// Inserts a flow as allowed; `None`: there is no room.
-    fn begin(&mut self, rules: &impl Rules, tuple: &Tuple, origin: Origin, state: State, now: u32) -> Option<u32> {
+    fn begin(&mut self, rules: &impl Rules, tuple: &Tuple, origin: Origin, state: FlowState, now: u32) -> Option<u32> {
         let (key, forward) = Key::new(tuple);
         let mut flags = state as u16;
         flags |= if forward { FORWARD } else { 0 };
         flags |= if origin == Origin::Local { LOCAL } else { 0 };
-        let entry = Entry {
+        let entry = FlowEntry {
             key,
             expires: now + ticks(state.timeout(tuple.protocol)),
             generation: rules.generation(),

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use packet::{Packet, Transport, protocol, tcp_flags};
 
-use super::icmp::Kind;
+use super::icmp::IcmpKind;
 
 /// State of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum State {
+pub(super) enum FlowState {
     /// One direction was seen.
     Asked,
     /// Both directions were seen; of TCP also something behind the SYN-ACK.
@@ -49,10 +49,10 @@ pub(super) fn step(packet: &Packet, bytes: &[u8]) -> Option<Step> {
             let chunk = bytes.get(usize::from(packet.payload_offset) + 12).copied();
             Some(sctp(chunk))
         }
-        Transport::Icmp { kind, .. } => match Kind::of(packet.source.is_ipv4(), kind)? {
-            Kind::Request => Some(Step::Open),
-            Kind::Reply => Some(Step::Within),
-            Kind::Error => None,
+        Transport::Icmp { kind, .. } => match IcmpKind::of(packet.source.is_ipv4(), kind)? {
+            IcmpKind::Request => Some(Step::Open),
+            IcmpKind::Reply => Some(Step::Within),
+            IcmpKind::Error => None,
         },
         Transport::Udp { .. } | Transport::Unknown => Some(Step::Any),
     }
@@ -84,7 +84,7 @@ fn sctp(chunk: Option<u8>) -> Step {
     }
 }
 
-impl State {
+impl FlowState {
     /// The state after one more packet.
     pub(super) const fn after(self, step: Step, reply: bool) -> Self {
         match (self, step) {

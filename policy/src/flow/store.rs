@@ -5,7 +5,7 @@ use super::tuple::{Key, Seeds};
 /// What is kept of a flow: one line of the cache.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Entry {
+pub(super) struct FlowEntry {
     pub(super) key: Key,
     /// Of the rules that judged it.
     pub(super) generation: u64,
@@ -17,7 +17,7 @@ pub(super) struct Entry {
     pub(super) flags: u16,
 }
 
-const _: () = assert!(size_of::<Entry>() == 64);
+const _: () = assert!(size_of::<FlowEntry>() == 64);
 
 /// The state's bits.
 pub(super) const STATE: u16 = 7;
@@ -37,10 +37,10 @@ pub(super) const FETCHED: usize = 64;
 
 /// Open addressing with linear probing. Room is reserved at once and used as flows come.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct FlowStore {
     /// Upper bits: of the hash. Lower [`PLACE_BITS`]: place of the entry plus one; 0: free.
     index: Vec<u32>,
-    entries: Vec<Entry>,
+    entries: Vec<FlowEntry>,
     free: Vec<u32>,
     room: usize,
     seeds: Seeds,
@@ -53,7 +53,7 @@ pub(super) struct Store {
 /// Sources that are counted apart, unless their hashes are the same.
 const SOURCES: usize = 16_384;
 
-impl Store {
+impl FlowStore {
     pub(super) fn new(room: usize, per_source: u32, seed: u64) -> Self {
         let room = room.clamp(1, PLACE as usize);
         Self {
@@ -106,17 +106,17 @@ impl Store {
         std::hint::black_box(read.fold(0, u32::wrapping_add));
     }
 
-    pub(super) fn get(&self, place: u32) -> &Entry {
+    pub(super) fn get(&self, place: u32) -> &FlowEntry {
         &self.entries[place as usize]
     }
 
-    pub(super) fn get_mut(&mut self, place: u32) -> &mut Entry {
+    pub(super) fn get_mut(&mut self, place: u32) -> &mut FlowEntry {
         &mut self.entries[place as usize]
     }
 
     /// `None`: there is no room, even after a look for expired flows, or its source has begun too many. The key must not
     /// be there yet.
-    pub(super) fn insert(&mut self, entry: Entry, now: u32) -> Option<u32> {
+    pub(super) fn insert(&mut self, entry: FlowEntry, now: u32) -> Option<u32> {
         /// Flows that are looked at for one that has expired when a new one finds no room.
         const LOOK: usize = 16;
         if self.len() >= self.room && self.sweep(now, LOOK) == 0 {
@@ -198,7 +198,7 @@ impl Store {
     }
 
     /// Where the flows of whoever began this one are counted.
-    fn source(&self, entry: &Entry) -> usize {
+    fn source(&self, entry: &FlowEntry) -> usize {
         entry.key.hash_of_end(entry.flags & FORWARD != 0, &self.seeds) as usize % SOURCES
     }
 }

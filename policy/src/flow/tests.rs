@@ -8,7 +8,7 @@ use std::{
 use packet::{Packet, protocol};
 use proptest::prelude::*;
 
-use super::{AskLimits, Dropped, FlowTable, Judgement, Limits, Origin, Passed, Rules, Tuple};
+use super::{ConntrackQueryLimits, Dropped, FlowTable, Judgement, Limits, Origin, Passed, Rules, Tuple};
 use crate::engine::{Cause, Flow, Verdict};
 
 /// Allows flows to these ports.
@@ -184,8 +184,11 @@ proptest! {
             match what {
                 0 => rules = Bits(rules.0 + 1, random),
                 1 => bench.now += Duration::from_secs(u64::from(random % 700)),
-                2 if yes => drop(bench.table.know(&rules, &tuple, Origin::Remote, random & 2 == 0, bench.now)),
-                2 => drop(bench.table.know(&rules, &tuple.reversed(), Origin::Local, random & 2 == 0, bench.now)),
+                2 if yes => drop(bench.table.insert_known(&rules, &tuple, Origin::Remote, random & 2 == 0, bench.now)),
+                2 => {
+                    let reversed = tuple.reversed();
+                    let _ = bench.table.insert_known(&rules, &reversed, Origin::Local, random & 2 == 0, bench.now);
+                }
                 3 | 4 => drop(bench.outbound(&rules, &packet(number, (1, ours), (2, theirs), flags))),
                 _ => {
                     let mut judgement = bench.inbound(&rules, &incoming);
@@ -231,7 +234,7 @@ fn the_kernel_is_asked_before_a_refusal_and_its_yes_makes_a_flow() {
 
 #[test]
 fn a_no_stands_for_a_while_and_questions_are_limited() {
-    let asks = AskLimits { total: 3, per_peer: 2 };
+    let asks = ConntrackQueryLimits { total: 3, per_peer: 2 };
     let mut bench = Bench::new(Limits { asks, ..Limits::default() });
     let strange = |port| packet(17, (2, 9), (1, port), 0);
     assert!(matches!(bench.inbound(&OPEN, &strange(1)), Judgement::Ask(_)));
@@ -320,8 +323,8 @@ fn known_flows_are_judged_at_their_next_packet() {
         destination_port: port,
         answer: false,
     };
-    assert!(bench.table.know(&OPEN, &tuple(80), Origin::Remote, true, bench.now));
-    assert!(bench.table.know(&OPEN, &tuple(81), Origin::Remote, true, bench.now));
+    assert!(bench.table.insert_known(&OPEN, &tuple(80), Origin::Remote, true, bench.now));
+    assert!(bench.table.insert_known(&OPEN, &tuple(81), Origin::Remote, true, bench.now));
     assert_eq!(bench.inbound(&OPEN, &packet(6, (2, 4000), (1, 80), ACK)), Judgement::Pass(Passed::Established));
     assert_eq!(bench.inbound(&OPEN, &packet(6, (2, 4000), (1, 81), ACK)), Judgement::Drop(Dropped::Tombstone));
     assert_eq!(bench.outbound(&OPEN, &packet(6, (1, 81), (2, 4000), ACK)), Judgement::Drop(Dropped::Tombstone));
@@ -354,10 +357,10 @@ fn a_known_flow_is_none_of_whoever_has_its_address_next() {
     let begun = || Tuple::of(&Packet::parse(&packet(protocol::UDP, (1, 53), (2, 4000), 0)).unwrap());
     let reply = packet(protocol::UDP, (2, 4000), (1, 53), 0);
     let mut bench = Bench::new(Limits::default());
-    assert!(bench.table.know(&Owner(1), &begun(), Origin::Local, true, bench.now));
+    assert!(bench.table.insert_known(&Owner(1), &begun(), Origin::Local, true, bench.now));
     assert_eq!(bench.inbound(&Owner(1), &reply), Judgement::Pass(Passed::Established), "a reply to who has begun it");
     let mut bench = Bench::new(Limits::default());
-    assert!(bench.table.know(&Owner(1), &begun(), Origin::Local, true, bench.now));
+    assert!(bench.table.insert_known(&Owner(1), &begun(), Origin::Local, true, bench.now));
     assert!(!bench.inbound(&Owner(2), &reply).passes(), "the address was another's when it was begun");
 }
 

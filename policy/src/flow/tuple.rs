@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use packet::{Packet, Transport, protocol};
 
-use super::icmp::{Kind, request_of};
+use super::icmp::{IcmpKind, request_of};
 use crate::engine::Flow;
 
 /// A flow as its first packet shows it.
@@ -258,15 +258,15 @@ fn quoted_v6(bytes: &[u8]) -> Option<Tuple> {
 }
 
 fn is_answer(v4: bool, kind: u8) -> bool {
-    Kind::of(v4, kind) == Some(Kind::Reply)
+    IcmpKind::of(v4, kind) == Some(IcmpKind::Reply)
 }
 
 /// Requests and their answers as if they had ports, so that two ends that both ask with one identifier are two flows.
 fn icmp_ports(v4: bool, kind: u8, identifier: u16) -> (u16, u16) {
-    match Kind::of(v4, kind) {
-        Some(Kind::Request) => (identifier, u16::from(kind)),
-        Some(Kind::Reply) => (u16::from(request_of(v4, kind)), identifier),
-        Some(Kind::Error) | None => (0, 0),
+    match IcmpKind::of(v4, kind) {
+        Some(IcmpKind::Request) => (identifier, u16::from(kind)),
+        Some(IcmpKind::Reply) => (u16::from(request_of(v4, kind)), identifier),
+        Some(IcmpKind::Error) | None => (0, 0),
     }
 }
 
@@ -277,7 +277,7 @@ fn transport(source: IpAddr, destination: IpAddr, protocol: u8, icmp: u8, payloa
         protocol::TCP | protocol::UDP | protocol::SCTP => (port(0)?, port(2)?),
         _ if protocol == icmp => {
             let kind = *payload.first()?;
-            Kind::of(source.is_ipv4(), kind).filter(|kind| kind.is_query())?;
+            IcmpKind::of(source.is_ipv4(), kind).filter(|kind| kind.is_query())?;
             answer = is_answer(source.is_ipv4(), kind);
             icmp_ports(source.is_ipv4(), kind, port(4)?)
         }

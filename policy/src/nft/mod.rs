@@ -46,7 +46,7 @@ pub struct Ruleset {
     /// Sets by name.
     pub sets: BTreeMap<String, Set>,
     /// Chains by name.
-    pub chains: BTreeMap<String, Chain>,
+    pub chains: BTreeMap<String, RuleChain>,
     /// From addresses of local pods to their chains: `egress4`, `egress6`, `ingress4`, `ingress6`.
     pub maps: BTreeMap<&'static str, BTreeMap<IpAddr, String>>,
 }
@@ -54,8 +54,9 @@ pub struct Ruleset {
 impl Ruleset {
     /// Whether every verdict of the two is the same: comments and names of policies aside, they are.
     fn decides_as(&self, other: &Self) -> bool {
-        let alike =
-            |(one, other): ((&String, &Chain), (&String, &Chain))| one.0 == other.0 && one.1.decides_as(other.1);
+        let alike = |(one, other): ((&String, &RuleChain), (&String, &RuleChain))| {
+            one.0 == other.0 && one.1.decides_as(other.1)
+        };
         self.sets == other.sets
             && self.maps == other.maps
             && self.chains.len() == other.chains.len()
@@ -114,9 +115,9 @@ impl Ruleset {
 #[derive(Debug, Clone)]
 pub struct Set {
     /// Of what.
-    pub kind: SetKind,
+    pub kind: AddressSetKind,
     /// Its elements, in order, none inside another.
-    pub elements: Arc<[Element]>,
+    pub elements: Arc<[SetElement]>,
     /// Hash of the elements.
     pub(crate) content: u64,
     /// Tells its name in the kernel from those of earlier copies, see [`transactions`].
@@ -135,7 +136,7 @@ impl Eq for Set {}
 
 /// Kinds of sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SetKind {
+pub enum AddressSetKind {
     /// Ranges of IPv4 addresses.
     V4,
     /// Ranges of IPv6 addresses.
@@ -148,7 +149,7 @@ pub enum SetKind {
 
 /// An element of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Element {
+pub enum SetElement {
     /// From the first to the last, both included.
     Range(IpAddr, IpAddr),
     /// An address, with a protocol and a port.
@@ -157,14 +158,14 @@ pub enum Element {
 
 /// A chain's rules in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
-pub struct Chain {
+pub struct RuleChain {
     /// They are asked from the first on until one decides.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<ChainRule>,
 }
 
 /// One rule: all matches must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Rule {
+pub struct ChainRule {
     /// What must hold.
     pub matches: Vec<Match>,
     /// What then happens.
@@ -173,10 +174,10 @@ pub struct Rule {
     pub because: Arc<str>,
 }
 
-impl Chain {
+impl RuleChain {
     /// Whether the two decide alike: comments aside, they are the same.
     fn decides_as(&self, other: &Self) -> bool {
-        let alike = |(one, other): (&Rule, &Rule)| one.matches == other.matches && one.then == other.then;
+        let alike = |(one, other): (&ChainRule, &ChainRule)| one.matches == other.matches && one.then == other.then;
         self.rules.len() == other.rules.len() && self.rules.iter().zip(&other.rules).all(alike)
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::Element;
+use super::SetElement;
 use crate::object::Block;
 
 /// Disjoint, sorted, not touching ranges of addresses of one family, both ends included.
@@ -95,8 +95,8 @@ impl Ranges {
         self.list.extend(&other.list);
     }
 
-    pub(super) fn elements(&self) -> Vec<Element> {
-        self.list.iter().map(|(first, last)| Element::Range(self.address(*first), self.address(*last))).collect()
+    pub(super) fn elements(&self) -> Vec<SetElement> {
+        self.list.iter().map(|(first, last)| SetElement::Range(self.address(*first), self.address(*last))).collect()
     }
 
     fn address(&self, number: u128) -> IpAddr {

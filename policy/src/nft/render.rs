@@ -6,7 +6,7 @@ mod tiers;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use super::{Chain, LocalPod, Match, Rule, Ruleset, Then};
+use super::{ChainRule, LocalPod, Match, RuleChain, Ruleset, Then};
 use crate::{
     engine::{Engine, PodInfo, Side, rules::PeerRef, storage::Owner},
     object::Tier,
@@ -77,15 +77,15 @@ impl Draft<'_> {
     }
 
     /// The pod's chain and those it leads to.
-    fn chains(&mut self, chain: &PodChain, owner: Option<Owner>) -> Vec<(String, Chain)> {
+    fn chains(&mut self, chain: &PodChain, owner: Option<Owner>) -> Vec<(String, RuleChain)> {
         let mut made = Vec::new();
         let side = chain.side as usize;
         let mut main = Vec::new();
         let Some(owner) = owner else {
             // A pod of which nothing is known is in every policy's hand.
-            let then = if self.engine.voices[side] > 0 { Then::Drop } else { Then::Allow };
-            main.push(Rule { matches: Vec::new(), then, because: "unknown pod".into() });
-            made.push((chain.name.clone(), Chain { rules: main }));
+            let then = if self.engine.policies_per_direction[side] > 0 { Then::Drop } else { Then::Allow };
+            main.push(ChainRule { matches: Vec::new(), then, because: "unknown pod".into() });
+            made.push((chain.name.clone(), RuleChain { rules: main }));
             deny_unclear(&mut made, &chain.name);
             return made;
         };
@@ -115,9 +115,9 @@ impl Draft<'_> {
             let next = format!("{}_np", chain.name);
             let rules = self.tier_rules(&admin, chain.side);
             self.tier(chain, &rules, false, &Then::Goto(next.clone()), &chain.name, &mut main, &mut made);
-            made.push((next, Chain { rules: behind }));
+            made.push((next, RuleChain { rules: behind }));
         }
-        made.push((chain.name.clone(), Chain { rules: main }));
+        made.push((chain.name.clone(), RuleChain { rules: main }));
         deny_unclear(&mut made, &chain.name);
         made.sort_by(|(a, _), (b, _)| a.cmp(b));
         made
@@ -125,10 +125,12 @@ impl Draft<'_> {
 }
 
 /// Where a pod's chains deny anything, they deny what cannot be judged: its header may claim anything, or lacks ports.
-fn deny_unclear(made: &mut [(String, Chain)], first: &str) {
+fn deny_unclear(made: &mut [(String, RuleChain)], first: &str) {
     let denies = made.iter().flat_map(|(_, chain)| &chain.rules).any(|rule| rule.then == Then::Drop);
     let first = made.iter_mut().find(|(name, _)| name == first);
     if let (true, Some((_, chain))) = (denies, first) {
-        chain.rules.insert(0, Rule { matches: vec![Match::Unclear], then: Then::Drop, because: "of no flow".into() });
+        chain
+            .rules
+            .insert(0, ChainRule { matches: vec![Match::Unclear], then: Then::Drop, because: "of no flow".into() });
     }
 }

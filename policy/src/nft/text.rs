@@ -7,7 +7,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Chain, Element, Match, Rule, Ruleset, Set, SetKind, Then};
+use super::{AddressSetKind, ChainRule, Match, RuleChain, Ruleset, Set, SetElement, Then};
 use crate::{engine::Side, object::Protocol};
 
 /// The chain for packets that policies deny, by [`Side`].
@@ -62,12 +62,12 @@ impl Form {
     }
 
     /// How many nftables rules a rule becomes.
-    pub(super) fn count(self, rule: &Rule) -> usize {
+    pub(super) fn count(self, rule: &ChainRule) -> usize {
         self.variants(rule).len()
     }
 
     /// What the nftables rules that a rule becomes begin with, each.
-    fn variants(self, rule: &Rule) -> Vec<&'static str> {
+    fn variants(self, rule: &ChainRule) -> Vec<&'static str> {
         let unclear = rule.matches.contains(&Match::Unclear);
         match self {
             Self::Packet if unclear => {
@@ -157,8 +157,8 @@ impl Transactions {
 pub fn transactions(table: &str, old: &Ruleset, new: &mut Ruleset) -> Transactions {
     name_copies(old, new);
     let new = &*new;
-    let mut sets = Writer { table, text: String::new() };
-    let mut out = Writer { table, text: String::new() };
+    let mut sets = NftWriter { table, text: String::new() };
+    let mut out = NftWriter { table, text: String::new() };
     let missing_in = |other: &'_ Ruleset, one: &'_ Ruleset| -> Vec<String> {
         let missing = one.chains.keys().filter(|name| !other.chains.contains_key(*name));
         missing.flat_map(|name| Form::BOTH.map(|form| form.name(name))).collect()
@@ -229,12 +229,12 @@ fn name_copies(old: &Ruleset, new: &mut Ruleset) {
     }
 }
 
-struct Writer<'a> {
+struct NftWriter<'a> {
     table: &'a str,
     text: String,
 }
 
-impl Writer<'_> {
+impl NftWriter<'_> {
     fn line(&mut self, line: fmt::Arguments<'_>) {
         // Writing to a string does not fail.
         let _ = self.text.write_fmt(line);
@@ -256,14 +256,14 @@ impl Writer<'_> {
         self.elements("add", name, &set.elements.iter().collect::<Vec<_>>());
     }
 
-    fn elements(&mut self, verb: &str, set: &str, elements: &[&Element]) {
+    fn elements(&mut self, verb: &str, set: &str, elements: &[&SetElement]) {
         for part in elements.chunks(PER_COMMAND) {
             let mut list = String::new();
             for element in part {
                 let _ = match element {
-                    Element::Range(first, last) if first == last => write!(list, "{first}, "),
-                    Element::Range(first, last) => write!(list, "{first}-{last}, "),
-                    Element::Port(address, protocol, port) => {
+                    SetElement::Range(first, last) if first == last => write!(list, "{first}, "),
+                    SetElement::Range(first, last) => write!(list, "{first}-{last}, "),
+                    SetElement::Port(address, protocol, port) => {
                         write!(list, "{address} . {} . {port}, ", protocol.as_str().to_ascii_lowercase())
                     }
                 };
@@ -294,7 +294,7 @@ impl Writer<'_> {
         }
     }
 
-    fn chain(&mut self, name: &str, chain: &Chain, (form, side): (Form, Side), ruleset: &Ruleset) {
+    fn chain(&mut self, name: &str, chain: &RuleChain, (form, side): (Form, Side), ruleset: &Ruleset) {
         let table = self.table;
         for rule in &chain.rules {
             for variant in form.variants(rule) {
@@ -331,20 +331,20 @@ impl Writer<'_> {
 }
 
 /// Elements of the first list that the second one does not have. Both are sorted.
-fn missing<'e>(from: &'e [Element], other: &[Element]) -> Vec<&'e Element> {
+fn missing<'e>(from: &'e [SetElement], other: &[SetElement]) -> Vec<&'e SetElement> {
     from.iter().filter(|element| other.binary_search(element).is_err()).collect()
 }
 
-const fn kind(kind: SetKind) -> &'static str {
+const fn kind(kind: AddressSetKind) -> &'static str {
     match kind {
-        SetKind::V4 => "type ipv4_addr; flags interval;",
-        SetKind::V6 => "type ipv6_addr; flags interval;",
-        SetKind::V4Port => "type ipv4_addr . inet_proto . inet_service;",
-        SetKind::V6Port => "type ipv6_addr . inet_proto . inet_service;",
+        AddressSetKind::V4 => "type ipv4_addr; flags interval;",
+        AddressSetKind::V6 => "type ipv6_addr; flags interval;",
+        AddressSetKind::V4Port => "type ipv4_addr . inet_proto . inet_service;",
+        AddressSetKind::V6Port => "type ipv6_addr . inet_proto . inet_service;",
     }
 }
 
-fn rule_text(rule: &Rule, form: Form, side: Side, ruleset: &Ruleset) -> String {
+fn rule_text(rule: &ChainRule, form: Form, side: Side, ruleset: &Ruleset) -> String {
     let family = |v4: bool| if v4 { "ip" } else { "ip6" };
     // The other end: a flow's source before any rewriting, its destination behind it.
     let end = |v4: bool| {
@@ -407,7 +407,7 @@ fn comment(because: &str) -> String {
     format!(" comment \"{text}\"")
 }
 
-fn then_text(rule: &Rule, form: Form, side: Side) -> String {
+fn then_text(rule: &ChainRule, form: Form, side: Side) -> String {
     match &rule.then {
         Then::Allow => format!("goto {}", ALLOWED[side as usize]),
         Then::Drop => format!("goto {}", REFUSED[side as usize]),
@@ -422,17 +422,17 @@ mod tests {
     /// One pod, which lets in who is in the set `s`, and one more rule where `rules` says so.
     fn ruleset(elements: &[(u8, u8)], rules: usize) -> Ruleset {
         let address = |last: u8| IpAddr::from([10, 0, 0, last]);
-        let elements: Vec<Element> =
-            elements.iter().map(|(first, last)| Element::Range(address(*first), address(*last))).collect();
+        let elements: Vec<SetElement> =
+            elements.iter().map(|(first, last)| SetElement::Range(address(*first), address(*last))).collect();
         let mut hasher = DefaultHasher::new();
         elements.hash(&mut hasher);
-        let set = Set { kind: SetKind::V4, elements: elements.into(), content: hasher.finish(), copy: 0 };
+        let set = Set { kind: AddressSetKind::V4, elements: elements.into(), content: hasher.finish(), copy: 0 };
         let peer = Match::Peer { set: "s".to_owned(), v4: true, not: false };
-        let mut chain = vec![Rule { matches: vec![peer], then: Then::Allow, because: "".into() }];
-        chain.extend((0..rules).map(|_| Rule { matches: Vec::new(), then: Then::Drop, because: "".into() }));
+        let mut chain = vec![ChainRule { matches: vec![peer], then: Then::Allow, because: "".into() }];
+        chain.extend((0..rules).map(|_| ChainRule { matches: Vec::new(), then: Then::Drop, because: "".into() }));
         Ruleset {
             sets: [("s".to_owned(), set)].into(),
-            chains: [("in_1".to_owned(), Chain { rules: chain })].into(),
+            chains: [("in_1".to_owned(), RuleChain { rules: chain })].into(),
             maps: BTreeMap::new(),
         }
     }

@@ -8,8 +8,8 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    reader::Fields,
-    violation::{Report, quoted},
+    reader::ObjectFields,
+    violation::{ObjectReport, quoted},
 };
 
 /// A block of addresses with holes.
@@ -112,7 +112,7 @@ const fn is_mapped(address: Ipv6Addr) -> bool {
 
 /// The `ipBlock` that `fields` are. `escaped` is set when a hole lies beside the block: refused, though what it says
 /// is clear.
-pub(super) fn read(fields: &Fields<'_>, report: &mut Report, escaped: &mut usize) -> Option<Block> {
+pub(super) fn read(fields: &ObjectFields<'_>, report: &mut ObjectReport, escaped: &mut usize) -> Option<Block> {
     fields.only(&["cidr", "except"], report);
     let cidr = match fields.get("cidr") {
         Some(at) => at.text(report).and_then(|text| lenient_cidr(&at.path, text, report)),
@@ -137,11 +137,11 @@ pub(super) fn read(fields: &Fields<'_>, report: &mut Report, escaped: &mut usize
 }
 
 /// The block that `text` at `path` names; a mistake is noted.
-pub(super) fn cidr(path: &str, text: &str, report: &mut Report) -> Option<IpNet> {
+pub(super) fn cidr(path: &str, text: &str, report: &mut ObjectReport) -> Option<IpNet> {
     parse_cidr(text).map_err(|error| report.add(path, quoted(text), error.to_string())).ok()
 }
 
 /// The same of a NetworkPolicy.
-fn lenient_cidr(path: &str, text: &str, report: &mut Report) -> Option<IpNet> {
+fn lenient_cidr(path: &str, text: &str, report: &mut ObjectReport) -> Option<IpNet> {
     parse_lenient_cidr(text).map_err(|error| report.add(path, quoted(text), error.to_string())).ok()
 }

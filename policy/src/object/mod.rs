@@ -6,13 +6,13 @@
 
 mod block;
 mod cluster_policy;
+mod display;
 mod labels;
 mod network_policy;
 mod pod;
 mod port;
 mod reader;
 mod selector;
-mod shown;
 mod violation;
 
 pub use block::{Block, BlockError};
@@ -20,9 +20,9 @@ pub(crate) use cluster_policy::CLUSTER_POLICY_VERSIONS;
 pub use cluster_policy::{Action, ClusterPeer, ClusterPolicy, ClusterRule, ClusterSubject, InvalidClusterPolicy, Tier};
 pub(crate) use labels::NAMESPACE_NAME;
 pub use labels::{CLUSTER, Labels};
-pub use network_policy::{Directions, InvalidNetworkPolicy, NetworkPolicy, Peer, Rule};
+pub use network_policy::{Directions, InvalidNetworkPolicy, NetworkPolicy, PolicyPeer, Rule};
 pub use pod::{NamedPort, PodObject, namespace_from, pod_from};
 pub use port::{PortMatch, Ports, Protocol};
 pub use selector::{Requirement, Selector, Test, Truth};
 pub(crate) use selector::{is_namespace_name, is_object_name};
-pub use violation::{Violation, Violations};
+pub use violation::{ObjectViolation, ObjectViolations};

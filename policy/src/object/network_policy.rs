@@ -7,9 +7,9 @@ use serde_json::Value;
 use super::{
     block::{self, Block},
     port::{self, PortMatch, Ports, Protocol},
-    reader::{At, Fields, describe},
+    reader::{At, ObjectFields, describe},
     selector::{self, Selector},
-    violation::{Report, Violations, quoted},
+    violation::{ObjectReport, ObjectViolations, quoted},
 };
 
 /// A NetworkPolicy's spec: whom it isolates, and what it then allows.
@@ -27,14 +27,14 @@ pub struct NetworkPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// `None`: anyone, also what is no pod.
-    pub peers: Option<Vec<Peer>>,
+    pub peers: Option<Vec<PolicyPeer>>,
     /// `None`: every port of every protocol.
     pub ports: Option<Vec<PortMatch>>,
 }
 
 /// Who is at the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Peer {
+pub enum PolicyPeer {
     /// Pods with these labels, of namespaces with those.
     Pods {
         /// `None`: the policy's own namespace.
@@ -59,7 +59,7 @@ pub struct Directions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidNetworkPolicy {
     /// What is wrong.
-    pub violations: Violations,
+    pub violations: ObjectViolations,
     /// The pods and the directions that it isolates, where both could be read: what is left of it without an earlier
     /// version to keep.
     pub isolates: Option<(Selector, Directions)>,
@@ -81,7 +81,7 @@ impl NetworkPolicy {
     /// # Errors
     /// All that the API server would refuse, and fields that are not known.
     pub fn parse(spec: &Value) -> Result<Self, InvalidNetworkPolicy> {
-        let mut report = Report::default();
+        let mut report = ObjectReport::default();
         let root = At { path: "spec".into(), value: spec };
         let Some(fields) = root.object(&mut report) else {
             return Err(InvalidNetworkPolicy::without_remains(report));
@@ -110,7 +110,7 @@ impl NetworkPolicy {
                 Err(InvalidNetworkPolicy { violations, isolates: readable, literal })
             }
             (None, None) => Err(InvalidNetworkPolicy {
-                violations: Violations::one("spec", "unreadable", "rewrite it"),
+                violations: ObjectViolations::one("spec", "unreadable", "rewrite it"),
                 isolates: None,
                 literal: None,
             }),
@@ -119,15 +119,15 @@ impl NetworkPolicy {
 }
 
 impl InvalidNetworkPolicy {
-    fn without_remains(report: Report) -> Self {
+    fn without_remains(report: ObjectReport) -> Self {
         let violations =
-            report.into_violations().unwrap_or_else(|| Violations::one("spec", "unreadable", "rewrite it"));
+            report.into_violations().unwrap_or_else(|| ObjectViolations::one("spec", "unreadable", "rewrite it"));
         Self { violations, isolates: None, literal: None }
     }
 }
 
 /// The policy's types, or what they are where none are given: ingress, and egress if there are egress rules.
-fn read_directions(fields: &Fields<'_>, report: &mut Report) -> Option<Directions> {
+fn read_directions(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Option<Directions> {
     let before = report.count();
     let types = fields.get("policyTypes");
     let listed = types.as_ref().and_then(|at| at.list(report)).unwrap_or_default();
@@ -158,7 +158,13 @@ fn read_directions(fields: &Fields<'_>, report: &mut Report) -> Option<Direction
     (report.count() == before).then_some(directions)
 }
 
-fn read_rules(fields: &Fields<'_>, name: &str, peers: &str, report: &mut Report, escaped: &mut usize) -> Vec<Rule> {
+fn read_rules(
+    fields: &ObjectFields<'_>,
+    name: &str,
+    peers: &str,
+    report: &mut ObjectReport,
+    escaped: &mut usize,
+) -> Vec<Rule> {
     let mut rules = Vec::new();
     for at in fields.list(name, report) {
         let Some(fields) = at.object(report) else { continue };
@@ -173,7 +179,7 @@ fn read_rules(fields: &Fields<'_>, name: &str, peers: &str, report: &mut Report,
     rules
 }
 
-fn read_peer(at: &At<'_>, report: &mut Report, escaped: &mut usize) -> Option<Peer> {
+fn read_peer(at: &At<'_>, report: &mut ObjectReport, escaped: &mut usize) -> Option<PolicyPeer> {
     let fields = at.object(report)?;
     fields.only(&["podSelector", "namespaceSelector", "ipBlock"], report);
     let (pods, namespaces, block) = (fields.get("podSelector"), fields.get("namespaceSelector"), fields.get("ipBlock"));
@@ -187,7 +193,7 @@ fn read_peer(at: &At<'_>, report: &mut Report, escaped: &mut usize) -> Option<Pe
             );
         }
         let block = block.object(report).and_then(|fields| block::read(&fields, report, escaped));
-        return block.map(Peer::Block);
+        return block.map(PolicyPeer::Block);
     }
     if pods.is_none() && namespaces.is_none() {
         report.add(
@@ -205,10 +211,10 @@ fn read_peer(at: &At<'_>, report: &mut Report, escaped: &mut usize) -> Option<Pe
         None => Selector::default(),
         Some(at) => selector::read(&at, report)?,
     };
-    Some(Peer::Pods { namespaces, pods })
+    Some(PolicyPeer::Pods { namespaces, pods })
 }
 
-fn read_port(at: &At<'_>, report: &mut Report) -> Option<PortMatch> {
+fn read_port(at: &At<'_>, report: &mut ObjectReport) -> Option<PortMatch> {
     let before = report.count();
     let fields = at.object(report)?;
     fields.only(&["protocol", "port", "endPort"], report);

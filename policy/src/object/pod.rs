@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::{
     labels::Labels,
     port::Protocol,
-    reader::{At, Fields, describe},
-    violation::{Report, Violations, quoted},
+    reader::{At, ObjectFields, describe},
+    violation::{ObjectReport, ObjectViolations, quoted},
 };
 
 /// A container's port that has a name.
@@ -48,8 +48,8 @@ pub struct PodObject {
 ///
 /// # Errors
 /// What is wrong with the fields that are used.
-pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), Violations> {
-    let mut report = Report::default();
+pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), ObjectViolations> {
+    let mut report = ObjectReport::default();
     let root = At { path: String::new(), value: object };
     let mut pod = PodObject::default();
     let mut place = None;
@@ -68,7 +68,7 @@ pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), Viola
     match (report.into_violations(), place) {
         (None, Some((namespace, name))) => Ok((namespace, name, pod)),
         (Some(violations), _) => Err(violations),
-        (None, None) => Err(Violations::one("name", "unreadable", "rewrite it")),
+        (None, None) => Err(ObjectViolations::one("name", "unreadable", "rewrite it")),
     }
 }
 
@@ -76,8 +76,8 @@ pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), Viola
 ///
 /// # Errors
 /// What is wrong with the fields that are used.
-pub fn namespace_from(object: &Value) -> Result<(Arc<str>, Labels), Violations> {
-    let mut report = Report::default();
+pub fn namespace_from(object: &Value) -> Result<(Arc<str>, Labels), ObjectViolations> {
+    let mut report = ObjectReport::default();
     let root = At { path: String::new(), value: object };
     let metadata = root.object(&mut report).and_then(|fields| fields.get("metadata"));
     let fields = metadata.as_ref().and_then(|at| at.object(&mut report));
@@ -89,13 +89,13 @@ pub fn namespace_from(object: &Value) -> Result<(Arc<str>, Labels), Violations> 
     match (report.into_violations(), name) {
         (None, Some(name)) => Ok((name.into(), labels)),
         (Some(violations), _) => Err(violations),
-        (None, None) => Err(Violations::one("metadata", "unreadable", "rewrite it")),
+        (None, None) => Err(ObjectViolations::one("metadata", "unreadable", "rewrite it")),
     }
 }
 
 type Place = (Arc<str>, Arc<str>);
 
-fn read_short(fields: &Fields<'_>, pod: &mut PodObject, report: &mut Report) -> Option<Place> {
+fn read_short(fields: &ObjectFields<'_>, pod: &mut PodObject, report: &mut ObjectReport) -> Option<Place> {
     pod.uid = fields.text("uid", report).map(Into::into);
     pod.labels = read_labels(fields, report);
     pod.host_network = fields.get("hostNetwork").is_some_and(|at| at.value == &Value::Bool(true));
@@ -113,7 +113,7 @@ fn finished(phase: Option<&str>) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-fn read_labels(fields: &Fields<'_>, report: &mut Report) -> Labels {
+fn read_labels(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Labels {
     let Some(at) = fields.get("labels") else { return Labels::default() };
     if at.object(report).is_none() {
         return Labels::default();
@@ -127,7 +127,7 @@ fn read_labels(fields: &Fields<'_>, report: &mut Report) -> Labels {
         .collect()
 }
 
-fn read_ports(container: &Fields<'_>, ports: &mut Vec<NamedPort>, report: &mut Report) {
+fn read_ports(container: &ObjectFields<'_>, ports: &mut Vec<NamedPort>, report: &mut ObjectReport) {
     for at in container.list("ports", report) {
         let Some(fields) = at.object(report) else { continue };
         let Some(name) = fields.text("name", report).filter(|name| !name.is_empty()) else { continue };
@@ -148,7 +148,7 @@ fn read_ports(container: &Fields<'_>, ports: &mut Vec<NamedPort>, report: &mut R
     }
 }
 
-fn address(at: &At<'_>, report: &mut Report) -> Option<IpAddr> {
+fn address(at: &At<'_>, report: &mut ObjectReport) -> Option<IpAddr> {
     let text = at.text(report)?;
     if text.is_empty() {
         return None;

@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::violation::{Report, quoted};
+use super::violation::{ObjectReport, quoted};
 
 /// One object of the tree.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Fields<'v> {
+pub(super) struct ObjectFields<'v> {
     path: &'v str,
     map: &'v Map<String, Value>,
 }
@@ -19,9 +19,9 @@ pub(super) struct At<'v> {
 
 impl<'v> At<'v> {
     /// The object that this is.
-    pub(super) fn object(&'v self, report: &mut Report) -> Option<Fields<'v>> {
+    pub(super) fn object(&'v self, report: &mut ObjectReport) -> Option<ObjectFields<'v>> {
         match self.value {
-            Value::Object(map) => Some(Fields { path: &self.path, map }),
+            Value::Object(map) => Some(ObjectFields { path: &self.path, map }),
             other => {
                 report.add(&self.path, describe(other), "must be an object");
                 None
@@ -30,7 +30,7 @@ impl<'v> At<'v> {
     }
 
     /// The text that this is.
-    pub(super) fn text(&self, report: &mut Report) -> Option<&'v str> {
+    pub(super) fn text(&self, report: &mut ObjectReport) -> Option<&'v str> {
         match self.value {
             Value::String(text) => Some(text),
             other => {
@@ -41,7 +41,7 @@ impl<'v> At<'v> {
     }
 
     /// The entries of the list that this is.
-    pub(super) fn list(&self, report: &mut Report) -> Option<Vec<Self>> {
+    pub(super) fn list(&self, report: &mut ObjectReport) -> Option<Vec<Self>> {
         match self.value {
             Value::Array(list) => Some(
                 list.iter().enumerate().map(|(i, value)| Self { path: format!("{}[{i}]", self.path), value }).collect(),
@@ -54,7 +54,7 @@ impl<'v> At<'v> {
     }
 }
 
-impl<'v> Fields<'v> {
+impl<'v> ObjectFields<'v> {
     /// Field `name`; null counts as absent.
     pub(super) fn get(&self, name: &str) -> Option<At<'v>> {
         let value = self.map.get(name).filter(|value| !value.is_null())?;
@@ -62,12 +62,12 @@ impl<'v> Fields<'v> {
     }
 
     /// The entries of list `name`; none when it is absent.
-    pub(super) fn list(&self, name: &str, report: &mut Report) -> Vec<At<'v>> {
+    pub(super) fn list(&self, name: &str, report: &mut ObjectReport) -> Vec<At<'v>> {
         self.get(name).and_then(|at| at.list(report)).unwrap_or_default()
     }
 
     /// Text `name`; empty text is as good as none, as in Go's decoding.
-    pub(super) fn text(&self, name: &str, report: &mut Report) -> Option<&'v str> {
+    pub(super) fn text(&self, name: &str, report: &mut ObjectReport) -> Option<&'v str> {
         self.get(name).and_then(|at| at.text(report))
     }
 
@@ -82,7 +82,7 @@ impl<'v> Fields<'v> {
     }
 
     /// Refuses every field that is not one of `known`, null ones too.
-    pub(super) fn only(&self, known: &[&str], report: &mut Report) {
+    pub(super) fn only(&self, known: &[&str], report: &mut ObjectReport) {
         for name in self.unknown(known) {
             report.add(self.path(name), "an unknown field", "remove it, or correct its name");
         }

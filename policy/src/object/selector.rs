@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc};
 
 use super::{
     labels::{CLUSTER, Labels, NAMESPACE_NAME},
-    reader::{At, Fields, describe},
-    violation::{Report, quoted},
+    reader::{At, ObjectFields, describe},
+    violation::{ObjectReport, quoted},
 };
 
 /// What a selector says of something.
@@ -194,7 +194,7 @@ impl fmt::Display for Selector {
 }
 
 /// The selector that `at` is.
-pub(super) fn read(at: &At<'_>, report: &mut Report) -> Option<Selector> {
+pub(super) fn read(at: &At<'_>, report: &mut ObjectReport) -> Option<Selector> {
     let before = report.count();
     let fields = at.object(report)?;
     fields.only(&["matchLabels", "matchExpressions"], report);
@@ -220,7 +220,7 @@ pub(super) fn read(at: &At<'_>, report: &mut Report) -> Option<Selector> {
     (report.count() == before).then(|| Selector::new(requirements))
 }
 
-fn read_expression(fields: &Fields<'_>, report: &mut Report) -> Option<Requirement> {
+fn read_expression(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Option<Requirement> {
     fields.only(&["key", "operator", "values"], report);
     let key = fields.text("key", report).unwrap_or_default();
     check_key(&fields.path("key"), key, report);
@@ -232,13 +232,13 @@ fn read_expression(fields: &Fields<'_>, report: &mut Report) -> Option<Requireme
             values.push(text.into());
         }
     }
-    let some = |values: Vec<Box<str>>, report: &mut Report| {
+    let some = |values: Vec<Box<str>>, report: &mut ObjectReport| {
         if listed.is_empty() {
             report.add(fields.path("values"), "missing or empty", "In and NotIn need at least one value");
         }
         values.into_boxed_slice()
     };
-    let none = |report: &mut Report| {
+    let none = |report: &mut ObjectReport| {
         if !listed.is_empty() {
             report.add(
                 fields.path("values"),
@@ -266,7 +266,7 @@ fn read_expression(fields: &Fields<'_>, report: &mut Report) -> Option<Requireme
     Some(Requirement { key: key.into(), test })
 }
 
-fn check_key(path: &str, key: &str, report: &mut Report) {
+fn check_key(path: &str, key: &str, report: &mut ObjectReport) {
     let valid = match key.split_once('/') {
         Some((prefix, name)) => is_subdomain(prefix) && is_word(name),
         None => is_word(key),
@@ -281,7 +281,7 @@ fn check_key(path: &str, key: &str, report: &mut Report) {
     }
 }
 
-fn check_value(path: &str, value: &str, report: &mut Report) {
+fn check_value(path: &str, value: &str, report: &mut ObjectReport) {
     if !value.is_empty() && !is_word(value) {
         report.add(
             path,

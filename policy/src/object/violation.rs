@@ -9,7 +9,7 @@ const MAX_FOUND: usize = 64;
 
 /// One thing that is wrong: the field, the value it has, what holds instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation {
+pub struct ObjectViolation {
     /// JSON path of the field: `spec.ingress[0].from[1].ipBlock.cidr`.
     pub field: String,
     /// What was found, shortened.
@@ -18,7 +18,7 @@ pub struct Violation {
     pub expected: String,
 }
 
-impl fmt::Display for Violation {
+impl fmt::Display for ObjectViolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is {}: {}", self.field, self.found, self.expected)
     }
@@ -26,25 +26,25 @@ impl fmt::Display for Violation {
 
 /// All that is wrong with one object; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violations(Vec<Violation>);
+pub struct ObjectViolations(Vec<ObjectViolation>);
 
-impl Violations {
+impl ObjectViolations {
     /// An object with one mistake.
     #[must_use]
     pub fn one(field: impl Into<String>, found: impl Into<String>, expected: impl Into<String>) -> Self {
-        Self(vec![Violation { field: field.into(), found: found.into(), expected: expected.into() }])
+        Self(vec![ObjectViolation { field: field.into(), found: found.into(), expected: expected.into() }])
     }
 
     /// Each violation, in the order they were found.
     #[must_use]
-    pub fn as_slice(&self) -> &[Violation] {
+    pub fn as_slice(&self) -> &[ObjectViolation] {
         &self.0
     }
 }
 
-impl std::error::Error for Violations {}
+impl std::error::Error for ObjectViolations {}
 
-impl fmt::Display for Violations {
+impl fmt::Display for ObjectViolations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, violation) in self.0.iter().enumerate() {
             if i > 0 {
@@ -58,15 +58,15 @@ impl fmt::Display for Violations {
 
 /// The violations found so far in one object; bounded however long the object is.
 #[derive(Debug, Default)]
-pub(super) struct Report {
-    named: Vec<Violation>,
+pub(super) struct ObjectReport {
+    named: Vec<ObjectViolation>,
     unnamed: usize,
 }
 
-impl Report {
+impl ObjectReport {
     pub(super) fn add(&mut self, field: impl Into<String>, found: impl Into<String>, expected: impl Into<String>) {
         if self.named.len() < MAX_NAMED {
-            self.named.push(Violation { field: field.into(), found: found.into(), expected: expected.into() });
+            self.named.push(ObjectViolation { field: field.into(), found: found.into(), expected: expected.into() });
         } else {
             self.unnamed += 1;
         }
@@ -78,15 +78,15 @@ impl Report {
     }
 
     /// What was found, if anything.
-    pub(super) fn into_violations(mut self) -> Option<Violations> {
+    pub(super) fn into_violations(mut self) -> Option<ObjectViolations> {
         if self.unnamed > 0 {
-            self.named.push(Violation {
+            self.named.push(ObjectViolation {
                 field: "spec".into(),
                 found: format!("invalid in {} more places", self.unnamed),
                 expected: "fix those above first".into(),
             });
         }
-        (!self.named.is_empty()).then_some(Violations(self.named))
+        (!self.named.is_empty()).then_some(ObjectViolations(self.named))
     }
 }
 

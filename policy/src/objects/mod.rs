@@ -1,7 +1,7 @@
 //! Kubernetes objects in etcd: the one reading of them, for the daemon, `meshctl check` and the engine on files.
 //!
 //! [`read`] turns the bytes under a key into an [`Object`], or says what is wrong with them and what stands for them.
-//! [`put`] and [`delete`] hand that to an engine. Unreadable policies fail closed: see [`Refusal::stand_in`].
+//! [`put`] and [`delete`] hand that to an engine. Unreadable policies fail closed: see [`ObjectRefusal::stand_in`].
 
 mod binding;
 mod envelope;
@@ -53,7 +53,7 @@ pub struct Reading {
 
 /// A value that does not hold.
 #[derive(Debug, PartialEq)]
-pub struct Refusal {
+pub struct ObjectRefusal {
     /// All that is wrong with it.
     pub violations: Violations,
     /// What stands for it if no earlier value of its key held: of a NetworkPolicy that it isolates its pods, as far as
@@ -62,7 +62,7 @@ pub struct Refusal {
     pub stand_in: Option<Box<Object>>,
 }
 
-impl From<Violations> for Refusal {
+impl From<Violations> for ObjectRefusal {
     fn from(violations: Violations) -> Self {
         Self { violations, stand_in: None }
     }
@@ -86,12 +86,12 @@ pub const fn is_read(key: &KubernetesKey) -> bool {
 ///
 /// # Errors
 /// All that is wrong with it, another name or namespace than the key's too.
-pub fn read(key: &KubernetesKey, bytes: &[u8], may_be_in_force: bool) -> Result<Reading, Refusal> {
+pub fn read(key: &KubernetesKey, bytes: &[u8], may_be_in_force: bool) -> Result<Reading, ObjectRefusal> {
     let read = match Fields::of_object(bytes) {
         Ok(fields) => read_fields(key, fields),
         Err(violations) => Err(violations.into()),
     };
-    read.map_err(|refusal| Refusal {
+    read.map_err(|refusal| ObjectRefusal {
         stand_in: refusal.stand_in.or_else(|| unreadable(key, may_be_in_force).map(Box::new)),
         ..refusal
     })
@@ -101,7 +101,7 @@ pub fn read(key: &KubernetesKey, bytes: &[u8], may_be_in_force: bool) -> Result<
 ///
 /// # Errors
 /// As there.
-pub fn read_tree(key: &KubernetesKey, object: Map<String, Value>) -> Result<Reading, Refusal> {
+pub fn read_tree(key: &KubernetesKey, object: Map<String, Value>) -> Result<Reading, ObjectRefusal> {
     read_fields(key, Fields::root(object))
 }
 
@@ -111,7 +111,7 @@ fn unreadable(key: &KubernetesKey, may_be_in_force: bool) -> Option<Object> {
     may_have_isolated.then_some(Object::NetworkPolicy(PolicyState::IsolatesNamespace))
 }
 
-fn read_fields(key: &KubernetesKey, fields: Fields) -> Result<Reading, Refusal> {
+fn read_fields(key: &KubernetesKey, fields: Fields) -> Result<Reading, ObjectRefusal> {
     let within = |namespace, name| Place { namespace: Some(namespace), name };
     let (object, canonical) = match key {
         KubernetesKey::Namespace(name) => read_namespace(fields, Place { namespace: None, name })?,

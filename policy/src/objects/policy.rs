@@ -9,7 +9,7 @@ use etcd_schema::{
 use serde_json::{Value, json};
 
 use super::{
-    Object, Refusal,
+    Object, ObjectRefusal,
     envelope::{Envelope, Kind, Place},
 };
 use crate::{
@@ -21,7 +21,7 @@ const NETWORK_POLICY: Kind = Kind { name: "NetworkPolicy", api_versions: &["netw
 const CLUSTER_NETWORK_POLICY: Kind = Kind { name: "ClusterNetworkPolicy", api_versions: &CLUSTER_POLICY_VERSIONS };
 
 /// A policy, and the object with nothing but what is read.
-pub(super) fn read_network_policy(fields: Fields, place: Place<'_>) -> Result<(Object, Value), Refusal> {
+pub(super) fn read_network_policy(fields: Fields, place: Place<'_>) -> Result<(Object, Value), ObjectRefusal> {
     let isolates = |isolated: Option<(Selector, Directions)>| {
         let object = |(subject, directions)| Object::NetworkPolicy(PolicyState::Isolates(subject, directions));
         isolated.map(|isolated| Box::new(object(isolated)))
@@ -33,7 +33,7 @@ pub(super) fn read_network_policy(fields: Fields, place: Place<'_>) -> Result<(O
                 Ok((Object::NetworkPolicy(PolicyState::Valid(policy)), canonical))
             }
             Err(invalid) => {
-                Err(Refusal { violations: of_spec(&invalid.violations), stand_in: isolates(invalid.isolates) })
+                Err(ObjectRefusal { violations: of_spec(&invalid.violations), stand_in: isolates(invalid.isolates) })
             }
         },
         // What of it can be told from its spec, whatever name stands on it.
@@ -45,19 +45,19 @@ pub(super) fn read_network_policy(fields: Fields, place: Place<'_>) -> Result<(O
                 }
                 Err(invalid) => invalid.isolates,
             });
-            Err(Refusal { violations, stand_in: isolates(isolated) })
+            Err(ObjectRefusal { violations, stand_in: isolates(isolated) })
         }
     }
 }
 
 /// A policy, and the object with nothing but what is read.
-pub(super) fn read_cluster_network_policy(fields: Fields, place: Place<'_>) -> Result<(Object, Value), Refusal> {
+pub(super) fn read_cluster_network_policy(fields: Fields, place: Place<'_>) -> Result<(Object, Value), ObjectRefusal> {
     let denies =
         |policy: Option<ClusterPolicy>| policy.map(|policy| Box::new(Object::ClusterNetworkPolicy(Arc::new(policy))));
     let spec = spec_of(fields, CLUSTER_NETWORK_POLICY, place).map_err(|(violations, spec)| {
         // What its rules say may mean something else in another version: of them all, denying is what widens nothing.
         let read = spec.and_then(|spec| ClusterPolicy::parse(&spec).map_or_else(|invalid| invalid.fail_closed, Some));
-        Refusal { violations, stand_in: denies(read.map(ClusterPolicy::denying_all)) }
+        ObjectRefusal { violations, stand_in: denies(read.map(ClusterPolicy::denying_all)) }
     })?;
     match ClusterPolicy::parse(&spec) {
         Ok(policy) => {
@@ -65,7 +65,7 @@ pub(super) fn read_cluster_network_policy(fields: Fields, place: Place<'_>) -> R
             Ok((Object::ClusterNetworkPolicy(Arc::new(policy)), canonical))
         }
         Err(invalid) => {
-            Err(Refusal { violations: of_spec(&invalid.violations), stand_in: denies(invalid.fail_closed) })
+            Err(ObjectRefusal { violations: of_spec(&invalid.violations), stand_in: denies(invalid.fail_closed) })
         }
     }
 }
@@ -85,9 +85,9 @@ fn spec_of(mut fields: Fields, kind: Kind, place: Place<'_>) -> Result<Value, (V
     envelope.map_err(|violations| (violations, spec.filter(Value::is_object)))
 }
 
-fn of_spec(violations: &object::Violations) -> Violations {
+fn of_spec(violations: &object::ObjectViolations) -> Violations {
     let mut report = Report::default();
-    for object::Violation { field, found, expected } in violations.as_slice() {
+    for object::ObjectViolation { field, found, expected } in violations.as_slice() {
         report.add(field, found, expected);
     }
     let Err(violations) = report.finish::<Infallible>(None);

@@ -10,7 +10,7 @@ fn key(text: &str) -> KubernetesKey {
     }
 }
 
-fn read_pod(key_text: &str, value: impl AsRef<[u8]>) -> Result<PodObject, Refusal> {
+fn read_pod(key_text: &str, value: impl AsRef<[u8]>) -> Result<PodObject, ObjectRefusal> {
     match read(&key(key_text), value.as_ref(), false)?.object {
         Object::Pod(pod) => Ok(pod),
         other => panic!("{other:?}"),

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use etcd_schema::Cluster;
 use ipnet::IpNet;
 use policy::{
-    engine::{Attachment, ClusterNode, Engine, ObjectName, PolicyState, SourceAliases},
+    engine::{ClusterNode, Engine, ObjectName, PodInterface, PolicyState, SourceAliases},
     nft::Ruleset,
     object::{ClusterPolicy, Labels, NamedPort, NetworkPolicy, PodObject, Protocol},
 };
@@ -440,7 +440,7 @@ impl Both {
                 pod
             }
             None => {
-                let attachment = Attachment {
+                let attachment = PodInterface {
                     pod: key,
                     uid: Some("u".into()),
                     labels: None,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use policy::{
     engine::{Flow, Side},
-    nft::{Element, Match, Ruleset, Then},
+    nft::{Match, Ruleset, SetElement, Then},
     object::Protocol,
 };
 
@@ -44,7 +44,7 @@ fn holds(rules: &Ruleset, condition: &Match, other: IpAddr, flow: &Flow) -> bool
             let inside = rules.sets[set]
                 .elements
                 .iter()
-                .any(|element| matches!(element, Element::Range(first, last) if (*first..=*last).contains(&other)));
+                .any(|element| matches!(element, SetElement::Range(first, last) if (*first..=*last).contains(&other)));
             other.is_ipv4() == *v4 && inside != *not
         }
         Match::Own(addresses) => addresses.contains(&other),
@@ -52,7 +52,7 @@ fn holds(rules: &Ruleset, condition: &Match, other: IpAddr, flow: &Flow) -> bool
             let elements = &rules.sets[set].elements;
             other.is_ipv4() == *v4
                 && elements.iter().any(|element| {
-                    matches!(element, Element::Port(address, of, port)
+                    matches!(element, SetElement::Port(address, of, port)
                         if *address == other && Some(*of) == protocol && Some(*port) == flow.port)
                 })
         }

@@ -23,7 +23,7 @@ fn v4(value: &str) -> Pool<Ipv4Net> {
 fn defaults_are_flannels_where_it_has_some() {
     let config = parse(r#"{"Network": "10.244.0.0/16"}"#);
     assert_eq!(flat(&config).ipv6, None);
-    assert_eq!(config.backend, Backend::default());
+    assert_eq!(config.backend, BackendConfig::default());
     assert_eq!(config.lease_ttl, Duration::from_secs(604_800));
     let pool = flat(&config).ipv4.unwrap();
     assert_eq!(pool.subnet_len, 24);

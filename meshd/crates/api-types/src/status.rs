@@ -32,9 +32,9 @@ pub struct Status {
     #[serde(default)]
     pub peers: PeerCounts,
     /// In one word.
-    pub state: State,
+    pub state: DaemonState,
     /// What is not well.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ReportedProblem>,
     /// How far policies are in force on this node.
     #[serde(default)]
     pub policy: PolicyStatus,
@@ -226,7 +226,7 @@ pub struct Etcd {
 /// The daemon's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum State {
+pub enum DaemonState {
     /// No picture of the mesh yet.
     Starting,
     /// There is a valid config; this node has no subnet yet.
@@ -243,7 +243,7 @@ pub enum State {
 
 /// One thing that is not well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
+pub struct ReportedProblem {
     /// Stable, in snake case.
     pub code: String,
     /// The key of etcd that it is about, where it is about one.
@@ -255,7 +255,7 @@ pub struct Problem {
     pub remedy: String,
 }
 
-impl From<&mesh::problem::Problem> for Problem {
+impl From<&mesh::problem::Problem> for ReportedProblem {
     fn from(problem: &mesh::problem::Problem) -> Self {
         Self {
             code: problem.code.to_string(),

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 /// What connections to one listener may cost.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+struct ConnectionLimits {
     /// Most at one time. While all of them are being answered, more wait to be accepted.
     connections: usize,
     /// How long one may last. An ADD waits for policy on one, and `meshctl` makes one per request.
@@ -43,23 +43,24 @@ struct Limits {
     request: Duration,
 }
 
-const LIMITS: Limits = Limits { connections: 256, lifetime: Duration::from_secs(60), request: Duration::from_secs(10) };
+const LIMITS: ConnectionLimits =
+    ConnectionLimits { connections: 256, lifetime: Duration::from_secs(60), request: Duration::from_secs(10) };
 /// Most bytes of a request's body.
 const MAX_BODY: usize = 1 << 20;
 
 /// What can say who is at its other end.
-pub(super) trait Accepted {
+pub(super) trait PeerCredentials {
     /// The user at the other end; `None` when the kernel does not say.
     fn uid(&self) -> Option<u32>;
 }
 
-impl Accepted for UnixStream {
+impl PeerCredentials for UnixStream {
     fn uid(&self) -> Option<u32> {
         self.peer_cred().ok().map(|peer| peer.uid())
     }
 }
 
-impl Accepted for TcpStream {
+impl PeerCredentials for TcpStream {
     fn uid(&self) -> Option<u32> {
         None
     }
@@ -82,12 +83,12 @@ impl Caller {
 }
 
 /// Serves `router` on `listener` until `stop`. Handlers get the [`Caller`] as [`ConnectInfo`].
-pub(super) async fn serve<L: Listener<Io: Accepted>>(listener: L, router: Router, stop: CancellationToken) {
+pub(super) async fn serve<L: Listener<Io: PeerCredentials>>(listener: L, router: Router, stop: CancellationToken) {
     serve_within(LIMITS, listener, router, stop).await;
 }
 
-async fn serve_within<L: Listener<Io: Accepted>>(
-    limits: Limits,
+async fn serve_within<L: Listener<Io: PeerCredentials>>(
+    limits: ConnectionLimits,
     mut listener: L,
     router: Router,
     stop: CancellationToken,
@@ -98,7 +99,7 @@ async fn serve_within<L: Listener<Io: Accepted>>(
             // It waits a moment when the process has no file left.
             let (stream, _) = listener.accept().await;
             places.make_room(limits.connections).await;
-            tokio::spawn(attend(limits, stream, router.clone(), Place::take(&places), stop.clone()));
+            tokio::spawn(attend(limits, stream, router.clone(), ConnectionSlot::take(&places), stop.clone()));
         }
     };
     tokio::select! {
@@ -108,9 +109,9 @@ async fn serve_within<L: Listener<Io: Accepted>>(
 }
 
 /// Answers one connection.
-async fn attend<S>(limits: Limits, stream: S, router: Router, place: Place, stop: CancellationToken)
+async fn attend<S>(limits: ConnectionLimits, stream: S, router: Router, place: ConnectionSlot, stop: CancellationToken)
 where
-    S: Accepted + tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: PeerCredentials + tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let caller = Caller { uid: stream.uid(), arrival: Arrival(place.number) };
     let (service, place) = (&TowerToHyperService::new(router), &place);
@@ -162,24 +163,24 @@ struct PlacesState {
     /// How many there ever were.
     count: u64,
     /// By number, so the oldest first.
-    held: BTreeMap<u64, Held>,
+    held: BTreeMap<u64, OpenConnection>,
 }
 
-struct Held {
+struct OpenConnection {
     /// Its request is complete, and the answer is being worked out.
     answering: bool,
     evicted: CancellationToken,
 }
 
 /// The place of one connection; free when dropped.
-struct Place {
+struct ConnectionSlot {
     number: u64,
     evicted: CancellationToken,
     places: Arc<Places>,
 }
 
 /// While it lives, the connection has a complete request and keeps its place.
-struct Answering<'a>(&'a Place);
+struct Answering<'a>(&'a ConnectionSlot);
 
 impl Places {
     /// Waits until fewer than `most` places are taken; takes that of the oldest connection without a complete request.
@@ -207,12 +208,12 @@ impl Places {
     }
 }
 
-impl Place {
+impl ConnectionSlot {
     fn take(places: &Arc<Places>) -> Self {
         let mut state = places.lock();
         state.count += 1;
         let (number, evicted) = (state.count, CancellationToken::new());
-        state.held.insert(number, Held { answering: false, evicted: evicted.clone() });
+        state.held.insert(number, OpenConnection { answering: false, evicted: evicted.clone() });
         drop(state);
         Self { number, evicted, places: Arc::clone(places) }
     }
@@ -236,7 +237,7 @@ impl Drop for Answering<'_> {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.places.lock().held.remove(&self.number);
         self.places.changed.notify_one();
@@ -263,7 +264,7 @@ mod tests {
             .route("/body", post(|body: String| async move { body }))
     }
 
-    fn serve_at(path: &std::path::Path, limits: Limits) {
+    fn serve_at(path: &std::path::Path, limits: ConnectionLimits) {
         tokio::spawn(serve_within(limits, UnixListener::bind(path).unwrap(), router(), CancellationToken::new()));
     }
 
@@ -302,7 +303,7 @@ mod tests {
     async fn an_incomplete_request_has_a_deadline() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sock");
-        serve_at(&path, Limits { connections: 2, lifetime: FOREVER, request: MOMENT });
+        serve_at(&path, ConnectionLimits { connections: 2, lifetime: FOREVER, request: MOMENT });
         for request in [&b""[..], b"GET / HT", b"GET / HTTP/1.1\r\nHost: m\r\n"] {
             assert_eq!(ask(&path, request).await, "");
         }
@@ -315,7 +316,7 @@ mod tests {
     async fn a_connection_ends_by_itself_also_while_it_is_answered() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sock");
-        serve_at(&path, Limits { connections: 2, lifetime: MOMENT, request: FOREVER });
+        serve_at(&path, ConnectionLimits { connections: 2, lifetime: MOMENT, request: FOREVER });
         assert_eq!(ask(&path, b"GET /never HTTP/1.1\r\nHost: m\r\n\r\n").await, "");
         // One request after the other is answered until the connection's time is over.
         ask_until(&path, b"GET / HTTP/1.1\r\nHost: m\r\n\r\n", |kept| kept.ends_with("here")).await;
@@ -325,7 +326,7 @@ mod tests {
     async fn connections_without_a_request_keep_nobody_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sock");
-        let limits = Limits { connections: 4, lifetime: FOREVER, request: FOREVER };
+        let limits = ConnectionLimits { connections: 4, lifetime: FOREVER, request: FOREVER };
         serve_at(&path, limits);
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = tcp.local_addr().unwrap();
@@ -357,7 +358,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         let router = router().route("/asked", get(never));
-        let limits = Limits { connections: 2, lifetime: FOREVER, request: FOREVER };
+        let limits = ConnectionLimits { connections: 2, lifetime: FOREVER, request: FOREVER };
         tokio::spawn(serve_within(limits, UnixListener::bind(&path).unwrap(), router, CancellationToken::new()));
         let mut waiting = UnixStream::connect(&path).await.unwrap();
         waiting.write_all(b"GET /asked HTTP/1.1\r\nHost: m\r\n\r\n").await.unwrap();

@@ -11,7 +11,7 @@ use axum::{
     routing::{get, post},
 };
 use cni::{
-    daemon::{AddressRequest, Attach, Attached, BeginAdd, Begun, ENFORCEMENT, Network, Reason, Refusal},
+    daemon::{AddressRequest, Attach, Attached, BeginAdd, Begun, ENFORCEMENT, Network, Refusal, RefusalReason},
     environment::AttachmentName,
 };
 use tokio::time::{Instant, sleep, timeout_at};
@@ -51,7 +51,7 @@ async fn begin(
     ConnectInfo(caller): ConnectInfo<Caller>,
     Path(name): Path<(String, String)>,
     begin: Result<Json<BeginAdd>, JsonRejection>,
-) -> Result<Json<Begun>, Refused> {
+) -> Result<Json<Begun>, RefusedRequest> {
     may_change(caller)?;
     let Json(begin) = begin.map_err(malformed)?;
     let network = served.await_network().await?;
@@ -68,20 +68,21 @@ async fn attach(
     ConnectInfo(caller): ConnectInfo<Caller>,
     Path(name): Path<(String, String)>,
     attach: Result<Json<Attach>, JsonRejection>,
-) -> Result<StatusCode, Refused> {
+) -> Result<StatusCode, RefusedRequest> {
     may_change(caller)?;
     let Json(attach) = attach.map_err(malformed)?;
     for prefix in &attach.allowed_sources {
-        let conflict = served.source.source_conflict(prefix).map_err(|reason| refused(Reason::NotInForce, &reason))?;
+        let conflict =
+            served.source.source_conflict(prefix).map_err(|reason| refused(RefusalReason::NotInForce, &reason))?;
         if let Some(conflict) = conflict {
             let message = format!("allowedSources {prefix} overlaps {conflict}: remove it from the CNI configuration");
-            return Err(refused(Reason::Invalid, &message));
+            return Err(refused(RefusalReason::Invalid, &message));
         }
     }
     let generation = served.attachments.attach(&attachment(name.clone()), attach)?;
     let (name, end) = (attachment(name), Instant::now() + ENFORCEMENT);
     if timeout_at(end, served.attachments.in_force(generation)).await.is_err() {
-        return Err(refused(Reason::NotInForce, "policy for this pod is not in force yet"));
+        return Err(refused(RefusalReason::NotInForce, "policy for this pod is not in force yet"));
     }
     // Without it, policies that may select the pod refuse its clients as soon as it is ready. It starts all the same.
     let end = end.min(Instant::now() + served.pod_wait);
@@ -93,13 +94,13 @@ async fn detach(
     State(served): Shared,
     ConnectInfo(caller): ConnectInfo<Caller>,
     Path(name): Path<(String, String)>,
-) -> Result<StatusCode, Refused> {
+) -> Result<StatusCode, RefusedRequest> {
     may_change(caller)?;
     served.attachments.delete(&attachment(name), caller.arrival)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn one(State(served): Shared, Path(name): Path<(String, String)>) -> Result<Json<Attached>, Refused> {
+async fn one(State(served): Shared, Path(name): Path<(String, String)>) -> Result<Json<Attached>, RefusedRequest> {
     let name = attachment(name);
     let found = served.attachments.table().borrow().attachments.get(&name).cloned();
     let found = found.ok_or(AttachError::Unknown(name))?;
@@ -111,9 +112,9 @@ async fn all(State(served): Shared) -> Json<Vec<Attached>> {
     Json(table.attachments.values().map(|attached| Attached::clone(attached)).collect())
 }
 
-async fn ready(State(served): Shared) -> Result<Json<Network>, Refused> {
+async fn ready(State(served): Shared) -> Result<Json<Network>, RefusedRequest> {
     if served.attachments.awaits_policy() {
-        return Err(refused(Reason::NotInForce, "policy is not in force on this node yet"));
+        return Err(refused(RefusalReason::NotInForce, "policy is not in force on this node yet"));
     }
     Ok(Json(network(&served)?))
 }
@@ -121,7 +122,7 @@ async fn ready(State(served): Shared) -> Result<Json<Network>, Refused> {
 async fn ready_with(
     State(served): Shared,
     request: Result<Json<AddressRequest>, JsonRejection>,
-) -> Result<Json<Network>, Refused> {
+) -> Result<Json<Network>, RefusedRequest> {
     let Json(request) = request.map_err(malformed)?;
     let Json(network) = ready(State(Arc::clone(&served))).await?;
     blocking(move || {
@@ -132,14 +133,16 @@ async fn ready_with(
 }
 
 /// Does something that may wait for host-local's lock.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refused> + Send + 'static) -> Result<T, Refused> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RefusedRequest> + Send + 'static,
+) -> Result<T, RefusedRequest> {
     let worked = tokio::task::spawn_blocking(work).await;
-    worked.unwrap_or_else(|_| Err(refused(Reason::Failed, "the daemon is stopping")))
+    worked.unwrap_or_else(|_| Err(refused(RefusalReason::Failed, "the daemon is stopping")))
 }
 
 impl Served {
     /// What the node's place in the mesh is. A daemon that has only just been started is given a moment to know.
-    async fn await_network(&self) -> Result<Network, Refused> {
+    async fn await_network(&self) -> Result<Network, RefusedRequest> {
         loop {
             match network(self) {
                 Err(_) if self.started.elapsed() < STARTING => sleep(PAUSE).await,
@@ -149,62 +152,64 @@ impl Served {
     }
 }
 
-fn network(served: &Served) -> Result<Network, Refused> {
-    served.source.network().map_err(|reason| refused(Reason::NoSubnet, &reason))
+fn network(served: &Served) -> Result<Network, RefusedRequest> {
+    served.source.network().map_err(|reason| refused(RefusalReason::NoSubnet, &reason))
 }
 
 fn attachment((container_id, ifname): (String, String)) -> AttachmentName {
     AttachmentName { container_id, ifname }
 }
 
-fn may_change(caller: Caller) -> Result<(), Refused> {
-    if caller.may_change() { Ok(()) } else { Err(refused(Reason::Denied, "only root may attach containers")) }
+fn may_change(caller: Caller) -> Result<(), RefusedRequest> {
+    if caller.may_change() { Ok(()) } else { Err(refused(RefusalReason::Denied, "only root may attach containers")) }
 }
 
-fn malformed(rejection: JsonRejection) -> Refused {
-    Refused { status: rejection.status(), ..refused(Reason::Invalid, &rejection.body_text()) }
+fn malformed(rejection: JsonRejection) -> RefusedRequest {
+    RefusedRequest { status: rejection.status(), ..refused(RefusalReason::Invalid, &rejection.body_text()) }
 }
 
 /// An answer that is none.
-struct Refused {
+struct RefusedRequest {
     status: StatusCode,
     refusal: Refusal,
 }
 
-fn refused(code: Reason, message: &str) -> Refused {
+fn refused(code: RefusalReason, message: &str) -> RefusedRequest {
     let status = match code {
-        Reason::Invalid => StatusCode::BAD_REQUEST,
-        Reason::Denied => StatusCode::FORBIDDEN,
-        Reason::NotFound => StatusCode::NOT_FOUND,
-        Reason::Conflict | Reason::NoAddress => StatusCode::CONFLICT,
-        Reason::NoSubnet | Reason::NotInForce => StatusCode::SERVICE_UNAVAILABLE,
-        Reason::Failed | Reason::Other => StatusCode::INTERNAL_SERVER_ERROR,
+        RefusalReason::Invalid => StatusCode::BAD_REQUEST,
+        RefusalReason::Denied => StatusCode::FORBIDDEN,
+        RefusalReason::NotFound => StatusCode::NOT_FOUND,
+        RefusalReason::Conflict | RefusalReason::NoAddress => StatusCode::CONFLICT,
+        RefusalReason::NoSubnet | RefusalReason::NotInForce => StatusCode::SERVICE_UNAVAILABLE,
+        RefusalReason::Failed | RefusalReason::Other => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    Refused { status, refusal: Refusal { code, message: message.to_owned() } }
+    RefusedRequest { status, refusal: Refusal { code, message: message.to_owned() } }
 }
 
-impl From<AttachError> for Refused {
+impl From<AttachError> for RefusedRequest {
     fn from(error: AttachError) -> Self {
         let code = match &error {
             AttachError::Invalid(_)
             | AttachError::BadName(_)
             | AttachError::BadInterface(_)
-            | AttachError::SourceTaken { .. } => Reason::Invalid,
-            AttachError::Unknown(_) | AttachError::Deleted(_) => Reason::NotFound,
-            AttachError::Taken { .. } => Reason::Conflict,
-            AttachError::NoAddress(AddressError::Exhausted { .. } | AddressError::Taken { .. }) => Reason::NoAddress,
-            AttachError::NoAddress(AddressError::TooSmall(_)) => Reason::NoSubnet,
-            AttachError::NoAddress(_) => Reason::Invalid,
-            AttachError::TooMany | AttachError::File { .. } => Reason::Failed,
+            | AttachError::SourceTaken { .. } => RefusalReason::Invalid,
+            AttachError::Unknown(_) | AttachError::Deleted(_) => RefusalReason::NotFound,
+            AttachError::Taken { .. } => RefusalReason::Conflict,
+            AttachError::NoAddress(AddressError::Exhausted { .. } | AddressError::Taken { .. }) => {
+                RefusalReason::NoAddress
+            }
+            AttachError::NoAddress(AddressError::TooSmall(_)) => RefusalReason::NoSubnet,
+            AttachError::NoAddress(_) => RefusalReason::Invalid,
+            AttachError::TooMany | AttachError::File { .. } => RefusalReason::Failed,
         };
-        if code == Reason::Failed {
+        if code == RefusalReason::Failed {
             tracing::warn!(%error, "attachment refused");
         }
         refused(code, &error.to_string())
     }
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for RefusedRequest {
     fn into_response(self) -> Response {
         (self.status, Json(self.refusal)).into_response()
     }

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt, fs, time::Duration};
 
 use ::text::printable;
-use api_types::{DropCount, Path, Peer, Route, State, Status};
+use api_types::{DaemonState, DropCount, Path, Peer, Route, Status};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, text},
@@ -49,7 +49,7 @@ struct Scrape {
     peers: Vec<Peer>,
     routes: Vec<Route>,
     figures: Figures,
-    process: Process,
+    process: ProcessMetrics,
     per_peer: bool,
 }
 
@@ -63,7 +63,7 @@ pub(super) fn encode(source: &dyn Source, per_peer: bool) -> Result<String, fmt:
         peers: source.peers(),
         routes: source.routes(),
         figures: source.figures(),
-        process: Process::own(),
+        process: ProcessMetrics::own(),
         per_peer,
     };
     let mut registry = Registry::default();
@@ -220,13 +220,13 @@ impl Scrape {
     }
 }
 
-const STATES: [(State, &str); 6] = [
-    (State::Starting, "starting"),
-    (State::Joining, "joining"),
-    (State::Running, "running"),
-    (State::Degraded, "degraded"),
-    (State::Removed, "removed"),
-    (State::Cloned, "cloned"),
+const STATES: [(DaemonState, &str); 6] = [
+    (DaemonState::Starting, "starting"),
+    (DaemonState::Joining, "joining"),
+    (DaemonState::Running, "running"),
+    (DaemonState::Degraded, "degraded"),
+    (DaemonState::Removed, "removed"),
+    (DaemonState::Cloned, "cloned"),
 ];
 
 /// Of an exemplar: there is none.
@@ -290,14 +290,14 @@ impl<L, F: FnOnce(&mut dyn FnMut(L, f64) -> fmt::Result) -> fmt::Result> Each<L>
 
 /// What Prometheus' own libraries tell of a process.
 #[derive(Debug, Default)]
-struct Process {
+struct ProcessMetrics {
     resident: u64,
     cpu: f64,
     files: usize,
     started: f64,
 }
 
-impl Process {
+impl ProcessMetrics {
     /// What /proc says; what it does not say is 0.
     fn own() -> Self {
         let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);

@@ -6,12 +6,12 @@ use cni::daemon::{Attach, Attached};
 use etcd_schema::{Attachment, Key, NodeId};
 use ipnet::IpNet;
 
-use super::Table;
+use super::AttachmentTable;
 
 /// The records of this node: keys below the prefix, and values. Attachments without an address in `subnets`, which
 /// nobody would believe, are left out; so are those whose ADD is under way.
 #[must_use]
-pub fn endpoints(table: &Table, node: &NodeId, subnets: &[IpNet]) -> BTreeMap<String, Vec<u8>> {
+pub fn endpoints(table: &AttachmentTable, node: &NodeId, subnets: &[IpNet]) -> BTreeMap<String, Vec<u8>> {
     let records = table.attachments.values().filter_map(|attached| {
         let (key, record) = record(attached, node, subnets)?;
         Some((key.to_string(), record.to_json()))

@@ -59,7 +59,7 @@ const NAMED: usize = 3;
 
 /// All attachments at one time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Table {
+pub struct AttachmentTable {
     /// Grows with every change.
     pub generation: u64,
     /// By container and interface. Those without `attach` have no addresses yet.
@@ -72,14 +72,14 @@ pub struct Attachments {
     run_dir: PathBuf,
     boot_id: String,
     /// Held over a change: files, table and the order of free addresses change together.
-    change: Mutex<Change>,
-    table: watch::Sender<Arc<Table>>,
-    progress: watch::Sender<Option<Progress>>,
+    change: Mutex<TableChange>,
+    table: watch::Sender<Arc<AttachmentTable>>,
+    progress: watch::Sender<Option<AckProgress>>,
 }
 
 /// What changes with the table.
 #[derive(Debug)]
-struct Change {
+struct TableChange {
     history: History,
     /// The holders of addresses of host-local whose containers are gone, though their files may still be there.
     gone: BTreeSet<AttachmentName>,
@@ -96,7 +96,7 @@ pub struct Arrival(pub u64);
 
 /// How far enforcement is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Progress {
+pub struct AckProgress {
     /// Policy is in force for all attachments up to this generation of the table; 0: for none yet.
     pub generation: u64,
     /// What is newer cannot be put in force: the kernel refuses it.
@@ -111,15 +111,15 @@ pub struct Progress {
 /// generation that is not below that of the table which has it. Until the first call nobody enforces policy on this node,
 /// and no ADD waits; whoever is going to must say generation 0 before the local API is served.
 #[derive(Debug)]
-pub struct Enforcement {
+pub struct AttachmentAcks {
     /// What is to be enforced.
-    pub table: watch::Receiver<Arc<Table>>,
-    progress: watch::Sender<Option<Progress>>,
+    pub table: watch::Receiver<Arc<AttachmentTable>>,
+    progress: watch::Sender<Option<AckProgress>>,
 }
 
-impl Enforcement {
+impl AttachmentAcks {
     /// Says how far policy is in force.
-    pub fn progress(&self, progress: Progress) {
+    pub fn progress(&self, progress: AckProgress) {
         self.progress.send_if_modified(|held| {
             let changed = held.as_ref() != Some(&progress);
             if changed {
@@ -133,7 +133,7 @@ impl Enforcement {
 /// Why the attachments cannot be kept.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {source}")]
-pub struct OpenError {
+pub struct OpenFolderError {
     path: String,
     source: io::Error,
 }
@@ -200,8 +200,8 @@ impl Attachments {
     ///
     /// # Errors
     /// When the folder cannot be made or read.
-    pub fn open(run_dir: &Path, boot_id: &str) -> Result<Self, OpenError> {
-        let failed = |source: FileError| OpenError { path: run_dir.display().to_string(), source: source.into() };
+    pub fn open(run_dir: &Path, boot_id: &str) -> Result<Self, OpenFolderError> {
+        let failed = |source: FileError| OpenFolderError { path: run_dir.display().to_string(), source: source.into() };
         let Found { present, stale, unread } = files::read_all(run_dir, boot_id).map_err(failed)?;
         for name in &stale {
             tracing::info!(
@@ -216,8 +216,8 @@ impl Attachments {
         let opened = Self {
             run_dir: run_dir.to_owned(),
             boot_id: boot_id.to_owned(),
-            change: Mutex::new(Change { history, gone: BTreeSet::new(), unread, deleted: BTreeMap::new() }),
-            table: watch::Sender::new(Arc::new(Table { generation: 1, attachments })),
+            change: Mutex::new(TableChange { history, gone: BTreeSet::new(), unread, deleted: BTreeMap::new() }),
+            table: watch::Sender::new(Arc::new(AttachmentTable { generation: 1, attachments })),
             progress: watch::Sender::new(None),
         };
         opened.honour_tombstones();
@@ -226,14 +226,14 @@ impl Attachments {
 
     /// The attachments, now and later.
     #[must_use]
-    pub fn table(&self) -> watch::Receiver<Arc<Table>> {
+    pub fn table(&self) -> watch::Receiver<Arc<AttachmentTable>> {
         self.table.subscribe()
     }
 
     /// The seam to enforcement.
     #[must_use]
-    pub fn enforcement(&self) -> Enforcement {
-        Enforcement { table: self.table.subscribe(), progress: self.progress.clone() }
+    pub fn enforcement(&self) -> AttachmentAcks {
+        AttachmentAcks { table: self.table.subscribe(), progress: self.progress.clone() }
     }
 
     /// Records that an ADD has begun, and allocates the addresses that it asks for, in this `network`. One of the same name
@@ -296,8 +296,8 @@ impl Attachments {
 
     fn choose(
         &self,
-        change: &Change,
-        table: &Table,
+        change: &TableChange,
+        table: &AttachmentTable,
         name: Option<&AttachmentName>,
         request: &AddressRequest,
         network: &Network,
@@ -386,11 +386,11 @@ impl Attachments {
         self.detach_in(&mut self.lock(), name)
     }
 
-    fn detach_in(&self, change: &mut Change, name: &AttachmentName) -> Result<bool, AttachError> {
+    fn detach_in(&self, change: &mut TableChange, name: &AttachmentName) -> Result<bool, AttachError> {
         files::remove(&self.run_dir, name)?;
         files::bury(&self.run_dir, name)?;
         let table = self.table.borrow().clone();
-        let mut next = Table::clone(&table);
+        let mut next = AttachmentTable::clone(&table);
         let Some(detached) = next.attachments.remove(name) else { return Ok(false) };
         self.publish(next);
         change.history.freed(detached.addresses());
@@ -407,7 +407,7 @@ impl Attachments {
         match files::read_again(&self.run_dir, names, &self.boot_id) {
             Ok(Found { present, unread, .. }) => {
                 change.unread = unread;
-                let mut next = Table::clone(&self.table.borrow());
+                let mut next = AttachmentTable::clone(&self.table.borrow());
                 let before = next.attachments.len();
                 for attached in present {
                     next.attachments.entry(attached.name()).or_insert_with(|| Arc::new(attached));
@@ -473,7 +473,7 @@ impl Attachments {
     pub async fn in_force(&self, generation: u64) {
         let mut progress = self.progress.subscribe();
         // The sender lives as long as `self`.
-        let reached = |reached: &Option<Progress>| reached.as_ref().is_none_or(|it| it.generation >= generation);
+        let reached = |reached: &Option<AckProgress>| reached.as_ref().is_none_or(|it| it.generation >= generation);
         let _ = progress.wait_for(reached).await;
     }
 
@@ -481,7 +481,7 @@ impl Attachments {
     /// once where none is to be expected.
     pub async fn pod_in_force(&self, name: &AttachmentName) {
         let mut progress = self.progress.subscribe();
-        let known = |held: &Option<Progress>| held.as_ref().is_none_or(|held| !held.without_pod.contains(name));
+        let known = |held: &Option<AckProgress>| held.as_ref().is_none_or(|held| !held.without_pod.contains(name));
         let _ = progress.wait_for(known).await;
     }
 
@@ -491,21 +491,21 @@ impl Attachments {
         &self.run_dir
     }
 
-    fn put(&self, table: &Table, attached: Attached) -> Result<u64, AttachError> {
+    fn put(&self, table: &AttachmentTable, attached: Attached) -> Result<u64, AttachError> {
         files::write(&self.run_dir, &attached)?;
         let mut next = table.clone();
         next.attachments.insert(attached.name(), Arc::new(attached));
         Ok(self.publish(next))
     }
 
-    fn publish(&self, mut next: Table) -> u64 {
+    fn publish(&self, mut next: AttachmentTable) -> u64 {
         next.generation += 1;
         let generation = next.generation;
         self.table.send_replace(Arc::new(next));
         generation
     }
 
-    fn lock(&self) -> MutexGuard<'_, Change> {
+    fn lock(&self) -> MutexGuard<'_, TableChange> {
         self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,12 +1,12 @@
 use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path};
 
 use cni::{
-    daemon::{AddressRequest, Attach, Begin, BeginAdd, Client, Network, Pod},
+    daemon::{AddressRequest, Attach, Begin, BeginAdd, DaemonClient, Network, PodReference},
     environment::AttachmentName,
 };
 use tokio::time::{Duration, timeout};
 
-use super::{Arrival, AttachError, Attachments, Progress, endpoints, sweep::look};
+use super::{AckProgress, Arrival, AttachError, Attachments, endpoints, sweep::look};
 use crate::addresses::AddressError;
 
 const BOOT: &str = "boot-1";
@@ -52,7 +52,7 @@ fn allocate(attachments: &Attachments, id: &str, wanted: Option<&str>) -> Result
 
 fn attach(address: &str) -> Attach {
     Attach {
-        pod: Pod { namespace: "default".to_owned(), name: "c".to_owned(), ..Pod::default() },
+        pod: PodReference { namespace: "default".to_owned(), name: "c".to_owned(), ..PodReference::default() },
         addresses: vec![address.parse().unwrap()],
         interface: "meshnotthere".to_owned(),
         mac: None,
@@ -195,7 +195,7 @@ fn an_address_freed_before_a_restart_is_not_the_next_one() {
 #[test]
 fn a_del_without_the_daemon_leaves_a_tombstone_that_it_honours() {
     let run = tempfile::tempdir().unwrap();
-    let client = Client::new(run.path()).impatient();
+    let client = DaemonClient::new(run.path()).impatient();
     client.forget(&name("a")).unwrap();
     assert!(!run.path().join("attachments").exists(), "there is nothing to withdraw");
     // One that has read the file already, and stands still meanwhile.
@@ -369,7 +369,10 @@ fn what_does_not_hold_is_not_taken() {
         assert!(matches!(attachments.detach(&name(id)), Err(AttachError::BadName(_))), "{id}");
     }
     begin_add(&attachments, &name("a"), begin()).unwrap();
-    let bad = Attach { pod: Pod { namespace: "Not a name".to_owned(), ..Pod::default() }, ..attach("10.244.3.2") };
+    let bad = Attach {
+        pod: PodReference { namespace: "Not a name".to_owned(), ..PodReference::default() },
+        ..attach("10.244.3.2")
+    };
     assert!(matches!(attachments.attach(&name("a"), bad), Err(AttachError::Invalid(_))));
     assert!(matches!(attachments.attach(&name("a"), attach("127.0.0.1")), Err(AttachError::Invalid(_))));
 }
@@ -429,15 +432,15 @@ async fn an_add_waits_for_whoever_enforces_policy_and_for_nobody_else() {
     attachments.in_force(generation).await;
     assert!(!attachments.awaits_policy());
     let enforcement = attachments.enforcement();
-    enforcement.progress(Progress::default());
+    enforcement.progress(AckProgress::default());
     assert!(attachments.awaits_policy());
     let waits = timeout(Duration::from_millis(20), attachments.in_force(generation)).await;
     assert!(waits.is_err(), "nothing is in force yet");
     let generation_now = enforcement.table.borrow().generation;
-    enforcement.progress(Progress { generation: generation_now, ..Progress::default() });
+    enforcement.progress(AckProgress { generation: generation_now, ..AckProgress::default() });
     attachments.in_force(generation).await;
     assert!(!attachments.awaits_policy());
-    enforcement.progress(Progress { generation: generation_now, refused: true, ..Progress::default() });
+    enforcement.progress(AckProgress { generation: generation_now, refused: true, ..AckProgress::default() });
     assert!(attachments.awaits_policy(), "the next one would wait in vain");
     attachments.in_force(generation).await;
 }
@@ -448,10 +451,10 @@ async fn an_add_may_wait_for_its_pod_object() {
     let attachments = open(run.path());
     let (enforcement, waits) = (attachments.enforcement(), Duration::from_millis(50));
     attachments.pod_in_force(&name("a")).await;
-    let without = |ids: &[&str]| Progress {
+    let without = |ids: &[&str]| AckProgress {
         generation: 1,
         without_pod: std::sync::Arc::new(ids.iter().map(|id| name(id)).collect()),
-        ..Progress::default()
+        ..AckProgress::default()
     };
     enforcement.progress(without(&["a", "b"]));
     attachments.pod_in_force(&name("c")).await;

@@ -15,21 +15,21 @@ use rand::Rng;
 #[error("all {total} {family} subnets of the pool are taken")]
 pub struct PoolExhausted {
     /// The family that has none left.
-    pub family: Family,
+    pub family: PoolFamily,
     /// How many subnets its pool has.
     pub total: u128,
 }
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
+pub enum PoolFamily {
     /// IPv4
     V4,
     /// IPv6
     V6,
 }
 
-impl fmt::Display for Family {
+impl fmt::Display for PoolFamily {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::V4 => "IPv4",
@@ -62,7 +62,7 @@ pub fn choose<'a, R: Rng + ?Sized>(
         .map(|pool| {
             let row = Row::v4(pool);
             let index = row.draw(taken.clone().into_iter().filter_map(|key| key.v4).map(v4_range), rng);
-            index.map_err(|total| PoolExhausted { family: Family::V4, total }).map(|index| row.v4_at(index))
+            index.map_err(|total| PoolExhausted { family: PoolFamily::V4, total }).map(|index| row.v4_at(index))
         })
         .transpose()?;
     let v6 = networks
@@ -71,7 +71,7 @@ pub fn choose<'a, R: Rng + ?Sized>(
         .map(|pool| {
             let row = Row::v6(pool);
             let index = row.draw(taken.into_iter().filter_map(|key| key.v6).map(v6_range), rng);
-            index.map_err(|total| PoolExhausted { family: Family::V6, total }).map(|index| row.v6_at(index))
+            index.map_err(|total| PoolExhausted { family: PoolFamily::V6, total }).map(|index| row.v6_at(index))
         })
         .transpose()?;
     Ok(SubnetKey { v4: v4.flatten(), v6: v6.flatten() })

@@ -20,7 +20,7 @@ use mesh::records::Record;
 const MAX_REPEATED: usize = 4096;
 
 /// What a configuration is judged against.
-pub(crate) struct Judge<'a> {
+pub(crate) struct ConfigReview<'a> {
     /// The configuration in force.
     pub(crate) before: Option<&'a Record<NetworkConfig>>,
     /// Whether anything stands under `config`, readable or not.
@@ -33,7 +33,7 @@ pub(crate) struct Judge<'a> {
     pub(crate) nodes: &'a CowMap<NodeId, Record<NodeRecord>>,
 }
 
-impl Judge<'_> {
+impl ConfigReview<'_> {
     /// Why `new` is not taken; `None` for `new`: there is no value under `config` that could be. No problem: it is.
     pub(crate) fn refusal(&self, new: Option<&Record<NetworkConfig>>) -> Option<Problem> {
         let then = if self.before.is_some() { "the previous one stays in force" } else { "there is no earlier one" };

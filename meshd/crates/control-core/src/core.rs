@@ -15,7 +15,7 @@ use std::{
 use etcd_schema::Key;
 use mesh::{
     problem::{Problem, ProblemCode},
-    records::{Revision, View},
+    records::{Records, Revision},
 };
 use tracing::{debug, error, info, warn};
 
@@ -23,8 +23,8 @@ pub use self::interface::{CacheContent, CacheInfo, ControlStatus, Effect, Input,
 use super::{
     cache_schedule::CacheSchedule,
     endpoints::Endpoints,
-    look_back::LookBack,
-    membership::{self, Answer, Membership, MembershipState},
+    look_back::HistorySearch,
+    membership::{self, CallAnswer, Membership, MembershipState},
     store::Store,
     types::{CallError, KeyListing},
     unreachable::{self, LOST_CHANGES_SHOWN},
@@ -35,7 +35,7 @@ pub struct ControlCore {
     store: Store,
     membership: Membership,
     endpoints: Endpoints,
-    look_back: LookBack,
+    look_back: HistorySearch,
     cache: CacheSchedule,
     hands_on: bool,
     cache_usable: bool,
@@ -60,7 +60,7 @@ pub struct ControlCore {
     /// Why there is no connection.
     error: Option<String>,
     known_until: Option<Instant>,
-    view: Arc<View>,
+    records: Arc<Records>,
     /// As it was shown last.
     status: ControlStatus,
     stepped: Instant,
@@ -87,7 +87,7 @@ impl ControlCore {
         };
         Self {
             endpoints: Endpoints::new(membership.id()),
-            look_back: LookBack::default(),
+            look_back: HistorySearch::default(),
             cache: CacheSchedule::new(now),
             hands_on,
             cache_usable,
@@ -102,7 +102,7 @@ impl ControlCore {
             endpoint: None,
             error: None,
             known_until: None,
-            view: store.view(),
+            records: store.records(),
             status,
             stepped: now,
             store,
@@ -112,8 +112,8 @@ impl ControlCore {
 
     /// Records in force.
     #[must_use]
-    pub fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view)
+    pub fn records(&self) -> Arc<Records> {
+        Arc::clone(&self.records)
     }
 
     /// How this node stands, as it was shown last.
@@ -184,10 +184,10 @@ impl ControlCore {
                 self.announced = false;
             }
             Input::Disconnected { member, error } => self.disconnected(now, &member, &error, out),
-            Input::Listed(listing) => self.listed(now, listing, out),
+            Input::Listed(listing) => self.on_list(now, listing, out),
             Input::Changed(events) => {
-                let view = self.store.changed(now, events);
-                self.publish(view, out);
+                let records = self.store.changed(now, events);
+                self.publish(records, out);
                 self.join(now, membership::Input::Store, out);
             }
             Input::Audited { listing, deleted_since } => self.audited(now, listing, &deleted_since, out),
@@ -200,8 +200,8 @@ impl ControlCore {
                 self.endpoints.answered(now, &self.store, &answer);
             }
             Input::Earlier(answer) => {
-                let view = self.look_back.answered(now, &mut self.store, answer);
-                self.publish(view, out);
+                let records = self.look_back.answered(now, &mut self.store, answer);
+                self.publish(records, out);
             }
             Input::Facts(facts) => self.join(now, membership::Input::Facts(facts), out),
             Input::Attached(attached) => self.join(now, membership::Input::Attached(attached), out),
@@ -210,8 +210,8 @@ impl ControlCore {
             Input::Accept => self.accept(now, out),
             Input::CacheWritten(took) => self.cache.written(took),
             Input::Tick => {
-                let view = self.store.tick(now);
-                self.publish(view, out);
+                let records = self.store.tick(now);
+                self.publish(records, out);
                 self.join(now, membership::Input::Tick, out);
             }
         }
@@ -231,10 +231,10 @@ impl ControlCore {
         self.join(now, membership::Input::Disconnected, out);
     }
 
-    fn listed(&mut self, now: Instant, listing: KeyListing, out: &mut Vec<Effect>) {
+    fn on_list(&mut self, now: Instant, listing: KeyListing, out: &mut Vec<Effect>) {
         let revision = listing.revision;
-        let view = self.store.listed(now, listing);
-        self.publish(view, out);
+        let records = self.store.on_list(now, listing);
+        self.publish(records, out);
         if let (Some(since), Some((_, member))) = (self.away_since.take(), &self.session) {
             let away = Duration::from_secs(now.saturating_duration_since(since).as_secs());
             let after = humantime::format_duration(away);
@@ -254,7 +254,7 @@ impl ControlCore {
 
     fn audited(&mut self, now: Instant, listing: KeyListing, deleted_since: &BTreeSet<String>, out: &mut Vec<Effect>) {
         let revision = listing.revision;
-        let (view, lost) = self.store.audited(now, listing, deleted_since);
+        let (records, lost) = self.store.audited(now, listing, deleted_since);
         if lost.is_empty() {
             debug!(revision, "audit: no change missed");
         } else {
@@ -266,7 +266,7 @@ impl ControlCore {
                 "audit: watch missed changes; applied from the list"
             );
         }
-        self.publish(view, out);
+        self.publish(records, out);
         self.list_again(out);
         self.join(now, membership::Input::Store, out);
     }
@@ -279,9 +279,9 @@ impl ControlCore {
     }
 
     fn accept(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        let (accepted, view) = self.store.accept();
+        let (accepted, records) = self.store.accept();
         info!(withdrawn = accepted.withdrawn, changed = accepted.changed, "operator accepted the content of etcd");
-        self.publish(view, out);
+        self.publish(records, out);
         self.cache.changed_now();
         self.join(now, membership::Input::Store, out);
         out.push(Effect::Accepted(accepted));
@@ -304,12 +304,12 @@ impl ControlCore {
         }
     }
 
-    fn publish(&mut self, view: Option<Arc<View>>, out: &mut Vec<Effect>) {
-        if let Some(view) = view {
+    fn publish(&mut self, records: Option<Arc<Records>>, out: &mut Vec<Effect>) {
+        if let Some(records) = records {
             self.cache.changed();
-            log_config_change(&self.view, &view);
-            self.view = Arc::clone(&view);
-            out.push(Effect::Publish(view));
+            log_config_change(&self.records, &records);
+            self.records = Arc::clone(&records);
+            out.push(Effect::Publish(records));
         }
     }
 
@@ -323,7 +323,7 @@ impl ControlCore {
     }
 
     fn lease_ttl(&self) -> Option<Duration> {
-        self.view.config.as_ref().map(|config| config.value.lease_ttl)
+        self.records.config.as_ref().map(|config| config.value.lease_ttl)
     }
 
     /// Whether this node has a place in the mesh whose `endpoints/` records are its own to write.
@@ -360,7 +360,7 @@ impl ControlCore {
         let mut problems = self.membership.problems(self.store.prefix());
         // A config that cannot be read, or is refused, is named already, with what is wrong with it.
         let config = Some(Key::CONFIG);
-        if self.view.problems.iter().any(|problem| problem.key.as_deref() == config) {
+        if self.records.problems.iter().any(|problem| problem.key.as_deref() == config) {
             problems.retain(|problem| problem.code != ProblemCode::NoConfig);
         }
         let mut refusals = self.membership.refusals();
@@ -423,10 +423,10 @@ fn suspect(error: Option<&CallError>, session: SessionNumber, out: &mut Vec<Effe
     }
 }
 
-fn failure(answer: &Answer) -> Option<&CallError> {
+fn failure(answer: &CallAnswer) -> Option<&CallError> {
     match answer {
-        Answer::Granted(result) | Answer::KeptAlive(result) => result.as_ref().err(),
-        Answer::Committed(result) => result.as_ref().err(),
+        CallAnswer::Granted(result) | CallAnswer::KeptAlive(result) => result.as_ref().err(),
+        CallAnswer::Committed(result) => result.as_ref().err(),
     }
 }
 
@@ -446,7 +446,7 @@ fn log_membership(state: &MembershipState) {
 }
 
 /// Says what a new configuration changes at once, and what only with the nodes' next subnets.
-fn log_config_change(before: &View, after: &View) {
+fn log_config_change(before: &Records, after: &Records) {
     let (Some(old), Some(new)) = (&before.config, &after.config) else { return };
     if Arc::ptr_eq(&old.value, &new.value) {
         return;

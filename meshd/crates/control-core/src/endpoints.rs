@@ -151,7 +151,7 @@ mod tests {
         };
         let mut store = Store::default();
         let entries = held.iter().map(entry).chain([foreign]).collect();
-        store.listed(now, KeyListing { cluster: None, revision, entries });
+        store.on_list(now, KeyListing { cluster: None, revision, entries });
         store
     }
 
@@ -208,7 +208,7 @@ mod tests {
             if answered_before {
                 endpoints.answered(now, &store, &answer);
             }
-            store.listed(now, empty(3));
+            store.on_list(now, empty(3));
             if !answered_before {
                 assert_eq!(endpoints.next(now, &store), None);
                 endpoints.answered(now, &store, &answer);

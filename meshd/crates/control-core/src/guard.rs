@@ -112,7 +112,7 @@ pub(crate) enum Absence {
 
 /// Why a record is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reason {
+pub(crate) enum HoldReason {
     /// etcd is in doubt.
     Doubt,
     /// The list of this number lacked it; the next one decides.
@@ -123,9 +123,9 @@ pub(crate) enum Reason {
 
 /// A record in force that etcd does not hold, or not with this value.
 #[derive(Debug)]
-pub(crate) struct Held<T> {
+pub(crate) struct HeldRecord<T> {
     pub(crate) class: RecordClass,
-    pub(crate) reason: Reason,
+    pub(crate) reason: HoldReason,
     /// The record; `None`: the key was not there, and what etcd in doubt holds of it is not in force.
     pub(crate) record: Option<T>,
 }
@@ -155,7 +155,7 @@ pub(crate) struct Judged {
 pub(crate) struct Guard<T> {
     lineage: Option<Lineage>,
     doubt: Option<Doubt>,
-    held: BTreeMap<String, Held<T>>,
+    held: BTreeMap<String, HeldRecord<T>>,
     /// Withdrawals of the last [`WINDOW`].
     recent: VecDeque<Withdrawal<T>>,
     lists: u64,
@@ -210,8 +210,8 @@ impl<T> Guard<T> {
                 // The etcd from before is back. What it lacks, this is the first list to show.
                 lineage.revision = revision;
                 self.doubt = None;
-                for held in self.held.values_mut().filter(|held| held.reason == Reason::Doubt) {
-                    held.reason = Reason::SecondList { list };
+                for held in self.held.values_mut().filter(|held| held.reason == HoldReason::Doubt) {
+                    held.reason = HoldReason::SecondList { list };
                 }
             } else {
                 if doubt.seen.is_other(cluster) || revision < doubt.seen.revision {
@@ -233,8 +233,8 @@ impl<T> Guard<T> {
             Some(sign) => {
                 self.doubt = Some(Doubt { sign, seen: Lineage { cluster, revision }, since: revision });
                 for held in self.held.values_mut() {
-                    if let Reason::SecondList { .. } = held.reason {
-                        held.reason = Reason::Doubt;
+                    if let HoldReason::SecondList { .. } = held.reason {
+                        held.reason = HoldReason::Doubt;
                     }
                 }
             }
@@ -255,30 +255,30 @@ impl<T> Guard<T> {
     }
 
     /// The record held for `key`.
-    pub(crate) fn held(&self, key: &str) -> Option<&Held<T>> {
+    pub(crate) fn held(&self, key: &str) -> Option<&HeldRecord<T>> {
         self.held.get(key)
     }
 
     /// All that is held, by key.
-    pub(crate) fn all_held(&self) -> impl Iterator<Item = (&String, &Held<T>)> + Clone {
+    pub(crate) fn all_held(&self) -> impl Iterator<Item = (&String, &HeldRecord<T>)> + Clone {
         self.held.iter()
     }
 
     /// All that is held of the keys that begin with `prefix`.
-    pub(crate) fn held_below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Held<T>> + Clone {
+    pub(crate) fn held_below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a HeldRecord<T>> + Clone {
         let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
         self.held.range::<str, _>(from).take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, held)| held)
     }
 
     /// Keeps `record` in force instead of the value that etcd in doubt holds; `None`: neither is.
     pub(crate) fn keep(&mut self, key: String, class: RecordClass, record: Option<T>) {
-        self.held.insert(key, Held { class, reason: Reason::Doubt, record });
+        self.held.insert(key, HeldRecord { class, reason: HoldReason::Doubt, record });
     }
 
     /// A record that was held before a restart: no list has shown it since.
     pub(crate) fn keep_held(&mut self, key: String, class: RecordClass, record: T) {
-        let reason = if self.doubt.is_some() { Reason::Doubt } else { Reason::SecondList { list: self.lists } };
-        self.held.insert(key, Held { class, reason, record: Some(record) });
+        let reason = if self.doubt.is_some() { HoldReason::Doubt } else { HoldReason::SecondList { list: self.lists } };
+        self.held.insert(key, HeldRecord { class, reason, record: Some(record) });
     }
 
     /// The key has a value that counts.
@@ -288,7 +288,7 @@ impl<T> Guard<T> {
     }
 
     /// Lets go of one record.
-    pub(crate) fn release(&mut self, key: &str) -> Option<Held<T>> {
+    pub(crate) fn release(&mut self, key: &str) -> Option<HeldRecord<T>> {
         self.held.remove(key)
     }
 
@@ -308,25 +308,25 @@ impl<T> Guard<T> {
         absence: Absence,
     ) -> bool {
         let reason = match absence {
-            Absence::Deleted if self.doubts_deletion(class, written) => Reason::Doubt,
+            Absence::Deleted if self.doubts_deletion(class, written) => HoldReason::Doubt,
             Absence::Deleted => {
                 self.recent.push_back(Withdrawal { at: now, key, class, record: Some(record), fresh: true });
                 return false;
             }
-            Absence::Listed if self.doubt.is_some() => Reason::Doubt,
-            Absence::Listed => Reason::SecondList { list: self.lists },
+            Absence::Listed if self.doubt.is_some() => HoldReason::Doubt,
+            Absence::Listed => HoldReason::SecondList { list: self.lists },
         };
-        self.held.insert(key, Held { class, reason, record: Some(record) });
+        self.held.insert(key, HeldRecord { class, reason, record: Some(record) });
         true
     }
 
     /// All keys of a list have been reported: what an earlier one lacked too is gone.
     pub(crate) fn confirm(&mut self, now: Instant) {
         let lists = self.lists;
-        let twice = |held: &Held<T>| matches!(held.reason, Reason::SecondList { list } if list < lists);
+        let twice = |held: &HeldRecord<T>| matches!(held.reason, HoldReason::SecondList { list } if list < lists);
         let gone: Vec<String> = self.held.iter().filter(|(_, held)| twice(held)).map(|(key, _)| key.clone()).collect();
         for key in gone {
-            if let Some(Held { class, record, .. }) = self.held.remove(&key) {
+            if let Some(HeldRecord { class, record, .. }) = self.held.remove(&key) {
                 self.recent.push_back(Withdrawal { at: now, key, class, record, fresh: true });
             }
         }
@@ -348,7 +348,7 @@ impl<T> Guard<T> {
         };
         let (nodes, policies) = (together(RecordClass::Node), together(RecordClass::Policy));
         let held_policy =
-            |held: &Held<T>| held.class == RecordClass::Policy && matches!(held.reason, Reason::Mass { .. });
+            |held: &HeldRecord<T>| held.class == RecordClass::Policy && matches!(held.reason, HoldReason::Mass { .. });
         // A policy that is held without the pods and namespaces that it selects by says something else.
         let objects = policies || self.held.values().any(held_policy);
         for recent in &mut self.recent {
@@ -362,8 +362,8 @@ impl<T> Guard<T> {
             if !hold {
                 judged.withdrawn.extend(fresh.then(|| recent.key.clone()));
             } else if let Some(record) = recent.record.take() {
-                let reason = Reason::Mass { until: now + HOLD };
-                self.held.insert(recent.key.clone(), Held { class: recent.class, reason, record: Some(record) });
+                let reason = HoldReason::Mass { until: now + HOLD };
+                self.held.insert(recent.key.clone(), HeldRecord { class: recent.class, reason, record: Some(record) });
                 judged.held.push(recent.key.clone());
             }
         }
@@ -372,7 +372,7 @@ impl<T> Guard<T> {
 
     /// Ends the doubt once nothing is held for it. Returns what the etcd was doubted for, when that has just ended.
     pub(crate) fn settle(&mut self) -> Option<Sign> {
-        if self.held.values().any(|held| held.reason == Reason::Doubt) {
+        if self.held.values().any(|held| held.reason == HoldReason::Doubt) {
             return None;
         }
         let doubt = self.doubt.take()?;
@@ -382,7 +382,7 @@ impl<T> Guard<T> {
 
     /// Lets go of what went together long enough ago.
     pub(crate) fn tick(&mut self, now: Instant) -> Vec<String> {
-        let over = |held: &Held<T>| matches!(held.reason, Reason::Mass { until } if until <= now);
+        let over = |held: &HeldRecord<T>| matches!(held.reason, HoldReason::Mass { until } if until <= now);
         let keys: Vec<String> = self.held.iter().filter(|(_, held)| over(held)).map(|(key, _)| key.clone()).collect();
         for key in &keys {
             self.held.remove(key);
@@ -392,8 +392,8 @@ impl<T> Guard<T> {
 
     /// When [`tick`](Self::tick) next has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let until = |held: &Held<T>| match held.reason {
-            Reason::Mass { until } => Some(until),
+        let until = |held: &HeldRecord<T>| match held.reason {
+            HoldReason::Mass { until } => Some(until),
             _ => None,
         };
         self.held.values().filter_map(until).min()
@@ -401,11 +401,11 @@ impl<T> Guard<T> {
 
     /// Whether a second list is needed.
     pub(crate) fn awaits_list(&self) -> bool {
-        self.held.values().any(|held| matches!(held.reason, Reason::SecondList { .. }))
+        self.held.values().any(|held| matches!(held.reason, HoldReason::SecondList { .. }))
     }
 
     /// The operator says that etcd is right: all that is held is let go of, and returned.
-    pub(crate) fn accept(&mut self) -> BTreeMap<String, Held<T>> {
+    pub(crate) fn accept(&mut self) -> BTreeMap<String, HeldRecord<T>> {
         let held = std::mem::take(&mut self.held);
         self.settle();
         held

@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh::records::{Revision, View};
+use mesh::records::{Records, Revision};
 use tracing::{debug, info};
 
 use super::{
-    store::{Store, Wanted},
+    store::{HistoryQuery, Store},
     types::{CallError, Entry},
 };
 
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The keys that are looked for.
 #[derive(Debug, Default)]
-pub(crate) struct LookBack {
+pub(crate) struct HistorySearch {
     queue: VecDeque<Search>,
     under_way: Option<Search>,
     not_before: Option<Instant>,
@@ -29,14 +29,14 @@ pub(crate) struct LookBack {
 
 #[derive(Debug)]
 struct Search {
-    wanted: Wanted,
+    wanted: HistoryQuery,
     /// The newest value before this revision is looked at next.
     before: Revision,
     /// How many more.
     left: usize,
 }
 
-impl LookBack {
+impl HistorySearch {
     /// The key to read, and the revision to read it at; it gets exactly one answer.
     pub(crate) fn next(&mut self, now: Instant, store: &mut Store) -> Option<(String, Revision)> {
         if self.under_way.is_some() || self.not_before.is_some_and(|at| now < at) {
@@ -63,13 +63,13 @@ impl LookBack {
         now: Instant,
         store: &mut Store,
         answer: Result<Option<Entry>, CallError>,
-    ) -> Option<Arc<View>> {
+    ) -> Option<Arc<Records>> {
         let search = self.under_way.take()?;
         match answer {
             Ok(None) => None,
             Ok(Some(entry)) if store.can_read(&entry) => {
                 info!(key = entry.key, revision = entry.mod_revision, "earlier value stays in force");
-                store.earlier(&search.wanted, &entry)
+                store.offer_earlier(&search.wanted, &entry)
             }
             Ok(Some(entry)) => {
                 self.queue.push_front(Search { before: entry.mod_revision, left: search.left - 1, ..search });

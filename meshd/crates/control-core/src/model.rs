@@ -15,7 +15,7 @@ use crate::types::{
 
 /// One member, which answers at once.
 #[derive(Debug, Clone)]
-pub struct Etcd {
+pub struct EtcdModel {
     cluster: u64,
     /// The last revision.
     pub revision: Revision,
@@ -26,13 +26,13 @@ pub struct Etcd {
     next_lease: i64,
 }
 
-impl Default for Etcd {
+impl Default for EtcdModel {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Etcd {
+impl EtcdModel {
     /// An empty one.
     #[must_use]
     pub fn new() -> Self {

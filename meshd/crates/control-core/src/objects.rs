@@ -1,8 +1,8 @@
 //! Records that policies are made of: Kubernetes objects and attachments, passed on one by one.
 //!
-//! There may be many thousands of them, but only one changes at a time, so they are not part of a `View`. The control
-//! plane does not understand them: an [`ObjectReader`] reads each value once, and the [`ObjectSink`] gets what it
-//! returned, key by key. Which value of a key is in force is decided here, as for every other record.
+//! There may be many thousands of them, but only one changes at a time, so they are not part of the `Records`. The
+//! control plane does not understand them: an [`ObjectReader`] reads each value once, and the [`ObjectSink`] gets what
+//! it returned, key by key. Which value of a key is in force is decided here, as for every other record.
 
 use std::{any::Any, collections::HashMap, fmt, sync::Arc};
 

@@ -1,7 +1,7 @@
 //! Records from etcd, and those in force.
 //!
-//! A pure value: `apply(now, input)` takes the watcher's input and yields a new [`View`] if anything in force changed.
-//! It does no I/O and reads no clock.
+//! A pure value: `apply(now, input)` takes the watcher's input and yields a new [`Records`] if anything in force
+//! changed. It does no I/O and reads no clock.
 //!
 //! Bad data never withdraws good state:
 //! - an invalid value leaves the last good value of its key in force, and is reported as a [`Problem`];
@@ -24,10 +24,10 @@ use std::{
 
 use etcd_schema::{Key, KeyError, KubernetesKey, NodeId, Reader, RecordClass, SubnetKey, SubnetLease};
 use mesh::problem::Problem;
-use mesh::records::{Revision, View};
+use mesh::records::{Records, Revision};
 
 use self::duplicates::Duplicates;
-pub(crate) use self::record::Kept;
+pub(crate) use self::record::StoredKey;
 use super::{
     guard::{Absence, Evidence, Guard, Lineage},
     objects::{ObjectChanges, ObjectReader},
@@ -43,8 +43,8 @@ pub struct Store {
     /// `None`: what policies are made of is not read.
     reader: Option<Arc<dyn ObjectReader>>,
     /// As etcd holds them. What the guard holds for a key is in force instead.
-    keys: BTreeMap<String, Kept>,
-    guard: Guard<Kept>,
+    keys: BTreeMap<String, StoredKey>,
+    guard: Guard<StoredKey>,
     /// How many of `keys` are nodes' records, and policies.
     counts: Counts,
     config_problem: Option<Problem>,
@@ -60,7 +60,7 @@ pub struct Store {
     /// How often a key under `subnets/` was put or deleted.
     subnet_changes: u64,
     audit_differences: u64,
-    view: Arc<View>,
+    records: Arc<Records>,
     /// What policies are made of, as far as it changed since it was last handed on.
     objects: ObjectChanges,
     /// Keys that hold something unreadable, of which an earlier value may be found in etcd, with its revision.
@@ -69,7 +69,7 @@ pub struct Store {
 
 /// A key whose earlier values are to be looked for: those before this revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct HistoryQuery {
     /// The key below the prefix.
     pub key: String,
     /// The revision of its present value.
@@ -142,7 +142,7 @@ impl Store {
         let (config, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.key == "config");
         for entries in [config, others] {
             let changes = entries.into_iter().map(|entry| (entry.key.clone(), Some(entry))).collect();
-            self.take(now, changes, Absence::Listed);
+            self.apply(now, changes, Absence::Listed);
         }
         self
     }
@@ -170,10 +170,10 @@ impl Store {
         self.guard.evidence()
     }
 
-    /// The view in force.
+    /// The records in force.
     #[must_use]
-    pub fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view)
+    pub fn records(&self) -> Arc<Records> {
+        Arc::clone(&self.records)
     }
 
     /// The revision up to which every change is in here. A choice made from the store may say in a transaction
@@ -202,7 +202,7 @@ impl Store {
     }
 
     /// Takes a whole list: what is not in it is gone.
-    pub fn listed(&mut self, now: Instant, listing: KeyListing) -> Option<Arc<View>> {
+    pub(crate) fn on_list(&mut self, now: Instant, listing: KeyListing) -> Option<Arc<Records>> {
         let KeyListing { cluster, revision, entries } = listing;
         let older =
             |entry: &Entry| self.keys.get(&entry.key).is_some_and(|kept| entry.mod_revision < kept.mod_revision);
@@ -218,11 +218,11 @@ impl Store {
         changes.extend(gone.into_iter().map(|key| (key, None)));
         self.revision = revision;
         self.lists += 1;
-        self.take(now, changes, Absence::Listed)
+        self.apply(now, changes, Absence::Listed)
     }
 
     /// Takes events of whole revisions, in order.
-    pub fn changed(&mut self, now: Instant, events: Vec<WatchEvent>) -> Option<Arc<View>> {
+    pub fn changed(&mut self, now: Instant, events: Vec<WatchEvent>) -> Option<Arc<Records>> {
         let mut last = HashMap::new();
         let mut revision = self.revision;
         for event in events {
@@ -239,7 +239,7 @@ impl Store {
         self.revision = revision;
         self.guard.reached(revision);
         let changes = last.into_iter().filter(|(key, entry)| entry.is_some() || self.keys.contains_key(key)).collect();
-        self.take(now, changes, Absence::Deleted)
+        self.apply(now, changes, Absence::Deleted)
     }
 
     /// Compares a list that was read beside the watch, which has had time to bring everything in it. What differs
@@ -250,7 +250,7 @@ impl Store {
         now: Instant,
         listing: KeyListing,
         deleted_since: &BTreeSet<String>,
-    ) -> (Option<Arc<View>>, Vec<String>) {
+    ) -> (Option<Arc<Records>>, Vec<String>) {
         let KeyListing { cluster, revision, entries } = listing;
         self.lineage_changes += u64::from(self.guard.list_begins(cluster, self.revision.max(revision), false));
         let mut absent: BTreeSet<String> =
@@ -270,11 +270,11 @@ impl Store {
         changes.extend(absent.into_iter().map(|key| (key, None)));
         let lost: Vec<_> = changes.iter().map(|(key, _)| key.clone()).collect();
         self.audit_differences += lost.len() as u64;
-        (self.take(now, changes, Absence::Listed), lost)
+        (self.apply(now, changes, Absence::Listed), lost)
     }
 
     /// Lets go of what has been held long enough.
-    pub fn tick(&mut self, now: Instant) -> Option<Arc<View>> {
+    pub fn tick(&mut self, now: Instant) -> Option<Arc<Records>> {
         let over = self.guard.tick(now);
         if over.is_empty() {
             return None;
@@ -284,7 +284,7 @@ impl Store {
     }
 
     /// The operator says that what etcd holds is right: nothing else stays in force.
-    pub fn accept(&mut self) -> (Accepted, Option<Arc<View>>) {
+    pub fn accept(&mut self) -> (Accepted, Option<Arc<Records>>) {
         let mut accepted = Accepted::default();
         let mut touched = BTreeSet::new();
         for text in self.guard.accept().into_keys() {
@@ -309,14 +309,14 @@ impl Store {
     }
 
     /// The keys of which an earlier value is wanted; each is named once.
-    pub(crate) fn take_wanted(&mut self) -> Vec<Wanted> {
-        std::mem::take(&mut self.history).into_iter().map(|(key, before)| Wanted { key, before }).collect()
+    pub(crate) fn take_wanted(&mut self) -> Vec<HistoryQuery> {
+        std::mem::take(&mut self.history).into_iter().map(|(key, before)| HistoryQuery { key, before }).collect()
     }
 
     /// Asks again for what was not answered, as far as it is still wanted.
-    pub(crate) fn want_again(&mut self, wanted: Vec<Wanted>) {
-        for Wanted { key, before } in wanted {
-            let still = |kept: &Kept| kept.unreadable && kept.good.is_none() && kept.mod_revision == before;
+    pub(crate) fn want_again(&mut self, wanted: Vec<HistoryQuery>) {
+        for HistoryQuery { key, before } in wanted {
+            let still = |kept: &StoredKey| kept.unreadable && kept.good.is_none() && kept.mod_revision == before;
             if self.keys.get(&key).is_some_and(still) {
                 self.history.insert(key, before);
             }
@@ -366,7 +366,7 @@ impl Store {
     }
 
     /// The subnets that etcd holds now and that could be read, with their revision and lease.
-    pub(crate) fn subnets(&self) -> impl Iterator<Item = (&SubnetKey, &Kept, &SubnetLease)> {
+    pub(crate) fn subnets(&self) -> impl Iterator<Item = (&SubnetKey, &StoredKey, &SubnetLease)> {
         self.keys.range("subnets/".to_owned().."subnets0".to_owned()).filter_map(|(_, kept)| match &kept.key {
             Some(Key::Subnet(key)) if !kept.unreadable => Some((key, kept, kept.get()?)),
             _ => None,
@@ -379,7 +379,7 @@ impl Store {
     }
 
     /// The keys that start with `prefix`.
-    pub(crate) fn keys_below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Kept)> {
+    pub(crate) fn keys_below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a StoredKey)> {
         self.keys
             .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
             .take_while(move |(key, _)| key.starts_with(prefix))
@@ -387,7 +387,7 @@ impl Store {
     }
 
     /// A key of etcd, readable or not.
-    pub(crate) fn get(&self, key: &str) -> Option<&Kept> {
+    pub(crate) fn get(&self, key: &str) -> Option<&StoredKey> {
         self.keys.get(key)
     }
 
@@ -395,7 +395,7 @@ impl Store {
     ///
     /// `config` is the one in force: a restart must not forget what a refused one is measured against.
     pub fn cached(&self) -> impl Iterator<Item = Entry> {
-        let config = self.view.config.as_ref().map(|config| Entry {
+        let config = self.records.config.as_ref().map(|config| Entry {
             key: Key::Config.to_string(),
             value: config.value.to_json().into(),
             create_revision: config.create_revision,
@@ -418,7 +418,7 @@ impl Store {
     }
 
     /// Takes changes that happened together; a key stands in them once. `absence`: how the deletions among them are known.
-    fn take(&mut self, now: Instant, changes: Vec<(String, Option<Entry>)>, absence: Absence) -> Option<Arc<View>> {
+    fn apply(&mut self, now: Instant, changes: Vec<(String, Option<Entry>)>, absence: Absence) -> Option<Arc<Records>> {
         let mut touched = BTreeSet::new();
         let mut gone = Vec::new();
         for (text, entry) in changes {
@@ -437,7 +437,7 @@ impl Store {
         }
         // What goes while `config` is missing is an accident until someone says otherwise, however few they are.
         let present = self.keys.get(Key::CONFIG).is_some_and(|kept| kept.good.is_some());
-        let all = self.view.config.is_some() && !present;
+        let all = self.records.config.is_some() && !present;
         let judged = self.guard.judge(now, all, |class| self.counts.get(class));
         for text in &judged.withdrawn {
             touched.extend(self.take_effect(text));
@@ -454,7 +454,7 @@ impl Store {
     }
 
     /// Whether a value that etcd holds is to be in force; `before`: what it held under this key.
-    fn goes_into_force(&self, text: &str, kept: &Kept, before: Option<&Kept>) -> bool {
+    fn goes_into_force(&self, text: &str, kept: &StoredKey, before: Option<&StoredKey>) -> bool {
         let Some(class) = kept.class().filter(|_| self.guard.doubt().is_some()) else { return true };
         let known = match self.guard.held(text) {
             Some(held) => held.record.as_ref(),
@@ -465,12 +465,12 @@ impl Store {
             return false;
         }
         // Without any configuration there is no mesh that another one could harm.
-        let first = kept.key == Some(Key::Config) && self.view.config.is_none();
+        let first = kept.key == Some(Key::Config) && self.records.config.is_none();
         first || self.guard.counts(class, kept.mod_revision, same)
     }
 
     /// Forgets what etcd held under a key.
-    fn remove(&mut self, text: &str) -> Option<Kept> {
+    fn remove(&mut self, text: &str) -> Option<StoredKey> {
         let kept = self.keys.remove(text)?;
         self.duplicates.remove(kept.key.as_ref());
         if let Some(count) = self.counts.of(kept.class()) {
@@ -488,7 +488,7 @@ impl Store {
     }
 
     /// A key is gone; `kept` is what etcd held.
-    fn absent(&mut self, now: Instant, text: String, kept: Kept, absence: Absence) -> Option<Key> {
+    fn absent(&mut self, now: Instant, text: String, kept: StoredKey, absence: Absence) -> Option<Key> {
         self.problems.remove(&text);
         self.history.remove(&text);
         let class = match kept.class() {
@@ -525,7 +525,7 @@ impl Store {
     }
 
     /// The record under a key that is in force, readable or not: the one held, else etcd's.
-    fn standing(&self, text: &str) -> Option<&Kept> {
+    fn standing(&self, text: &str) -> Option<&StoredKey> {
         match self.guard.held(text) {
             Some(held) => held.record.as_ref(),
             None => self.keys.get(text),
@@ -534,7 +534,7 @@ impl Store {
 
     /// What belongs to a node that was removed is never held.
     fn release_removed(&mut self, touched: &mut BTreeSet<Key>) {
-        let owned = |kept: &Kept| kept.owner().is_some_and(|id| self.is_removed(&id));
+        let owned = |kept: &StoredKey| kept.owner().is_some_and(|id| self.is_removed(&id));
         let held = self.guard.all_held().filter(|(_, held)| held.class == RecordClass::Node);
         let removed: Vec<String> =
             held.filter(|(_, held)| held.record.as_ref().is_some_and(owned)).map(|(text, _)| text.clone()).collect();
@@ -546,7 +546,7 @@ impl Store {
 }
 
 /// The directory of a key that is in none of ours.
-fn unknown_directory(text: &str, kept: &Kept) -> Option<Box<str>> {
+fn unknown_directory(text: &str, kept: &StoredKey) -> Option<Box<str>> {
     match kept.key.is_none().then(|| Key::parse(text))? {
         Err(KeyError::Unknown { directory, .. }) => directory,
         _ => None,

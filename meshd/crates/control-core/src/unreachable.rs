@@ -11,7 +11,7 @@ pub(crate) const LOST_CHANGES_SHOWN: Duration = Duration::from_secs(24 * 3600);
 /// What kind of failure the words of an error tell of. They come from the TLS library, the system and etcd itself,
 /// through a client crate that keeps no more of them than their text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum FailureKind {
     TlsFiles,
     NotTls,
     Tls,
@@ -28,12 +28,12 @@ enum Kind {
 const TLS_FILES: &str = "TLS files rejected";
 
 /// In this order: a certificate that is refused often breaks the connection too.
-const WORDS: [(Kind, &[&str]); 9] = [
-    (Kind::TlsFiles, &[TLS_FILES]),
-    (Kind::NotTls, &["tls handshake eof", "corrupt message"]),
-    (Kind::File, &["cannot read "]),
+const WORDS: [(FailureKind, &[&str]); 9] = [
+    (FailureKind::TlsFiles, &[TLS_FILES]),
+    (FailureKind::NotTls, &["tls handshake eof", "corrupt message"]),
+    (FailureKind::File, &["cannot read "]),
     (
-        Kind::Tls,
+        FailureKind::Tls,
         &[
             "certificate",
             "UnknownIssuer",
@@ -46,7 +46,7 @@ const WORDS: [(Kind, &[&str]); 9] = [
         ],
     ),
     (
-        Kind::User,
+        FailureKind::User,
         &[
             "authentication failed",
             "user name is empty",
@@ -56,10 +56,10 @@ const WORDS: [(Kind, &[&str]); 9] = [
             "password",
         ],
     ),
-    (Kind::Rights, &["permission denied"]),
-    (Kind::Refused, &["refused (os error", "Connection refused"]),
-    (Kind::Unknown, &["dns error", "failed to lookup", "Name or service not known"]),
-    (Kind::Silent, &["no answer within", "timed out", "no sign of life", "went without an answer", "deadline"]),
+    (FailureKind::Rights, &["permission denied"]),
+    (FailureKind::Refused, &["refused (os error", "Connection refused"]),
+    (FailureKind::Unknown, &["dns error", "failed to lookup", "Name or service not known"]),
+    (FailureKind::Silent, &["no answer within", "timed out", "no sign of life", "went without an answer", "deadline"]),
 ];
 
 /// The problem of having no connection, by what came of the last attempt.
@@ -79,7 +79,7 @@ pub(crate) fn etcd_refuses(reason: &str, node: &NodeId) -> Problem {
          etcdctl defrag --cluster && etcdctl alarm disarm # etcd has reached its quota (etcdctl alarm list); a larger one is \
          --quota-backend-bytes"
             .into()
-    } else if kind(reason) == Kind::Rights {
+    } else if kind(reason) == FailureKind::Rights {
         format!("meshctl etcd-roles {node} # prints the commands that grant this node's etcd user its rights")
     } else {
         "etcdctl endpoint health --cluster; etcdctl alarm list # see also etcd's log".into()
@@ -111,52 +111,54 @@ pub(crate) fn watch_lost_changes(differences: u64) -> Problem {
     }
 }
 
-fn kind(error: &str) -> Kind {
+fn kind(error: &str) -> FailureKind {
     let known = WORDS.iter().find(|(_, words)| words.iter().any(|word| error.contains(word)));
-    known.map_or(Kind::Other, |(kind, _)| *kind)
+    known.map_or(FailureKind::Other, |(kind, _)| *kind)
 }
 
-fn remedy(kind: Kind, endpoint: &str) -> String {
+fn remedy(kind: FailureKind, endpoint: &str) -> String {
     match kind {
-        Kind::TlsFiles => "meshd run --check # checks the files: the private key must be RSA, ECDSA P-256 or P-384, \
+        FailureKind::TlsFiles => {
+            "meshd run --check # checks the files: the private key must be RSA, ECDSA P-256 or P-384, \
                            or Ed25519, and match the certificate; openssl genpkey -algorithm EC -pkeyopt \
                            ec_paramgen_curve:P-256 generates one"
-            .into(),
-        Kind::NotTls => {
+                .into()
+        }
+        FailureKind::NotTls => {
             let plain = endpoint.replacen("https://", "http://", 1);
             format!(
                 "etcd at {endpoint} does not seem to speak TLS: give it a certificate, or use {plain} in \
                  --etcd-endpoints (beyond this machine only with --etcd-allow-plaintext)"
             )
         }
-        Kind::Tls => {
+        FailureKind::Tls => {
             "check that --etcd-cafile is the CA of etcd's certificate, that the certificate names the endpoint's host \
              and is valid by this machine's clock (date; timedatectl set-ntp true), and that --etcd-certfile and \
              --etcd-keyfile are set if etcd requires a client certificate"
                 .into()
         }
-        Kind::File => "make the file readable for meshd, or correct its flag".into(),
-        Kind::User => {
+        FailureKind::File => "make the file readable for meshd, or correct its flag".into(),
+        FailureKind::User => {
             "check --etcd-username and the content of --etcd-password-file (etcdctl user get, auth status)".into()
         }
-        Kind::Rights => "grant the node's etcd user the right to read and write below the prefix (etcdctl role \
+        FailureKind::Rights => "grant the node's etcd user the right to read and write below the prefix (etcdctl role \
                          grant-permission ROLE readwrite PREFIX/ --prefix)"
             .into(),
-        Kind::Refused => format!(
+        FailureKind::Refused => format!(
             "systemctl start etcd # on {endpoint}, which refuses connections; if it is gone for good, remove it from \
              etcd-endpoints"
         ),
-        Kind::Unknown => {
+        FailureKind::Unknown => {
             "the host name does not resolve: correct --etcd-endpoints, or this machine's name servers".into()
         }
-        Kind::Silent => format!(
+        FailureKind::Silent => format!(
             "check that {endpoint} is reachable from here (firewalls, routes) and that etcd has a leader (etcdctl \
              endpoint health)"
         ),
-        Kind::Other if endpoint.starts_with("http://") => format!(
+        FailureKind::Other if endpoint.starts_with("http://") => format!(
             "check etcd at {endpoint} (etcdctl endpoint health) and --etcd-endpoints: https:// if etcd speaks TLS"
         ),
-        Kind::Other => format!("check etcd at {endpoint} (etcdctl endpoint health) and --etcd-endpoints"),
+        FailureKind::Other => format!("check etcd at {endpoint} (etcdctl endpoint health) and --etcd-endpoints"),
     }
 }
 
@@ -167,22 +169,25 @@ mod tests {
     #[test]
     fn the_remedy_goes_with_the_cause() {
         for (error, expected) in [
-            ("etcd did not answer: transport error: invalid peer certificate: UnknownIssuer", Kind::Tls),
-            ("etcd did not answer: transport error: received fatal alert: CertificateRequired", Kind::Tls),
-            ("TLS files rejected: invalid private key", Kind::TlsFiles),
-            ("etcd did not answer: transport error: tls handshake eof", Kind::NotTls),
-            ("cannot read /etc/etcd/tls.key: No such file or directory (os error 2)", Kind::File),
-            ("etcd refused: etcdserver: authentication failed, invalid user ID or password", Kind::User),
-            ("etcd refused: etcdserver: user name is empty", Kind::User),
-            ("etcd refused: etcdserver: permission denied", Kind::Rights),
+            ("etcd did not answer: transport error: invalid peer certificate: UnknownIssuer", FailureKind::Tls),
+            ("etcd did not answer: transport error: received fatal alert: CertificateRequired", FailureKind::Tls),
+            ("TLS files rejected: invalid private key", FailureKind::TlsFiles),
+            ("etcd did not answer: transport error: tls handshake eof", FailureKind::NotTls),
+            ("cannot read /etc/etcd/tls.key: No such file or directory (os error 2)", FailureKind::File),
+            ("etcd refused: etcdserver: authentication failed, invalid user ID or password", FailureKind::User),
+            ("etcd refused: etcdserver: user name is empty", FailureKind::User),
+            ("etcd refused: etcdserver: permission denied", FailureKind::Rights),
             (
                 "etcd did not answer: transport error: tcp connect error: Connection refused (os error 111)",
-                Kind::Refused,
+                FailureKind::Refused,
             ),
-            ("etcd did not answer: transport error: dns error: failed to lookup address information", Kind::Unknown),
-            ("etcd did not answer: no answer within 5s", Kind::Silent),
-            ("a call went without an answer", Kind::Silent),
-            ("etcd did not answer: the watch ended", Kind::Other),
+            (
+                "etcd did not answer: transport error: dns error: failed to lookup address information",
+                FailureKind::Unknown,
+            ),
+            ("etcd did not answer: no answer within 5s", FailureKind::Silent),
+            ("a call went without an answer", FailureKind::Silent),
+            ("etcd did not answer: the watch ended", FailureKind::Other),
         ] {
             assert_eq!(kind(error), expected, "{error}");
         }

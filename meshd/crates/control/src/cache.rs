@@ -27,7 +27,7 @@ const FILE: &str = "store.json";
 
 /// What was in force when the cache was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cached {
+pub struct CachedRecords {
     /// When it was written, by the wall clock.
     pub written_at: SystemTime,
     /// The store's revision.
@@ -72,7 +72,7 @@ pub enum CacheError {
     },
 }
 
-impl Cached {
+impl CachedRecords {
     /// This content, written at `now`.
     pub(crate) fn of(content: CacheContent, now: SystemTime) -> Self {
         let CacheContent { revision, lease_ttl, subnet, entries, evidence } = content;
@@ -105,7 +105,7 @@ impl Cached {
             bytes => bytes.map_err(|error| CacheError::Io { path: at(), source: error.into() })?,
         };
         let unreadable = |reason: String| CacheError::Unreadable { path: at(), reason };
-        let document: Document<Vec<Line<String>>> =
+        let document: Document<Vec<CacheLine<String>>> =
             serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("not a cache: {error}")))?;
         drop(bytes);
         if document.version != VERSION {
@@ -182,14 +182,14 @@ struct Lines<'a>(&'a [Entry]);
 
 impl Serialize for Lines<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(Line::of))
+        serializer.collect_seq(self.0.iter().map(CacheLine::of))
     }
 }
 
 /// One key. The value is text, as all of ours are; bytes that are not go in base64.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Line<T> {
+struct CacheLine<T> {
     key: T,
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<T>,
@@ -202,7 +202,7 @@ struct Line<T> {
 }
 
 impl<'a> Document<Lines<'a>> {
-    fn of(cached: &'a Cached) -> Self {
+    fn of(cached: &'a CachedRecords) -> Self {
         Self {
             version: VERSION,
             written_at: cached.written_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
@@ -215,8 +215,8 @@ impl<'a> Document<Lines<'a>> {
     }
 }
 
-impl Document<Vec<Line<String>>> {
-    fn read(self) -> Option<Cached> {
+impl Document<Vec<CacheLine<String>>> {
+    fn read(self) -> Option<CachedRecords> {
         let subnet = match self.subnet {
             None => None,
             Some(text) => match Key::parse(&text) {
@@ -224,18 +224,18 @@ impl Document<Vec<Line<String>>> {
                 _ => return None,
             },
         };
-        Some(Cached {
+        Some(CachedRecords {
             written_at: UNIX_EPOCH.checked_add(Duration::from_secs(self.written_at))?,
             revision: self.revision,
             lease_ttl: self.lease_ttl.map(Duration::from_secs),
             subnet,
-            entries: self.entries.into_iter().map(Line::read).collect::<Option<_>>()?,
+            entries: self.entries.into_iter().map(CacheLine::read).collect::<Option<_>>()?,
             evidence: self.evidence,
         })
     }
 }
 
-impl<'a> Line<&'a str> {
+impl<'a> CacheLine<&'a str> {
     fn of(entry: &'a Entry) -> Self {
         let text = std::str::from_utf8(&entry.value).ok();
         Self {
@@ -249,7 +249,7 @@ impl<'a> Line<&'a str> {
     }
 }
 
-impl Line<String> {
+impl CacheLine<String> {
     fn read(self) -> Option<Entry> {
         let value = match (self.value, self.bytes) {
             (Some(text), None) => text.into_bytes(),
@@ -277,7 +277,7 @@ mod tests {
 
     use super::*;
 
-    fn cached() -> Cached {
+    fn cached() -> CachedRecords {
         let entry = |key: &str, value: &[u8], lease| Entry {
             key: key.into(),
             value: value.into(),
@@ -285,7 +285,7 @@ mod tests {
             mod_revision: 5,
             lease: LeaseId::new(lease),
         };
-        Cached {
+        CachedRecords {
             written_at: UNIX_EPOCH + Duration::from_secs(1_000_000),
             revision: 9,
             lease_ttl: Some(Duration::from_secs(60)),
@@ -307,16 +307,16 @@ mod tests {
         assert_eq!(document["evidence"]["lineage"]["cluster"], "feed000000000001");
         document.as_object_mut().unwrap().remove("evidence");
         fs::write(file(dir.path()), document.to_string()).unwrap();
-        let expected = Cached { evidence: Evidence::default(), ..cached() };
-        assert_eq!(Cached::load(dir.path()).unwrap(), Some(expected));
+        let expected = CachedRecords { evidence: Evidence::default(), ..cached() };
+        assert_eq!(CachedRecords::load(dir.path()).unwrap(), Some(expected));
     }
 
     #[test]
     fn is_read_back_as_it_was_written_and_by_root_only() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Cached::load(dir.path()).unwrap().is_none());
+        assert!(CachedRecords::load(dir.path()).unwrap().is_none());
         cached().save(dir.path()).unwrap();
-        assert_eq!(Cached::load(dir.path()).unwrap(), Some(cached()));
+        assert_eq!(CachedRecords::load(dir.path()).unwrap(), Some(cached()));
         // It holds outside peers' pre-shared keys.
         assert_eq!(fs::metadata(file(dir.path())).unwrap().permissions().mode() & 0o777, 0o600);
     }
@@ -330,7 +330,7 @@ mod tests {
         long.entries =
             (0..65).map(|_| Entry { value: std::sync::Arc::clone(&value), ..long.entries[0].clone() }).collect();
         assert!(matches!(long.save(dir.path()), Err(CacheError::TooLong { length, .. }) if length > MAX_CACHE));
-        assert_eq!(Cached::load(dir.path()).unwrap(), Some(cached()));
+        assert_eq!(CachedRecords::load(dir.path()).unwrap(), Some(cached()));
         assert_eq!(fs::read_dir(file(dir.path()).parent().unwrap()).unwrap().count(), 1);
     }
 
@@ -339,7 +339,7 @@ mod tests {
         let cached = cached();
         assert!(cached.is_usable(cached.written_at + Duration::from_secs(60)));
         assert!(!cached.is_usable(cached.written_at + Duration::from_secs(61)));
-        assert!(!Cached { lease_ttl: None, ..cached.clone() }.is_usable(cached.written_at));
+        assert!(!CachedRecords { lease_ttl: None, ..cached.clone() }.is_usable(cached.written_at));
     }
 
     #[test]
@@ -349,17 +349,17 @@ mod tests {
         cached().save(outside.path()).unwrap();
         let (path, theirs) = (file(dir.path()), file(outside.path()));
         let folder = path.parent().unwrap();
-        let refused = || matches!(Cached::load(dir.path()), Err(CacheError::Io { .. }));
+        let refused = || matches!(CachedRecords::load(dir.path()), Err(CacheError::Io { .. }));
         symlink(theirs.parent().unwrap(), folder).unwrap();
         assert!(refused());
-        let error = Cached { revision: 10, ..cached() }.save(dir.path()).unwrap_err();
+        let error = CachedRecords { revision: 10, ..cached() }.save(dir.path()).unwrap_err();
         assert!(
             error
                 .to_string()
                 .ends_with("cache is a symbolic link, not a directory: replace it with a directory, or remove it"),
             "{error}"
         );
-        assert_eq!(Cached::load(outside.path()).unwrap(), Some(cached()), "what is behind the link stays");
+        assert_eq!(CachedRecords::load(outside.path()).unwrap(), Some(cached()), "what is behind the link stays");
         fs::remove_file(folder).unwrap();
         fs::create_dir(folder).unwrap();
         for target in [theirs.as_path(), Path::new("/dev/zero")] {
@@ -385,7 +385,7 @@ mod tests {
             whole.replace("10.0.1.0-24", "10.0.1.0-99"),
         ] {
             fs::write(file(dir.path()), damaged).unwrap();
-            assert!(matches!(Cached::load(dir.path()), Err(CacheError::Unreadable { .. })));
+            assert!(matches!(CachedRecords::load(dir.path()), Err(CacheError::Unreadable { .. })));
         }
     }
 }

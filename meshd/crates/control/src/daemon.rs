@@ -15,7 +15,7 @@ use control_core::{
     store::{Accepted, Store},
 };
 use etcd_schema::SubnetKey;
-use mesh::records::View;
+use mesh::records::Records;
 use rand::Rng as _;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -25,13 +25,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    cache::Cached,
+    cache::CachedRecords,
     etcd_options::{EtcdOptions, EtcdOptionsError},
     predecessor,
     session::Dialer,
-    shell::{Inputs, Shell},
+    shell::{InputChannels, Shell},
     state_dir::StateDir,
-    watcher::{Pace, Watcher},
+    watcher::{WatchIntervals, Watcher},
 };
 
 /// What [`start`] needs.
@@ -55,8 +55,8 @@ pub struct Options {
 /// The control plane of this node, running. Dropping it stops it; its keys stay in etcd.
 #[derive(Debug)]
 pub struct Control {
-    /// Every record in force. Starts with what the cache held (`View::synced` is then false), or empty.
-    pub view: watch::Receiver<Arc<View>>,
+    /// Every record in force. Starts with what the cache held (`Records::synced` is then false), or empty.
+    pub records: watch::Receiver<Arc<Records>>,
     /// How this node stands.
     pub status: watch::Receiver<ControlStatus>,
     /// What this node says about itself.
@@ -69,7 +69,7 @@ pub struct Control {
     pub endpoints: watch::Sender<Option<EndpointRecords>>,
     /// Takes the operator's word that what etcd holds is right.
     pub etcd_acceptor: EtcdAcceptor,
-    /// The cache that the view started with.
+    /// The cache that the records started with.
     pub cached: Option<CacheInfo>,
     cancel: CancellationToken,
     task: Option<JoinHandle<()>>,
@@ -96,9 +96,9 @@ pub fn start(options: Options) -> Result<Control, Vec<EtcdOptionsError>> {
     start_at_pace(options, None)
 }
 
-pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Control, Vec<EtcdOptionsError>> {
+pub(crate) fn start_at_pace(options: Options, pace: Option<WatchIntervals>) -> Result<Control, Vec<EtcdOptionsError>> {
     let dialer = Dialer::new(&options.etcd)?;
-    let pace = pace.unwrap_or_else(|| Pace { audit: options.audit_interval, ..Pace::default() });
+    let pace = pace.unwrap_or_else(|| WatchIntervals { audit: options.audit_interval, ..WatchIntervals::default() });
     let mut identity = options.state.identity().clone();
     identity.predecessor = predecessor::load(&options.run_dir, &identity);
     let (core, cached) = core(&options, identity.clone());
@@ -107,7 +107,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
     let (requests, requests_out) = mpsc::channel(16);
     let (answers_in, answers) = mpsc::channel(16);
     let (acceptance_in, acceptance) = mpsc::channel(1);
-    let (view_in, view) = watch::channel(core.view());
+    let (view_in, records) = watch::channel(core.records());
     let (status_in, status) = watch::channel(core.status().clone());
     let (facts, facts_out) = watch::channel(options.facts);
     let (attached, attached_out) = watch::channel(options.attached);
@@ -119,7 +119,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
     let shell = Shell {
         core,
         session: None,
-        view: view_in,
+        records: view_in,
         status: status_in,
         objects: options.objects,
         answers: answers_in,
@@ -130,7 +130,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         run_dir: options.run_dir,
         identity,
     };
-    let inputs = Inputs {
+    let inputs = InputChannels {
         store: store_inputs,
         answers,
         facts: facts_out,
@@ -145,12 +145,12 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<Pace>) -> Result<Cont
         watcher.abort();
     });
     let etcd_acceptor = EtcdAcceptor(acceptance_in);
-    Ok(Control { view, status, facts, attached, idle, endpoints, etcd_acceptor, cached, cancel, task: Some(task) })
+    Ok(Control { records, status, facts, attached, idle, endpoints, etcd_acceptor, cached, cancel, task: Some(task) })
 }
 
 /// The state machine as it starts, with what the cache holds.
 fn core(options: &Options, identity: Identity) -> (ControlCore, Option<CacheInfo>) {
-    let cached = Cached::load(options.state.path()).unwrap_or_else(|error| {
+    let cached = CachedRecords::load(options.state.path()).unwrap_or_else(|error| {
         warn!(%error, "cache not used");
         None
     });

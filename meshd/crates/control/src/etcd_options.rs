@@ -88,12 +88,12 @@ pub enum EtcdOptionsError {
 
 /// A member that passed the checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub struct EtcdMember {
     url: String,
     tls: bool,
 }
 
-impl Member {
+impl EtcdMember {
     /// `http://HOST:PORT` or `https://HOST:PORT`.
     #[must_use]
     pub fn url(&self) -> &str {
@@ -107,7 +107,7 @@ impl Member {
     }
 }
 
-impl fmt::Display for Member {
+impl fmt::Display for EtcdMember {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.url)
     }
@@ -160,7 +160,7 @@ impl EtcdOptions {
     ///
     /// # Errors
     /// Everything that is wrong, not only the first.
-    pub fn check(&self) -> Result<(Vec<Member>, String), Vec<EtcdOptionsError>> {
+    pub fn check(&self) -> Result<(Vec<EtcdMember>, String), Vec<EtcdOptionsError>> {
         let mut errors = Vec::new();
         let mut members = Vec::new();
         if self.endpoints.is_empty() {
@@ -186,7 +186,7 @@ impl EtcdOptions {
         }
     }
 
-    fn check_endpoint(&self, endpoint: &str) -> Result<Member, EtcdOptionsError> {
+    fn check_endpoint(&self, endpoint: &str) -> Result<EtcdMember, EtcdOptionsError> {
         let has_tls = self.tls.ca.is_some() || self.tls.cert.is_some() || self.tls.key.is_some();
         let bad = |reason| EtcdOptionsError::Endpoint {
             // What stands before an `@` could be a password.
@@ -226,7 +226,7 @@ impl EtcdOptions {
         if !tls && !here && !self.allow_plaintext {
             return Err(EtcdOptionsError::Plaintext(url));
         }
-        Ok(Member { url, tls })
+        Ok(EtcdMember { url, tls })
     }
 }
 

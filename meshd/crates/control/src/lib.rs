@@ -1,7 +1,7 @@
 //! etcd: one connection, one watch stream; records, leases, the allocator.
 //!
 //! ```text
-//!   etcd ──list, watch──▶ watcher ──▶ Store ──▶ View ─────────────▶ mesh
+//!   etcd ──list, watch──▶ watcher ──▶ Store ──▶ Records ──────────▶ mesh
 //!     ▲                                 ├────▶ ObjectChanges ────▶ enforcement
 //!     ▲                                 │
 //!     └── grant, keepalive, txn ◀── Membership ──▶ ControlStatus ──▶ status, daemon

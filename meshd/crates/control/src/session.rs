@@ -18,10 +18,10 @@ use etcd_client::{
 };
 use mesh::records::{LeaseId, Revision};
 
-pub(crate) use self::dialer::Files;
+pub(crate) use self::dialer::CredentialFiles;
 pub use self::dialer::{Dialer, NoMember, OpenError};
-use self::failure::{Failure, bounded, classify, within_deadline};
-use super::etcd_options::Member;
+use self::failure::{CallFailure, bounded, classify, within_deadline};
+use super::etcd_options::EtcdMember;
 
 /// How long a call may take before the member counts as gone.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ const MAX_MESSAGE: usize = 32 << 20;
 #[derive(Clone)]
 pub struct Session {
     client: Client,
-    member: Member,
+    member: EtcdMember,
     prefix: Arc<str>,
     generation: u64,
 }
@@ -73,7 +73,7 @@ impl fmt::Debug for Session {
 impl Session {
     /// The member it speaks to.
     #[must_use]
-    pub const fn member(&self) -> &Member {
+    pub const fn member(&self) -> &EtcdMember {
         &self.member
     }
 
@@ -179,7 +179,7 @@ impl Session {
             Ok(Some(answer)) if answer.ttl() > 0 => Ok(Granted { lease, ttl: whole_seconds(answer.ttl()) }),
             Ok(Some(_)) => Err(CallError::LeaseNotFound),
             Ok(None) => Err(CallError::Indeterminate("the keepalive stream ended".into())),
-            Err(Failure::Etcd(Error::LeaseKeepAliveError(reason))) if reason.contains("not found") => {
+            Err(CallFailure::Etcd(Error::LeaseKeepAliveError(reason))) if reason.contains("not found") => {
                 Err(CallError::LeaseNotFound)
             }
             Err(failure) => Err(classify(failure)),
@@ -265,7 +265,7 @@ impl Session {
 
     /// Runs a call within its deadline; when etcd no longer knows the token, once more with a new one. A call that
     /// is refused for its token has done nothing, so repeating it is safe for writes too.
-    async fn authenticated<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, Failure>
+    async fn authenticated<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, CallFailure>
     where
         F: Future<Output = Result<T, Error>>,
     {

@@ -11,13 +11,13 @@ use std::{
 use control_core::{
     core::{ControlCore, ControlStatus, Effect, Input},
     endpoints::EndpointRecords,
-    membership::{Answer, Call, CallId, Identity, LocalFacts},
+    membership::{Call, CallAnswer, CallId, Identity, LocalFacts},
     objects::ObjectSink,
     store::Accepted,
     types::CallError,
 };
 use etcd_schema::SubnetKey;
-use mesh::records::View;
+use mesh::records::Records;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    cache::Cached,
+    cache::CachedRecords,
     predecessor,
     session::Session,
     state_dir::StateDir,
@@ -34,7 +34,7 @@ use super::{
 };
 
 /// Where inputs come from.
-pub(crate) struct Inputs {
+pub(crate) struct InputChannels {
     pub(crate) store: mpsc::Receiver<StoreInput>,
     pub(crate) answers: mpsc::Receiver<Input>,
     pub(crate) facts: watch::Receiver<LocalFacts>,
@@ -47,7 +47,7 @@ pub(crate) struct Inputs {
 pub(crate) struct Shell {
     pub(crate) core: ControlCore,
     pub(crate) session: Option<Session>,
-    pub(crate) view: watch::Sender<Arc<View>>,
+    pub(crate) records: watch::Sender<Arc<Records>>,
     pub(crate) status: watch::Sender<ControlStatus>,
     pub(crate) objects: Option<Arc<dyn ObjectSink>>,
     /// Answers to calls.
@@ -63,7 +63,7 @@ pub(crate) struct Shell {
 }
 
 impl Shell {
-    pub(crate) async fn run(mut self, mut inputs: Inputs, stop: &CancellationToken) {
+    pub(crate) async fn run(mut self, mut inputs: InputChannels, stop: &CancellationToken) {
         self.step(Input::Started);
         loop {
             let input = tokio::select! {
@@ -124,7 +124,7 @@ impl Shell {
 
     fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Publish(view) => drop(self.view.send_replace(view)),
+            Effect::Publish(records) => drop(self.records.send_replace(records)),
             Effect::Status(status) => drop(self.status.send_replace(*status)),
             Effect::Call(id, call) => self.call(id, call),
             Effect::WriteEndpoints(transaction) => self.ask(async move |session| {
@@ -160,12 +160,14 @@ impl Shell {
     fn call(&self, id: CallId, call: Call) {
         self.ask(async move |session| {
             let answer = match (&session, call) {
-                (Some(session), Call::Grant { ttl }) => Answer::Granted(session.grant(ttl).await),
-                (Some(session), Call::KeepAlive { lease }) => Answer::KeptAlive(session.keep_alive(lease).await),
-                (Some(session), Call::Transact(transaction)) => Answer::Committed(session.transact(&transaction).await),
-                (None, Call::Grant { .. }) => Answer::Granted(Err(not_connected())),
-                (None, Call::KeepAlive { .. }) => Answer::KeptAlive(Err(not_connected())),
-                (None, Call::Transact(_)) => Answer::Committed(Err(not_connected())),
+                (Some(session), Call::Grant { ttl }) => CallAnswer::Granted(session.grant(ttl).await),
+                (Some(session), Call::KeepAlive { lease }) => CallAnswer::KeptAlive(session.keep_alive(lease).await),
+                (Some(session), Call::Transact(transaction)) => {
+                    CallAnswer::Committed(session.transact(&transaction).await)
+                }
+                (None, Call::Grant { .. }) => CallAnswer::Granted(Err(not_connected())),
+                (None, Call::KeepAlive { .. }) => CallAnswer::KeptAlive(Err(not_connected())),
+                (None, Call::Transact(_)) => CallAnswer::Committed(Err(not_connected())),
             };
             Input::Answer(id, answer, number(session.as_ref()))
         });
@@ -194,7 +196,7 @@ impl Shell {
         let (collected, state) = (begin.elapsed(), Arc::clone(&self.state));
         self.writing = Some(tokio::task::spawn_blocking(move || {
             let begin = Instant::now();
-            if let Err(error) = Cached::of(content, SystemTime::now()).save(state.path()) {
+            if let Err(error) = CachedRecords::of(content, SystemTime::now()).save(state.path()) {
                 warn!(%error, "cannot write the cache; a start without etcd would use the previous one");
             }
             collected + begin.elapsed()

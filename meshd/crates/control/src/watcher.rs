@@ -23,7 +23,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::session::{CALL_DEADLINE, Dialer, Files, OpenError, Session, Watch, WatchMessage, same_cluster};
+use super::session::{CALL_DEADLINE, CredentialFiles, Dialer, OpenError, Session, Watch, WatchMessage, same_cluster};
 
 /// Failures in a row between two warnings: some minutes.
 const REMINDER: usize = 100;
@@ -67,7 +67,7 @@ pub(crate) enum WatcherRequest {
 
 /// How often things happen.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
+pub(crate) struct WatchIntervals {
     /// Silence after which a sign of life is asked for.
     pub(crate) idle: Duration,
     /// Mean time between two audits; each is drawn within 20 % of it.
@@ -79,7 +79,7 @@ pub(crate) struct Pace {
     pub(crate) confirm: Duration,
 }
 
-impl Default for Pace {
+impl Default for WatchIntervals {
     fn default() -> Self {
         Self {
             idle: Duration::from_secs(10),
@@ -92,12 +92,12 @@ impl Default for Pace {
 
 pub(crate) struct Watcher {
     dialer: Dialer,
-    pace: Pace,
+    pace: WatchIntervals,
     rng: StdRng,
     out: mpsc::Sender<StoreInput>,
     requests: mpsc::Receiver<WatcherRequest>,
     /// What the present session was opened with.
-    files: Files,
+    files: CredentialFiles,
     /// Whether a session served since the last failure was reported.
     served: bool,
     backoff: Backoff,
@@ -105,12 +105,12 @@ pub(crate) struct Watcher {
 
 /// Whether a watch was worth its list. One that is refused or dies at once is not: starting over without a pause would
 /// have every node read the whole store many times a second.
-struct Trial {
+struct WatchTrial {
     opened: Instant,
     delivered: bool,
 }
 
-impl Trial {
+impl WatchTrial {
     const fn new(now: Instant) -> Self {
         Self { opened: now, delivered: false }
     }
@@ -147,7 +147,7 @@ impl Audit {
 }
 
 /// Why a session ended.
-enum End {
+enum SessionEnd {
     Failed(CallError),
     Suspected,
     /// There are other certificates, or another password, and they are good.
@@ -156,7 +156,7 @@ enum End {
     Closed,
 }
 
-impl From<CallError> for End {
+impl From<CallError> for SessionEnd {
     fn from(error: CallError) -> Self {
         Self::Failed(error)
     }
@@ -165,7 +165,7 @@ impl From<CallError> for End {
 impl Watcher {
     pub(crate) fn new(
         dialer: Dialer,
-        pace: Pace,
+        pace: WatchIntervals,
         out: mpsc::Sender<StoreInput>,
         requests: mpsc::Receiver<WatcherRequest>,
     ) -> Self {
@@ -187,10 +187,10 @@ impl Watcher {
             self.files = self.dialer.files();
             let error = match self.dialer.open(member, generation).await {
                 Ok(session) => match self.serve(&session).await {
-                    End::Closed => return,
-                    End::Failed(error) => error.to_string(),
-                    End::Suspected => "a call went without an answer".to_owned(),
-                    End::Renewed => continue,
+                    SessionEnd::Closed => return,
+                    SessionEnd::Failed(error) => error.to_string(),
+                    SessionEnd::Suspected => "a call went without an answer".to_owned(),
+                    SessionEnd::Renewed => continue,
                 },
                 Err(error) => error.to_string(),
             };
@@ -214,14 +214,14 @@ impl Watcher {
         }
     }
 
-    async fn serve(&mut self, session: &Session) -> End {
+    async fn serve(&mut self, session: &Session) -> SessionEnd {
         match self.follow(session).await {
             Ok(never) => match never {},
             Err(end) => end,
         }
     }
 
-    async fn follow(&mut self, session: &Session) -> Result<Infallible, End> {
+    async fn follow(&mut self, session: &Session) -> Result<Infallible, SessionEnd> {
         let mut announced = false;
         loop {
             let listing = self.unless_closed(session.list()).await??;
@@ -233,7 +233,7 @@ impl Watcher {
                 announced = true;
             }
             self.send(StoreInput::Listed(listing)).await?;
-            let mut trial = Trial::new(Instant::now());
+            let mut trial = WatchTrial::new(Instant::now());
             let ended = self.watch_until_compacted(session, cluster, &mut watch, &mut trial).await;
             if trial.passed(Instant::now()) {
                 self.backoff.reset();
@@ -251,8 +251,8 @@ impl Watcher {
         session: &Session,
         cluster: Option<ClusterId>,
         watch: &mut Watch,
-        trial: &mut Trial,
-    ) -> Result<(), End> {
+        trial: &mut WatchTrial,
+    ) -> Result<(), SessionEnd> {
         let mut last_sign = Instant::now();
         let mut asked = false;
         let mut audit = Audit::Waiting { until: Instant::now() + self.audit_interval() };
@@ -290,7 +290,7 @@ impl Watcher {
                 }
                 _ = look_at_files.tick() => {
                     if self.renewed(session).await {
-                        return Err(End::Renewed);
+                        return Err(SessionEnd::Renewed);
                     }
                 }
                 step = audit.step() => {
@@ -302,7 +302,7 @@ impl Watcher {
                 }
                 request = self.requests.recv() => match request {
                     Some(WatcherRequest::Suspect { generation }) if generation == session.generation() => {
-                        return Err(End::Suspected);
+                        return Err(SessionEnd::Suspected);
                     }
                     Some(WatcherRequest::Suspect { .. }) => {}
                     Some(WatcherRequest::ListAgain) => {
@@ -311,7 +311,7 @@ impl Watcher {
                             *until = (*until).min(Instant::now() + soon);
                         }
                     }
-                    None => return Err(End::Closed),
+                    None => return Err(SessionEnd::Closed),
                 },
             }
         }
@@ -324,7 +324,7 @@ impl Watcher {
         audit: Audit,
         step: Option<KeyListing>,
         deleted_since: &mut BTreeSet<String>,
-    ) -> Result<Audit, End> {
+    ) -> Result<Audit, SessionEnd> {
         Ok(match (audit, step) {
             (Audit::Waiting { .. }, _) => {
                 deleted_since.clear();
@@ -371,14 +371,14 @@ impl Watcher {
         self.pace.audit.mul_f64(self.rng.random_range(0.8..1.2))
     }
 
-    async fn send(&self, input: StoreInput) -> Result<(), End> {
-        self.out.send(input).await.map_err(|_| End::Closed)
+    async fn send(&self, input: StoreInput) -> Result<(), SessionEnd> {
+        self.out.send(input).await.map_err(|_| SessionEnd::Closed)
     }
 
-    async fn unless_closed<T>(&self, call: impl Future<Output = T>) -> Result<T, End> {
+    async fn unless_closed<T>(&self, call: impl Future<Output = T>) -> Result<T, SessionEnd> {
         tokio::select! {
             result = call => Ok(result),
-            () = self.out.closed() => Err(End::Closed),
+            () = self.out.closed() => Err(SessionEnd::Closed),
         }
     }
 }
@@ -390,7 +390,7 @@ mod tests {
     #[test]
     fn a_watch_counts_once_it_stood_or_brought_something() {
         let now = Instant::now();
-        let mut trial = Trial::new(now);
+        let mut trial = WatchTrial::new(now);
         assert!(!trial.passed(now));
         assert!(!trial.passed(now + STANDS - Duration::from_millis(1)));
         assert!(trial.passed(now + STANDS));

@@ -27,12 +27,12 @@ use policy::{
 };
 
 use super::{
-    Applied, InForce, MeshFacts, Options,
+    ActivePolicy, Applied, MeshFacts, Options,
     host::Host,
-    mailbox::Letter,
-    ruleset::{Frame, Port, RulesetError, isolated},
+    mailbox::PendingInput,
+    policy_inputs::PolicyInputs,
+    ruleset::{Frame, PodPort, RulesetError, isolated},
     unmatched::Unmatched,
-    world::World,
 };
 
 /// How often flows that have ended are swept out of the tunnel's table, a part at a time.
@@ -56,7 +56,7 @@ pub(super) enum Input {
     /// The thread starts.
     Started,
     /// What came since the last pass; empty at a deadline.
-    Received(Box<Letter>),
+    Received(Box<PendingInput>),
     /// The outcome of the work that the last step asked for.
     Done(Done),
 }
@@ -74,7 +74,7 @@ pub(super) enum Effect {
     /// Nothing passes the tunnel's hooks.
     CloseGate,
     /// The tunnel's hooks judge by this.
-    OpenGate(InForce),
+    OpenGate(ActivePolicy),
     /// How far enforcement is.
     Publish(Applied),
     /// This machine as the kernel's rules know it.
@@ -93,7 +93,7 @@ pub(super) enum Work {
     /// Whether the kernel holds what was put into it.
     Inspect,
     /// What this machine is now; what cannot be read is as it was seen before.
-    ReadHost { ports: BTreeMap<String, Port>, own: Vec<IpNet>, before: Host },
+    ReadHost { ports: BTreeMap<String, PodPort>, own: Vec<IpNet>, before: Host },
     /// Rules that let nothing pass, unless those of an earlier run are there.
     Close(Box<Frame>),
     /// These rules.
@@ -133,14 +133,14 @@ enum Stage {
         began: Instant,
         mesh: Option<Arc<MeshFacts>>,
     },
-    Putting(Candidate),
-    Forgetting(Candidate),
-    LoadingFlows(Candidate),
+    Putting(CandidatePolicy),
+    Forgetting(CandidatePolicy),
+    LoadingFlows(CandidatePolicy),
 }
 
 /// What is about to be in force.
 #[derive(Debug)]
-struct Candidate {
+struct CandidatePolicy {
     /// When the pass began to make it.
     began: Instant,
     classifier: Arc<Classifier>,
@@ -154,7 +154,7 @@ pub(super) struct PolicyCore {
     log_group: u16,
     /// Where this node's pods were in an earlier run: closed until policies are in force.
     last_subnets: Vec<IpNet>,
-    world: World,
+    world: PolicyInputs,
     /// What was last seen of this machine.
     seen: Host,
     /// The same for others, once the kernel has the rules that follow from it.
@@ -179,7 +179,7 @@ impl PolicyCore {
             tun,
             log_group,
             last_subnets,
-            world: World::new(node),
+            world: PolicyInputs::new(node),
             seen: Host::default(),
             shown: Host::default(),
             unmatched: Unmatched::default(),
@@ -194,7 +194,7 @@ impl PolicyCore {
     }
 
     /// All that policies are made of, to look something up.
-    pub(super) const fn world(&self) -> &World {
+    pub(super) const fn world(&self) -> &PolicyInputs {
         &self.world
     }
 
@@ -210,7 +210,7 @@ impl PolicyCore {
         let mut out = Effects::default();
         match (std::mem::take(&mut self.stage), input) {
             (Stage::Idle, Input::Started) => self.put_in_force(now, &mut out),
-            (Stage::Idle, Input::Received(letter)) => self.received(now, *letter, &mut out),
+            (Stage::Idle, Input::Received(pending)) => self.received(now, *pending, &mut out),
             (Stage::Inspecting { changed }, Input::Done(Done::Inspected(whole))) => {
                 let whole = inspected(whole, &mut out);
                 self.read_host(changed || !whole, &mut out);
@@ -249,12 +249,12 @@ impl PolicyCore {
         out
     }
 
-    fn received(&mut self, now: Instant, letter: Letter, out: &mut Effects) {
-        let look = letter.look;
-        if letter.changes.len() >= MANY {
+    fn received(&mut self, now: Instant, pending: PendingInput, out: &mut Effects) {
+        let look = pending.look;
+        if pending.changes.len() >= MANY {
             self.give_back_at = Some(now + GIVE_BACK);
         }
-        let changed = self.world.take(letter);
+        let changed = self.world.apply_pending(pending);
         // Before the first picture, making it whole is closing it. What the kernel has refused is made again in a moment.
         if look && self.generation > 0 && self.retry_at.is_none() {
             self.stage = Stage::Inspecting { changed };
@@ -325,14 +325,20 @@ impl PolicyCore {
             bridges: self.seen.bridges.clone(),
             displaced: self.world.displaced(),
             switched_judged: self.seen.switched_judged,
-            ..Frame::of(&mesh, &self.tun, closed_to_strangers(&classifier, &mesh.own))
+            ..Frame::of(&mesh, &self.tun, deny_unknown_pods(&classifier, &mesh.own))
         };
         frame.isolated = isolated(&frame, &ruleset);
-        self.stage = Stage::Putting(Candidate { began, classifier, mesh });
+        self.stage = Stage::Putting(CandidatePolicy { began, classifier, mesh });
         out.work = Some(Work::Put(Box::new(frame), ruleset));
     }
 
-    fn after_put(&mut self, now: Instant, candidate: Candidate, put: Result<(), RulesetError>, out: &mut Effects) {
+    fn after_put(
+        &mut self,
+        now: Instant,
+        candidate: CandidatePolicy,
+        put: Result<(), RulesetError>,
+        out: &mut Effects,
+    ) {
         if let Err(error) = put {
             tracing::error!(%error, "kernel refused policy rules; retrying");
             if matches!(error, RulesetError::Tampered) {
@@ -349,7 +355,7 @@ impl PolicyCore {
         }
     }
 
-    fn load_flows(&mut self, now: Instant, candidate: Candidate, out: &mut Effects) {
+    fn load_flows(&mut self, now: Instant, candidate: CandidatePolicy, out: &mut Effects) {
         if self.generation > 0 {
             self.open(now, candidate, out);
             return;
@@ -359,9 +365,9 @@ impl PolicyCore {
         out.work = Some(Work::LoadFlows { own, classifier });
     }
 
-    fn open(&mut self, now: Instant, candidate: Candidate, out: &mut Effects) {
-        let Candidate { began, classifier, mesh } = candidate;
-        out.at_once.push(Effect::OpenGate(InForce::new(classifier, mesh, Arc::clone(&self.seen.addresses))));
+    fn open(&mut self, now: Instant, candidate: CandidatePolicy, out: &mut Effects) {
+        let CandidatePolicy { began, classifier, mesh } = candidate;
+        out.at_once.push(Effect::OpenGate(ActivePolicy::new(classifier, mesh, Arc::clone(&self.seen.addresses))));
         let mut unmatched = self.unmatched.clone();
         unmatched.update(now, self.world.unmatched(), self.world.misplaced());
         unmatched.of_clusters = self.world.cluster_problems();
@@ -445,7 +451,7 @@ fn inspected(whole: Result<bool, RulesetError>, out: &mut Effects) -> bool {
 }
 
 /// Whether a pod of this node of which nothing is known may not receive, and may not send.
-fn closed_to_strangers(classifier: &Classifier, own: &[IpNet]) -> [bool; 2] {
+fn deny_unknown_pods(classifier: &Classifier, own: &[IpNet]) -> [bool; 2] {
     let is_unknown = |address: &IpAddr| classifier.end(*address) == End::UnknownPod;
     let stranger = own.iter().find_map(|net| net.hosts().take(LOOKED_AT).find(is_unknown));
     let Some(stranger) = stranger else { return [false; 2] };

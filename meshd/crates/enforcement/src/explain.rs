@@ -8,7 +8,7 @@ use policy::{
     service::Service,
 };
 
-use super::{Enforcement, InForce, masqueraded::Suspect};
+use super::{ActivePolicy, Enforcement, masqueraded::Suspect};
 
 impl Enforcement {
     /// Whether a flow may begin, and why.
@@ -49,7 +49,7 @@ impl Enforcement {
     }
 }
 
-impl InForce {
+impl ActivePolicy {
     /// Explains what both ends say of a flow: egress, then ingress. An address of this machine in the node's own subnets,
     /// such as a bridge's, is the node's own, although the policies take it for an unknown pod's: as a source, and as the
     /// destination of what this machine's pods and processes send. What the tunnel brings for it is judged as a pod's.
@@ -89,7 +89,7 @@ fn decide(explanation: &mut Explanation, cause: Cause) {
 mod tests {
     use std::sync::Arc;
 
-    use mesh::snapshot::Owner;
+    use mesh::topology::PeerId;
     use policy::{
         engine::{Engine, ObjectName, PolicyState},
         object::{NetworkPolicy, PodObject},
@@ -100,7 +100,7 @@ mod tests {
 
     /// The node east1 with 10.244.3.0/24, its bridge's 10.244.3.1 and the pod 10.244.3.7; 10.244.5.7 is a pod of another
     /// one. No pod may begin or take anything.
-    fn in_force() -> InForce {
+    fn in_force() -> ActivePolicy {
         let mut engine = Engine::new();
         engine.set_networks(vec!["10.244.0.0/16".parse().unwrap()].into());
         for (name, address, node) in [("near", "10.244.3.7", "east1"), ("far", "10.244.5.7", "west1")] {
@@ -119,9 +119,9 @@ mod tests {
             ..NodeFacts::default()
         };
         let mut mesh = MeshFacts { own, ..MeshFacts::default() };
-        mesh.nodes.set(Owner::Node("a1".parse().unwrap()), Some(Arc::new(facts)));
+        mesh.nodes.set(PeerId::Node("a1".parse().unwrap()), Some(Arc::new(facts)));
         let addresses = Arc::new(["10.244.3.1".parse().unwrap()].into());
-        InForce::new(engine.commit(1), Arc::new(mesh), addresses)
+        ActivePolicy::new(engine.commit(1), Arc::new(mesh), addresses)
     }
 
     fn explained(source: &str, destination: &str) -> [String; 2] {

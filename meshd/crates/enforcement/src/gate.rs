@@ -19,18 +19,18 @@ use policy::{
 use tunnel::{Batch, Cached, DropReason, Judge, Shared, Track};
 
 use super::{
-    InForce,
+    ActivePolicy,
     conntrack::{Conntrack, KnownFlow},
-    samples::{Samples, Seen, Why},
+    samples::{JudgedPacket, Samples, Why},
 };
 
 /// What both hooks share.
 #[derive(Debug)]
-pub(super) struct Gate {
-    in_force: Shared<Option<InForce>>,
+pub(super) struct PolicyGate {
+    in_force: Shared<Option<ActivePolicy>>,
     table: Mutex<FlowTable>,
     has_flows: AtomicBool,
-    counts: [AtomicU64; Reason::ALL.len()],
+    counts: [AtomicU64; GateReason::ALL.len()],
     samples: Samples,
 }
 
@@ -39,11 +39,11 @@ macro_rules! reasons {
         /// What became of a packet at the tunnel's end of this node.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
-        pub enum Reason {
+        pub enum GateReason {
             $($(#[$doc])* $variant,)*
         }
 
-        impl Reason {
+        impl GateReason {
             /// Every reason.
             pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
 
@@ -81,18 +81,18 @@ reasons! {
     Asked => "asked_conntrack",
 }
 
-/// How often each [`Reason`] applied since the start. Packets of flows that are going on are not counted.
+/// How often each [`GateReason`] applied since the start. Packets of flows that are going on are not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GateCounts([u64; Reason::ALL.len()]);
+pub struct GateCounts([u64; GateReason::ALL.len()]);
 
 impl GateCounts {
     /// Every reason with its count.
-    pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
-        Reason::ALL.iter().map(|reason| (*reason, self.0[*reason as usize]))
+    pub fn iter(&self) -> impl Iterator<Item = (GateReason, u64)> + '_ {
+        GateReason::ALL.iter().map(|reason| (*reason, self.0[*reason as usize]))
     }
 }
 
-impl Gate {
+impl PolicyGate {
     pub(super) fn new() -> Self {
         Self {
             in_force: Shared::new(None),
@@ -104,10 +104,10 @@ impl Gate {
     }
 
     /// Judges by this from each hook's next batch on.
-    pub(super) fn set(&self, mut in_force: InForce) {
+    pub(super) fn set(&self, mut in_force: ActivePolicy) {
         let before = self.in_force.get();
         let alike =
-            |before: &&InForce| before.mesh.audit == in_force.mesh.audit && before.addresses == in_force.addresses;
+            |before: &&ActivePolicy| before.mesh.audit == in_force.mesh.audit && before.addresses == in_force.addresses;
         in_force.since =
             before.as_ref().as_ref().filter(alike).map_or_else(|| in_force.classifier.generation(), |like| like.since);
         self.in_force.set(Arc::new(Some(in_force)));
@@ -118,7 +118,7 @@ impl Gate {
         self.in_force.set(Arc::new(None));
     }
 
-    pub(super) fn in_force(&self) -> Arc<Option<InForce>> {
+    pub(super) fn in_force(&self) -> Arc<Option<ActivePolicy>> {
         self.in_force.get()
     }
 
@@ -142,7 +142,7 @@ impl Gate {
     }
 
     /// Takes up a flow that the kernel knows between a local pod and something else; `rules` know whose addresses they are.
-    pub(super) fn know(&self, rules: &Classifier, known: &KnownFlow, own: &[IpNet], now: Instant) {
+    pub(super) fn insert_known(&self, rules: &Classifier, known: &KnownFlow, own: &[IpNet], now: Instant) {
         let is_own = |address: IpAddr| own.iter().any(|net| net.contains(&address));
         let origin = match (is_own(known.tuple.source), is_own(known.tuple.destination)) {
             (true, false) => Origin::Local,
@@ -153,7 +153,7 @@ impl Gate {
         if known.rewritten {
             return;
         }
-        self.lock().know(rules, &known.tuple, origin, known.answered, now);
+        self.lock().insert_known(rules, &known.tuple, origin, known.answered, now);
         self.has_flows.store(true, Ordering::Relaxed);
     }
 
@@ -161,41 +161,49 @@ impl Gate {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count(&self, reason: Reason) {
+    fn count(&self, reason: GateReason) {
         self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts and samples what is worth it. Returns whether the packet passes.
-    fn decide(&self, in_force: &InForce, side: Side, packet: &Packet, judgement: &Judgement, now: Instant) -> bool {
+    fn decide(
+        &self,
+        in_force: &ActivePolicy,
+        side: Side,
+        packet: &Packet,
+        judgement: &Judgement,
+        now: Instant,
+    ) -> bool {
         let (reason, verdict) = match judgement {
-            Judgement::Pass(Passed::New(verdict)) => (Reason::Allowed, Some(verdict)),
+            Judgement::Pass(Passed::New(verdict)) => (GateReason::Allowed, Some(verdict)),
             Judgement::Pass(_) => return true,
-            Judgement::Drop(Dropped::Policy(verdict)) => (Reason::Refused, Some(verdict)),
-            Judgement::Drop(Dropped::NoFlow) | Judgement::Ask(_) => (Reason::NoFlow, None),
-            Judgement::Drop(Dropped::Tombstone) => (Reason::Cut, None),
-            Judgement::Drop(Dropped::Fragment) => (Reason::Fragment, None),
-            Judgement::Drop(Dropped::TableFull) => (Reason::TableFull, None),
-            Judgement::Drop(Dropped::Invalid) => (Reason::Invalid, None),
-            Judgement::Drop(Dropped::Unrelated) => (Reason::Unrelated, None),
+            Judgement::Drop(Dropped::Policy(verdict)) => (GateReason::Refused, Some(verdict)),
+            Judgement::Drop(Dropped::NoFlow) | Judgement::Ask(_) => (GateReason::NoFlow, None),
+            Judgement::Drop(Dropped::Tombstone) => (GateReason::Cut, None),
+            Judgement::Drop(Dropped::Fragment) => (GateReason::Fragment, None),
+            Judgement::Drop(Dropped::TableFull) => (GateReason::TableFull, None),
+            Judgement::Drop(Dropped::Invalid) => (GateReason::Invalid, None),
+            Judgement::Drop(Dropped::Unrelated) => (GateReason::Unrelated, None),
         };
         // What policies refuse passes in audit mode, and so does what only has no flow because its first packet did.
-        let audited = in_force.mesh.audit && matches!(reason, Reason::Refused | Reason::NoFlow | Reason::Cut);
-        let reason = if audited { Reason::Audited } else { reason };
+        let audited =
+            in_force.mesh.audit && matches!(reason, GateReason::Refused | GateReason::NoFlow | GateReason::Cut);
+        let reason = if audited { GateReason::Audited } else { reason };
         self.count(reason);
         if let Some(sampled) = sampled(reason) {
             let why = if verdict.is_some() { Why::Policies } else { Why::Flow };
-            let seen = Seen { at: "tunnel", side, packet, why };
+            let seen = JudgedPacket { at: "tunnel", side, packet, why };
             self.samples.take(in_force, &seen, sampled, now);
         }
         judgement.passes() || audited
     }
 }
 
-const fn sampled(reason: Reason) -> Option<SampledVerdict> {
+const fn sampled(reason: GateReason) -> Option<SampledVerdict> {
     match reason {
-        Reason::Allowed => Some(SampledVerdict::Allowed),
-        Reason::Refused | Reason::Cut => Some(SampledVerdict::Denied),
-        Reason::Audited => Some(SampledVerdict::Audited),
+        GateReason::Allowed => Some(SampledVerdict::Allowed),
+        GateReason::Refused | GateReason::Cut => Some(SampledVerdict::Denied),
+        GateReason::Audited => Some(SampledVerdict::Audited),
         _ => None,
     }
 }
@@ -206,7 +214,7 @@ const fn sampled(reason: Reason) -> Option<SampledVerdict> {
 ///   node's subnet would else count as an unknown pod's. No pod gains by it: nftables judges what the node forwards from
 ///   such a source as an unknown pod's, and what comes for the node's own address goes to the node.
 /// - In audit mode nftables has reported what policies refuse a local pod to begin. The replies are no second event.
-impl Rules for InForce {
+impl Rules for ActivePolicy {
     fn generation(&self) -> u64 {
         self.classifier.generation()
     }
@@ -233,12 +241,12 @@ impl Rules for InForce {
 
 /// Sees what local pods send into the tunnel.
 pub(super) struct Egress {
-    gate: Arc<Gate>,
-    in_force: Cached<Option<InForce>>,
+    gate: Arc<PolicyGate>,
+    in_force: Cached<Option<ActivePolicy>>,
 }
 
 impl Egress {
-    pub(super) fn new(gate: Arc<Gate>) -> Self {
+    pub(super) fn new(gate: Arc<PolicyGate>) -> Self {
         Self { in_force: gate.in_force.cached(), gate }
     }
 }
@@ -256,7 +264,7 @@ impl Track for Egress {
             }
             let judgement = table.outbound(in_force, packet, bytes, now);
             if !judgement.passes() && !in_force.mesh.audit {
-                self.gate.count(Reason::Cut);
+                self.gate.count(GateReason::Cut);
                 slot.drop = Some(DropReason::OutRefused);
             }
         }
@@ -266,15 +274,15 @@ impl Track for Egress {
 
 /// Judges what comes out of the tunnel.
 pub(super) struct Ingress {
-    gate: Arc<Gate>,
-    in_force: Cached<Option<InForce>>,
+    gate: Arc<PolicyGate>,
+    in_force: Cached<Option<ActivePolicy>>,
     conntrack: Option<Conntrack>,
     /// Packets of the batch for which the kernel is asked, with what it said.
     asked: Vec<(usize, Tuple, bool)>,
 }
 
 impl Ingress {
-    pub(super) fn new(gate: Arc<Gate>) -> Self {
+    pub(super) fn new(gate: Arc<PolicyGate>) -> Self {
         Self { in_force: gate.in_force.cached(), gate, conntrack: None, asked: Vec::new() }
     }
 
@@ -284,7 +292,7 @@ impl Ingress {
             self.conntrack = Conntrack::open().ok();
         }
         for (_, tuple, is_reply) in &mut self.asked {
-            self.gate.count(Reason::Asked);
+            self.gate.count(GateReason::Asked);
             let Some(conntrack) = &mut self.conntrack else { continue };
             match conntrack.is_reply(tuple) {
                 Ok(answer) => *is_reply = answer,
@@ -300,7 +308,7 @@ impl Judge for Ingress {
         let cached = Arc::clone(self.in_force.refresh(&self.gate.in_force));
         let Some(in_force) = cached.as_ref() else {
             for slot in batch.slots_mut().iter_mut().filter(|slot| slot.drop.is_none()) {
-                self.gate.count(Reason::NotReady);
+                self.gate.count(GateReason::NotReady);
                 slot.drop = Some(DropReason::InRefused);
             }
             return;
@@ -355,8 +363,8 @@ mod tests {
     /// nothing; no policy isolates ingress.
     struct Node {
         engine: Engine,
-        in_force: InForce,
-        gate: Gate,
+        in_force: ActivePolicy,
+        gate: PolicyGate,
         table: FlowTable,
     }
 
@@ -371,9 +379,9 @@ mod tests {
             engine.put_policy(ObjectName::new("shop", "p"), &policy);
             let mesh = MeshFacts { audit, own: vec!["10.244.3.0/24".parse().unwrap()], ..MeshFacts::default() };
             let addresses = Arc::new(["10.244.3.1".parse().unwrap()].into());
-            let in_force = InForce::new(engine.commit(1), Arc::new(mesh), addresses);
+            let in_force = ActivePolicy::new(engine.commit(1), Arc::new(mesh), addresses);
             let table = FlowTable::new(Limits::default(), 1, Instant::now());
-            let gate = Gate::new();
+            let gate = PolicyGate::new();
             gate.set(in_force.clone());
             Self { engine, in_force, gate, table }
         }
@@ -400,7 +408,7 @@ mod tests {
             self.gate.decide(&self.in_force, Side::Ingress, &packet, &judgement, now)
         }
 
-        fn count(&self, reason: Reason) -> u64 {
+        fn count(&self, reason: GateReason) -> u64 {
             self.gate.counts().iter().find(|(counted, _)| *counted == reason).unwrap().1
         }
     }
@@ -470,15 +478,15 @@ mod tests {
             assert!(node.gets(7, flags, true) && node.sends(7, ACK));
         }
         // nftables has reported the egress of its first packet.
-        assert_eq!((node.count(Reason::Audited), node.gate.samples().after(0).len()), (0, 0));
+        assert_eq!((node.count(GateReason::Audited), node.gate.samples().after(0).len()), (0, 0));
         // A flow that began before this table.
         let mut node = Node::new(true);
         assert!(node.gets(7, ACK, true) && node.gets(7, ACK, true));
-        assert_eq!(node.count(Reason::Audited), 0);
+        assert_eq!(node.count(GateReason::Audited), 0);
         // Once policies are enforced, it is cut.
         node.in_force.mesh = Arc::new(MeshFacts { audit: false, ..MeshFacts::clone(&node.in_force.mesh) });
         node.commit();
         assert!(!node.gets(7, ACK, true) && !node.sends(7, ACK));
-        assert_eq!(node.count(Reason::Cut), 1);
+        assert_eq!(node.count(GateReason::Cut), 1);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use netlink::{Link, Mac, Netlink, NetlinkError};
 
-use super::ruleset::{Port, switched_judged};
+use super::ruleset::{PodPort, switched_judged};
 
 /// Ports that a problem names.
 const NAMED: usize = 8;
@@ -49,7 +49,7 @@ impl Host {
     /// Reads it in the network namespace of this thread, and has bridges of pods learn only from frames that rules see;
     /// `ports` are the host's ends of the interfaces of its pods, `own` the node's subnets. What cannot be read is as
     /// `before`.
-    pub(super) fn prepared(ports: &BTreeMap<String, Port>, own: &[IpNet], before: &Self) -> Self {
+    pub(super) fn prepared(ports: &BTreeMap<String, PodPort>, own: &[IpNet], before: &Self) -> Self {
         let look = || {
             let mut netlink = Netlink::open()?;
             let links = netlink.links()?;
@@ -67,7 +67,7 @@ impl Host {
         &self,
         looked: Result<Looked, NetlinkError>,
         services: io::Result<String>,
-        (ports, own): (&BTreeMap<String, Port>, &[IpNet]),
+        (ports, own): (&BTreeMap<String, PodPort>, &[IpNet]),
     ) -> Self {
         let ipvs = match services {
             Ok(services) => has_services(&services),
@@ -90,7 +90,7 @@ impl Host {
 }
 
 /// Whether a link is a bridge that any of `ports` is on.
-fn is_of(bridge: &Link, links: &[Link], ports: &BTreeMap<String, Port>) -> bool {
+fn is_of(bridge: &Link, links: &[Link], ports: &BTreeMap<String, PodPort>) -> bool {
     bridge.is_bridge && links.iter().any(|link| link.master == Some(bridge.index) && ports.contains_key(&link.name))
 }
 
@@ -104,7 +104,7 @@ fn stop_learning<'a>(netlink: &mut Netlink, bridges: impl Iterator<Item = &'a Li
 }
 
 /// Whether any of `ports` is a bridge's, and what other ports such bridges have.
-fn bridges(links: &[Link], ports: &BTreeMap<String, Port>) -> (bool, Vec<String>) {
+fn bridges(links: &[Link], ports: &BTreeMap<String, PodPort>) -> (bool, Vec<String>) {
     let is_bridge = |index: u32| links.iter().any(|link| link.index == index && link.is_bridge);
     let is_pods = |name: &str| ports.get(name).is_some_and(|port| port.in_mesh);
     let of_pods: BTreeSet<u32> =
@@ -143,7 +143,7 @@ mod tests {
             addresses: vec!["10.244.3.1".parse().unwrap(), "192.0.2.1".parse().unwrap()],
             learning: vec!["cni0 (refused)".to_owned()],
         };
-        let ports = [("veth1".to_owned(), Port { in_mesh: true, ..Port::default() })].into();
+        let ports = [("veth1".to_owned(), PodPort { in_mesh: true, ..PodPort::default() })].into();
         let own = ["10.244.3.0/24".parse().unwrap()];
         let services = "one\ntwo\nthree\nTCP  0A600001:01BB rr\n".to_owned();
         let seen = Host::default().updated(Ok(looked), Ok(services), (&ports, &own));
@@ -191,12 +191,12 @@ mod tests {
             link(5, "veth3", false, Some(4)),
             link(6, "routed", false, None),
         ];
-        let in_mesh = Port { in_mesh: true, ..Port::default() };
+        let in_mesh = PodPort { in_mesh: true, ..PodPort::default() };
         let ports = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), in_mesh.clone())).collect();
         assert_eq!(bridges(&links, &ports(&["routed"])), (false, vec![]));
         assert_eq!(bridges(&links, &ports(&["veth1", "routed"])), (true, vec!["veth2".to_owned()]));
         assert_eq!(bridges(&links, &ports(&["veth1", "veth2"])), (true, vec![]));
-        let elsewhere = [("veth1".to_owned(), Port::default())].into();
+        let elsewhere = [("veth1".to_owned(), PodPort::default())].into();
         assert_eq!(bridges(&links, &elsewhere), (false, vec![]));
     }
 }

@@ -8,14 +8,14 @@ use policy::objects::{self, Object};
 
 /// What such a record says.
 #[derive(Debug, Clone)]
-pub(super) enum Input {
+pub(super) enum PolicyRecord {
     /// An object of Kubernetes.
     Object(Object),
     /// It holds only while its addresses lie in a subnet of its node.
     Attachment(Arc<Attachment>),
 }
 
-impl Input {
+impl PolicyRecord {
     fn item(object: Object) -> Item {
         Item::new(Self::Object(object))
     }
@@ -26,16 +26,18 @@ pub(super) fn read(key: &Key, bytes: &[u8], rewritten: bool) -> Result<ReadObjec
     match key {
         // A cluster's API server has accepted what is below its prefix: it is in force there at its first write.
         Key::Kubernetes(cluster, key) => match objects::read(key, bytes, rewritten || !cluster.is_flat()) {
-            Ok(reading) => Ok(ReadObject { item: Input::item(reading.object), canonical: reading.canonical.into() }),
+            Ok(reading) => {
+                Ok(ReadObject { item: PolicyRecord::item(reading.object), canonical: reading.canonical.into() })
+            }
             Err(refusal) => Err(RefusedObject {
                 effect: objects::effect(key, refusal.stand_in.as_deref()),
-                stand_in: refusal.stand_in.map(|object| Input::item(*object)),
+                stand_in: refusal.stand_in.map(|object| PolicyRecord::item(*object)),
                 violations: refusal.violations,
             }),
         },
         Key::Endpoint(..) => {
             let attachment = Attachment::parse(bytes).map_err(refused)?;
-            Ok(ReadObject { item: Item::new(Input::Attachment(Arc::new(attachment))), canonical: bytes.into() })
+            Ok(ReadObject { item: Item::new(PolicyRecord::Attachment(Arc::new(attachment))), canonical: bytes.into() })
         }
         other => Err(refused(Violations::one("", other.to_string(), "policies are made of no such record"))),
     }
@@ -53,8 +55,8 @@ mod tests {
             let refused = read(&Key::parse(key).unwrap(), b"{\"spec\": 7", rewritten).unwrap_err();
             assert_eq!(refused.effect.contains("isolated"), refused.stand_in.is_some(), "{}", refused.effect);
             refused.stand_in.is_some_and(|item| {
-                let input = item.into_read::<Input>().unwrap();
-                matches!(input, Input::Object(Object::NetworkPolicy(PolicyState::IsolatesNamespace)))
+                let input = item.into_read::<PolicyRecord>().unwrap();
+                matches!(input, PolicyRecord::Object(Object::NetworkPolicy(PolicyState::IsolatesNamespace)))
             })
         };
         assert!(stand_in("k8s/east/networkpolicies/shop/p", false));

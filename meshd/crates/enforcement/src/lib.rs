@@ -13,8 +13,8 @@
 //! keys, regardless of the rate of changes. Until it has a complete set of inputs, nothing passes the hooks, not even
 //! in audit mode.
 //!
-//! The kernel's conntrack is the authority on flows; `gate::Gate` holds the tunnel's cache of it. Lock order: either
-//! direction's thread takes the gate's table once per batch, and waits for nothing while it holds it.
+//! The kernel's conntrack is the authority on flows; `gate::PolicyGate` holds the tunnel's cache of it. Lock order:
+//! either direction's thread takes the gate's table once per batch, and waits for nothing while it holds it.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may begin at any instant"))]
 
@@ -31,6 +31,7 @@ mod masqueraded;
 mod mesh_facts;
 #[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod nflog;
+mod policy_inputs;
 #[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod problems;
 mod ruleset;
@@ -42,7 +43,6 @@ mod sys;
 mod unmatched;
 #[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod worker;
-mod world;
 
 use std::{
     collections::BTreeSet,
@@ -53,7 +53,7 @@ use std::{
     time::Duration,
 };
 
-use attachments::Table;
+use attachments::AttachmentTable;
 use cni::environment::AttachmentName;
 use control_core::objects::ObjectSink;
 use etcd_schema::NodeId;
@@ -63,16 +63,16 @@ use tokio::sync::watch;
 use tunnel::{Judge, Track};
 
 use self::{
-    gate::Gate,
+    gate::PolicyGate,
     host::Host,
-    mailbox::{Mailbox, Question},
+    mailbox::{Mailbox, Query},
     nflog::Reports,
+    policy_inputs::PolicyInputs,
     unmatched::Unmatched,
     worker::{Shown, Worker},
-    world::World,
 };
 pub use self::{
-    gate::{GateCounts, Reason},
+    gate::{GateCounts, GateReason},
     mesh_facts::{FactsOfMesh, MeshFacts, NodeFacts, Published},
     sources::{NodeSource, ProvenAddresses},
 };
@@ -98,7 +98,7 @@ pub struct Options {
 
 /// The policies that are enforced now.
 #[derive(Debug, Clone)]
-pub struct InForce {
+pub struct ActivePolicy {
     /// What judges.
     pub classifier: Arc<Classifier>,
     /// The mesh that it was made for.
@@ -135,7 +135,7 @@ pub struct Applied {
 #[derive(Debug)]
 pub struct Enforcement {
     mailbox: Arc<Mailbox>,
-    gate: Arc<Gate>,
+    gate: Arc<PolicyGate>,
     applied: watch::Receiver<Applied>,
     thread: Mutex<Option<JoinHandle<()>>>,
     host: watch::Receiver<Host>,
@@ -152,7 +152,7 @@ impl Enforcement {
     /// When there is no thread to be had.
     pub fn start(options: Options) -> io::Result<Arc<Self>> {
         let mailbox = Arc::new(Mailbox::default());
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(PolicyGate::new());
         let (applied_in, applied) = watch::channel(Applied::default());
         let group = options.log_group;
         let reports = Reports::start(group, Arc::clone(&gate)).map_err(|error| {
@@ -191,14 +191,14 @@ impl Enforcement {
     }
 
     /// Says who is attached to this node. Nothing is in force before the first call.
-    pub fn attachments(&self, table: Arc<Table>) {
+    pub fn attachments(&self, table: Arc<AttachmentTable>) {
         self.mailbox.attachments(table);
     }
 
     /// The policies in force; `None` while the policy thread does not answer.
     #[must_use]
     pub fn policies(&self) -> Option<Vec<api_types::Policy>> {
-        self.ask(World::list)
+        self.ask(PolicyInputs::list)
     }
 
     /// The policy `NAMESPACE/NAME`, or the ClusterNetworkPolicy `NAME`, if it is in force.
@@ -209,9 +209,9 @@ impl Enforcement {
     }
 
     /// Looks something up in the policy thread; waits for it, at most [`PATIENCE`].
-    fn ask<T: Send + 'static>(&self, look_up: impl FnOnce(&World) -> T + Send + 'static) -> Option<T> {
+    fn ask<T: Send + 'static>(&self, look_up: impl FnOnce(&PolicyInputs) -> T + Send + 'static) -> Option<T> {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
-        self.mailbox.ask(Question(Box::new(move |world: &World| {
+        self.mailbox.ask(Query(Box::new(move |world: &PolicyInputs| {
             // Who asked may have gone.
             let _gone = answer.send(look_up(world));
         })));
@@ -219,8 +219,8 @@ impl Enforcement {
     }
 
     /// Somebody has committed something to nftables, or changed an interface: what policies need is looked after.
-    pub fn look(&self) {
-        self.mailbox.look();
+    pub fn ruleset_changed(&self) {
+        self.mailbox.ruleset_changed();
     }
 
     /// The attachments of this node whose Pod object is to be expected and not in force, with what
@@ -238,8 +238,8 @@ impl Enforcement {
 
     /// What is enforced now; `None` before the first complete picture.
     #[must_use]
-    pub fn in_force(&self) -> Option<InForce> {
-        InForce::clone_of(&self.gate)
+    pub fn in_force(&self) -> Option<ActivePolicy> {
+        ActivePolicy::clone_of(&self.gate)
     }
 
     /// What the tunnel's side let pass and refused, by reason.
@@ -272,13 +272,13 @@ impl Drop for Enforcement {
     }
 }
 
-impl InForce {
+impl ActivePolicy {
     fn new(classifier: Arc<Classifier>, mesh: Arc<MeshFacts>, addresses: Arc<BTreeSet<IpAddr>>) -> Self {
         let since = classifier.generation();
         Self { classifier, mesh, addresses, since }
     }
 
-    fn clone_of(gate: &Gate) -> Option<Self> {
+    fn clone_of(gate: &PolicyGate) -> Option<Self> {
         gate.in_force().as_ref().clone()
     }
 }

@@ -5,19 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use attachments::Table;
+use attachments::AttachmentTable;
 use control_core::objects::{ObjectChanges, ObjectReader, ObjectSink, ReadObject, RefusedObject};
 use etcd_schema::Key;
 use mesh::records::Revision;
 
-use super::{MeshFacts, input, world::World};
+use super::{MeshFacts, input, policy_inputs::PolicyInputs};
 
 /// Something to look up in the world, in the policy thread.
-pub(super) struct Question(pub(super) Box<dyn FnOnce(&World) + Send>);
+pub(super) struct Query(pub(super) Box<dyn FnOnce(&PolicyInputs) + Send>);
 
-impl std::fmt::Debug for Question {
+impl std::fmt::Debug for Query {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Question")
+        f.write_str("Query")
     }
 }
 
@@ -26,23 +26,23 @@ const MAX_QUESTIONS: usize = 64;
 
 /// What came since it was last emptied.
 #[derive(Debug, Default)]
-pub(super) struct Letter {
+pub(super) struct PendingInput {
     pub(super) changes: ObjectChanges,
-    /// Everything up to here is in this letter and those before.
+    /// Everything up to here is in this input and those before.
     pub(super) revision: Option<Revision>,
     /// With those before, this is a whole picture.
     pub(super) complete: bool,
     pub(super) mesh: Option<Arc<MeshFacts>>,
     /// All attachments of this node.
-    pub(super) attachments: Option<Arc<Table>>,
+    pub(super) attachments: Option<Arc<AttachmentTable>>,
     /// Somebody may have changed the kernel's ruleset.
     pub(super) look: bool,
-    pub(super) questions: Vec<Question>,
+    pub(super) questions: Vec<Query>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    letter: Letter,
+struct MailboxState {
+    pending: PendingInput,
     /// The facts that were handed over last.
     mesh: Option<Arc<MeshFacts>>,
     stopped: bool,
@@ -51,23 +51,23 @@ struct State {
 /// Many write, one reads.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
-    state: Mutex<State>,
+    state: Mutex<MailboxState>,
     arrived: Condvar,
 }
 
 impl Mailbox {
     /// Waits until there is something, or until `deadline`; `None`: it is over.
-    pub(super) fn wait(&self, deadline: Option<Instant>) -> Option<Letter> {
+    pub(super) fn wait(&self, deadline: Option<Instant>) -> Option<PendingInput> {
         let mut state = self.lock();
         loop {
             if state.stopped {
                 return None;
             }
-            if !state.letter.is_empty() {
-                return Some(std::mem::take(&mut state.letter));
+            if !state.pending.is_empty() {
+                return Some(std::mem::take(&mut state.pending));
             }
             match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-                Some(Duration::ZERO) => return Some(Letter::default()),
+                Some(Duration::ZERO) => return Some(PendingInput::default()),
                 Some(left) => {
                     state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
                 }
@@ -81,27 +81,27 @@ impl Mailbox {
         if state.mesh.as_deref() != Some(&facts) {
             let facts = Arc::new(facts);
             state.mesh = Some(Arc::clone(&facts));
-            state.letter.mesh = Some(facts);
+            state.pending.mesh = Some(facts);
             self.arrived.notify_one();
         }
     }
 
-    pub(super) fn attachments(&self, table: Arc<Table>) {
-        self.lock().letter.attachments = Some(table);
+    pub(super) fn attachments(&self, table: Arc<AttachmentTable>) {
+        self.lock().pending.attachments = Some(table);
         self.arrived.notify_one();
     }
 
     /// Somebody has committed something to nftables.
-    pub(super) fn look(&self) {
-        self.lock().letter.look = true;
+    pub(super) fn ruleset_changed(&self) {
+        self.lock().pending.look = true;
         self.arrived.notify_one();
     }
 
     /// Has `question` answered. One too many is dropped, and whoever waits for it sees that.
-    pub(super) fn ask(&self, question: Question) {
+    pub(super) fn ask(&self, question: Query) {
         let mut state = self.lock();
-        if state.letter.questions.len() < MAX_QUESTIONS {
-            state.letter.questions.push(question);
+        if state.pending.questions.len() < MAX_QUESTIONS {
+            state.pending.questions.push(question);
             self.arrived.notify_one();
         }
     }
@@ -111,7 +111,7 @@ impl Mailbox {
         self.arrived.notify_one();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, MailboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -126,19 +126,19 @@ impl ObjectReader for Mailbox {
 impl ObjectSink for Mailbox {
     fn changed(&self, changes: ObjectChanges, revision: Revision, complete: bool) {
         let mut state = self.lock();
-        let letter = &mut state.letter;
-        if letter.changes.is_empty() {
-            letter.changes = changes;
+        let pending = &mut state.pending;
+        if pending.changes.is_empty() {
+            pending.changes = changes;
         } else {
-            letter.changes.extend(changes);
+            pending.changes.extend(changes);
         }
-        letter.revision = Some(revision);
-        letter.complete |= complete;
+        pending.revision = Some(revision);
+        pending.complete |= complete;
         self.arrived.notify_one();
     }
 }
 
-impl Letter {
+impl PendingInput {
     fn is_empty(&self) -> bool {
         self.revision.is_none()
             && self.mesh.is_none()
@@ -154,24 +154,24 @@ mod tests {
     use policy::{object::Labels, objects::Object};
 
     use super::*;
-    use crate::input::Input;
+    use crate::input::PolicyRecord;
 
     #[test]
     fn what_waits_is_the_newest_of_each_key() {
         let mailbox = Mailbox::default();
         let key = Key::parse("namespaces/a").unwrap();
         let record = |create_revision| {
-            let item = Item::new(Input::Object(Object::Namespace(Labels::default())));
+            let item = Item::new(PolicyRecord::Object(Object::Namespace(Labels::default())));
             Some(ObjectRecord { item, create_revision, held: false })
         };
         for revision in 1..=1000 {
             mailbox.changed(ObjectChanges::from([(key.clone(), record(revision))]), revision, revision == 7);
         }
-        let letter = mailbox.wait(None).unwrap();
+        let pending = mailbox.wait(None).unwrap();
         let newest: Vec<_> =
-            letter.changes.into_iter().map(|(key, record)| (key, record.unwrap().create_revision)).collect();
+            pending.changes.into_iter().map(|(key, record)| (key, record.unwrap().create_revision)).collect();
         assert_eq!(newest, [(key.clone(), 1000)]);
-        assert_eq!((letter.revision, letter.complete), (Some(1000), true));
+        assert_eq!((pending.revision, pending.complete), (Some(1000), true));
         mailbox.changed(ObjectChanges::from([(key.clone(), None)]), 1001, false);
         assert!(mailbox.wait(None).unwrap().changes[&key].is_none());
         assert!(mailbox.wait(Some(Instant::now())).unwrap().is_empty(), "a deadline that has passed");

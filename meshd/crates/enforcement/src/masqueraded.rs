@@ -13,7 +13,7 @@ use std::{
 use mesh::problem::{Problem, ProblemCode};
 use policy::engine::{End, Flow, ObjectName, Side};
 
-use super::InForce;
+use super::ActivePolicy;
 
 /// How long a refused packet is news.
 const RECENT: Duration = Duration::from_secs(300);
@@ -39,8 +39,8 @@ impl Suspect {
     /// The node that may have masqueraded the first packet of a flow that the destination's policies refuse: another one,
     /// whose address the source is, and of whose pods at least one may begin that flow. Without such a pod, the packet
     /// would have been refused with its own source too.
-    pub(super) fn of(in_force: &InForce, flow: &Flow) -> Option<Self> {
-        let InForce { classifier, mesh, .. } = in_force;
+    pub(super) fn of(in_force: &ActivePolicy, flow: &Flow) -> Option<Self> {
+        let ActivePolicy { classifier, mesh, .. } = in_force;
         let End::Node(name) = classifier.end(flow.source) else { return None };
         let node = mesh.nodes.values().find(|node| node.name == name && node.addresses.contains(&flow.source))?;
         if node.prefixes.iter().any(|prefix| mesh.own.contains(prefix)) {

@@ -6,8 +6,8 @@ use cow_map::CowMap;
 use etcd_schema::{Cluster, NodeId, NodeName, NodeRecord, PeerName};
 use ipnet::IpNet;
 use mesh::{
-    records::{Record, View},
-    snapshot::{Member, Outside, OwnRecord, Owner, Snapshot},
+    records::{Record, Records},
+    topology::{ExternalPeer, NodePeer, OwnRecord, PeerId, Topology},
 };
 
 use super::sources::{NodeSource, ProvenAddresses, Sources};
@@ -22,9 +22,9 @@ pub struct MeshFacts {
     /// This node's overlay addresses: what comes for them is for a process here, or rewritten, and then nftables' to judge.
     pub overlay: Vec<IpAddr>,
     /// All nodes, this one included.
-    pub nodes: CowMap<Owner, Arc<NodeFacts>>,
+    pub nodes: CowMap<PeerId, Arc<NodeFacts>>,
     /// What the other nodes' overlay addresses also count as.
-    pub sources: CowMap<Owner, Arc<NodeSource>>,
+    pub sources: CowMap<PeerId, Arc<NodeSource>>,
     /// Prefixes of outside peers.
     pub outside: CowMap<PeerName, Arc<[IpNet]>>,
     /// Nothing is refused, what would be is reported.
@@ -66,41 +66,41 @@ pub struct Published {
 /// Keeps the facts up to date with the mesh.
 #[derive(Debug, Default)]
 pub struct FactsOfMesh {
-    members: CowMap<Owner, Arc<Member>>,
+    members: CowMap<PeerId, Arc<NodePeer>>,
     records: CowMap<NodeId, Record<NodeRecord>>,
-    nodes: CowMap<Owner, Arc<NodeFacts>>,
-    peers: CowMap<PeerName, Arc<Outside>>,
+    nodes: CowMap<PeerId, Arc<NodeFacts>>,
+    peers: CowMap<PeerName, Arc<ExternalPeer>>,
     outside: CowMap<PeerName, Arc<[IpNet]>>,
     sources: Sources,
 }
 
 impl FactsOfMesh {
-    /// What `snapshot`, the picture of `view`, says to the node `id` called `name` that has `addresses` on its underlay,
+    /// What `topology`, that of `records`, says to the node `id` called `name` that has `addresses` on its underlay,
     /// where others are `proven` to send from. Costs what differs from the last time.
     pub fn of(
         &mut self,
-        (view, snapshot): (&View, &Snapshot),
+        (records, topology): (&Records, &Topology),
         proven: &ProvenAddresses,
         (id, name): (&NodeId, &NodeName),
         addresses: &[IpAddr],
     ) -> MeshFacts {
-        let sources = self.sources.update(view, snapshot, proven, (id, addresses));
-        let mut changed: BTreeSet<Owner> = snapshot.members.changes(&self.members).into_iter().cloned().collect();
-        changed.extend(view.nodes.changes(&self.records).into_iter().cloned().map(Owner::Node));
+        let sources = self.sources.update(records, topology, proven, (id, addresses));
+        let mut changed: BTreeSet<PeerId> = topology.members.changes(&self.members).into_iter().cloned().collect();
+        changed.extend(records.nodes.changes(&self.records).into_iter().cloned().map(PeerId::Node));
         for owner in changed {
-            let node = snapshot.members.get(&owner).map(|member| Arc::new(NodeFacts::of(member, view, &owner)));
+            let node = topology.members.get(&owner).map(|member| Arc::new(NodeFacts::of(member, records, &owner)));
             self.nodes.set(owner, node);
         }
-        self.members = snapshot.members.clone();
-        self.records = view.nodes.clone();
-        for name in snapshot.outside.changes(&self.peers) {
-            let prefixes = snapshot.outside.get(name).map(|peer| peer.allowed_ips.as_slice().into());
+        self.members = topology.members.clone();
+        self.records = records.nodes.clone();
+        for name in topology.outside.changes(&self.peers) {
+            let prefixes = topology.outside.get(name).map(|peer| peer.allowed_ips.as_slice().into());
             self.outside.set(name.clone(), prefixes);
         }
-        self.peers = snapshot.outside.clone();
-        let overlay = snapshot.own_overlay();
-        let own: Vec<IpNet> = snapshot.own_prefixes().collect();
-        let name = match &snapshot.own_record {
+        self.peers = topology.outside.clone();
+        let overlay = topology.own_overlay();
+        let own: Vec<IpNet> = topology.own_prefixes().collect();
+        let name = match &topology.own_record {
             OwnRecord::Holds { name } => name,
             OwnRecord::Missing | OwnRecord::Refused { .. } => name.as_str(),
         };
@@ -108,25 +108,25 @@ impl FactsOfMesh {
             name: name.into(),
             addresses: overlay.iter().chain(addresses).copied().collect(),
             prefixes: own.clone().into(),
-            published: published(view, &Owner::Node(id.clone()), &overlay),
+            published: published(records, &PeerId::Node(id.clone()), &overlay),
         };
-        self.nodes.set(Owner::Node(id.clone()), Some(Arc::new(me)));
+        self.nodes.set(PeerId::Node(id.clone()), Some(Arc::new(me)));
         MeshFacts {
-            networks: snapshot.networks().collect(),
+            networks: topology.networks().collect(),
             own,
             overlay,
             nodes: self.nodes.clone(),
             sources,
             outside: self.outside.clone(),
-            audit: snapshot.network.as_ref().is_some_and(|config| config.policy_mode == etcd_schema::PolicyMode::Audit),
+            audit: topology.network.as_ref().is_some_and(|config| config.policy_mode == etcd_schema::PolicyMode::Audit),
         }
     }
 }
 
 /// What a node with these overlay addresses publishes.
-fn published(view: &View, owner: &Owner, overlay: &[IpAddr]) -> Option<Published> {
-    let Owner::Node(id) = owner else { return None };
-    let record = view.nodes.get(id)?;
+fn published(records: &Records, owner: &PeerId, overlay: &[IpAddr]) -> Option<Published> {
+    let PeerId::Node(id) = owner else { return None };
+    let record = records.nodes.get(id)?;
     let underlay = record.value.addresses.iter().map(|net| net.addr().to_canonical());
     Some(Published {
         name: record.value.name.as_str().into(),
@@ -136,12 +136,12 @@ fn published(view: &View, owner: &Owner, overlay: &[IpAddr]) -> Option<Published
 }
 
 impl NodeFacts {
-    fn of(member: &Member, view: &View, owner: &Owner) -> Self {
+    fn of(member: &NodePeer, records: &Records, owner: &PeerId) -> Self {
         let overlay: Vec<IpAddr> = member.overlay().collect();
         Self {
             name: member.name.as_str().into(),
             prefixes: member.prefixes().collect(),
-            published: published(view, owner, &overlay),
+            published: published(records, owner, &overlay),
             addresses: overlay.into_iter().chain(member.addresses.iter().map(IpNet::addr)).collect(),
         }
     }
@@ -183,7 +183,7 @@ impl MeshFacts {
     /// The node whose attachment it may be: the one with this identity, if all of these lie in its subnets.
     #[must_use]
     pub fn owner(&self, id: &NodeId, addresses: &[IpAddr]) -> Option<&Arc<NodeFacts>> {
-        let node = self.nodes.get(&Owner::Node(id.clone()))?;
+        let node = self.nodes.get(&PeerId::Node(id.clone()))?;
         let inside = |address: &IpAddr| node.prefixes.iter().any(|prefix| prefix.contains(address));
         addresses.iter().all(inside).then_some(node)
     }
@@ -193,7 +193,7 @@ impl MeshFacts {
 mod tests {
     use etcd_schema::{NetworkConfig, SubnetLease};
     use keys::PrivateKey;
-    use mesh::picture::Picture;
+    use mesh::resolver::TopologyResolver;
 
     use super::*;
 
@@ -202,9 +202,9 @@ mod tests {
     }
 
     /// Nodes `n1` and `n2` of one site, which both publish 192.0.2.1.
-    fn view() -> View {
+    fn records() -> Records {
         let config = NetworkConfig::parse(br#"{"Network": "10.244.0.0/16"}"#).unwrap();
-        let mut view = View { config: Some(record(1, config)), ..View::default() };
+        let mut records = Records { config: Some(record(1, config)), ..Records::default() };
         for n in [1, 2] {
             let node = NodeRecord {
                 name: "worker".parse().unwrap(),
@@ -218,27 +218,27 @@ mod tests {
                 version: String::new(),
                 extra: serde_json::Map::new(),
             };
-            view.nodes.insert(format!("n{n}").parse().unwrap(), record(n.into(), node));
+            records.nodes.insert(format!("n{n}").parse().unwrap(), record(n.into(), node));
             let lease = SubnetLease::parse(format!(r#"{{"Node": "n{n}"}}"#).as_bytes()).unwrap();
-            view.subnets.insert(format!("10.244.{n}.0-24").parse().unwrap(), record(n.into(), lease));
+            records.subnets.insert(format!("10.244.{n}.0-24").parse().unwrap(), record(n.into(), lease));
         }
-        view
+        records
     }
 
     #[test]
     fn nodes_publish_the_same_in_their_own_eyes_and_in_those_of_others() {
-        let view = view();
+        let records = records();
         for me in ["n1", "n2", "n3"] {
             let id: NodeId = me.parse().unwrap();
-            let mut picture = Picture::new(id.clone());
-            picture.see(&view);
+            let mut resolver = TopologyResolver::new(id.clone());
+            resolver.apply(&records);
             // An address that this node has, and does not publish.
             let own = ["198.51.100.1".parse().unwrap()];
             let name = "worker".parse().unwrap();
-            let picture = (&view, picture.snapshot());
-            let facts = FactsOfMesh::default().of(picture, &ProvenAddresses::default(), (&id, &name), &own);
+            let resolver = (&records, resolver.topology());
+            let facts = FactsOfMesh::default().of(resolver, &ProvenAddresses::default(), (&id, &name), &own);
             for n in [1, 2] {
-                let node = &facts.nodes[&Owner::Node(format!("n{n}").parse().unwrap())];
+                let node = &facts.nodes[&PeerId::Node(format!("n{n}").parse().unwrap())];
                 let published = node.published.as_ref().unwrap();
                 let addresses: Vec<String> = published.addresses.iter().map(ToString::to_string).collect();
                 assert_eq!(

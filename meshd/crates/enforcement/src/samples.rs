@@ -12,7 +12,7 @@ use packet::{Packet, Transport};
 use policy::engine::{End, Flow, Side};
 
 use super::{
-    InForce,
+    ActivePolicy,
     masqueraded::{Suspect, Suspects},
 };
 
@@ -22,7 +22,7 @@ const KEPT: usize = 1024;
 const PER_SECOND: u32 = 50;
 
 #[derive(Debug, Default)]
-struct State {
+struct SampleState {
     ring: VecDeque<FlowSample>,
     number: u64,
     second: Option<Instant>,
@@ -31,10 +31,10 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Samples(Mutex<State>);
+pub(super) struct Samples(Mutex<SampleState>);
 
 /// A packet that was decided about.
-pub(super) struct Seen<'a> {
+pub(super) struct JudgedPacket<'a> {
     /// Where.
     pub(super) at: &'static str,
     pub(super) side: Side,
@@ -54,7 +54,7 @@ pub(super) enum Why {
 }
 
 impl Samples {
-    pub(super) fn take(&self, in_force: &InForce, seen: &Seen<'_>, sampled: SampledVerdict, now: Instant) {
+    pub(super) fn take(&self, in_force: &ActivePolicy, seen: &JudgedPacket<'_>, sampled: SampledVerdict, now: Instant) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.second.is_none_or(|second| now.saturating_duration_since(second) >= Duration::from_secs(1)) {
             state.second = Some(now);

@@ -22,14 +22,14 @@ use etcd_schema::{NodeId, NodeRecord, OutsidePeer, PeerName, Removed};
 use ipnet::IpNet;
 use mesh::{
     address::host,
-    records::{Record, View},
-    snapshot::{Member, Owner, Snapshot},
+    records::{Record, Records},
+    topology::{NodePeer, PeerId, Topology},
 };
 use policy::engine::SourceAliases;
 use prefix_trie::joint::JointPrefixSet;
 
 /// Addresses that are proven to be where nodes send from, shared ones among them.
-pub type ProvenAddresses = CowMap<Owner, Arc<[IpAddr]>>;
+pub type ProvenAddresses = CowMap<PeerId, Arc<[IpAddr]>>;
 
 /// Another node as the source of flows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,41 +43,41 @@ pub struct NodeSource {
 /// Keeps them up to date; a change costs what it concerns.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
-    inputs: Inputs,
+    inputs: SourceInputs,
     /// What no node's address can lie in: the mesh's networks, and what outside peers claim.
     foreign: JointPrefixSet<IpNet>,
     /// Who claims an address: by its record, or by being heard from there.
-    claims: HashMap<IpAddr, BTreeSet<Owner>>,
-    sources: CowMap<Owner, Arc<NodeSource>>,
+    claims: HashMap<IpAddr, BTreeSet<PeerId>>,
+    sources: CowMap<PeerId, Arc<NodeSource>>,
 }
 
 #[derive(Debug, Default, Clone)]
-struct Inputs {
+struct SourceInputs {
     nodes: CowMap<NodeId, Record<NodeRecord>>,
     removed: CowMap<NodeId, Record<Removed>>,
     peers: CowMap<PeerName, Record<OutsidePeer>>,
     networks: Vec<IpNet>,
-    members: CowMap<Owner, Arc<Member>>,
+    members: CowMap<PeerId, Arc<NodePeer>>,
     proven: ProvenAddresses,
     own: Option<(NodeId, Vec<IpAddr>)>,
 }
 
 impl Sources {
-    /// The sources as of `view`, whose picture is `snapshot`, at the node `id` that has the addresses `own` on its
+    /// The sources as of `records`, whose topology is `topology`, at the node `id` that has the addresses `own` on its
     /// underlay.
     pub(super) fn update(
         &mut self,
-        view: &View,
-        snapshot: &Snapshot,
+        records: &Records,
+        topology: &Topology,
         proven: &ProvenAddresses,
         (id, own): (&NodeId, &[IpAddr]),
-    ) -> CowMap<Owner, Arc<NodeSource>> {
-        let inputs = Inputs {
-            nodes: view.nodes.clone(),
-            removed: view.removed.clone(),
-            peers: view.peers.clone(),
-            networks: snapshot.networks().collect(),
-            members: snapshot.members.clone(),
+    ) -> CowMap<PeerId, Arc<NodeSource>> {
+        let inputs = SourceInputs {
+            nodes: records.nodes.clone(),
+            removed: records.removed.clone(),
+            peers: records.peers.clone(),
+            networks: topology.networks().collect(),
+            members: topology.members.clone(),
             proven: proven.clone(),
             own: Some((id.clone(), own.to_vec())),
         };
@@ -113,7 +113,7 @@ impl Sources {
         self.sources.clone()
     }
 
-    fn source(&self, owner: &Owner) -> Option<NodeSource> {
+    fn source(&self, owner: &PeerId) -> Option<NodeSource> {
         let member = self.inputs.members.get(owner)?;
         let may_be_a_nodes = |address: &IpAddr| is_global(*address) && !self.foreign.is_covered(&host(*address));
         let alone = |address: &IpAddr| {
@@ -126,25 +126,25 @@ impl Sources {
     }
 }
 
-impl Inputs {
+impl SourceInputs {
     /// Those of whom something differs.
-    fn changed(&self, before: &Self) -> BTreeSet<Owner> {
+    fn changed(&self, before: &Self) -> BTreeSet<PeerId> {
         let nodes = self.nodes.changes(&before.nodes).into_iter().chain(self.removed.changes(&before.removed));
         let owners = self.members.changes(&before.members).into_iter().chain(self.proven.changes(&before.proven));
-        let mut changed: BTreeSet<Owner> = nodes.cloned().map(Owner::Node).chain(owners.cloned()).collect();
+        let mut changed: BTreeSet<PeerId> = nodes.cloned().map(PeerId::Node).chain(owners.cloned()).collect();
         if self.own != before.own {
-            let ids = self.own.iter().chain(&before.own).map(|(id, _)| Owner::Node(id.clone()));
+            let ids = self.own.iter().chain(&before.own).map(|(id, _)| PeerId::Node(id.clone()));
             changed.extend(ids);
         }
         changed
     }
 
     /// Addresses that a node publishes, is heard from, or has.
-    fn claimed(&self, owner: &Owner) -> BTreeSet<IpAddr> {
+    fn claimed(&self, owner: &PeerId) -> BTreeSet<IpAddr> {
         let mut claimed: BTreeSet<IpAddr> =
             self.proven.get(owner).into_iter().flat_map(|of| of.iter().copied()).collect();
         match owner {
-            Owner::Node(id) => {
+            PeerId::Node(id) => {
                 if let Some(record) = self.nodes.get(id).filter(|_| !self.removed.contains_key(id)) {
                     claimed.extend(record.value.endpoints.iter().map(|endpoint| endpoint.ip().to_canonical()));
                     claimed.extend(record.value.addresses.iter().map(|net| net.addr().to_canonical()));
@@ -152,12 +152,12 @@ impl Inputs {
                 let own = self.own.iter().filter(|(own, _)| own == id);
                 claimed.extend(own.flat_map(|(_, addresses)| addresses));
             }
-            Owner::Lease(_) => {
+            PeerId::Lease(_) => {
                 let member = self.members.get(owner);
                 claimed
                     .extend(member.into_iter().flat_map(|member| &member.endpoints).map(|at| at.ip().to_canonical()));
             }
-            Owner::Outside(_) => {}
+            PeerId::Outside(_) => {}
         }
         claimed
     }
@@ -176,7 +176,7 @@ fn is_global(address: IpAddr) -> bool {
 mod tests {
     use etcd_schema::{NetworkConfig, SubnetLease};
     use keys::PrivateKey;
-    use mesh::picture::Picture;
+    use mesh::resolver::TopologyResolver;
     use proptest::prelude::*;
 
     use super::*;
@@ -187,15 +187,15 @@ mod tests {
 
     /// What nodes and outside peers say, and where nodes are heard from. This node is `me`.
     #[derive(Debug, Default, Clone)]
-    struct World {
-        view: View,
+    struct Fixture {
+        records: Records,
         proven: ProvenAddresses,
     }
 
-    impl World {
+    impl Fixture {
         fn new() -> Self {
             let mut world = Self::default();
-            world.view.config = Some(record(1, NetworkConfig::parse(CONFIG.as_bytes()).unwrap()));
+            world.records.config = Some(record(1, NetworkConfig::parse(CONFIG.as_bytes()).unwrap()));
             world
         }
 
@@ -214,9 +214,9 @@ mod tests {
                 extra: serde_json::Map::new(),
             };
             let id = format!("n{n}");
-            self.view.nodes.insert(id.parse().unwrap(), record(n.into(), node));
+            self.records.nodes.insert(id.parse().unwrap(), record(n.into(), node));
             let lease = SubnetLease::parse(format!(r#"{{"Node": "{id}"}}"#).as_bytes()).unwrap();
-            self.view.subnets.insert(format!("10.244.{n}.0-24").parse().unwrap(), record(n.into(), lease));
+            self.records.subnets.insert(format!("10.244.{n}.0-24").parse().unwrap(), record(n.into(), lease));
         }
 
         fn heard(&mut self, n: u8, from: &[&str]) {
@@ -234,17 +234,17 @@ mod tests {
                 site: None,
                 extra: serde_json::Map::new(),
             };
-            self.view.peers.insert(name.parse().unwrap(), record(100, peer));
+            self.records.peers.insert(name.parse().unwrap(), record(100, peer));
         }
 
-        fn update(&self, sources: &mut Sources, picture: &mut Picture) -> CowMap<Owner, Arc<NodeSource>> {
-            picture.see(&self.view);
+        fn update(&self, sources: &mut Sources, resolver: &mut TopologyResolver) -> CowMap<PeerId, Arc<NodeSource>> {
+            resolver.apply(&self.records);
             let own = [OWN.parse().unwrap()];
-            sources.update(&self.view, picture.snapshot(), &self.proven, (&"me".parse().unwrap(), &own))
+            sources.update(&self.records, resolver.topology(), &self.proven, (&"me".parse().unwrap(), &own))
         }
 
-        fn fresh(&self) -> CowMap<Owner, Arc<NodeSource>> {
-            self.update(&mut Sources::default(), &mut Picture::new("me".parse().unwrap()))
+        fn fresh(&self) -> CowMap<PeerId, Arc<NodeSource>> {
+            self.update(&mut Sources::default(), &mut TopologyResolver::new("me".parse().unwrap()))
         }
 
         /// What node `n` counts as for what allows, and for what denies.
@@ -259,11 +259,11 @@ mod tests {
         Record { value: Arc::new(value), create_revision, mod_revision: create_revision, lease: None, retained: None }
     }
 
-    fn owner(n: u8) -> Owner {
-        Owner::Node(format!("n{n}").parse().unwrap())
+    fn owner(n: u8) -> PeerId {
+        PeerId::Node(format!("n{n}").parse().unwrap())
     }
 
-    fn assert_of(world: &World, n: u8, proven: &[&str], published: &[&str]) {
+    fn assert_of(world: &Fixture, n: u8, proven: &[&str], published: &[&str]) {
         let (is_proven, is_published) = world.of(n);
         assert_eq!(
             (is_proven, is_published),
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_node_counts_as_where_it_is_heard_from_and_for_denials_as_what_it_says() {
-        let mut world = World::new();
+        let mut world = Fixture::new();
         world.node(1, &["192.0.2.1", "10.9.0.1"]);
         assert_of(&world, 1, &[], &["10.9.0.1", "192.0.2.1"]);
         // Behind a NAT: it does not know itself where it is heard from.
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn an_address_that_nodes_share_lets_none_of_them_in() {
-        let mut world = World::new();
+        let mut world = Fixture::new();
         world.node(1, &["192.0.2.1"]);
         world.node(2, &[]);
         world.heard(1, &["203.0.113.5"]);
@@ -300,7 +300,7 @@ mod tests {
     /// It can send from there, and says so or not: the address is another's.
     #[test]
     fn what_another_node_publishes_is_not_had_by_being_heard_from_there() {
-        let mut world = World::new();
+        let mut world = Fixture::new();
         world.node(1, &["192.0.2.1"]);
         world.node(2, &["192.0.2.2"]);
         for (published, address) in [("192.0.2.2", "192.0.2.1"), ("192.0.2.1", "192.0.2.1"), (OWN, OWN)] {
@@ -311,29 +311,29 @@ mod tests {
         // Also where the other's record does not hold: this one, which is older, has taken its key.
         world.node(2, &["192.0.2.2"]);
         world.heard(2, &["192.0.2.1"]);
-        let mut first = world.view.nodes[&"n1".parse::<NodeId>().unwrap()].clone();
+        let mut first = world.records.nodes[&"n1".parse::<NodeId>().unwrap()].clone();
         first.create_revision = 50;
         Arc::make_mut(&mut first.value).public_key = PrivateKey::from_bytes([2; 32]).public();
-        world.view.nodes.insert("n1".parse().unwrap(), first);
+        world.records.nodes.insert("n1".parse().unwrap(), first);
         assert!(world.of(2).0.is_empty());
         // One that was removed claims nothing.
         let removed = Removed { name: None, public_keys: Vec::new(), time: String::new() };
-        world.view.removed.insert("n1".parse().unwrap(), record(60, removed));
+        world.records.removed.insert("n1".parse().unwrap(), record(60, removed));
         assert_of(&world, 2, &["192.0.2.1"], &["192.0.2.1", "192.0.2.2"]);
     }
 
     #[test]
     fn what_outside_peers_and_the_mesh_claim_counts_for_no_node() {
-        let mut world = World::new();
+        let mut world = Fixture::new();
         world.outside("office", 9, "198.51.100.0/24");
         world.node(1, &["192.0.2.1", "198.51.100.7"]);
         world.heard(1, &["198.51.100.7", "10.244.3.4", "fe80::1", "127.0.0.1"]);
         assert_of(&world, 1, &[], &["192.0.2.1"]);
         // An endpoint there makes the peer's record invalid, and the address no more the node's.
         world.node(1, &["198.51.100.7"]);
-        let mut picture = Picture::new("me".parse().unwrap());
-        picture.see(&world.view);
-        assert!(picture.snapshot().outside.is_empty());
+        let mut resolver = TopologyResolver::new("me".parse().unwrap());
+        resolver.apply(&world.records);
+        assert!(resolver.topology().outside.is_empty());
         assert_of(&world, 1, &[], &[]);
     }
 
@@ -362,23 +362,23 @@ mod tests {
         /// Kept up to date, they are what they are from nothing.
         #[test]
         fn a_change_at_a_time_comes_to_the_same(steps in proptest::collection::vec(step(), 1..25)) {
-            let mut world = World::new();
-            let (mut sources, mut picture) = (Sources::default(), Picture::new("me".parse().unwrap()));
+            let mut world = Fixture::new();
+            let (mut sources, mut resolver) = (Sources::default(), TopologyResolver::new("me".parse().unwrap()));
             for step in steps {
                 match step {
                     Step::Node(n, addresses) => world.node(n, &addresses),
-                    Step::Gone(n) => drop(world.view.nodes.remove(&format!("n{n}").parse::<NodeId>().unwrap())),
+                    Step::Gone(n) => drop(world.records.nodes.remove(&format!("n{n}").parse::<NodeId>().unwrap())),
                     Step::Heard(n, from) => world.heard(n, &from),
                     Step::Outside(Some(net)) => world.outside("office", 9, net),
-                    Step::Outside(None) => drop(world.view.peers.remove(&"office".parse::<PeerName>().unwrap())),
+                    Step::Outside(None) => drop(world.records.peers.remove(&"office".parse::<PeerName>().unwrap())),
                     Step::Removed(n, removed) => {
                         let id: NodeId = format!("n{n}").parse().unwrap();
                         let value = Removed { name: None, public_keys: Vec::new(), time: String::new() };
-                        world.view.removed.set(id, removed.then(|| record(70, value)));
+                        world.records.removed.set(id, removed.then(|| record(70, value)));
                     }
                 }
-                world.view.revision += 1;
-                prop_assert_eq!(world.update(&mut sources, &mut picture), world.fresh());
+                world.records.revision += 1;
+                prop_assert_eq!(world.update(&mut sources, &mut resolver), world.fresh());
             }
         }
     }

@@ -8,7 +8,7 @@ use super::{
     Applied, Options,
     conntrack::Conntrack,
     core::{Done, Effect, Effects, Input, PolicyCore, Work},
-    gate::Gate,
+    gate::PolicyGate,
     host::Host,
     mailbox::Mailbox,
     ruleset::RuleTable,
@@ -27,13 +27,13 @@ pub(super) struct Worker {
     core: PolicyCore,
     table: RuleTable,
     mailbox: Arc<Mailbox>,
-    gate: Arc<Gate>,
+    gate: Arc<PolicyGate>,
     shown: Shown,
 }
 
 impl Worker {
     /// Closes the way to pods, unless rules of an earlier run stand in it.
-    pub(super) fn start(options: Options, mailbox: Arc<Mailbox>, gate: Arc<Gate>, shown: Shown) -> Self {
+    pub(super) fn start(options: Options, mailbox: Arc<Mailbox>, gate: Arc<PolicyGate>, shown: Shown) -> Self {
         let table = RuleTable::new(options.table.clone());
         let mut worker = Self { core: PolicyCore::new(Instant::now(), options), table, mailbox, gate, shown };
         worker.step(Input::Started);
@@ -42,9 +42,9 @@ impl Worker {
 
     /// Until the mailbox is stopped.
     pub(super) fn run(mut self) {
-        while let Some(mut letter) = self.mailbox.wait(self.core.next_deadline(self.gate.has_flows())) {
-            let questions = std::mem::take(&mut letter.questions);
-            self.step(Input::Received(Box::new(letter)));
+        while let Some(mut pending) = self.mailbox.wait(self.core.next_deadline(self.gate.has_flows())) {
+            let questions = std::mem::take(&mut pending.questions);
+            self.step(Input::Received(Box::new(pending)));
             for question in questions {
                 (question.0)(self.core.world());
             }
@@ -83,7 +83,7 @@ impl Worker {
                 Done::Forgotten(Conntrack::open().and_then(|mut conntrack| conntrack.forget(&addresses)))
             }
             Work::LoadFlows { own, classifier } => Done::FlowsLoaded(Conntrack::open().and_then(|mut conntrack| {
-                conntrack.dump(|flow| self.gate.know(&classifier, &flow, &own, Instant::now()))
+                conntrack.dump(|flow| self.gate.insert_known(&classifier, &flow, &own, Instant::now()))
             })),
         }
     }

@@ -7,15 +7,15 @@ use ipnet::IpNet;
 
 use super::{
     Kernel,
-    netlink::{NetlinkError, Rtnetlink, tun_among},
-    nft::{Element, ObservedTable, Ruleset as _},
-    observed::Target,
+    netlink::{Rtnetlink, RtnetlinkError, tun_among},
+    nft::{Element, NftBackend as _, ObservedTable},
+    observed::NextHop,
     plan::{FLOOR_METRIC, MAIN_TABLE},
 };
 
 /// Others' routes that show that containers are attached to this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Attachments {
+pub enum AttachedRoutes {
     /// There are none.
     None,
     /// These destinations lie in this node's subnets.
@@ -41,13 +41,13 @@ impl Kernel {
     /// Routes of ours to a next hop: prefix and gateway.
     ///
     /// # Errors
-    /// [`NetlinkError`].
-    pub async fn direct_routes(&self) -> Result<Vec<(IpNet, IpAddr)>, NetlinkError> {
+    /// [`RtnetlinkError`].
+    pub async fn direct_routes(&self) -> Result<Vec<(IpNet, IpAddr)>, RtnetlinkError> {
         let routes = Rtnetlink::open()?.routes(self.options.route_protocol).await?;
         let direct = routes.into_iter().filter(|route| route.table == MAIN_TABLE);
         Ok(direct
             .filter_map(|route| match route.target {
-                Target::Device { gateway: Some(gateway), .. } => Some((route.dst, gateway)),
+                NextHop::Device { gateway: Some(gateway), .. } => Some((route.dst, gateway)),
                 _ => None,
             })
             .collect())
@@ -56,8 +56,8 @@ impl Kernel {
     /// Destinations inside `subnets` that others have routes to: a bridge's prefix, a container's address.
     ///
     /// # Errors
-    /// [`NetlinkError`].
-    pub async fn foreign_routes_within(&self, subnets: &[IpNet]) -> Result<Vec<IpNet>, NetlinkError> {
+    /// [`RtnetlinkError`].
+    pub async fn foreign_routes_within(&self, subnets: &[IpNet]) -> Result<Vec<IpNet>, RtnetlinkError> {
         if subnets.is_empty() {
             return Ok(Vec::new());
         }
@@ -71,8 +71,8 @@ impl Kernel {
     /// the kernel still holds of an earlier run.
     ///
     /// # Errors
-    /// [`NetlinkError`].
-    pub async fn attachments(&self, known: &[IpNet]) -> Result<Attachments, NetlinkError> {
+    /// [`RtnetlinkError`].
+    pub async fn attachments(&self, known: &[IpNet]) -> Result<AttachedRoutes, RtnetlinkError> {
         let netlink = Rtnetlink::open()?;
         let tun = tun_among(&netlink.links().await?, &self.options.tun).map(|tun| tun.index);
         let mut traces = Traces { others: self.others(&netlink, tun).await?, ..Traces::default() };
@@ -91,23 +91,23 @@ impl Kernel {
     }
 
     /// Destinations of others' routes, but for those to the TUN device.
-    async fn others(&self, netlink: &Rtnetlink, tun: Option<u32>) -> Result<Vec<IpNet>, NetlinkError> {
+    async fn others(&self, netlink: &Rtnetlink, tun: Option<u32>) -> Result<Vec<IpNet>, RtnetlinkError> {
         let routes = netlink.others_routes(self.options.route_protocol).await?;
         Ok(routes
             .into_iter()
-            .filter(|route| !matches!(route.target, Target::Device { index, .. } if Some(index) == tun))
+            .filter(|route| !matches!(route.target, NextHop::Device { index, .. } if Some(index) == tun))
             .map(|route| route.dst)
             .collect())
     }
 }
 
 impl Traces {
-    fn judge(&self, known: &[IpNet]) -> Attachments {
+    fn judge(&self, known: &[IpNet]) -> AttachedRoutes {
         let subnets: Vec<IpNet> = known.iter().chain(&self.subnets).copied().collect();
         let attached: Vec<IpNet> =
             self.others.iter().filter(|dst| subnets.iter().any(|subnet| subnet.contains(*dst))).copied().collect();
         if !attached.is_empty() {
-            return Attachments::Routes(attached);
+            return AttachedRoutes::Routes(attached);
         }
         // A node has subnets in one network of a family: the others are those of other clusters.
         let is_known = |network: &IpNet| {
@@ -130,7 +130,7 @@ impl Traces {
                 || lost.iter().any(|own| self.networks.iter().any(|network| network.contains(own) && network.contains(*dst)))
         });
         let possible: Vec<IpNet> = possible.copied().collect();
-        if possible.is_empty() { Attachments::None } else { Attachments::Possible(possible) }
+        if possible.is_empty() { AttachedRoutes::None } else { AttachedRoutes::Possible(possible) }
     }
 }
 
@@ -167,46 +167,46 @@ mod tests {
     #[test]
     fn routes_into_a_known_subnet_are_attachments() {
         for other in ["10.244.3.0/24", "10.244.3.7/32", "fd42:244:0:3::7/128"] {
-            assert_eq!(traces(&["0.0.0.0/0", other]).judge(&nets(&BOTH)), Attachments::Routes(nets(&[other])));
+            assert_eq!(traces(&["0.0.0.0/0", other]).judge(&nets(&BOTH)), AttachedRoutes::Routes(nets(&[other])));
             let by_table = Traces { subnets: nets(&BOTH), ..traces(&["0.0.0.0/0", other]) };
-            assert_eq!(by_table.judge(&[]), Attachments::Routes(nets(&[other])));
+            assert_eq!(by_table.judge(&[]), AttachedRoutes::Routes(nets(&[other])));
         }
     }
 
     #[test]
     fn routes_elsewhere_are_none_once_the_subnet_is_known() {
         let elsewhere = traces(&["0.0.0.0/0", "::/0", "192.0.2.0/24", "10.244.9.0/24", "10.0.0.0/8"]);
-        assert_eq!(elsewhere.judge(&nets(&BOTH)), Attachments::None);
+        assert_eq!(elsewhere.judge(&nets(&BOTH)), AttachedRoutes::None);
     }
 
     #[test]
     fn routes_into_another_clusters_network_are_none_once_the_subnet_is_known() {
         let networks = nets(&["10.244.0.0/16", "fd42:244::/48", "10.42.0.0/16", "fd42:42::/48"]);
         let other = Traces { networks, ..traces(&["0.0.0.0/0", "10.42.9.0/24", "fd42:42:0:9::7/128"]) };
-        assert_eq!(other.judge(&nets(&BOTH)), Attachments::None);
-        let possible = Attachments::Possible(nets(&["10.42.9.0/24", "fd42:42:0:9::7/128"]));
+        assert_eq!(other.judge(&nets(&BOTH)), AttachedRoutes::None);
+        let possible = AttachedRoutes::Possible(nets(&["10.42.9.0/24", "fd42:42:0:9::7/128"]));
         assert_eq!(other.judge(&[]), possible);
         // Known in one family only.
-        assert_eq!(other.judge(&nets(&BOTH[..1])), Attachments::Possible(nets(&["fd42:42:0:9::7/128"])));
+        assert_eq!(other.judge(&nets(&BOTH[..1])), AttachedRoutes::Possible(nets(&["fd42:42:0:9::7/128"])));
     }
 
     #[test]
     fn routes_into_the_network_may_be_attachments_while_the_subnet_is_not_known() {
         let unknown = traces(&["0.0.0.0/0", "::/0", "192.0.2.0/24", "10.244.9.7/32"]);
-        assert_eq!(unknown.judge(&[]), Attachments::Possible(nets(&["10.244.9.7/32"])));
+        assert_eq!(unknown.judge(&[]), AttachedRoutes::Possible(nets(&["10.244.9.7/32"])));
         // Known in one family only.
         let half = traces(&["fd42:244:0:3::7/128"]);
-        assert_eq!(half.judge(&nets(&BOTH[..1])), Attachments::Possible(nets(&["fd42:244:0:3::7/128"])));
-        assert_eq!(traces(&["0.0.0.0/0", "::/0", "192.0.2.0/24"]).judge(&[]), Attachments::None);
+        assert_eq!(half.judge(&nets(&BOTH[..1])), AttachedRoutes::Possible(nets(&["fd42:244:0:3::7/128"])));
+        assert_eq!(traces(&["0.0.0.0/0", "::/0", "192.0.2.0/24"]).judge(&[]), AttachedRoutes::None);
     }
 
     #[test]
     fn the_overlay_address_tells_that_a_known_subnet_is_an_old_one() {
         let moved = traces(&["10.244.3.9/32"]);
         let old = nets(&["10.244.8.0/24", "fd42:244:0:3::/64"]);
-        assert_eq!(moved.judge(&old), Attachments::Possible(nets(&["10.244.3.9/32"])));
+        assert_eq!(moved.judge(&old), AttachedRoutes::Possible(nets(&["10.244.3.9/32"])));
         // Without a floor, a bridge shows by its prefix.
         let bare = Traces { networks: Vec::new(), ..traces(&["0.0.0.0/0", "10.244.3.0/24", "192.0.2.0/24"]) };
-        assert_eq!(bare.judge(&[]), Attachments::Possible(nets(&["10.244.3.0/24"])));
+        assert_eq!(bare.judge(&[]), AttachedRoutes::Possible(nets(&["10.244.3.0/24"])));
     }
 }

@@ -6,17 +6,17 @@ use ipnet::IpNet;
 use nix::net::if_::if_indextoname;
 
 use super::foreign::ForeignEdit;
-use super::nft::Transaction;
-use super::observed::{KernelRoute, KernelRule, Target};
+use super::nft::NftTransaction;
+use super::observed::{KernelRoute, KernelRule, NextHop};
 use super::sysctl::Setting;
 
 /// One step. `Display` is what logs and `meshctl` show.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum KernelChange {
     /// Our table, what this pass's routes need.
-    FirewallBefore(Transaction),
+    FirewallBefore(NftTransaction),
     /// Our table, what only the last pass's routes needed.
-    FirewallAfter(Transaction),
+    FirewallAfter(NftTransaction),
     /// The TUN device's MTU.
     Mtu {
         /// The device's index.
@@ -68,7 +68,7 @@ pub enum Change {
     Foreign(ForeignEdit),
 }
 
-impl Change {
+impl KernelChange {
     /// It is one transaction on our own nftables table.
     pub(crate) fn is_firewall(&self) -> bool {
         matches!(self, Self::FirewallBefore(_) | Self::FirewallAfter(_))
@@ -77,7 +77,7 @@ impl Change {
     /// The step lets packets take a path, so it waits for the firewall.
     pub(crate) fn needs_firewall(&self) -> bool {
         match self {
-            Self::RouteAdd(route) | Self::RouteReplace(route) => route.target != Target::Unreachable,
+            Self::RouteAdd(route) | Self::RouteReplace(route) => route.target != NextHop::Unreachable,
             Self::Sysctl(setting) => setting.opens,
             Self::Foreign(edit) => edit.opens(),
             _ => false,
@@ -85,7 +85,7 @@ impl Change {
     }
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for KernelChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::FirewallBefore(t) => write!(f, "nftables: {} commands", t.len()),
@@ -109,8 +109,8 @@ impl fmt::Display for Change {
 impl fmt::Display for KernelRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
-            Target::Unreachable => write!(f, "unreachable {}", self.dst)?,
-            Target::Device { gateway, index } => {
+            NextHop::Unreachable => write!(f, "unreachable {}", self.dst)?,
+            NextHop::Device { gateway, index } => {
                 write!(f, "{}", self.dst)?;
                 if let Some(gateway) = gateway {
                     write!(f, " via {gateway}")?;
@@ -121,7 +121,7 @@ impl fmt::Display for KernelRoute {
                     Err(_) => write!(f, " dev #{index}")?,
                 }
             }
-            Target::Other => write!(f, "{} (several next hops)", self.dst)?,
+            NextHop::Other => write!(f, "{} (several next hops)", self.dst)?,
         }
         write!(f, " table {} metric {}", self.table, self.metric)?;
         if let Some(mtu) = self.mtu {

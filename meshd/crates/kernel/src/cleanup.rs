@@ -3,10 +3,10 @@
 use thiserror::Error;
 
 use super::Kernel;
-use super::failure::{Failure, Problem};
+use super::failure::{Failure, FailureCause};
 use super::foreign::{self, ForeignChain};
-use super::netlink::{self, NetlinkError, Rtnetlink};
-use super::nft::{Ruleset as _, RulesetError, Transaction};
+use super::netlink::{self, Rtnetlink, RtnetlinkError};
+use super::nft::{NftBackend as _, NftTableError, NftTransaction};
 use super::plan::is_floor;
 use super::sysctl;
 
@@ -24,7 +24,7 @@ pub struct Cleanup {
 pub enum CleanupError {
     /// Reading links, routes or rules failed.
     #[error(transparent)]
-    Netlink(#[from] NetlinkError),
+    Netlink(#[from] RtnetlinkError),
 }
 
 impl Kernel {
@@ -54,7 +54,7 @@ impl Kernel {
     }
 
     /// Routes to peers, then rules, then the device, then the floor.
-    async fn remove_routes(&self, netlink: &Rtnetlink, result: &mut Cleanup) -> Result<(), NetlinkError> {
+    async fn remove_routes(&self, netlink: &Rtnetlink, result: &mut Cleanup) -> Result<(), RtnetlinkError> {
         let protocol = self.options.route_protocol;
         let (floor, routes): (Vec<_>, Vec<_>) = netlink.routes(protocol).await?.into_iter().partition(is_floor);
         for route in routes {
@@ -104,7 +104,7 @@ impl Kernel {
         match self.nft.table(name).await {
             Ok(None) => {}
             Ok(Some(_)) => {
-                let mut transaction = Transaction::default();
+                let mut transaction = NftTransaction::default();
                 transaction.push(format!("delete table inet {name}"));
                 if name == super::policy_table(&self.options.table_name) {
                     // Made first, so that it can be deleted whether it was there or not.
@@ -117,7 +117,7 @@ impl Kernel {
         }
     }
 
-    async fn commit(&self, what: String, transaction: &Transaction, result: &mut Cleanup) {
+    async fn commit(&self, what: String, transaction: &NftTransaction, result: &mut Cleanup) {
         match self.nft.apply(transaction).await {
             Ok(()) => result.removed.push(what),
             Err(e) => result.failures.push(Failure::new(what, problem(&e))),
@@ -125,13 +125,13 @@ impl Kernel {
     }
 }
 
-fn note(result: &mut Cleanup, what: String, done: Result<(), Problem>) {
+fn note(result: &mut Cleanup, what: String, done: Result<(), FailureCause>) {
     match done {
         Ok(()) => result.removed.push(what),
         Err(problem) => result.failures.push(Failure::new(what, problem)),
     }
 }
 
-fn problem(error: &RulesetError) -> Problem {
-    Problem::Firewall { message: error.to_string(), remedy: error.remedy() }
+fn problem(error: &NftTableError) -> FailureCause {
+    FailureCause::Firewall { message: error.to_string(), remedy: error.remedy() }
 }

@@ -10,12 +10,12 @@ pub struct Failure {
     /// What, with its values: a route, an address, a setting.
     pub what: String,
     /// Why.
-    pub problem: Problem,
+    pub problem: FailureCause,
 }
 
 /// Why something stays undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Problem {
+pub enum FailureCause {
     /// The TUN device is not there.
     NoTun,
     /// No interface has that name.
@@ -66,7 +66,7 @@ pub enum Problem {
 }
 
 impl Failure {
-    pub(crate) fn new(what: String, problem: Problem) -> Self {
+    pub(crate) fn new(what: String, problem: FailureCause) -> Self {
         Self { what, problem }
     }
 
@@ -75,27 +75,30 @@ impl Failure {
     pub fn may_concern_routes(&self) -> bool {
         !matches!(
             self.problem,
-            Problem::Firewall { .. } | Problem::Setting { .. } | Problem::Saved { .. } | Problem::ForeignName
+            FailureCause::Firewall { .. }
+                | FailureCause::Setting { .. }
+                | FailureCause::Saved { .. }
+                | FailureCause::ForeignName
         )
     }
 
     /// What an operator can do about it.
     pub fn remedy(&self) -> &'static str {
         match &self.problem {
-            Problem::NoTun => "none needed while the daemon creates the device; else see its log",
-            Problem::NoDevice { .. } => "check --iface and the interface's name",
-            Problem::OtherFamily { .. } | Problem::Twice => "report this as a bug",
-            Problem::Foreign => "remove the other route, or give it another metric",
-            Problem::Kernel { errno } => kernel_remedy(*errno),
-            Problem::Netlink { .. } => "none needed: the next reconcile opens a new connection",
-            Problem::Firewall { remedy, .. } => remedy,
-            Problem::NoFirewall => "fix the nftables failure reported with this one",
-            Problem::Setting { .. } => "run with CAP_NET_ADMIN and a writable /proc/sys, or set it by hand",
-            Problem::Saved { .. } => {
+            FailureCause::NoTun => "none needed while the daemon creates the device; else see its log",
+            FailureCause::NoDevice { .. } => "check --iface and the interface's name",
+            FailureCause::OtherFamily { .. } | FailureCause::Twice => "report this as a bug",
+            FailureCause::Foreign => "remove the other route, or give it another metric",
+            FailureCause::Kernel { errno } => kernel_remedy(*errno),
+            FailureCause::Netlink { .. } => "none needed: the next reconcile opens a new connection",
+            FailureCause::Firewall { remedy, .. } => remedy,
+            FailureCause::NoFirewall => "fix the nftables failure reported with this one",
+            FailureCause::Setting { .. } => "run with CAP_NET_ADMIN and a writable /proc/sys, or set it by hand",
+            FailureCause::Saved { .. } => {
                 "make the state directory writable; move a damaged file away: the settings are applied then, but \
                  cleanup cannot restore their earlier values"
             }
-            Problem::ForeignName => "add an accept rule for the mesh networks there by hand",
+            FailureCause::ForeignName => "add an accept rule for the mesh networks there by hand",
         }
     }
 }
@@ -118,7 +121,7 @@ impl fmt::Display for Failure {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for FailureCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoTun => f.write_str("the TUN device does not exist, so the tunnel carries no packets"),

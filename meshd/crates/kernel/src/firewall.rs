@@ -23,7 +23,7 @@ use mesh::kernel_state::{Desired, Firewall, PrefixVia, ProbeRoute};
 
 use super::{
     Options,
-    nft::{BaseChain, Chain, Rule, Set, Table},
+    nft::{BaseChain, Chain, NftRule, NftSet, NftTable},
 };
 
 /// Where the guard looks at packets that leave, behind routing.
@@ -35,8 +35,8 @@ const SOURCE: [&str; 2] = ["source4", "source6"];
 const GUARD: [&str; 2] = ["guard4", "guard6"];
 
 /// The table for `desired`.
-pub(crate) fn render(options: &Options, desired: &Desired) -> Table {
-    let mut table = Table::default();
+pub(crate) fn render(options: &Options, desired: &Desired) -> NftTable {
+    let mut table = NftTable::default();
     sets(&mut table, desired);
     table.counters.extend(SOURCE.map(Cow::Borrowed));
     table.counters.extend(GUARD.map(Cow::Borrowed));
@@ -49,8 +49,8 @@ pub(crate) fn render(options: &Options, desired: &Desired) -> Table {
 }
 
 /// IPv4 and IPv6: nft's word for the header, the suffix of our names, and the name of the family in `meta nfproto`.
-const FAMILIES: [Family; 2] = [
-    Family {
+const FAMILIES: [FamilyRules; 2] = [
+    FamilyRules {
         ip: "ip",
         nfproto: "ipv4",
         networks: "networks4",
@@ -63,7 +63,7 @@ const FAMILIES: [Family; 2] = [
         masquerade: "masq4",
         tcp_headers: 40,
     },
-    Family {
+    FamilyRules {
         ip: "ip6",
         nfproto: "ipv6",
         networks: "networks6",
@@ -78,7 +78,7 @@ const FAMILIES: [Family; 2] = [
     },
 ];
 
-struct Family {
+struct FamilyRules {
     ip: &'static str,
     nfproto: &'static str,
     networks: &'static str,
@@ -92,39 +92,39 @@ struct Family {
     tcp_headers: u32,
 }
 
-fn sets(table: &mut Table, desired: &Desired) {
+fn sets(table: &mut NftTable, desired: &Desired) {
     let firewall = &desired.firewall;
     let probe = |route: &ProbeRoute| PrefixVia { prefix: route.overlay.into(), dev: route.dev.clone(), via: route.via };
     let probes: Vec<PrefixVia> = desired.probes.iter().map(probe).collect();
     for (ipv4, family) in [true, false].into_iter().zip(&FAMILIES) {
         // Own subnets lie in the networks already; naming them again keeps the guard whole if they should not.
         let networks: Vec<&IpNet> = firewall.networks.iter().chain(&firewall.own).collect();
-        table.sets.insert(family.networks.into(), Set::prefixes(ipv4, networks));
-        table.sets.insert(family.own.into(), Set::prefixes(ipv4, &firewall.own));
-        table.sets.insert(family.direct.into(), Set::prefixes_via(ipv4, &firewall.direct));
-        table.sets.insert(family.probes.into(), Set::prefixes_via(ipv4, &probes));
-        table.sets.insert(family.accepted.into(), Set::prefixes_on(ipv4, &firewall.accepted));
+        table.sets.insert(family.networks.into(), NftSet::prefixes(ipv4, networks));
+        table.sets.insert(family.own.into(), NftSet::prefixes(ipv4, &firewall.own));
+        table.sets.insert(family.direct.into(), NftSet::prefixes_via(ipv4, &firewall.direct));
+        table.sets.insert(family.probes.into(), NftSet::prefixes_via(ipv4, &probes));
+        table.sets.insert(family.accepted.into(), NftSet::prefixes_on(ipv4, &firewall.accepted));
     }
-    table.sets.insert("underlay".into(), Set::interfaces(&desired.underlay));
+    table.sets.insert("underlay".into(), NftSet::interfaces(&desired.underlay));
 }
 
-fn source(table: &mut Table, options: &Options, desired: &Desired) {
-    let mut entry = vec![Rule::new(
+fn source(table: &mut NftTable, options: &Options, desired: &Desired) {
+    let mut entry = vec![NftRule::new(
         format!("iifname {{ \"lo\", \"{}\" }} return", options.tun),
         "this host, and the tunnel, which checks keys",
     )];
     for (f, counter) in FAMILIES.iter().zip(SOURCE) {
-        entry.push(Rule::new(format!("{} saddr @{} jump {}", f.ip, f.networks, f.source), "mesh sources"));
+        entry.push(NftRule::new(format!("{} saddr @{} jump {}", f.ip, f.networks, f.source), "mesh sources"));
         let mut rules = Vec::new();
         let overlay = desired.overlay.iter().filter(|address| address.is_ipv4() == (f.ip == "ip"));
         for (address, port) in overlay.filter_map(|address| Some((address, desired.firewall.probe_port?))) {
             let probe = format!("{} daddr {address} udp dport {port} {} saddr . iifname @{}", f.ip, f.ip, f.accepted);
-            rules.push(Rule::new(format!("{probe} notrack return"), "probes of eligible direct peers"));
+            rules.push(NftRule::new(format!("{probe} notrack return"), "probes of eligible direct peers"));
         }
         rules.extend([
-            Rule::new(format!("{} saddr . iifname @{} return", f.ip, f.accepted), "eligible direct peers"),
-            Rule::new("fib saddr . iif oif exists return".to_owned(), "its route points there"),
-            Rule::new(format!("counter name \"{counter}\" drop"), "a mesh source from elsewhere"),
+            NftRule::new(format!("{} saddr . iifname @{} return", f.ip, f.accepted), "eligible direct peers"),
+            NftRule::new("fib saddr . iif oif exists return".to_owned(), "its route points there"),
+            NftRule::new(format!("counter name \"{counter}\" drop"), "a mesh source from elsewhere"),
         ]);
         table.chains.insert(f.source.into(), Chain { base: None, rules });
     }
@@ -133,27 +133,27 @@ fn source(table: &mut Table, options: &Options, desired: &Desired) {
 
 /// Probes are of no connection, in either direction: no NAT rule, of whomever, applies to them, nor does one that an
 /// earlier connection of the same addresses and ports had.
-fn untracked(table: &mut Table, options: &Options, probe_port: Option<u16>) {
-    let rule = |port| Rule::new(format!("meta mark {:#x} udp sport {port} notrack", options.probe_mark), "probes");
+fn untracked(table: &mut NftTable, options: &Options, probe_port: Option<u16>) {
+    let rule = |port| NftRule::new(format!("meta mark {:#x} udp sport {port} notrack", options.probe_mark), "probes");
     insert_base(table, "untracked", ("filter", "output", -300), probe_port.into_iter().map(rule).collect());
 }
 
-fn guard(table: &mut Table, options: &Options, firewall: &Firewall) {
+fn guard(table: &mut NftTable, options: &Options, firewall: &Firewall) {
     let mut entry =
-        vec![Rule::new(format!("oifname {{ \"lo\", \"{}\" }} return", options.tun), "this host, and the tunnel")];
+        vec![NftRule::new(format!("oifname {{ \"lo\", \"{}\" }} return", options.tun), "this host, and the tunnel")];
     for (f, counter) in FAMILIES.iter().zip(GUARD) {
-        entry.push(Rule::new(format!("{} daddr @{} jump {}", f.ip, f.networks, f.guard), "mesh destinations"));
+        entry.push(NftRule::new(format!("{} daddr @{} jump {}", f.ip, f.networks, f.guard), "mesh destinations"));
         let mut rules = vec![
-            Rule::new(format!("{} @{} return", next_hop(f), f.direct), "direct routes"),
-            Rule::new(format!("{} daddr @{} oifname != @underlay return", f.ip, f.own), "own pods"),
+            NftRule::new(format!("{} @{} return", next_hop(f), f.direct), "direct routes"),
+            NftRule::new(format!("{} daddr @{} oifname != @underlay return", f.ip, f.own), "own pods"),
         ];
         if let Some(port) = firewall.probe_port {
-            rules.push(Rule::new(
+            rules.push(NftRule::new(
                 format!("meta mark {:#x} udp sport {port} {} @{} return", options.probe_mark, next_hop(f), f.probes),
                 "probes to eligible peers",
             ));
         }
-        rules.push(Rule::new(format!("counter name \"{counter}\" drop"), "neither tunnel nor direct route"));
+        rules.push(NftRule::new(format!("counter name \"{counter}\" drop"), "neither tunnel nor direct route"));
         table.chains.insert(f.guard.into(), Chain { base: None, rules });
     }
     insert_base(table, "guard", ("filter", "postrouting", GUARD_PRIORITY), entry);
@@ -161,46 +161,46 @@ fn guard(table: &mut Table, options: &Options, firewall: &Firewall) {
 
 /// Where a packet really goes. A destination and an interface alone would also be those of a default route to a router,
 /// which a packet follows once the direct route is flushed.
-fn next_hop(f: &Family) -> String {
+fn next_hop(f: &FamilyRules) -> String {
     format!("{0} daddr . oifname . rt {0} nexthop", f.ip)
 }
 
-fn clamp(table: &mut Table, options: &Options, mtu: u32) {
+fn clamp(table: &mut NftTable, options: &Options, mtu: u32) {
     let mut rules = Vec::new();
     for f in &FAMILIES {
         for direction in ["daddr", "saddr"] {
-            rules.push(Rule::new(
+            rules.push(NftRule::new(
                 format!("{} {direction} @{} tcp option maxseg size set rt mtu", f.ip, f.networks),
                 "the smaller route of both directions",
             ));
         }
         let segment = mtu.saturating_sub(f.tcp_headers).clamp(1, 65_535);
-        rules.push(Rule::new(
+        rules.push(NftRule::new(
             format!("iifname \"{}\" meta nfproto {} tcp option maxseg size set {segment}", options.tun, f.nfproto),
             "from the tunnel",
         ));
     }
     table.chains.insert("clamp".into(), Chain { base: None, rules });
     for (name, hook) in [("clamp_fwd", "forward"), ("clamp_out", "output")] {
-        let entry = vec![Rule::new("tcp flags & (syn | rst) == syn jump clamp".to_owned(), "new connections")];
+        let entry = vec![NftRule::new("tcp flags & (syn | rst) == syn jump clamp".to_owned(), "new connections")];
         insert_base(table, name, ("filter", hook, -150), entry);
     }
 }
 
-fn masquerade(table: &mut Table, options: &Options, on: bool) {
+fn masquerade(table: &mut NftTable, options: &Options, on: bool) {
     let mut entry = Vec::new();
     for f in &FAMILIES {
         let mut rules = Vec::new();
         if on {
-            entry.push(Rule::new(format!("{} saddr @{} jump {}", f.ip, f.own, f.masquerade), "own subnets"));
+            entry.push(NftRule::new(format!("{} saddr @{} jump {}", f.ip, f.own, f.masquerade), "own subnets"));
             rules = vec![
-                Rule::new(format!("oifname {{ \"lo\", \"{}\" }} return", options.tun), "stays in the mesh"),
-                Rule::new(format!("{} daddr @{} return", f.ip, f.networks), "stays in the mesh"),
-                Rule::new(
+                NftRule::new(format!("oifname {{ \"lo\", \"{}\" }} return", options.tun), "stays in the mesh"),
+                NftRule::new(format!("{} daddr @{} return", f.ip, f.networks), "stays in the mesh"),
+                NftRule::new(
                     "fib daddr type { local, broadcast, multicast } return".to_owned(),
                     "own addresses and groups",
                 ),
-                Rule::new("masquerade fully-random".to_owned(), "leaves the mesh"),
+                NftRule::new("masquerade fully-random".to_owned(), "leaves the mesh"),
             ];
         }
         table.chains.insert(f.masquerade.into(), Chain { base: None, rules });
@@ -209,10 +209,10 @@ fn masquerade(table: &mut Table, options: &Options, on: bool) {
 }
 
 fn insert_base(
-    table: &mut Table,
+    table: &mut NftTable,
     name: &'static str,
     (kind, hook, priority): (&'static str, &'static str, i32),
-    rules: Vec<Rule>,
+    rules: Vec<NftRule>,
 ) {
     let base = Some(BaseChain { kind, hook, priority });
     table.chains.insert(name.into(), Chain { base, rules });

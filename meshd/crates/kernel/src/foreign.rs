@@ -23,19 +23,19 @@ use text::quote;
 
 use super::{
     Options,
-    change::Change,
-    failure::{Failure, Problem},
+    change::KernelChange,
+    failure::{Failure, FailureCause},
     nft::{
-        Accepted, Element, Nft, Rules, RulesetError, Set, Transaction, accepted, expressions, foreign_rules, items,
-        run, table_of,
+        AcceptedPrefixes, Element, ListedRuleset, Nft, NftSet, NftTableError, NftTransaction, accepted, expressions,
+        foreign_rules, items, run, table_of,
     },
-    observed::Observed,
-    plan::Plan,
+    observed::ObservedKernel,
+    plan::KernelPlan,
 };
 pub use legacy::has_table;
 pub(crate) use legacy::legacy;
 pub(crate) use met::met;
-pub use met::{Effect, Met};
+pub use met::{Met, RuleEffect};
 
 /// A chain at the forward hook in another table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,18 +49,18 @@ pub struct ForeignChain {
     /// It drops what none of its rules takes.
     pub drops: bool,
     /// Whose it is, where that can be told.
-    pub owner: Option<Owner>,
+    pub owner: Option<FirewallProgram>,
     /// Handles of rules in it that lead to our accept chain.
     pub tagged: Vec<u64>,
     /// What its table lets through by rules of its owner's.
-    pub accepted: Accepted,
+    pub accepted: AcceptedPrefixes,
     /// The comments of our accept chain's rules in the same table, if that chain is there.
     pub accept_chain: Option<Vec<Option<String>>>,
 }
 
 /// Programs that are known to drop forwarded packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
+pub enum FirewallProgram {
     /// Docker's engine sets the policy of FORWARD to DROP.
     Docker,
     /// firewalld rejects what no zone or policy allows.
@@ -79,7 +79,7 @@ pub struct ForeignDrop {
     /// The chain.
     pub chain: String,
     /// Whose it is, where that can be told.
-    pub owner: Option<Owner>,
+    pub owner: Option<FirewallProgram>,
     /// What to do.
     pub remedy: String,
 }
@@ -94,7 +94,7 @@ pub struct ForeignEdit {
     /// Accepts mesh packets there, or takes that back.
     pub accept: bool,
     /// The commands.
-    pub transaction: Transaction,
+    pub transaction: NftTransaction,
 }
 
 impl ForeignEdit {
@@ -110,7 +110,7 @@ impl fmt::Display for ForeignEdit {
     }
 }
 
-impl fmt::Display for Owner {
+impl fmt::Display for FirewallProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Docker => "Docker",
@@ -132,11 +132,11 @@ pub(crate) struct Foreign {
     pub chains: Vec<ForeignChain>,
     /// What the mesh's own packets meet: chains that translate addresses behind routing, and filters of what this node
     /// sends and receives.
-    pub met: Arc<Rules>,
+    pub met: Arc<ListedRuleset>,
 }
 
 /// Reads the rules outside our tables, without the elements of named sets: others keep a hundred thousand of them.
-pub(crate) async fn observe(options: &Options, nft: &Nft) -> Result<Foreign, RulesetError> {
+pub(crate) async fn observe(options: &Options, nft: &Nft) -> Result<Foreign, NftTableError> {
     let Some(json) = nft.list(&["list", "chains"]).await? else {
         return Ok(Foreign::default());
     };
@@ -159,12 +159,12 @@ pub(crate) async fn observe(options: &Options, nft: &Nft) -> Result<Foreign, Rul
             );
         }
     }
-    let rules = Rules::new(listed.clone());
+    let rules = ListedRuleset::new(listed.clone());
     let chains = forward_chains(&accept_chain(options), &rules);
     for (table, options) in [("nat", &["-t", "nat"]), ("mangle", &["-t", "mangle"]), ("raw", &["-t", "raw"])] {
         translate_matches(table, options, &mut listed).await;
     }
-    let met = Rules::new(listed).reachable(|chain| is_met(chain) && chain["hook"] != "forward");
+    let met = ListedRuleset::new(listed).reachable(|chain| is_met(chain) && chain["hook"] != "forward");
     Ok(Foreign { chains, met: Arc::new(met) })
 }
 
@@ -225,7 +225,7 @@ fn lacks_arguments(expression: &Value) -> bool {
 }
 
 /// The chains at the forward hook.
-fn forward_chains(accept_name: &str, rules: &Rules) -> Vec<ForeignChain> {
+fn forward_chains(accept_name: &str, rules: &ListedRuleset) -> Vec<ForeignChain> {
     let mut found = Vec::new();
     for chain in rules.items("chain").filter(|chain| chain["hook"] == "forward" && chain["type"] == "filter") {
         let table = table_of(chain);
@@ -236,7 +236,7 @@ fn forward_chains(accept_name: &str, rules: &Rules) -> Vec<ForeignChain> {
         let drops = chain["policy"] == "drop" || of.ends_in_drop;
         let accepted = match drops && of.tagged.is_empty() {
             true => accepted(rules.items("rule").filter(|rule| table_of(rule) == table), accept_name),
-            false => Accepted::default(),
+            false => AcceptedPrefixes::default(),
         };
         found.push(ForeignChain {
             drops,
@@ -271,13 +271,13 @@ pub(crate) fn unanswered(desired: &Desired, foreign: &[ForeignChain]) -> Vec<For
 }
 
 /// Whether there is a rule for each of these, as a packet's source and as its destination.
-fn accepts(accepted: &Accepted, networks: &[IpNet]) -> bool {
+fn accepts(accepted: &AcceptedPrefixes, networks: &[IpNet]) -> bool {
     let all = |by: &[IpNet]| networks.iter().all(|net| by.iter().any(|prefix| prefix.contains(net)));
     all(&accepted.sources) && all(&accepted.destinations)
 }
 
 /// Adds the edits that bring foreign tables to what is desired.
-pub(super) fn plan(options: &Options, desired: &Desired, observed: &Observed, plan: &mut Plan) {
+pub(super) fn plan(options: &Options, desired: &Desired, observed: &ObservedKernel, plan: &mut KernelPlan) {
     let mut tables: BTreeMap<(&str, &str), Vec<&ForeignChain>> = BTreeMap::new();
     for chain in &observed.foreign {
         tables.entry((&chain.family, &chain.table)).or_default().push(chain);
@@ -287,7 +287,7 @@ pub(super) fn plan(options: &Options, desired: &Desired, observed: &Observed, pl
         let accept = desired.forward_accept && !prefixes.is_empty() && chains.iter().any(|c| c.drops);
         if !is_identifier(table) || chains.iter().any(|c| !is_identifier(&c.chain)) {
             if accept {
-                plan.failures.push(Failure::new(format!("table {family} {table:?}"), Problem::ForeignName));
+                plan.failures.push(Failure::new(format!("table {family} {table:?}"), FailureCause::ForeignName));
             }
             continue;
         }
@@ -297,7 +297,7 @@ pub(super) fn plan(options: &Options, desired: &Desired, observed: &Observed, pl
             withdrawing(options, (family, table), &chains)
         };
         if !transaction.is_empty() {
-            plan.changes.push(Change::Foreign(ForeignEdit {
+            plan.changes.push(KernelChange::Foreign(ForeignEdit {
                 family: family.to_owned(),
                 table: table.to_owned(),
                 accept,
@@ -312,8 +312,8 @@ fn accepting(
     (family, table): (&str, &str),
     prefixes: &[IpNet],
     chains: &[&ForeignChain],
-) -> Transaction {
-    let mut transaction = Transaction::default();
+) -> NftTransaction {
+    let mut transaction = NftTransaction::default();
     let (name, tag) = (accept_chain(options), &options.table_name);
     let place = format!("{family} {table}");
     let wanted: Vec<(&str, &IpNet)> =
@@ -349,8 +349,12 @@ fn accepting(
 }
 
 /// Takes the tagged rules and the chain that they jump to out of one table.
-pub(crate) fn withdrawing(options: &Options, (family, table): (&str, &str), chains: &[&ForeignChain]) -> Transaction {
-    let mut transaction = Transaction::default();
+pub(crate) fn withdrawing(
+    options: &Options,
+    (family, table): (&str, &str),
+    chains: &[&ForeignChain],
+) -> NftTransaction {
+    let mut transaction = NftTransaction::default();
     for chain in chains {
         for handle in &chain.tagged {
             transaction.push(format!("delete rule {family} {table} {} handle {handle}", chain.chain));
@@ -369,7 +373,7 @@ fn prefixes(desired: &Desired, family: &str) -> Vec<IpNet> {
     let mut all = BTreeSet::new();
     for ipv4 in [true, false] {
         if family == "inet" || (family == "ip") == ipv4 {
-            for element in Set::prefixes(ipv4, &desired.firewall.networks).elements {
+            for element in NftSet::prefixes(ipv4, &desired.firewall.networks).elements {
                 if let Element::Prefix(prefix) = element {
                     all.insert(prefix);
                 }
@@ -380,14 +384,14 @@ fn prefixes(desired: &Desired, family: &str) -> Vec<IpNet> {
 }
 
 /// The program that has made `table`, known by its name or by the chains that it jumps to.
-pub fn owner(table: &str, jumps: &[String]) -> Option<Owner> {
+pub fn owner(table: &str, jumps: &[String]) -> Option<FirewallProgram> {
     let jumps_to = |start: &str| jumps.iter().any(|j| j.starts_with(start));
     if table == "firewalld" {
-        Some(Owner::Firewalld)
+        Some(FirewallProgram::Firewalld)
     } else if jumps_to("ufw-") || jumps_to("ufw6-") {
-        Some(Owner::Ufw)
+        Some(FirewallProgram::Ufw)
     } else if jumps_to("DOCKER") || table == "docker-bridges" {
-        Some(Owner::Docker)
+        Some(FirewallProgram::Docker)
     } else {
         None
     }
@@ -402,22 +406,24 @@ fn remedy(desired: &Desired, chain: &ForeignChain) -> String {
     };
     let commands = match owner {
         // The chain that Docker leaves to its users.
-        Some(Owner::Docker) if table == "filter" => {
+        Some(FirewallProgram::Docker) if table == "filter" => {
             let tool = if family == "ip6" { "ip6tables" } else { "iptables" };
             for_each(&|net| {
                 format!("{tool} -I DOCKER-USER -s {net} -j ACCEPT && {tool} -I DOCKER-USER -d {net} -j ACCEPT")
             })
         }
-        Some(Owner::Firewalld) => {
+        Some(FirewallProgram::Firewalld) => {
             let sources = for_each(&|net| format!("firewall-cmd --permanent --zone=trusted --add-source={net}"));
             format!("{sources} && firewall-cmd --reload")
         }
-        Some(Owner::Ufw) => for_each(&|net| format!("ufw route allow from {net} && ufw route allow to {net}")),
-        Some(Owner::Docker) | None if table == "filter" && family != "inet" => {
+        Some(FirewallProgram::Ufw) => {
+            for_each(&|net| format!("ufw route allow from {net} && ufw route allow to {net}"))
+        }
+        Some(FirewallProgram::Docker) | None if table == "filter" && family != "inet" => {
             let tool = if family == "ip6" { "ip6tables" } else { "iptables" };
             for_each(&|net| format!("{tool} -I {name} -s {net} -j ACCEPT && {tool} -I {name} -d {net} -j ACCEPT"))
         }
-        Some(Owner::Docker) | None => for_each(&|net| {
+        Some(FirewallProgram::Docker) | None => for_each(&|net| {
             let ip = if matches!(net, IpNet::V4(_)) { "ip" } else { "ip6" };
             let rule = format!("nft insert rule {family} {quoted_table} {name} {ip}");
             format!("{rule} saddr {net} accept && {rule} daddr {net} accept")

@@ -8,10 +8,10 @@
 //!
 //! [`Kernel::reconcile`] reads our own state (routes and rules by protocol number, all of the TUN device, the nftables
 //! table by name), compares it and applies only the difference: over unchanged state it makes no change.
-//! [`Kernel::follow`] does the same for changes in `Desired`, provided that nothing else has changed the kernel since.
-//! State of other programs stays untouched, with two exceptions, which the same diff maintains and [`Kernel::cleanup`]
-//! reverts: sysctls, whose earlier values are kept on disk, and with `forward_accept` one tagged rule in each foreign
-//! chain that would drop mesh packets.
+//! [`Kernel::apply_changes`] does the same for changes in `Desired`, provided that nothing else has changed the kernel
+//! since. State of other programs stays untouched, with two exceptions, which the same diff maintains and
+//! [`Kernel::cleanup`] reverts: sysctls, whose earlier values are kept on disk, and with `forward_accept` one tagged
+//! rule in each foreign chain that would drop mesh packets.
 //!
 //! It fails closed: first `nftables`, then the floor, then rules, then routes. A step that lets packets pass waits
 //! until the firewall is in place. Withdrawals go in reverse order.
@@ -42,20 +42,20 @@ use std::{path::PathBuf, sync::Mutex};
 use mesh::interface::InterfaceName;
 use thiserror::Error;
 
-pub use attached::Attachments;
-pub use change::Change;
+pub use attached::AttachedRoutes;
+pub use change::KernelChange;
 pub use cleanup::{Cleanup, CleanupError};
-pub use failure::{Failure, Problem};
-pub use foreign::{Effect, ForeignChain, ForeignDrop, ForeignEdit, Met, Owner};
+pub use failure::{Failure, FailureCause};
+pub use foreign::{FirewallProgram, ForeignChain, ForeignDrop, ForeignEdit, Met, RuleEffect};
 pub use foreign::{has_table, owner};
-pub use netlink::{Link, LinkAddress, MainRoute, NetlinkError, OwnPorts, Rtnetlink};
+pub use netlink::{KernelLink, LinkAddress, MainRoute, OwnPorts, Rtnetlink, RtnetlinkError};
 pub use nft::{
-    BaseChain, Chain, Counter, Element, ListingError, Nft, ObservedChain, ObservedSet, ObservedTable, Rule, Ruleset,
-    RulesetError, Set, SetKind, Table, TableDiff, Transaction,
+    BaseChain, Chain, Counter, Element, ListingError, Nft, NftBackend, NftRule, NftSet, NftTable, NftTableError,
+    NftTransaction, ObservedChain, ObservedSet, ObservedTable, SetKind, TableDiff,
 };
-pub use observed::{KernelRoute, KernelRule, Observed, ObservedTun, Target};
-pub use plan::{Plan, plan};
-pub use reconcile::{ReconcileError, Report};
+pub use observed::{KernelRoute, KernelRule, NextHop, ObservedKernel, ObservedTun};
+pub use plan::{KernelPlan, plan};
+pub use reconcile::{PassReport, ReconcileError};
 pub use sysctl::{Saved, Setting, StateError, Sysctls};
 pub use underlay::{Neighbour, Underlay, UnderlayError, UnderlayFamily, UnderlaySelection};
 pub use watch::{KernelEvents, KernelWatch};
@@ -120,7 +120,7 @@ pub enum KernelError {
     },
     /// There is no way to talk to the kernel.
     #[error(transparent)]
-    Netlink(#[from] NetlinkError),
+    Netlink(#[from] RtnetlinkError),
 }
 
 /// The kernel's network state, as far as it is ours.

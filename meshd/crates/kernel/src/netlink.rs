@@ -34,13 +34,13 @@ use rtnetlink::{
 use thiserror::Error;
 
 use super::{
-    failure::Problem,
+    failure::FailureCause,
     observed::{KernelRoute, KernelRule, ObservedTun},
 };
 
 /// Why rtnetlink gave no answer.
 #[derive(Debug, Error)]
-pub enum NetlinkError {
+pub enum RtnetlinkError {
     /// The socket cannot be opened.
     #[error("cannot open a netlink socket: {0}")]
     Open(#[source] std::io::Error),
@@ -109,7 +109,7 @@ impl OwnPorts {
 
 /// A link, reduced to what matters here.
 #[derive(Debug, Clone)]
-pub struct Link {
+pub struct KernelLink {
     /// Of the interface.
     pub index: u32,
     /// As the kernel has it.
@@ -158,14 +158,15 @@ pub struct MainRoute {
 
 impl Rtnetlink {
     /// Opens a connection in the network namespace of the calling thread, inside a tokio runtime.
-    pub fn open() -> Result<Self, NetlinkError> {
+    pub fn open() -> Result<Self, RtnetlinkError> {
         Self::open_known(&OwnPorts::default())
     }
 
     /// The same, for changes that are no news to who knows its port by `ports`.
-    pub(crate) fn open_known(ports: &OwnPorts) -> Result<Self, NetlinkError> {
-        let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check().map_err(NetlinkError::Open)?;
-        let bound = connection.socket_mut().socket_mut().bind_auto().map_err(NetlinkError::Open)?;
+    pub(crate) fn open_known(ports: &OwnPorts) -> Result<Self, RtnetlinkError> {
+        let (mut connection, handle, _) =
+            rtnetlink::new_connection_with_strict_check().map_err(RtnetlinkError::Open)?;
+        let bound = connection.socket_mut().socket_mut().bind_auto().map_err(RtnetlinkError::Open)?;
         ports.add(bound.port_number());
         let ended = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&ended);
@@ -183,7 +184,7 @@ impl Rtnetlink {
     }
 
     /// All interfaces.
-    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+    pub async fn links(&self) -> Result<Vec<KernelLink>, RtnetlinkError> {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let messages = self
@@ -196,7 +197,7 @@ impl Rtnetlink {
     }
 
     /// Addresses of one link, or of all.
-    pub async fn addresses(&self, index: Option<u32>) -> Result<Vec<LinkAddress>, NetlinkError> {
+    pub async fn addresses(&self, index: Option<u32>) -> Result<Vec<LinkAddress>, RtnetlinkError> {
         let mut request = AddressMessage::default();
         request.header.index = index.unwrap_or(0);
         let messages = self
@@ -209,7 +210,7 @@ impl Rtnetlink {
     }
 
     /// Routes with `protocol`, of both families, in any table.
-    pub async fn routes(&self, protocol: u8) -> Result<Vec<KernelRoute>, NetlinkError> {
+    pub async fn routes(&self, protocol: u8) -> Result<Vec<KernelRoute>, RtnetlinkError> {
         let wanted = RouteProtocol::from(protocol);
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -223,7 +224,7 @@ impl Rtnetlink {
     }
 
     /// Unicast routes of the main table with any other protocol, of both families.
-    pub(crate) async fn others_routes(&self, protocol: u8) -> Result<Vec<KernelRoute>, NetlinkError> {
+    pub(crate) async fn others_routes(&self, protocol: u8) -> Result<Vec<KernelRoute>, RtnetlinkError> {
         let ours = RouteProtocol::from(protocol);
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -239,7 +240,7 @@ impl Rtnetlink {
 
     /// The interface by which a packet of this machine to an address would leave, by all rules and tables; `None`: nothing
     /// leads there.
-    pub async fn way_to(&self, address: IpAddr) -> Result<Option<u32>, NetlinkError> {
+    pub async fn way_to(&self, address: IpAddr) -> Result<Option<u32>, RtnetlinkError> {
         let request = look_up(address);
         let mut answers = Box::pin(self.handle.route().get(request).execute());
         match answers.next().await {
@@ -249,14 +250,14 @@ impl Rtnetlink {
             })),
             // Unreachable is an answer, too.
             Some(Err(rtnetlink::Error::NetlinkError(_))) => Ok(None),
-            Some(Err(_)) | None => Err(NetlinkError::Ended { what: "route lookup" }),
+            Some(Err(_)) | None => Err(RtnetlinkError::Ended { what: "route lookup" }),
         }
     }
 
     /// Whether the kernel forwards to `to` what comes from `from` by the interface with index `by`, or the error number
     /// that it gives instead: the look-up that a packet meets, with rules, reverse path filter and, for IPv4, the
     /// interface's `forwarding`.
-    pub async fn forwards(&self, from: IpAddr, by: u32, to: IpAddr) -> Result<Result<(), i32>, NetlinkError> {
+    pub async fn forwards(&self, from: IpAddr, by: u32, to: IpAddr) -> Result<Result<(), i32>, RtnetlinkError> {
         let mut request = look_up(to);
         request.header.source_prefix_length = request.header.destination_prefix_length;
         request.attributes.push(RouteAttribute::Source(from.into()));
@@ -265,12 +266,12 @@ impl Rtnetlink {
         match answers.next().await {
             Some(Ok(_)) => Ok(Ok(())),
             Some(Err(rtnetlink::Error::NetlinkError(error))) => Ok(Err(error.raw_code().wrapping_neg())),
-            Some(Err(_)) | None => Err(NetlinkError::Ended { what: "route lookup" }),
+            Some(Err(_)) | None => Err(RtnetlinkError::Ended { what: "route lookup" }),
         }
     }
 
     /// Unicast routes of the main table with any protocol, once for each next hop.
-    pub async fn main_routes(&self, ipv4: bool) -> Result<Vec<MainRoute>, NetlinkError> {
+    pub async fn main_routes(&self, ipv4: bool) -> Result<Vec<MainRoute>, RtnetlinkError> {
         let mut request = RouteMessage::default();
         request.header.address_family = family_of(ipv4);
         request.header.table = 254;
@@ -279,14 +280,14 @@ impl Rtnetlink {
     }
 
     /// The default routes among them.
-    pub async fn defaults(&self, ipv4: bool) -> Result<Vec<MainRoute>, NetlinkError> {
+    pub async fn defaults(&self, ipv4: bool) -> Result<Vec<MainRoute>, RtnetlinkError> {
         let mut routes = self.main_routes(ipv4).await?;
         routes.retain(|route| route.dst.prefix_len() == 0);
         Ok(routes)
     }
 
     /// Rules with `protocol`, of both families.
-    pub async fn rules(&self, protocol: u8) -> Result<Vec<KernelRule>, NetlinkError> {
+    pub async fn rules(&self, protocol: u8) -> Result<Vec<KernelRule>, RtnetlinkError> {
         let wanted = RouteProtocol::from(protocol);
         let mut rules = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -307,7 +308,7 @@ impl Rtnetlink {
     }
 
     /// The neighbour entries of one link and family.
-    pub async fn neighbours(&self, index: u32, ipv4: bool) -> Result<Vec<NeighbourMessage>, NetlinkError> {
+    pub async fn neighbours(&self, index: u32, ipv4: bool) -> Result<Vec<NeighbourMessage>, RtnetlinkError> {
         use rtnetlink::packet_route::neighbour::NeighbourAttribute;
         let mut request = NeighbourMessage::default();
         request.header.family = family_of(ipv4);
@@ -322,27 +323,27 @@ impl Rtnetlink {
         Ok(messages)
     }
 
-    pub(crate) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Problem> {
+    pub(crate) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), FailureCause> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
         done(self.handle.link().set(message).execute().await, &[])
     }
 
-    pub(crate) async fn set_txqueuelen(&self, index: u32, packets: u32) -> Result<(), Problem> {
+    pub(crate) async fn set_txqueuelen(&self, index: u32, packets: u32) -> Result<(), FailureCause> {
         let message = LinkUnspec::new_with_index(index).txqueuelen(packets).build();
         done(self.handle.link().set(message).execute().await, &[])
     }
 
-    pub(crate) async fn set_up(&self, index: u32, up: bool) -> Result<(), Problem> {
+    pub(crate) async fn set_up(&self, index: u32, up: bool) -> Result<(), FailureCause> {
         let builder = LinkUnspec::new_with_index(index);
         let message = if up { builder.up() } else { builder.down() }.build();
         done(self.handle.link().set(message).execute().await, &[])
     }
 
-    pub(crate) async fn delete_link(&self, index: u32) -> Result<(), Problem> {
+    pub(crate) async fn delete_link(&self, index: u32) -> Result<(), FailureCause> {
         done(self.handle.link().del(index).execute().await, &[libc::ENODEV])
     }
 
-    pub(crate) async fn add_address(&self, index: u32, address: IpNet) -> Result<(), Problem> {
+    pub(crate) async fn add_address(&self, index: u32, address: IpNet) -> Result<(), FailureCause> {
         let mut request = self.handle.address().add(index, address.addr(), address.prefix_len());
         if address.addr().is_ipv6() {
             // Nobody answers duplicate address detection on a TUN device; and the /128 needs no route of its own.
@@ -354,7 +355,7 @@ impl Rtnetlink {
         done(request.execute().await, &[libc::EEXIST])
     }
 
-    pub(crate) async fn remove_address(&self, index: u32, address: IpNet) -> Result<(), Problem> {
+    pub(crate) async fn remove_address(&self, index: u32, address: IpNet) -> Result<(), FailureCause> {
         let mut message = AddressMessage::default();
         message.header.family = family_of(address.addr().is_ipv4());
         message.header.prefix_len = address.prefix_len();
@@ -365,16 +366,16 @@ impl Rtnetlink {
 
     /// Adds a route, or replaces the one with its key in a single message. Adding is exclusive: it fails where a route
     /// with that key exists, whose ever it is.
-    pub async fn set_route(&self, route: &KernelRoute, protocol: u8, replace: bool) -> Result<(), Problem> {
+    pub async fn set_route(&self, route: &KernelRoute, protocol: u8, replace: bool) -> Result<(), FailureCause> {
         let request = self.handle.route().add(route_message(route, protocol));
         let request = if replace { request.replace() } else { request };
         done(request.execute().await, &[]).map_err(|problem| match problem {
-            Problem::Kernel { errno: libc::EEXIST } => Problem::Foreign,
+            FailureCause::Kernel { errno: libc::EEXIST } => FailureCause::Foreign,
             other => other,
         })
     }
 
-    pub(crate) async fn remove_route(&self, route: &KernelRoute, protocol: u8) -> Result<(), Problem> {
+    pub(crate) async fn remove_route(&self, route: &KernelRoute, protocol: u8) -> Result<(), FailureCause> {
         let mut message = route_message(route, protocol);
         // What tells it apart is enough: the rest is only compared.
         message.header.scope = RouteScope::NoWhere;
@@ -382,18 +383,18 @@ impl Rtnetlink {
         done(self.handle.route().del(message).execute().await, &[libc::ESRCH, libc::ENOENT, libc::ENODEV])
     }
 
-    pub(crate) async fn add_rule(&self, rule: &KernelRule, protocol: u8) -> Result<(), Problem> {
+    pub(crate) async fn add_rule(&self, rule: &KernelRule, protocol: u8) -> Result<(), FailureCause> {
         let mut request = self.handle.rule().add();
         *request.message_mut() = rule_message(rule, protocol);
         done(request.execute().await, &[libc::EEXIST])
     }
 
-    pub(crate) async fn remove_rule(&self, rule: &KernelRule, protocol: u8) -> Result<(), Problem> {
+    pub(crate) async fn remove_rule(&self, rule: &KernelRule, protocol: u8) -> Result<(), FailureCause> {
         let message = rule_message(rule, protocol);
         done(self.handle.rule().del(message).execute().await, &[libc::ENOENT, libc::ESRCH])
     }
 
-    async fn dump_routes(&self, mut request: RouteMessage) -> Result<Vec<RouteMessage>, NetlinkError> {
+    async fn dump_routes(&self, mut request: RouteMessage) -> Result<Vec<RouteMessage>, RtnetlinkError> {
         request.header.scope = RouteScope::Universe;
         self.dump("routes", RouteNetlinkMessage::GetRoute(request), |m| match m {
             RouteNetlinkMessage::NewRoute(m) => Some(m),
@@ -408,11 +409,11 @@ impl Rtnetlink {
         what: &'static str,
         request: RouteNetlinkMessage,
         pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
-    ) -> Result<Vec<T>, NetlinkError> {
+    ) -> Result<Vec<T>, RtnetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
             let mut message = NetlinkMessage::from(request.clone());
             message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-            let mut answers = self.handle.clone().request(message).map_err(|_| NetlinkError::Ended { what })?;
+            let mut answers = self.handle.clone().request(message).map_err(|_| RtnetlinkError::Ended { what })?;
             let mut found = Vec::new();
             let mut steady = true;
             while let Some(answer) = answers.next().await {
@@ -425,7 +426,7 @@ impl Rtnetlink {
                         // A table that never had a route.
                         libc::ENOENT => {}
                         errno => {
-                            return Err(NetlinkError::Kernel {
+                            return Err(RtnetlinkError::Kernel {
                                 what,
                                 source: std::io::Error::from_raw_os_error(errno),
                             });
@@ -435,13 +436,13 @@ impl Rtnetlink {
                 }
             }
             if self.has_ended() {
-                return Err(NetlinkError::Ended { what });
+                return Err(RtnetlinkError::Ended { what });
             }
             if steady {
                 return Ok(found);
             }
         }
-        Err(NetlinkError::Unsteady { what })
+        Err(RtnetlinkError::Unsteady { what })
     }
 }
 
@@ -455,7 +456,7 @@ fn look_up(address: IpAddr) -> RouteMessage {
 }
 
 /// The TUN device among `links`. A device of that name that is no TUN is not ours.
-pub(crate) fn tun_among(links: &[Link], name: &InterfaceName) -> Option<ObservedTun> {
+pub(crate) fn tun_among(links: &[KernelLink], name: &InterfaceName) -> Option<ObservedTun> {
     links.iter().find(|l| l.name == name.as_str() && l.is_tun).map(|l| ObservedTun {
         index: l.index,
         mtu: l.mtu,
@@ -468,7 +469,7 @@ pub(crate) fn tun_among(links: &[Link], name: &InterfaceName) -> Option<Observed
 pub(crate) async fn advertised(
     netlink: &Rtnetlink,
     names: &BTreeMap<String, u32>,
-) -> Result<BTreeSet<InterfaceName>, NetlinkError> {
+) -> Result<BTreeSet<InterfaceName>, RtnetlinkError> {
     let by_index: BTreeMap<u32, &String> = names.iter().map(|(n, i)| (*i, n)).collect();
     Ok(netlink
         .defaults(false)
@@ -480,13 +481,13 @@ pub(crate) async fn advertised(
 }
 
 /// Turns the kernel's answer into ours; errors in `fine` mean that it is so already.
-fn done(result: Result<(), rtnetlink::Error>, fine: &[i32]) -> Result<(), Problem> {
+fn done(result: Result<(), rtnetlink::Error>, fine: &[i32]) -> Result<(), FailureCause> {
     match result {
         Ok(()) => Ok(()),
         Err(rtnetlink::Error::NetlinkError(error)) => {
             let errno = error.raw_code().wrapping_neg();
-            if errno == 0 || fine.contains(&errno) { Ok(()) } else { Err(Problem::Kernel { errno }) }
+            if errno == 0 || fine.contains(&errno) { Ok(()) } else { Err(FailureCause::Kernel { errno }) }
         }
-        Err(other) => Err(Problem::Netlink { message: other.to_string() }),
+        Err(other) => Err(FailureCause::Netlink { message: other.to_string() }),
     }
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::foreign::ForeignChain;
-use super::nft::{ObservedTable, Rules};
+use super::nft::{ListedRuleset, ObservedTable};
 use super::sysctl::Sysctls;
 
 /// The state that one pass compares with [`Desired`](mesh::kernel_state::Desired).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Observed {
+pub struct ObservedKernel {
     /// The TUN device, if there is one.
     pub tun: Option<ObservedTun>,
     /// Its addresses.
@@ -28,7 +28,7 @@ pub struct Observed {
     /// Other tables' chains at the forward hook that would drop mesh packets, or that hold a tagged rule of ours.
     pub foreign: Vec<ForeignChain>,
     /// Other tables' rules that the mesh's own packets meet.
-    pub met: Arc<Rules>,
+    pub met: Arc<ListedRuleset>,
     /// Kernel settings that matter here.
     pub sysctls: Sysctls,
 }
@@ -56,7 +56,7 @@ pub struct KernelRoute {
     /// Its metric, which with destination and table makes its identity.
     pub metric: u32,
     /// Where it leads.
-    pub target: Target,
+    pub target: NextHop,
     /// Its MTU, if it has one.
     pub mtu: Option<u32>,
     /// Its preferred source.
@@ -65,7 +65,7 @@ pub struct KernelRoute {
 
 /// Where a route leads.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Target {
+pub enum NextHop {
     /// To an interface, by a gateway or none.
     Device {
         /// The next hop.

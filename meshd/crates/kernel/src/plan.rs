@@ -25,10 +25,10 @@ use mesh::{
 
 use super::{
     Options,
-    change::Change,
-    failure::{Failure, Problem},
+    change::KernelChange,
+    failure::{Failure, FailureCause},
     firewall, foreign,
-    observed::{KernelRoute, KernelRule, Observed, Target},
+    observed::{KernelRoute, KernelRule, NextHop, ObservedKernel},
     sysctl,
 };
 
@@ -50,20 +50,20 @@ pub(crate) const MAIN_TABLE: u32 = 254;
 
 /// The steps of one pass, and what cannot be done.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Plan {
+pub struct KernelPlan {
     /// In order.
-    pub changes: Vec<Change>,
+    pub changes: Vec<KernelChange>,
     /// What stays undone, and why.
     pub failures: Vec<Failure>,
 }
 
 /// Compares.
-pub fn plan(options: &Options, desired: &Desired, observed: &Observed) -> Plan {
-    let mut plan = Plan::default();
+pub fn plan(options: &Options, desired: &Desired, observed: &ObservedKernel) -> KernelPlan {
+    let mut plan = KernelPlan::default();
     let mut withdrawn = Vec::new();
     let diff = firewall::render(options, desired).diff(&options.table_name, observed.table.as_ref());
     if !diff.before.is_empty() {
-        plan.changes.push(Change::FirewallBefore(diff.before));
+        plan.changes.push(KernelChange::FirewallBefore(diff.before));
     }
 
     let routes = wanted_routes(options, desired, observed, &mut plan.failures);
@@ -81,19 +81,19 @@ pub fn plan(options: &Options, desired: &Desired, observed: &Observed) -> Plan {
 
     plan.changes.append(&mut withdraw(&routes, &seen, rules, withdrawn));
     if !diff.after.is_empty() {
-        plan.changes.push(Change::FirewallAfter(diff.after));
+        plan.changes.push(KernelChange::FirewallAfter(diff.after));
     }
     plan
 }
 
 /// The steps that add the fallback routes of `floor` where ours are these routes, and remove those of outside peers'
 /// prefixes that hold one of the addresses that must stay reachable.
-pub(super) fn floor(floor: &Floor, protected: &[IpAddr], routes: &[KernelRoute]) -> Vec<Change> {
+pub(super) fn floor(floor: &Floor, protected: &[IpAddr], routes: &[KernelRoute]) -> Vec<KernelChange> {
     let mut changes = Vec::new();
     routes_of(&floor_routes(floor), &by_key(routes), &mut changes);
     let covers = |route: &&KernelRoute| protected.iter().any(|address| route.dst.contains(address));
     let removed = routes.iter().filter(|route| route.metric == OUTSIDE_FLOOR_METRIC).filter(covers);
-    changes.extend(removed.cloned().map(Change::RouteRemove));
+    changes.extend(removed.cloned().map(KernelChange::RouteRemove));
     changes
 }
 
@@ -114,14 +114,15 @@ pub(super) fn differing(before: &Desired, desired: &Desired) -> (Desired, Desire
 }
 
 /// The routes that a pass over `desired` leaves behind when nothing fails.
-pub(super) fn routes_after(options: &Options, desired: &Desired, observed: &Observed) -> Vec<KernelRoute> {
-    let Wanted { floor, probe_floor, probes, peers, .. } = wanted_routes(options, desired, observed, &mut Vec::new());
+pub(super) fn routes_after(options: &Options, desired: &Desired, observed: &ObservedKernel) -> Vec<KernelRoute> {
+    let WantedRoutes { floor, probe_floor, probes, peers, .. } =
+        wanted_routes(options, desired, observed, &mut Vec::new());
     [floor, probe_floor, probes, peers].into_iter().flatten().collect()
 }
 
 /// Routes by the step that makes them.
 #[derive(Default)]
-struct Wanted {
+struct WantedRoutes {
     floor: Vec<KernelRoute>,
     probe_floor: Vec<KernelRoute>,
     probes: Vec<KernelRoute>,
@@ -130,8 +131,13 @@ struct Wanted {
     held: BTreeSet<(IpNet, u32, u32)>,
 }
 
-fn wanted_routes(options: &Options, desired: &Desired, observed: &Observed, failures: &mut Vec<Failure>) -> Wanted {
-    let mut wanted = Wanted { floor: floor_routes(&desired.floor), ..Wanted::default() };
+fn wanted_routes(
+    options: &Options,
+    desired: &Desired,
+    observed: &ObservedKernel,
+    failures: &mut Vec<Failure>,
+) -> WantedRoutes {
+    let mut wanted = WantedRoutes { floor: floor_routes(&desired.floor), ..WantedRoutes::default() };
     for ipv4 in families(desired) {
         wanted.probe_floor.push(unreachable(default_of(ipv4), options.probe_table));
     }
@@ -139,7 +145,9 @@ fn wanted_routes(options: &Options, desired: &Desired, observed: &Observed, fail
     for probe in &desired.probes {
         let dst = IpNet::from(probe.overlay);
         match direct(dst, probe.via, &probe.dev, observed) {
-            _ if !taken.insert(dst) => failures.push(Failure::new(format!("probe route to {dst}"), Problem::Twice)),
+            _ if !taken.insert(dst) => {
+                failures.push(Failure::new(format!("probe route to {dst}"), FailureCause::Twice))
+            }
             Ok(target) => wanted.probes.push(KernelRoute {
                 dst,
                 table: options.probe_table,
@@ -159,16 +167,16 @@ fn wanted_routes(options: &Options, desired: &Desired, observed: &Observed, fail
 fn peer_routes(
     options: &Options,
     desired: &Desired,
-    observed: &Observed,
-    wanted: &mut Wanted,
+    observed: &ObservedKernel,
+    wanted: &mut WantedRoutes,
     failures: &mut Vec<Failure>,
 ) {
     let mut want_tun = false;
     for (dst, route) in desired.routes.iter() {
         let dst = dst.trunc();
         let target = match (&route.via, &observed.tun) {
-            (RouteVia::Unreachable, _) => Ok(Target::Unreachable),
-            (RouteVia::Tunnel, Some(tun)) => Ok(Target::Device { gateway: None, index: tun.index }),
+            (RouteVia::Unreachable, _) => Ok(NextHop::Unreachable),
+            (RouteVia::Tunnel, Some(tun)) => Ok(NextHop::Device { gateway: None, index: tun.index }),
             (RouteVia::Neighbour { via, dev }, Some(_)) => direct(dst, *via, dev, observed),
             // Their source address is on the TUN device: one failure says so for all of them.
             (RouteVia::Tunnel, None) | (RouteVia::Neighbour { .. }, None) => {
@@ -179,7 +187,7 @@ fn peer_routes(
         };
         match target {
             Ok(target) => {
-                let ends = target == Target::Unreachable;
+                let ends = target == NextHop::Unreachable;
                 wanted.peers.push(KernelRoute {
                     dst,
                     table: MAIN_TABLE,
@@ -197,7 +205,7 @@ fn peer_routes(
         }
     }
     if observed.tun.is_none() && (want_tun || !desired.overlay.is_empty()) {
-        failures.push(Failure::new(format!("device {}", options.tun), Problem::NoTun));
+        failures.push(Failure::new(format!("device {}", options.tun), FailureCause::NoTun));
     }
 }
 
@@ -217,63 +225,72 @@ fn by_key(routes: &[KernelRoute]) -> BTreeMap<(IpNet, u32, u32), Vec<&KernelRout
     by_key
 }
 
-fn direct(dst: IpNet, via: IpAddr, dev: &InterfaceName, observed: &Observed) -> Result<Target, Problem> {
+fn direct(dst: IpNet, via: IpAddr, dev: &InterfaceName, observed: &ObservedKernel) -> Result<NextHop, FailureCause> {
     if via.is_ipv4() != matches!(dst, IpNet::V4(_)) {
-        return Err(Problem::OtherFamily { via });
+        return Err(FailureCause::OtherFamily { via });
     }
     let Some(index) = observed.links.get(dev.as_str()) else {
-        return Err(Problem::NoDevice { dev: dev.clone() });
+        return Err(FailureCause::NoDevice { dev: dev.clone() });
     };
-    Ok(Target::Device { gateway: Some(via), index: *index })
+    Ok(NextHop::Device { gateway: Some(via), index: *index })
 }
 
 /// Adds and replaces. A key of ours that is there is replaced, one that is not is added exclusively: so a route of
 /// someone else's with the same key is never overwritten.
-fn routes_of(wanted: &[KernelRoute], seen: &BTreeMap<(IpNet, u32, u32), Vec<&KernelRoute>>, changes: &mut Vec<Change>) {
+fn routes_of(
+    wanted: &[KernelRoute],
+    seen: &BTreeMap<(IpNet, u32, u32), Vec<&KernelRoute>>,
+    changes: &mut Vec<KernelChange>,
+) {
     for route in wanted {
         match seen.get(&route.key()).map(Vec::as_slice) {
-            None | Some([]) => changes.push(Change::RouteAdd(route.clone())),
+            None | Some([]) => changes.push(KernelChange::RouteAdd(route.clone())),
             Some([one]) if *one == route => {}
-            Some([_]) => changes.push(Change::RouteReplace(route.clone())),
+            Some([_]) => changes.push(KernelChange::RouteReplace(route.clone())),
             // Siblings under one key, possible for IPv6 only: someone appended with our protocol number.
             Some(several) => {
                 for extra in several.iter().filter(|r| **r != route) {
-                    changes.push(Change::RouteRemove((*extra).clone()));
+                    changes.push(KernelChange::RouteRemove((*extra).clone()));
                 }
                 if !several.contains(&route) {
-                    changes.push(Change::RouteAdd(route.clone()));
+                    changes.push(KernelChange::RouteAdd(route.clone()));
                 }
             }
         }
     }
 }
 
-fn tun(desired: &Desired, observed: &Observed, plan: &mut Plan, withdrawn: &mut Vec<Change>) {
+fn tun(desired: &Desired, observed: &ObservedKernel, plan: &mut KernelPlan, withdrawn: &mut Vec<KernelChange>) {
     let Some(tun) = &observed.tun else {
         return;
     };
     let index = tun.index;
     if tun.mtu != desired.tun.mtu {
-        plan.changes.push(Change::Mtu { index, mtu: desired.tun.mtu });
+        plan.changes.push(KernelChange::Mtu { index, mtu: desired.tun.mtu });
     }
     if tun.txqueuelen != desired.tun.txqueuelen {
-        plan.changes.push(Change::TxQueueLen { index, packets: desired.tun.txqueuelen });
+        plan.changes.push(KernelChange::TxQueueLen { index, packets: desired.tun.txqueuelen });
     }
     sysctl::plan_tun(observed, plan);
     if tun.up != desired.tun.up {
-        plan.changes.push(Change::Up { index, up: desired.tun.up });
+        plan.changes.push(KernelChange::Up { index, up: desired.tun.up });
     }
     let wanted: BTreeSet<IpNet> = desired.overlay.iter().copied().map(IpNet::from).collect();
     for address in wanted.difference(&observed.addresses) {
-        plan.changes.push(Change::AddressAdd { index, address: *address });
+        plan.changes.push(KernelChange::AddressAdd { index, address: *address });
     }
     for address in observed.addresses.difference(&wanted) {
-        withdrawn.push(Change::AddressRemove { index, address: *address });
+        withdrawn.push(KernelChange::AddressRemove { index, address: *address });
     }
 }
 
 /// Adds rules; returns those to remove.
-fn rules(options: &Options, desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) -> Vec<KernelRule> {
+fn rules(
+    options: &Options,
+    desired: &Desired,
+    observed: &ObservedKernel,
+    changes: &mut Vec<KernelChange>,
+) -> Vec<KernelRule> {
     let wanted: Vec<KernelRule> = families(desired)
         .into_iter()
         .map(|ipv4| KernelRule {
@@ -285,7 +302,7 @@ fn rules(options: &Options, desired: &Desired, observed: &Observed, changes: &mu
         .collect();
     for rule in &wanted {
         if !observed.rules.contains(rule) {
-            changes.push(Change::RuleAdd(rule.clone()));
+            changes.push(KernelChange::RuleAdd(rule.clone()));
         }
     }
     let mut kept = BTreeSet::new();
@@ -293,11 +310,11 @@ fn rules(options: &Options, desired: &Desired, observed: &Observed, changes: &mu
 }
 
 fn withdraw(
-    wanted: &Wanted,
+    wanted: &WantedRoutes,
     seen: &BTreeMap<(IpNet, u32, u32), Vec<&KernelRoute>>,
     rules: Vec<KernelRule>,
-    addresses: Vec<Change>,
-) -> Vec<Change> {
+    addresses: Vec<KernelChange>,
+) -> Vec<KernelChange> {
     let keys: BTreeSet<_> = [&wanted.floor, &wanted.probe_floor, &wanted.probes, &wanted.peers]
         .into_iter()
         .flatten()
@@ -308,10 +325,10 @@ fn withdraw(
         .filter(|(key, _)| !keys.contains(*key) && !wanted.held.contains(*key))
         .flat_map(|(_, routes)| routes.iter().copied().cloned());
     let (floor, routes): (Vec<_>, Vec<_>) = gone.partition(is_floor);
-    let mut changes: Vec<Change> = routes.into_iter().map(Change::RouteRemove).collect();
-    changes.extend(rules.into_iter().map(Change::RuleRemove));
+    let mut changes: Vec<KernelChange> = routes.into_iter().map(KernelChange::RouteRemove).collect();
+    changes.extend(rules.into_iter().map(KernelChange::RuleRemove));
     changes.extend(addresses);
-    changes.extend(floor.into_iter().map(Change::RouteRemove));
+    changes.extend(floor.into_iter().map(KernelChange::RouteRemove));
     changes
 }
 
@@ -325,7 +342,7 @@ fn families(desired: &Desired) -> Vec<bool> {
 }
 
 fn unreachable(dst: IpNet, table: u32) -> KernelRoute {
-    KernelRoute { dst, table, metric: FLOOR_METRIC, target: Target::Unreachable, mtu: None, src: None }
+    KernelRoute { dst, table, metric: FLOOR_METRIC, target: NextHop::Unreachable, mtu: None, src: None }
 }
 
 fn default_of(ipv4: bool) -> IpNet {

@@ -16,22 +16,22 @@ use tracing::{debug, info};
 
 use super::{
     Kernel,
-    change::Change,
-    failure::{Failure, Problem},
+    change::KernelChange,
+    failure::{Failure, FailureCause},
     firewall,
     foreign::{self, Foreign, ForeignDrop, Met},
-    netlink::{self, NetlinkError, Rtnetlink},
-    nft::{Counter, ObservedTable, Ruleset as _, RulesetError, Transaction},
-    observed::Observed,
+    netlink::{self, Rtnetlink, RtnetlinkError},
+    nft::{Counter, NftBackend as _, NftTableError, NftTransaction, ObservedTable},
+    observed::ObservedKernel,
     plan::{self, differing, plan, routes_after},
     policy_table, sysctl,
 };
 
 /// What one pass did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Report {
+pub struct PassReport {
     /// What was changed, in order. Empty: all was as it should be.
-    pub changes: Vec<Change>,
+    pub changes: Vec<KernelChange>,
     /// What stays undone.
     pub failures: Vec<Failure>,
     /// Foreign chains that drop forwarded mesh packets.
@@ -49,7 +49,7 @@ pub struct Report {
 pub enum ReconcileError {
     /// Reading links, addresses, routes or rules failed.
     #[error(transparent)]
-    Netlink(#[from] NetlinkError),
+    Netlink(#[from] RtnetlinkError),
 }
 
 /// What nftables holds besides policies, while nothing else is heard: our table, and of the others what was read last.
@@ -63,7 +63,7 @@ pub(super) struct KnownRuleset {
 #[derive(Debug)]
 pub(super) struct Settled {
     desired: Desired,
-    observed: Observed,
+    observed: ObservedKernel,
     foreign_drops: Vec<ForeignDrop>,
     not_forwarding: Option<InterfaceName>,
     met: Vec<Met>,
@@ -92,24 +92,24 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ReconcileError`], when the state could not be read.
-    pub async fn reconcile(&self, desired: &Desired, others: OthersRules) -> Result<Report, ReconcileError> {
+    pub async fn reconcile(&self, desired: &Desired, others: OthersRules) -> Result<PassReport, ReconcileError> {
         *self.settled() = None;
         let netlink = Rtnetlink::open_known(&self.ports)?;
-        let mut report = Report::default();
+        let mut report = PassReport::default();
         let (observed, ruleset) = self.observe(&netlink, desired, others, &mut report).await?;
         let plan = plan(&self.options, desired, &observed);
         report.failures.extend(plan.failures);
         let firewall_changes = plan.changes.iter().filter(|change| change.is_firewall()).count();
         let known = ruleset.is_known();
         self.apply(&netlink, plan.changes, known, &mut report).await;
-        self.remember(desired, &observed, ruleset, firewall_changes, &report);
+        self.cache_ruleset(desired, &observed, ruleset, firewall_changes, &report);
         report.foreign_drops = self.foreign_drops(desired, &observed, &report).await;
         report.met = foreign::met(&self.options, desired, &observed.met);
         report.not_forwarding = sysctl::not_forwarding(desired, &observed.sysctls);
         Self::log_changes(&report);
         // What changed besides routes and our table must be seen once to be known.
         if known && report.changes.iter().all(is_followed) {
-            self.keep(desired, observed, &report);
+            self.save_pass(desired, observed, &report);
         }
         Ok(report)
     }
@@ -120,11 +120,11 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ReconcileError`], when the routes could not be read.
-    pub async fn lay_floor(&self, floor: &Floor, protected: &[IpAddr]) -> Result<Report, ReconcileError> {
+    pub async fn lay_floor(&self, floor: &Floor, protected: &[IpAddr]) -> Result<PassReport, ReconcileError> {
         *self.settled() = None;
         let netlink = Rtnetlink::open_known(&self.ports)?;
         let routes = netlink.routes(self.options.route_protocol).await?;
-        let mut report = Report::default();
+        let mut report = PassReport::default();
         // Of these steps none lets a packet pass, so none waits for the firewall.
         self.apply(&netlink, plan::floor(floor, protected, &routes), true, &mut report).await;
         Self::log_changes(&report);
@@ -137,7 +137,7 @@ impl Kernel {
     ///
     /// # Errors
     /// [`ReconcileError`], when the state had to be read and could not be.
-    pub async fn follow(&self, desired: &Desired, others: OthersRules) -> Result<Report, ReconcileError> {
+    pub async fn apply_changes(&self, desired: &Desired, others: OthersRules) -> Result<PassReport, ReconcileError> {
         let Some(Settled { desired: last, mut observed, foreign_drops, not_forwarding, met }) = self.settled().take()
         else {
             return self.reconcile(desired, others).await;
@@ -149,25 +149,25 @@ impl Kernel {
         if !plan.failures.is_empty() || !plan.changes.iter().all(is_followed) {
             return self.reconcile(desired, others).await;
         }
-        let mut report = Report { foreign_drops, not_forwarding, met, ..Report::default() };
+        let mut report = PassReport { foreign_drops, not_forwarding, met, ..PassReport::default() };
         if !plan.changes.is_empty() {
             let firewall_changes = plan.changes.iter().filter(|change| change.is_firewall()).count();
-            let known = if firewall_changes > 0 { self.remembered() } else { None };
+            let known = if firewall_changes > 0 { self.cached_ruleset() } else { None };
             let netlink = Rtnetlink::open_known(&self.ports)?;
             self.apply(&netlink, plan.changes, true, &mut report).await;
             if let Some(known) = known {
-                self.remember(desired, &observed, ReadRuleset::While(known.monitor), firewall_changes, &report);
+                self.cache_ruleset(desired, &observed, ReadRuleset::While(known.monitor), firewall_changes, &report);
             }
         }
         Self::log_changes(&report);
-        self.keep(desired, observed, &report);
+        self.save_pass(desired, observed, &report);
         Ok(report)
     }
 
     /// Keeps what a pass has left, if it left nothing undone.
-    fn keep(&self, desired: &Desired, observed: Observed, report: &Report) {
+    fn save_pass(&self, desired: &Desired, observed: ObservedKernel, report: &PassReport) {
         if report.failures.is_empty() {
-            let observed = Observed { routes: Vec::new(), table: None, ..observed };
+            let observed = ObservedKernel { routes: Vec::new(), table: None, ..observed };
             let (desired, foreign_drops) = (desired.clone(), report.foreign_drops.clone());
             let (not_forwarding, met) = (report.not_forwarding.clone(), report.met.clone());
             *self.settled() = Some(Settled { desired, observed, foreign_drops, not_forwarding, met });
@@ -179,7 +179,7 @@ impl Kernel {
     }
 
     /// Logs the changes. Failures are the caller's problems, which it logs.
-    fn log_changes(report: &Report) {
+    fn log_changes(report: &PassReport) {
         for change in &report.changes {
             info!(%change, "kernel changed");
         }
@@ -189,8 +189,8 @@ impl Kernel {
     /// and `guard4`, `guard6` (a mesh destination that would have left in the clear). Empty without a table.
     ///
     /// # Errors
-    /// [`RulesetError`].
-    pub async fn drops(&self) -> Result<BTreeMap<String, Counter>, RulesetError> {
+    /// [`NftTableError`].
+    pub async fn drops(&self) -> Result<BTreeMap<String, Counter>, NftTableError> {
         // To list counters alone, nft reads every element of every table of the machine.
         let table = self.nft.table(&self.options.table_name).await?;
         Ok(table.map(|table| table.counters).unwrap_or_default())
@@ -199,9 +199,16 @@ impl Kernel {
     /// Keeps what nftables holds after a pass, if that is certain: it was `observed`, all of the `planned` changes were
     /// made, and nobody has committed anything else since. Policies come and go with every pod, in tables of their own
     /// that no pass looks at.
-    fn remember(&self, desired: &Desired, observed: &Observed, read: ReadRuleset, planned: usize, report: &Report) {
+    fn cache_ruleset(
+        &self,
+        desired: &Desired,
+        observed: &ObservedKernel,
+        read: ReadRuleset,
+        planned: usize,
+        report: &PassReport,
+    ) {
         let made = report.changes.iter().filter(|change| change.is_firewall()).count();
-        let foreign = report.changes.iter().any(|change| matches!(change, Change::Foreign(_)));
+        let foreign = report.changes.iter().any(|change| matches!(change, KernelChange::Foreign(_)));
         let known = match read {
             ReadRuleset::While(mut monitor) if made == planned && !foreign => {
                 let ours = if made == 0 { TableChanges::None } else { TableChanges::Transactions(made) };
@@ -232,7 +239,7 @@ impl Kernel {
     }
 
     /// What nftables holds, as of the last pass, if nobody has committed anything but policies since.
-    fn remembered(&self) -> Option<KnownRuleset> {
+    fn cached_ruleset(&self) -> Option<KnownRuleset> {
         let mut known = self.ruleset.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         (known.monitor.changes().ok()? == TableChanges::None).then_some(known)
     }
@@ -243,10 +250,10 @@ impl Kernel {
         netlink: &Rtnetlink,
         desired: &Desired,
         others: OthersRules,
-        report: &mut Report,
-    ) -> Result<(Observed, ReadRuleset), ReconcileError> {
+        report: &mut PassReport,
+    ) -> Result<(ObservedKernel, ReadRuleset), ReconcileError> {
         let options = &self.options;
-        let mut observed = Observed::default();
+        let mut observed = ObservedKernel::default();
         let links = netlink.links().await?;
         observed.tun = netlink::tun_among(&links, &options.tun);
         observed.links =
@@ -263,8 +270,13 @@ impl Kernel {
     }
 
     /// Listing a ruleset takes a process: it is done only when there is something new to see.
-    async fn observe_ruleset(&self, observed: &mut Observed, others: OthersRules, report: &mut Report) -> ReadRuleset {
-        let known = self.remembered();
+    async fn observe_ruleset(
+        &self,
+        observed: &mut ObservedKernel,
+        others: OthersRules,
+        report: &mut PassReport,
+    ) -> ReadRuleset {
+        let known = self.cached_ruleset();
         let last = self.others_rules().clone();
         if let (Some(known), Some(last)) = (known, &last) {
             observed.table = known.table;
@@ -302,7 +314,13 @@ impl Kernel {
         }
     }
 
-    async fn apply(&self, netlink: &Rtnetlink, changes: Vec<Change>, firewall_known: bool, report: &mut Report) {
+    async fn apply(
+        &self,
+        netlink: &Rtnetlink,
+        changes: Vec<KernelChange>,
+        firewall_known: bool,
+        report: &mut PassReport,
+    ) {
         let mut firewall = firewall_known;
         let mut held = 0usize;
         let mut untried = 0usize;
@@ -322,7 +340,7 @@ impl Kernel {
             match self.apply_one(netlink, &change).await {
                 Ok(()) => report.changes.push(change),
                 Err(problem) => {
-                    firewall &= !matches!(change, Change::FirewallBefore(_));
+                    firewall &= !matches!(change, KernelChange::FirewallBefore(_));
                     report.failures.push(Failure::new(change.to_string(), problem));
                 }
             }
@@ -331,43 +349,52 @@ impl Kernel {
             let changes = if held == 1 { "change" } else { "changes" };
             report
                 .failures
-                .push(Failure::new(format!("{held} {changes} that would admit packets"), Problem::NoFirewall));
+                .push(Failure::new(format!("{held} {changes} that would admit packets"), FailureCause::NoFirewall));
         }
         if untried > 0 {
             report.failures.push(Failure::new(
                 format!("{untried} changes"),
-                Problem::Netlink { message: "the connection ended first".to_owned() },
+                FailureCause::Netlink { message: "the connection ended first".to_owned() },
             ));
         }
     }
 
-    async fn apply_one(&self, netlink: &Rtnetlink, change: &Change) -> Result<(), Problem> {
+    async fn apply_one(&self, netlink: &Rtnetlink, change: &KernelChange) -> Result<(), FailureCause> {
         let protocol = self.options.route_protocol;
         match change {
-            Change::FirewallBefore(t) | Change::FirewallAfter(t) => self.apply_ruleset(t).await,
-            Change::Foreign(edit) => self.apply_ruleset(&edit.transaction).await,
-            Change::Mtu { index, mtu } => netlink.set_mtu(*index, *mtu).await,
-            Change::TxQueueLen { index, packets } => netlink.set_txqueuelen(*index, *packets).await,
-            Change::Up { index, up } => netlink.set_up(*index, *up).await,
-            Change::AddressAdd { index, address } => netlink.add_address(*index, *address).await,
-            Change::AddressRemove { index, address } => netlink.remove_address(*index, *address).await,
-            Change::RouteAdd(route) => netlink.set_route(route, protocol, false).await,
-            Change::RouteReplace(route) => netlink.set_route(route, protocol, true).await,
-            Change::RouteRemove(route) => netlink.remove_route(route, protocol).await,
-            Change::RuleAdd(rule) => netlink.add_rule(rule, protocol).await,
-            Change::RuleRemove(rule) => netlink.remove_rule(rule, protocol).await,
-            Change::Sysctl(setting) => sysctl::apply(&self.options.state_dir, setting),
+            KernelChange::FirewallBefore(t) | KernelChange::FirewallAfter(t) => self.apply_ruleset(t).await,
+            KernelChange::Foreign(edit) => self.apply_ruleset(&edit.transaction).await,
+            KernelChange::Mtu { index, mtu } => netlink.set_mtu(*index, *mtu).await,
+            KernelChange::TxQueueLen { index, packets } => netlink.set_txqueuelen(*index, *packets).await,
+            KernelChange::Up { index, up } => netlink.set_up(*index, *up).await,
+            KernelChange::AddressAdd { index, address } => netlink.add_address(*index, *address).await,
+            KernelChange::AddressRemove { index, address } => netlink.remove_address(*index, *address).await,
+            KernelChange::RouteAdd(route) => netlink.set_route(route, protocol, false).await,
+            KernelChange::RouteReplace(route) => netlink.set_route(route, protocol, true).await,
+            KernelChange::RouteRemove(route) => netlink.remove_route(route, protocol).await,
+            KernelChange::RuleAdd(rule) => netlink.add_rule(rule, protocol).await,
+            KernelChange::RuleRemove(rule) => netlink.remove_rule(rule, protocol).await,
+            KernelChange::Sysctl(setting) => sysctl::apply(&self.options.state_dir, setting),
         }
     }
 
-    async fn apply_ruleset(&self, transaction: &Transaction) -> Result<(), Problem> {
-        self.nft.apply(transaction).await.map_err(|e| Problem::Firewall { remedy: e.remedy(), message: e.to_string() })
+    async fn apply_ruleset(&self, transaction: &NftTransaction) -> Result<(), FailureCause> {
+        self.nft
+            .apply(transaction)
+            .await
+            .map_err(|e| FailureCause::Firewall { remedy: e.remedy(), message: e.to_string() })
     }
 
-    async fn foreign_drops(&self, desired: &Desired, observed: &Observed, report: &Report) -> Vec<ForeignDrop> {
+    async fn foreign_drops(
+        &self,
+        desired: &Desired,
+        observed: &ObservedKernel,
+        report: &PassReport,
+    ) -> Vec<ForeignDrop> {
         let answered = |drop: &ForeignDrop| {
             report.changes.iter().any(|change| {
-                matches!(change, Change::Foreign(e) if e.accept && e.family == drop.family && e.table == drop.table)
+                matches!(change, KernelChange::Foreign(e)
+                    if e.accept && e.family == drop.family && e.table == drop.table)
             })
         };
         let mut drops = foreign::unanswered(desired, &observed.foreign);
@@ -381,15 +408,16 @@ impl Kernel {
     }
 }
 
-fn firewall_failure(what: String, error: &RulesetError) -> Failure {
-    Failure::new(what, Problem::Firewall { message: error.to_string(), remedy: error.remedy() })
+fn firewall_failure(what: String, error: &NftTableError) -> Failure {
+    Failure::new(what, FailureCause::Firewall { message: error.to_string(), remedy: error.remedy() })
 }
 
 /// Whether a pass that does not read the kernel's state may make this change.
-fn is_followed(change: &Change) -> bool {
-    change.is_firewall() || matches!(change, Change::RouteAdd(_) | Change::RouteReplace(_) | Change::RouteRemove(_))
+fn is_followed(change: &KernelChange) -> bool {
+    change.is_firewall()
+        || matches!(change, KernelChange::RouteAdd(_) | KernelChange::RouteReplace(_) | KernelChange::RouteRemove(_))
 }
 
-fn is_netlink(change: &Change) -> bool {
-    !change.is_firewall() && !matches!(change, Change::Foreign(_) | Change::Sysctl(_))
+fn is_netlink(change: &KernelChange) -> bool {
+    !change.is_firewall() && !matches!(change, KernelChange::Foreign(_) | KernelChange::Sysctl(_))
 }

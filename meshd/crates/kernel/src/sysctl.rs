@@ -22,11 +22,11 @@ use thiserror::Error;
 
 use super::{
     Options,
-    change::Change,
-    failure::{Failure, Problem},
-    netlink::Link,
-    observed::Observed,
-    plan::Plan,
+    change::KernelChange,
+    failure::{Failure, FailureCause},
+    netlink::KernelLink,
+    observed::ObservedKernel,
+    plan::KernelPlan,
 };
 
 /// Container runtimes make `/proc/sys` read-only unless the container is privileged. Where the host's is mounted here,
@@ -106,7 +106,7 @@ pub enum StateError {
 
 impl From<StateError> for Failure {
     fn from(error: StateError) -> Self {
-        Self::new("earlier kernel settings".to_owned(), Problem::Saved { message: error.to_string() })
+        Self::new("earlier kernel settings".to_owned(), FailureCause::Saved { message: error.to_string() })
     }
 }
 
@@ -114,7 +114,7 @@ impl From<StateError> for Failure {
 pub(super) fn observe(
     options: &Options,
     desired: &Desired,
-    links: &[Link],
+    links: &[KernelLink],
     advertised: BTreeSet<InterfaceName>,
     failures: &mut Vec<Failure>,
 ) -> Sysctls {
@@ -147,9 +147,9 @@ pub(super) fn observe(
 }
 
 /// What packets of these interfaces come in by.
-fn receiving(pods: &[InterfaceName], links: &[Link]) -> BTreeMap<InterfaceName, bool> {
-    let named: BTreeMap<&str, &Link> = links.iter().map(|link| (link.name.as_str(), link)).collect();
-    let by_index: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
+fn receiving(pods: &[InterfaceName], links: &[KernelLink]) -> BTreeMap<InterfaceName, bool> {
+    let named: BTreeMap<&str, &KernelLink> = links.iter().map(|link| (link.name.as_str(), link)).collect();
+    let by_index: BTreeMap<u32, &KernelLink> = links.iter().map(|link| (link.index, link)).collect();
     pods.iter()
         .filter_map(|pod| {
             let bridge = named.get(pod.as_str())?.master.and_then(|index| by_index.get(&index));
@@ -170,7 +170,7 @@ pub(super) fn not_forwarding(desired: &Desired, sysctls: &Sysctls) -> Option<Int
 }
 
 /// The TUN device makes no link-local addresses: it has no neighbours.
-pub(super) fn plan_tun(observed: &Observed, plan: &mut Plan) {
+pub(super) fn plan_tun(observed: &ObservedKernel, plan: &mut KernelPlan) {
     let sysctls = &observed.sysctls;
     if let Some(key) = &sysctls.tun_addr_gen {
         push(sysctls, key, "1", false, false, plan);
@@ -178,7 +178,7 @@ pub(super) fn plan_tun(observed: &Observed, plan: &mut Plan) {
 }
 
 /// The underlay asks for its neighbours by its own address. Belongs before the overlay's addresses.
-pub(super) fn plan_underlay(desired: &Desired, observed: &Observed, plan: &mut Plan) {
+pub(super) fn plan_underlay(desired: &Desired, observed: &ObservedKernel, plan: &mut KernelPlan) {
     let sysctls = &observed.sysctls;
     // The kernel takes the larger of both.
     if sysctls.values.get(ARP_ANNOUNCE_ALL).is_none_or(|all| all != "2") {
@@ -189,7 +189,7 @@ pub(super) fn plan_underlay(desired: &Desired, observed: &Observed, plan: &mut P
 }
 
 /// Adds the settings that differ, in the order in which they must be made.
-pub(super) fn plan(options: &Options, desired: &Desired, observed: &Observed, plan: &mut Plan) {
+pub(super) fn plan(options: &Options, desired: &Desired, observed: &ObservedKernel, plan: &mut KernelPlan) {
     let sysctls = &observed.sysctls;
     let value = |key: &str| sysctls.values.get(key).map(String::as_str);
     let was_host = value(FORWARD6) == Some("0") || sysctls.saved.get(FORWARD6).is_some_and(|s| s.earlier == "0");
@@ -220,7 +220,7 @@ pub(super) fn plan(options: &Options, desired: &Desired, observed: &Observed, pl
         if value(key).is_none() {
             plan.failures.push(Failure::new(
                 key.to_owned(),
-                Problem::Setting { message: "the kernel does not have this setting".to_owned() },
+                FailureCause::Setting { message: "the kernel does not have this setting".to_owned() },
             ));
         }
         push(sysctls, key, "1", true, true, plan);
@@ -235,14 +235,14 @@ pub(super) fn plan(options: &Options, desired: &Desired, observed: &Observed, pl
     }
 }
 
-fn push(sysctls: &Sysctls, key: &str, value: &str, keep: bool, opens: bool, plan: &mut Plan) {
+fn push(sysctls: &Sysctls, key: &str, value: &str, keep: bool, opens: bool, plan: &mut KernelPlan) {
     let Some(earlier) = sysctls.values.get(key) else {
         return;
     };
     // The earlier value could not be kept; the failure of reading the others says so.
     let unkept = keep && sysctls.saved_unreadable;
     if earlier != value && !unkept {
-        plan.changes.push(Change::Sysctl(Setting {
+        plan.changes.push(KernelChange::Sysctl(Setting {
             key: key.to_owned(),
             earlier: earlier.clone(),
             value: value.to_owned(),
@@ -253,15 +253,15 @@ fn push(sysctls: &Sysctls, key: &str, value: &str, keep: bool, opens: bool, plan
 }
 
 /// Makes a setting, after its earlier value is on disk.
-pub(crate) fn apply(state_dir: &Path, setting: &Setting) -> Result<(), Problem> {
-    let failed = |message: String| Problem::Setting { message };
+pub(crate) fn apply(state_dir: &Path, setting: &Setting) -> Result<(), FailureCause> {
+    let failed = |message: String| FailureCause::Setting { message };
     if setting.keep {
-        let mut saved = load(state_dir).map_err(|e| Problem::Saved { message: e.to_string() })?;
+        let mut saved = load(state_dir).map_err(|e| FailureCause::Saved { message: e.to_string() })?;
         let entry = saved
             .entry(setting.key.clone())
             .or_insert_with(|| Saved { earlier: setting.earlier.clone(), set: setting.value.clone() });
         entry.set.clone_from(&setting.value);
-        store(state_dir, &saved).map_err(|e| Problem::Saved { message: e.to_string() })?;
+        store(state_dir, &saved).map_err(|e| FailureCause::Saved { message: e.to_string() })?;
     }
     write(&setting.key, &setting.value).map_err(|e| failed(e.to_string()))
 }
@@ -296,7 +296,7 @@ pub(crate) fn restore(state_dir: &Path) -> Result<(Vec<String>, Vec<Failure>), S
                 }
                 saved.remove(&key);
             }
-            Err(e) => failures.push(Failure::new(key, Problem::Setting { message: e.to_string() })),
+            Err(e) => failures.push(Failure::new(key, FailureCause::Setting { message: e.to_string() })),
         }
     }
     if saved.is_empty() {

@@ -16,7 +16,7 @@ use std::{net::IpAddr, path::PathBuf};
 use cow_map::CowMap;
 use ipnet::IpNet;
 use mesh::kernel_state::{
-    Desired, Firewall, Floor, Forwarding, OthersRules, PrefixOn, PrefixVia, ProbeRoute, Route, RouteVia, Tun,
+    Desired, Firewall, Floor, Forwarding, OthersRules, PeerRoute, PrefixOn, PrefixVia, ProbeRoute, RouteVia, Tun,
 };
 use namespace::run;
 
@@ -68,9 +68,9 @@ fn add_tun() {
     run("ip tuntap add name meshd0 mode tun multi_queue vnet_hdr");
 }
 
-fn route(dst: &str, via: RouteVia) -> Route {
+fn route(dst: &str, via: RouteVia) -> PeerRoute {
     let dst = net(dst);
-    Route {
+    PeerRoute {
         src: Some(match dst {
             IpNet::V4(_) => addr("10.244.1.0"),
             IpNet::V6(_) => addr("fd42:244:0:1:ffff:ffff:ffff:ffff"),
@@ -81,12 +81,12 @@ fn route(dst: &str, via: RouteVia) -> Route {
     }
 }
 
-fn routes<const N: usize>(routes: [Route; N]) -> CowMap<IpNet, Route> {
+fn routes<const N: usize>(routes: [PeerRoute; N]) -> CowMap<IpNet, PeerRoute> {
     routes.into_iter().map(|route| (route.dst, route)).collect()
 }
 
 /// The route to `dst`, to be changed.
-fn route_to<'a>(desired: &'a mut Desired, dst: &str) -> &'a mut Route {
+fn route_to<'a>(desired: &'a mut Desired, dst: &str) -> &'a mut PeerRoute {
     desired.routes.get_mut(&net(dst)).unwrap()
 }
 
@@ -102,8 +102,8 @@ fn desired() -> Desired {
         routes: routes([
             route("10.244.2.0/24", direct("192.0.2.2")),
             route("fd42:244:0:2::/64", direct("2001:db8::2")),
-            Route { mtu: Some(1380), ..route("10.244.3.0/24", RouteVia::Tunnel) },
-            Route { mtu: Some(1380), ..route("fd42:244:0:3::/64", RouteVia::Tunnel) },
+            PeerRoute { mtu: Some(1380), ..route("10.244.3.0/24", RouteVia::Tunnel) },
+            PeerRoute { mtu: Some(1380), ..route("fd42:244:0:3::/64", RouteVia::Tunnel) },
             route("10.244.4.0/24", RouteVia::Unreachable),
             route("fd42:244:0:4::/64", RouteVia::Unreachable),
         ]),
@@ -133,7 +133,7 @@ fn desired() -> Desired {
 }
 
 /// Reconciles, and insists that nothing failed.
-async fn settle(kernel: &Kernel, desired: &Desired) -> Report {
+async fn settle(kernel: &Kernel, desired: &Desired) -> PassReport {
     let report = kernel.reconcile(desired, OthersRules::Read).await.unwrap();
     assert_eq!(report.failures, [], "{:#?}", report.changes);
     report
@@ -160,7 +160,7 @@ async fn settled(kernel: &Kernel, desired: &Desired) {
 fn futures_may_move_between_threads() {
     fn movable<T: Send>(_: impl FnOnce(&'static Kernel, &'static Desired, &'static mut KernelWatch) -> T) {}
     movable(|kernel, desired, _| kernel.reconcile(desired, OthersRules::Read));
-    movable(|kernel, desired, _| kernel.follow(desired, OthersRules::Read));
+    movable(|kernel, desired, _| kernel.apply_changes(desired, OthersRules::Read));
     movable(|kernel, _, _| kernel.cleanup());
     movable(|kernel, _, _| kernel.drops());
     movable(|kernel, _, _| kernel.underlay(&UnderlaySelection::Auto));

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::{
     Kernel,
-    netlink::{Link, LinkAddress, NetlinkError, Rtnetlink},
+    netlink::{KernelLink, LinkAddress, Rtnetlink, RtnetlinkError},
 };
 
 /// Which interface carries the outer packets.
@@ -51,7 +51,7 @@ pub struct UnderlayFamily {
 pub enum UnderlayError {
     /// Asking the kernel failed.
     #[error(transparent)]
-    Netlink(#[from] NetlinkError),
+    Netlink(#[from] RtnetlinkError),
     /// The named interface is not there.
     #[error("interface {0} does not exist: check --iface, or use --iface auto")]
     NoInterface(InterfaceName),
@@ -117,8 +117,8 @@ impl Kernel {
     /// a MAC address, or knows that nobody answers there.
     ///
     /// # Errors
-    /// [`NetlinkError`].
-    pub async fn neighbour(&self, index: u32, address: IpAddr) -> Result<Option<Neighbour>, NetlinkError> {
+    /// [`RtnetlinkError`].
+    pub async fn neighbour(&self, index: u32, address: IpAddr) -> Result<Option<Neighbour>, RtnetlinkError> {
         Ok(self.neighbours(index, address.is_ipv4()).await?.remove(&address))
     }
 
@@ -126,8 +126,8 @@ impl Kernel {
     /// which the kernel knows that nobody answers there.
     ///
     /// # Errors
-    /// [`NetlinkError`].
-    pub async fn neighbours(&self, index: u32, ipv4: bool) -> Result<HashMap<IpAddr, Neighbour>, NetlinkError> {
+    /// [`RtnetlinkError`].
+    pub async fn neighbours(&self, index: u32, ipv4: bool) -> Result<HashMap<IpAddr, Neighbour>, RtnetlinkError> {
         let entries = Rtnetlink::open()?.neighbours(index, ipv4).await?;
         Ok(entries.iter().filter_map(neighbour).collect())
     }
@@ -151,7 +151,7 @@ fn neighbour(entry: &NeighbourMessage) -> Option<(IpAddr, Neighbour)> {
     Some((address, Neighbour { mac, confirmed }))
 }
 
-fn family(link: &Link, addresses: &[LinkAddress], ipv4: bool, gateway: Option<IpAddr>) -> Option<UnderlayFamily> {
+fn family(link: &KernelLink, addresses: &[LinkAddress], ipv4: bool, gateway: Option<IpAddr>) -> Option<UnderlayFamily> {
     let usable = addresses.iter().filter(|a| a.index == link.index && a.usable && a.address.addr().is_ipv4() == ipv4);
     let addresses = in_order(usable.map(|a| (a.address, a.created)).collect());
     if addresses.is_empty() {

@@ -81,19 +81,19 @@ pub struct KernelWatch {
     table: String,
     sockets: Option<Sockets>,
     buffer: Vec<u8>,
-    told: Told,
+    volume: VolumeCounter,
 }
 
 /// How much was told of nftables since that was last said.
 #[derive(Debug, Default)]
-struct Told(usize);
+struct VolumeCounter(usize);
 
 /// After so much it is said: a small part of what [`NftMonitor`](netfilter::NftMonitor) holds.
 const VOLUME: usize = 4 << 20;
 /// What the kernel accounts for a datagram besides its content.
 const DATAGRAM: usize = 1 << 10;
 
-impl Told {
+impl VolumeCounter {
     fn add(&mut self, datagrams: usize, bytes: usize) {
         self.0 += datagrams * DATAGRAM + bytes;
     }
@@ -143,7 +143,7 @@ impl Kernel {
             table: self.options.table_name.clone(),
             sockets: Some(Sockets::open()?),
             buffer: vec![0; BUFFER],
-            told: Told::default(),
+            volume: VolumeCounter::default(),
         })
     }
 }
@@ -177,7 +177,7 @@ impl KernelWatch {
                             route_events(datagram, self.protocol, &self.own, &mut events);
                         } else {
                             netfilter_events(datagram, &self.table, &mut events);
-                            self.told.add(1, datagram.len());
+                            self.volume.add(1, datagram.len());
                         }
                     });
                     if matches!(read, Ok(Drained::Empty | Drained::Lost)) {
@@ -196,7 +196,7 @@ impl KernelWatch {
                     continue;
                 }
             }
-            events.ruleset_volume |= self.told.take();
+            events.ruleset_volume |= self.volume.take();
             if !events.is_empty() {
                 return events;
             }
@@ -234,7 +234,7 @@ enum Drained {
 }
 
 /// Reads what is there. Once messages were dropped, the kernel goes on dropping them silently until the socket is
-/// empty: so it is emptied before that is told, and whatever changes after the telling is told again.
+/// empty: so it is emptied before that is volume, and whatever changes after the telling is told again.
 fn drain(fd: i32, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> io::Result<Drained> {
     let mut lost = false;
     for read in 0..DATAGRAMS_PER_FLOOD {

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use control_core::{membership::MembershipState, model::Etcd, types::WatchEvent};
+use control_core::{membership::MembershipState, model::EtcdModel, types::WatchEvent};
 use etcd_schema::{Key, SubnetKey, SubnetLease};
 use ipnet::IpNet;
 use mesh::{
@@ -13,21 +13,21 @@ use mesh::{
     kernel_state::RouteVia,
     path::DirectState,
     plan::plan,
-    records::{Revision, View},
-    snapshot::Owner,
-    tunnel_table::Table,
+    records::{Records, Revision},
+    topology::PeerId,
+    tunnel_table::TunnelTable,
 };
 use node_core::Stance;
 use rand::Rng as _;
 
-use crate::{process::Passed, world::World};
+use crate::{process::PassResult, world::MeshSim};
 
 /// One pass in so many is compared with a plan from nothing.
 const ORACLE: u32 = 16;
 
 /// All that ever happened in etcd, over restores.
 #[derive(Debug, Default)]
-pub(crate) struct History {
+pub(crate) struct EtcdHistory {
     taken: Revision,
     sequence: u64,
     /// When each value was put: by key and revision, the last time.
@@ -38,9 +38,9 @@ pub(crate) struct History {
     owners: BTreeMap<String, Option<String>>,
 }
 
-impl History {
+impl EtcdHistory {
     /// Takes what is new. Returns whether anything is.
-    pub(crate) fn take(&mut self, seed: u64, etcd: &Etcd, by_operator: bool) -> bool {
+    pub(crate) fn take(&mut self, seed: u64, etcd: &EtcdModel, by_operator: bool) -> bool {
         let events = etcd.events(self.taken, etcd.revision);
         if events.is_empty() {
             return false;
@@ -72,7 +72,7 @@ impl History {
         true
     }
 
-    pub(crate) fn restored(&mut self, etcd: &Etcd) {
+    pub(crate) fn restored(&mut self, etcd: &EtcdModel) {
         self.taken = etcd.revision;
         self.owners.clear();
         for (key, entry) in &etcd.keys {
@@ -88,8 +88,8 @@ impl History {
         self.owners.iter().filter(move |(_, owner)| owner.as_deref() == Some(node)).map(|(key, _)| key)
     }
 
-    /// Invariant 2: what leaves a view was deleted in etcd since it was put.
-    pub(crate) fn withdraws(&self, seed: u64, before: &View, after: &View) {
+    /// Invariant 2: what leaves the records was deleted in etcd since it was put.
+    pub(crate) fn withdraws(&self, seed: u64, before: &Records, after: &Records) {
         let nodes = before.nodes.iter().filter(|(id, _)| !after.nodes.contains_key(*id));
         let nodes = nodes.map(|(id, record)| (Key::Node(id.clone()), record.mod_revision));
         let subnets = before.subnets.iter().filter(|(key, _)| !after.subnets.contains_key(*key));
@@ -112,9 +112,9 @@ impl History {
     }
 }
 
-impl World {
+impl MeshSim {
     /// What must be true of a node after a step.
-    pub(crate) fn check(&mut self, node: usize, passed: Option<&Passed>) {
+    pub(crate) fn check(&mut self, node: usize, passed: Option<&PassResult>) {
         self.check_kernel(node);
         let Some(passed) = passed else { return };
         let (seed, id) = (self.seed, self.machines[node].id.clone());
@@ -127,10 +127,10 @@ impl World {
             self.check_peers_stay(node, passed);
         }
         let running = self.processes[node].as_mut().unwrap();
-        (running.planned_view, running.planned_stance) = (std::sync::Arc::clone(&running.view), Some(stance));
+        (running.planned_records, running.planned_stance) = (std::sync::Arc::clone(&running.records), Some(stance));
         if stance == Stance::Acts && self.rng.random_range(0..ORACLE) == 0 {
             let running = self.processes[node].as_ref().unwrap();
-            let mut fresh = plan(running.node.mesh().snapshot(), running.node.local(), &passed.observed);
+            let mut fresh = plan(running.node.mesh().topology(), running.node.local(), &passed.observed);
             fresh.kernel.firewall.accepted.clone_from(&passed.plan.kernel.firewall.accepted);
             assert_eq!(
                 fresh.kernel, passed.plan.kernel,
@@ -140,12 +140,12 @@ impl World {
                 fresh.tunnel, passed.plan.tunnel,
                 "seed {seed}: {id}: the tunnel's plan is not that from nothing"
             );
-            let mut picture = mesh::picture::Picture::new(id.clone());
-            picture.see(&running.view);
+            let mut resolver = mesh::resolver::TopologyResolver::new(id.clone());
+            resolver.apply(&running.records);
             assert_eq!(
-                picture.snapshot().members,
-                running.node.mesh().picture().snapshot().members,
-                "seed {seed}: {id}: the picture is not that from nothing"
+                resolver.topology().members,
+                running.node.mesh().resolver().topology().members,
+                "seed {seed}: {id}: the topology is not that from nothing"
             );
         }
     }
@@ -171,12 +171,12 @@ impl World {
     }
 
     /// Invariant 1: what goes direct is proven, or was in use before a restart, and its sources are accepted.
-    fn check_proofs(&self, node: usize, passed: &Passed) {
+    fn check_proofs(&self, node: usize, passed: &PassResult) {
         let (seed, id) = (self.seed, &self.machines[node].id);
         let running = self.processes[node].as_ref().unwrap();
         for route in passed.plan.kernel.routes.values() {
             let RouteVia::Neighbour { via, dev } = &route.via else { continue };
-            let Some(Owner::Node(owner)) = passed.plan.owners.get(&route.dst) else {
+            let Some(PeerId::Node(owner)) = passed.plan.owners.get(&route.dst) else {
                 panic!("seed {seed}: {id}: {} has no owner and goes direct", route.dst);
             };
             let path = (owner.clone(), Family::V4);
@@ -202,25 +202,25 @@ impl World {
     }
 
     /// Invariant 4: a peer whose records, and whose rivals', are the same stays in the tunnel with its keys.
-    fn check_peers_stay(&self, node: usize, passed: &Passed) {
+    fn check_peers_stay(&self, node: usize, passed: &PassResult) {
         let (seed, id) = (self.seed, &self.machines[node].id);
         let running = self.processes[node].as_ref().unwrap();
-        let (before, after) = (&running.planned_view, &running.view);
+        let (before, after) = (&running.planned_records, &running.records);
         if before.config != after.config {
             return;
         }
-        let changed: BTreeSet<Owner> = {
-            let ids = after.nodes.changes(&before.nodes).into_iter().cloned().map(Owner::Node);
+        let changed: BTreeSet<PeerId> = {
+            let ids = after.nodes.changes(&before.nodes).into_iter().cloned().map(PeerId::Node);
             let leases = after.subnets.changes(&before.subnets).into_iter();
             let of = |key: &SubnetKey| {
                 let records = [before.subnets.get(key), after.subnets.get(key)];
-                records.into_iter().flatten().filter_map(|record| record.value.node.clone()).map(Owner::Node).collect()
+                records.into_iter().flatten().filter_map(|record| record.value.node.clone()).map(PeerId::Node).collect()
             };
-            ids.chain(leases.flat_map(|key: &SubnetKey| -> Vec<Owner> { of(key) })).collect()
+            ids.chain(leases.flat_map(|key: &SubnetKey| -> Vec<PeerId> { of(key) })).collect()
         };
         let moved: Vec<IpNet> = after.subnets.changes(&before.subnets).into_iter().flat_map(prefixes).collect();
         for (name, peer) in passed.before.peers.iter() {
-            let Some(owner) = Owner::named(name).filter(|owner| !changed.contains(owner)) else { continue };
+            let Some(owner) = PeerId::named(name).filter(|owner| !changed.contains(owner)) else { continue };
             let now = passed.plan.tunnel.peers.get(name);
             let same = now.is_some_and(|now| now.keys == peer.keys && now.allowed == peer.allowed);
             let rival = peer.allowed.iter().any(|net| moved.iter().any(|other| overlap(net, other)));
@@ -239,7 +239,7 @@ impl World {
             let id = machine.id.to_string();
             assert!(self.history.subnets_of(&id).eq([&key]), "seed {seed}: {id} leases more than {key}");
             assert_eq!(running.status.problems, [], "seed {seed}: {id}");
-            assert_eq!(*running.view.problems, [], "seed {seed}: {id}");
+            assert_eq!(*running.records.problems, [], "seed {seed}: {id}");
             assert!(self.keys_below("alive/").contains_key(format!("alive/{id}").as_str()), "seed {seed}: {id} is off");
         }
         for from in 0..self.machines.len() {
@@ -269,7 +269,7 @@ impl World {
                     && accepted.iter().any(|on| on.prefix.contains(&source) && on.dev == dev)
             }
             Some(RouteVia::Tunnel) => {
-                let owner = |table: &Table, address: IpAddr| {
+                let owner = |table: &TunnelTable, address: IpAddr| {
                     let owns = |net: &IpNet| net.contains(&address);
                     table.peers.values().find(|peer| peer.allowed.iter().any(owns)).map(|peer| peer.keys.clone())
                 };
@@ -294,7 +294,7 @@ fn subnet(key: &str) -> Option<SubnetKey> {
 }
 
 /// Invariant 3: of one prefix there is one owner.
-fn one_owner(seed: u64, table: &Table) {
+fn one_owner(seed: u64, table: &TunnelTable) {
     let mut all: Vec<(&IpNet, &str)> = table.local.iter().map(|net| (net, "this node")).collect();
     for peer in table.peers.values() {
         all.extend(peer.allowed.iter().map(|net| (net, peer.name.as_str())));

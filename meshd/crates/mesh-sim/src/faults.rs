@@ -6,8 +6,8 @@ use control_core::{core::Input, types::Write};
 use rand::Rng as _;
 
 use crate::{
-    machine::Refusal,
-    world::{CONFIG, What, World},
+    machine::KernelRefusal,
+    world::{CONFIG, MeshSim, What},
 };
 
 /// How long things go wrong.
@@ -15,7 +15,7 @@ const DISTURBED: Duration = Duration::from_secs(150);
 /// Until when all is at rest after that: a lease, the hold of withdrawals, the proof of a direct path that has failed.
 const RECOVERY: Duration = Duration::from_secs(150);
 
-impl World {
+impl MeshSim {
     /// The history of this seed: 30 to 50 nodes that start, two and a half minutes of faults, and the time until all is at
     /// rest.
     ///
@@ -46,7 +46,7 @@ impl World {
             0 | 1 => {
                 self.crash(node);
                 if self.rng.random_range(0..4) == 0 {
-                    self.machines[node].kernel.refuses = Refusal::Policies;
+                    self.machines[node].kernel.refuses = KernelRefusal::Policies;
                 }
                 let away = if self.rng.random() { self.millis(1..2000) } else { self.millis(1..60_000) };
                 self.at(away, What::Start { node });
@@ -89,7 +89,8 @@ impl World {
             }
             10 if !self.backups.is_empty() => self.restore_any(),
             11 | 12 => {
-                let refusals = [Refusal::Nothing, Refusal::Rules, Refusal::Routes, Refusal::Policies];
+                let refusals =
+                    [KernelRefusal::Nothing, KernelRefusal::Rules, KernelRefusal::Routes, KernelRefusal::Policies];
                 self.machines[node].kernel.refuses = refusals[self.rng.random_range(0..refusals.len())];
             }
             13 => self.machines[node].lan_up ^= true,
@@ -150,7 +151,7 @@ impl World {
         for node in 0..self.machines.len() {
             let machine = &mut self.machines[node];
             (machine.etcd_reachable, machine.lan_up, machine.attached) = (true, true, false);
-            machine.kernel.refuses = Refusal::Nothing;
+            machine.kernel.refuses = KernelRefusal::Nothing;
             self.take(node, Input::Attached(false));
             self.at(Duration::ZERO, What::Start { node });
         }

@@ -7,11 +7,11 @@
 //!          cache        PathAgents ⇄ probes over links that fail
 //! ```
 //!
-//! [`World::run`] lets one seed's history happen, and panics with the seed at the first step after which an invariant of
-//! docs/ARCHITECTURE.md is broken:
+//! [`MeshSim::run`] lets one seed's history happen, and panics with the seed at the first step after which an invariant
+//! of docs/ARCHITECTURE.md is broken:
 //!
 //! 1. what the kernel holds lets no packet to a pod leave in the clear but by a proven link;
-//! 2. no record leaves a node's view that was not deleted or replaced in etcd;
+//! 2. no record is lost at a node that was not deleted or replaced in etcd;
 //! 3. no two nodes lease one prefix, nor does a node's tunnel give one to two peers;
 //! 4. a plan that follows changes equals one from nothing; a peer whose records are the same keeps its place.
 //!
@@ -27,7 +27,7 @@ mod machine;
 mod process;
 mod world;
 
-pub use world::World;
+pub use world::MeshSim;
 
 #[cfg(test)]
 mod tests;

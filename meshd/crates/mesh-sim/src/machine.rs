@@ -9,7 +9,7 @@ use control_core::{core::CacheContent, membership::LocalFacts};
 use etcd_schema::{NodeId, PublicKey};
 use ipnet::IpNet;
 use mesh::{
-    kernel_state::{Desired, Floor, PrefixOn, Route, RouteVia},
+    kernel_state::{Desired, Floor, PeerRoute, PrefixOn, RouteVia},
     path::MacAddress,
 };
 use rand::{Rng as _, rngs::StdRng};
@@ -37,7 +37,7 @@ pub(crate) struct Machine {
     pub(crate) clock: Duration,
     /// A container has an address of its subnet.
     pub(crate) attached: bool,
-    pub(crate) kernel: Kernel,
+    pub(crate) kernel: KernelModel,
 }
 
 impl Machine {
@@ -71,14 +71,14 @@ impl Machine {
             starts: 0,
             clock: Duration::from_secs(1_000_000_000),
             attached: false,
-            kernel: Kernel::default(),
+            kernel: KernelModel::default(),
         }
     }
 }
 
 /// What a kernel refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Refusal {
+pub(crate) enum KernelRefusal {
     #[default]
     Nothing,
     /// The rules of nftables, and what needs them.
@@ -91,21 +91,21 @@ pub(crate) enum Refusal {
 
 /// Routes and guard of a machine. They outlive the daemon.
 #[derive(Debug, Default)]
-pub(crate) struct Kernel {
-    pub(crate) refuses: Refusal,
-    pub(crate) routes: Vec<Route>,
+pub(crate) struct KernelModel {
+    pub(crate) refuses: KernelRefusal,
+    pub(crate) routes: Vec<PeerRoute>,
     pub(crate) floor: Floor,
     pub(crate) direct: Vec<(IpNet, IpAddr)>,
     pub(crate) accepted: Vec<PrefixOn>,
     pub(crate) guarded: Vec<IpNet>,
 }
 
-impl Kernel {
+impl KernelModel {
     /// Makes it what is desired, in the order of the daemon's steps: rules that open nothing before routes, and what only
     /// direct routes need before those. Returns whether all was taken.
     pub(crate) fn apply(&mut self, desired: &Desired, rng: &mut StdRng) -> bool {
         self.floor = desired.floor.clone();
-        let rules = self.refuses != Refusal::Rules;
+        let rules = self.refuses != KernelRefusal::Rules;
         if rules {
             self.direct = desired.firewall.direct.iter().map(|direct| (direct.prefix, direct.via)).collect();
             self.accepted.clone_from(&desired.firewall.accepted);
@@ -116,7 +116,7 @@ impl Kernel {
         for route in desired.routes.values() {
             let same = before.iter().any(|held| held == route);
             let opens = matches!(&route.via, RouteVia::Neighbour { via, .. } if !self.is_open(&route.dst, *via));
-            let refused = opens || (self.refuses == Refusal::Routes && rng.random_range(0..3) == 0);
+            let refused = opens || (self.refuses == KernelRefusal::Routes && rng.random_range(0..3) == 0);
             if same || !refused {
                 self.routes.push(route.clone());
             } else {
@@ -133,7 +133,7 @@ impl Kernel {
         self.direct.contains(&(*dst, via))
     }
 
-    fn is_closed_or_open(&self, route: &Route) -> bool {
+    fn is_closed_or_open(&self, route: &PeerRoute) -> bool {
         match &route.via {
             RouteVia::Neighbour { via, .. } => self.is_open(&route.dst, *via),
             RouteVia::Tunnel | RouteVia::Unreachable => true,

@@ -19,14 +19,14 @@ use mesh::{
     kernel_state::{PrefixOn, RouteVia, SeenOthers},
     path::{MacAddress, PathAgents},
     plan::{Local, Observed, Plan, UnderlayLink},
-    records::{Revision, View},
+    records::{Records, Revision},
     target::PathId,
-    tunnel_table::Table,
+    tunnel_table::TunnelTable,
 };
-use node_core::{Done, Effect, Effects, Input, NodeCore, Reconciled, Stance, Start, Work};
+use node_core::{Done, Effect, Effects, Input, NodeCore, NodeStart, Reconciled, Stance, Work};
 use rand::{Rng as _, rngs::StdRng};
 
-use crate::machine::{Machine, PORT, Refusal};
+use crate::machine::{KernelRefusal, Machine, PORT};
 
 /// A running daemon.
 pub(crate) struct Process {
@@ -36,7 +36,7 @@ pub(crate) struct Process {
     pub(crate) control: ControlCore,
     pub(crate) node: NodeCore,
     pub(crate) agents: PathAgents,
-    pub(crate) view: Arc<View>,
+    pub(crate) records: Arc<Records>,
     pub(crate) status: ControlStatus,
     pub(crate) session: Option<SessionNumber>,
     pub(crate) sessions: SessionNumber,
@@ -44,7 +44,7 @@ pub(crate) struct Process {
     /// A stream keeps its order.
     pub(crate) deliver_after: Instant,
     pub(crate) audit_under_way: bool,
-    pub(crate) table: Table,
+    pub(crate) table: TunnelTable,
     /// Rules stand that no packet passes unjudged.
     pub(crate) guarded: bool,
     /// When something of each peer's came through the tunnel.
@@ -52,17 +52,17 @@ pub(crate) struct Process {
     /// Paths over which an echo has come back, and those that were in use before this process started.
     pub(crate) echoed: BTreeSet<PathId>,
     pub(crate) resumed: BTreeSet<PathId>,
-    /// The view that the last table was made of.
-    pub(crate) planned_view: Arc<View>,
+    /// The records that the last table was made of.
+    pub(crate) planned_records: Arc<Records>,
     pub(crate) planned_stance: Option<Stance>,
 }
 
 /// What a pass did.
-pub(crate) struct Passed {
+pub(crate) struct PassResult {
     /// The observations that it planned with.
     pub(crate) observed: Observed,
     pub(crate) plan: Plan,
-    pub(crate) before: Table,
+    pub(crate) before: TunnelTable,
 }
 
 impl Process {
@@ -88,7 +88,7 @@ impl Process {
             Membership::new(now, identity, machine.facts.clone(), previous, machine.attached, rng.random());
         let control =
             ControlCore::new(now, control_core::core::Start { store, membership, cache_usable, hands_on: false });
-        let (view, status) = (control.view(), control.status().clone());
+        let (records, status) = (control.records(), control.status().clone());
         let direct = machine.kernel.routes.iter().filter_map(|route| match &route.via {
             RouteVia::Neighbour { via, .. } => Some((route.dst, *via)),
             _ => None,
@@ -116,29 +116,29 @@ impl Process {
         };
         let age = machine.disk.as_ref().map(|(_, written_at)| wall.saturating_sub(*written_at));
         let cache = age.map(|age| CacheInfo { age, usable: cache_usable });
-        let start = Start { id: machine.id.clone(), observed, accepted, talking: Vec::new(), cache, local };
+        let start = NodeStart { id: machine.id.clone(), observed, accepted, talking: Vec::new(), cache, local };
         let mut process = Self {
             number: machine.starts,
             incarnation,
             node: NodeCore::new(now, start),
             control,
             agents: PathAgents::default(),
-            planned_view: Arc::clone(&view),
-            view,
+            planned_records: Arc::clone(&records),
+            records,
             status,
             session: None,
             sessions: 0,
             delivered: 0,
             deliver_after: now,
             audit_under_way: false,
-            table: Table::default(),
+            table: TunnelTable::default(),
             guarded: false,
             heard: HashMap::new(),
             echoed: BTreeSet::new(),
             resumed: BTreeSet::new(),
             planned_stance: None,
         };
-        process.node.step(now, Input::View(Arc::clone(&process.view)));
+        process.node.step(now, Input::Records(Arc::clone(&process.records)));
         process
     }
 
@@ -155,7 +155,7 @@ impl Process {
         machine: &mut Machine,
         neighbours: &HashMap<IpAddr, MacAddress>,
         rng: &mut StdRng,
-    ) -> Option<Passed> {
+    ) -> Option<PassResult> {
         let observations = [Input::Status(Box::new(self.status.clone())), Input::Paths(self.agents.states())];
         self.agents.take_changed();
         for input in observations {
@@ -186,7 +186,7 @@ impl Process {
                 None => {
                     let plan = plan?;
                     let before = std::mem::replace(&mut self.table, plan.tunnel.clone());
-                    return Some(Passed { observed, plan, before });
+                    return Some(PassResult { observed, plan, before });
                 }
             }
         }
@@ -203,7 +203,7 @@ impl Process {
         match work {
             Work::ReopenTun => Done::TunReopened(true),
             Work::AwaitPolicies(_) => {
-                self.guarded |= machine.kernel.refuses != Refusal::Policies;
+                self.guarded |= machine.kernel.refuses != KernelRefusal::Policies;
                 Done::Policies { guarded: self.guarded }
             }
             Work::SetTargets { targets, neighbours: on } => {

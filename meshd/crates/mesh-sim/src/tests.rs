@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::World;
+use super::MeshSim;
 
 /// How many histories are tried.
 fn histories(usually: u64) -> u64 {
@@ -17,7 +17,7 @@ fn no_history_breaks_an_invariant_and_all_meshes_come_to_rest() {
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(seed) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed < end) {
-                    World::run(seed);
+                    MeshSim::run(seed);
                 }
             });
         }
@@ -26,5 +26,5 @@ fn no_history_breaks_an_invariant_and_all_meshes_come_to_rest() {
 
 #[test]
 fn one_seed_has_one_history() {
-    assert_eq!(World::run(3).steps, World::run(3).steps);
+    assert_eq!(MeshSim::run(3).steps, MeshSim::run(3).steps);
 }

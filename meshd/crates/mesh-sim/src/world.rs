@@ -8,8 +8,8 @@ use std::{
 
 use control_core::{
     core::{Effect, Input, SessionNumber},
-    membership::{Answer, Call, CallId},
-    model::Etcd,
+    membership::{Call, CallAnswer, CallId},
+    model::EtcdModel,
     types::{CallError, KeyListing, Transaction, WatchEvent, Write},
 };
 use mesh::{
@@ -19,7 +19,7 @@ use mesh::{
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use crate::{check::History, machine::Machine, process::Process};
+use crate::{check::EtcdHistory, machine::Machine, process::Process};
 
 /// The configuration of the mesh.
 pub(crate) const CONFIG: &str = r#"{"Network": "10.244.0.0/16", "SubnetLen": 24, "LeaseTTL": 40}"#;
@@ -28,23 +28,23 @@ pub(crate) const CONFIG: &str = r#"{"Network": "10.244.0.0/16", "SubnetLen": 24,
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A simulated mesh.
-pub struct World {
+pub struct MeshSim {
     pub(crate) seed: u64,
     pub(crate) rng: StdRng,
     pub(crate) now: Instant,
     pub(crate) begin: Instant,
-    pub(crate) etcd: Etcd,
+    pub(crate) etcd: EtcdModel,
     pub(crate) machines: Vec<Machine>,
     pub(crate) processes: Vec<Option<Process>>,
     /// When each process wants to be stepped.
     wakes: Vec<Option<Instant>>,
-    queue: BinaryHeap<Due>,
+    queue: BinaryHeap<ScheduledEvent>,
     sequence: u64,
     /// Calls may be lost or late.
     pub(crate) faults: bool,
     /// What etcd may be restored from.
-    pub(crate) backups: Vec<Etcd>,
-    pub(crate) history: History,
+    pub(crate) backups: Vec<EtcdModel>,
+    pub(crate) history: EtcdHistory,
     /// Steps so far.
     pub steps: u64,
 }
@@ -53,7 +53,7 @@ pub struct World {
 pub(crate) enum What {
     Start { node: usize },
     Connect { node: usize, process: u64 },
-    Arrive { node: usize, process: u64, call: Asked, lost_answer: bool },
+    Arrive { node: usize, process: u64, call: PendingCall, lost_answer: bool },
     Take { node: usize, process: u64, input: Box<Input> },
     Deliver { node: usize, process: u64, session: SessionNumber, upto: Revision },
     Audit { node: usize, process: u64, session: SessionNumber },
@@ -63,36 +63,36 @@ pub(crate) enum What {
 
 /// A call on a session.
 #[derive(Debug)]
-pub(crate) struct Asked {
+pub(crate) struct PendingCall {
     id: CallId,
     call: Call,
     session: SessionNumber,
 }
 
-struct Due {
+struct ScheduledEvent {
     at: Instant,
     sequence: u64,
     what: What,
 }
 
-impl PartialEq for Due {
+impl PartialEq for ScheduledEvent {
     fn eq(&self, other: &Self) -> bool {
         (self.at, self.sequence) == (other.at, other.sequence)
     }
 }
-impl Eq for Due {}
-impl PartialOrd for Due {
+impl Eq for ScheduledEvent {}
+impl PartialOrd for ScheduledEvent {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
-impl Ord for Due {
+impl Ord for ScheduledEvent {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (other.at, other.sequence).cmp(&(self.at, self.sequence))
     }
 }
 
-impl World {
+impl MeshSim {
     /// A mesh of so many nodes, all of them off, on up to eight underlay networks.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "a simulation begins at any instant")]
@@ -104,7 +104,7 @@ impl World {
             rng: StdRng::seed_from_u64(seed),
             now: begin,
             begin,
-            etcd: Etcd::new(),
+            etcd: EtcdModel::new(),
             processes: machines.iter().map(|_| None).collect(),
             wakes: vec![None; machines.len()],
             machines,
@@ -112,7 +112,7 @@ impl World {
             sequence: 0,
             faults: false,
             backups: Vec::new(),
-            history: History::default(),
+            history: EtcdHistory::default(),
             steps: 0,
         };
         world.operator_puts("config", CONFIG);
@@ -121,7 +121,7 @@ impl World {
 
     pub(crate) fn at(&mut self, after: Duration, what: What) {
         self.sequence += 1;
-        self.queue.push(Due { at: self.now + after, sequence: self.sequence, what });
+        self.queue.push(ScheduledEvent { at: self.now + after, sequence: self.sequence, what });
     }
 
     pub(crate) fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
@@ -278,12 +278,12 @@ impl World {
         }
     }
 
-    fn arrive(&mut self, node: usize, process: u64, asked: Asked, lost_answer: bool) {
-        let Asked { id, call, session } = asked;
+    fn arrive(&mut self, node: usize, process: u64, asked: PendingCall, lost_answer: bool) {
+        let PendingCall { id, call, session } = asked;
         let answer = match call {
-            Call::Grant { ttl } => Answer::Granted(Ok(self.etcd.grant(self.now, ttl))),
-            Call::KeepAlive { lease } => Answer::KeptAlive(self.etcd.keep_alive(self.now, lease)),
-            Call::Transact(transaction) => Answer::Committed(self.etcd.transact(&transaction)),
+            Call::Grant { ttl } => CallAnswer::Granted(Ok(self.etcd.grant(self.now, ttl))),
+            Call::KeepAlive { lease } => CallAnswer::KeptAlive(self.etcd.keep_alive(self.now, lease)),
+            Call::Transact(transaction) => CallAnswer::Committed(self.etcd.transact(&transaction)),
         };
         self.etcd_changed(false);
         if !lost_answer {
@@ -310,7 +310,7 @@ impl World {
         }
         // Never arrives; happens, or happens late, and the answer is lost; happens.
         let late = self.millis(1..12_000);
-        let asked = Asked { id, call, session };
+        let asked = PendingCall { id, call, session };
         match fate {
             0 => {}
             1 => self.at(there, What::Arrive { node, process, call: asked, lost_answer: true }),
@@ -341,10 +341,10 @@ impl World {
         let Some(running) = &mut self.processes[node] else { return };
         let process = running.number;
         match effect {
-            Effect::Publish(view) => {
-                self.history.withdraws(self.seed, &running.view, &view);
-                running.node.step(self.now, node_core::Input::View(std::sync::Arc::clone(&view)));
-                running.view = view;
+            Effect::Publish(records) => {
+                self.history.withdraws(self.seed, &running.records, &records);
+                running.node.step(self.now, node_core::Input::Records(std::sync::Arc::clone(&records)));
+                running.records = records;
             }
             Effect::Status(status) => running.status = *status,
             Effect::Call(id, call) => self.call(node, id, call),
@@ -483,7 +483,7 @@ impl World {
     }
 
     /// etcd goes back to `backup`: connections break, calls under way are lost, answers under way still arrive.
-    pub(crate) fn restore(&mut self, backup: &Etcd) {
+    pub(crate) fn restore(&mut self, backup: &EtcdModel) {
         self.etcd.restore(backup, self.now);
         self.history.restored(&self.etcd);
         let (calls, others) = std::mem::take(&mut self.queue)
@@ -491,7 +491,9 @@ impl World {
             .partition::<Vec<_>, _>(|due| matches!(due.what, What::Arrive { .. }));
         self.queue = others.into();
         for due in calls {
-            if let What::Arrive { node, process, call: Asked { id, call, session }, lost_answer: false } = due.what {
+            if let What::Arrive { node, process, call: PendingCall { id, call, session }, lost_answer: false } =
+                due.what
+            {
                 let input = Box::new(Input::Answer(id, lost(&call), session));
                 self.at(Duration::ZERO, What::Take { node, process, input });
             }
@@ -508,11 +510,11 @@ impl World {
     }
 }
 
-fn lost(call: &Call) -> Answer {
+fn lost(call: &Call) -> CallAnswer {
     let error = CallError::Indeterminate("lost".into());
     match call {
-        Call::Grant { .. } => Answer::Granted(Err(error)),
-        Call::KeepAlive { .. } => Answer::KeptAlive(Err(error)),
-        Call::Transact(_) => Answer::Committed(Err(error)),
+        Call::Grant { .. } => CallAnswer::Granted(Err(error)),
+        Call::KeepAlive { .. } => CallAnswer::KeptAlive(Err(error)),
+        Call::Transact(_) => CallAnswer::Committed(Err(error)),
     }
 }

@@ -1,7 +1,7 @@
 //! Resolves a set of records: the holder of each claim.
 //!
 //! The set must be closed: no record outside of it claims the same as a record inside, and no subnet outside names a
-//! node inside. Then the result is that part of the whole snapshot, regardless of all other records.
+//! node inside. Then the result is that part of the whole topology, regardless of all other records.
 
 use std::{
     collections::BTreeMap,
@@ -18,8 +18,8 @@ use crate::{
     address::prefixes,
     claims::{Claims, Precedence, SiteAddresses},
     problem::{Problem, ProblemCode},
-    records::{Record, View},
-    snapshot::{Member, Outside, OwnRecord, Owner, networks},
+    records::{Record, Records},
+    topology::{ExternalPeer, NodePeer, OwnRecord, PeerId, networks},
 };
 
 /// A record, by its key.
@@ -35,7 +35,7 @@ pub(crate) enum RecordId {
     Peer(PeerName),
 }
 
-/// Records of one view, each kind in the order of its keys.
+/// Records of one revision, each kind in the order of its keys.
 #[derive(Default)]
 pub(crate) struct Selected<'a> {
     pub(crate) removed: Vec<(&'a NodeId, &'a Record<Removed>)>,
@@ -45,22 +45,22 @@ pub(crate) struct Selected<'a> {
 }
 
 impl<'a> Selected<'a> {
-    /// Adds the record `id` of `view`, if it has it.
-    pub(crate) fn add(&mut self, view: &'a View, id: &'a RecordId) {
+    /// Adds the record `id` of `records`, if it has it.
+    pub(crate) fn add(&mut self, records: &'a Records, id: &'a RecordId) {
         match id {
-            RecordId::Removed(id) => self.removed.extend(view.removed.get(id).map(|record| (id, record))),
-            RecordId::Node(id) => self.nodes.extend(view.nodes.get(id).map(|record| (id, record))),
-            RecordId::Subnet(key) => self.subnets.extend(view.subnets.get(key).map(|record| (key, record))),
-            RecordId::Peer(name) => self.peers.extend(view.peers.get(name).map(|record| (name, record))),
+            RecordId::Removed(id) => self.removed.extend(records.removed.get(id).map(|record| (id, record))),
+            RecordId::Node(id) => self.nodes.extend(records.nodes.get(id).map(|record| (id, record))),
+            RecordId::Subnet(key) => self.subnets.extend(records.subnets.get(key).map(|record| (key, record))),
+            RecordId::Peer(name) => self.peers.extend(records.peers.get(name).map(|record| (name, record))),
         }
     }
 }
 
 /// Where nodes that hold say they are.
 #[derive(Debug, Default)]
-pub(crate) struct Endpoints(BTreeMap<IpAddr, Vec<NodeId>>);
+pub(crate) struct NodeEndpoints(BTreeMap<IpAddr, Vec<NodeId>>);
 
-impl Endpoints {
+impl NodeEndpoints {
     fn add(&mut self, id: &NodeId, node: &NodeRecord) {
         for endpoint in &node.endpoints {
             let ids = self.0.entry(endpoint.ip()).or_default();
@@ -83,10 +83,10 @@ impl Endpoints {
     }
 
     /// An endpoint that lies in one of `nets`: that of the first such node.
-    fn covered<'a>(&'a self, nets: &[IpNet], view: &'a View) -> Option<(IpNet, SocketAddr, &'a NodeId)> {
+    fn covered<'a>(&'a self, nets: &[IpNet], records: &'a Records) -> Option<(IpNet, SocketAddr, &'a NodeId)> {
         let within = |net: &IpNet| self.0.range(net.network()..=net.broadcast()).flat_map(|(_, ids)| ids);
         let first = nets.iter().flat_map(within).min()?;
-        view.nodes.get(first)?.value.endpoints.iter().find_map(|endpoint| {
+        records.nodes.get(first)?.value.endpoints.iter().find_map(|endpoint| {
             let net = nets.iter().find(|net| net.contains(&endpoint.ip()))?;
             Some((*net, *endpoint, first))
         })
@@ -99,17 +99,17 @@ pub(crate) struct Folded {
     /// Of the node itself, if its record is among the selected ones.
     pub(crate) own_record: OwnRecord,
     pub(crate) own_subnets: Vec<SubnetKey>,
-    pub(crate) members: BTreeMap<Owner, Member>,
-    pub(crate) outside: BTreeMap<PeerName, Outside>,
+    pub(crate) members: BTreeMap<PeerId, NodePeer>,
+    pub(crate) outside: BTreeMap<PeerName, ExternalPeer>,
     /// What does not hold, and why.
     pub(crate) problems: BTreeMap<RecordId, Vec<Problem>>,
 }
 
-/// Folds the `selected` records of `view` into what they hold for the node `me`. `endpoints` has those of all nodes that
-/// hold and are not selected, and gets those of the selected ones.
-pub(crate) fn fold(view: &View, me: &NodeId, selected: Selected<'_>, endpoints: &mut Endpoints) -> Folded {
-    let network = view.config.as_ref().map(|config| config.value.as_ref());
-    let mut builder = Builder { view, me, network, endpoints, claims: Claims::default(), out: Folded::default() };
+/// Folds the `selected` records of `records` into what they hold for the node `me`. `endpoints` has those of all nodes
+/// that hold and are not selected, and gets those of the selected ones.
+pub(crate) fn fold(records: &Records, me: &NodeId, selected: Selected<'_>, endpoints: &mut NodeEndpoints) -> Folded {
+    let network = records.config.as_ref().map(|config| config.value.as_ref());
+    let mut builder = Builder { records, me, network, endpoints, claims: Claims::default(), out: Folded::default() };
     let nodes = builder.nodes(selected.removed, selected.nodes);
     builder.subnets(selected.subnets, &nodes);
     builder.outside_peers(selected.peers);
@@ -118,10 +118,10 @@ pub(crate) fn fold(view: &View, me: &NodeId, selected: Selected<'_>, endpoints: 
 
 /// Work in progress: claims are put in order of precedence, kind by kind.
 struct Builder<'a> {
-    view: &'a View,
+    records: &'a Records,
     me: &'a NodeId,
     network: Option<&'a NetworkConfig>,
-    endpoints: &'a mut Endpoints,
+    endpoints: &'a mut NodeEndpoints,
     claims: Claims,
     out: Folded,
 }
@@ -178,7 +178,7 @@ impl Builder<'_> {
     /// Why a node's record does not hold, and what to do.
     fn node_refusal(&self, id: &NodeId, node: &NodeRecord) -> Option<(ProblemCode, String, String)> {
         let who = format!("nodes/{id}");
-        if self.view.removed.contains_key(id) {
+        if self.records.removed.contains_key(id) {
             let cause = format!("{who} is refused: the node was removed (removed/{id})");
             return Some((ProblemCode::NodeRemoved, cause, format!("delete removed/{id} to let the node back in")));
         }
@@ -272,10 +272,10 @@ impl Builder<'_> {
     /// Gives a subnet that holds to its owner.
     fn grant_subnet(&mut self, subnet: &SubnetKey, lease: &SubnetLease, nodes: &BTreeMap<&NodeId, HoldingNode<'_>>) {
         match &lease.node {
-            Some(id) if self.view.removed.contains_key(id) => {}
+            Some(id) if self.records.removed.contains_key(id) => {}
             Some(id) if id == self.me => self.out.own_subnets.push(*subnet),
             Some(id) => {
-                let owner = Owner::Node(id.clone());
+                let owner = PeerId::Node(id.clone());
                 let member = self.out.members.entry(owner).or_insert_with(|| match nodes.get(id) {
                     Some(node) => member_of_node(node),
                     None => unusable(id.to_string(), format!("nodes/{id} is missing or invalid")),
@@ -285,13 +285,13 @@ impl Builder<'_> {
             None => {
                 let mut member = self.member_of_lease(subnet, lease);
                 member.subnets.push(*subnet);
-                self.out.members.insert(Owner::Lease(*subnet), member);
+                self.out.members.insert(PeerId::Lease(*subnet), member);
             }
         }
     }
 
     /// A lease without `Node`: keys and endpoint come from flannel's BackendData.
-    fn member_of_lease(&mut self, subnet: &SubnetKey, lease: &SubnetLease) -> Member {
+    fn member_of_lease(&mut self, subnet: &SubnetKey, lease: &SubnetLease) -> NodePeer {
         let name = format!("subnets/{subnet}");
         if lease.backend_type.as_deref() != Some("wireguard") {
             let backend = lease.backend_type.as_deref().unwrap_or("none");
@@ -314,7 +314,7 @@ impl Builder<'_> {
             return unusable(name, format!("its endpoint {endpoint} is inside the mesh networks"));
         }
         self.claims.grant_key(data.public_key, &format!("subnets/{subnet}"));
-        Member {
+        NodePeer {
             name,
             site: None,
             keys: vec![data.public_key],
@@ -351,7 +351,7 @@ impl Builder<'_> {
                 );
                 continue;
             }
-            let covered = self.endpoints.covered(&peer.allowed_ips, self.view);
+            let covered = self.endpoints.covered(&peer.allowed_ips, self.records);
             if let Some((net, endpoint, node)) = covered.map(|(net, at, id)| (net, at, id.clone())) {
                 self.problem(
                     of(),
@@ -380,7 +380,7 @@ impl Builder<'_> {
             }
             self.out.outside.insert(
                 name.clone(),
-                Outside {
+                ExternalPeer {
                     public_key: peer.public_key,
                     preshared_key: peer.preshared_key.clone(),
                     allowed_ips: peer.allowed_ips.clone(),
@@ -421,8 +421,8 @@ fn node_keys(node: &NodeRecord) -> Vec<PublicKey> {
     std::iter::once(node.public_key).chain(node.next_public_key).collect()
 }
 
-fn member_of_node(HoldingNode { name, node, addresses }: &HoldingNode<'_>) -> Member {
-    Member {
+fn member_of_node(HoldingNode { name, node, addresses }: &HoldingNode<'_>) -> NodePeer {
+    NodePeer {
         name: name.clone(),
         site: node.site.clone(),
         keys: node_keys(node),
@@ -435,8 +435,8 @@ fn member_of_node(HoldingNode { name, node, addresses }: &HoldingNode<'_>) -> Me
     }
 }
 
-fn unusable(name: String, reason: String) -> Member {
-    Member {
+fn unusable(name: String, reason: String) -> NodePeer {
+    NodePeer {
         name,
         site: None,
         keys: Vec::new(),

@@ -16,7 +16,7 @@ pub struct Desired {
     /// on it is removed, link-local ones included.
     pub overlay: Vec<IpAddr>,
     /// The routes by destination, in the main table.
-    pub routes: CowMap<IpNet, Route>,
+    pub routes: CowMap<IpNet, PeerRoute>,
     /// Fallback routes: everything the mesh claims is unreachable unless another route says otherwise.
     pub floor: Floor,
     /// Where probes go, in the probe table, which ends in an `unreachable` default for both families.
@@ -39,7 +39,7 @@ pub struct Desired {
 
 impl Desired {
     /// Puts a route in the place of the one to its destination.
-    pub fn put_route(&mut self, route: Route) {
+    pub fn put_route(&mut self, route: PeerRoute) {
         self.routes.insert(route.dst.trunc(), route);
     }
 }
@@ -74,7 +74,7 @@ pub struct Tun {
 
 /// A route to a peer's prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
+pub struct PeerRoute {
     /// The destination.
     pub dst: IpNet,
     /// How packets leave.

@@ -1,8 +1,8 @@
-//! One node's view of the mesh at one etcd revision, and the resulting plan.
+//! One node's topology of the mesh at one etcd revision, and the resulting plan.
 //!
 //! ```text
-//! View (records) ─▶ Snapshot ─┬─▶ plan ─▶ kernel_state::Desired
-//! underlay, paths ────────────┘        └─▶ tunnel_table::Table
+//! Records ─▶ Topology ─┬─▶ plan ─▶ kernel_state::Desired
+//! underlay, paths ─────┘        └─▶ tunnel_table::TunnelTable
 //! ```
 //!
 //! All code here is a function of its arguments: no I/O, no clock, no randomness. Two nodes with the same revision and
@@ -18,10 +18,10 @@ mod fold;
 pub mod interface;
 pub mod kernel_state;
 pub mod path;
-pub mod picture;
 pub mod plan;
 pub mod problem;
 pub mod records;
-pub mod snapshot;
+pub mod resolver;
 pub mod target;
+pub mod topology;
 pub mod tunnel_table;

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 
 pub use agents::{Due, PathAgents};
 pub use direct::{DirectState, MacAddress, NotDirect, Surroundings};
-pub use session::Session;
+pub use session::TunnelSession;
 
 use crate::{
     address::Family,
@@ -187,7 +187,7 @@ impl ChosenPath {
 
     /// The path of a peer outside the mesh: `None` if the tunnel does not have it.
     #[must_use]
-    pub fn external(session: Option<&Session>) -> Self {
+    pub fn external(session: Option<&TunnelSession>) -> Self {
         if session.is_none() {
             return Self::nowhere(Reason::Refused);
         }
@@ -196,7 +196,7 @@ impl ChosenPath {
 
     /// The same path with what the tunnel knows of the session that carries it.
     #[must_use]
-    pub fn with_session(self, session: Option<&Session>) -> Self {
+    pub fn with_session(self, session: Option<&TunnelSession>) -> Self {
         match (self.via, self.reach, session) {
             (Via::Tun(_), Reach::Unconfirmed, Some(session)) if session.is_silent() => {
                 Self { reach: Reach::Unreachable, reason: Reason::NoHandshake, ..self }

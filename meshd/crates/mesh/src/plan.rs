@@ -1,13 +1,13 @@
-//! From the snapshot to the desired state of kernel, tunnel and prober.
+//! From the topology to the desired state of kernel, tunnel and prober.
 //!
 //! A [`Planner`] keeps the plan and recomputes the parts that a change affects: one member, or all of them after a
 //! global change.
 //!
-//! A packet to a pod goes direct or through the tunnel, or is dropped: every prefix of the snapshot gets exactly one
+//! A packet to a pod goes direct or through the tunnel, or is dropped: every prefix of the topology gets exactly one
 //! route, and the floor covers the rest of the network. Which path a peer has is decided in [`crate::path`].
 
+mod direct_peers;
 mod inputs;
-mod near;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,12 +27,12 @@ use crate::{
     kernel_state,
     path::{ChosenPath, Via},
     plan::{
+        direct_peers::DirectPeers,
         inputs::{Common, FamilyPlan, Inputs},
-        near::Neighbourhood,
     },
     problem::Problem,
-    snapshot::{Member, Outside, Owner, Snapshot},
     target::{PathStates, Targets},
+    topology::{ExternalPeer, NodePeer, PeerId, Topology},
     tunnel_table,
 };
 
@@ -89,52 +89,52 @@ pub struct Plan {
     /// Links, addresses, routes, rules, firewall.
     pub kernel: kernel_state::Desired,
     /// Peers and own addresses of the tunnel.
-    pub tunnel: tunnel_table::Table,
+    pub tunnel: tunnel_table::TunnelTable,
     /// Paths to be probed.
     pub probes: Targets,
     /// The path of each member and family that has a prefix, and why that one.
-    pub paths: CowMap<(Owner, Family), ChosenPath>,
+    pub paths: CowMap<(PeerId, Family), ChosenPath>,
     /// Who may send with a source of each prefix: the members that can be spoken to.
-    pub owners: CowMap<IpNet, Owner>,
+    pub owners: CowMap<IpNet, PeerId>,
     /// MTU of pods and of the TUN device.
     pub mtu: u16,
-    /// What of the picture this machine refuses.
+    /// What of the topology this machine refuses.
     pub problems: Vec<Problem>,
 }
 
-/// The plan for `snapshot` on this machine, without anything planned before.
+/// The plan for `topology` on this machine, without anything planned before.
 #[must_use]
-pub fn plan(snapshot: &Snapshot, local: &Local, observed: &Observed) -> Plan {
-    Planner::default().plan(snapshot, local, observed)
+pub fn plan(topology: &Topology, local: &Local, observed: &Observed) -> Plan {
+    Planner::default().plan(topology, local, observed)
 }
 
 /// Keeps the plan up to date. What it says depends on what it is given last, and on nothing before.
 #[derive(Debug, Default)]
 pub struct Planner {
     /// What the last plan was made for, unless it was empty.
-    seen: Option<Seen>,
-    near: Neighbourhood,
-    paths: CowMap<(Owner, Family), ChosenPath>,
-    owners: CowMap<IpNet, Owner>,
+    seen: Option<LastInputs>,
+    near: DirectPeers,
+    paths: CowMap<(PeerId, Family), ChosenPath>,
+    owners: CowMap<IpNet, PeerId>,
     peers: CowMap<String, Arc<tunnel_table::PeerConfig>>,
-    routes: CowMap<IpNet, kernel_state::Route>,
+    routes: CowMap<IpNet, kernel_state::PeerRoute>,
 }
 
 #[derive(Debug)]
-struct Seen {
-    frame: Frame,
-    members: CowMap<Owner, Arc<Member>>,
+struct LastInputs {
+    frame: PlanFrame,
+    members: CowMap<PeerId, Arc<NodePeer>>,
     paths: PathStates,
     inner_mtu: BTreeMap<String, u16>,
 }
 
 /// What concerns every member.
 #[derive(Debug, Clone, PartialEq)]
-struct Frame {
+struct PlanFrame {
     local: Local,
     network: Option<NetworkConfig>,
     own_subnets: Vec<SubnetKey>,
-    outside: CowMap<PeerName, Arc<Outside>>,
+    outside: CowMap<PeerName, Arc<ExternalPeer>>,
     roamed: Arc<BTreeMap<String, SocketAddr>>,
     direct_at_start: Vec<(IpNet, IpAddr)>,
     /// Largest inner packet of outside peers, who are planned with the frame.
@@ -143,19 +143,19 @@ struct Frame {
 
 impl Planner {
     /// The paths that are to be probed. Their states, as [`Observed::paths`], decide what [`Self::plan`] makes of the same
-    /// snapshot.
-    pub fn targets(&mut self, snapshot: &Snapshot, local: &Local, observed: &Observed) -> Targets {
-        let inputs = Inputs { snapshot, local, observed };
+    /// topology.
+    pub fn targets(&mut self, topology: &Topology, local: &Local, observed: &Observed) -> Targets {
+        let inputs = Inputs { topology, local, observed };
         if inputs.admitted().is_err() {
             return Targets::default();
         }
-        self.near.follow(&inputs);
+        self.near.update(&inputs);
         self.near.targets(&inputs.overlay())
     }
 
-    /// The plan for `snapshot` on this machine. Costs what differs from the last one.
-    pub fn plan(&mut self, snapshot: &Snapshot, local: &Local, observed: &Observed) -> Plan {
-        let inputs = Inputs { snapshot, local, observed };
+    /// The plan for `topology` on this machine. Costs what differs from the last one.
+    pub fn plan(&mut self, topology: &Topology, local: &Local, observed: &Observed) -> Plan {
+        let inputs = Inputs { topology, local, observed };
         match inputs.admitted() {
             Ok(problem) => self.whole(&inputs, problem.into_iter().collect()),
             Err(problem) => self.empty(&inputs, problem.into_iter().collect()),
@@ -177,7 +177,7 @@ impl Planner {
                 floor,
                 Vec::new(),
             ),
-            tunnel: tunnel_table::Table { mtu, ..tunnel_table::Table::default() },
+            tunnel: tunnel_table::TunnelTable { mtu, ..tunnel_table::TunnelTable::default() },
             probes: Targets::default(),
             paths: CowMap::default(),
             owners: CowMap::default(),
@@ -187,7 +187,7 @@ impl Planner {
     }
 
     fn whole(&mut self, inputs: &Inputs<'_>, mut problems: Vec<Problem>) -> Plan {
-        let Inputs { snapshot, observed, .. } = *inputs;
+        let Inputs { topology, observed, .. } = *inputs;
         let mtu = inputs.mtu();
         let outside = inputs.accepted_outside(&mut problems);
         let overlay = inputs.overlay();
@@ -198,14 +198,14 @@ impl Planner {
             *self = Self { near: std::mem::take(&mut self.near), ..Self::default() };
             self.plan_outside(&common);
         }
-        self.near.follow(inputs);
+        self.near.update(inputs);
         let before = seen.as_ref().map(|seen| seen.members.clone()).unwrap_or_default();
-        let mut changed: BTreeSet<Owner> = snapshot.members.changes(&before).into_iter().cloned().collect();
+        let mut changed: BTreeSet<PeerId> = topology.members.changes(&before).into_iter().cloned().collect();
         changed.extend(seen.iter().flat_map(|seen| seen.observed_otherwise(observed)));
         self.replan(&before, &changed, &common);
-        self.seen = Some(Seen {
+        self.seen = Some(LastInputs {
             frame,
-            members: snapshot.members.clone(),
+            members: topology.members.clone(),
             paths: observed.paths.clone(),
             inner_mtu: observed.inner_mtu.clone(),
         });
@@ -222,14 +222,14 @@ impl Planner {
             }
         }
         let floor = kernel_state::Floor {
-            networks: snapshot.networks().collect(),
+            networks: topology.networks().collect(),
             outside: outside.iter().flat_map(|(_, peer)| peer.allowed_ips.iter().copied()).collect(),
         };
         let addresses: Vec<IpAddr> = overlay.values().copied().collect();
         Plan {
-            tunnel: tunnel_table::Table {
+            tunnel: tunnel_table::TunnelTable {
                 peers: self.peers.clone(),
-                local: snapshot.own_prefixes().collect(),
+                local: topology.own_prefixes().collect(),
                 overlay: addresses.clone(),
                 mtu,
             },
@@ -243,7 +243,7 @@ impl Planner {
     }
 
     /// Plans these members again, of which some are gone.
-    fn replan(&mut self, before: &CowMap<Owner, Arc<Member>>, changed: &BTreeSet<Owner>, common: &Common<'_>) {
+    fn replan(&mut self, before: &CowMap<PeerId, Arc<NodePeer>>, changed: &BTreeSet<PeerId>, common: &Common<'_>) {
         // A prefix may have gone from one of them to another: what is given is not taken afterwards.
         let mut released: BTreeSet<IpNet> = BTreeSet::new();
         for owner in changed {
@@ -252,7 +252,7 @@ impl Planner {
         let mut kept: BTreeSet<IpNet> = BTreeSet::new();
         let mut routed: BTreeSet<IpNet> = BTreeSet::new();
         for owner in changed {
-            let member = common.inputs.snapshot.members.get(owner).map(Arc::as_ref);
+            let member = common.inputs.topology.members.get(owner).map(Arc::as_ref);
             for family in Family::BOTH {
                 let here = member.and_then(|member| common.of_family(owner, member, family));
                 let at = (owner.clone(), family);
@@ -291,13 +291,13 @@ impl Planner {
     /// Plans the outside peers; everything else is planned after it.
     fn plan_outside(&mut self, common: &Common<'_>) {
         for (name, peer) in common.outside {
-            let who = Owner::Outside((*name).clone()).to_string();
+            let who = PeerId::Outside((*name).clone()).to_string();
             for net in &peer.allowed_ips {
                 let Some(src) = common.overlay.get(&Family::of_net(net)) else { continue };
                 let via = Via::Tun(PathKind::Wireguard);
                 let mtu = common.inputs.route_mtu(&who, via, common.mtu);
                 let via = common.inputs.route_via(via, Family::of_net(net));
-                let route = kernel_state::Route { dst: *net, via, mtu, src: Some(*src) };
+                let route = kernel_state::PeerRoute { dst: *net, via, mtu, src: Some(*src) };
                 self.routes.insert(*net, route);
             }
             let mut candidates: Vec<SocketAddr> = common.roamed(&who).into_iter().collect();
@@ -316,19 +316,19 @@ impl Planner {
     }
 }
 
-impl Seen {
+impl LastInputs {
     /// The members of whom something else is observed now.
-    fn observed_otherwise(&self, observed: &Observed) -> BTreeSet<Owner> {
+    fn observed_otherwise(&self, observed: &Observed) -> BTreeSet<PeerId> {
         let mut owners = BTreeSet::new();
         if self.paths != observed.paths {
             let ids = self.paths.keys().chain(observed.paths.keys());
             let others = ids.filter(|id| self.paths.get(*id) != observed.paths.get(*id));
-            owners.extend(others.map(|(id, _)| Owner::Node(id.clone())));
+            owners.extend(others.map(|(id, _)| PeerId::Node(id.clone())));
         }
         if self.inner_mtu != observed.inner_mtu {
             let names = self.inner_mtu.keys().chain(observed.inner_mtu.keys());
             let others = names.filter(|name| self.inner_mtu.get(*name) != observed.inner_mtu.get(*name));
-            let owner = |name: &String| Owner::named(name).filter(|owner| !matches!(owner, Owner::Outside(_)));
+            let owner = |name: &String| PeerId::named(name).filter(|owner| !matches!(owner, PeerId::Outside(_)));
             owners.extend(others.filter_map(owner));
         }
         owners

@@ -44,16 +44,16 @@ impl fmt::Debug for LeaseId {
     }
 }
 
-/// The records in force at one etcd revision. Immutable; shared as `Arc<View>`.
+/// The records in force at one etcd revision. Immutable; shared as `Arc<Records>`.
 ///
 /// Kubernetes objects and attachments are not here: there are too many to copy for each change. They are handed on one
 /// by one by `control_core::objects`, and show in `problems` when they do not hold.
 ///
-/// One view shares with the next what did not change, so that the difference of two of them costs what differs
+/// One revision shares with the next what did not change, so that the difference of two of them costs what differs
 /// ([`CowMap::changes`]). Records that conflict with each other (one prefix, key, name or address claimed twice) are
 /// all here; who holds is decided by the reader, from `retained`, `create_revision` and the key.
 #[derive(Debug, Clone, Default)]
-pub struct View {
+pub struct Records {
     /// The last revision that changed anything here.
     pub revision: Revision,
     /// Whether this was read from etcd by this process (at any time), and not only from the cache on disk.
@@ -74,7 +74,7 @@ pub struct View {
     pub problems: Arc<Vec<Problem>>,
 }
 
-impl View {
+impl Records {
     /// Puts `record` in place of the one under `key`; nothing, if no record of its kind is here by its key. `config` is
     /// not: which one is in force does not follow from its record alone.
     pub fn set(&mut self, key: Key, record: Option<Record<Value>>) {
@@ -102,7 +102,7 @@ impl View {
     }
 }
 
-/// Bound of [`View::problems`]; one more says how many were left out.
+/// Bound of [`Records::problems`]; one more says how many were left out.
 pub const MAX_PROBLEMS: usize = 200;
 
 /// A value in force, and the place it has in etcd's history.

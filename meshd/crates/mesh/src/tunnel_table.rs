@@ -18,7 +18,7 @@ pub const CALL_OUT_KEEPALIVE: Duration = Duration::from_secs(25);
 
 /// The whole desired state, given to `Tunnel::apply`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Table {
+pub struct TunnelTable {
     /// The peers by name. Of two that claim one key or prefix, the first has it.
     pub peers: CowMap<String, Arc<PeerConfig>>,
     /// This node's own subnets: where packets out of the tunnel may go, besides its overlay addresses.
@@ -29,7 +29,7 @@ pub struct Table {
     pub mtu: u16,
 }
 
-impl Table {
+impl TunnelTable {
     /// Puts a peer in the place of the one of its name.
     pub fn put(&mut self, peer: PeerConfig) {
         self.peers.insert(peer.name.clone(), Arc::new(peer));

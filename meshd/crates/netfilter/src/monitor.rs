@@ -41,14 +41,14 @@ pub enum TableChanges {
 pub struct NftMonitor {
     socket: OwnedFd,
     buffer: Vec<u8>,
-    tables: Tables,
+    tables: TableFilter,
     /// A transaction has begun that has to do with them.
     touched: bool,
 }
 
 /// Which tables, of any family.
 #[derive(Debug)]
-enum Tables {
+enum TableFilter {
     Named(String),
     /// All but one, and of others than `own` the chains and rules: some programs change elements of sets all the time.
     AllBut {
@@ -57,7 +57,7 @@ enum Tables {
     },
 }
 
-impl Tables {
+impl TableFilter {
     /// Whether a message of this kind about the table `name` is of interest.
     fn concern(&self, kind: u16, name: &[u8]) -> bool {
         let name = name.strip_suffix(&[0]).unwrap_or(name);
@@ -80,7 +80,7 @@ impl NftMonitor {
     /// # Errors
     /// When the kernel gives no socket for it; without nf_tables in it, for instance.
     pub fn open(table: &str) -> io::Result<Self> {
-        Self::listen(Tables::Named(table.to_owned()))
+        Self::listen(TableFilter::Named(table.to_owned()))
     }
 
     /// Listens for changes of all tables but those called `one`, and of elements of sets only in those called `own`.
@@ -88,10 +88,10 @@ impl NftMonitor {
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn open_others(one: &str, own: &str) -> io::Result<Self> {
-        Self::listen(Tables::AllBut { one: one.to_owned(), own: own.to_owned() })
+        Self::listen(TableFilter::AllBut { one: one.to_owned(), own: own.to_owned() })
     }
 
-    fn listen(tables: Tables) -> io::Result<Self> {
+    fn listen(tables: TableFilter) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
         // A host may allow less: then overruns come earlier.
@@ -127,7 +127,7 @@ impl NftMonitor {
 }
 
 /// How many transactions that touch these tables end in a datagram.
-fn count(datagram: &[u8], tables: &Tables, touched: &mut bool) -> usize {
+fn count(datagram: &[u8], tables: &TableFilter, touched: &mut bool) -> usize {
     let mut ended = 0;
     for (kind, body) in messages(datagram) {
         if kind >> 8 != NFNL_SUBSYS_NFTABLES {

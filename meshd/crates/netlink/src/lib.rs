@@ -76,7 +76,7 @@ pub struct Link {
 
 /// A unicast route of the main table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
+pub struct UnicastRoute {
     /// Destination.
     pub dst: IpNet,
     /// Next hop.
@@ -294,7 +294,7 @@ impl Netlink {
     ///
     /// # Errors
     /// [`NetlinkError`]
-    pub fn add_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
+    pub fn add_route(&mut self, route: &UnicastRoute) -> Result<(), NetlinkError> {
         let request = RouteNetlinkMessage::NewRoute(message::route(route));
         self.change(format!("route to {}", route.dst), request, NLM_F_CREATE | NLM_F_EXCL)
     }
@@ -303,7 +303,7 @@ impl Netlink {
     ///
     /// # Errors
     /// [`NetlinkError`]
-    pub fn routes(&mut self, index: u32) -> Result<Vec<Route>, NetlinkError> {
+    pub fn routes(&mut self, index: u32) -> Result<Vec<UnicastRoute>, NetlinkError> {
         Ok(self.raw_routes()?.iter().filter_map(message::unicast_route).filter(|route| route.index == index).collect())
     }
 
@@ -315,7 +315,7 @@ impl Netlink {
         &mut self,
         index: u32,
         mtu: u32,
-        mut wanted: impl FnMut(&Route) -> bool,
+        mut wanted: impl FnMut(&UnicastRoute) -> bool,
     ) -> Result<usize, NetlinkError> {
         let mut changed = 0;
         for answer in self.raw_routes()? {

@@ -15,7 +15,7 @@ use netlink_packet_route::{
     },
 };
 
-use super::{Link, Mac, Route};
+use super::{Link, Mac, UnicastRoute};
 
 /// Length that the first message in `bytes` says it has; `None` when no whole header is left.
 pub(super) fn length(bytes: &[u8]) -> Option<usize> {
@@ -101,7 +101,7 @@ pub(super) fn neighbour(index: u32, neighbour: IpAddr, mac: Mac) -> NeighbourMes
     message
 }
 
-pub(super) fn route(route: &Route) -> RouteMessage {
+pub(super) fn route(route: &UnicastRoute) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(route.dst.addr());
     message.header.destination_prefix_length = route.dst.prefix_len();
@@ -128,7 +128,7 @@ pub(super) fn route(route: &Route) -> RouteMessage {
     message
 }
 
-pub(super) fn unicast_route(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Route> {
+pub(super) fn unicast_route(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<UnicastRoute> {
     let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message)) = payload else { return None };
     let mut table = u32::from(message.header.table);
     let (mut destination, mut gateway, mut index, mut mtu) = (None, None, None, None);
@@ -156,7 +156,7 @@ pub(super) fn unicast_route(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Op
         _ => return None,
     };
     let dst = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
-    Some(Route { dst, gateway, index: index?, mtu })
+    Some(UnicastRoute { dst, gateway, index: index?, mtu })
 }
 
 /// The same route with another MTU. What the kernel only reports is left out.

@@ -25,13 +25,13 @@ use mesh::{
     kernel_state::{Desired, SeenOthers},
     plan::{Local, Plan},
     problem::Problem,
-    records::View,
+    records::Records,
     target::Targets,
-    tunnel_table::Table,
+    tunnel_table::TunnelTable,
 };
 
 use crate::{
-    interface::{Done, Effect, Effects, Input, Outcome, Reconciled, Start, SubnetEnvChange, Work},
+    interface::{Done, Effect, Effects, Input, NodeStart, PassOutcome, Reconciled, SubnetEnvChange, Work},
     mesh_state::{MeshState, Stance},
     pace::Pace,
     problems,
@@ -58,7 +58,7 @@ pub struct NodeCore {
     /// What the prober has.
     targets: Targets,
     /// What the tunnel has, and what of that it refused.
-    table: Option<Table>,
+    table: Option<TunnelTable>,
     tunnel_problems: Vec<Problem>,
     /// What the kernel was last made to be, and what of that it refused.
     desired: Option<Desired>,
@@ -71,7 +71,7 @@ pub struct NodeCore {
     tun_gone: bool,
     /// The first routes have waited for the policies.
     policies_awaited: bool,
-    stage: Stage,
+    stage: PassStage,
     /// When the last pass began, and the last step was made.
     began: Instant,
     stepped: Instant,
@@ -79,7 +79,7 @@ pub struct NodeCore {
 
 /// What the next outcome is of.
 #[derive(Debug, Default)]
-enum Stage {
+enum PassStage {
     #[default]
     Idle,
     ReopeningTun {
@@ -107,8 +107,8 @@ enum Stage {
 impl NodeCore {
     /// The node as its daemon starts.
     #[must_use]
-    pub fn new(now: Instant, start: Start) -> Self {
-        let Start { id, observed, accepted, talking, cache, local } = start;
+    pub fn new(now: Instant, start: NodeStart) -> Self {
+        let NodeStart { id, observed, accepted, talking, cache, local } = start;
         Self {
             mesh: MeshState::new(now, id, observed, accepted),
             local,
@@ -126,7 +126,7 @@ impl NodeCore {
             retry_at: None,
             tun_gone: false,
             policies_awaited: false,
-            stage: Stage::Idle,
+            stage: PassStage::Idle,
             began: now,
             stepped: now,
         }
@@ -146,7 +146,7 @@ impl NodeCore {
 
     /// What the tunnel has.
     #[must_use]
-    pub const fn table(&self) -> Option<&Table> {
+    pub const fn table(&self) -> Option<&TunnelTable> {
         self.table.as_ref()
     }
 
@@ -171,7 +171,7 @@ impl NodeCore {
             MembershipState::SubnetLost { subnet, .. } => Some(*subnet),
             _ => status.subnet,
         });
-        let own = self.mesh.snapshot().own_subnets.iter().copied();
+        let own = self.mesh.topology().own_subnets.iter().copied();
         Effect::ReadAttached { subnet, earlier: own.filter(|own| Some(*own) != subnet).collect() }
     }
 
@@ -182,7 +182,7 @@ impl NodeCore {
         let done = match input {
             Input::Pass => {
                 // A pass under way sees what came since.
-                if matches!(self.stage, Stage::Idle) {
+                if matches!(self.stage, PassStage::Idle) {
                     self.begin(now, &mut out);
                 }
                 return out;
@@ -194,7 +194,7 @@ impl NodeCore {
             }
         };
         match (std::mem::take(&mut self.stage), done) {
-            (Stage::ReopeningTun { due }, Done::TunReopened(reopened)) => {
+            (PassStage::ReopeningTun { due }, Done::TunReopened(reopened)) => {
                 self.tun_gone = !reopened;
                 self.look = true;
                 if !reopened {
@@ -202,29 +202,31 @@ impl NodeCore {
                 }
                 self.may_act(now, due, &mut out);
             }
-            (Stage::AwaitingPolicies { due }, Done::Policies { guarded: true }) => self.set_targets(now, due, &mut out),
-            (Stage::AwaitingPolicies { .. }, Done::Policies { guarded: false }) => {
+            (PassStage::AwaitingPolicies { due }, Done::Policies { guarded: true }) => {
+                self.set_targets(now, due, &mut out)
+            }
+            (PassStage::AwaitingPolicies { .. }, Done::Policies { guarded: false }) => {
                 self.retry_at = Some(now + RETRY);
                 wait(problems::pods_not_guarded(), &mut out);
             }
-            (Stage::SettingTargets { due, targets }, Done::TargetsSet(states)) => {
+            (PassStage::SettingTargets { due, targets }, Done::TargetsSet(states)) => {
                 self.mesh.observed.paths = states;
                 self.targets = targets;
                 out.at_once.push(Effect::TellEnforcement);
                 self.plan(now, due, &mut out);
             }
-            (Stage::ApplyingTable { due, plan }, Done::TableApplied(refused)) => {
+            (PassStage::ApplyingTable { due, plan }, Done::TableApplied(refused)) => {
                 self.tunnel_problems = refused;
                 self.table = Some(plan.tunnel.clone());
                 self.call(&plan, &mut out);
                 self.reconcile(now, due, plan, &mut out);
             }
-            (Stage::Reconciling { plan, began, look }, Done::Reconciled(reconciled)) => {
+            (PassStage::Reconciling { plan, began, look }, Done::Reconciled(reconciled)) => {
                 self.reconciled(now, began, look, reconciled, &mut out);
                 self.desired = Some(plan.kernel.clone());
                 self.keep_subnet_env(plan, &mut out);
             }
-            (Stage::KeepingSubnetEnv(plan), Done::SubnetEnv(problem)) => self.show(plan, problem, &mut out),
+            (PassStage::KeepingSubnetEnv(plan), Done::SubnetEnv(problem)) => self.show(plan, problem, &mut out),
             (stage, _) => self.stage = stage,
         }
         out
@@ -232,7 +234,7 @@ impl NodeCore {
 
     fn observe(&mut self, now: Instant, input: Input, out: &mut Effects) {
         match input {
-            Input::View(view) => self.see(&view, out),
+            Input::Records(records) => self.apply_records(&records, out),
             Input::Status(status) => self.status = Some(*status),
             Input::Paths(states) => self.mesh.observed.paths = states,
             Input::Local(local) => self.local = *local,
@@ -257,9 +259,9 @@ impl NodeCore {
     }
 
     /// Takes in what etcd says, as far as it may be acted on.
-    fn see(&mut self, view: &View, out: &mut Effects) {
+    fn apply_records(&mut self, records: &Records, out: &mut Effects) {
         let usable = self.cache.is_some_and(|cache| cache.usable);
-        out.at_once.extend(self.mesh.see(view, usable).into_iter().map(Effect::Restarted));
+        out.at_once.extend(self.mesh.apply_records(records, usable).into_iter().map(Effect::Restarted));
     }
 
     /// Only what is below the device's MTU: else a larger one that comes with a new config would not reach the routes.
@@ -277,7 +279,7 @@ impl NodeCore {
         }
         self.look |= self.others.take_due(now);
         if self.tun_gone {
-            self.stage = Stage::ReopeningTun { due };
+            self.stage = PassStage::ReopeningTun { due };
             out.work = Some(Work::ReopenTun);
         } else {
             self.may_act(now, due, out);
@@ -287,7 +289,7 @@ impl NodeCore {
     /// Whether, and as whom, this node acts.
     fn may_act(&mut self, now: Instant, due: bool, out: &mut Effects) {
         let Some(status) = self.status.clone() else { return wait(problems::waiting_for_etcd(self.cache), out) };
-        let leaves = self.mesh.picture().snapshot().own_subnets.len() > 1;
+        let leaves = self.mesh.resolver().topology().own_subnets.len() > 1;
         if leaves || matches!(status.state, MembershipState::SubnetLost { .. }) {
             // The kernel tells nothing of others' routes: it is asked until the last container is gone.
             self.retry_at = Some(now + RETRY);
@@ -303,7 +305,7 @@ impl NodeCore {
                 out.at_once.push(Effect::TellEnforcement);
                 // They are waited for once: what they say may be no more yet than that nothing passes.
                 let first = !std::mem::replace(&mut self.policies_awaited, true);
-                self.stage = Stage::AwaitingPolicies { due };
+                self.stage = PassStage::AwaitingPolicies { due };
                 out.work = Some(Work::AwaitPolicies(if first { POLICIES_FIRST } else { Duration::ZERO }));
             }
         }
@@ -318,7 +320,7 @@ impl NodeCore {
         let resumes = !self.mesh.observed.direct_at_start.is_empty();
         let links = self.local.underlay.iter().filter(|_| resumes);
         let neighbours = links.map(|(family, link)| (link.index, *family)).collect();
-        self.stage = Stage::SettingTargets { due, targets: targets.clone() };
+        self.stage = PassStage::SettingTargets { due, targets: targets.clone() };
         out.work = Some(Work::SetTargets { targets, neighbours });
     }
 
@@ -330,7 +332,7 @@ impl NodeCore {
             return self.reconcile(now, due, plan, out);
         }
         out.work = Some(Work::ApplyTable(plan.tunnel.clone()));
-        self.stage = Stage::ApplyingTable { due, plan };
+        self.stage = PassStage::ApplyingTable { due, plan };
     }
 
     /// Calls the peers that an earlier run talked to, once.
@@ -347,7 +349,7 @@ impl NodeCore {
         }
         let desired = Box::new(plan.kernel.clone());
         out.work = Some(Work::Reconcile { desired, look, others: self.others.others(now) });
-        self.stage = Stage::Reconciling { plan, began: now, look };
+        self.stage = PassStage::Reconciling { plan, began: now, look };
     }
 
     fn reconciled(&mut self, now: Instant, began: Instant, look: bool, reconciled: Reconciled, out: &mut Effects) {
@@ -370,7 +372,7 @@ impl NodeCore {
 
     fn keep_subnet_env(&mut self, plan: Box<Plan>, out: &mut Effects) {
         let in_use = self.status.as_ref().and_then(|status| status.subnet);
-        let subnets: Vec<IpNet> = self.mesh.snapshot().subnets_of_new(in_use).iter().flat_map(prefixes).collect();
+        let subnets: Vec<IpNet> = self.mesh.topology().subnets_of_new(in_use).iter().flat_map(prefixes).collect();
         let lost = self.status.as_ref().is_some_and(|status| {
             matches!(
                 status.state,
@@ -383,7 +385,7 @@ impl NodeCore {
         });
         let change = match (subnets.is_empty(), lost) {
             (false, _) => {
-                let networks = self.mesh.snapshot().networks().collect();
+                let networks = self.mesh.topology().networks().collect();
                 SubnetEnvChange::Write { networks, subnets, mtu: plan.mtu }
             }
             (true, true) => SubnetEnvChange::Remove,
@@ -391,7 +393,7 @@ impl NodeCore {
             (true, false) => return self.show(plan, None, out),
         };
         out.work = Some(Work::SubnetEnv(change));
-        self.stage = Stage::KeepingSubnetEnv(plan);
+        self.stage = PassStage::KeepingSubnetEnv(plan);
     }
 
     fn show(&self, plan: Box<Plan>, subnet_env: Option<Problem>, out: &mut Effects) {
@@ -400,13 +402,13 @@ impl NodeCore {
             problems.push(problems::no_underlay());
         }
         problems.extend(subnet_env);
-        out.at_once.push(Effect::Show(Box::new(Outcome { plan: Some(*plan), problems })));
+        out.at_once.push(Effect::Show(Box::new(PassOutcome { plan: Some(*plan), problems })));
     }
 }
 
 /// The end of a pass that leaves the kernel as it is.
 fn wait(problem: Problem, out: &mut Effects) {
-    out.at_once.push(Effect::Show(Box::new(Outcome { plan: None, problems: vec![problem] })));
+    out.at_once.push(Effect::Show(Box::new(PassOutcome { plan: None, problems: vec![problem] })));
 }
 
 #[cfg(test)]

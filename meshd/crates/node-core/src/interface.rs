@@ -15,15 +15,15 @@ use mesh::{
     kernel_state::{Desired, OthersRules, PrefixOn, SeenOthers},
     plan::{Local, Observed, Plan},
     problem::Problem,
-    records::View,
-    snapshot::Owner,
+    records::Records,
     target::{PathStates, Targets},
-    tunnel_table::Table,
+    topology::PeerId,
+    tunnel_table::TunnelTable,
 };
 
 /// What the node starts with.
 #[derive(Debug)]
-pub struct Start {
+pub struct NodeStart {
     /// Who it is.
     pub id: NodeId,
     /// What is known of peers from an earlier run.
@@ -32,7 +32,7 @@ pub struct Start {
     pub accepted: Vec<PrefixOn>,
     /// Tunnel peers, by name, that an earlier run had sessions with.
     pub talking: Vec<String>,
-    /// The cache that the first view comes from.
+    /// The cache that the first records come from.
     pub cache: Option<CacheInfo>,
     /// This machine.
     pub local: Local,
@@ -43,7 +43,7 @@ pub struct Start {
 #[derive(Debug)]
 pub enum Input {
     /// Records in force.
-    View(Arc<View>),
+    Records(Arc<Records>),
     /// How this node stands with etcd.
     Status(Box<ControlStatus>),
     /// The states of probed paths.
@@ -87,7 +87,7 @@ pub struct Effects {
 #[derive(Debug)]
 pub enum Effect {
     /// The daemon of this peer has restarted: this node's session with it predates that.
-    Restarted(Owner),
+    Restarted(PeerId),
     /// Handshakes with these tunnel peers are initiated at once.
     Call(Vec<String>),
     /// Policies learn of the mesh as [`NodeCore::mesh`](crate::NodeCore::mesh) shows it.
@@ -104,12 +104,12 @@ pub enum Effect {
         earlier: Vec<SubnetKey>,
     },
     /// Status and metrics show the outcome of a pass.
-    Show(Box<Outcome>),
+    Show(Box<PassOutcome>),
 }
 
 /// What a pass came to.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct PassOutcome {
     /// What is in force; `None`: this node waits, and the kernel stays as it is.
     pub plan: Option<Plan>,
     /// What is wrong on this machine.
@@ -132,7 +132,7 @@ pub enum Work {
         neighbours: BTreeSet<(u32, Family)>,
     },
     /// Gives the tunnel its table.
-    ApplyTable(Table),
+    ApplyTable(TunnelTable),
     /// Makes the kernel's state what is desired.
     Reconcile {
         /// The state.

@@ -1,7 +1,7 @@
 //! The decisions of a node's main loop, as a state machine.
 //!
 //! ```text
-//! View ─▶ picture ─────────┐
+//! Records ─▶ resolver ─────┐
 //! ControlStatus ─▶ stance ─┼▶ mesh that it may act on ─▶ targets, plan ─▶ kernel, tunnel, prober
 //! underlay, paths ─────────┘
 //! ```
@@ -11,8 +11,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test may begin at any instant"))]
 
-mod acceptance;
 mod core;
+mod direct_sources;
 mod interface;
 mod mesh_state;
 mod pace;
@@ -20,6 +20,6 @@ mod problems;
 
 pub use self::{
     core::NodeCore,
-    interface::{Done, Effect, Effects, Input, Outcome, Reconciled, Start, SubnetEnvChange, Work},
+    interface::{Done, Effect, Effects, Input, NodeStart, PassOutcome, Reconciled, SubnetEnvChange, Work},
     mesh_state::{MeshState, Stance},
 };

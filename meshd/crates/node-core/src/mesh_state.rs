@@ -8,19 +8,19 @@ use etcd_schema::{Alive, NodeId};
 use mesh::{
     address::{overlap, prefixes},
     kernel_state::PrefixOn,
-    picture::Picture,
     plan::{Local, Observed, Plan, Planner},
-    records::{Record, View},
-    snapshot::{Owner, Snapshot},
+    records::{Record, Records},
+    resolver::TopologyResolver,
     target::Targets,
+    topology::{PeerId, Topology},
 };
 
-use super::acceptance::Acceptance;
+use super::direct_sources::DirectSources;
 
 /// What a node may do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stance {
-    /// There was never a picture to act on: the kernel stays as an earlier run left it.
+    /// There was never a topology to act on: the kernel stays as an earlier run left it.
     Uninformed,
     /// Another daemon may have the identity: the kernel stays as an earlier run left it.
     Unconfirmed,
@@ -35,12 +35,12 @@ pub enum Stance {
 pub struct MeshState {
     id: NodeId,
     known: bool,
-    picture: Picture,
-    /// The picture's as this node may act on it, see [`Self::act_on`].
-    snapshot: Snapshot,
+    resolver: TopologyResolver,
+    /// The resolver's as this node may act on it, see [`Self::act_on`].
+    topology: Topology,
     cloned: bool,
     planner: Planner,
-    accepted: Acceptance,
+    accepted: DirectSources,
     alive: CowMap<NodeId, Record<Alive>>,
     /// Boot and start of each node as they were last seen, also while it shows no sign of life.
     starts: HashMap<NodeId, (String, u64)>,
@@ -58,11 +58,11 @@ impl MeshState {
     ) -> Self {
         Self {
             known: false,
-            picture: Picture::new(id.clone()),
-            snapshot: Snapshot::default(),
+            resolver: TopologyResolver::new(id.clone()),
+            topology: Topology::default(),
             cloned: false,
             planner: Planner::default(),
-            accepted: Acceptance::at_start(accepted, now),
+            accepted: DirectSources::at_start(accepted, now),
             alive: CowMap::default(),
             starts: HashMap::new(),
             observed,
@@ -72,30 +72,30 @@ impl MeshState {
 
     /// Takes in what etcd says, as far as it may be acted on. Returns the peers whose daemon has restarted: this node's
     /// session with them predates that.
-    pub(crate) fn see(&mut self, view: &View, cache_usable: bool) -> Vec<Owner> {
-        if !view.synced && !cache_usable {
+    pub(crate) fn apply_records(&mut self, records: &Records, cache_usable: bool) -> Vec<PeerId> {
+        if !records.synced && !cache_usable {
             return Vec::new();
         }
         self.known = true;
-        self.picture.see(view);
-        let restarted = self.restarted(view);
-        self.alive = view.alive.clone();
+        self.resolver.apply(records);
+        let restarted = self.restarted(records);
+        self.alive = records.alive.clone();
         restarted
     }
 
     /// That a peer shows no sign of life, or comes back as it was, is no restart.
-    fn restarted(&mut self, view: &View) -> Vec<Owner> {
+    fn restarted(&mut self, records: &Records) -> Vec<PeerId> {
         let mut restarted = Vec::new();
-        for id in view.alive.changes(&self.alive) {
-            let Some(record) = view.alive.get(id).filter(|_| *id != self.id) else { continue };
+        for id in records.alive.changes(&self.alive) {
+            let Some(record) = records.alive.get(id).filter(|_| *id != self.id) else { continue };
             let start = (record.value.boot_id.clone(), record.value.start_count);
             if self.starts.insert(id.clone(), start.clone()).is_some_and(|before| before != start) {
-                restarted.push(Owner::Node(id.clone()));
+                restarted.push(PeerId::Node(id.clone()));
             }
         }
-        let members = &self.picture.snapshot().members;
+        let members = &self.resolver.topology().members;
         if self.starts.len() > 2 * members.len() + 16 {
-            self.starts.retain(|id, _| members.get(&Owner::Node(id.clone())).is_some());
+            self.starts.retain(|id, _| members.get(&PeerId::Node(id.clone())).is_some());
         }
         restarted
     }
@@ -113,12 +113,12 @@ impl MeshState {
 
     /// Takes the mesh as this node may act on it now.
     pub(crate) fn act_on(&mut self, status: &ControlStatus) {
-        self.snapshot = self.picture.snapshot().clone();
+        self.topology = self.resolver.topology().clone();
         self.cloned = self.stance(status) == Stance::Cloned;
         if self.cloned {
             // External peers' prefixes stay guarded.
-            self.snapshot.own_subnets.clear();
-            self.snapshot.members = CowMap::default();
+            self.topology.own_subnets.clear();
+            self.topology.members = CowMap::default();
         } else {
             self.keep_own_subnet(status);
         }
@@ -131,23 +131,23 @@ impl MeshState {
             MembershipState::Joining | MembershipState::Joined { .. } | MembershipState::Connecting
         );
         let Some(subnet) = status.subnet.filter(|_| stays) else { return };
-        if !self.snapshot.own_subnets.is_empty() || self.snapshot.network.is_none() {
+        if !self.topology.own_subnets.is_empty() || self.topology.network.is_none() {
             return;
         }
-        let mut held = self.snapshot.members.values().flat_map(|member| member.prefixes());
+        let mut held = self.topology.members.values().flat_map(|member| member.prefixes());
         if !held.any(|held| prefixes(&subnet).any(|own| overlap(&own, &held))) {
-            self.snapshot.own_subnets.push(subnet);
+            self.topology.own_subnets.push(subnet);
         }
     }
 
     /// The paths that are to be probed. Their states, as [`Observed::paths`], decide what [`Self::plan`] makes of the mesh.
     pub(crate) fn targets(&mut self, local: &Local) -> Targets {
-        self.planner.targets(&self.snapshot, local, &self.observed)
+        self.planner.targets(&self.topology, local, &self.observed)
     }
 
     /// What everything must become.
     pub(crate) fn plan(&mut self, now: Instant, local: &Local) -> Plan {
-        let mut plan = self.planner.plan(&self.snapshot, local, &self.observed);
+        let mut plan = self.planner.plan(&self.topology, local, &self.observed);
         if self.cloned {
             plan.tunnel.peers = CowMap::default();
         } else {
@@ -174,14 +174,14 @@ impl MeshState {
 
     /// All that etcd says, with what this node may not act on.
     #[must_use]
-    pub fn picture(&self) -> &Picture {
-        &self.picture
+    pub fn resolver(&self) -> &TopologyResolver {
+        &self.resolver
     }
 
     /// The mesh as this node acts on it.
     #[must_use]
-    pub fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
+    pub fn topology(&self) -> &Topology {
+        &self.topology
     }
 
     /// Nodes that show a sign of life in etcd.

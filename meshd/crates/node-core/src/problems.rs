@@ -3,7 +3,7 @@
 use control_core::core::CacheInfo;
 use mesh::problem::{Problem, ProblemCode};
 
-/// There is no picture to act on yet.
+/// There is no topology to act on yet.
 pub(crate) fn waiting_for_etcd(cache: Option<CacheInfo>) -> Problem {
     let cause = match cache {
         None => "nothing has been read from etcd yet, and there is no cache of an earlier run".to_owned(),

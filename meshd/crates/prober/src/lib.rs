@@ -25,14 +25,14 @@ use mesh::{
     path::{MacAddress, PathAgents, Surroundings},
     target::{PathId, PathStates, Target, Targets},
 };
-use socket::{Arrival, ProbeSocket};
+use socket::{ProbeMeta, ProbeSocket};
 use tokio::{
     sync::{Notify, watch},
     time::sleep_until,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::probe::{Kind, LENGTH, ProbeKey};
+use crate::probe::{LENGTH, MessageKind, ProbeKey};
 
 /// Echoes that one peer may ask for in a second; more is no probing.
 const ECHOES_PER_SECOND: u32 = 20;
@@ -48,7 +48,7 @@ const NEIGHBOURS_FRESH: Duration = Duration::from_secs(1);
 pub type Neighbours = HashMap<IpAddr, MacAddress>;
 
 /// What the prober asks of the rest of the node.
-pub trait World: Send + Sync + 'static {
+pub trait ProbeEnv: Send + Sync + 'static {
     /// The neighbours of one family on `interface` that the kernel does not know to be gone.
     fn neighbours(&self, interface: u32, family: Family) -> impl Future<Output = Neighbours> + Send;
     /// When something authentic of the peer's last came through the tunnel.
@@ -112,7 +112,7 @@ impl Prober {
     ///
     /// # Errors
     /// When no family's socket can be bound.
-    pub fn start<W: World>(options: Options, world: Arc<W>) -> io::Result<Self> {
+    pub fn start<W: ProbeEnv>(options: Options, world: Arc<W>) -> io::Result<Self> {
         let bound = Family::BOTH.map(|family| ProbeSocket::bind(family, options.port, options.mark));
         if let [Err(error), Err(_)] = bound {
             return Err(error);
@@ -167,7 +167,7 @@ impl Prober {
 }
 
 /// A peer that is probed.
-struct Peer {
+struct ProbedPeer {
     id: PathId,
     keys: Vec<ProbeKey>,
     echoes: EchoBudget,
@@ -182,12 +182,12 @@ struct Task<W> {
     /// What the agents probe, as far as this task knows.
     targets: Targets,
     /// The peers of `targets` by their overlay addresses.
-    peers: HashMap<IpAddr, Peer>,
+    peers: HashMap<IpAddr, ProbedPeer>,
     /// What the kernel last told, per interface and family, and when.
     neighbours: HashMap<(u32, Family), (Instant, Neighbours)>,
 }
 
-impl<W: World> Task<W> {
+impl<W: ProbeEnv> Task<W> {
     async fn run(mut self, stop: CancellationToken) {
         let mut resting: [Option<Instant>; 2] = [None, None];
         let paths = Arc::clone(&self.paths);
@@ -210,11 +210,12 @@ impl<W: World> Task<W> {
     /// Derives the keys of new targets, and forgets those of others.
     fn follow_targets(&mut self) {
         let targets = self.paths.lock().targets().clone();
-        let mut before: HashMap<PathId, Peer> = self.peers.drain().map(|(_, peer)| (peer.id.clone(), peer)).collect();
+        let mut before: HashMap<PathId, ProbedPeer> =
+            self.peers.drain().map(|(_, peer)| (peer.id.clone(), peer)).collect();
         for (id, target) in &targets.peers {
             let same_keys = self.targets.peers.get(id).is_some_and(|old| old.keys == target.keys);
             let kept = before.remove(id).filter(|_| same_keys);
-            let peer = kept.unwrap_or_else(|| Peer {
+            let peer = kept.unwrap_or_else(|| ProbedPeer {
                 id: id.clone(),
                 keys: target.keys.iter().map(|key| ProbeKey::derive(&self.options.private_key, key)).collect(),
                 echoes: EchoBudget::default(),
@@ -265,7 +266,7 @@ impl<W: World> Task<W> {
             return;
         };
         let Some(key) = self.peers.get(&target.overlay).and_then(|peer| peer.keys.first()) else { return };
-        let message = key.seal(Kind::Probe, id.1, nonce, &self.options.own_id, &id.0);
+        let message = key.seal(MessageKind::Probe, id.1, nonce, &self.options.own_id, &id.0);
         if let Some(socket) = &self.sockets[socket_index(id.1)] {
             // A probe that cannot be sent is a probe that is lost.
             let _ = socket.send(&message, *own, target.overlay, target.port);
@@ -284,7 +285,7 @@ impl<W: World> Task<W> {
         Some(Instant::now() + REST)
     }
 
-    async fn arrived(&mut self, family: Family, message: &[u8], arrival: Arrival) {
+    async fn arrived(&mut self, family: Family, message: &[u8], arrival: ProbeMeta) {
         let now = Instant::now();
         let Some(own) = self.targets.own.get(&family).copied() else { return };
         let Some(peer) = self.peers.get_mut(&arrival.from) else { return };
@@ -297,14 +298,14 @@ impl<W: World> Task<W> {
             Some((key, kind, nonce))
         });
         match opened {
-            Some((key, Kind::Probe, nonce)) if peer.echoes.take(now) => {
-                let echo = key.seal(Kind::Echo, family, nonce, &self.options.own_id, &peer.id.0);
+            Some((key, MessageKind::Probe, nonce)) if peer.echoes.take(now) => {
+                let echo = key.seal(MessageKind::Echo, family, nonce, &self.options.own_id, &peer.id.0);
                 if let Some(socket) = &self.sockets[socket_index(family)] {
                     // To its recorded port, by its recorded interface address: where the message came from is not asked.
                     let _ = socket.send(&echo, own, arrival.from, target.port);
                 }
             }
-            Some((_, Kind::Echo, nonce)) => {
+            Some((_, MessageKind::Echo, nonce)) => {
                 let (id, interface) = (peer.id.clone(), target.interface.0);
                 self.echoed(now, &id, interface, nonce).await;
             }

@@ -27,7 +27,7 @@ const TAG_AT: usize = 24;
 
 /// Which of the two messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum MessageKind {
     /// Asks for an echo.
     Probe,
     /// Answers a probe with its nonce.
@@ -68,7 +68,7 @@ impl ProbeKey {
     #[must_use]
     pub(super) fn seal(
         &self,
-        kind: Kind,
+        kind: MessageKind,
         family: Family,
         nonce: u128,
         sender: &NodeId,
@@ -95,13 +95,13 @@ impl ProbeKey {
         family: Family,
         sender: &NodeId,
         receiver: &NodeId,
-    ) -> Result<(Kind, u128), ProbeError> {
+    ) -> Result<(MessageKind, u128), ProbeError> {
         if message.len() != LENGTH || message[..4] != MAGIC || message[4] != VERSION || message[7] != 0 {
             return Err(ProbeError::Malformed);
         }
         let kind = match message[5] {
-            1 => Kind::Probe,
-            2 => Kind::Echo,
+            1 => MessageKind::Probe,
+            2 => MessageKind::Echo,
             _ => return Err(ProbeError::Malformed),
         };
         if message[6] != family_byte(family) {
@@ -130,10 +130,10 @@ impl ProbeKey {
     }
 }
 
-fn kind_byte(kind: Kind) -> u8 {
+fn kind_byte(kind: MessageKind) -> u8 {
     match kind {
-        Kind::Probe => 1,
-        Kind::Echo => 2,
+        MessageKind::Probe => 1,
+        MessageKind::Echo => 2,
     }
 }
 
@@ -161,14 +161,14 @@ mod tests {
     #[test]
     fn both_ends_derive_one_key() {
         let (at_a, at_b, a, b) = pair();
-        let probe = at_a.seal(Kind::Probe, Family::V4, 7, &a, &b);
-        assert_eq!(at_b.open(&probe, Family::V4, &a, &b), Ok((Kind::Probe, 7)));
+        let probe = at_a.seal(MessageKind::Probe, Family::V4, 7, &a, &b);
+        assert_eq!(at_b.open(&probe, Family::V4, &a, &b), Ok((MessageKind::Probe, 7)));
     }
 
     #[test]
     fn a_probe_cannot_be_turned_round_or_into_an_echo() {
         let (at_a, _, a, b) = pair();
-        let probe = at_a.seal(Kind::Probe, Family::V4, 7, &a, &b);
+        let probe = at_a.seal(MessageKind::Probe, Family::V4, 7, &a, &b);
         assert_eq!(at_a.open(&probe, Family::V4, &b, &a), Err(ProbeError::Forged));
         let mut echo = probe;
         echo[5] = 2;
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn every_changed_bit_is_noticed() {
         let (at_a, at_b, a, b) = pair();
-        let probe = at_a.seal(Kind::Echo, Family::V6, u128::MAX / 3, &a, &b);
+        let probe = at_a.seal(MessageKind::Echo, Family::V6, u128::MAX / 3, &a, &b);
         for bit in 0..LENGTH * 8 {
             let mut changed = probe;
             changed[bit / 8] ^= 1 << (bit % 8);
@@ -193,7 +193,7 @@ mod tests {
     fn a_stranger_has_another_key() {
         let (_, at_b, a, b) = pair();
         let stranger = ProbeKey::derive(&PrivateKey::from_bytes([3; 32]), &PrivateKey::from_bytes([2; 32]).public());
-        let probe = stranger.seal(Kind::Probe, Family::V4, 7, &a, &b);
+        let probe = stranger.seal(MessageKind::Probe, Family::V4, 7, &a, &b);
         assert_eq!(at_b.open(&probe, Family::V4, &a, &b), Err(ProbeError::Forged));
     }
 
@@ -207,7 +207,7 @@ mod tests {
             let (at_a, at_b, a, b) = pair();
             let mut message = bytes;
             if head {
-                let real = at_a.seal(Kind::Probe, Family::V4, 7, &a, &b);
+                let real = at_a.seal(MessageKind::Probe, Family::V4, 7, &a, &b);
                 let known = message.len().min(8);
                 message[..known].copy_from_slice(&real[..known]);
             }
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn other_lengths_are_refused() {
         let (at_a, _, a, b) = pair();
-        let probe = at_a.seal(Kind::Probe, Family::V4, 7, &a, &b);
+        let probe = at_a.seal(MessageKind::Probe, Family::V4, 7, &a, &b);
         for length in 0..LENGTH {
             assert_eq!(at_a.open(&probe[..length], Family::V4, &a, &b), Err(ProbeError::Malformed));
         }

@@ -19,7 +19,7 @@ pub(super) struct ProbeSocket(UdpSocket);
 
 /// A datagram's circumstances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Arrival {
+pub(super) struct ProbeMeta {
     pub(super) length: usize,
     pub(super) from: IpAddr,
     pub(super) to: IpAddr,
@@ -77,7 +77,7 @@ impl ProbeSocket {
     }
 
     /// Takes one datagram; a longer one than `buffer` is cut.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Arrival> {
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<ProbeMeta> {
         let taken = self.0.try_io(Interest::READABLE, || {
             let mut slices = [IoSliceMut::new(buffer)];
             let mut control = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo);
@@ -104,8 +104,8 @@ impl ProbeSocket {
             Ok((message.bytes, from, info))
         });
         match taken? {
-            (length, Some(from), Some((to, interface))) => Ok(Arrival { length, from, to, interface }),
-            (length, _, _) => Ok(Arrival {
+            (length, Some(from), Some((to, interface))) => Ok(ProbeMeta { length, from, to, interface }),
+            (length, _, _) => Ok(ProbeMeta {
                 length,
                 from: Ipv4Addr::UNSPECIFIED.into(),
                 to: Ipv4Addr::UNSPECIFIED.into(),

@@ -26,7 +26,7 @@ struct Node {
     calls: AtomicU32,
 }
 
-impl World for Node {
+impl ProbeEnv for Node {
     async fn neighbours(&self, _: u32, _: Family) -> Neighbours {
         (1..=9).map(|last| (IpAddr::from([127, 0, 0, last]), MAC)).collect()
     }

@@ -53,7 +53,7 @@ impl Log {
 /// Logs to standard error from now on.
 pub fn to_stderr(log: Log) {
     let to_journal = is_journal();
-    dispatch(log, to_journal, Lines { format: log.format, to_journal }).init();
+    dispatch(log, to_journal, LogWriter { format: log.format, to_journal }).init();
 }
 
 /// Prints an error before there is a log, or beside it; `text` may have several lines.
@@ -103,20 +103,20 @@ fn is_journal() -> bool {
 
 /// Makes a writer for each event, which is one line.
 #[derive(Clone, Copy)]
-struct Lines {
+struct LogWriter {
     format: LogFormat,
     to_journal: bool,
 }
 
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Line;
+impl<'a> MakeWriter<'a> for LogWriter {
+    type Writer = EventWriter;
 
-    fn make_writer(&'a self) -> Line {
-        Line { format: self.format, priority: "" }
+    fn make_writer(&'a self) -> EventWriter {
+        EventWriter { format: self.format, priority: "" }
     }
 
-    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Line {
-        Line { format: self.format, priority: if self.to_journal { priority(*event.level()) } else { "" } }
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> EventWriter {
+        EventWriter { format: self.format, priority: if self.to_journal { priority(*event.level()) } else { "" } }
     }
 }
 
@@ -131,12 +131,12 @@ fn priority(level: Level) -> &'static str {
 }
 
 /// Takes one event as text with a line break at its end, in one write.
-struct Line {
+struct EventWriter {
     format: LogFormat,
     priority: &'static str,
 }
 
-impl Line {
+impl EventWriter {
     fn shown(&self, event: &[u8]) -> String {
         let event = String::from_utf8_lossy(event);
         let event = event.strip_suffix('\n').unwrap_or(&event);
@@ -148,7 +148,7 @@ impl Line {
     }
 }
 
-impl Write for Line {
+impl Write for EventWriter {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         io::stderr().lock().write_all(self.shown(event).as_bytes())?;
         Ok(event.len())
@@ -168,8 +168,8 @@ mod tests {
     /// What the daemon's own formatting makes of an event, as it is written.
     fn logged(format: LogFormat, to_journal: bool, log: impl FnOnce()) -> String {
         #[derive(Clone)]
-        struct Kept(Lines, Arc<Mutex<String>>);
-        struct KeptLine(Line, Arc<Mutex<String>>);
+        struct Kept(LogWriter, Arc<Mutex<String>>);
+        struct KeptLine(EventWriter, Arc<Mutex<String>>);
         impl Write for KeptLine {
             fn write(&mut self, event: &[u8]) -> io::Result<usize> {
                 self.1.lock().unwrap().push_str(&self.0.shown(event));
@@ -191,7 +191,7 @@ mod tests {
                 KeptLine(self.0.make_writer_for(event), Arc::clone(&self.1))
             }
         }
-        let kept = Kept(Lines { format, to_journal }, Arc::default());
+        let kept = Kept(LogWriter { format, to_journal }, Arc::default());
         let text = Arc::clone(&kept.1);
         tracing::dispatcher::with_default(&dispatch(Log { level: Level::INFO, format }, to_journal, kept), log);
         let text = text.lock().unwrap();

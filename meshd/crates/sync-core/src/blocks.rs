@@ -1,7 +1,7 @@
 //! Address blocks of a cluster's nodes, below `subnets/`: reservations for their podCIDRs, and blocks of nodes that are gone.
 //!
-//! [`Blocks`] is given what etcd holds and returns transactions. Every transaction is fenced by the leader key and compares
-//! everything that it was derived from, so a stale view writes nothing.
+//! [`NodeBlocks`] is given what etcd holds and returns transactions. Every transaction is fenced by the leader key and
+//! compares everything that it was derived from, so a stale view writes nothing.
 //!
 //! - With `"Allocate": "kubernetes"`, a block is reserved for the running node that is bound to the Node object, if the
 //!   block is free. A block that another node owns is never taken: its owner may live on it.
@@ -41,7 +41,7 @@ const OBSERVED: Duration = Duration::from_secs(60);
 /// Changes in one transaction; etcd takes 128 operations.
 const MOST_CHANGES: usize = 20;
 
-/// Prefixes of the keys to list for [`Blocks::step`], besides the cluster's Node objects and
+/// Prefixes of the keys to list for [`NodeBlocks::step`], besides the cluster's Node objects and
 /// [`mesh_nodes::LISTED`](crate::mesh_nodes::LISTED).
 pub const LISTED: [&str; 2] = ["config", "subnets/"];
 
@@ -120,7 +120,7 @@ pub struct BlockStep {
 
 /// The blocks of one cluster during one term.
 #[derive(Debug)]
-pub struct Blocks {
+pub struct NodeBlocks {
     keys: ClusterKeys,
     cluster: Cluster,
     fence: Revision,
@@ -137,7 +137,7 @@ type At<T> = (T, Revision);
 
 /// What etcd holds, as far as it could be read.
 #[derive(Debug, Default)]
-struct View<'a> {
+struct BlockRecords<'a> {
     config: Option<At<NetworkConfig>>,
     nodes: BTreeMap<&'a NodeId, &'a MeshNode>,
     /// Revisions of `nodes/`.
@@ -151,14 +151,14 @@ struct View<'a> {
 
 /// A transaction in the making.
 #[derive(Default)]
-struct Draft {
+struct TransactionDraft {
     transaction: Transaction,
     compared: BTreeSet<String>,
     /// Blocks that it takes or gives up.
     touched: Vec<SubnetKey>,
 }
 
-impl Draft {
+impl TransactionDraft {
     fn compare(&mut self, compare: Compare) {
         let key = match &compare {
             Compare::ModRevision { key, .. } | Compare::CreateRevision { key, .. } => key.clone(),
@@ -185,7 +185,7 @@ impl Draft {
     }
 }
 
-impl Blocks {
+impl NodeBlocks {
     /// Begins a term with this fence, the create_revision of the leader key.
     #[must_use]
     pub fn new(cluster: Cluster, fence: Revision, now: Now) -> Self {
@@ -197,8 +197,8 @@ impl Blocks {
     /// What to do by what etcd holds: the nodes of the mesh, and lists of what is below [`LISTED`], `nodes/`, `alive/` and
     /// of the cluster's Node objects. `complete`: every Node object is copied, and nothing that is absent is doubted.
     pub fn step(&mut self, now: Now, complete: bool, nodes: &[MeshNode], lists: &[KeyListing]) -> BlockStep {
-        let view = View::of(&self.cluster, nodes, lists);
-        let mut draft = Draft::default();
+        let view = BlockRecords::of(&self.cluster, nodes, lists);
+        let mut draft = TransactionDraft::default();
         let mut notices = BTreeSet::new();
         let bound = self.bind(&view, &mut notices);
         self.seen.extend(bound.iter().map(|(id, name)| ((*id).clone(), (*name).clone())));
@@ -222,7 +222,7 @@ impl Blocks {
     /// Node: it is what a deleted one leaves.
     fn bind<'v>(
         &self,
-        view: &'v View<'_>,
+        view: &'v BlockRecords<'_>,
         notices: &mut BTreeSet<BlockNotice>,
     ) -> BTreeMap<&'v NodeId, &'v KubernetesName> {
         let ours = view.nodes.values().filter(|node| node.cluster.is_flat() || node.cluster == self.cluster);
@@ -248,10 +248,10 @@ impl Blocks {
     /// Reserves the block of a Node for its node, if Kubernetes allocates and the node does not have it.
     fn reserve(
         &self,
-        view: &View<'_>,
+        view: &BlockRecords<'_>,
         id: &NodeId,
         name: &KubernetesName,
-        draft: &mut Draft,
+        draft: &mut TransactionDraft,
     ) -> Result<(), BlockNotice> {
         let unusable = |reason: String| BlockNotice::Unusable { node: name.clone(), reason };
         let (Some((_, config_at)), Some(networks)) = (&view.config, view.networks_of(id)) else { return Ok(()) };
@@ -321,7 +321,7 @@ impl Blocks {
     }
 
     /// Gives up the blocks of nodes whose Node object was deleted and whose daemon is gone.
-    fn free(&mut self, now: Now, complete: bool, view: &View<'_>, draft: &mut Draft) {
+    fn free(&mut self, now: Now, complete: bool, view: &BlockRecords<'_>, draft: &mut TransactionDraft) {
         let candidates = self.deleted(view);
         self.gone.retain(|id, _| candidates.contains_key(id) && !view.alive.contains(id));
         // Signs of life of the others are the proof that etcd has any.
@@ -360,7 +360,7 @@ impl Blocks {
     }
 
     /// Nodes of this cluster without a Node object, each with the object's name.
-    fn deleted(&self, view: &View<'_>) -> BTreeMap<NodeId, KubernetesName> {
+    fn deleted(&self, view: &BlockRecords<'_>) -> BTreeMap<NodeId, KubernetesName> {
         let named = view.nodes.values().filter(|node| node.cluster == self.cluster);
         let named = named.filter_map(|node| Some((node.id.clone(), node.name.parse().ok()?)));
         // What a node was, also without a record.
@@ -377,7 +377,7 @@ impl Blocks {
     }
 
     /// Deletes keys of blocks that were given up so long ago that nothing is left of their last use.
-    fn forget_freed(&self, now: Now, view: &View<'_>, draft: &mut Draft) {
+    fn forget_freed(&self, now: Now, view: &BlockRecords<'_>, draft: &mut TransactionDraft) {
         let Some((config, _)) = &view.config else { return };
         for (key, (lease, revision)) in &view.subnets {
             let freed = lease.as_ref().and_then(|lease| lease.freed.as_ref());
@@ -396,7 +396,7 @@ impl Blocks {
     }
 }
 
-impl<'a> View<'a> {
+impl<'a> BlockRecords<'a> {
     fn of(cluster: &Cluster, nodes: &'a [MeshNode], lists: &[KeyListing]) -> Self {
         let revision = lists.iter().map(|list| list.revision).min().unwrap_or_default();
         let nodes = nodes.iter().map(|node| (&node.id, node)).collect();

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
-use crate::Kind;
+use crate::ObjectKind;
 
 /// Longest value; etcd takes requests of 1.5 MiB.
 const MAX_VALUE: usize = 1 << 20;
@@ -22,9 +22,9 @@ const MIRROR_ANNOTATIONS: [&str; 2] = ["kubernetes.io/config.hash", "kubernetes.
 
 /// An object as it is copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Object {
+pub struct CanonicalObject {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// `NS/NAME` or `NAME`.
     pub path: String,
     /// The value of its key.
@@ -39,7 +39,7 @@ pub struct Object {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a {kind} without a usable name: {reason}", kind = .kind.name())]
 pub struct Nameless {
-    kind: Kind,
+    kind: ObjectKind,
     reason: String,
 }
 
@@ -49,7 +49,7 @@ struct SpecOnly {
 }
 
 #[derive(Deserialize)]
-struct Envelope {
+struct NamedObject {
     metadata: NameOnly,
 }
 
@@ -64,13 +64,13 @@ struct NameOnly {
 
 #[derive(Deserialize)]
 struct Slim<S, T> {
-    metadata: Metadata,
+    metadata: SourceMetadata,
     spec: Option<S>,
     status: Option<T>,
 }
 
 #[derive(Deserialize)]
-struct Metadata {
+struct SourceMetadata {
     uid: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
@@ -81,20 +81,20 @@ struct Metadata {
 struct PodSpec {
     node_name: Option<String>,
     host_network: Option<bool>,
-    containers: Option<Vec<Container>>,
-    init_containers: Option<Vec<Container>>,
+    containers: Option<Vec<PodContainer>>,
+    init_containers: Option<Vec<PodContainer>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Container {
+struct PodContainer {
     restart_policy: Option<String>,
-    ports: Option<Vec<Port>>,
+    ports: Option<Vec<ContainerPort>>,
 }
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Port {
+struct ContainerPort {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,8 +138,8 @@ struct NodeAddress {
 }
 
 #[derive(Deserialize)]
-struct Policy<'j> {
-    metadata: Metadata,
+struct PolicyBody<'j> {
+    metadata: SourceMetadata,
     #[serde(borrow)]
     spec: Option<&'j RawValue>,
 }
@@ -186,7 +186,7 @@ struct CanonicalPodSpec {
 
 #[derive(Serialize)]
 struct CanonicalContainer {
-    ports: Vec<Port>,
+    ports: Vec<ContainerPort>,
 }
 
 #[derive(Serialize)]
@@ -214,10 +214,10 @@ struct CanonicalNodeStatus {
 ///
 /// # Errors
 /// When it has no name that can be part of a key.
-pub fn read(kind: Kind, api_version: &str, json: &str) -> Result<Object, Nameless> {
+pub fn read(kind: ObjectKind, api_version: &str, json: &str) -> Result<CanonicalObject, Nameless> {
     let nameless = |reason: String| Nameless { kind, reason };
     let NameOnly { name, namespace, resource_version } =
-        serde_json::from_str::<Envelope>(json).map_err(|error| nameless(error.to_string()))?.metadata;
+        serde_json::from_str::<NamedObject>(json).map_err(|error| nameless(error.to_string()))?.metadata;
     let namespace = namespace.filter(|namespace| !namespace.is_empty());
     if namespace.is_some() != kind.is_namespaced() {
         return Err(nameless(format!("namespace {namespace:?}")));
@@ -228,30 +228,30 @@ pub fn read(kind: Kind, api_version: &str, json: &str) -> Result<Object, Nameles
         }
     }
     let path = namespace.as_ref().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
-    let place = Place { kind, api_version, name: &name, namespace: namespace.as_deref() };
+    let place = ObjectPlace { kind, api_version, name: &name, namespace: namespace.as_deref() };
     let reduced = match kind {
-        Kind::Namespace => place.namespace(json),
-        Kind::Node => place.node(json),
-        Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => place.policy(json),
-        Kind::Pod => place.pod(json),
+        ObjectKind::Namespace => place.namespace(json),
+        ObjectKind::Node => place.node(json),
+        ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy => place.policy(json),
+        ObjectKind::Pod => place.pod(json),
     };
     let verbatim = reduced.is_err();
     let mut value = reduced.unwrap_or_else(|_| json.as_bytes().to_vec());
     if value.len() > MAX_VALUE {
         value = place.shortened(json);
     }
-    Ok(Object { kind, path, value, resource_version, verbatim })
+    Ok(CanonicalObject { kind, path, value, resource_version, verbatim })
 }
 
 /// What an object is and where it belongs.
-struct Place<'a> {
-    kind: Kind,
+struct ObjectPlace<'a> {
+    kind: ObjectKind,
     api_version: &'a str,
     name: &'a str,
     namespace: Option<&'a str>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> ObjectPlace<'a> {
     fn namespace(&self, json: &str) -> serde_json::Result<Vec<u8>> {
         let object: Slim<Ignored, Ignored> = serde_json::from_str(json)?;
         self.write(CanonicalMetadata::labelled(object.metadata), None::<()>, None::<()>)
@@ -272,7 +272,7 @@ impl<'a> Place<'a> {
     }
 
     fn policy(&self, json: &str) -> serde_json::Result<Vec<u8>> {
-        let object: Policy<'_> = serde_json::from_str(json)?;
+        let object: PolicyBody<'_> = serde_json::from_str(json)?;
         let metadata = CanonicalMetadata { uid: object.metadata.uid, ..CanonicalMetadata::default() };
         self.write(metadata, object.spec, None::<()>)
     }
@@ -312,14 +312,17 @@ impl<'a> Place<'a> {
     fn shortened(&self, json: &str) -> Vec<u8> {
         let spec = || {
             let mut spec = serde_json::from_str::<SpecOnly>(json).ok()?.spec?;
-            if self.kind == Kind::NetworkPolicy && !spec.contains_key("policyTypes") && spec.contains_key("egress") {
+            if self.kind == ObjectKind::NetworkPolicy
+                && !spec.contains_key("policyTypes")
+                && spec.contains_key("egress")
+            {
                 spec.insert("policyTypes".to_owned(), Value::from(vec!["Ingress", "Egress"]));
             }
             spec.retain(|field, _| SELECTING_FIELDS.contains(&field.as_str()));
             spec.insert("tooLong".to_owned(), true.into());
             Some(spec)
         };
-        let is_policy = matches!(self.kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy);
+        let is_policy = matches!(self.kind, ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy);
         let with = |spec: Option<Map<String, Value>>| {
             self.write(CanonicalMetadata::default(), spec, None::<()>).unwrap_or_default()
         };
@@ -344,13 +347,13 @@ impl<'a> Place<'a> {
 }
 
 impl CanonicalMetadata<'_> {
-    fn labelled(of: Metadata) -> Self {
+    fn labelled(of: SourceMetadata) -> Self {
         Self { uid: of.uid, labels: of.labels.unwrap_or_default(), ..Self::default() }
     }
 }
 
 /// The named ports of containers, and of init containers that go on running, container by container.
-fn named_ports(containers: Option<Vec<Container>>, init: Option<Vec<Container>>) -> Vec<CanonicalContainer> {
+fn named_ports(containers: Option<Vec<PodContainer>>, init: Option<Vec<PodContainer>>) -> Vec<CanonicalContainer> {
     let sidecars = init.unwrap_or_default().into_iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let all = containers.unwrap_or_default().into_iter().chain(sidecars);
     all.map(|container| CanonicalContainer {

@@ -58,20 +58,20 @@ pub struct Untaint {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Conditioned {
     /// They say this, each since the given time if the object said the same of it before.
-    Say(Network, [Option<String>; 2]),
+    Say(NetworkHealth, [Option<String>; 2]),
     /// The node has left the mesh: they go.
     Clear,
 }
 
 /// Whether a node's network works.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Network {
+pub enum NetworkHealth {
     /// It does.
     Available,
     /// It does not.
     Unavailable {
         /// Why.
-        reason: Reason,
+        reason: ConditionReason,
         /// The same for people.
         message: String,
     },
@@ -79,14 +79,14 @@ pub enum Network {
 
 /// Why a node's network does not work, as `reason` of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
+pub enum ConditionReason {
     /// Its daemon says so.
     NotReady,
     /// Its daemon gives no sign of life.
     NotRunning,
 }
 
-impl Reason {
+impl ConditionReason {
     /// As the API has it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -100,7 +100,7 @@ impl Reason {
 /// The Nodes of one cluster during one term.
 #[derive(Debug, Default)]
 pub struct Conditions {
-    nodes: BTreeMap<String, Node>,
+    nodes: BTreeMap<String, WatchedNode>,
     /// Names in the list under way.
     listing: BTreeSet<String>,
     /// As etcd had them last.
@@ -108,10 +108,10 @@ pub struct Conditions {
 }
 
 #[derive(Debug)]
-struct Node {
+struct WatchedNode {
     object: NodeConditions,
     /// Since when its node has not been ready, and why.
-    unready: Option<(Duration, Reason)>,
+    unready: Option<(Duration, ConditionReason)>,
     /// Since when no node of the mesh is this one, although its object says that one was.
     left: Option<Duration>,
     /// When it was patched last, and the object's resource version then.
@@ -130,7 +130,8 @@ impl Conditions {
         match self.nodes.get_mut(&object.name) {
             Some(node) => node.object = object,
             None => {
-                self.nodes.insert(object.name.clone(), Node { object, unready: None, left: None, patched: None });
+                self.nodes
+                    .insert(object.name.clone(), WatchedNode { object, unready: None, left: None, patched: None });
             }
         }
     }
@@ -161,13 +162,13 @@ impl Conditions {
     /// What to patch at `now`, which grows; each of them is made once, or again if the object does not follow.
     pub fn step(&mut self, now: Duration) -> Vec<Patch> {
         let Some(mesh) = &self.mesh else { return Vec::new() };
-        let mut wanted: Vec<(&mut Node, Option<Network>)> = Vec::new();
+        let mut wanted: Vec<(&mut WatchedNode, Option<NetworkHealth>)> = Vec::new();
         let (mut bound, mut unready) = (0_usize, 0_usize);
         for node in self.nodes.values_mut() {
             let found = match find(mesh, &node.object) {
-                Found::One(found) => found,
-                Found::Several => continue,
-                Found::None => {
+                MatchedNode::One(found) => found,
+                MatchedNode::Several => continue,
+                MatchedNode::None => {
                     node.unready = None;
                     if node.object.has_ours() {
                         (bound, unready) = (bound + 1, unready + 1);
@@ -181,8 +182,8 @@ impl Conditions {
             node.left = None;
             let network = of(found);
             match &network {
-                None | Some(Network::Available) => node.unready = None,
-                Some(Network::Unavailable { reason, .. }) => {
+                None | Some(NetworkHealth::Available) => node.unready = None,
+                Some(NetworkHealth::Unavailable { reason, .. }) => {
                     unready += 1;
                     let since = node.unready.map_or(now, |(since, _)| since);
                     node.unready = Some((since, *reason));
@@ -197,9 +198,9 @@ impl Conditions {
                 !many && since.is_some_and(|since| now.saturating_sub(since) >= wait)
             };
             let due = match &network {
-                Some(Network::Available) => true,
-                Some(Network::Unavailable { reason, .. }) => {
-                    let wait = if *reason == Reason::NotRunning { SILENT } else { UNREADY };
+                Some(NetworkHealth::Available) => true,
+                Some(NetworkHealth::Unavailable { reason, .. }) => {
+                    let wait = if *reason == ConditionReason::NotRunning { SILENT } else { UNREADY };
                     lasts(node.unready.map(|(since, _)| since), wait)
                 }
                 None => lasts(node.left, SILENT),
@@ -223,7 +224,7 @@ impl Conditions {
 }
 
 /// Which node of the mesh a Node is.
-enum Found<'a> {
+enum MatchedNode<'a> {
     None,
     One(&'a MeshNode),
     /// Which of them cannot be told.
@@ -232,28 +233,28 @@ enum Found<'a> {
 
 /// By name and an InternalIP, as the policy engine binds them. A node that was made again under its name and address has an
 /// older record beside its own, until that is removed or expires: of several, the one that runs is it.
-fn find<'a>(mesh: &'a [MeshNode], object: &NodeConditions) -> Found<'a> {
+fn find<'a>(mesh: &'a [MeshNode], object: &NodeConditions) -> MatchedNode<'a> {
     let is_it = |node: &&MeshNode| {
         node.name == object.name && node.addresses.iter().any(|address| object.internal_ips.contains(address))
     };
     let matching: Vec<&MeshNode> = mesh.iter().filter(is_it).collect();
     let running: Vec<&MeshNode> = matching.iter().copied().filter(|node| node.runs).collect();
     match (matching.as_slice(), running.as_slice()) {
-        ([], _) => Found::None,
-        ([one], _) | (_, [one]) => Found::One(one),
-        _ => Found::Several,
+        ([], _) => MatchedNode::None,
+        ([one], _) | (_, [one]) => MatchedNode::One(one),
+        _ => MatchedNode::Several,
     }
 }
 
 /// Whether the node's network works, if that is known.
-fn of(node: &MeshNode) -> Option<Network> {
+fn of(node: &MeshNode) -> Option<NetworkHealth> {
     match (&node.readiness, node.runs) {
-        (Some(Readiness::Ready), _) => Some(Network::Available),
+        (Some(Readiness::Ready), _) => Some(NetworkHealth::Available),
         (Some(Readiness::NotReady { reason }), _) => {
-            Some(Network::Unavailable { reason: Reason::NotReady, message: reason.clone() })
+            Some(NetworkHealth::Unavailable { reason: ConditionReason::NotReady, message: reason.clone() })
         }
-        (None, false) => Some(Network::Unavailable {
-            reason: Reason::NotRunning,
+        (None, false) => Some(NetworkHealth::Unavailable {
+            reason: ConditionReason::NotRunning,
             message: "meshd gives no sign of life on this node".to_owned(),
         }),
         // It has just started, or is of an older version.

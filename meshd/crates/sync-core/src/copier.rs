@@ -23,14 +23,16 @@ use mesh::records::Revision;
 
 use self::{
     flush::InFlight,
-    gate::Gate,
-    held::{Hold, Refusal, is_later, published_by},
+    gate::PolicyHold,
+    held::{CopyRefusal, Hold, is_later, published_by},
 };
 pub use self::{
     notice::{Notice, Resigned},
     standoff::Standoff,
 };
-use crate::{ClusterKeys, Kind, canonical::Object, digest::Digest, mesh_nodes::MeshNode, state::State};
+use crate::{
+    ClusterKeys, ObjectKind, canonical::CanonicalObject, digest::Digest, mesh_nodes::MeshNode, state::SyncState,
+};
 
 /// How long a refused list, or one of another cluster, waits before the next.
 const RETRY: Duration = Duration::from_secs(10);
@@ -50,48 +52,48 @@ pub enum Input {
     /// A list begins, while `kube-system` has this UID; `None`: there is no such namespace.
     ListBegun {
         /// What is listed.
-        kind: Kind,
+        kind: ObjectKind,
         /// UID of `kube-system`, read just now.
         uid: Option<String>,
     },
     /// A part of the list.
     Page {
         /// What is listed.
-        kind: Kind,
+        kind: ObjectKind,
         /// That of the whole list.
         resource_version: String,
         /// The objects; one without a usable name is left out.
-        objects: Vec<Object>,
+        objects: Vec<CanonicalObject>,
     },
     /// The list is complete.
     ListEnded {
         /// What was listed.
-        kind: Kind,
+        kind: ObjectKind,
         /// UID of `kube-system`, read after the last page.
         uid: Option<String>,
     },
     /// Events follow from where the list ended or the last event stood.
     Watching {
         /// What is watched.
-        kind: Kind,
+        kind: ObjectKind,
         /// UID of `kube-system`, read after the watch was opened.
         uid: Option<String>,
     },
     /// An object was made or changed.
-    Applied(Object),
+    Applied(CanonicalObject),
     /// An object is gone.
-    Deleted(Object),
+    Deleted(CanonicalObject),
     /// A watch has come this far.
     Bookmark {
         /// What is watched.
-        kind: Kind,
+        kind: ObjectKind,
         /// How far.
         resource_version: String,
     },
     /// The list or watch ended, and will be tried again.
     Interrupted {
         /// Of which kind.
-        kind: Kind,
+        kind: ObjectKind,
     },
     /// The API server answered just now, and `kube-system` has this UID.
     Answers {
@@ -120,7 +122,7 @@ pub enum Effect {
     /// End the list or watch of this kind, and list again after this time.
     List {
         /// What to list.
-        kind: Kind,
+        kind: ObjectKind,
         /// The delay.
         after: Duration,
     },
@@ -146,13 +148,13 @@ pub enum Planned {
 /// A change that waits to be written.
 #[derive(Debug, Clone)]
 struct Pending {
-    change: Change,
+    change: PendingWrite,
     /// When it came, in seconds since 1970.
     since: u64,
 }
 
 #[derive(Debug, Clone)]
-enum Change {
+enum PendingWrite {
     Put(Vec<u8>),
     Delete,
 }
@@ -166,10 +168,10 @@ struct Known {
 
 /// How far one kind is.
 #[derive(Debug, Default)]
-struct Progress {
+struct KindProgress {
     /// Read up to here.
     resource_version: u64,
-    listing: Option<Listing>,
+    listing: Option<PendingList>,
     /// A list is complete, so an event that says "deleted" is to be believed.
     listed: bool,
     /// Whether what happens is heard now; else since when it is not, in seconds since 1970.
@@ -183,7 +185,7 @@ struct Progress {
 
 /// A list that is not yet complete.
 #[derive(Debug, Default)]
-struct Listing {
+struct PendingList {
     resource_version: Option<u64>,
     seen: HashSet<String>,
     changed: BTreeMap<String, Vec<u8>>,
@@ -200,12 +202,12 @@ pub struct Copier {
     state: Stored,
     /// The cluster's identity, once it is known.
     uid: Option<String>,
-    known: HashMap<(Kind, String), Known>,
-    pending: BTreeMap<(Kind, String), Pending>,
+    known: HashMap<(ObjectKind, String), Known>,
+    pending: BTreeMap<(ObjectKind, String), Pending>,
     in_flight: Option<InFlight>,
-    progress: BTreeMap<Kind, Progress>,
-    gate: Gate,
-    refusals: BTreeMap<Kind, Refusal>,
+    progress: BTreeMap<ObjectKind, KindProgress>,
+    gate: PolicyHold,
+    refusals: BTreeMap<ObjectKind, CopyRefusal>,
     /// The key that holds an operator's token was read, and is to be deleted; its mod_revision.
     confirmed: Option<Revision>,
     /// Revision at which the state first named each finding, by its token: an older confirmation is of another time.
@@ -230,7 +232,7 @@ pub struct Copier {
 enum Stored {
     Absent,
     Unreadable { create_revision: Revision },
-    Present { create_revision: Revision, state: State },
+    Present { create_revision: Revision, state: SyncState },
 }
 
 impl Copier {
@@ -267,15 +269,15 @@ impl Copier {
             Stored::Present { state, .. } => state.current_at.min(now.unix),
             _ => now.unix,
         };
-        let progress = Kind::ALL.map(|kind| {
+        let progress = ObjectKind::ALL.map(|kind| {
             let resource_version = versions.get(kind.plural()).copied().unwrap_or_default();
-            (kind, Progress { resource_version, lost_at: Some(current_at), ..Progress::default() })
+            (kind, KindProgress { resource_version, lost_at: Some(current_at), ..KindProgress::default() })
         });
         let begun = matches!(&state, Stored::Present { state, .. } if state.copies_policies);
         let gate = if begun || known.keys().any(|(kind, _)| kind.is_policy()) {
-            Gate::Open
+            PolicyHold::Open
         } else {
-            Gate::Closed { behind: Err(String::new()), told: false }
+            PolicyHold::Closed { behind: Err(String::new()), told: false }
         };
         Self {
             keys,
@@ -338,7 +340,7 @@ impl Copier {
             Input::Answers { uid } => {
                 self.silent = false;
                 self.answered_at = now.unix;
-                self.is_this_cluster(now, Kind::Namespace, uid, &mut effects);
+                self.is_this_cluster(now, ObjectKind::Namespace, uid, &mut effects);
             }
             Input::Silent => self.silent = true,
             Input::Nodes(nodes) => self.nodes(&nodes, &mut effects),
@@ -359,9 +361,9 @@ impl Copier {
         let held = held.map(|(kind, path)| (self.keys.object(kind, path), Planned::Delete));
         let pending = self.pending.iter().map(|((kind, path), pending)| {
             let planned = match pending.change {
-                Change::Delete => Planned::Delete,
-                Change::Put(_) if self.known.contains_key(&(*kind, path.clone())) => Planned::Change,
-                Change::Put(_) => Planned::Create,
+                PendingWrite::Delete => Planned::Delete,
+                PendingWrite::Put(_) if self.known.contains_key(&(*kind, path.clone())) => Planned::Change,
+                PendingWrite::Put(_) => Planned::Create,
             };
             (self.keys.object(*kind, path), planned)
         });
@@ -377,17 +379,17 @@ impl Copier {
 
     /// Whether the object will be in the copy.
     #[must_use]
-    pub fn will_hold(&self, kind: Kind, path: &str) -> bool {
+    pub fn will_hold(&self, kind: ObjectKind, path: &str) -> bool {
         let key = (kind, path.to_owned());
         match self.pending.get(&key) {
-            Some(pending) => matches!(pending.change, Change::Put(_)),
+            Some(pending) => matches!(pending.change, PendingWrite::Put(_)),
             None => self.expected(&key).is_some(),
         }
     }
 
     /// Whether etcd holds exactly the cluster's objects of this kind, and none of its absences is doubted.
     #[must_use]
-    pub fn is_complete(&self, kind: Kind) -> bool {
+    pub fn is_complete(&self, kind: ObjectKind) -> bool {
         let known = self.progress.get(&kind).is_some_and(|of| of.listed && of.lost_at.is_none() && of.hold.is_none());
         let in_flight = self.in_flight.iter().flat_map(|in_flight| in_flight.changes.keys());
         let is_settled = self.pending.keys().chain(in_flight).all(|(of, _)| *of != kind);
@@ -396,23 +398,23 @@ impl Copier {
 
     /// Objects of this kind that etcd holds.
     #[must_use]
-    pub fn count(&self, kind: Kind) -> usize {
+    pub fn count(&self, kind: ObjectKind) -> usize {
         self.known.keys().filter(|(of, _)| *of == kind).count()
     }
 
-    fn of(&mut self, kind: Kind) -> &mut Progress {
+    fn of(&mut self, kind: ObjectKind) -> &mut KindProgress {
         self.progress.entry(kind).or_default()
     }
 
     /// What etcd will hold under a key once the transaction under way is done.
-    fn expected(&self, key: &(Kind, String)) -> Option<Digest> {
+    fn expected(&self, key: &(ObjectKind, String)) -> Option<Digest> {
         match self.in_flight.as_ref().and_then(|in_flight| in_flight.changes.get(key)) {
             Some(change) => *change,
             None => self.known.get(key).map(|known| known.digest),
         }
     }
 
-    fn read_up_to(&mut self, now: Now, kind: Kind, resource_version: &str) {
+    fn read_up_to(&mut self, now: Now, kind: ObjectKind, resource_version: &str) {
         self.of(kind).heard_at = Some(now.monotonic);
         if let Ok(version) = resource_version.parse() {
             let progress = self.of(kind);
@@ -420,8 +422,8 @@ impl Copier {
         }
     }
 
-    fn applied(&mut self, now: Now, object: Object) {
-        let Object { kind, path, value, resource_version, .. } = object;
+    fn applied(&mut self, now: Now, object: CanonicalObject) {
+        let CanonicalObject { kind, path, value, resource_version, .. } = object;
         self.read_up_to(now, kind, &resource_version);
         if let Some(hold) = &mut self.of(kind).hold {
             hold.paths.remove(&path);
@@ -430,17 +432,17 @@ impl Copier {
     }
 
     /// The newest value of a key takes the place of an older one that waits.
-    fn want(&mut self, now: Now, key: (Kind, String), value: Vec<u8>) {
+    fn want(&mut self, now: Now, key: (ObjectKind, String), value: Vec<u8>) {
         if self.expected(&key) == Some(Digest::of(&value)) {
             self.pending.remove(&key);
         } else {
             let since = self.pending.get(&key).map_or(now.unix, |pending| pending.since);
-            self.pending.insert(key, Pending { change: Change::Put(value), since });
+            self.pending.insert(key, Pending { change: PendingWrite::Put(value), since });
         }
     }
 
-    fn deleted(&mut self, now: Now, object: Object) {
-        let Object { kind, path, resource_version, .. } = object;
+    fn deleted(&mut self, now: Now, object: CanonicalObject) {
+        let CanonicalObject { kind, path, resource_version, .. } = object;
         self.read_up_to(now, kind, &resource_version);
         let progress = self.of(kind);
         if !progress.listed {
@@ -452,11 +454,11 @@ impl Copier {
         self.unwant(now, (kind, path));
     }
 
-    fn unwant(&mut self, now: Now, key: (Kind, String)) {
+    fn unwant(&mut self, now: Now, key: (ObjectKind, String)) {
         if self.expected(&key).is_none() {
             self.pending.remove(&key);
         } else {
-            self.pending.insert(key, Pending { change: Change::Delete, since: now.unix });
+            self.pending.insert(key, Pending { change: PendingWrite::Delete, since: now.unix });
         }
     }
 
@@ -466,7 +468,7 @@ impl Copier {
     }
 
     /// Keys of `kind` that etcd will hold.
-    fn expected_paths(&self, kind: Kind) -> BTreeSet<String> {
+    fn expected_paths(&self, kind: ObjectKind) -> BTreeSet<String> {
         let mut paths: BTreeSet<String> =
             self.known.keys().filter(|(of, _)| *of == kind).map(|(_, path)| path.clone()).collect();
         for ((_, path), change) in

@@ -8,7 +8,7 @@ use etcd_schema::{Cluster, Key, KubernetesKey};
 /// the cluster, its pods are unknown, and so isolated, until their objects are there. Before, objects of its pods count
 /// for nothing; its pods are flat as they were, or unknown. So the other order closes more, and this one opens nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum ObjectKind {
     /// `namespaces/NS`
     Namespace,
     /// `networkpolicies/NS/NAME`
@@ -21,7 +21,7 @@ pub enum Kind {
     Node,
 }
 
-impl Kind {
+impl ObjectKind {
     /// All of them.
     pub const ALL: [Self; 5] =
         [Self::Namespace, Self::NetworkPolicy, Self::ClusterNetworkPolicy, Self::Pod, Self::Node];
@@ -86,7 +86,7 @@ impl ClusterKeys {
 
     /// What the keys of a kind start with.
     #[must_use]
-    pub fn directory(&self, kind: Kind) -> String {
+    pub fn directory(&self, kind: ObjectKind) -> String {
         format!("{}{}/", self.root, kind.plural())
     }
 
@@ -102,7 +102,7 @@ impl ClusterKeys {
         self.key(KubernetesKey::Leader)
     }
 
-    /// [`State`](crate::state::State).
+    /// [`SyncState`](crate::state::SyncState).
     #[must_use]
     pub fn state(&self) -> String {
         self.key(KubernetesKey::State)
@@ -120,13 +120,13 @@ impl ClusterKeys {
 
     /// The key of an object; `path` is `NS/NAME` or `NAME`.
     #[must_use]
-    pub fn object(&self, kind: Kind, path: &str) -> String {
+    pub fn object(&self, kind: ObjectKind, path: &str) -> String {
         format!("{}{}/{path}", self.root, kind.plural())
     }
 
     /// Which object a key is of.
-    pub(crate) fn parse<'k>(&self, key: &'k str) -> Option<(Kind, &'k str)> {
+    pub(crate) fn parse<'k>(&self, key: &'k str) -> Option<(ObjectKind, &'k str)> {
         let (directory, path) = key.strip_prefix(&self.root)?.split_once('/')?;
-        Kind::ALL.into_iter().find(|kind| kind.plural() == directory).map(|kind| (kind, path))
+        ObjectKind::ALL.into_iter().find(|kind| kind.plural() == directory).map(|kind| (kind, path))
     }
 }

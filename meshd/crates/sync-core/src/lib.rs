@@ -24,6 +24,6 @@ mod refused;
 pub mod state;
 
 pub use copier::{Copier, Effect, Input, Notice, Now, Planned, Resigned, Standoff};
-pub use kind::{ClusterKeys, Kind};
+pub use kind::{ClusterKeys, ObjectKind};
 pub use mesh_nodes::{MeshNode, mesh_nodes};
 pub use refused::{Refused, refused};

@@ -5,7 +5,7 @@ use policy::objects;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{ClusterKeys, Kind, canonical::Object, digest::Digest};
+use crate::{ClusterKeys, ObjectKind, canonical::CanonicalObject, digest::Digest};
 
 /// Longest message; the API server takes 1 KiB.
 const MAX_MESSAGE: usize = 1000;
@@ -16,7 +16,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// `NS/NAME` or `NAME`.
     pub path: String,
     /// What is wrong with it, and what nodes enforce in its place.
@@ -31,18 +31,18 @@ struct Head {
     #[serde(default)]
     api_version: String,
     #[serde(default)]
-    metadata: Metadata,
+    metadata: UidMetadata,
 }
 
 #[derive(Deserialize, Default)]
-struct Metadata {
+struct UidMetadata {
     #[serde(default)]
     uid: String,
 }
 
 /// What nodes of this version say of the object's value, if they refuse it.
 #[must_use]
-pub fn refused(keys: &ClusterKeys, object: &Object) -> Option<Refused> {
+pub fn refused(keys: &ClusterKeys, object: &CanonicalObject) -> Option<Refused> {
     // Nodes name an invalid key in their status.
     let Ok(Key::Kubernetes(_, key)) = Key::parse(&keys.object(object.kind, &object.path)) else { return None };
     let refusal = objects::read(&key, &object.value, true).err()?;
@@ -57,7 +57,7 @@ impl Refused {
     pub(crate) fn of_node(name: &KubernetesName, message: String) -> Self {
         // Kubelet writes Events with the Node's name as its UID, and kubectl finds them by it.
         let (path, uid) = (name.to_string(), name.to_string());
-        Self { kind: Kind::Node, path, message, api_version: "v1".to_owned(), uid }
+        Self { kind: ObjectKind::Node, path, message, api_version: "v1".to_owned(), uid }
     }
 
     /// The namespace that the Event is in.
@@ -96,7 +96,7 @@ mod tests {
     fn policy(spec: &str) -> Option<Refused> {
         let keys = ClusterKeys::new(&"east".parse().unwrap());
         let json = format!(r#"{{"metadata": {{"name": "web", "namespace": "shop", "uid": "u-1"}}, "spec": {spec}}}"#);
-        refused(&keys, &canonical::read(Kind::NetworkPolicy, "networking.k8s.io/v1", &json).unwrap())
+        refused(&keys, &canonical::read(ObjectKind::NetworkPolicy, "networking.k8s.io/v1", &json).unwrap())
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Value of the key. Its create_revision is compared in every write, so replacing it ends the running term.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct State {
+pub struct SyncState {
     /// UID of the namespace `kube-system`: the cluster's identity.
     pub uid: String,
     /// The process that wrote it.

@@ -10,7 +10,7 @@ use kube::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
-use sync_core::Kind;
+use sync_core::ObjectKind;
 use tokio::time::timeout;
 
 /// Objects in one page of a list.
@@ -51,7 +51,7 @@ pub(crate) enum ApiError {
 /// Where the objects of a kind are.
 #[derive(Debug, Clone)]
 pub(crate) struct Resource {
-    pub(crate) kind: Kind,
+    pub(crate) kind: ObjectKind,
     pub(crate) api_version: String,
     path: String,
 }
@@ -65,7 +65,7 @@ pub(crate) struct Page {
 }
 
 /// A line of a watch.
-pub(crate) enum Line {
+pub(crate) enum WatchLine {
     Applied(Box<RawValue>),
     Deleted(Box<RawValue>),
     Bookmark { resource_version: String },
@@ -114,7 +114,7 @@ struct ObjectMetadata {
 }
 
 #[derive(Deserialize)]
-struct Status {
+struct ApiStatus {
     #[serde(default)]
     code: u16,
     #[serde(default)]
@@ -139,9 +139,9 @@ struct DefinitionVersion {
 
 impl Resource {
     /// Where a kind that every cluster has is.
-    pub(crate) fn built_in(kind: Kind) -> Self {
+    pub(crate) fn built_in(kind: ObjectKind) -> Self {
         let (api_version, root) = match kind {
-            Kind::NetworkPolicy => ("networking.k8s.io/v1", "/apis/networking.k8s.io/v1"),
+            ObjectKind::NetworkPolicy => ("networking.k8s.io/v1", "/apis/networking.k8s.io/v1"),
             _ => ("v1", "/api/v1"),
         };
         Self { kind, api_version: api_version.to_owned(), path: format!("{root}/{}", kind.plural()) }
@@ -166,7 +166,7 @@ impl Api {
 
     /// UID of the namespace `kube-system`; `None`: it is not there.
     pub(crate) async fn cluster_uid(&self) -> Result<Option<String>, ApiError> {
-        let path = Resource::built_in(Kind::Namespace).path;
+        let path = Resource::built_in(ObjectKind::Namespace).path;
         let request = Request::new(path).get("kube-system", &Default::default());
         match self.call::<OnlyMetadata>(request.map_err(other)?).await {
             Ok(namespace) => Ok(Some(namespace.metadata.uid)),
@@ -188,14 +188,14 @@ impl Api {
     /// Where ClusterNetworkPolicies are. A list of one definition says for certain when there is none; a path that is not
     /// found may only not be served yet.
     pub(crate) async fn policy_definition(&self) -> Result<PolicyDefinition, ApiError> {
-        let plural = Kind::ClusterNetworkPolicy.plural();
+        let plural = ObjectKind::ClusterNetworkPolicy.plural();
         let parameters = ListParams::default().fields(&format!("metadata.name={plural}.{POLICY_GROUP}"));
         let request = Request::new(DEFINITIONS).list(&parameters).map_err(other)?;
         let List { metadata, items } = self.call::<List<Definition>>(request).await?;
         let served: Vec<_> = items.iter().flat_map(|it| &it.spec.versions).filter(|version| version.served).collect();
         let known = POLICY_VERSIONS.iter().find_map(|name| served.iter().find(|version| version.name == *name));
         let resource = known.or_else(|| served.first()).map(|version| Resource {
-            kind: Kind::ClusterNetworkPolicy,
+            kind: ObjectKind::ClusterNetworkPolicy,
             api_version: format!("{POLICY_GROUP}/{}", version.name),
             path: format!("/apis/{POLICY_GROUP}/{}/{plural}", version.name),
         });
@@ -207,7 +207,7 @@ impl Api {
         &self,
         resource: &Resource,
         resource_version: &str,
-    ) -> Result<impl Stream<Item = Result<Line, ApiError>> + use<>, ApiError> {
+    ) -> Result<impl Stream<Item = Result<WatchLine, ApiError>> + use<>, ApiError> {
         let request = Request::new(&resource.path).watch(&WatchParams::default(), resource_version).map_err(other)?;
         let stream = within(CALL_DEADLINE, self.client.request_stream(request)).await?.map_err(of_kube)?;
         let lines = Box::pin(stream.lines());
@@ -267,7 +267,7 @@ impl Api {
 }
 
 fn nodes() -> Request {
-    Request::new(Resource::built_in(Kind::Node).path)
+    Request::new(Resource::built_in(ObjectKind::Node).path)
 }
 
 async fn within<T>(deadline: Duration, call: impl Future<Output = T>) -> Result<T, ApiError> {
@@ -294,17 +294,17 @@ fn of_status(code: u16, message: String) -> ApiError {
     }
 }
 
-fn read_line(line: &str) -> Result<Line, ApiError> {
+fn read_line(line: &str) -> Result<WatchLine, ApiError> {
     let Event { r#type, object } = serde_json::from_str(line).map_err(other)?;
     match r#type.as_str() {
-        "ADDED" | "MODIFIED" => Ok(Line::Applied(object)),
-        "DELETED" => Ok(Line::Deleted(object)),
+        "ADDED" | "MODIFIED" => Ok(WatchLine::Applied(object)),
+        "DELETED" => Ok(WatchLine::Deleted(object)),
         "BOOKMARK" => {
             let OnlyMetadata { metadata } = serde_json::from_str(object.get()).map_err(other)?;
-            Ok(Line::Bookmark { resource_version: metadata.resource_version })
+            Ok(WatchLine::Bookmark { resource_version: metadata.resource_version })
         }
         "ERROR" => {
-            let Status { code, message } = serde_json::from_str(object.get()).map_err(other)?;
+            let ApiStatus { code, message } = serde_json::from_str(object.get()).map_err(other)?;
             Err(of_status(code, message))
         }
         other => Err(ApiError::Other(format!("a watch event of type {other:?}"))),
@@ -319,9 +319,9 @@ mod tests {
     fn a_line_of_a_watch_is_told_apart() {
         let object = r#"{"metadata": {"name": "x", "resourceVersion": "7"}, "code": 410, "message": "too old"}"#;
         let line = |kind: &str| read_line(&format!(r#"{{"type": "{kind}", "object": {object}}}"#));
-        assert!(matches!(line("ADDED"), Ok(Line::Applied(raw)) if raw.get() == object));
-        assert!(matches!(line("DELETED"), Ok(Line::Deleted(_))));
-        assert!(matches!(line("BOOKMARK"), Ok(Line::Bookmark { resource_version }) if resource_version == "7"));
+        assert!(matches!(line("ADDED"), Ok(WatchLine::Applied(raw)) if raw.get() == object));
+        assert!(matches!(line("DELETED"), Ok(WatchLine::Deleted(_))));
+        assert!(matches!(line("BOOKMARK"), Ok(WatchLine::Bookmark { resource_version }) if resource_version == "7"));
         assert!(matches!(line("ERROR"), Err(ApiError::Expired)));
         assert!(matches!(line("FROB"), Err(ApiError::Other(_))));
         assert!(read_line("{").is_err());

@@ -29,7 +29,7 @@ pub(crate) struct Leadership {
 }
 
 /// A candidate.
-pub(crate) struct Candidate<'a> {
+pub(crate) struct LeaderCandidate<'a> {
     pub(crate) keys: &'a ClusterKeys,
     /// This process; no other has this name.
     pub(crate) holder: &'a str,
@@ -37,7 +37,7 @@ pub(crate) struct Candidate<'a> {
     pub(crate) told: Option<String>,
 }
 
-impl Candidate<'_> {
+impl LeaderCandidate<'_> {
     /// Waits until this process leads.
     pub(crate) async fn campaign(&mut self, session: &Session) -> Result<Leadership, CallError> {
         loop {

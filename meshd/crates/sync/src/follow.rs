@@ -6,8 +6,8 @@ use control_core::backoff::Backoff;
 use futures_util::StreamExt as _;
 use serde_json::value::RawValue;
 use sync_core::{
-    Input, Kind,
-    canonical::{self, Object},
+    Input, ObjectKind,
+    canonical::{self, CanonicalObject},
     conditions::NodeConditions,
 };
 use tokio::{
@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::api::{Api, ApiError, Line, Resource};
+use crate::api::{Api, ApiError, Resource, WatchLine};
 
 /// How often a definition that the cluster lacks is looked for.
 const DEFINITION_PERIOD: Duration = Duration::from_secs(10);
@@ -24,8 +24,8 @@ const DEFINITION_PERIOD: Duration = Duration::from_secs(10);
 const LONG_WATCH: Duration = Duration::from_secs(60);
 
 /// What a follower heard, and which one: an older one of the kind is not listened to any more.
-pub(crate) struct Heard {
-    pub(crate) kind: Kind,
+pub(crate) struct WatchEvents {
+    pub(crate) kind: ObjectKind,
     pub(crate) serial: u64,
     pub(crate) input: Input,
     /// The Nodes in `input`, with what the copy leaves out.
@@ -35,9 +35,9 @@ pub(crate) struct Heard {
 /// Follows one kind until the receiver is gone.
 pub(crate) struct Follower {
     pub(crate) api: Arc<Api>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: ObjectKind,
     pub(crate) serial: u64,
-    pub(crate) to: mpsc::Sender<Heard>,
+    pub(crate) to: mpsc::Sender<WatchEvents>,
 }
 
 /// Why following stopped.
@@ -76,7 +76,7 @@ impl Follower {
                 }
                 Stop::Failed(error) => {
                     self.tell_failure(&error, &mut failing);
-                    if self.tell(Input::Interrupted { kind: self.kind }).await.is_err() {
+                    if self.send(Input::Interrupted { kind: self.kind }).await.is_err() {
                         return;
                     }
                     pause(&mut backoff).await;
@@ -88,8 +88,8 @@ impl Follower {
     async fn list_and_watch(&self, failing: &mut bool) -> Stop {
         let result = async {
             let uid = self.api.cluster_uid().await?;
-            self.tell(Input::ListBegun { kind: self.kind, uid }).await?;
-            if self.kind != Kind::ClusterNetworkPolicy {
+            self.send(Input::ListBegun { kind: self.kind, uid }).await?;
+            if self.kind != ObjectKind::ClusterNetworkPolicy {
                 return self.follow(&Resource::built_in(self.kind), failing).await;
             }
             let definition = self.api.policy_definition().await?;
@@ -105,18 +105,18 @@ impl Follower {
     async fn await_definition(&self, resource_version: String, failing: &mut bool) -> Result<(), Stop> {
         let kind = self.kind;
         let page = Input::Page { kind, resource_version: resource_version.clone(), objects: Vec::new() };
-        self.tell(page).await?;
-        self.tell(Input::ListEnded { kind, uid: self.api.cluster_uid().await? }).await?;
+        self.send(page).await?;
+        self.send(Input::ListEnded { kind, uid: self.api.cluster_uid().await? }).await?;
         loop {
             self.tell_success(failing);
-            self.tell(Input::Watching { kind, uid: self.api.cluster_uid().await? }).await?;
+            self.send(Input::Watching { kind, uid: self.api.cluster_uid().await? }).await?;
             sleep(DEFINITION_PERIOD).await;
             let definition = self.api.policy_definition().await?;
             if definition.resource.is_some() {
                 return Ok(());
             }
             // There is no watch to say so.
-            self.tell(Input::Bookmark { kind, resource_version: definition.resource_version }).await?;
+            self.send(Input::Bookmark { kind, resource_version: definition.resource_version }).await?;
         }
     }
 
@@ -135,7 +135,7 @@ impl Follower {
                 break;
             }
         }
-        self.tell(Input::ListEnded { kind, uid: self.api.cluster_uid().await? }).await?;
+        self.send(Input::ListEnded { kind, uid: self.api.cluster_uid().await? }).await?;
         let mut backoff = backoff();
         loop {
             match self.watch(resource, &mut version, failing).await {
@@ -143,7 +143,7 @@ impl Follower {
                 Err(Stop::Failed(ApiError::NotFound)) => return Err(Stop::Failed(ApiError::NotFound)),
                 Err(Stop::Failed(error)) => {
                     self.tell_failure(&error, failing);
-                    self.tell(Input::Interrupted { kind }).await?;
+                    self.send(Input::Interrupted { kind }).await?;
                     pause(&mut backoff).await;
                 }
                 Err(stop) => return Err(stop),
@@ -156,20 +156,20 @@ impl Follower {
         let kind = self.kind;
         let mut lines = std::pin::pin!(self.api.watch(resource, version).await?);
         // Whose events these are is asked after the connection is there.
-        self.tell(Input::Watching { kind, uid: self.api.cluster_uid().await? }).await?;
+        self.send(Input::Watching { kind, uid: self.api.cluster_uid().await? }).await?;
         self.tell_success(failing);
         while let Some(line) = lines.next().await {
             let mut nodes = Vec::new();
             let input = match line? {
-                Line::Bookmark { resource_version } => {
+                WatchLine::Bookmark { resource_version } => {
                     version.clone_from(&resource_version);
                     Some(Input::Bookmark { kind, resource_version })
                 }
-                Line::Applied(raw) => {
+                WatchLine::Applied(raw) => {
                     nodes.extend(self.read_node(&raw));
                     self.read(resource, &raw).map(Input::Applied)
                 }
-                Line::Deleted(raw) => self.read(resource, &raw).map(Input::Deleted),
+                WatchLine::Deleted(raw) => self.read(resource, &raw).map(Input::Deleted),
             };
             let Some(input) = input else { continue };
             if let Input::Applied(object) | Input::Deleted(object) = &input {
@@ -181,10 +181,10 @@ impl Follower {
     }
 
     fn read_node(&self, raw: &RawValue) -> Option<NodeConditions> {
-        (self.kind == Kind::Node).then(|| NodeConditions::read(raw.get()).ok()).flatten()
+        (self.kind == ObjectKind::Node).then(|| NodeConditions::read(raw.get()).ok()).flatten()
     }
 
-    fn read(&self, resource: &Resource, raw: &RawValue) -> Option<Object> {
+    fn read(&self, resource: &Resource, raw: &RawValue) -> Option<CanonicalObject> {
         match canonical::read(resource.kind, &resource.api_version, raw.get()) {
             Ok(object) => {
                 if object.verbatim {
@@ -199,12 +199,12 @@ impl Follower {
         }
     }
 
-    async fn tell(&self, input: Input) -> Result<(), Stop> {
+    async fn send(&self, input: Input) -> Result<(), Stop> {
         self.tell_with(input, Vec::new()).await
     }
 
     async fn tell_with(&self, input: Input, nodes: Vec<NodeConditions>) -> Result<(), Stop> {
-        let heard = Heard { kind: self.kind, serial: self.serial, input, nodes };
+        let heard = WatchEvents { kind: self.kind, serial: self.serial, input, nodes };
         self.to.send(heard).await.map_err(|_| Stop::Closed)
     }
 

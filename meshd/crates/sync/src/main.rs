@@ -26,7 +26,7 @@ const USAGE: u8 = 2;
 /// Example: meshd-sync --cluster east --etcd-endpoints https://etcd-1:2379 --etcd-cafile /etc/meshd/ca.pem
 #[derive(Parser)]
 #[command(name = "meshd-sync", version = program::VERSION)]
-struct Cli {
+struct SyncCli {
     /// Name of the cluster in the mesh: its keys lie below k8s/NAME/. It never changes
     #[arg(long, env = "MESHD_CLUSTER", value_name = "NAME", value_parser = cluster)]
     cluster: Cluster,
@@ -56,7 +56,7 @@ fn cluster(text: &str) -> Result<Cluster, String> {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = SyncCli::parse();
     let mut mistakes = Vec::new();
     let log = Log::from_flags(cli.log_level, cli.log_format, &mut mistakes);
     let etcd = cli.etcd.check(&mut mistakes);
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     }
     log::to_stderr(log);
     let options = Options { cluster: cli.cluster, kubeconfig: cli.kubeconfig, etcd, metrics: cli.metrics_addr };
-    match to_its_end(options, cli.dry_run) {
+    match run_to_end(options, cli.dry_run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", with_causes(error.as_ref()));
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn to_its_end(options: Options, dry_run: bool) -> anyhow::Result<()> {
+fn run_to_end(options: Options, dry_run: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("cannot start the async runtime")?.block_on(async {
         if dry_run {
@@ -107,9 +107,9 @@ mod tests {
 
     #[test]
     fn the_command_line_holds_together() {
-        Cli::command().debug_assert();
-        assert!(Cli::try_parse_from(["meshd-sync", "--cluster", ""]).is_err());
-        assert!(Cli::try_parse_from(["meshd-sync", "--cluster", "East"]).is_err());
-        assert!(Cli::try_parse_from(["meshd-sync", "--cluster", "east", "--dry-run"]).is_ok());
+        SyncCli::command().debug_assert();
+        assert!(SyncCli::try_parse_from(["meshd-sync", "--cluster", ""]).is_err());
+        assert!(SyncCli::try_parse_from(["meshd-sync", "--cluster", "East"]).is_err());
+        assert!(SyncCli::try_parse_from(["meshd-sync", "--cluster", "east", "--dry-run"]).is_ok());
     }
 }

@@ -10,18 +10,18 @@ use axum::{
     routing::get,
 };
 use etcd_schema::Cluster;
-use sync_core::state::State;
+use sync_core::state::SyncState;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 /// What is shown.
 #[derive(Debug, Default)]
-pub(crate) struct Shown {
+pub(crate) struct SyncMetrics {
     /// The mesh's etcd answers.
     pub(crate) reaches_etcd: bool,
     pub(crate) leads: bool,
     /// Of the leader, once it knows the cluster.
-    pub(crate) report: Option<State>,
+    pub(crate) report: Option<SyncState>,
 }
 
 /// Serves it at `address` until `stop`.
@@ -31,7 +31,7 @@ pub(crate) struct Shown {
 pub(crate) async fn serve(
     address: SocketAddr,
     cluster: Cluster,
-    shown: watch::Receiver<Shown>,
+    shown: watch::Receiver<SyncMetrics>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
@@ -55,7 +55,7 @@ pub(crate) async fn serve(
 }
 
 /// Leading or standing by: both need etcd alone.
-fn readyz(shown: &Shown) -> Response {
+fn readyz(shown: &SyncMetrics) -> Response {
     if shown.reaches_etcd {
         "ok".into_response()
     } else {
@@ -64,7 +64,7 @@ fn readyz(shown: &Shown) -> Response {
 }
 
 /// In Prometheus' text format. A standby exports no figures of the copy, so that the leader's are the only ones.
-fn metrics(cluster: &Cluster, shown: &Shown) -> String {
+fn metrics(cluster: &Cluster, shown: &SyncMetrics) -> String {
     let mut text = String::new();
     let mut gauge = |name: &str, help: &str, samples: &[(String, u64)]| {
         // Writing to a String does not fail.
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn a_standby_exports_no_figures_of_the_copy() {
         let cluster = "east".parse().unwrap();
-        let report = State {
+        let report = SyncState {
             uid: "u".to_owned(),
             holder: String::new(),
             written_at: 20,
@@ -102,7 +102,7 @@ mod tests {
             held: Vec::new(),
             copies_policies: true,
         };
-        let mut shown = Shown { reaches_etcd: true, leads: true, report: Some(report) };
+        let mut shown = SyncMetrics { reaches_etcd: true, leads: true, report: Some(report) };
         let text = metrics(&cluster, &shown);
         for line in [
             "meshd_sync_leading{cluster=\"east\"} 1\n",

@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::Api,
-    election::{self, Candidate},
+    election::{self, LeaderCandidate},
     follow::pause,
-    monitor::{self, Shown},
-    term::{self, End},
+    monitor::{self, SyncMetrics},
+    term::{self, TermEnd},
 };
 
 /// How often a process that stays out looks for a reason to lead again.
@@ -49,11 +49,11 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
     let keys = ClusterKeys::new(&options.cluster);
     let holder = format!("{}-{:08x}", host_name(), rand::random::<u32>());
     tracing::info!(cluster = %options.cluster, holder, "started");
-    let (shown, to_show) = watch::channel(Shown::default());
+    let (shown, to_show) = watch::channel(SyncMetrics::default());
     if let Some(address) = options.metrics {
         monitor::serve(address, options.cluster.clone(), to_show, stop.clone()).await?;
     }
-    let mut candidate = Candidate { keys: &keys, holder: &holder, told: None };
+    let mut candidate = LeaderCandidate { keys: &keys, holder: &holder, told: None };
     let mut backoff = backoff();
     let mut standoff = Standoff::default();
     let mut next = 0;
@@ -74,7 +74,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         let (session, mut leadership) = match led {
             Ok(led) => led,
             Err(error) => {
-                shown.send_replace(Shown::default());
+                shown.send_replace(SyncMetrics::default());
                 if !std::mem::replace(&mut etcd_failing, true) {
                     tracing::warn!(error, "etcd unreachable; trying again");
                 }
@@ -86,11 +86,11 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         let began = tokio::time::Instant::now();
         shown.send_modify(|shown| shown.leads = true);
         let end = term::run(&api, &session, &keys, &holder, &mut leadership, &shown, &stop).await;
-        shown.send_replace(Shown::default());
+        shown.send_replace(SyncMetrics::default());
         match end {
-            End::Stopped => election::give_up(&session, &keys, leadership.fence).await,
-            End::Lost => tracing::warn!("leadership lost: the lease was not renewed in time"),
-            End::Resigned(reason @ (Resigned::Refused | Resigned::Silent)) => {
+            TermEnd::Stopped => election::give_up(&session, &keys, leadership.fence).await,
+            TermEnd::Lost => tracing::warn!("leadership lost: the lease was not renewed in time"),
+            TermEnd::Resigned(reason @ (Resigned::Refused | Resigned::Silent)) => {
                 election::give_up(&session, &keys, leadership.fence).await;
                 let period = standoff.next_period();
                 tracing::warn!(%reason, seconds = period.as_secs(), "leadership given up for a time");
@@ -102,8 +102,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
                 }
                 continue;
             }
-            End::Resigned(reason) => tracing::warn!(%reason, "leadership given up"),
-            End::Etcd(error) => tracing::warn!(%error, "leadership given up: etcd does not answer"),
+            TermEnd::Resigned(reason) => tracing::warn!(%reason, "leadership given up"),
+            TermEnd::Etcd(error) => tracing::warn!(%error, "leadership given up: etcd does not answer"),
         }
         drop(leadership);
         standoff.reset();

@@ -10,8 +10,8 @@ use control::session::Session;
 use control_core::types::{CallError, KeyListing, Transaction};
 use humantime::format_rfc3339_seconds;
 use sync_core::{
-    ClusterKeys, Copier, Effect, Input, Kind, MeshNode, Notice, Now, Refused, Resigned,
-    blocks::{self, Blocks},
+    ClusterKeys, Copier, Effect, Input, MeshNode, Notice, Now, ObjectKind, Refused, Resigned,
+    blocks::{self, NodeBlocks},
     conditions::{Conditions, Patch},
     mesh_nodes, refused,
 };
@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{Api, ApiError},
     election::Leadership,
-    follow::{Follower, Heard},
-    monitor::Shown,
+    follow::{Follower, WatchEvents},
+    monitor::SyncMetrics,
 };
 
 /// How often the API server is asked whether it is there, and how long it may take.
@@ -44,7 +44,7 @@ const EVENTS: usize = 256;
 
 /// How a term ended.
 #[derive(Debug)]
-pub(crate) enum End {
+pub(crate) enum TermEnd {
     /// The process is to end.
     Stopped,
     /// The lease may be gone.
@@ -66,27 +66,27 @@ struct Term<'a> {
     followers: Followers,
     answers: mpsc::Sender<Input>,
     events: mpsc::Sender<Refused>,
-    shown: &'a watch::Sender<Shown>,
+    shown: &'a watch::Sender<SyncMetrics>,
     begun: Instant,
 }
 
 /// The followers of one term, or of a trial.
 pub(crate) struct Followers {
     api: Arc<Api>,
-    to: mpsc::Sender<Heard>,
-    running: HashMap<Kind, (u64, AbortHandle)>,
+    to: mpsc::Sender<WatchEvents>,
+    running: HashMap<ObjectKind, (u64, AbortHandle)>,
     serial: u64,
 }
 
 impl Followers {
     /// None yet; what they hear comes by the receiver.
-    pub(crate) fn new(api: Arc<Api>) -> (Self, mpsc::Receiver<Heard>) {
+    pub(crate) fn new(api: Arc<Api>) -> (Self, mpsc::Receiver<WatchEvents>) {
         let (to, heard) = mpsc::channel(QUEUE);
         (Self { api, to, running: HashMap::new(), serial: 0 }, heard)
     }
 
     /// Lists the kind after this time, in place of the follower that it has.
-    pub(crate) fn start(&mut self, kind: Kind, after: Duration) {
+    pub(crate) fn start(&mut self, kind: ObjectKind, after: Duration) {
         self.serial += 1;
         let follower = Follower { api: Arc::clone(&self.api), kind, serial: self.serial, to: self.to.clone() };
         let task = tokio::spawn(follower.run(after)).abort_handle();
@@ -96,7 +96,7 @@ impl Followers {
     }
 
     /// What was heard, unless by a follower whose place another has taken.
-    pub(crate) fn accept(&self, heard: Heard) -> Option<Heard> {
+    pub(crate) fn accept(&self, heard: WatchEvents) -> Option<WatchEvents> {
         let current = self.running.get(&heard.kind).is_some_and(|(serial, _)| *serial == heard.serial);
         current.then_some(heard)
     }
@@ -117,18 +117,18 @@ pub(crate) async fn run(
     keys: &ClusterKeys,
     holder: &str,
     leadership: &mut Leadership,
-    shown: &watch::Sender<Shown>,
+    shown: &watch::Sender<SyncMetrics>,
     stop: &CancellationToken,
-) -> End {
+) -> TermEnd {
     let begun = Instant::now();
     let listing = match session.list_below(keys.root()).await {
         Ok(listing) => listing,
-        Err(error) => return End::Etcd(error),
+        Err(error) => return TermEnd::Etcd(error),
     };
     let copier = Copier::new(keys.clone(), holder.to_owned(), leadership.fence, &listing, now(begun));
     drop(listing);
     let (mut followers, mut heard) = Followers::new(Arc::clone(api));
-    for kind in Kind::ALL {
+    for kind in ObjectKind::ALL {
         followers.start(kind, Duration::ZERO);
     }
     let (answers, mut answered) = mpsc::channel(4);
@@ -139,7 +139,7 @@ pub(crate) async fn run(
     let reader = NodesReader {
         session: session.clone(),
         keys: keys.clone(),
-        blocks: Blocks::new(keys.cluster().clone(), leadership.fence, now(begun)),
+        blocks: NodeBlocks::new(keys.cluster().clone(), leadership.fence, now(begun)),
         complete: nodes_complete,
         events: events.clone(),
         begun,
@@ -153,8 +153,8 @@ pub(crate) async fn run(
     loop {
         let input = tokio::select! {
             biased;
-            () = stop.cancelled() => return End::Stopped,
-            () = term.leadership.lost() => return End::Lost,
+            () = stop.cancelled() => return TermEnd::Stopped,
+            () = term.leadership.lost() => return TermEnd::Lost,
             Some(answer) = answered.recv() => answer,
             _ = ticks.tick() => Input::Tick,
             Some(heard) = heard.recv() => match term.hear(heard) {
@@ -171,7 +171,7 @@ pub(crate) async fn run(
         if ticked {
             let report = term.copier.report(now(begun));
             term.shown.send_modify(|shown| shown.report = report);
-            complete.send_replace(term.copier.is_complete(Kind::Node) && term.leadership.holds());
+            complete.send_replace(term.copier.is_complete(ObjectKind::Node) && term.leadership.holds());
         }
     }
 }
@@ -196,7 +196,7 @@ async fn ask(api: Arc<Api>, answers: mpsc::Sender<Input>) {
 struct NodesReader {
     session: Session,
     keys: ClusterKeys,
-    blocks: Blocks,
+    blocks: NodeBlocks,
     /// Whether every Node object is copied, and nothing that is absent is doubted.
     complete: watch::Receiver<bool>,
     events: mpsc::Sender<Refused>,
@@ -250,7 +250,7 @@ impl NodesReader {
         mut lists: Vec<KeyListing>,
     ) -> Result<(), CallError> {
         lists.extend(list(&self.session, &blocks::LISTED).await?);
-        lists.extend(list(&self.session, &[&self.keys.directory(Kind::Node)]).await?);
+        lists.extend(list(&self.session, &[&self.keys.directory(ObjectKind::Node)]).await?);
         let step = self.blocks.step(now(self.begun), complete, nodes, &lists);
         for notice in step.notices {
             tracing::error!("{notice}");
@@ -315,13 +315,13 @@ impl Drop for AbortOnDrop {
 
 impl Term<'_> {
     /// Takes what a follower heard of Nodes; returns what the copy is made of.
-    fn hear(&mut self, heard: Heard) -> Option<Input> {
-        let Heard { input, nodes, .. } = self.followers.accept(heard)?;
+    fn hear(&mut self, heard: WatchEvents) -> Option<Input> {
+        let WatchEvents { input, nodes, .. } = self.followers.accept(heard)?;
         nodes.into_iter().for_each(|node| self.conditions.applied(node));
         match &input {
-            Input::ListBegun { kind: Kind::Node, .. } => self.conditions.list_begun(),
-            Input::ListEnded { kind: Kind::Node, .. } => self.conditions.list_ended(),
-            Input::Deleted(object) if object.kind == Kind::Node => self.conditions.deleted(&object.path),
+            Input::ListBegun { kind: ObjectKind::Node, .. } => self.conditions.list_begun(),
+            Input::ListEnded { kind: ObjectKind::Node, .. } => self.conditions.list_ended(),
+            Input::Deleted(object) if object.kind == ObjectKind::Node => self.conditions.deleted(&object.path),
             _ => {}
         }
         Some(input)
@@ -359,20 +359,20 @@ impl Term<'_> {
         }
     }
 
-    fn step(&mut self, input: Input) -> Option<End> {
+    fn step(&mut self, input: Input) -> Option<TermEnd> {
         for effect in self.copier.step(now(self.begun), input) {
             match effect {
                 Effect::Write(transaction) => {
                     // The fence would stop it; a process that was paused need not even try.
                     if !self.leadership.holds() {
-                        return Some(End::Lost);
+                        return Some(TermEnd::Lost);
                     }
                     self.write(transaction);
                 }
                 Effect::List { kind, after } => self.followers.start(kind, after),
                 Effect::ReadConfirm => self.read_confirm(),
-                Effect::Notice(notice) => tell(&notice),
-                Effect::Resign(reason) => return Some(End::Resigned(reason)),
+                Effect::Notice(notice) => log_notice(&notice),
+                Effect::Resign(reason) => return Some(TermEnd::Resigned(reason)),
             }
         }
         None
@@ -404,7 +404,7 @@ pub(crate) fn now(begun: Instant) -> Now {
     Now { monotonic: begun.elapsed(), unix }
 }
 
-pub(crate) fn tell(notice: &Notice) {
+pub(crate) fn log_notice(notice: &Notice) {
     if notice.is_error() {
         tracing::error!(%notice, "copy refused");
     } else {

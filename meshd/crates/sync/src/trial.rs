@@ -4,12 +4,12 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Context as _;
 use control::session::Session;
-use sync_core::{ClusterKeys, Copier, Effect, Input, Kind, Planned};
+use sync_core::{ClusterKeys, Copier, Effect, Input, ObjectKind, Planned};
 use tokio::time::{Instant, timeout};
 
 use crate::{
     election,
-    follow::Heard,
+    follow::WatchEvents,
     run::{self, Options},
     term::{self, Followers},
 };
@@ -30,14 +30,14 @@ pub async fn try_out(options: &Options) -> anyhow::Result<Vec<String>> {
     let begun = Instant::now();
     let mut copier = Copier::trial(keys, &listing, term::now(begun));
     let (mut followers, mut heard) = Followers::new(api);
-    let mut missing: BTreeSet<Kind> = Kind::ALL.into();
-    for kind in Kind::ALL {
+    let mut missing: BTreeSet<ObjectKind> = ObjectKind::ALL.into();
+    for kind in ObjectKind::ALL {
         followers.start(kind, Duration::ZERO);
     }
     let complete = async {
         while !missing.is_empty() {
             let Some(heard) = heard.recv().await else { break };
-            let Some(Heard { input, .. }) = followers.accept(heard) else { continue };
+            let Some(WatchEvents { input, .. }) = followers.accept(heard) else { continue };
             let ended = match &input {
                 Input::ListEnded { kind, .. } => Some(*kind),
                 _ => None,
@@ -57,7 +57,7 @@ pub async fn try_out(options: &Options) -> anyhow::Result<Vec<String>> {
                         missing.insert(kind);
                         followers.start(kind, Duration::ZERO);
                     }
-                    Effect::Notice(notice) => term::tell(&notice),
+                    Effect::Notice(notice) => term::log_notice(&notice),
                     _ => {}
                 }
             }
@@ -75,7 +75,7 @@ pub async fn try_out(options: &Options) -> anyhow::Result<Vec<String>> {
 /// Flat keys of objects that the copy has, too: both apply until an operator deletes one.
 async fn stored_twice(session: &Session, copier: &Copier) -> Vec<String> {
     let mut lines = Vec::new();
-    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Node) {
+    for kind in ObjectKind::ALL.into_iter().filter(|kind| *kind != ObjectKind::Node) {
         let directory = format!("{}/", kind.plural());
         match session.list_below(&directory).await {
             Ok(listing) => {

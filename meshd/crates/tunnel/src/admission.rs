@@ -25,7 +25,7 @@ const LATCH: Duration = Duration::from_secs(1);
 
 /// What is to happen with a handshake message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum AdmissionVerdict {
     /// Work on it.
     Admit,
     /// Send back the cookie reply of this length.
@@ -66,21 +66,21 @@ impl Admission {
     }
 
     /// Judges a message that has the type and length of an initiation or a response. `out` has room for 64 bytes.
-    pub(super) fn judge(&mut self, now: Instant, from: IpAddr, message: &[u8], out: &mut [u8]) -> Verdict {
+    pub(super) fn judge(&mut self, now: Instant, from: IpAddr, message: &[u8], out: &mut [u8]) -> AdmissionVerdict {
         if self.lenient.verify_packet(None, message, &mut []).is_err() {
-            return Verdict::Drop(DropReason::HandshakeBadMac);
+            return AdmissionVerdict::Drop(DropReason::HandshakeBadMac);
         }
         let loaded = self.is_loaded(now);
         // Charged even under load, so that the end of load finds the flooder's share used up.
         let within_share = self.claimed.take(now, from);
         if within_share && !loaded {
-            return Verdict::Admit;
+            return AdmissionVerdict::Admit;
         }
         match self.strict.verify_packet(Some(from), message, out) {
-            Ok(_) if self.proven.take(now, from) => Verdict::Admit,
-            Ok(_) => Verdict::Drop(DropReason::HandshakeRateLimited),
-            Err(TunnResult::WriteToNetwork(cookie)) => Verdict::Cookie(cookie.len()),
-            Err(_) => Verdict::Drop(DropReason::HandshakeBadMac),
+            Ok(_) if self.proven.take(now, from) => AdmissionVerdict::Admit,
+            Ok(_) => AdmissionVerdict::Drop(DropReason::HandshakeRateLimited),
+            Err(TunnResult::WriteToNetwork(cookie)) => AdmissionVerdict::Cookie(cookie.len()),
+            Err(_) => AdmissionVerdict::Drop(DropReason::HandshakeBadMac),
         }
     }
 }

@@ -8,13 +8,13 @@ use std::{
     time::Instant,
 };
 
-use super::peer::PeerId;
+use super::peer::PeerIndex;
 
 /// Alarms of all peers, the earliest first. Locked when an alarm is set, which a peer with traffic does a few times a
 /// second at most.
 #[derive(Default)]
 pub(super) struct Alarms {
-    heap: Mutex<BinaryHeap<Reverse<(Instant, PeerId)>>>,
+    heap: Mutex<BinaryHeap<Reverse<(Instant, PeerIndex)>>>,
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -26,12 +26,12 @@ impl fmt::Debug for Alarms {
 
 impl Alarms {
     /// Names what to call when an alarm is set that is earlier than all others.
-    pub(super) fn on_earlier(&self, wake: impl Fn() + Send + Sync + 'static) {
+    pub(super) fn on_earlier_deadline(&self, wake: impl Fn() + Send + Sync + 'static) {
         let _ = self.wake.set(Box::new(wake));
     }
 
     /// Sets an alarm. One that was set before stays, and is to be ignored by whoever it wakes.
-    pub(super) fn set(&self, at: Instant, peer: PeerId) {
+    pub(super) fn set(&self, at: Instant, peer: PeerIndex) {
         let earliest = {
             let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
             let earliest = heap.peek().is_none_or(|Reverse((first, _))| at < *first);
@@ -50,7 +50,7 @@ impl Alarms {
     }
 
     /// The next alarm that has rung, taken out.
-    pub(super) fn take_due(&self, now: Instant) -> Option<(Instant, PeerId)> {
+    pub(super) fn take_due(&self, now: Instant) -> Option<(Instant, PeerIndex)> {
         let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
         match heap.peek() {
             Some(Reverse((at, _))) if *at <= now => heap.pop().map(|Reverse(alarm)| alarm),

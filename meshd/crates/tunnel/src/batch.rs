@@ -7,7 +7,7 @@ use packet::Packet;
 use super::{
     drops::DropReason,
     offload::{VNET_HEADER, Vnet},
-    peer::PeerId,
+    peer::PeerIndex,
 };
 
 /// Bytes kept free in front of every inner packet: room for the `virtio_net_hdr` that a TUN device wants.
@@ -198,7 +198,7 @@ impl Batch {
 
 /// Where a datagram of ours leaves from, so that a peer sees the address it knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Source {
+pub(super) struct SourceAddress {
     pub(super) address: IpAddr,
     /// Interface index; used with link-local addresses only, other sources leave it to the routes.
     pub(super) interface: u32,
@@ -208,7 +208,7 @@ pub(super) struct Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) remote: SocketAddr,
-    pub(super) source: Option<Source>,
+    pub(super) source: Option<SourceAddress>,
 }
 
 /// Sealed datagrams on their way out, in order, in one piece of memory.
@@ -230,7 +230,7 @@ pub(super) struct Run {
     count: u16,
     pub(super) to: Endpoint,
     /// Whose it is; `None` for answers to strangers (cookies).
-    pub(super) peer: Option<PeerId>,
+    pub(super) peer: Option<PeerIndex>,
     /// Routers may fragment it: the path carries too little for our smallest inner MTU.
     pub(super) without_df: bool,
 }
@@ -241,7 +241,7 @@ impl Run {
         usize::from(self.count)
     }
 
-    fn takes(&self, len: usize, to: Endpoint, peer: Option<PeerId>, without_df: bool) -> bool {
+    fn takes(&self, len: usize, to: Endpoint, peer: Option<PeerIndex>, without_df: bool) -> bool {
         let segment = self.segment as usize;
         self.peer == peer
             && len <= segment
@@ -306,7 +306,7 @@ impl Outgoing {
     }
 
     /// Takes the first `len` bytes of [`room`](Self::room) as a datagram.
-    pub(super) fn commit(&mut self, len: usize, to: Endpoint, peer: Option<PeerId>, without_df: bool) {
+    pub(super) fn commit(&mut self, len: usize, to: Endpoint, peer: Option<PeerIndex>, without_df: bool) {
         match self.runs.last_mut() {
             Some(run) if run.takes(len, to, peer, without_df) => {
                 run.count += 1;

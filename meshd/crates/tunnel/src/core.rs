@@ -13,7 +13,7 @@ use std::{
 use boringtun::noise::{Packet as Message, Tunn};
 use etcd_schema::PublicKey;
 use ipnet::IpNet;
-use mesh::tunnel_table::{PeerConfig, Table};
+use mesh::tunnel_table::{PeerConfig, TunnelTable};
 use rand::rngs::StdRng;
 use tokio::sync::broadcast;
 use x25519_dalek::StaticSecret;
@@ -26,12 +26,12 @@ use super::{
     engine::{BoringtunFactory, EngineFactory},
     event::TunnelEvent,
     initiation::Initiation,
-    peer::{Context, InitiationError, Peer, PeerId},
+    peer::{InitiationError, PeerContext, PeerIndex, TunnelPeer},
     prefix::PrefixTable,
     shared::Shared,
     stamps::{SeenStamps, Stamp},
     strangers::CallLimit,
-    table::{Accepted, Holders, Refused, accept},
+    table::{AcceptedClaims, Holders, RefusedClaim, accept},
 };
 
 /// Events kept for a subscriber that is busy.
@@ -51,7 +51,7 @@ pub(super) struct Core {
     pub(super) calls: CallLimit,
     pub(super) tables: Shared<Tables>,
     /// Held while a new table is taken in, so that two do not mix.
-    applied: Mutex<Applied>,
+    applied: Mutex<AppliedTable>,
     /// Bytes received from and sent to peers that are gone.
     gone: Mutex<(u64, u64)>,
     next_id: AtomicU32,
@@ -67,12 +67,12 @@ pub(super) struct Tables {
     /// Owner of each prefix, as a position in `peers`.
     pub(super) prefixes: Arc<PrefixTable<u32>>,
     /// A peer keeps its position; one that went has left a gap, in which a new one takes its place.
-    slots: Arc<Vec<Option<Slot>>>,
+    slots: Arc<Vec<Option<PeerSlot>>>,
     gaps: Arc<Vec<u32>>,
     /// Upper 24 bits of our receiver indices to positions in `peers`.
     pub(super) by_index: Arc<HashMap<u32, u32>>,
     by_key: Arc<HashMap<PublicKey, (u32, u32)>>,
-    by_id: Arc<HashMap<PeerId, u32>>,
+    by_id: Arc<HashMap<PeerIndex, u32>>,
     by_name: Arc<HashMap<Arc<str>, u32>>,
     pub(super) local: Vec<IpNet>,
     pub(super) overlay: Vec<IpAddr>,
@@ -80,8 +80,8 @@ pub(super) struct Tables {
 
 /// A peer, with what of its configuration holds.
 #[derive(Clone)]
-struct Slot {
-    peer: Arc<Peer>,
+struct PeerSlot {
+    peer: Arc<TunnelPeer>,
     keys: Arc<[PublicKey]>,
     prefixes: Arc<[IpNet]>,
 }
@@ -93,36 +93,36 @@ impl Tables {
     }
 
     /// All peers.
-    pub(super) fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
+    pub(super) fn peers(&self) -> impl Iterator<Item = &Arc<TunnelPeer>> {
         self.with_keys().map(|(peer, _)| peer)
     }
 
     /// Each peer with its position.
-    pub(super) fn positions(&self) -> impl Iterator<Item = (u32, &Arc<Peer>)> {
+    pub(super) fn positions(&self) -> impl Iterator<Item = (u32, &Arc<TunnelPeer>)> {
         let peers = self.slots.iter().enumerate();
         peers.filter_map(|(position, slot)| Some((position as u32, &slot.as_ref()?.peer)))
     }
 
     /// The peer at a position.
-    pub(super) fn at(&self, position: u32) -> Option<&Arc<Peer>> {
+    pub(super) fn at(&self, position: u32) -> Option<&Arc<TunnelPeer>> {
         self.slot(position).map(|slot| &slot.peer)
     }
 
     /// The peer called `name`.
-    pub(super) fn named(&self, name: &str) -> Option<&Arc<Peer>> {
+    pub(super) fn named(&self, name: &str) -> Option<&Arc<TunnelPeer>> {
         self.by_name.get(name).and_then(|at| self.at(*at))
     }
 
     /// Each peer with its keys as applied.
-    pub(super) fn with_keys(&self) -> impl Iterator<Item = (&Arc<Peer>, &[PublicKey])> {
+    pub(super) fn with_keys(&self) -> impl Iterator<Item = (&Arc<TunnelPeer>, &[PublicKey])> {
         self.slots.iter().flatten().map(|slot| (&slot.peer, &*slot.keys))
     }
 
-    fn with_id(&self, id: PeerId) -> Option<&Arc<Peer>> {
+    fn with_id(&self, id: PeerIndex) -> Option<&Arc<TunnelPeer>> {
         self.by_id.get(&id).and_then(|at| self.at(*at))
     }
 
-    fn slot(&self, position: u32) -> Option<&Slot> {
+    fn slot(&self, position: u32) -> Option<&PeerSlot> {
         self.slots.get(position as usize)?.as_ref()
     }
 
@@ -131,7 +131,7 @@ impl Tables {
     }
 
     /// Takes away what the peer called `name` holds; the peer stays.
-    fn release(&mut self, name: &str) {
+    fn unclaim(&mut self, name: &str) {
         let Some(slot) = self.by_name.get(name).and_then(|at| self.slot(*at)).cloned() else { return };
         if !slot.prefixes.is_empty() {
             let prefixes = Arc::make_mut(&mut self.prefixes);
@@ -144,7 +144,7 @@ impl Tables {
     }
 
     /// Takes a peer out whose keys and prefixes were released.
-    fn take_out(&mut self, name: &str) -> Option<Arc<Peer>> {
+    fn remove(&mut self, name: &str) -> Option<Arc<TunnelPeer>> {
         let position = Arc::make_mut(&mut self.by_name).remove(name)?;
         let slot = Arc::make_mut(&mut self.slots).get_mut(position as usize)?.take()?;
         Arc::make_mut(&mut self.gaps).push(position);
@@ -157,9 +157,9 @@ impl Tables {
     }
 
     /// What the peer called `name` holds.
-    fn held(&self, name: &str) -> Accepted {
+    fn held(&self, name: &str) -> AcceptedClaims {
         let slot = self.by_name.get(name).and_then(|at| self.slot(*at));
-        Accepted {
+        AcceptedClaims {
             keys: slot.map(|slot| slot.keys.to_vec()).unwrap_or_default(),
             prefixes: slot.map(|slot| slot.prefixes.to_vec()).unwrap_or_default(),
             refused: Vec::new(),
@@ -167,10 +167,10 @@ impl Tables {
     }
 
     /// Gives a peer what `config` has, and its `indices` in the place of those before. What is so already costs nothing.
-    fn hold(&mut self, peer: &Arc<Peer>, config: &PeerConfig, before: &[u32], indices: &[(u32, PublicKey)]) {
+    fn claim(&mut self, peer: &Arc<TunnelPeer>, config: &PeerConfig, before: &[u32], indices: &[(u32, PublicKey)]) {
         let position = match self.by_id.get(&peer.id) {
             Some(position) => *position,
-            None => self.put_in(peer),
+            None => self.insert(peer),
         };
         let keys_held = |(index, key): &(u32, PublicKey)| self.by_key.get(key) == Some(&(position, *index));
         if !indices.iter().all(keys_held) {
@@ -190,7 +190,7 @@ impl Tables {
                 prefixes.insert(*prefix, position);
             }
         }
-        let same = |slot: &Slot| *slot.keys == *config.keys && *slot.prefixes == *config.allowed;
+        let same = |slot: &PeerSlot| *slot.keys == *config.keys && *slot.prefixes == *config.allowed;
         if !self.slot(position).is_some_and(same)
             && let Some(slot) = &mut Arc::make_mut(&mut self.slots)[position as usize]
         {
@@ -198,7 +198,7 @@ impl Tables {
         }
     }
 
-    fn put_in(&mut self, peer: &Arc<Peer>) -> u32 {
+    fn insert(&mut self, peer: &Arc<TunnelPeer>) -> u32 {
         let slots = Arc::make_mut(&mut self.slots);
         let gap = if self.gaps.is_empty() { None } else { Arc::make_mut(&mut self.gaps).pop() };
         let position = gap.unwrap_or_else(|| {
@@ -206,7 +206,7 @@ impl Tables {
             slots.len() as u32 - 1
         });
         let (keys, prefixes) = (Arc::default(), Arc::default());
-        slots[position as usize] = Some(Slot { peer: Arc::clone(peer), keys, prefixes });
+        slots[position as usize] = Some(PeerSlot { peer: Arc::clone(peer), keys, prefixes });
         Arc::make_mut(&mut self.by_id).insert(peer.id, position);
         Arc::make_mut(&mut self.by_name).insert(Arc::clone(&peer.name), position);
         position
@@ -234,10 +234,10 @@ impl Holders for Settling<'_> {
 
 /// What was applied last.
 #[derive(Default)]
-struct Applied {
-    table: Table,
+struct AppliedTable {
+    table: TunnelTable,
     /// What was left out, by peer.
-    refused: BTreeMap<String, Vec<Refused>>,
+    refused: BTreeMap<String, Vec<RefusedClaim>>,
     /// Some of that was left out because another peer has it: then all peers are looked at when one changes.
     contested: bool,
 }
@@ -281,8 +281,8 @@ impl Core {
     }
 
     /// What a peer needs around it while it is locked.
-    pub(super) fn context<'a>(&'a self, now: Instant, drops: &'a Drops, out: &'a mut Outgoing) -> Context<'a> {
-        Context {
+    pub(super) fn context<'a>(&'a self, now: Instant, drops: &'a Drops, out: &'a mut Outgoing) -> PeerContext<'a> {
+        PeerContext {
             now,
             factory: &*self.factory,
             secret: &self.secret,
@@ -299,20 +299,26 @@ impl Core {
     /// Makes the tables what `table` says. Peers that stay keep their sessions and endpoints; those that go lose
     /// them before this returns. Costs what differs from the table before, unless peers contest each other's keys or
     /// prefixes.
-    pub(super) fn apply(&self, now: Instant, table: Table, drops: &Drops, out: &mut Outgoing) -> Vec<Refused> {
+    pub(super) fn apply(
+        &self,
+        now: Instant,
+        table: TunnelTable,
+        drops: &Drops,
+        out: &mut Outgoing,
+    ) -> Vec<RefusedClaim> {
         let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
         let mut cx = self.context(now, drops, out);
         let old = self.tables.get();
-        let all = |table: &Table| table.peers.keys().cloned().collect::<BTreeSet<String>>();
+        let all = |table: &TunnelTable| table.peers.keys().cloned().collect::<BTreeSet<String>>();
         let mut scope: BTreeSet<String> = table.peers.changes(&applied.table.peers).into_iter().cloned().collect();
         if applied.table.mtu != table.mtu || (applied.contested && !scope.is_empty()) {
             scope = &all(&table) | &all(&applied.table);
         }
-        let (mut new, mut settled) = self.settle(&old, &applied, &table, &scope);
+        let (mut new, mut settled) = self.resolve_claims(&old, &applied, &table, &scope);
         if settled.iter().any(|(_, accepted)| accepted.is_contested()) && !covers(&scope, &table) {
             // The first by name has it, who may not be among those that changed.
             scope = &all(&table) | &all(&applied.table);
-            (new, settled) = self.settle(&old, &applied, &table, &scope);
+            (new, settled) = self.resolve_claims(&old, &applied, &table, &scope);
         }
         applied.contested =
             settled.iter().any(|(_, accepted)| accepted.is_contested()) || (applied.contested && scope.is_empty());
@@ -331,7 +337,7 @@ impl Core {
         }
         let mut gone = Vec::new();
         for name in scope.difference(&holding) {
-            if let Some(peer) = new.take_out(name) {
+            if let Some(peer) = new.remove(name) {
                 peer.lock().remove(&mut cx);
                 gone.push(peer);
             }
@@ -351,13 +357,13 @@ impl Core {
 
     /// What of the peers in `scope` holds, beside those that are not in it; and the tables without what those in it held.
     /// Who claims what it claimed before, uncontested, holds it still.
-    fn settle(
+    fn resolve_claims(
         &self,
         old: &Tables,
-        before: &Applied,
-        table: &Table,
+        before: &AppliedTable,
+        table: &TunnelTable,
         scope: &BTreeSet<String>,
-    ) -> (Tables, Vec<(String, Accepted)>) {
+    ) -> (Tables, Vec<(String, AcceptedClaims)>) {
         let whole = covers(scope, table);
         let mut settled = Vec::with_capacity(scope.len());
         let mut claiming = Vec::new();
@@ -368,10 +374,10 @@ impl Core {
             if !whole && was.zip(is).is_some_and(|(was, is)| same(was, is)) {
                 let held = old.held(name);
                 let refused = before.refused.get(name).cloned().unwrap_or_default();
-                settled.push((name.clone(), Accepted { refused, ..held }));
+                settled.push((name.clone(), AcceptedClaims { refused, ..held }));
                 continue;
             }
-            new.release(name);
+            new.unclaim(name);
             claiming.extend(is.map(|config| (name, config)));
         }
         let mut holders = Settling { tables: &new, keys: HashMap::new(), prefixes: HashMap::new() };
@@ -389,7 +395,7 @@ impl Core {
     }
 
     /// Makes a peer, or makes it what `config` says, and gives it what `config` has, which nobody else holds.
-    fn put_peer(&self, cx: &mut Context<'_>, new: &mut Tables, config: &PeerConfig, mtu: u16) {
+    fn put_peer(&self, cx: &mut PeerContext<'_>, new: &mut Tables, config: &PeerConfig, mtu: u16) {
         let mut drawn = Vec::new();
         let by_index = Arc::clone(&new.by_index);
         let mut free_index = || {
@@ -415,12 +421,12 @@ impl Core {
             None => {
                 let id = self.next_id.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 let indices: Vec<u32> = config.keys.iter().map(|_| free_index()).collect();
-                Arc::new(Peer::new(cx.now, PeerId(id), config, &indices, mtu))
+                Arc::new(TunnelPeer::new(cx.now, PeerIndex(id), config, &indices, mtu))
             }
         };
         drop(by_index);
         let indices: Vec<(u32, PublicKey)> = peer.lock().indices().collect();
-        new.hold(&peer, config, &indices_before, &indices);
+        new.claim(&peer, config, &indices_before, &indices);
         if is_new {
             peer.lock().start(cx);
         }
@@ -478,7 +484,7 @@ impl Core {
     }
 
     /// Does what is due at one peer; returns whether there was one.
-    pub(super) fn ring(&self, now: Instant, drops: &Drops, out: &mut Outgoing) -> bool {
+    pub(super) fn run_deadlines(&self, now: Instant, drops: &Drops, out: &mut Outgoing) -> bool {
         let Some((at, id)) = self.alarms.take_due(now) else {
             return false;
         };
@@ -536,7 +542,7 @@ impl Core {
     }
 
     /// Sends `peer` an empty message, if there is a session with it.
-    pub(super) fn announce(&self, now: Instant, peer: &Peer, drops: &Drops, out: &mut Outgoing) {
+    pub(super) fn announce(&self, now: Instant, peer: &TunnelPeer, drops: &Drops, out: &mut Outgoing) {
         peer.lock().announce(&mut self.context(now, drops, out));
     }
 
@@ -548,7 +554,7 @@ impl Core {
     }
 
     /// Takes in that the source address a peer's datagrams were to leave from is gone.
-    pub(super) fn source_failed(&self, id: PeerId) {
+    pub(super) fn source_failed(&self, id: PeerIndex) {
         if let Some(peer) = self.tables.get().with_id(id) {
             peer.lock().source_failed();
         }
@@ -561,6 +567,6 @@ impl Core {
 }
 
 /// Whether every peer of `table` is in `scope`, in which may also be some that are gone.
-fn covers(scope: &BTreeSet<String>, table: &Table) -> bool {
+fn covers(scope: &BTreeSet<String>, table: &TunnelTable) -> bool {
     table.peers.keys().all(|name| scope.contains(name))
 }

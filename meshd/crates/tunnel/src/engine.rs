@@ -17,7 +17,7 @@ pub(super) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 ///
 /// Implementations keep time by themselves; [`tick`](Self::tick) is to be called about four times a second while
 /// anything is under way, and before any other call when the last one is longer ago.
-pub(super) trait Engine: Send {
+pub(super) trait NoiseEngine: Send {
     /// Whether there is a session to send with.
     fn has_session(&self) -> bool;
 
@@ -70,14 +70,14 @@ pub(super) enum Tick {
     Nothing,
     /// A message of this length is to be sent.
     Send(usize),
-    /// All sessions and handshakes are over; nothing will happen until [`Engine::initiate`] or an initiation.
+    /// All sessions and handshakes are over; nothing will happen until [`NoiseEngine::initiate`] or an initiation.
     Expired,
 }
 
 /// Makes engines for peer keys.
 pub(super) trait EngineFactory: Send + Sync {
     /// An engine for `peer`; `index` has 24 bits and stands in bits 8 to 31 of every index it gives out.
-    fn make(&self, peer: &PublicKey, psk: Option<&PresharedKey>, index: u32) -> Box<dyn Engine>;
+    fn make(&self, peer: &PublicKey, psk: Option<&PresharedKey>, index: u32) -> Box<dyn NoiseEngine>;
 }
 
 /// Engines of the boringtun crate.
@@ -98,7 +98,7 @@ impl BoringtunFactory {
 }
 
 impl EngineFactory for BoringtunFactory {
-    fn make(&self, peer: &PublicKey, psk: Option<&PresharedKey>, index: u32) -> Box<dyn Engine> {
+    fn make(&self, peer: &PublicKey, psk: Option<&PresharedKey>, index: u32) -> Box<dyn NoiseEngine> {
         let tunn = Tunn::new(
             self.secret.clone(),
             x25519_dalek::PublicKey::from(*peer.as_bytes()),
@@ -202,7 +202,7 @@ fn index_at(message: &[u8], at: usize) -> Option<u32> {
     message.get(at..at + 4)?.first_chunk().map(|index| u32::from_le_bytes(*index))
 }
 
-impl Engine for Boringtun {
+impl NoiseEngine for Boringtun {
     fn has_session(&self) -> bool {
         self.tunn.time_since_last_handshake().is_some()
     }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::SystemTime};
 
 use etcd_schema::PublicKey;
-use mesh::path::Session;
+use mesh::path::TunnelSession;
 
 /// Something that happened. Subscribers that fall behind lose the oldest and are told so; what counts can then be read
 /// from [`Tunnel::peers`](super::Tunnel::peers).
@@ -55,7 +55,7 @@ pub struct PeerStatus {
     /// Bytes sent, outer payload.
     pub tx_bytes: u64,
     /// Whether it answers.
-    pub session: Session,
+    pub session: TunnelSession,
     /// Largest inner packet in bytes that the path carries.
     pub inner_mtu: u16,
     /// Outer packets go without DF because the path carries too little.

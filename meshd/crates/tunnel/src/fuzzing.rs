@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 use keys::PrivateKey;
-use mesh::tunnel_table::{PeerConfig, Table};
+use mesh::tunnel_table::{PeerConfig, TunnelTable};
 use rand::{SeedableRng as _, rngs::StdRng};
 use x25519_dalek::StaticSecret;
 
@@ -24,7 +24,7 @@ use super::{
     outbound::Outbound,
 };
 
-pub(super) struct Node {
+pub(super) struct FuzzNode {
     pub(super) address: SocketAddr,
     local: IpNet,
     core: Arc<Core>,
@@ -49,7 +49,7 @@ impl HandshakeQueue for Queue {
 
 type Datagrams = Vec<(SocketAddr, Vec<u8>)>;
 
-impl Node {
+impl FuzzNode {
     fn new(now: Instant, number: u8) -> Self {
         let key = |number: u8| PrivateKey::from_bytes([number; 32]);
         let local = |number: u8| IpNet::new(IpAddr::from([10, number, 0, 0]), 24).ok();
@@ -69,7 +69,7 @@ impl Node {
             queue: Queue::default(),
             core,
         };
-        let table = Table {
+        let table = TunnelTable {
             peers: [PeerConfig {
                 name: "far".into(),
                 keys: vec![key(far).public()],
@@ -130,12 +130,12 @@ impl Node {
 /// Two nodes with a session between them.
 pub struct Pair {
     now: Instant,
-    nodes: [Node; 2],
+    nodes: [FuzzNode; 2],
 }
 
 impl Pair {
     /// The nodes; the first one has 10.1.0.0/24, the other one 10.2.0.0/24.
-    pub(super) fn nodes(&mut self) -> &mut [Node; 2] {
+    pub(super) fn nodes(&mut self) -> &mut [FuzzNode; 2] {
         &mut self.nodes
     }
 
@@ -143,7 +143,7 @@ impl Pair {
     #[must_use]
     pub fn connected() -> Self {
         let now = Instant::now();
-        let mut pair = Self { now, nodes: [Node::new(now, 1), Node::new(now, 2)] };
+        let mut pair = Self { now, nodes: [FuzzNode::new(now, 1), FuzzNode::new(now, 2)] };
         let mut hello = vec![0x45, 0, 0, 20, 0, 0, 0, 0, 64, 59, 0, 0];
         hello.extend([10, 1, 0, 1, 10, 2, 0, 1]);
         let sent = pair.nodes[0].send(now, &hello);

@@ -10,8 +10,8 @@ use std::{
 };
 
 use super::{
-    admission::{Admission, Verdict},
-    batch::{BATCH, Batch, Endpoint, HEADROOM, Outgoing, Source},
+    admission::{Admission, AdmissionVerdict},
+    batch::{BATCH, Batch, Endpoint, HEADROOM, Outgoing, SourceAddress},
     core::{Core, Tables},
     drops::{DropReason, Drops},
     engine::Opened,
@@ -29,7 +29,7 @@ pub(super) struct Received<'a> {
     pub(super) stride: usize,
     pub(super) from: SocketAddr,
     /// The address it came to.
-    pub(super) to: Option<Source>,
+    pub(super) to: Option<SourceAddress>,
 }
 
 /// A handshake message that was admitted, on its way to the thread that works on it.
@@ -186,12 +186,12 @@ impl Inbound {
             return;
         };
         match self.admission.judge(now, datagram.from.ip(), datagram.bytes, room) {
-            Verdict::Admit => self.offer(datagram, queue),
-            Verdict::Cookie(len) => {
+            AdmissionVerdict::Admit => self.offer(datagram, queue),
+            AdmissionVerdict::Cookie(len) => {
                 self.drops.count(DropReason::HandshakeCookieSent);
                 out.commit(len, datagram.endpoint(), None, false);
             }
-            Verdict::Drop(reason) => self.drops.count(reason),
+            AdmissionVerdict::Drop(reason) => self.drops.count(reason),
         }
     }
 

@@ -117,12 +117,12 @@ pub use batch::{Batch, Slot};
 pub use drops::{DropCounts, DropReason};
 pub use event::{PeerStatus, TunnelEvent};
 pub use hooks::{Judge, PassAll, Track};
-use mesh::tunnel_table::Table;
+use mesh::tunnel_table::TunnelTable;
 pub use offload::{OffloadSetting, OffloadSettings, OffloadState, OffloadStatus};
 pub use prefix::PrefixTable;
 pub use shared::{Cached, Shared};
 pub use stamps::{InvalidStamp, Stamp};
-pub use table::{Refused, RefusedItem, RefusedReason};
+pub use table::{RefusedClaim, RefusedItem, RefusedReason};
 
 use keys::PrivateKey;
 
@@ -134,7 +134,7 @@ use self::{
     offload::Switches,
     outbound::Outbound,
     sys::{Sender, TunDevice, UdpSockets, Waker},
-    threads::{CONTROL, Data, Job, Shell},
+    threads::{CONTROL, Data, Job, ThreadContext},
 };
 
 /// How a tunnel is to be started.
@@ -222,7 +222,7 @@ fn hint(source: &io::Error) -> &'static str {
 pub struct Tunnel(Arc<Handle>);
 
 struct Handle {
-    shell: Arc<Shell>,
+    shell: Arc<ThreadContext>,
     tun_name: String,
     control: SyncSender<Job>,
     two_data_threads: bool,
@@ -230,10 +230,10 @@ struct Handle {
     /// What the kernel had counted when the device was opened, which outlives tunnels.
     queue_drops_before: AtomicU64,
     /// For what callers of the API cause to be sent.
-    caller: Mutex<Caller>,
+    caller: Mutex<CallerBuffers>,
 }
 
-struct Caller {
+struct CallerBuffers {
     out: Outgoing,
     sender: Sender,
     drops: Arc<Drops>,
@@ -256,7 +256,7 @@ impl Tunnel {
         let sockets = UdpSockets::bind(options.listen_port, options.mark, &switches).map_err(udp)?;
         let rng = StdRng::from_rng(&mut rand::rng());
         let core = Arc::new(Core::with_seen(options.private_key.secret().clone(), rng, options.seen));
-        let shell = Arc::new(Shell {
+        let shell = Arc::new(ThreadContext {
             core: Arc::clone(&core),
             sockets,
             tun: Shared::new(Some(tun)),
@@ -267,7 +267,7 @@ impl Tunnel {
         });
         let (control, jobs) = sync_channel(HANDSHAKES);
         let waker = control.clone();
-        core.alarms.on_earlier(move || {
+        core.alarms.on_earlier_deadline(move || {
             // With the queue full the thread is awake, and looks at the alarms when it is through.
             let _ = waker.try_send(Job::Wake);
         });
@@ -277,7 +277,11 @@ impl Tunnel {
         let queued = Arc::clone(&inbound.queued);
         let control_drops = core.drops.register();
         let tunnel = Self(Arc::new(Handle {
-            caller: Mutex::new(Caller { out: Outgoing::new(), sender: Sender::new(), drops: core.drops.register() }),
+            caller: Mutex::new(CallerBuffers {
+                out: Outgoing::new(),
+                sender: Sender::new(),
+                drops: core.drops.register(),
+            }),
             shell: Arc::clone(&shell),
             queue_drops_before: AtomicU64::new(queue_drops(&options.tun_name)),
             tun_name: options.tun_name,
@@ -326,14 +330,14 @@ impl Tunnel {
     /// sessions and endpoints are not touched; those that are gone, and keys that are gone, lose their sessions before
     /// this returns. Another pre-shared key ends that peer's sessions. May be called from any thread; takes time in
     /// proportion to what differs from the table before, and some 50 µs for each new key.
-    pub fn apply(&self, table: Table) -> Vec<Refused> {
+    pub fn apply(&self, table: TunnelTable) -> Vec<RefusedClaim> {
         self.with_caller(|core, caller| core.apply(Instant::now(), table, &caller.drops, &mut caller.out))
     }
 
     /// How often each of the tunnel's threads came round, and has each come round once more. One that has not by the
     /// next call hangs, unless that comes within moments.
     #[must_use]
-    pub fn turns(&self) -> Vec<u64> {
+    pub fn heartbeats(&self) -> Vec<u64> {
         let shell = &self.0.shell;
         shell.wake.iter().for_each(Waker::wake);
         // With the queue full the thread is awake.
@@ -474,10 +478,10 @@ impl Tunnel {
         self.0.stop();
     }
 
-    fn with_caller<T>(&self, act: impl FnOnce(&Core, &mut Caller) -> T) -> T {
+    fn with_caller<T>(&self, act: impl FnOnce(&Core, &mut CallerBuffers) -> T) -> T {
         let mut caller = self.0.caller.lock().unwrap_or_else(PoisonError::into_inner);
         let result = act(&self.0.shell.core, &mut caller);
-        let Caller { out, sender, drops } = &mut *caller;
+        let CallerBuffers { out, sender, drops } = &mut *caller;
         self.0.shell.flush(sender, out, drops);
         result
     }

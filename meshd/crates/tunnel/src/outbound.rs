@@ -9,7 +9,7 @@ use super::{
     hooks::Track,
     icmp,
     offload::{Segments, split},
-    peer::{Context, PeerState, Sent},
+    peer::{PeerContext, PeerState, Sent},
     shared::Cached,
 };
 
@@ -152,7 +152,7 @@ impl Outbound {
 }
 
 /// A super-packet that is being cut, and where it is in its batch.
-struct Cut {
+struct Segmenting {
     at: usize,
     segments: Segments,
 }
@@ -160,7 +160,7 @@ struct Cut {
 /// Packets of one peer being sealed while its lock is held.
 struct Sealing<'a, 'b> {
     peer: &'a mut PeerState,
-    cx: &'a mut Context<'b>,
+    cx: &'a mut PeerContext<'b>,
     key: Option<usize>,
     mtu: usize,
 }
@@ -172,7 +172,7 @@ impl Sealing<'_, '_> {
         &mut self,
         batch: &mut Batch,
         rest: &mut impl Iterator<Item = &'i (u32, u16)>,
-        cut: &mut Option<Cut>,
+        cut: &mut Option<Segmenting>,
     ) -> bool {
         loop {
             if let Some(being_cut) = cut {
@@ -197,7 +197,7 @@ impl Sealing<'_, '_> {
     }
 
     /// Seals one packet, or begins to cut it.
-    fn packet(&mut self, batch: &mut Batch, at: usize) -> Result<Option<Cut>, DropReason> {
+    fn packet(&mut self, batch: &mut Batch, at: usize) -> Result<Option<Segmenting>, DropReason> {
         let slot = batch.slots()[at];
         let kind = slot.vnet.kind().map_err(|_| DropReason::OutMalformed)?;
         if let (Some(kind), Some(packet)) = (kind, &slot.packet) {
@@ -206,7 +206,7 @@ impl Sealing<'_, '_> {
             if segments.longest() > self.mtu {
                 return Err(DropReason::OutTooBig);
             }
-            return Ok(Some(Cut { at, segments }));
+            return Ok(Some(Segmenting { at, segments }));
         }
         if batch.bytes(&slot).len() > self.mtu {
             return Err(DropReason::OutTooBig);
@@ -221,7 +221,7 @@ impl Sealing<'_, '_> {
     }
 
     /// Seals the segments of a super-packet; returns whether it stopped because nothing more fits.
-    fn segments(&mut self, batch: &mut Batch, cut: &mut Cut) -> Result<bool, DropReason> {
+    fn segments(&mut self, batch: &mut Batch, cut: &mut Segmenting) -> Result<bool, DropReason> {
         let bytes = batch.bytes_and_padding_mut(cut.at);
         while let Some(len) = cut.segments.next_len() {
             if self.key.is_some() && !self.cx.out.has_room(len + OVERHEAD) {

@@ -13,7 +13,7 @@ use std::{
 use arrayvec::ArrayVec;
 use etcd_schema::{PresharedKey, PublicKey};
 use mesh::{
-    path::Session,
+    path::TunnelSession,
     tunnel_table::{MAX_KEYS, PeerConfig},
 };
 use tokio::sync::broadcast;
@@ -24,7 +24,7 @@ use super::{
     batch::{Endpoint, OVERHEAD, Outgoing},
     dice::Dice,
     drops::{DropReason, Drops},
-    engine::{Engine, EngineFactory, Handshaken, Opened},
+    engine::{EngineFactory, Handshaken, NoiseEngine, Opened},
     event::TunnelEvent,
     initiation::Initiation,
     path::PathMtu,
@@ -36,11 +36,11 @@ const UNANSWERED: Duration = Duration::from_secs(15);
 
 /// Names a peer for as long as it is in the table, across tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct PeerId(pub(super) u32);
+pub(super) struct PeerIndex(pub(super) u32);
 
 /// A peer, shared between the threads.
-pub(super) struct Peer {
-    pub(super) id: PeerId,
+pub(super) struct TunnelPeer {
+    pub(super) id: PeerIndex,
     pub(super) name: Arc<str>,
     state: Mutex<PeerState>,
 }
@@ -60,7 +60,7 @@ impl From<DropReason> for InitiationError {
 }
 
 /// What peers need from around them while a lock on one is held.
-pub(super) struct Context<'a> {
+pub(super) struct PeerContext<'a> {
     pub(super) now: Instant,
     pub(super) factory: &'a dyn EngineFactory,
     pub(super) secret: &'a StaticSecret,
@@ -75,7 +75,7 @@ pub(super) struct Context<'a> {
 
 /// Everything about a peer that changes. Locked for one batch of this peer at a time.
 pub(super) struct PeerState {
-    id: PeerId,
+    id: PeerIndex,
     name: Arc<str>,
     pub(super) removed: bool,
     keys: ArrayVec<KeyState, MAX_KEYS>,
@@ -114,7 +114,7 @@ struct KeyState {
     /// 24 bits; how datagrams for this key's sessions are told apart.
     index: u32,
     /// Made when first needed.
-    engine: Option<Box<dyn Engine>>,
+    engine: Option<Box<dyn NoiseEngine>>,
     /// What this node's key and the peer's agree on. Made when first needed.
     shared: Option<SharedSecret>,
     ticked: Instant,
@@ -137,9 +137,9 @@ pub(super) enum Sent {
     Dropped(DropReason),
 }
 
-impl Peer {
+impl TunnelPeer {
     /// A peer without any session; `indices` has one free index per key.
-    pub(super) fn new(now: Instant, id: PeerId, config: &PeerConfig, indices: &[u32], mtu: u16) -> Self {
+    pub(super) fn new(now: Instant, id: PeerIndex, config: &PeerConfig, indices: &[u32], mtu: u16) -> Self {
         let name: Arc<str> = config.name.as_str().into();
         let keys = config.keys.iter().zip(indices).map(|(key, index)| KeyState::new(now, *key, *index)).collect();
         Self {
@@ -212,7 +212,7 @@ impl PeerState {
     /// `index` gives a free index for a new key.
     pub(super) fn reconfigure(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut PeerContext<'_>,
         config: &PeerConfig,
         mtu: u16,
         mut index: impl FnMut() -> u32,
@@ -254,7 +254,7 @@ impl PeerState {
     }
 
     /// Drops all sessions and what waits; nothing passes from now on.
-    pub(super) fn remove(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn remove(&mut self, cx: &mut PeerContext<'_>) {
         self.removed = true;
         self.drop_waiting(cx, DropReason::OutPeerRemoved);
         self.keys.clear();
@@ -268,7 +268,7 @@ impl PeerState {
     }
 
     /// To be called once before the packets of a batch: what waited goes first.
-    pub(super) fn begin_batch(&mut self, cx: &mut Context<'_>) -> Option<usize> {
+    pub(super) fn begin_batch(&mut self, cx: &mut PeerContext<'_>) -> Option<usize> {
         self.flush(cx);
         self.sending_key()
     }
@@ -279,7 +279,7 @@ impl PeerState {
     }
 
     /// Seals `padded`, a packet with its padding, or keeps `packet` until there is a session.
-    pub(super) fn send(&mut self, cx: &mut Context<'_>, key: Option<usize>, packet: &[u8], padded: &[u8]) -> Sent {
+    pub(super) fn send(&mut self, cx: &mut PeerContext<'_>, key: Option<usize>, packet: &[u8], padded: &[u8]) -> Sent {
         if self.removed {
             return Sent::Dropped(DropReason::OutPeerRemoved);
         }
@@ -299,7 +299,7 @@ impl PeerState {
     }
 
     /// To be called once after the packets of a batch: initiates if something waits, and sets the alarm.
-    pub(super) fn sent_batch(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn sent_batch(&mut self, cx: &mut PeerContext<'_>) {
         if !self.waiting.is_empty() && self.sending_key().is_none() {
             self.initiate(cx);
         }
@@ -309,7 +309,7 @@ impl PeerState {
     /// Opens a transport message for the key of `index`, which came from `from`.
     pub(super) fn open(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut PeerContext<'_>,
         index: u32,
         datagram: &[u8],
         from: Endpoint,
@@ -329,12 +329,12 @@ impl PeerState {
         if key.unconfirmed.is_some() && key.unconfirmed == receiver(datagram) {
             self.session_up(cx, at, false);
         }
-        self.authentic(cx, datagram.len(), from);
+        self.on_authenticated(cx, datagram.len(), from);
         opened
     }
 
     /// To be called once after the messages of a batch: sends what waited, and sets the alarm.
-    pub(super) fn opened_batch(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn opened_batch(&mut self, cx: &mut PeerContext<'_>) {
         self.busy = true;
         self.flush(cx);
         self.schedule(cx);
@@ -343,7 +343,7 @@ impl PeerState {
     /// Takes in an initiation by the key of `index`, which came from `from`, if it is newer than all before.
     pub(super) fn initiation(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut PeerContext<'_>,
         index: u32,
         initiation: &Initiation<'_>,
         message: &[u8],
@@ -365,7 +365,7 @@ impl PeerState {
     /// Takes in a handshake message for the key of `index`, which came from `from`.
     pub(super) fn handshake(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut PeerContext<'_>,
         index: u32,
         message: &[u8],
         from: Endpoint,
@@ -391,7 +391,7 @@ impl PeerState {
             Handshaken::Established(len) => {
                 key.ticking = true;
                 self.session_up(cx, at, true);
-                self.authentic(cx, message.len(), from);
+                self.on_authenticated(cx, message.len(), from);
                 self.transmit(cx, len, from);
             }
             Handshaken::Cookie => {}
@@ -403,7 +403,7 @@ impl PeerState {
     }
 
     /// Does what is due.
-    pub(super) fn on_alarm(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn on_alarm(&mut self, cx: &mut PeerContext<'_>) {
         self.due = None;
         if self.removed {
             return;
@@ -438,7 +438,7 @@ impl PeerState {
     }
 
     /// Takes in that the path to `remote` carries outer packets of `outer` bytes.
-    pub(super) fn path_mtu(&mut self, cx: &mut Context<'_>, remote: SocketAddr, outer: u16) {
+    pub(super) fn path_mtu(&mut self, cx: &mut PeerContext<'_>, remote: SocketAddr, outer: u16) {
         let Some(endpoint) = self.endpoint else { return };
         if endpoint.remote.ip() == remote.ip() && self.path.lower(cx.now, endpoint.remote, outer) {
             self.report_mtu(cx);
@@ -460,9 +460,9 @@ impl PeerState {
     }
 
     /// What is known of its sessions and of the calls for one.
-    pub(super) fn session(&self, now: Instant) -> Session {
+    pub(super) fn session(&self, now: Instant) -> TunnelSession {
         let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-        Session {
+        TunnelSession {
             alive: self.is_alive(now),
             calls: self.attempts,
             last_call: self.last_attempt.map(|at| now.saturating_duration_since(at)),
@@ -506,7 +506,7 @@ impl PeerState {
         self.path.without_df()
     }
 
-    fn seal(&mut self, cx: &mut Context<'_>, key: usize, padded: &[u8], to: Endpoint) -> bool {
+    fn seal(&mut self, cx: &mut PeerContext<'_>, key: usize, padded: &[u8], to: Endpoint) -> bool {
         let Some(engine) = self.keys.get_mut(key).and_then(|k| k.engine.as_mut()) else {
             return false;
         };
@@ -522,14 +522,14 @@ impl PeerState {
         }
     }
 
-    fn transmit(&mut self, cx: &mut Context<'_>, len: usize, to: Endpoint) {
+    fn transmit(&mut self, cx: &mut PeerContext<'_>, len: usize, to: Endpoint) {
         cx.out.commit(len, to, Some(self.id), self.path.without_df());
         self.tx_bytes += len as u64;
         self.last_tx = Some(cx.now);
     }
 
     /// Takes in that an authentic message came from `from`.
-    fn authentic(&mut self, cx: &mut Context<'_>, len: usize, from: Endpoint) {
+    fn on_authenticated(&mut self, cx: &mut PeerContext<'_>, len: usize, from: Endpoint) {
         self.rx_bytes += len as u64;
         self.last_rx = Some(cx.now);
         self.unanswered = None;
@@ -547,7 +547,7 @@ impl PeerState {
         }
     }
 
-    fn session_up(&mut self, cx: &Context<'_>, at: usize, initiator: bool) {
+    fn session_up(&mut self, cx: &PeerContext<'_>, at: usize, initiator: bool) {
         self.sessions += 1;
         let key = &mut self.keys[at];
         key.established = Some(cx.now);
@@ -557,7 +557,7 @@ impl PeerState {
         let _ = cx.events.send(TunnelEvent::Handshake { peer: self.name.to_string() });
     }
 
-    fn report_mtu(&self, cx: &Context<'_>) {
+    fn report_mtu(&self, cx: &PeerContext<'_>) {
         let _ = cx.events.send(TunnelEvent::PeerMtu {
             peer: self.name.to_string(),
             inner_mtu: self.path.inner(),

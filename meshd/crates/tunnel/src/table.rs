@@ -4,9 +4,9 @@ use etcd_schema::PublicKey;
 use ipnet::IpNet;
 use mesh::tunnel_table::{MAX_KEYS, PeerConfig};
 
-/// A key or prefix of a [`Table`](mesh::tunnel_table::Table) that was left out, and why.
+/// A key or prefix of a [`TunnelTable`](mesh::tunnel_table::TunnelTable) that was left out, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusedClaim {
     /// The peer it belongs to.
     pub peer: String,
     /// What was left out.
@@ -47,14 +47,14 @@ pub enum RefusedReason {
 }
 
 /// What of one peer's keys and prefixes holds, and what was left out.
-pub(super) struct Accepted {
+pub(super) struct AcceptedClaims {
     pub(super) keys: Vec<PublicKey>,
     /// Without host bits.
     pub(super) prefixes: Vec<IpNet>,
-    pub(super) refused: Vec<Refused>,
+    pub(super) refused: Vec<RefusedClaim>,
 }
 
-impl Accepted {
+impl AcceptedClaims {
     /// Whether something was left out for another peer's sake: what this one gets hangs on that one, then.
     pub(super) fn is_contested(&self) -> bool {
         self.refused.iter().any(|refused| matches!(refused.reason, RefusedReason::Taken(_)))
@@ -76,9 +76,9 @@ pub(super) fn accept(
     own: &PublicKey,
     holders: &impl Holders,
     is_low_order: impl Fn(&PublicKey) -> bool,
-) -> Accepted {
-    let mut accepted = Accepted { keys: Vec::with_capacity(MAX_KEYS), prefixes: Vec::new(), refused: Vec::new() };
-    let mut refuse = |what, reason| accepted.refused.push(Refused { peer: peer.name.clone(), what, reason });
+) -> AcceptedClaims {
+    let mut accepted = AcceptedClaims { keys: Vec::with_capacity(MAX_KEYS), prefixes: Vec::new(), refused: Vec::new() };
+    let mut refuse = |what, reason| accepted.refused.push(RefusedClaim { peer: peer.name.clone(), what, reason });
     for key in &peer.keys {
         let reason = if key == own {
             RefusedReason::OwnKey

@@ -20,7 +20,7 @@ use super::{
     drops::{DropReason, Drops},
     event::TunnelEvent,
     inbound::{Admitted, HandshakeQueue, Inbound, Received},
-    offload::{Joinable, Merger, Switches, VNET_HEADER, Vnet, merge, merge::Group},
+    offload::{Joinable, Merger, Switches, VNET_HEADER, Vnet, merge, merge::PacketGroup},
     outbound::Outbound,
     shared::{Cached, Shared},
     sys::{Lost, RECEIVE, ReceiveBuffers, SendError, Sender, TunDevice, UdpSockets, Waker, drain_errors, wait},
@@ -37,7 +37,7 @@ const EBADFD: i32 = 77;
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
 /// What the threads and the handle share.
-pub(super) struct Shell {
+pub(super) struct ThreadContext {
     pub(super) core: Arc<Core>,
     pub(super) sockets: UdpSockets,
     pub(super) tun: Shared<Option<TunDevice>>,
@@ -49,7 +49,7 @@ pub(super) struct Shell {
     pub(super) turns: [AtomicU64; 3],
 }
 
-/// Where in [`Shell::turns`] the control thread counts.
+/// Where in [`ThreadContext::turns`] the control thread counts.
 pub(super) const CONTROL: usize = 2;
 
 /// What the control thread is woken for.
@@ -70,7 +70,7 @@ impl HandshakeQueue for SyncSender<Job> {
     }
 }
 
-impl Shell {
+impl ThreadContext {
     fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
@@ -158,7 +158,7 @@ pub(super) struct Data {
 }
 
 /// Moves packets until the shell stops.
-pub(super) fn data(shell: &Shell, data: Data) {
+pub(super) fn data(shell: &ThreadContext, data: Data) {
     let waker = &shell.wake[data.waker];
     let mut outbound = data.outbound.map(|worker| OutboundSide::new(shell, worker));
     let mut inbound = data.inbound.map(|(worker, control)| InboundSide::new(shell, worker, control));
@@ -207,7 +207,7 @@ struct OutboundSide {
 }
 
 impl OutboundSide {
-    fn new(shell: &Shell, worker: Outbound) -> Self {
+    fn new(shell: &ThreadContext, worker: Outbound) -> Self {
         Self {
             worker,
             batch: Batch::new(),
@@ -219,7 +219,7 @@ impl OutboundSide {
     }
 
     /// Takes one batch of what waits at the TUN.
-    fn turn(&mut self, shell: &Shell, device: &Arc<Option<TunDevice>>) {
+    fn turn(&mut self, shell: &ThreadContext, device: &Arc<Option<TunDevice>>) {
         let Some(tun) = &**device else { return };
         self.batch.clear();
         if let Err(error) = fill(tun, &mut self.batch) {
@@ -275,7 +275,7 @@ struct InboundSide {
 }
 
 impl InboundSide {
-    fn new(shell: &Shell, worker: Inbound, control: SyncSender<Job>) -> Self {
+    fn new(shell: &ThreadContext, worker: Inbound, control: SyncSender<Job>) -> Self {
         Self {
             worker,
             control,
@@ -289,7 +289,7 @@ impl InboundSide {
     }
 
     /// Takes what one call receives at the socket of one family.
-    fn turn(&mut self, shell: &Shell, is_v4: bool) {
+    fn turn(&mut self, shell: &ThreadContext, is_v4: bool) {
         let mut received = ArrayVec::<Received<'_>, RECEIVE>::new();
         let drops = Arc::clone(&self.worker.drops);
         self.buffers.receive(&shell.sockets, is_v4, &shell.switches.udp_gro, &mut received, |lost, count| {
@@ -349,7 +349,7 @@ fn write(device: &Arc<Option<TunDevice>>, pieces: &[IoSlice<'_>]) -> Result<(), 
 
 /// Writes the packets of `batch` that are not dropped, those that can be joined in one piece.
 pub(super) fn write_merged(
-    shell: &Shell,
+    shell: &ThreadContext,
     device: &Arc<Option<TunDevice>>,
     batch: &mut Batch,
     merger: &mut Merger,
@@ -379,11 +379,11 @@ pub(super) fn write_merged(
 
 /// Writes the packets of a group, which are at `slots`, each by itself; returns whether all of them went.
 fn write_apart(
-    shell: &Shell,
+    shell: &ThreadContext,
     device: &Arc<Option<TunDevice>>,
     batch: &mut Batch,
     slots: impl Iterator<Item = usize>,
-    group: &Group,
+    group: &PacketGroup,
     drops: &Drops,
 ) -> bool {
     let mut all = true;
@@ -402,7 +402,12 @@ fn write_apart(
 }
 
 /// Handshakes and alarms, until the shell stops.
-pub(super) fn control(shell: &Shell, jobs: &Receiver<Job>, drops: &Drops, queued: &std::sync::atomic::AtomicUsize) {
+pub(super) fn control(
+    shell: &ThreadContext,
+    jobs: &Receiver<Job>,
+    drops: &Drops,
+    queued: &std::sync::atomic::AtomicUsize,
+) {
     let mut out = Outgoing::new();
     let mut sender = Sender::new();
     while !shell.stopping() {
@@ -423,7 +428,7 @@ pub(super) fn control(shell: &Shell, jobs: &Receiver<Job>, drops: &Drops, queued
             Err(RecvTimeoutError::Disconnected) => return,
         }
         let now = Instant::now();
-        while shell.core.ring(now, drops, &mut out) {
+        while shell.core.run_deadlines(now, drops, &mut out) {
             shell.flush(&mut sender, &mut out, drops);
         }
     }

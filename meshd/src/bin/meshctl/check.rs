@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use text::{printable, with_causes};
 
 use crate::{
-    exit::{FAILED, Usage},
+    exit::{FAILED, UsageError},
     output::{Output, print, print_error, print_lines},
 };
 
 /// What `check` prints.
 #[derive(Serialize, Deserialize)]
-struct Checked {
+struct CheckOutput {
     /// Without the prefix.
     key: String,
     holds: bool,
@@ -62,7 +62,7 @@ pub(crate) fn run(output: Output, key: &str, file: &Path, prefix: &str) -> anyho
     Ok(if checked.holds { 0 } else { FAILED })
 }
 
-fn check(key: &str, file: &Path, prefix: &str) -> anyhow::Result<Checked> {
+fn check(key: &str, file: &Path, prefix: &str) -> anyhow::Result<CheckOutput> {
     let prefix = prefix.trim_end_matches('/');
     let relative = key.strip_prefix(prefix).map_or(key, |rest| rest.trim_start_matches('/'));
     let mut value = Vec::new();
@@ -71,7 +71,7 @@ fn check(key: &str, file: &Path, prefix: &str) -> anyhow::Result<Checked> {
     if file.as_os_str() == "-" {
         io::stdin().take(limit).read_to_end(&mut value).context("standard input")?;
     } else {
-        let opened = File::open(file).map_err(|error| Usage(format!("{}: {error}", file.display())))?;
+        let opened = File::open(file).map_err(|error| UsageError(format!("{}: {error}", file.display())))?;
         opened.take(limit).read_to_end(&mut value).with_context(|| file.display().to_string())?;
     }
     let key = relative.to_owned();
@@ -85,10 +85,10 @@ fn check(key: &str, file: &Path, prefix: &str) -> anyhow::Result<Checked> {
                     meant: field.meant.map(str::to_owned),
                 })
                 .collect();
-            Checked { key, holds: true, summary: Some(checked.summary), unknown, error: None }
+            CheckOutput { key, holds: true, summary: Some(checked.summary), unknown, error: None }
         }
         Err(error) => {
-            Checked { key, holds: false, summary: None, unknown: Vec::new(), error: Some(with_causes(&error)) }
+            CheckOutput { key, holds: false, summary: None, unknown: Vec::new(), error: Some(with_causes(&error)) }
         }
     })
 }

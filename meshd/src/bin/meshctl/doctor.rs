@@ -5,7 +5,7 @@ use api_types::{Diagnosis, Finding, Severity};
 use clap::Args;
 use mesh::problem::ProblemCode;
 use meshd::doctor::{
-    filters::{self, Wanted},
+    filters::{self, WantedFlows},
     host::{self, Interfaces},
 };
 use serde::{Deserialize, Serialize};
@@ -85,7 +85,7 @@ impl Doctor {
             // A bridge concerns the mesh only when its pods are on it, which the daemon knows.
             seen.retain(|found| !found.is(ProblemCode::BridgeNotFiltered));
         } else {
-            seen.extend(filters::findings(&Wanted::unknown(self.listen_port)));
+            seen.extend(filters::findings(&WantedFlows::unknown(self.listen_port)));
         }
         findings.extend(seen);
         findings.sort_by_key(|finding| finding.severity);

@@ -13,7 +13,7 @@ use sync_core::{
 use text::quote;
 
 use crate::{
-    exit::Usage,
+    exit::UsageError,
     output::{Output, print},
 };
 
@@ -72,29 +72,31 @@ struct Grant {
 
 impl EtcdRoles {
     pub(crate) fn run(&self, output: Output) -> anyhow::Result<u8> {
-        let prefix = check_prefix(&self.etcd_prefix).map_err(|error| Usage(error.to_string()))?;
+        let prefix = check_prefix(&self.etcd_prefix).map_err(|error| UsageError(error.to_string()))?;
         let mut nodes = Vec::new();
         for node in &self.nodes {
-            let id: NodeId = node.parse().map_err(|error| Usage(format!("{node}: {error}")))?;
+            let id: NodeId = node.parse().map_err(|error| UsageError(format!("{node}: {error}")))?;
             nodes.push(id);
         }
         let subnet = match &self.subnet {
             None => None,
             Some(_) if nodes.len() != 1 => {
-                return Err(Usage("--subnet needs exactly one NODE-ID".to_owned()).into());
+                return Err(UsageError("--subnet needs exactly one NODE-ID".to_owned()).into());
             }
             Some(text) => {
-                let key: etcd_schema::SubnetKey =
-                    text.trim_start_matches("subnets/").parse().map_err(|error| Usage(format!("{text}: {error}")))?;
+                let key: etcd_schema::SubnetKey = text
+                    .trim_start_matches("subnets/")
+                    .parse()
+                    .map_err(|error| UsageError(format!("{text}: {error}")))?;
                 Some(key.to_string())
             }
         };
         let cluster = match &self.sync {
             None => None,
             Some(name) => {
-                let cluster: Cluster = name.parse().map_err(|error| Usage(format!("--sync {name}: {error}")))?;
+                let cluster: Cluster = name.parse().map_err(|error| UsageError(format!("--sync {name}: {error}")))?;
                 if cluster.is_flat() {
-                    return Err(Usage("--sync needs the name of a cluster".to_owned()).into());
+                    return Err(UsageError("--sync needs the name of a cluster".to_owned()).into());
                 }
                 Some(cluster)
             }
@@ -102,7 +104,7 @@ impl EtcdRoles {
         let roles = self.roles(&prefix, &nodes, subnet.as_deref(), cluster.as_ref());
         if roles.is_empty() {
             let choice = "give one or more NODE-IDs, --operator, --reader or --sync";
-            return Err(Usage(format!("no role selected: {choice}")).into());
+            return Err(UsageError(format!("no role selected: {choice}")).into());
         }
         print(output, &roles, |roles| commands(roles))?;
         Ok(0)

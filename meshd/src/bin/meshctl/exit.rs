@@ -13,7 +13,7 @@ pub(crate) const DENIED: u8 = 6;
 /// A mistake in the call.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Usage(pub(crate) String);
+pub(crate) struct UsageError(pub(crate) String);
 
 /// What was named does not exist.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         }
         Some(ClientError::NotFound(_)) => NOT_FOUND,
         Some(ClientError::Invalid(_)) => USAGE,
-        _ if error.is::<Usage>() || error.is::<Mistakes>() => USAGE,
+        _ if error.is::<UsageError>() || error.is::<Mistakes>() => USAGE,
         _ if error.is::<NotFound>() => NOT_FOUND,
         _ => FAILED,
     }
@@ -74,7 +74,7 @@ mod tests {
         ] {
             assert_eq!(exit_code(&error.into()), code);
         }
-        assert_eq!(exit_code(&Usage(String::new()).into()), 2);
+        assert_eq!(exit_code(&UsageError(String::new()).into()), 2);
         assert_eq!(exit_code(&Mistakes(Vec::new()).into()), 2);
     }
 

@@ -94,7 +94,7 @@ fn is_local(arguments: &[OsString]) -> bool {
 
 /// A pod of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Pod {
+struct DaemonPod {
     /// Sorts before what is not.
     not_ready: bool,
     node: String,
@@ -104,45 +104,45 @@ struct Pod {
 
 #[derive(Deserialize)]
 struct PodList {
-    items: Vec<PodObject>,
+    items: Vec<DaemonPodObject>,
 }
 
 #[derive(Deserialize)]
-struct PodObject {
-    metadata: Metadata,
+struct DaemonPodObject {
+    metadata: PodMetadata,
     #[serde(default)]
-    spec: Spec,
+    spec: DaemonPodSpec,
     #[serde(default)]
-    status: Status,
+    status: DaemonPodStatus,
 }
 
 #[derive(Deserialize)]
-struct Metadata {
+struct PodMetadata {
     name: String,
     namespace: String,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct Spec {
+struct DaemonPodSpec {
     node_name: String,
-    containers: Vec<Container>,
+    containers: Vec<NamedContainer>,
 }
 
 #[derive(Deserialize)]
-struct Container {
+struct NamedContainer {
     name: String,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Status {
+struct DaemonPodStatus {
     phase: String,
-    conditions: Vec<Condition>,
+    conditions: Vec<PodCondition>,
 }
 
 #[derive(Deserialize)]
-struct Condition {
+struct PodCondition {
     r#type: String,
     status: String,
 }
@@ -159,7 +159,7 @@ impl Plugin {
         command
     }
 
-    fn pod(&self) -> anyhow::Result<Pod> {
+    fn pod(&self) -> anyhow::Result<DaemonPod> {
         let mut command = self.kubectl();
         // In one namespace: a user who may create pods in another could impersonate the daemon.
         command.args(["get", "pods", "--namespace", &self.namespace, "--selector", SELECTOR, "--output", "json"]);
@@ -187,12 +187,12 @@ impl Plugin {
 }
 
 /// The first pod by node whose daemon is ready, else the first that runs.
-fn choose(list: &[u8]) -> serde_json::Result<Option<Pod>> {
+fn choose(list: &[u8]) -> serde_json::Result<Option<DaemonPod>> {
     let PodList { items } = serde_json::from_slice(list)?;
-    let runs = |pod: &PodObject| {
+    let runs = |pod: &DaemonPodObject| {
         pod.status.phase == "Running" && pod.spec.containers.iter().any(|container| container.name == CONTAINER)
     };
-    let pods = items.into_iter().filter(runs).map(|pod| Pod {
+    let pods = items.into_iter().filter(runs).map(|pod| DaemonPod {
         not_ready: !pod.status.conditions.iter().any(|it| it.r#type == "Ready" && it.status == "True"),
         node: pod.spec.node_name,
         namespace: pod.metadata.namespace,

@@ -32,7 +32,7 @@ use crate::{exit::exit_code, output::Output};
 /// degraded (status --check, doctor), 5 not found, 6 denied (policy explain).
 #[derive(Parser)]
 #[command(name = "meshctl", version = program::VERSION)]
-struct Cli {
+struct MeshctlCli {
     /// The daemon's --run-dir, with its socket
     #[arg(long, env = "MESHD_RUN_DIR", default_value = "/run/meshd", global = true, value_name = "DIR")]
     run_dir: PathBuf,
@@ -67,7 +67,7 @@ enum Command {
     /// Ping a node or address layer by layer, and show which layers answer and how fast
     ///
     /// Example: meshctl ping west-1 --size
-    Ping(ping::Ping),
+    Ping(ping::PingCommand),
     /// Diagnose connectivity problems and print the command that fixes each
     ///
     /// Example: sudo meshctl doctor
@@ -142,7 +142,7 @@ enum PeersCommand {
 
 fn main() -> ExitCode {
     let ran = kubectl::local_arguments(std::env::args_os().collect());
-    match ran.and_then(|arguments| run(&Cli::parse_from(arguments))) {
+    match ran.and_then(|arguments| run(&MeshctlCli::parse_from(arguments))) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             output::print_error(&exit::lines(&error));
@@ -151,7 +151,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<u8> {
+fn run(cli: &MeshctlCli) -> anyhow::Result<u8> {
     let client = Client::new(&cli.run_dir);
     match &cli.command {
         Command::Status { check } => show::status(cli.output, &client, *check),
@@ -168,11 +168,11 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::EtcdRoles(roles) => roles.run(cli.output),
         Command::Sync { command } => sync::run(cli.output, command),
         Command::Completions { shell } => {
-            output::print_lines(&manual::completions(&mut Cli::command(), *shell))?;
+            output::print_lines(&manual::completions(&mut MeshctlCli::command(), *shell))?;
             Ok(0)
         }
         Command::Man { folder } => {
-            manual::man_pages(Cli::command(), folder)?;
+            manual::man_pages(MeshctlCli::command(), folder)?;
             Ok(0)
         }
     }
@@ -184,6 +184,6 @@ mod tests {
 
     #[test]
     fn the_command_line_holds_together() {
-        Cli::command().debug_assert();
+        MeshctlCli::command().debug_assert();
     }
 }

@@ -46,8 +46,8 @@ pub(crate) struct Remove {
 }
 
 pub(crate) fn run(output: Output, NodeCommand::Remove(remove): &NodeCommand) -> anyhow::Result<u8> {
-    let removed = Removed::from(remove_node(remove)?);
-    print(output, &removed, Removed::text)?;
+    let removed = RemovalOutput::from(remove_node(remove)?);
+    print(output, &removed, RemovalOutput::text)?;
     Ok(0)
 }
 
@@ -94,7 +94,7 @@ fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
 /// What `node remove` prints.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Removed {
+struct RemovalOutput {
     id: String,
     /// Where a record told it.
     name: Option<String>,
@@ -109,7 +109,7 @@ struct Removed {
     pods: Vec<String>,
 }
 
-impl From<Removal> for Removed {
+impl From<Removal> for RemovalOutput {
     fn from(removal: Removal) -> Self {
         Self {
             id: removal.id.to_string(),
@@ -122,7 +122,7 @@ impl From<Removal> for Removed {
     }
 }
 
-impl Removed {
+impl RemovalOutput {
     fn text(&self) -> String {
         let name = self.name.as_deref().unwrap_or("without a readable name");
         let mut text = format!("node {} ({name}) removed; every node refuses its keys\n", self.id);
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_removal_is_told_as_text_and_as_json() {
-        let removed = Removed::from(Removal {
+        let removed = RemovalOutput::from(Removal {
             id: "n0011223344556677".parse().unwrap(),
             name: Some("a".parse().unwrap()),
             subnets: vec!["10.244.1.0-24".parse().unwrap()],

@@ -5,12 +5,12 @@ use std::{net::IpAddr, str::FromStr, thread, time::Duration};
 use api::Client;
 use api_types::{Echoed, Layer, LayerKind};
 use clap::Args;
-use etcd_schema::Backend;
+use etcd_schema::BackendConfig;
 use meshd::echo::MIN_PACKET;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    exit::{FAILED, Usage},
+    exit::{FAILED, UsageError},
     output::{Output, Tone, print, print_lines, table, toned},
 };
 
@@ -26,7 +26,7 @@ const TRIES: usize = 2;
 const RAISE: &str = "let ICMP \"too big\" pass on the way, or raise the MTU there";
 
 #[derive(Args)]
-pub(crate) struct Ping {
+pub(crate) struct PingCommand {
     /// Name of a node or external peer, id of a node, or address in the mesh
     #[arg(value_name = "NODE|IP", required_unless_present = "size")]
     target: Option<String>,
@@ -87,23 +87,25 @@ struct Size {
     well: bool,
 }
 
-impl Ping {
+impl PingCommand {
     /// Whom to ask, and for which size if for any: `--size` takes the next word when that is a number.
-    fn asked(&self) -> Result<(&str, Option<Option<u16>>), Usage> {
+    fn asked(&self) -> Result<(&str, Option<Option<u16>>), UsageError> {
         match (&self.target, &self.size) {
             (Some(target), None) => Ok((target, None)),
             (Some(target), Some(None)) => Ok((target, Some(None))),
             (Some(target), Some(Some(Word::Length(length)))) => Ok((target, Some(Some(*length)))),
             (None, Some(Some(Word::Target(target)))) => Ok((target, Some(None))),
-            (Some(_), Some(Some(Word::Target(word)))) => Err(Usage(format!("--size {word}: not a number of bytes"))),
-            (None, _) => Err(Usage("name a node or an address to ping: meshctl ping -s 1400 NODE".to_owned())),
+            (Some(_), Some(Some(Word::Target(word)))) => {
+                Err(UsageError(format!("--size {word}: not a number of bytes")))
+            }
+            (None, _) => Err(UsageError("name a node or an address to ping: meshctl ping -s 1400 NODE".to_owned())),
         }
     }
 
     pub(crate) fn run(&self, output: Output, client: &Client) -> anyhow::Result<u8> {
         let (target, size) = self.asked()?;
         if !target.bytes().all(|b| b.is_ascii_alphanumeric() || b":.-_".contains(&b)) {
-            return Err(Usage(format!(
+            return Err(UsageError(format!(
                 "{target:?} is neither a name nor an address (for a peer shown as NAME (ID), use its id)"
             ))
             .into());
@@ -221,8 +223,8 @@ fn judge(target: &str, longest: Option<u16>, mtu: Option<u16>) -> Size {
 fn smaller_mtu(longest: u16) -> String {
     let with = |which: &str| format!(", or{which} set \"Backend\": {{…, \"MTU\": {longest}}} in config");
     match longest {
-        mtu if mtu >= Backend::least_mtu(true) => with(""),
-        mtu if mtu >= Backend::least_mtu(false) => with(", in a mesh without IPv6,"),
+        mtu if mtu >= BackendConfig::least_mtu(true) => with(""),
+        mtu if mtu >= BackendConfig::least_mtu(false) => with(", in a mesh without IPv6,"),
         _ => String::new(),
     }
 }
@@ -377,7 +379,7 @@ mod tests {
         #[derive(Parser)]
         struct Line {
             #[command(flatten)]
-            ping: Ping,
+            ping: PingCommand,
         }
         let parse = |args: &[&str]| Line::try_parse_from([&["ping"], args].concat()).map(|line| line.ping);
         type Asked = (String, Option<Option<u16>>);

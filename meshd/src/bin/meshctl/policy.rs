@@ -11,7 +11,7 @@ use clap::Subcommand;
 use meshd::policy_tool::{self, ExplainError};
 
 use crate::{
-    exit::{DENIED, FAILED, NotFound, Usage},
+    exit::{DENIED, FAILED, NotFound, UsageError},
     output::{Output, print, print_json_line, print_lines, text_of},
     show::counted,
 };
@@ -67,7 +67,7 @@ pub(crate) fn policy(output: Output, client: &Client, command: &PolicyCommand) -
         }
         PolicyCommand::Show { name } => {
             if !is_plain(name) {
-                return Err(Usage(format!("{name:?} is not a valid policy name")).into());
+                return Err(UsageError(format!("{name:?} is not a valid policy name")).into());
             }
             let shown: ShownPolicy = client.get(&format!("/v1/policies/{name}"))?;
             let head = |shown: &ShownPolicy| policies_text(std::slice::from_ref(&shown.policy));
@@ -78,7 +78,7 @@ pub(crate) fn policy(output: Output, client: &Client, command: &PolicyCommand) -
             }
         }
         PolicyCommand::Test { files } => {
-            let tested = policy_tool::test(files, Instant::now()).map_err(|error| Usage(error.to_string()))?;
+            let tested = policy_tool::test(files, Instant::now()).map_err(|error| UsageError(error.to_string()))?;
             print(output, &tested, policy_tool::Tested::text)?;
             return Ok(if tested.agrees() { 0 } else { FAILED });
         }
@@ -86,7 +86,7 @@ pub(crate) fn policy(output: Output, client: &Client, command: &PolicyCommand) -
             let question = Question { source: src.clone(), destination: dst.clone(), service: service.clone() };
             let explained = policy_tool::explain(folder, &question).map_err(|error| match error {
                 ExplainError::NotFound(what) => NotFound(what).into(),
-                ExplainError::Question(what) => Usage(what).into(),
+                ExplainError::Question(what) => UsageError(what).into(),
                 error => anyhow::Error::from(error),
             })?;
             print(output, &explained, Explained::text)?;
@@ -94,7 +94,9 @@ pub(crate) fn policy(output: Output, client: &Client, command: &PolicyCommand) -
         }
         PolicyCommand::Explain { src, dst, service, offline: None } => {
             if let Some(odd) = [src, dst, service].into_iter().find(|text| !is_plain(text)) {
-                return Err(Usage(format!("{odd:?} is neither a pod's name nor an address, protocol or port")).into());
+                return Err(
+                    UsageError(format!("{odd:?} is neither a pod's name nor an address, protocol or port")).into()
+                );
             }
             let path = format!("/v1/policy/explain?src={src}&dst={dst}&service={service}");
             let explained: Explained = client.get(&path)?;

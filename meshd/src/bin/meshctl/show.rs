@@ -8,11 +8,11 @@ use std::{
 };
 
 use api::{Client, ClientError};
-use api_types::{DropCount, Path, Peer, PeerCounts, Route, State, Status};
+use api_types::{DaemonState, DropCount, Path, Peer, PeerCounts, Route, Status};
 use etcd_schema::PeerName;
 
 use crate::{
-    exit::{DEGRADED, Usage},
+    exit::{DEGRADED, UsageError},
     output::{Output, Tone, bytes, print, print_lines, table, toned},
 };
 
@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub(crate) fn status(output: Output, client: &Client, check: bool) -> anyhow::Result<u8> {
     let status: Status = client.get("/v1/status")?;
     print(output, &status, status_text)?;
-    let well = status.state == State::Running && status.problems.is_empty();
+    let well = status.state == DaemonState::Running && status.problems.is_empty();
     Ok(if check && !well { DEGRADED } else { 0 })
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn peers(output: Output, client: &Client) -> anyhow::Result<u8> {
 }
 
 pub(crate) fn peer_config(client: &Client, name: &str) -> anyhow::Result<u8> {
-    let name: PeerName = name.parse().map_err(|error| Usage(format!("{name}: {error}")))?;
+    let name: PeerName = name.parse().map_err(|error| UsageError(format!("{name}: {error}")))?;
     print_lines(&config_of(client, &name)?)?;
     Ok(0)
 }
@@ -128,22 +128,22 @@ fn duration(seconds: u64) -> String {
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
-fn state_name(state: State) -> &'static str {
+fn state_name(state: DaemonState) -> &'static str {
     match state {
-        State::Starting => "starting",
-        State::Joining => "joining",
-        State::Running => "running",
-        State::Degraded => "degraded",
-        State::Removed => "removed",
-        State::Cloned => "cloned",
+        DaemonState::Starting => "starting",
+        DaemonState::Joining => "joining",
+        DaemonState::Running => "running",
+        DaemonState::Degraded => "degraded",
+        DaemonState::Removed => "removed",
+        DaemonState::Cloned => "cloned",
     }
 }
 
-const fn state_tone(state: State) -> Tone {
+const fn state_tone(state: DaemonState) -> Tone {
     match state {
-        State::Running => Tone::Good,
-        State::Starting | State::Joining => Tone::Waiting,
-        State::Degraded | State::Removed | State::Cloned => Tone::Bad,
+        DaemonState::Running => Tone::Good,
+        DaemonState::Starting | DaemonState::Joining => Tone::Waiting,
+        DaemonState::Degraded | DaemonState::Removed | DaemonState::Cloned => Tone::Bad,
     }
 }
 

@@ -10,10 +10,10 @@ use etcd_schema::Cluster;
 use meshd::settings::load_etcd;
 use program::etcd_flags::EtcdFlags;
 use serde::{Deserialize, Serialize};
-use sync_core::{ClusterKeys, state::State};
+use sync_core::{ClusterKeys, state::SyncState};
 
 use crate::{
-    exit::{NotFound, Usage},
+    exit::{NotFound, UsageError},
     output::{Output, print},
 };
 
@@ -22,7 +22,7 @@ pub(crate) enum SyncCommand {
     /// Show how current the copy of a Kubernetes cluster is, and what waits for a confirmation
     ///
     /// Example: meshctl sync status east
-    Status(Target),
+    Status(SyncTarget),
     /// Confirm what meshd-sync holds back: many deletions at once, another cluster or an older one
     ///
     /// Without a token, it confirms the one finding that waits. It connects to etcd by the settings file of meshd; flags
@@ -31,14 +31,14 @@ pub(crate) enum SyncCommand {
     /// Example: meshctl sync confirm east
     Confirm {
         #[command(flatten)]
-        target: Target,
+        target: SyncTarget,
         /// Token of the finding, as `meshctl sync status` shows it
         token: Option<String>,
     },
 }
 
 #[derive(Args)]
-pub(crate) struct Target {
+pub(crate) struct SyncTarget {
     /// Name of the cluster
     cluster: String,
     /// Settings file of meshd, for the connection to etcd [default: /etc/meshd/meshd.toml, if present]
@@ -51,14 +51,14 @@ pub(crate) struct Target {
 /// What `sync status` prints.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
+struct SyncStatus {
     cluster: String,
     /// Process that leads; none: nothing is copied.
     leader: Option<String>,
     /// Seconds since the copy was known to be complete.
     age_seconds: u64,
     #[serde(flatten)]
-    state: State,
+    state: SyncState,
 }
 
 /// What `sync confirm` prints.
@@ -73,7 +73,7 @@ pub(crate) fn run(output: Output, command: &SyncCommand) -> anyhow::Result<u8> {
     match command {
         SyncCommand::Status(target) => {
             let status = target.call(async |session, keys| status(session, keys, &target.cluster).await)?;
-            print(output, &status, Status::text)?;
+            print(output, &status, SyncStatus::text)?;
         }
         SyncCommand::Confirm { target, token } => {
             let confirmed = target.call(async |session, keys| confirm(session, keys, token.as_deref()).await)?;
@@ -84,16 +84,17 @@ pub(crate) fn run(output: Output, command: &SyncCommand) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-impl Target {
+impl SyncTarget {
     fn call<T>(&self, work: impl AsyncFnOnce(&Session, &ClusterKeys) -> anyhow::Result<T>) -> anyhow::Result<T> {
         let cluster: Cluster =
-            self.cluster.parse().map_err(|error| Usage(format!("cluster {}: {error}", self.cluster)))?;
+            self.cluster.parse().map_err(|error| UsageError(format!("cluster {}: {error}", self.cluster)))?;
         if cluster.is_flat() {
-            return Err(Usage("the cluster needs a name".to_owned()).into());
+            return Err(UsageError("the cluster needs a name".to_owned()).into());
         }
-        let etcd = load_etcd(self.etcd.clone(), self.config.clone()).map_err(|mistakes| Usage(mistakes.to_string()))?;
+        let etcd =
+            load_etcd(self.etcd.clone(), self.config.clone()).map_err(|mistakes| UsageError(mistakes.to_string()))?;
         let dialer = Dialer::new(&etcd)
-            .map_err(|errors| Usage(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+            .map_err(|errors| UsageError(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.context("cannot start the async runtime")?.block_on(async {
             let session = dialer.open_any().await?;
@@ -107,7 +108,7 @@ async fn value(session: &Session, key: &str) -> Result<Option<Vec<u8>>, CallErro
     Ok(listed.entries.into_iter().find(|entry| entry.key == key).map(|entry| entry.value.to_vec()))
 }
 
-async fn state(session: &Session, keys: &ClusterKeys) -> anyhow::Result<State> {
+async fn state(session: &Session, keys: &ClusterKeys) -> anyhow::Result<SyncState> {
     let Some(value) = value(session, &keys.state()).await? else {
         return Err(NotFound(format!("nothing was copied below {}: is meshd-sync running?", keys.root())).into());
     };
@@ -116,12 +117,12 @@ async fn state(session: &Session, keys: &ClusterKeys) -> anyhow::Result<State> {
     })
 }
 
-async fn status(session: &Session, keys: &ClusterKeys, cluster: &str) -> anyhow::Result<Status> {
+async fn status(session: &Session, keys: &ClusterKeys, cluster: &str) -> anyhow::Result<SyncStatus> {
     let state = state(session, keys).await?;
     let leader = value(session, &keys.leader()).await?;
     let leader = leader.and_then(|value| serde_json::from_slice::<serde_json::Value>(&value).ok());
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    Ok(Status {
+    Ok(SyncStatus {
         cluster: cluster.to_owned(),
         leader: leader.and_then(|leader| Some(leader["holder"].as_str()?.to_owned())),
         age_seconds: now.saturating_sub(state.current_at),
@@ -136,7 +137,7 @@ async fn confirm(session: &Session, keys: &ClusterKeys, token: Option<&str>) -> 
         (Some(token), held) => held.iter().find(|held| held.token == token),
         (None, [only]) => Some(only),
         (None, []) => None,
-        (None, _) => return Err(Usage(format!("several findings wait, say which: {}", tokens())).into()),
+        (None, _) => return Err(UsageError(format!("several findings wait, say which: {}", tokens())).into()),
     };
     let Some(found) = found else {
         let waits = if held.is_empty() { "nothing waits".to_owned() } else { format!("these wait: {}", tokens()) };
@@ -147,7 +148,7 @@ async fn confirm(session: &Session, keys: &ClusterKeys, token: Option<&str>) -> 
     Ok(Confirmed { reason: found.reason.clone(), token: found.token.clone() })
 }
 
-impl Status {
+impl SyncStatus {
     fn text(&self) -> String {
         let leader = self.leader.as_deref().unwrap_or("none: nothing is copied");
         let mut text = format!(
@@ -175,11 +176,11 @@ mod tests {
     #[test]
     fn what_waits_is_shown_with_the_command_that_confirms_it() {
         let held = Held { reason: "12 of 15 pods would be deleted".into(), token: "delete-pods-7".into(), until: None };
-        let status = Status {
+        let status = SyncStatus {
             cluster: "east".into(),
             leader: None,
             age_seconds: 4,
-            state: State {
+            state: SyncState {
                 uid: "u1".into(),
                 holder: "h".into(),
                 written_at: 10,

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use api_types::{Finding, Severity};
-use control::{etcd_options::Member, session::Dialer};
+use control::{etcd_options::EtcdMember, session::Dialer};
 use control_core::unreachable::remedy_of_etcd_error;
 use mesh::problem::ProblemCode;
 use tokio::{runtime::Handle, task::JoinSet};
 
-use super::Published;
+use super::ApiState;
 
 /// What the allocator's transaction and the watch's progress need.
 const OLDEST: (u64, u64) = (3, 4);
 
-impl Published {
+impl ApiState {
     /// Versions of the members that answer; the others are findings.
     pub(super) fn etcd(&self, findings: &mut Vec<Finding>) -> Vec<String> {
         // They were taken at the start, so that they hold.
@@ -52,7 +52,7 @@ impl Published {
     }
 }
 
-async fn version(dialer: &Dialer, member: &Member) -> Result<String, String> {
+async fn version(dialer: &Dialer, member: &EtcdMember) -> Result<String, String> {
     let session = dialer.open(member, 0).await.map_err(|error| error.to_string())?;
     session.version().await.map_err(|error| error.to_string())
 }

@@ -2,7 +2,7 @@
 
 mod etcd;
 mod overlaps;
-mod ways;
+mod paths;
 
 use std::{
     collections::BTreeSet,
@@ -20,15 +20,15 @@ use tunnel::OffloadState;
 
 use self::{
     overlaps::Prefixes,
-    ways::{narrow_interfaces, narrow_paths, translated},
+    paths::{narrow_interfaces, narrow_paths, translated},
 };
-use super::published::{Carrier, Published};
-use crate::doctor::filters::{self, Wanted};
+use super::published::{ApiState, Carrier};
+use crate::doctor::filters::{self, WantedFlows};
 
 /// Peers whose calls and packets are followed through the firewall.
 const FOLLOWED: usize = 64;
 
-impl Published {
+impl ApiState {
     /// Looks at everything that the daemon knows of, and asks etcd and those peers that are not reached.
     pub(super) fn diagnose(&self) -> Diagnosis {
         let peers = self.peers_by_owner();
@@ -39,23 +39,23 @@ impl Published {
         };
         let mut findings: Vec<Finding> = self.problems(&control, &peers).problems.iter().map(finding).collect();
         self.unreached(&peers, &mut findings);
-        let (underlay, networks, own, ours, mtu, snapshot) = {
+        let (underlay, networks, own, ours, mtu, topology) = {
             let in_force = self.lock();
             let ours: Vec<IpNet> = in_force.plan.iter().flat_map(|plan| plan.kernel.routes.keys().copied()).collect();
             (
                 in_force.underlay.clone(),
-                in_force.snapshot.networks().collect::<Vec<_>>(),
-                in_force.snapshot.own_prefixes().collect::<Vec<_>>(),
+                in_force.topology.networks().collect::<Vec<_>>(),
+                in_force.topology.own_prefixes().collect::<Vec<_>>(),
                 ours,
                 in_force.plan.as_ref().map(|plan| plan.mtu),
-                in_force.snapshot.clone(),
+                in_force.topology.clone(),
             )
         };
         if let Some(mtu) = mtu {
             narrow_paths(&peers, mtu, &self.etcd.prefix, &mut findings);
             narrow_interfaces(&underlay, mtu, &mut findings);
         }
-        translated(&peers, &snapshot, &mut findings);
+        translated(&peers, &topology, &mut findings);
         let reached = peers.iter().filter(|(_, peer)| peer.path != Path::Unreachable).take(FOLLOWED);
         let others: Vec<IpAddr> = reached.flat_map(|(_, peer)| peer.overlay.clone()).collect();
         for finding in self.not_forwarded(&others) {
@@ -111,7 +111,7 @@ impl Published {
     }
 
     /// The flows that a mesh with these peers has.
-    fn wanted(&self, peers: &[(String, Peer)], underlay: &[Carrier], networks: &[IpNet], own: &[IpNet]) -> Wanted {
+    fn wanted(&self, peers: &[(String, Peer)], underlay: &[Carrier], networks: &[IpNet], own: &[IpNet]) -> WantedFlows {
         let endpoints = self.lock().own_endpoints.clone();
         let interface = if let [only] = underlay { Some(only.name.clone()) } else { None };
         let here = |ipv4: bool| {
@@ -140,7 +140,7 @@ impl Published {
                 }
             }
         }
-        Wanted {
+        WantedFlows {
             port: self.tunnel.listen_port(),
             callers,
             forwarded,

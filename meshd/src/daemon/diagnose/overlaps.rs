@@ -4,12 +4,12 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use api_types::{Finding, Peer, Severity};
 use ipnet::IpNet;
-use kernel::{self, NetlinkError, Rtnetlink};
+use kernel::{self, Rtnetlink, RtnetlinkError};
 use mesh::{address::overlap, problem::ProblemCode};
 use text::quote;
 use tokio::runtime::Handle;
 
-use super::Published;
+use super::ApiState;
 use crate::doctor::routes;
 
 /// Peers whose addresses are looked up.
@@ -25,7 +25,7 @@ pub(super) struct Prefixes<'a> {
     pub(super) devices: &'a BTreeSet<String>,
 }
 
-impl Published {
+impl ApiState {
     pub(super) fn overlaps(&self, peers: &[(String, Peer)], mesh: &Prefixes<'_>, findings: &mut Vec<Finding>) {
         let mut named = foreign_routes(mesh, &self.identity.interface, findings);
         let asked: Vec<(&str, IpAddr)> = peers
@@ -33,7 +33,7 @@ impl Published {
             .take(LOOKED_UP)
             .flat_map(|(_, peer)| peer.overlay.iter().map(move |address| (peer.name.as_str(), *address)))
             .collect();
-        let Ok(Seen { addresses, ways }) = Handle::current().block_on(look(&asked)) else { return };
+        let Ok(LocalAddresses { addresses, ways }) = Handle::current().block_on(look(&asked)) else { return };
         for (device, address) in addresses {
             overlapping(&device, address, mesh, &self.identity.interface, findings);
         }
@@ -55,12 +55,12 @@ impl Published {
 }
 
 /// Addresses of this machine with their interfaces, and by which interface each address that was asked for is reached.
-struct Seen {
+struct LocalAddresses {
     addresses: Vec<(String, IpNet)>,
     ways: Vec<Option<String>>,
 }
 
-async fn look(asked: &[(&str, IpAddr)]) -> Result<Seen, NetlinkError> {
+async fn look(asked: &[(&str, IpAddr)]) -> Result<LocalAddresses, RtnetlinkError> {
     let netlink = Rtnetlink::open()?;
     let links = netlink.links().await?;
     let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
@@ -70,7 +70,7 @@ async fn look(asked: &[(&str, IpAddr)]) -> Result<Seen, NetlinkError> {
     for (_, address) in asked {
         ways.push(netlink.way_to(*address).await?.and_then(name));
     }
-    Ok(Seen { addresses, ways })
+    Ok(LocalAddresses { addresses, ways })
 }
 
 /// The route of the main table that leads there by this device, the longest one.

@@ -11,22 +11,22 @@ use mesh::{
     address::Family,
     kernel_state::{Desired, OthersRules},
     problem::{Problem, ProblemCode},
-    tunnel_table::Table,
+    tunnel_table::TunnelTable,
 };
-use node_core::{Done, Effect, Outcome, Reconciled, SubnetEnvChange, Work};
+use node_core::{Done, Effect, PassOutcome, Reconciled, SubnetEnvChange, Work};
 use prober::Neighbours;
 use tokio::time::timeout;
 
-use super::{Node, found, reads::read_neighbours};
+use super::{NodeLoop, found, reads::read_neighbours};
 use crate::{
     daemon::{
-        published::{Carrier, InForce},
+        published::{Carrier, NodeState},
         underlay,
     },
     subnet_env::SubnetEnv,
 };
 
-impl Node {
+impl NodeLoop {
     pub(super) async fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Restarted(peer) => self.tunnel.restarted(&peer.to_string()),
@@ -58,24 +58,24 @@ impl Node {
         let mesh = self.core.mesh();
         self.memory.proven.follow(Instant::now(), &mesh.observed().paths, self.core.targets());
         let addresses: Vec<IpAddr> = underlay::own_addresses(&self.underlay).collect();
-        let (known, me) = ((mesh.picture().view(), mesh.snapshot()), (&self.id, &self.settings.node));
+        let (known, me) = ((mesh.resolver().records(), mesh.topology()), (&self.id, &self.settings.node));
         self.enforcement.mesh(self.facts_of_mesh.of(known, self.memory.proven.addresses(), me, &addresses));
     }
 
-    fn show(&self, outcome: Outcome) {
-        let Outcome { plan: Some(plan), mut problems } = outcome else {
-            self.published.set(InForce { problems: outcome.problems, ..InForce::default() });
+    fn show(&self, outcome: PassOutcome) {
+        let PassOutcome { plan: Some(plan), mut problems } = outcome else {
+            self.published.set(NodeState { problems: outcome.problems, ..NodeState::default() });
             return;
         };
         problems.extend(self.memory.clock_problems().iter().cloned());
         let mesh = self.core.mesh();
-        self.published.set(InForce {
-            snapshot: mesh.snapshot().clone(),
-            subnet_holds: !mesh.picture().snapshot().own_subnets.is_empty(),
+        self.published.set(NodeState {
+            topology: mesh.topology().clone(),
+            subnet_holds: !mesh.resolver().topology().own_subnets.is_empty(),
             alive: mesh.alive().clone(),
             plan: Some(plan),
             own_endpoints: self.endpoints.clone(),
-            record_problems: std::sync::Arc::clone(&mesh.picture().view().problems),
+            record_problems: std::sync::Arc::clone(&mesh.resolver().records().problems),
             problems,
             firewall_drops: self.firewall_drops.clone(),
             underlay: self.carriers(),
@@ -125,9 +125,9 @@ impl Node {
     }
 
     /// Gives the tunnel its table. Returns what it refuses of it.
-    fn apply_table(&self, table: Table) -> Vec<Problem> {
+    fn apply_table(&self, table: TunnelTable) -> Vec<Problem> {
         let refused = self.tunnel.apply(table).into_iter();
-        let problem = |refused: tunnel::Refused| {
+        let problem = |refused: tunnel::RefusedClaim| {
             Problem::new(
                 ProblemCode::TunnelRefused,
                 format!("{}: {}", refused.peer, refused.reason),
@@ -140,7 +140,7 @@ impl Node {
     async fn reconcile(&self, desired: &Desired, look: bool, others: OthersRules) -> Reconciled {
         let report = match look {
             true => self.kernel.reconcile(desired, others).await,
-            false => self.kernel.follow(desired, others).await,
+            false => self.kernel.apply_changes(desired, others).await,
         };
         if let Err(error) = &report {
             tracing::error!(%error, "cannot read kernel state; retrying");

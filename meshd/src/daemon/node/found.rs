@@ -1,13 +1,13 @@
 //! Results of a pass over the kernel's state, as problems.
 
-use kernel::{ReconcileError, Report};
+use kernel::{PassReport, ReconcileError};
 use mesh::problem::{Problem, ProblemCode};
 use node_core::Reconciled;
 
 use crate::{daemon::nftables, doctor::host::not_forwarding};
 
 /// The same for the node's state machine.
-pub(super) fn reconciled(report: Result<Report, ReconcileError>) -> Reconciled {
+pub(super) fn reconciled(report: Result<PassReport, ReconcileError>) -> Reconciled {
     let report = match report {
         Ok(report) => report,
         Err(error) => {
@@ -23,7 +23,7 @@ pub(super) fn reconciled(report: Result<Report, ReconcileError>) -> Reconciled {
     Reconciled {
         problems,
         failed: !failures.is_empty(),
-        no_tun: failures.iter().any(|failure| failure.problem == kernel::Problem::NoTun),
+        no_tun: failures.iter().any(|failure| failure.problem == kernel::FailureCause::NoTun),
         routes: !failures.iter().any(kernel::Failure::may_concern_routes),
         others: Some(report.others),
     }
@@ -35,7 +35,7 @@ fn refused(failure: &kernel::Failure) -> Problem {
 }
 
 /// What a pass found of other programs, and of settings that are theirs.
-fn found(report: &Report) -> Vec<Problem> {
+fn found(report: &PassReport) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Some(interface) = &report.not_forwarding {
         let (cause, remedy) = not_forwarding(interface.as_str());
@@ -46,15 +46,15 @@ fn found(report: &Report) -> Vec<Problem> {
         let at = format!("chain {} of table {}", met.chain, met.table);
         let unused = "so direct paths cannot be used";
         let (code, cause) = match met.effect {
-            kernel::Effect::Translates => {
+            kernel::RuleEffect::Translates => {
                 let effect = "the receiver sees an address of this node, so policies by label match the wrong sender";
                 let what = format!("rewrites the source of packets from {source} to {destination}: {effect}");
                 (ProblemCode::PodsMasqueraded, what)
             }
-            kernel::Effect::Drops => {
+            kernel::RuleEffect::Drops => {
                 (ProblemCode::ProbesDropped, format!("drops probes from {source} to {destination}, {unused}"))
             }
-            kernel::Effect::Remarks => {
+            kernel::RuleEffect::Remarks => {
                 let what = format!("rewrites the packet mark of probes from {source} to {destination}, {unused}");
                 (ProblemCode::ProbesRemarked, what)
             }

@@ -18,10 +18,10 @@ use mesh::{
 use node_core::Input;
 use prober::Neighbours;
 
-use super::Node;
+use super::NodeLoop;
 use crate::{daemon::underlay, settings::Settings};
 
-impl Node {
+impl NodeLoop {
     /// The host's ends of the interfaces of attached pods.
     pub(super) fn pod_interfaces(&self) -> Vec<InterfaceName> {
         let table = self.published.attachments.table();

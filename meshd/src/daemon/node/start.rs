@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use api;
-use attachments::{Attachments, Table, endpoints, sweep};
+use attachments::{AttachmentTable, Attachments, endpoints, sweep};
 use control::{Control, state_dir::StateDir};
 use control_core::core::ControlStatus;
 use enforcement::{Enforcement, FactsOfMesh};
@@ -21,35 +21,36 @@ use mesh::{
     kernel_state::PrefixOn,
     plan::Observed,
     problem::{Problem, ProblemCode},
-    snapshot::Owner,
+    topology::PeerId,
 };
-use node_core::{NodeCore, Start};
+use node_core::{NodeCore, NodeStart};
 use prober::{self, Neighbours, Prober};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tunnel::Tunnel;
 
 use super::{
-    AUDIT_INTERVAL, Node,
+    AUDIT_INTERVAL, NodeLoop,
     reads::{facts, read_neighbours, selection},
 };
 use crate::{
     daemon::{
-        SharedState, cached_subnets,
+        SharedState,
+        attachment_sync::enforce,
+        cached_subnets,
         change_log::log_changes,
-        enforced::enforce,
         etcd_names::EtcdNames,
         handshakes::Handshakes,
         peer_memory::PeerMemory,
-        published::{Identity, InForce, Published},
-        pulse::Pulse,
+        published::{ApiState, NodeIdentity, NodeState},
         readiness::tell_readiness,
         underlay,
+        watchdog::Watchdog,
     },
     settings::Settings,
 };
 
-impl Node {
+impl NodeLoop {
     /// Starts everything that runs beside the loop.
     #[expect(clippy::too_many_arguments, reason = "one caller, which has just made each of them")]
     pub(in crate::daemon) async fn start(
@@ -72,7 +73,7 @@ impl Node {
         });
         let (endpoints, public_key) = (underlay::endpoints(&settings, &underlay), private_key.public());
         let facts = facts(&settings, public_key, &underlay, &endpoints);
-        let world = World { kernel: Arc::clone(&kernel), tunnel: tunnel.clone() };
+        let world = NodeProbeEnv { kernel: Arc::clone(&kernel), tunnel: tunnel.clone() };
         let prober = start_prober(settings.listen_port, &id, &private_key, world)?;
         let memory = PeerMemory::load(&settings.state_dir, handshakes);
         let direct_at_start = kernel.direct_routes().await.context("cannot read routes")?;
@@ -100,8 +101,8 @@ impl Node {
             &control,
         ));
         let source: Arc<dyn api::Source> = Arc::clone(&published) as _;
-        Arc::clone(&published.pulse).feel(tunnel.clone(), stop.clone());
-        open_windows(&settings, &published, &source, stop);
+        Arc::clone(&published.watchdog).spawn(tunnel.clone(), stop.clone());
+        start_listeners(&settings, &published, &source, stop);
         tokio::spawn(announce(id.clone(), attachments.table(), control.status.clone(), control.endpoints.clone()));
         tokio::spawn(log_changes(Arc::clone(&published), stop.clone()));
         tokio::spawn(tell_readiness(Arc::clone(&published), control.facts.clone(), stop.clone()));
@@ -111,7 +112,7 @@ impl Node {
         tokio::spawn(sweep(attachments, stop.clone()));
         let local = underlay::local(&settings, &underlay, &[], !endpoints.is_empty());
         let start =
-            Start { id: id.clone(), observed, accepted, talking: memory.talking(), cache: control.cached, local };
+            NodeStart { id: id.clone(), observed, accepted, talking: memory.talking(), cache: control.cached, local };
         Ok(Self {
             settings,
             core: NodeCore::new(Instant::now(), start),
@@ -135,7 +136,12 @@ impl Node {
 }
 
 /// Probes use the port after the tunnel's.
-fn start_prober(listen_port: u16, id: &NodeId, private_key: &PrivateKey, world: World) -> anyhow::Result<Prober> {
+fn start_prober(
+    listen_port: u16,
+    id: &NodeId,
+    private_key: &PrivateKey,
+    world: NodeProbeEnv,
+) -> anyhow::Result<Prober> {
     let port = listen_port + 1;
     let (mark, own_id) = (world.kernel.options().probe_mark, id.clone());
     let options = prober::Options { port, mark, own_id, private_key: private_key.clone() };
@@ -161,9 +167,9 @@ fn published(
     enforcement: Arc<Enforcement>,
     attachments: Arc<Attachments>,
     control: &Control,
-) -> Published {
-    Published {
-        identity: Identity {
+) -> ApiState {
+    ApiState {
+        identity: NodeIdentity {
             name: settings.node.to_string(),
             id: id.to_string(),
             site: settings.site.as_ref().map(ToString::to_string),
@@ -176,9 +182,9 @@ fn published(
         enforcement,
         control: control.status.clone(),
         etcd_acceptor: control.etcd_acceptor.clone(),
-        in_force: Mutex::new(InForce::default()),
+        in_force: Mutex::new(NodeState::default()),
         attachments,
-        pulse: Arc::new(Pulse::new(Instant::now())),
+        watchdog: Arc::new(Watchdog::new(Instant::now())),
         etcd: settings.etcd.clone(),
         state_dir: settings.state_dir.clone(),
         private_key,
@@ -189,7 +195,7 @@ fn published(
 /// Tells the control plane which attachments the rest of the mesh is to see, until one of both ends.
 async fn announce(
     id: NodeId,
-    mut table: watch::Receiver<Arc<Table>>,
+    mut table: watch::Receiver<Arc<AttachmentTable>>,
     mut status: watch::Receiver<ControlStatus>,
     records: watch::Sender<Option<control_core::endpoints::EndpointRecords>>,
 ) {
@@ -222,7 +228,7 @@ pub(super) fn watch_kernel(
                 let events = watch.next().await;
                 let ruleset = events.ruleset || events.policy_ruleset || events.foreign_ruleset;
                 if ruleset || events.ruleset_volume || events.links || events.addresses || events.resync {
-                    enforcement.look();
+                    enforcement.ruleset_changed();
                 }
                 if events.calls_for_reconcile() && events_in.send(events).await.is_err() {
                     return;
@@ -238,7 +244,12 @@ pub(super) fn watch_kernel(
 }
 
 /// What is asked over TCP, and by WireGuard's tools. None of it keeps the node from its work.
-fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn api::Source>, stop: &CancellationToken) {
+fn start_listeners(
+    settings: &Settings,
+    published: &SharedState,
+    source: &Arc<dyn api::Source>,
+    stop: &CancellationToken,
+) {
     if let Some(address) = settings.metrics.address {
         let shown = Arc::clone(published);
         let tell = move |error: Option<std::io::Error>| {
@@ -250,7 +261,7 @@ fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn a
                     "free that address, or choose another one with --metrics-addr",
                 )
             };
-            shown.warn(ProblemCode::MetricsAddress, error.map(problem));
+            shown.set_warning(ProblemCode::MetricsAddress, error.map(problem));
         };
         api::monitor(address, settings.metrics.per_peer, Arc::clone(source), stop.clone(), tell);
     }
@@ -261,7 +272,7 @@ fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn a
                 let cause = format!("cannot serve the browser page on {address}: {error}");
                 Problem::new(ProblemCode::UiAddress, cause, "free that address, or choose another one with --ui-addr")
             };
-            shown.warn(ProblemCode::UiAddress, error.map(problem));
+            shown.set_warning(ProblemCode::UiAddress, error.map(problem));
         };
         api::page(address, Arc::clone(source), stop.clone(), tell);
     }
@@ -275,27 +286,27 @@ fn open_windows(settings: &Settings, published: &SharedState, source: &Arc<dyn a
                 "free this name in /var/run/wireguard, or choose another one with --interface",
             )
         };
-        shown.warn(ProblemCode::WgSocket, error.map(problem));
+        shown.set_warning(ProblemCode::WgSocket, error.map(problem));
     };
     api::wireguard(settings.interface.as_str(), Arc::clone(source), stop.clone(), tell);
 }
 
 /// What the prober asks of the node.
-struct World {
+struct NodeProbeEnv {
     kernel: Arc<Kernel>,
     tunnel: Tunnel,
 }
 
-impl prober::World for World {
+impl prober::ProbeEnv for NodeProbeEnv {
     async fn neighbours(&self, interface: u32, family: Family) -> Neighbours {
         read_neighbours(&self.kernel, interface, family).await
     }
 
     fn heard_in_tunnel(&self, peer: &NodeId) -> Option<Instant> {
-        self.tunnel.heard(&Owner::Node(peer.clone()).to_string())
+        self.tunnel.heard(&PeerId::Node(peer.clone()).to_string())
     }
 
     fn call_in_tunnel(&self, peer: &NodeId) {
-        self.tunnel.initiate(&Owner::Node(peer.clone()).to_string());
+        self.tunnel.initiate(&PeerId::Node(peer.clone()).to_string());
     }
 }

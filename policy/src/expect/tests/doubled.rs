@@ -16,7 +16,7 @@ use std::{
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
-use super::super::{Probe, list, run, store::Store};
+use super::super::{Expectation, list, run, store::WorldObjects};
 use crate::engine::{Cause, Side};
 
 const CLUSTERS: [&str; 2] = ["east", "west"];
@@ -119,7 +119,7 @@ fn the_rules_of_nftables_judge_the_worlds_alike() {
     let mut checked = 0;
     for world in worlds() {
         for world in doubled(&world).into_iter().chain([world]) {
-            let mut store = Store::new(&world).unwrap();
+            let mut store = WorldObjects::new(&world).unwrap();
             checked += compared(&world, &mut store, &world);
             for step in list(&world, "steps").unwrap() {
                 list(step, "apply").unwrap().iter().for_each(|change| store.apply(change).unwrap());
@@ -131,11 +131,11 @@ fn the_rules_of_nftables_judge_the_worlds_alike() {
 }
 
 /// Compares what nftables and the classifier say of the probes of a world or a step.
-fn compared(world: &Value, store: &mut Store, of: &Value) -> usize {
+fn compared(world: &Value, store: &mut WorldObjects, of: &Value) -> usize {
     let (classifier, rules) = (store.classifier(), store.ruleset());
     let probes = list(of, "probes").unwrap();
     for value in probes {
-        let flow = Probe::read(value, store).unwrap().flow;
+        let flow = Expectation::read(value, store).unwrap().flow;
         let connection = classifier.connection(&flow);
         for (side, verdict) in [(Side::Egress, connection.egress), (Side::Ingress, connection.ingress)] {
             // No packet of these meets the rules of pods.

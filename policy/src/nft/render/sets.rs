@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    super::{Element, Set, SetKind, ranges::Ranges},
+    super::{AddressSetKind, Set, SetElement, ranges::Ranges},
     Draft,
 };
 use crate::{
@@ -167,7 +167,7 @@ impl Engine {
         (v4, sure): (bool, bool),
         protocol: Option<Protocol>,
         name: &str,
-    ) -> Vec<Element> {
+    ) -> Vec<SetElement> {
         let mut elements = Vec::new();
         let mut pod = |index: u32, wanted: &dyn Fn(IpAddr) -> bool| {
             let Some(Some(info)) = self.pods.infos.get(index) else { return };
@@ -177,7 +177,7 @@ impl Engine {
                 }
                 self.pods.owned(index, &mut |address| {
                     if address.is_ipv4() == v4 && wanted(address) {
-                        elements.push(Element::Port(address, port.protocol, port.port));
+                        elements.push(SetElement::Port(address, port.protocol, port.port));
                     }
                 });
             }
@@ -227,11 +227,11 @@ impl Draft<'_> {
     fn make(&self, peers: &[PeerRef], of: &SetOf) -> Made {
         let (kind, elements) = match of {
             SetOf::Named { v4, sure, protocol, name } => {
-                let kind = if *v4 { SetKind::V4Port } else { SetKind::V6Port };
+                let kind = if *v4 { AddressSetKind::V4Port } else { AddressSetKind::V6Port };
                 (kind, self.engine.named(peers, (*v4, *sure), *protocol, name))
             }
             SetOf::Sure { v4, .. } | SetOf::Unsure { v4, .. } | SetOf::Known { v4 } | SetOf::Mesh { v4 } => {
-                let kind = if *v4 { SetKind::V4 } else { SetKind::V6 };
+                let kind = if *v4 { AddressSetKind::V4 } else { AddressSetKind::V6 };
                 (kind, self.engine.ranges(peers, of).elements())
             }
         };

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    super::{Chain, Match, Rule, Then},
+    super::{ChainRule, Match, RuleChain, Then},
     Draft, PodChain,
     ports::resolve,
     sets::SetOf,
@@ -18,7 +18,7 @@ use crate::{
 
 impl Draft<'_> {
     /// What NetworkPolicies allow, and the end of it; nothing where none selects the pod.
-    pub(super) fn union(&mut self, chain: &PodChain, policies: &[(u32, bool)]) -> Vec<Rule> {
+    pub(super) fn union(&mut self, chain: &PodChain, policies: &[(u32, bool)]) -> Vec<ChainRule> {
         let Some((first, _)) = policies.first() else { return Vec::new() };
         let engine = self.engine;
         // Rules with the same ports are one rule with all their peers.
@@ -39,20 +39,20 @@ impl Draft<'_> {
         }
         // No NetworkPolicy keeps a pod from itself, which it reaches here by a Service's address.
         let families = [true, false].map(|v4| chain.addresses.iter().copied().filter(move |ip| ip.is_ipv4() == v4));
-        let mut rules: Vec<Rule> = families
+        let mut rules: Vec<ChainRule> = families
             .map(|own| own.collect::<Vec<_>>())
             .into_iter()
             .filter(|own| !own.is_empty())
-            .map(|own| Rule { matches: vec![Match::Own(own)], then: Then::Allow, because: "itself".into() })
+            .map(|own| ChainRule { matches: vec![Match::Own(own)], then: Then::Allow, because: "itself".into() })
             .collect();
         for SamePorts { ports, peers, mut policies } in groups {
             policies.sort_unstable();
             let names: Vec<String> = policies.into_iter().map(ToString::to_string).collect();
             let because = format!("NetworkPolicy {}", names.join(", "));
-            self.rule(chain, &peers, ports, Sureness::Sure, Then::Allow, &because, &mut rules);
+            self.rule(chain, &peers, ports, Match3::Sure, Then::Allow, &because, &mut rules);
         }
         let because = format!("isolated by {}", engine.policies[*first].name);
-        rules.push(Rule { matches: Vec::new(), then: Then::Drop, because: because.into() });
+        rules.push(ChainRule { matches: Vec::new(), then: Then::Drop, because: because.into() });
         rules
     }
 
@@ -75,8 +75,8 @@ impl Draft<'_> {
         passed: bool,
         end: &Then,
         name: &str,
-        out: &mut Vec<Rule>,
-        made: &mut Vec<(String, Chain)>,
+        out: &mut Vec<ChainRule>,
+        made: &mut Vec<(String, RuleChain)>,
     ) {
         let baseline = !matches!(end, Then::Goto(_));
         for (position, tier_rule) in rules.iter().enumerate() {
@@ -85,39 +85,39 @@ impl Draft<'_> {
             let (peers, ports) = (&rule.peers, &rule.ports);
             match rule.action {
                 Action::Deny => {
-                    self.rule(chain, peers, ports, Sureness::Either, Then::Drop, &because, out);
+                    self.rule(chain, peers, ports, Match3::Either, Then::Drop, &because, out);
                 }
                 Action::Accept if tier_rule.unsure => {}
                 Action::Accept if passed => {
-                    self.rule(chain, peers, ports, Sureness::Sure, end.clone(), &because, out);
+                    self.rule(chain, peers, ports, Match3::Sure, end.clone(), &because, out);
                 }
                 Action::Accept => {
-                    self.rule(chain, peers, ports, Sureness::Sure, Then::Allow, &because, out);
+                    self.rule(chain, peers, ports, Match3::Sure, Then::Allow, &because, out);
                 }
                 Action::Pass if baseline && tier_rule.unsure => {}
                 Action::Pass if baseline => {
-                    self.rule(chain, peers, ports, Sureness::Sure, Then::Allow, &because, out);
+                    self.rule(chain, peers, ports, Match3::Sure, Then::Allow, &because, out);
                 }
                 Action::Pass => {
                     if !tier_rule.unsure {
-                        self.rule(chain, peers, ports, Sureness::Sure, end.clone(), &because, out);
+                        self.rule(chain, peers, ports, Match3::Sure, end.clone(), &because, out);
                     }
                     if passed {
                         continue;
                     }
-                    let sureness = if tier_rule.unsure { Sureness::Either } else { Sureness::Unsure };
+                    let sureness = if tier_rule.unsure { Match3::Either } else { Match3::Unsure };
                     let next = format!("{name}_p{position}");
                     let before = out.len();
                     self.rule(chain, peers, ports, sureness, Then::Goto(next.clone()), &because, out);
                     if out.len() > before {
                         let mut rest = Vec::new();
                         self.tier(chain, &rules[position + 1..], true, end, &next, &mut rest, made);
-                        made.push((next, Chain { rules: rest }));
+                        made.push((next, RuleChain { rules: rest }));
                     }
                 }
             }
         }
-        out.push(Rule { matches: Vec::new(), then: end.clone(), because: Arc::default() });
+        out.push(ChainRule { matches: Vec::new(), then: end.clone(), because: Arc::default() });
     }
 
     /// One rule of a policy, as the rules that it takes.
@@ -127,14 +127,14 @@ impl Draft<'_> {
         chain: &PodChain,
         peers: &[PeerRef],
         ports: &PortSet,
-        sureness: Sureness,
+        sureness: Match3,
         then: Then,
         because: &str,
-        out: &mut Vec<Rule>,
+        out: &mut Vec<ChainRule>,
     ) {
         let because: Arc<str> = because.into();
         let mut push =
-            |matches: Vec<Match>| out.push(Rule { matches, then: then.clone(), because: Arc::clone(&because) });
+            |matches: Vec<Match>| out.push(ChainRule { matches, then: then.clone(), because: Arc::clone(&because) });
         let ends = self.ends(peers, sureness, chain.side);
         let Some(list) = ports.as_slice() else {
             ends.into_iter().for_each(push);
@@ -160,9 +160,9 @@ impl Draft<'_> {
     }
 
     /// Conditions on the other end's address, one of which must hold; an empty one holds always.
-    fn ends(&mut self, peers: &[PeerRef], sureness: Sureness, side: Side) -> Vec<Vec<Match>> {
+    fn ends(&mut self, peers: &[PeerRef], sureness: Match3, side: Side) -> Vec<Vec<Match>> {
         if peers.contains(&PeerRef::Anyone) {
-            return if sureness == Sureness::Unsure { Vec::new() } else { vec![Vec::new()] };
+            return if sureness == Match3::Unsure { Vec::new() } else { vec![Vec::new()] };
         }
         let mut ends = Vec::new();
         let pods = peers.iter().any(|peer| matches!(peer, PeerRef::Set(_)));
@@ -177,12 +177,12 @@ impl Draft<'_> {
             if !relevant {
                 continue;
             }
-            if sureness != Sureness::Unsure
+            if sureness != Match3::Unsure
                 && let Some(set) = self.set(peers, SetOf::Sure { v4, source }, true)
             {
                 ends.push(vec![Match::Peer { set, v4, not: false }]);
             }
-            if sureness == Sureness::Sure {
+            if sureness == Match3::Sure {
                 continue;
             }
             if let Some(set) = self.set(peers, SetOf::Unsure { v4, source }, false) {
@@ -223,13 +223,13 @@ impl TierRule {
 
 /// Which peers a rule is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sureness {
+enum Match3 {
     Sure,
     Unsure,
     Either,
 }
 
-impl Sureness {
+impl Match3 {
     /// Whether peers that surely match are meant, or those that only may.
     fn includes(self, sure: bool) -> bool {
         self == Self::Either || (self == Self::Sure) == sure

@@ -46,12 +46,12 @@ fn a_family_without_room_is_named_with_the_size_of_its_pool() {
     let taken = [key("", "fd00::/62")];
     assert_eq!(
         choose(&networks, &taken, &mut StdRng::seed_from_u64(1)),
-        Err(PoolExhausted { family: Family::V6, total: 3 })
+        Err(PoolExhausted { family: PoolFamily::V6, total: 3 })
     );
     assert_eq!(usage(&networks, &taken), Usage { total: 3, used: 3 });
     assert_eq!(
         choose(&networks, &[key("0.0.0.0/0", "")], &mut StdRng::seed_from_u64(1)),
-        Err(PoolExhausted { family: Family::V4, total: 255 })
+        Err(PoolExhausted { family: PoolFamily::V4, total: 255 })
     );
 }
 

@@ -9,13 +9,13 @@ use std::{
 use etcd_schema::SubnetKey;
 use mesh::{
     problem::Problem,
-    records::{Revision, View},
+    records::{Records, Revision},
 };
 
 use crate::{
     endpoints::EndpointRecords,
     guard::Evidence,
-    membership::{Answer, Call, CallId, LocalFacts, Membership, MembershipState},
+    membership::{Call, CallAnswer, CallId, LocalFacts, Membership, MembershipState},
     objects::ObjectChanges,
     store::{Accepted, Store},
     types::{CallError, Committed, Entry, KeyListing, Transaction, WatchEvent},
@@ -55,7 +55,7 @@ pub enum Input {
         deleted_since: BTreeSet<String>,
     },
     /// The answer to [`Effect::Call`]; each gets exactly one, from the session that it was made on.
-    Answer(CallId, Answer, SessionNumber),
+    Answer(CallId, CallAnswer, SessionNumber),
     /// The answer to [`Effect::WriteEndpoints`]; each gets exactly one.
     EndpointsWritten(Result<Committed, CallError>, SessionNumber),
     /// The answer to [`Effect::LookBack`]; each gets exactly one.
@@ -80,7 +80,7 @@ pub enum Input {
 #[derive(Debug)]
 pub enum Effect {
     /// Records in force.
-    Publish(Arc<View>),
+    Publish(Arc<Records>),
     /// How this node stands.
     Status(Box<ControlStatus>),
     /// Make this call on the session in use.
@@ -134,7 +134,7 @@ pub struct ControlStatus {
     pub subnet: Option<SubnetKey>,
     /// Whether this daemon may act as the node, see [`Membership::holds_identity`].
     pub holds_identity: bool,
-    /// Problems of this node itself, its connection to etcd among them; those of records are in [`View::problems`].
+    /// Problems of this node itself, its connection to etcd among them; those of records are in [`Records::problems`].
     pub problems: Vec<Problem>,
     /// Whether etcd was read, and has never had a Kubernetes object since the start.
     pub no_kubernetes_objects: bool,
@@ -188,6 +188,6 @@ pub struct Start {
 pub struct CacheInfo {
     /// How old it was then.
     pub age: Duration,
-    /// Whether it may be forwarded by: it is not older than `LeaseTTL`. Otherwise wait for `View::synced`.
+    /// Whether it may be forwarded by: it is not older than `LeaseTTL`. Otherwise wait for `Records::synced`.
     pub usable: bool,
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::*;
 use crate::{
     membership::{Call, Identity},
-    model::Etcd,
+    model::EtcdModel,
     objects::{Item, ObjectReader, ReadObject, RefusedObject},
     store::Accepted,
     types::{Transaction, Write},
@@ -37,7 +37,7 @@ impl ObjectReader for JsonReader {
 struct Node {
     core: ControlCore,
     now: Instant,
-    etcd: Etcd,
+    etcd: EtcdModel,
     /// The session that stands, and what its watch has brought.
     session: Option<SessionNumber>,
     sessions: SessionNumber,
@@ -47,7 +47,7 @@ struct Node {
     is_silent: bool,
     /// etcd refuses writes of `endpoints/`, and does not read its history.
     refuses: bool,
-    view: Arc<View>,
+    records: Arc<Records>,
     status: ControlStatus,
     handed_on: Vec<(Vec<String>, Revision, bool)>,
     accepted: Option<Accepted>,
@@ -61,11 +61,11 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        Self::with(Instant::now(), Etcd::new(), None, 1)
+        Self::with(Instant::now(), EtcdModel::new(), None, 1)
     }
 
     /// One that starts from a cache, as the process of this number.
-    fn with(now: Instant, etcd: Etcd, cached: Option<CacheContent>, start_count: u64) -> Self {
+    fn with(now: Instant, etcd: EtcdModel, cached: Option<CacheContent>, start_count: u64) -> Self {
         let identity = Identity {
             id: "n1".parse().unwrap(),
             boot_id: "b".into(),
@@ -81,7 +81,7 @@ impl Node {
         }
         let membership = Membership::new(now, identity, membership::tests::facts(1), previous, false, 7);
         let core = ControlCore::new(now, Start { store, membership, cache_usable, hands_on: true });
-        let (view, status) = (core.view(), core.status().clone());
+        let (records, status) = (core.records(), core.status().clone());
         Self {
             core,
             now,
@@ -92,7 +92,7 @@ impl Node {
             inputs: VecDeque::new(),
             is_silent: false,
             refuses: false,
-            view,
+            records,
             status,
             handed_on: Vec::new(),
             accepted: None,
@@ -139,19 +139,19 @@ impl Node {
         let session = self.session.unwrap_or_default();
         let lost = || CallError::Indeterminate("lost".into());
         match effect {
-            Effect::Publish(view) => self.view = view,
+            Effect::Publish(records) => self.records = records,
             Effect::Status(status) => {
                 assert_ne!(*status, self.status, "the same again");
                 self.status = *status;
             }
             Effect::Call(id, call) => {
                 let answer = match call {
-                    Call::Grant { .. } if self.is_silent => Answer::Granted(Err(lost())),
-                    Call::KeepAlive { .. } if self.is_silent => Answer::KeptAlive(Err(lost())),
-                    Call::Transact(_) if self.is_silent => Answer::Committed(Err(lost())),
-                    Call::Grant { ttl } => Answer::Granted(Ok(self.etcd.grant(self.now, ttl))),
-                    Call::KeepAlive { lease } => Answer::KeptAlive(self.etcd.keep_alive(self.now, lease)),
-                    Call::Transact(transaction) => Answer::Committed(self.etcd.transact(&transaction)),
+                    Call::Grant { .. } if self.is_silent => CallAnswer::Granted(Err(lost())),
+                    Call::KeepAlive { .. } if self.is_silent => CallAnswer::KeptAlive(Err(lost())),
+                    Call::Transact(_) if self.is_silent => CallAnswer::Committed(Err(lost())),
+                    Call::Grant { ttl } => CallAnswer::Granted(Ok(self.etcd.grant(self.now, ttl))),
+                    Call::KeepAlive { lease } => CallAnswer::KeptAlive(self.etcd.keep_alive(self.now, lease)),
+                    Call::Transact(transaction) => CallAnswer::Committed(self.etcd.transact(&transaction)),
                 };
                 self.inputs.push_back(Input::Answer(id, answer, session));
             }
@@ -260,7 +260,7 @@ fn a_node_joins_says_so_and_writes_its_cache() {
     assert_eq!(node.status.revision, node.etcd.revision);
     assert_eq!(node.handed_on.last().map(|handed_on| handed_on.1), Some(node.etcd.revision));
     assert!(node.etcd.keys.contains_key(&node.subnet()) && node.etcd.keys.contains_key("nodes/n1"));
-    assert_eq!(node.view.nodes.len(), 1);
+    assert_eq!(node.records.nodes.len(), 1);
     let cached = node.cached.as_ref().unwrap();
     assert_eq!((cached.subnet, cached.lease_ttl), (node.status.subnet, Some(20 * SECOND)));
     assert!(!node.core.is_unsaved());
@@ -278,7 +278,7 @@ fn an_invalid_config_is_one_problem() {
     node.connect();
     assert_eq!(node.status.state, MembershipState::NoConfig);
     assert_eq!(node.problems(), []);
-    assert_eq!(node.view.problems.len(), 1);
+    assert_eq!(node.records.problems.len(), 1);
 }
 
 #[test]
@@ -351,19 +351,19 @@ fn an_etcd_that_went_back_withdraws_nothing_until_the_operator_accepts_it() {
         "peers/laptop",
         r#"{"publicKey": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "allowedIPs": ["192.0.2.7/32"]}"#,
     );
-    assert_eq!(node.view.peers.len(), 1, "{:?}", node.view.problems);
+    assert_eq!(node.records.peers.len(), 1, "{:?}", node.records.problems);
     node.disconnect();
     let now = node.now;
     node.etcd.restore(&backup, now);
     node.handed_on.clear();
     node.connect();
     node.pass(300 * SECOND);
-    assert_eq!(node.view.peers.len(), 1, "what the older etcd lacks stays in force");
+    assert_eq!(node.records.peers.len(), 1, "what the older etcd lacks stays in force");
     assert!(node.handed_on.iter().all(|(keys, ..)| !keys.contains(&"-networkpolicies/shop/p".to_owned())));
     assert!(matches!(node.status.state, MembershipState::Joined { .. }), "{:?}", node.status.state);
     node.take(Input::Accept);
     assert_eq!(node.accepted, Some(Accepted { withdrawn: 2, changed: 0 }));
-    assert_eq!(node.view.peers.len(), 0);
+    assert_eq!(node.records.peers.len(), 0);
     assert_eq!(node.handed_on.last().unwrap().0, ["-networkpolicies/shop/p"]);
 }
 
@@ -519,13 +519,13 @@ fn a_clone_takes_the_note_of_its_identity_back() {
 fn a_config_that_changes_is_in_force_at_once() {
     let mut node = Node::joined();
     node.operator_puts("config", &CONFIG.replace("20", "40"));
-    assert_eq!(node.view.config.as_ref().unwrap().value.lease_ttl, 40 * SECOND);
+    assert_eq!(node.records.config.as_ref().unwrap().value.lease_ttl, 40 * SECOND);
     let dual = CONFIG.replace('}', r#", "EnableIPv6": true, "IPv6Network": "fd00::/56"}"#);
     node.operator_puts("config", &dual);
-    assert_eq!(node.view.config.as_ref().unwrap().value.networks().count(), 2);
+    assert_eq!(node.records.config.as_ref().unwrap().value.networks().count(), 2);
     assert!(matches!(node.status.state, MembershipState::Joined { .. }));
     // One that excludes its subnet is refused.
     node.operator_puts("config", &CONFIG.replace("10.0.0.0", "10.9.0.0"));
-    assert_eq!(node.view.config.as_ref().unwrap().value.networks().count(), 2);
-    assert_eq!(node.view.problems.len(), 1);
+    assert_eq!(node.records.config.as_ref().unwrap().value.networks().count(), 2);
+    assert_eq!(node.records.problems.len(), 1);
 }

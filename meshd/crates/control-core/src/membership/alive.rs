@@ -15,9 +15,9 @@ use mesh::problem::{Problem, ProblemCode};
 use mesh::records::{LeaseId, Revision};
 use rand::rngs::StdRng;
 
-use super::{ALIVE_TTL, Answer, Call, CallId, Context, Flight};
+use super::{ALIVE_TTL, Call, CallAnswer, CallId, Context, Flight};
 use crate::{
-    store::Kept,
+    store::StoredKey,
     types::{CallError, Compare, Transaction, Write},
 };
 
@@ -36,7 +36,7 @@ pub(super) struct AliveLane {
     /// etcd's revision when this process first read it; lower once etcd itself went back.
     start_revision: Option<Revision>,
     /// Other incarnations whose records were seen within [`ALIVE_TTL`], the latest last.
-    foreign: Vec<Foreign>,
+    foreign: Vec<ForeignAlive>,
     yielded: Option<Yielded>,
 }
 
@@ -55,7 +55,7 @@ enum Claim {
 
 /// A record of another incarnation, which ours replaced or is about to replace.
 #[derive(Debug)]
-struct Foreign {
+struct ForeignAlive {
     /// `None`: a value that cannot be read.
     alive: Option<Alive>,
     mod_revision: Revision,
@@ -107,7 +107,7 @@ impl AliveLane {
         };
         let key = Key::Alive(context.identity.id.clone()).to_string();
         let found = context.store.get(&key);
-        let ours = found.and_then(Kept::alive).is_some_and(|alive| alive.incarnation == own.incarnation);
+        let ours = found.and_then(StoredKey::alive).is_some_and(|alive| alive.incarnation == own.incarnation);
         self.foreign.retain(|foreign| context.now.saturating_duration_since(foreign.seen) < ALIVE_TTL);
         match self.claim {
             Claim::Unproven { since } if ours => {
@@ -146,7 +146,7 @@ impl AliveLane {
         } else if !ours || stale {
             if let Claim::Unproven { since } = &mut self.claim {
                 *since = Some(context.now);
-                let predecessor = found.and_then(Kept::alive).map(|alive| alive.incarnation);
+                let predecessor = found.and_then(StoredKey::alive).map(|alive| alive.incarnation);
                 self.found_another |=
                     found.is_some() && (predecessor.is_none() || predecessor != context.identity.predecessor);
             }
@@ -164,7 +164,7 @@ impl AliveLane {
     /// Whether this daemon goes on leaving the identity to another one: until etcd holds no record of one. An etcd
     /// that is not the one before proves that only after [`ALIVE_TTL`]. A record without a lease never goes by itself,
     /// but only somebody's hand writes one: after [`ALIVE_TTL`] it is put to the proof again.
-    fn still_yields(&mut self, now: Instant, found: Option<&Kept>) -> bool {
+    fn still_yields(&mut self, now: Instant, found: Option<&StoredKey>) -> bool {
         let Some(yielded) = &mut self.yielded else { return false };
         let over = match found {
             None => yielded.absent_until.is_none_or(|until| until <= now),
@@ -188,12 +188,12 @@ impl AliveLane {
     }
 
     /// Takes in that etcd holds a record of another incarnation; yields if its process runs and is the older one.
-    fn meet(&mut self, now: Instant, key: &str, own: &Alive, found: &Kept, predecessor: Option<u64>) {
+    fn meet(&mut self, now: Instant, key: &str, own: &Alive, found: &StoredKey, predecessor: Option<u64>) {
         let other = found.alive();
         let replaced_ours = matches!(self.claim, Claim::Stood { .. });
         let mod_revision = found.mod_revision;
         let incarnation = |alive: &Alive| alive.incarnation;
-        let same = |known: &&mut Foreign| known.alive.as_ref().map(incarnation) == other.map(incarnation);
+        let same = |known: &&mut ForeignAlive| known.alive.as_ref().map(incarnation) == other.map(incarnation);
         match self.foreign.iter_mut().find(same) {
             Some(known) if known.mod_revision != mod_revision => {
                 known.mod_revision = mod_revision;
@@ -217,7 +217,7 @@ impl AliveLane {
                 if self.foreign.len() == MAX_FOREIGN {
                     self.foreign.remove(0);
                 }
-                self.foreign.push(Foreign {
+                self.foreign.push(ForeignAlive {
                     alive: other.cloned(),
                     mod_revision,
                     seen: now,
@@ -308,16 +308,16 @@ impl AliveLane {
         self.claim = Claim::Unproven { since: None };
     }
 
-    pub(super) fn answered(&mut self, now: Instant, call: CallId, answer: &Answer, rng: &mut StdRng) -> bool {
+    pub(super) fn answered(&mut self, now: Instant, call: CallId, answer: &CallAnswer, rng: &mut StdRng) -> bool {
         if !self.flight.landed(call) {
             return false;
         }
         match answer {
-            Answer::Granted(Ok(granted)) | Answer::KeptAlive(Ok(granted)) => {
+            CallAnswer::Granted(Ok(granted)) | CallAnswer::KeptAlive(Ok(granted)) => {
                 self.lease = Some((granted.lease, now + granted.ttl / 3));
                 self.flight.succeeded();
             }
-            Answer::Committed(Ok(committed)) => {
+            CallAnswer::Committed(Ok(committed)) => {
                 if committed.succeeded {
                     let since = match self.claim {
                         Claim::Unproven { since } => since.unwrap_or(now),
@@ -333,7 +333,7 @@ impl AliveLane {
                 // The store shows the outcome in a moment; without the wait the put would be made again until then.
                 self.flight.wait(now, rng);
             }
-            Answer::Granted(Err(error)) | Answer::KeptAlive(Err(error)) | Answer::Committed(Err(error)) => {
+            CallAnswer::Granted(Err(error)) | CallAnswer::KeptAlive(Err(error)) | CallAnswer::Committed(Err(error)) => {
                 if *error == CallError::LeaseNotFound {
                     // It expired: our record is gone, and a daemon that came meanwhile was here first.
                     self.forget();

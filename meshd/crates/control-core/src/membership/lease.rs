@@ -6,7 +6,7 @@ use etcd_schema::{Key, SubnetKey, SubnetLease};
 use mesh::records::LeaseId;
 use rand::rngs::StdRng;
 
-use super::{Answer, Call, CallId, Context, Flight};
+use super::{Call, CallAnswer, CallId, Context, Flight};
 use crate::types::CallError;
 
 /// Bounds of the time between two keepalives.
@@ -53,7 +53,7 @@ impl LeaseLane {
             }
             (Some(_), _) => {}
             (None, _) => {
-                if let Some(config) = &context.store.view().config {
+                if let Some(config) = &context.store.records().config {
                     self.flight.call = Some(context.call(Call::Grant { ttl: config.value.lease_ttl }));
                 }
             }
@@ -73,25 +73,25 @@ impl LeaseLane {
         }
     }
 
-    pub(super) fn answered(&mut self, now: Instant, call: CallId, answer: &Answer, rng: &mut StdRng) -> bool {
+    pub(super) fn answered(&mut self, now: Instant, call: CallId, answer: &CallAnswer, rng: &mut StdRng) -> bool {
         if !self.flight.landed(call) {
             return false;
         }
         match answer {
-            Answer::Granted(Ok(granted)) | Answer::KeptAlive(Ok(granted)) => {
+            CallAnswer::Granted(Ok(granted)) | CallAnswer::KeptAlive(Ok(granted)) => {
                 self.held = Some(granted.lease);
                 self.renew_at = Some(now + (granted.ttl / 3).clamp(SHORTEST, LONGEST));
                 self.flight.succeeded();
             }
-            Answer::KeptAlive(Err(CallError::LeaseNotFound)) => {
+            CallAnswer::KeptAlive(Err(CallError::LeaseNotFound)) => {
                 self.gone = self.held.take();
                 self.renew_at = None;
                 self.flight.succeeded();
             }
-            Answer::Granted(Err(error)) | Answer::KeptAlive(Err(error)) | Answer::Committed(Err(error)) => {
+            CallAnswer::Granted(Err(error)) | CallAnswer::KeptAlive(Err(error)) | CallAnswer::Committed(Err(error)) => {
                 self.flight.failed(now, error, rng);
             }
-            Answer::Committed(Ok(_)) => {}
+            CallAnswer::Committed(Ok(_)) => {}
         }
         true
     }

@@ -35,7 +35,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 
 use self::{alive::AliveLane, lease::LeaseLane, records::RecordsLane};
 use super::{
-    allocator::Family,
+    allocator::PoolFamily,
     store::Store,
     types::{CallError, Committed, Granted, Transaction},
 };
@@ -118,7 +118,7 @@ pub enum MembershipState {
     /// No subnet is free; heals by itself.
     PoolExhausted {
         /// The family that has none left.
-        family: Family,
+        family: PoolFamily,
         /// How many its pool has.
         total: u128,
     },
@@ -158,7 +158,7 @@ pub enum Input {
     /// Time passed.
     Tick,
     /// A call is over; each call gets exactly one answer.
-    Answer(CallId, Answer),
+    Answer(CallId, CallAnswer),
 }
 
 /// Tells answers apart.
@@ -167,7 +167,7 @@ pub struct CallId(u64);
 
 /// What came of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum CallAnswer {
     /// Of [`Call::Grant`].
     Granted(Result<Granted, CallError>),
     /// Of [`Call::KeepAlive`].
@@ -445,22 +445,25 @@ impl Membership {
         [self.alive.refusal(), self.lease.refusal(), self.records.refusal()].into_iter().flatten().collect()
     }
 
-    fn answered(&mut self, now: Instant, call: CallId, answer: &Answer, store: &Store) {
+    fn answered(&mut self, now: Instant, call: CallId, answer: &CallAnswer, store: &Store) {
         let rng = &mut self.rng;
         let taken = self.alive.answered(now, call, answer, rng)
             || self.lease.answered(now, call, answer, rng)
             || self.records.answered(now, call, answer, store, rng);
-        if taken && matches!(answer, Answer::Committed(Err(CallError::LeaseNotFound))) {
+        if taken && matches!(answer, CallAnswer::Committed(Err(CallError::LeaseNotFound))) {
             self.lease.gone_if(self.records.lease_used());
         }
     }
 }
 
 fn is_removed(context: &Context<'_>) -> bool {
-    let view = context.store.view();
+    let records = context.store.records();
     let keys = [Some(context.facts.public_key), context.facts.next_public_key];
-    view.removed.contains_key(&context.identity.id)
-        || view.removed.values().any(|removed| keys.iter().flatten().any(|key| removed.value.public_keys.contains(key)))
+    records.removed.contains_key(&context.identity.id)
+        || records
+            .removed
+            .values()
+            .any(|removed| keys.iter().flatten().any(|key| removed.value.public_keys.contains(key)))
 }
 
 /// A call that is under way, and when the lane may make the next one.

@@ -11,7 +11,7 @@ use etcd_schema::{
 use mesh::records::{LeaseId, Revision};
 use rand::rngs::StdRng;
 
-use super::{Answer, Call, CallId, Context, Flight, LocalFacts, MembershipState};
+use super::{Call, CallAnswer, CallId, Context, Flight, LocalFacts, MembershipState};
 use crate::{
     allocator::{self, PoolExhausted},
     store::Store,
@@ -149,8 +149,8 @@ impl RecordsLane {
         }
         let Some(lease) = lease else { return };
         self.exhausted = None;
-        let view = context.store.view();
-        let Some(config) = view.config.as_ref().map(|record| &*record.value) else { return };
+        let records = context.store.records();
+        let Some(config) = records.config.as_ref().map(|record| &*record.value) else { return };
         self.outdated = self.own.is_some_and(|own| is_outdated(context, &own));
         let transaction = match self.own {
             Some(own) => match standing(context, &own) {
@@ -185,7 +185,7 @@ impl RecordsLane {
         &mut self,
         now: Instant,
         call: CallId,
-        answer: &Answer,
+        answer: &CallAnswer,
         store: &Store,
         rng: &mut StdRng,
     ) -> bool {
@@ -194,7 +194,7 @@ impl RecordsLane {
         }
         let claims = self.claims.take();
         match answer {
-            Answer::Committed(Ok(committed)) => {
+            CallAnswer::Committed(Ok(committed)) => {
                 self.flight.refusal = None;
                 if committed.succeeded {
                     if claims.is_some() {
@@ -211,7 +211,7 @@ impl RecordsLane {
                     self.flight.wait(now, rng);
                 }
             }
-            Answer::Committed(Err(error)) => {
+            CallAnswer::Committed(Err(error)) => {
                 self.wait = None;
                 match error {
                     CallError::Indeterminate(_) => {
@@ -223,7 +223,7 @@ impl RecordsLane {
                     CallError::Refused(_) => self.flight.failed(now, error, rng),
                 }
             }
-            Answer::Granted(_) | Answer::KeptAlive(_) => {}
+            CallAnswer::Granted(_) | CallAnswer::KeptAlive(_) => {}
         }
         true
     }
@@ -285,7 +285,7 @@ impl RecordsLane {
             (Some(subnet), None, _) if self.granted == Some(subnet) || is_ours(context, &subnet) => {
                 MembershipState::Joined { subnet }
             }
-            (_, _, _) if context.store.view().config.is_none() => MembershipState::NoConfig,
+            (_, _, _) if context.store.records().config.is_none() => MembershipState::NoConfig,
             (None, _, _) if own_networks(context).is_none() => {
                 MembershipState::NoNetwork { cluster: context.facts.cluster.clone() }
             }
@@ -356,7 +356,7 @@ fn is_by_kubernetes(context: &Context<'_>) -> bool {
 
 /// The networks of this node's cluster in the configuration in force.
 fn own_networks(context: &Context<'_>) -> Option<ClusterNetworks> {
-    context.store.view().config.as_ref()?.value.of_cluster(&context.facts.cluster).copied()
+    context.store.records().config.as_ref()?.value.of_cluster(&context.facts.cluster).copied()
 }
 
 /// A key without lease that names this node, or else no node and its public address: that may be a node's of another
@@ -394,7 +394,7 @@ fn is_outdated(context: &Context<'_>, own: &SubnetKey) -> bool {
         let by_kubernetes = networks.is_allocated_by_kubernetes();
         networks.cover(own) && if by_kubernetes { is_block() } else { networks.has_families_of(own) }
     };
-    context.store.view().config.is_some() && !own_networks(context).is_some_and(fits)
+    context.store.records().config.is_some() && !own_networks(context).is_some_and(fits)
 }
 
 fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
@@ -407,7 +407,7 @@ fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
         if let Some(other) = store.present_subnets().find(|other| own.overlaps(other) && !is_freed(other)) {
             return Standing::Lost(format!("`{}` overlaps it", Key::Subnet(*other)));
         }
-        let outside = store.view().config.as_ref().is_some_and(|config| !config.value.covers(own));
+        let outside = store.records().config.as_ref().is_some_and(|config| !config.value.covers(own));
         if outside {
             return Standing::Lost("it is outside the networks of `config`".into());
         }

@@ -12,7 +12,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
 use crate::{
-    model::Etcd,
+    model::EtcdModel,
     types::{Entry, KeyListing, WatchEvent, Write},
 };
 
@@ -35,7 +35,7 @@ struct Sim {
     rng: StdRng,
     now: Instant,
     start: Instant,
-    etcd: Etcd,
+    etcd: EtcdModel,
     nodes: Vec<Node>,
     queue: BinaryHeap<Due>,
     sequence: u64,
@@ -47,7 +47,7 @@ struct Sim {
     /// Every key with every node that ever owned it.
     granted: BTreeSet<(String, NodeId)>,
     /// What etcd may be restored from.
-    backups: Vec<Etcd>,
+    backups: Vec<EtcdModel>,
 }
 
 struct Node {
@@ -76,7 +76,7 @@ struct Node {
 #[derive(Debug)]
 enum What {
     Arrive { node: usize, process: u64, call: CallId, what: Call, lost_answer: bool },
-    Answer { node: usize, process: u64, call: CallId, answer: Answer },
+    Answer { node: usize, process: u64, call: CallId, answer: CallAnswer },
     Deliver { node: usize, process: u64, upto: Revision },
     List { node: usize, process: u64 },
     Start { node: usize },
@@ -122,12 +122,12 @@ pub(crate) fn facts(number: u8) -> LocalFacts {
     }
 }
 
-fn lost(what: &Call) -> Answer {
+fn lost(what: &Call) -> CallAnswer {
     let error = CallError::Indeterminate("lost".into());
     match what {
-        Call::Grant { .. } => Answer::Granted(Err(error)),
-        Call::KeepAlive { .. } => Answer::KeptAlive(Err(error)),
-        Call::Transact(_) => Answer::Committed(Err(error)),
+        Call::Grant { .. } => CallAnswer::Granted(Err(error)),
+        Call::KeepAlive { .. } => CallAnswer::KeptAlive(Err(error)),
+        Call::Transact(_) => CallAnswer::Committed(Err(error)),
     }
 }
 
@@ -140,7 +140,7 @@ impl Sim {
             rng: StdRng::seed_from_u64(seed),
             now: start,
             start,
-            etcd: Etcd::new(),
+            etcd: EtcdModel::new(),
             nodes: Vec::new(),
             queue: BinaryHeap::new(),
             sequence: 0,
@@ -306,9 +306,9 @@ impl Sim {
         match what {
             What::Arrive { node, process, call, what, lost_answer } => {
                 let answer = match what {
-                    Call::Grant { ttl } => Answer::Granted(Ok(self.etcd.grant(self.now, ttl))),
-                    Call::KeepAlive { lease } => Answer::KeptAlive(self.etcd.keep_alive(self.now, lease)),
-                    Call::Transact(transaction) => Answer::Committed(self.etcd.transact(&transaction)),
+                    Call::Grant { ttl } => CallAnswer::Granted(Ok(self.etcd.grant(self.now, ttl))),
+                    Call::KeepAlive { lease } => CallAnswer::KeptAlive(self.etcd.keep_alive(self.now, lease)),
+                    Call::Transact(transaction) => CallAnswer::Committed(self.etcd.transact(&transaction)),
                 };
                 self.changed(false);
                 if !lost_answer {
@@ -322,9 +322,9 @@ impl Sim {
                 }
                 let lost = matches!(
                     &answer,
-                    Answer::Committed(Err(CallError::Indeterminate(_)))
-                        | Answer::Granted(Err(CallError::Indeterminate(_)))
-                        | Answer::KeptAlive(Err(CallError::Indeterminate(_)))
+                    CallAnswer::Committed(Err(CallError::Indeterminate(_)))
+                        | CallAnswer::Granted(Err(CallError::Indeterminate(_)))
+                        | CallAnswer::KeptAlive(Err(CallError::Indeterminate(_)))
                 );
                 self.step(node, Input::Answer(call, answer));
                 if lost {
@@ -355,9 +355,9 @@ impl Sim {
                 let n = &mut self.nodes[node];
                 n.connected = true;
                 n.delivered = listing.revision;
-                n.store.listed(self.now, listing.clone());
+                n.store.on_list(self.now, listing.clone());
                 if n.store.awaits_list() {
-                    n.store.listed(self.now, listing);
+                    n.store.on_list(self.now, listing);
                 }
                 self.step(node, Input::Connected);
                 self.step(node, Input::Store);
@@ -377,7 +377,7 @@ impl Sim {
         true
     }
 
-    fn restore(&mut self, backup: &Etcd) {
+    fn restore(&mut self, backup: &EtcdModel) {
         if self.rng.random() {
             self.etcd.becomes_another_cluster();
         }
@@ -385,7 +385,7 @@ impl Sim {
     }
 
     /// etcd goes back to `backup`: connections break, calls under way are lost, answers under way still arrive.
-    fn go_back(&mut self, backup: &Etcd) {
+    fn go_back(&mut self, backup: &EtcdModel) {
         self.etcd.restore(backup, self.now);
         self.checked = self.etcd.revision;
         self.owners.clear();
@@ -786,7 +786,7 @@ fn history(seed: u64) {
             panic!("seed {seed}: {} is {state:?}", n.id);
         };
         let key = Key::Subnet(*subnet).to_string();
-        let config = std::sync::Arc::clone(&n.store.view().config.as_ref().unwrap().value);
+        let config = std::sync::Arc::clone(&n.store.records().config.as_ref().unwrap().value);
         assert_eq!(config.cluster_around(subnet), Some(&n.facts.cluster), "seed {seed}: {} has {key}", n.id);
         assert_eq!(sim.subnets_of(node), [key.as_str()], "seed {seed}: {} at {:?}", n.id, n.store.revision());
         let record = n.store.get(&Key::Node(n.id.clone()).to_string()).and_then(|kept| kept.get::<NodeRecord>());
@@ -879,7 +879,7 @@ fn a_restart_acts_as_the_node_at_once_and_a_possible_copy_waits_for_etcd() {
             let mut store = Store::default();
             let mut input = Input::Tick;
             if reads_etcd {
-                store.listed(start, listing(found));
+                store.on_list(start, listing(found));
                 input = Input::Connected;
             }
             membership.step(start, input, &store);
@@ -957,7 +957,7 @@ fn in_an_etcd_that_was_replaced_a_copy_leaves_the_first_word_to_the_original() {
         assert!(cloned(&sim, 1), "{:?}", state_of(&sim, 1));
         // The copy reaches the new one first.
         sim.nodes[0].reachable = false;
-        sim.restore(&Etcd::new());
+        sim.restore(&EtcdModel::new());
         sim.operator_puts("config", CONFIG);
         sim.run(sim.elapsed() + ALIVE_TTL - Duration::from_secs(5));
         assert!(cloned(&sim, 1), "{:?}", state_of(&sim, 1));
@@ -1080,7 +1080,7 @@ fn a_late_write_of_the_process_before_is_no_clone() {
         let mut store = Store::default();
         let listing =
             KeyListing { entries: vec![entry(ALIVE, &foreign(1, found))], revision: 7, ..KeyListing::default() };
-        store.listed(start, listing);
+        store.on_list(start, listing);
         membership.step(start, Input::Connected, &store);
         let late = Entry { mod_revision: 8, ..entry(ALIVE, &foreign(1, found)) };
         store.changed(start, vec![WatchEvent::Put(late)]);
@@ -1195,7 +1195,7 @@ fn of_clones_exactly_one_goes_on_whatever_happened() {
                     sim.at(away, What::Start { node });
                 }
                 2 => {
-                    sim.restore(&Etcd::new());
+                    sim.restore(&EtcdModel::new());
                     sim.operator_puts("config", CONFIG);
                 }
                 3 | 4 => {
@@ -1399,7 +1399,7 @@ fn nodes_put_everything_back_but_config_when_all_of_it_was_deleted() {
         for (node, subnet) in subnets.into_iter().enumerate() {
             assert_eq!(*state_of(&sim, node), MembershipState::Joined { subnet });
             assert_eq!(sim.subnets_of(node), [Key::Subnet(subnet).to_string()]);
-            assert_eq!(sim.nodes[node].store.view().nodes.len(), usize::from(nodes));
+            assert_eq!(sim.nodes[node].store.records().nodes.len(), usize::from(nodes));
         }
         assert!(!sim.etcd.keys.contains_key("config"), "that one is the operator's");
     }

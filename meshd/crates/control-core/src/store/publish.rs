@@ -1,18 +1,18 @@
-//! Publishes the store: the view, the configuration in force, the problems.
+//! Publishes the store: the records, the configuration in force, the problems.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use etcd_schema::{Key, NetworkConfig, RecordClass, SubnetKey, Value};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh::problem::{Problem, ProblemCode};
-use mesh::records::{MAX_PROBLEMS, Record, Retained, View};
+use mesh::records::{MAX_PROBLEMS, Record, Records, Retained};
 use prefix_trie::PrefixSet;
 use text::quote;
 
 use super::Store;
 use crate::{
-    config_rule::Judge,
-    guard::{HOLD, Held, Reason, Sign, WINDOW},
+    config_rule::ConfigReview,
+    guard::{HOLD, HeldRecord, HoldReason, Sign, WINDOW},
 };
 
 /// What the operator does to end a hold.
@@ -23,9 +23,9 @@ fn counted(count: usize, one: &str, many: &str) -> String {
 }
 
 impl Store {
-    /// Brings the view up to date for these keys.
-    pub(super) fn publish(&mut self, touched: BTreeSet<Key>) -> Option<Arc<View>> {
-        let mut view = View::clone(&self.view);
+    /// Brings the records up to date for these keys.
+    pub(super) fn publish(&mut self, touched: BTreeSet<Key>) -> Option<Arc<Records>> {
+        let mut records = Records::clone(&self.records);
         let mut subnets_touched = false;
         let mut config_touched = false;
         for key in touched {
@@ -44,25 +44,25 @@ impl Store {
                 Key::Peer(_) => config_touched |= self.config_problem.is_some(),
                 _ => {}
             }
-            view.set(key, record);
+            records.set(key, record);
         }
         if subnets_touched && !self.retained_subnets.is_empty() {
-            self.yield_retained(&mut view);
+            self.yield_retained(&mut records);
         }
         if config_touched || subnets_touched {
-            self.judge_config(&mut view);
+            self.judge_config(&mut records);
         }
         let problems = self.all_problems();
-        if *view.problems != problems {
-            view.problems = Arc::new(problems);
+        if *records.problems != problems {
+            records.problems = Arc::new(problems);
         }
-        view.synced = self.lists > 0;
-        if self.view.is_same(&view) {
+        records.synced = self.lists > 0;
+        if self.records.is_same(&records) {
             return None;
         }
-        view.revision = self.revision;
-        self.view = Arc::new(view);
-        Some(Arc::clone(&self.view))
+        records.revision = self.revision;
+        self.records = Arc::new(records);
+        Some(Arc::clone(&self.records))
     }
 
     /// The record of `key` in force, of those that the mesh reads.
@@ -76,9 +76,9 @@ impl Store {
         kept.record(retained)
     }
 
-    /// Takes retained subnets out of the view while a valid record claims an address of theirs.
-    fn yield_retained(&self, view: &mut View) {
-        let valid = || view.subnets.iter().filter(|(_, record)| record.retained.is_none()).map(|(key, _)| key);
+    /// Takes retained subnets out of the records while a valid record claims an address of theirs.
+    fn yield_retained(&self, records: &mut Records) {
+        let valid = || records.subnets.iter().filter(|(_, record)| record.retained.is_none()).map(|(key, _)| key);
         let v4: PrefixSet<Ipv4Net> = valid().filter_map(|key| key.v4).collect();
         let v6: PrefixSet<Ipv6Net> = valid().filter_map(|key| key.v6).collect();
         let claimed = |key: &SubnetKey| {
@@ -89,28 +89,28 @@ impl Store {
             let claimed = claimed(key);
             let key = Key::Subnet(*key);
             let record = if claimed { None } else { self.in_force(&key) };
-            view.set(key, record);
+            records.set(key, record);
         }
     }
 
     /// Decides which configuration is in force, see [`config_rule`](crate::config_rule).
-    fn judge_config(&mut self, view: &mut View) {
+    fn judge_config(&mut self, records: &mut Records) {
         let candidate = self.candidate();
         // What is in force leaves nothing outside that it did not leave outside before: no subnet need be looked at.
-        if candidate.is_some() && view.config == candidate {
+        if candidate.is_some() && records.config == candidate {
             self.config_problem = None;
             return;
         }
-        let judge = Judge {
-            before: view.config.as_ref(),
+        let judge = ConfigReview {
+            before: records.config.as_ref(),
             present: self.keys.contains_key(&Key::Config.to_string()),
-            subnets: &view.subnets,
-            peers: &view.peers,
-            nodes: &view.nodes,
+            subnets: &records.subnets,
+            peers: &records.peers,
+            nodes: &records.nodes,
         };
         self.config_problem = judge.refusal(candidate.as_ref());
-        if self.config_problem.is_none() && view.config != candidate {
-            view.config = candidate;
+        if self.config_problem.is_none() && records.config != candidate {
+            records.config = candidate;
         }
     }
 
@@ -122,7 +122,7 @@ impl Store {
     /// etcd is not the one that was known, and what is held for that.
     fn doubt_problem(&self) -> Option<Problem> {
         let (doubt, known) = (self.guard.doubt()?, self.guard.lineage()?);
-        let held = self.guard.all_held().filter(|(_, held)| held.reason == Reason::Doubt);
+        let held = self.guard.all_held().filter(|(_, held)| held.reason == HoldReason::Doubt);
         let policies = held.clone().filter(|(_, held)| held.class == RecordClass::Policy).count();
         let others = held.count() - policies;
         let (code, found) = match (doubt.sign, known.cluster, doubt.seen.cluster) {
@@ -155,7 +155,7 @@ impl Store {
     /// Records that went at once and wait.
     fn mass_problems(&self) -> Vec<Problem> {
         let held = |class: RecordClass| {
-            let mass = |held: &Held<_>| held.class == class && matches!(held.reason, Reason::Mass { .. });
+            let mass = |held: &HeldRecord<_>| held.class == class && matches!(held.reason, HoldReason::Mass { .. });
             self.guard.all_held().filter(|(_, held)| mass(held)).count()
         };
         let (nodes, policies) = (held(RecordClass::Node), held(RecordClass::Policy));

@@ -7,12 +7,12 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use etcd_schema::{Key, KeyError, Reader, RecordClass, Value, Violations};
 use mesh::problem::{Problem, ProblemCode};
-use mesh::records::{Revision, View};
+use mesh::records::{Records, Revision};
 use text::quote;
 
 use super::{
-    Store, Wanted,
-    record::{Good, Kept, fingerprint},
+    HistoryQuery, Store,
+    record::{Good, StoredKey, fingerprint},
     unknown_directory,
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A value that cannot be read.
-struct Refused {
+struct UnreadableValue {
     violations: Violations,
     /// What is in force without an earlier value, in words.
     effect: String,
@@ -47,7 +47,7 @@ impl Store {
             }
         };
         let before = self.remove(&text);
-        let mut kept = Kept {
+        let mut kept = StoredKey {
             create_revision: entry.create_revision,
             mod_revision: entry.mod_revision,
             lease: entry.lease,
@@ -112,13 +112,13 @@ impl Store {
     }
 
     /// Reads a value; `None`: its key is not one that is read.
-    fn read(&self, key: &Key, entry: &Entry) -> Option<Result<(Good, Option<Item>), Refused>> {
+    fn read(&self, key: &Key, entry: &Entry) -> Option<Result<(Good, Option<Item>), UnreadableValue>> {
         let mod_revision = entry.mod_revision;
         match key.rules().reader {
             Reader::Mesh => {
                 let read = Value::parse(key, &entry.value)?;
                 let good = |value| Good { bytes: Arc::clone(&entry.value), mod_revision, value: Some(value) };
-                Some(read.map(|value| (good(value), None)).map_err(|violations| Refused {
+                Some(read.map(|value| (good(value), None)).map_err(|violations| UnreadableValue {
                     violations,
                     effect: "it has no effect".to_owned(),
                     denies: Value::stand_in(key).is_some(),
@@ -129,7 +129,7 @@ impl Store {
             Reader::Policy => {
                 let read = self.reader.as_ref()?.read(key, &entry.value, mod_revision > entry.create_revision);
                 let good = |bytes| Good { bytes, mod_revision, value: None };
-                Some(read.map(|read| (good(read.canonical), Some(read.item))).map_err(|refused| Refused {
+                Some(read.map(|read| (good(read.canonical), Some(read.item))).map_err(|refused| UnreadableValue {
                     violations: refused.violations,
                     effect: refused.effect,
                     denies: refused.stand_in.is_some(),
@@ -164,7 +164,7 @@ impl Store {
     }
 
     /// Takes an earlier value of a key that was [`wanted`](Self::take_wanted): it is in force if nothing better is.
-    pub(crate) fn earlier(&mut self, wanted: &Wanted, earlier: &Entry) -> Option<Arc<View>> {
+    pub(crate) fn offer_earlier(&mut self, wanted: &HistoryQuery, earlier: &Entry) -> Option<Arc<Records>> {
         let kept = self.keys.get(&wanted.key)?;
         let fits = kept.unreadable
             && self.guard.held(&wanted.key).is_none()
@@ -196,7 +196,7 @@ impl Store {
     }
 
     /// What a key puts into force for policies: they are not kept in their parsed form.
-    pub(super) fn item(&self, kept: &Kept) -> Option<Item> {
+    pub(super) fn item(&self, kept: &StoredKey) -> Option<Item> {
         let key = kept.key.as_ref().filter(|key| key.rules().reader == Reader::Policy)?;
         let (bytes, _) = kept.cached()?;
         match self.reader.as_ref()?.read(key, bytes, kept.mod_revision > kept.create_revision) {

@@ -12,7 +12,7 @@ use crate::types::Entry;
 
 /// One key as etcd has it.
 #[derive(Debug, Clone)]
-pub(crate) struct Kept {
+pub(crate) struct StoredKey {
     pub(crate) create_revision: Revision,
     pub(crate) mod_revision: Revision,
     pub(crate) lease: Option<LeaseId>,
@@ -34,7 +34,7 @@ pub(super) struct Good {
     pub(super) value: Option<Value>,
 }
 
-impl Kept {
+impl StoredKey {
     /// Whether the entry is this one: nothing to tell anyone.
     pub(super) fn is(&self, entry: &Entry) -> bool {
         self.mod_revision == entry.mod_revision

@@ -84,7 +84,7 @@ fn from_cache(revision: Revision, entries: Vec<Entry>, now: Instant) -> Store {
 /// A store that has listed the source.
 fn listed(source: &Source, now: Instant) -> Store {
     let mut store = reading();
-    store.listed(now, source.list());
+    store.on_list(now, source.list());
     store
 }
 
@@ -124,13 +124,13 @@ fn mesh(count: u8) -> Source {
 }
 
 /// The IPv4 network of no cluster.
-fn ipv4(view: &View) -> Option<ipnet::Ipv4Net> {
-    let networks = view.config.as_ref()?.value.of_cluster(&etcd_schema::Cluster::default())?.ipv4;
+fn ipv4(records: &Records) -> Option<ipnet::Ipv4Net> {
+    let networks = records.config.as_ref()?.value.of_cluster(&etcd_schema::Cluster::default())?.ipv4;
     networks.map(|pool| pool.network)
 }
 
-fn codes(view: &View) -> Vec<ProblemCode> {
-    view.problems.iter().map(|problem| problem.code).collect()
+fn codes(records: &Records) -> Vec<ProblemCode> {
+    records.problems.iter().map(|problem| problem.code).collect()
 }
 
 #[test]
@@ -155,8 +155,8 @@ fn an_object_that_is_stored_flat_and_of_a_cluster_is_a_problem_with_the_command_
     let told = |store: &mut Store, source: &mut Source, changes: &[(&str, bool)]| {
         let change = |(key, put): &(&str, bool)| if *put { source.put(key, namespace) } else { source.delete(key) };
         let events = changes.iter().map(change).collect();
-        let view = store.changed(now, events).unwrap_or_else(|| store.view());
-        let problem = view.problems.iter().find(|problem| problem.code == ProblemCode::ObjectStoredTwice);
+        let records = store.changed(now, events).unwrap_or_else(|| store.records());
+        let problem = records.problems.iter().find(|problem| problem.code == ProblemCode::ObjectStoredTwice);
         problem.map(|problem| (problem.cause.clone(), problem.remedy.clone()))
     };
     let both = [("k8s/east/namespaces/shop", true), ("k8s/west/namespaces/shop", true)];
@@ -190,8 +190,8 @@ fn objects_of_a_cluster_are_read_cached_and_held_as_flat_ones_are() {
     }
     assert_eq!(store.cached().count(), before + 2);
     // A value that cannot be read leaves the last good one in force.
-    let view = store.changed(now, vec![source.put("k8s/east/nodes/n1", "{")]).unwrap();
-    assert_eq!(codes(&view), [ProblemCode::BadValue]);
+    let records = store.changed(now, vec![source.put("k8s/east/nodes/n1", "{")]).unwrap();
+    assert_eq!(codes(&records), [ProblemCode::BadValue]);
     assert!(store.take_objects().is_empty());
 }
 
@@ -201,9 +201,9 @@ fn a_directory_of_another_version_is_one_problem() {
     let mut source = mesh(1);
     let mut store = listed(&source, now);
     let told = |store: &mut Store, events| {
-        let view = store.changed(now, events);
-        let view = view.unwrap_or_else(|| store.view());
-        view.problems.iter().map(|problem| (problem.code, problem.key.clone().unwrap())).collect::<Vec<_>>()
+        let records = store.changed(now, events);
+        let records = records.unwrap_or_else(|| store.records());
+        records.problems.iter().map(|problem| (problem.code, problem.key.clone().unwrap())).collect::<Vec<_>>()
     };
     let new = ["sites/a", "sites/b", "k8s/east/services/a/b", "k8s/east/services/a/c"];
     let one = |key: &str| (ProblemCode::BadKey, key.to_owned());
@@ -221,21 +221,21 @@ fn an_unreadable_value_keeps_the_last_good_one_and_says_so() {
     let now = Instant::now();
     let mut source = mesh(2);
     let mut store = listed(&source, now);
-    let before = store.view();
-    let view = store.changed(now, vec![source.put_leased("nodes/a", "{", 7)]).unwrap();
+    let before = store.records();
+    let records = store.changed(now, vec![source.put_leased("nodes/a", "{", 7)]).unwrap();
     let id = "a".parse().unwrap();
-    let record = &view.nodes[&id];
+    let record = &records.nodes[&id];
     assert!(Arc::ptr_eq(&record.value, &before.nodes[&id].value));
     assert_eq!(record.retained, Some(Retained::Unreadable));
     assert_eq!(record.mod_revision, before.nodes[&id].mod_revision);
-    assert_eq!(codes(&view), [ProblemCode::BadValue]);
-    assert!(before.subnets.ptr_eq(&view.subnets));
-    let view = store.changed(now, vec![source.put_leased("nodes/a", &node("a"), 7)]).unwrap();
-    assert!(view.nodes[&id].retained.is_none() && view.problems.is_empty());
+    assert_eq!(codes(&records), [ProblemCode::BadValue]);
+    assert!(before.subnets.ptr_eq(&records.subnets));
+    let records = store.changed(now, vec![source.put_leased("nodes/a", &node("a"), 7)]).unwrap();
+    assert!(records.nodes[&id].retained.is_none() && records.problems.is_empty());
     // A key that was made anew has no value from before.
     store.changed(now, vec![source.delete("nodes/a")]);
-    let view = store.changed(now, vec![source.put("nodes/a", "{")]).unwrap();
-    assert!(!view.nodes.contains_key(&id));
+    let records = store.changed(now, vec![source.put("nodes/a", "{")]).unwrap();
+    assert!(!records.nodes.contains_key(&id));
 }
 
 #[test]
@@ -244,12 +244,12 @@ fn a_retained_subnet_yields_to_a_valid_one_and_comes_back_after_it() {
     let mut source = mesh(2);
     let mut store = listed(&source, now);
     store.changed(now, vec![source.put_leased("subnets/10.0.0.0-24", "", 7)]);
-    let view = store.changed(now, vec![source.put("subnets/10.0.0.128-25", &lease("b"))]).unwrap();
-    assert!(!view.subnets.contains_key(&subnet("10.0.0.0-24")));
-    assert!(view.subnets.contains_key(&subnet("10.0.0.128-25")));
+    let records = store.changed(now, vec![source.put("subnets/10.0.0.128-25", &lease("b"))]).unwrap();
+    assert!(!records.subnets.contains_key(&subnet("10.0.0.0-24")));
+    assert!(records.subnets.contains_key(&subnet("10.0.0.128-25")));
     assert!(store.taken().any(|key| *key == subnet("10.0.0.0-24")), "the key stands in etcd all the same");
-    let view = store.changed(now, vec![source.delete("subnets/10.0.0.128-25")]).unwrap();
-    assert_eq!(view.subnets[&subnet("10.0.0.0-24")].retained, Some(Retained::Unreadable));
+    let records = store.changed(now, vec![source.delete("subnets/10.0.0.128-25")]).unwrap();
+    assert_eq!(records.subnets[&subnet("10.0.0.0-24")].retained, Some(Retained::Unreadable));
 }
 
 #[test]
@@ -257,27 +257,27 @@ fn many_withdrawals_at_once_wait_and_the_owners_return_meanwhile() {
     let now = Instant::now();
     let mut source = mesh(4);
     let mut store = listed(&source, now);
-    let before = store.view();
+    let before = store.records();
     let gone: Vec<_> = ["nodes/a", "subnets/10.0.0.0-24", "subnets/10.0.1.0-24"].map(|key| source.delete(key)).into();
-    let view = store.changed(now, gone).unwrap();
-    assert_eq!(view.nodes.len(), 4);
-    assert_eq!(view.subnets.len(), 4);
-    assert_eq!(view.subnets[&subnet("10.0.0.0-24")].retained, Some(Retained::Withheld));
-    assert_eq!(codes(&view), [ProblemCode::WithdrawalsHeld]);
+    let records = store.changed(now, gone).unwrap();
+    assert_eq!(records.nodes.len(), 4);
+    assert_eq!(records.subnets.len(), 4);
+    assert_eq!(records.subnets[&subnet("10.0.0.0-24")].retained, Some(Retained::Withheld));
+    assert_eq!(codes(&records), [ProblemCode::WithdrawalsHeld]);
     assert!(store.taken().any(|key| *key == subnet("10.0.0.0-24")));
     assert!(!store.present_subnets().any(|key| *key == subnet("10.0.0.0-24")));
 
-    let view = store.changed(now, vec![source.put_leased("subnets/10.0.0.0-24", &lease("a"), 9)]).unwrap();
-    assert!(view.subnets[&subnet("10.0.0.0-24")].retained.is_none());
+    let records = store.changed(now, vec![source.put_leased("subnets/10.0.0.0-24", &lease("a"), 9)]).unwrap();
+    assert!(records.subnets[&subnet("10.0.0.0-24")].retained.is_none());
     // Another took the prefix of a held one: it yields.
-    let view = store.changed(now, vec![source.put("subnets/10.0.1.0-25", &lease("c"))]).unwrap();
-    assert!(!view.subnets.contains_key(&subnet("10.0.1.0-24")));
+    let records = store.changed(now, vec![source.put("subnets/10.0.1.0-25", &lease("c"))]).unwrap();
+    assert!(!records.subnets.contains_key(&subnet("10.0.1.0-24")));
 
     assert_eq!(store.next_deadline(), Some(now + HOLD));
     assert!(store.tick(now + HOLD - Duration::from_millis(1)).is_none());
-    let view = store.tick(now + HOLD).unwrap();
-    assert_eq!((view.nodes.len(), before.nodes.len()), (3, 4));
-    assert!(view.problems.is_empty());
+    let records = store.tick(now + HOLD).unwrap();
+    assert_eq!((records.nodes.len(), before.nodes.len()), (3, 4));
+    assert!(records.problems.is_empty());
 }
 
 #[test]
@@ -292,17 +292,17 @@ fn what_an_operator_removes_is_never_held() {
         source.delete("subnets/10.0.1.0-24"),
         source.put("removed/a", "not readable, and a removal all the same"),
     ];
-    let view = store.changed(now, removal).unwrap();
-    assert!(!view.nodes.contains_key(&"a".parse().unwrap()));
-    assert!(view.removed.contains_key(&"a".parse().unwrap()));
+    let records = store.changed(now, removal).unwrap();
+    assert!(!records.nodes.contains_key(&"a".parse().unwrap()));
+    assert!(records.removed.contains_key(&"a".parse().unwrap()));
 
     let mut source = mesh(2);
     let mut store = listed(&source, now);
     let gone = ["nodes/a", "subnets/10.0.0.0-24", "nodes/b", "subnets/10.0.1.0-24"].map(|key| source.delete(key));
     assert_eq!(store.changed(now, gone.into()).unwrap().nodes.len(), 2);
-    let view = store.changed(now, vec![source.put("removed/b", "{}")]).unwrap();
-    assert_eq!(view.nodes.keys().map(NodeId::as_str).collect::<Vec<_>>(), ["a"]);
-    assert!(!view.subnets.contains_key(&subnet("10.0.1.0-24")));
+    let records = store.changed(now, vec![source.put("removed/b", "{}")]).unwrap();
+    assert_eq!(records.nodes.keys().map(NodeId::as_str).collect::<Vec<_>>(), ["a"]);
+    assert!(!records.subnets.contains_key(&subnet("10.0.1.0-24")));
 }
 
 #[test]
@@ -310,33 +310,33 @@ fn a_config_that_leaves_leased_subnets_outside_waits_for_them() {
     let now = Instant::now();
     let mut source = mesh(1);
     let mut store = listed(&source, now);
-    let old = store.view().config.clone().unwrap();
+    let old = store.records().config.clone().unwrap();
     for worse in [
         r#"{"Network": "10.9.0.0/16", "LeaseTTL": 60}"#,
         r#"{"Network": "10.0.0.0/16", "SubnetLen": 26, "LeaseTTL": 60}"#,
         r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48", "LeaseTTL": 60}"#,
     ] {
         store.changed(now, vec![source.put("config", worse)]);
-        let view = store.view();
-        assert!(Arc::ptr_eq(&view.config.as_ref().unwrap().value, &old.value), "{worse}");
-        assert_eq!(codes(&view), [ProblemCode::ConfigRefused], "{worse}");
+        let records = store.records();
+        assert!(Arc::ptr_eq(&records.config.as_ref().unwrap().value, &old.value), "{worse}");
+        assert_eq!(codes(&records), [ProblemCode::ConfigRefused], "{worse}");
         // A node that comes now, with or without memory, does not take it either.
-        assert_eq!(listed(&source, now).view().config, None);
+        assert_eq!(listed(&source, now).records().config, None);
         let mut again = restarted(&store, now);
-        again.listed(now, source.list());
-        assert_eq!(again.view().config.as_ref().unwrap().value, old.value);
+        again.on_list(now, source.list());
+        assert_eq!(again.records().config.as_ref().unwrap().value, old.value);
     }
     store.changed(now, vec![source.delete("config")]);
-    assert_eq!(codes(&store.view()), [ProblemCode::ConfigRefused]);
+    assert_eq!(codes(&store.records()), [ProblemCode::ConfigRefused]);
     store.changed(now, vec![source.put("config", r#"{"Network": "10.0.0.0/15", "LeaseTTL": 90}"#)]);
-    assert_eq!(store.view().config.as_ref().unwrap().value.lease_ttl, Duration::from_secs(90));
-    assert!(store.view().problems.is_empty());
+    assert_eq!(store.records().config.as_ref().unwrap().value.lease_ttl, Duration::from_secs(90));
+    assert!(store.records().problems.is_empty());
 
     store.changed(now, vec![source.put("config", r#"{"Network": "10.9.0.0/16"}"#)]);
     store.changed(now, vec![source.delete("subnets/10.0.0.0-24")]);
-    let network = ipv4(&store.view()).unwrap();
+    let network = ipv4(&store.records()).unwrap();
     assert_eq!(network, "10.9.0.0/16".parse().unwrap());
-    assert!(store.view().problems.is_empty());
+    assert!(store.records().problems.is_empty());
 }
 
 #[test]
@@ -347,30 +347,30 @@ fn everything_deleted_in_one_revision_stays_in_force_until_the_owners_return() {
             let now = Instant::now();
             let mut source = mesh(nodes);
             let mut store = listed(&source, now);
-            let before = store.view();
+            let before = store.records();
             let keys: Vec<String> = source.keys.keys().cloned().collect();
             store.changed(now, keys.iter().map(|key| source.delete(key)).collect());
             if restart {
                 store = restarted(&store, now);
-                store.listed(now, source.list());
-                store.listed(now, source.list());
+                store.on_list(now, source.list());
+                store.on_list(now, source.list());
             }
-            let view = store.view();
-            assert_eq!(view.config.as_ref().unwrap().value, before.config.as_ref().unwrap().value);
-            assert_eq!((view.subnets.len(), view.nodes.len()), (before.subnets.len(), before.nodes.len()));
-            assert_eq!(codes(&view), [ProblemCode::ConfigRefused, ProblemCode::WithdrawalsHeld]);
-            assert!(view.problems[0].cause.contains("config was deleted while"), "{:?}", view.problems[0]);
-            assert!(view.problems[0].remedy.contains("10.0.0.0/16"), "{:?}", view.problems[0]);
+            let records = store.records();
+            assert_eq!(records.config.as_ref().unwrap().value, before.config.as_ref().unwrap().value);
+            assert_eq!((records.subnets.len(), records.nodes.len()), (before.subnets.len(), before.nodes.len()));
+            assert_eq!(codes(&records), [ProblemCode::ConfigRefused, ProblemCode::WithdrawalsHeld]);
+            assert!(records.problems[0].cause.contains("config was deleted while"), "{:?}", records.problems[0]);
+            assert!(records.problems[0].remedy.contains("10.0.0.0/16"), "{:?}", records.problems[0]);
             assert_eq!(store.mod_revision("config"), 0, "what is written now is compared with its absence");
 
             // One node comes back: the configuration outlives the hold, and the rest goes.
             store.changed(now, vec![source.put_leased("subnets/10.0.0.0-24", &lease("a"), 99)]);
-            let view = store.tick(now + HOLD).unwrap();
-            assert_eq!((view.subnets.len(), view.nodes.len()), (1, 0));
-            assert!(view.config.is_some());
-            assert_eq!(codes(&view), [ProblemCode::ConfigRefused]);
-            let view = store.changed(now + HOLD, vec![source.put("config", CONFIG)]).unwrap();
-            assert!(view.problems.is_empty());
+            let records = store.tick(now + HOLD).unwrap();
+            assert_eq!((records.subnets.len(), records.nodes.len()), (1, 0));
+            assert!(records.config.is_some());
+            assert_eq!(codes(&records), [ProblemCode::ConfigRefused]);
+            let records = store.changed(now + HOLD, vec![source.put("config", CONFIG)]).unwrap();
+            assert!(records.problems.is_empty());
         }
     }
 }
@@ -384,11 +384,16 @@ fn everything_deleted_goes_in_the_end_when_nobody_returns() {
     // The configuration first, alone: then each of the others is held too.
     for key in keys {
         store.changed(now, vec![source.delete(&key)]);
-        assert!(store.view().config.is_some(), "{key}");
+        assert!(store.records().config.is_some(), "{key}");
     }
-    assert_eq!(store.view().subnets.len(), 3);
-    let view = store.tick(now + HOLD).unwrap();
-    assert!(view.config.is_none() && view.subnets.is_empty() && view.nodes.is_empty() && view.problems.is_empty());
+    assert_eq!(store.records().subnets.len(), 3);
+    let records = store.tick(now + HOLD).unwrap();
+    assert!(
+        records.config.is_none()
+            && records.subnets.is_empty()
+            && records.nodes.is_empty()
+            && records.problems.is_empty()
+    );
 }
 
 /// Whatever else the cache holds, the configuration in it was in force: without it a start would have no fallback routes.
@@ -398,8 +403,8 @@ fn a_config_in_force_stays_in_force_after_a_restart_beside_a_subnet_outside_of_i
     let mut source = mesh(2);
     let mut store = listed(&source, now);
     store.changed(now, vec![source.put("subnets/10.200.0.0-24", &lease("b"))]);
-    let before = store.view().config.clone().expect("a configuration");
-    let after = restarted(&store, now).view().config.clone().expect("a configuration");
+    let before = store.records().config.clone().expect("a configuration");
+    let after = restarted(&store, now).records().config.clone().expect("a configuration");
     assert_eq!(after.value, before.value);
 }
 
@@ -416,17 +421,17 @@ fn a_config_that_would_cut_off_a_node_waits_for_it() {
         )
     };
     store.changed(now, vec![source.put("config", &config("10.42.0.0/16"))]);
-    let view = store.view();
-    assert_eq!(codes(&view), [ProblemCode::ConfigRefused]);
-    assert!(view.problems[0].cause.contains("cut off node") && view.problems[0].cause.contains("10.42.0.7"));
-    assert_eq!(view.config.as_ref().unwrap().value.networks().count(), 1, "the previous one stays");
+    let records = store.records();
+    assert_eq!(codes(&records), [ProblemCode::ConfigRefused]);
+    assert!(records.problems[0].cause.contains("cut off node") && records.problems[0].cause.contains("10.42.0.7"));
+    assert_eq!(records.config.as_ref().unwrap().value.networks().count(), 1, "the previous one stays");
     store.changed(now, vec![source.put("config", &config("10.43.0.0/16"))]);
-    assert!(store.view().problems.is_empty());
+    assert!(store.records().problems.is_empty());
     // One that was written after it yields to it.
     source.put("config", &config("10.44.0.0/16"));
     source.put("nodes/z", &record.replace("10.42.0.7", "10.44.0.7"));
-    store.listed(now, source.list());
-    assert_eq!(store.view().config.as_ref().unwrap().value.networks().nth(1), "10.44.0.0/16".parse().ok());
+    store.on_list(now, source.list());
+    assert_eq!(store.records().config.as_ref().unwrap().value.networks().nth(1), "10.44.0.0/16".parse().ok());
 }
 
 #[test]
@@ -435,37 +440,37 @@ fn a_config_that_covers_an_accepted_outside_peer_waits_for_it() {
     let mut source = mesh(1);
     source.put("peers/p", &value("peers/p", 0));
     let mut store = listed(&source, now);
-    let old = store.view().config.clone().unwrap();
+    let old = store.records().config.clone().unwrap();
     let wide = r#"{"Network": "10.0.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48", "LeaseTTL": 60}"#;
     // A peer that never was accepted is no reason against anything.
     store.changed(now, vec![source.put("peers/refused", &value("peers/p", 1).replace("198.18.0.0/24", "10.0.9.0/24"))]);
     store.changed(now, vec![source.put("config", wide)]);
-    assert!(store.view().problems.is_empty());
+    assert!(store.records().problems.is_empty());
     let covering = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48"}"#;
     store.changed(now, vec![source.delete("subnets/10.0.0.0-24"), source.put("config", covering)]);
-    assert!(ipv4(&store.view()).is_none());
+    assert!(ipv4(&store.records()).is_none());
     let covering = r#"{"Network": "198.18.0.0/16", "LeaseTTL": 60}"#;
     store.changed(now, vec![source.put("config", covering)]);
-    let view = store.view();
-    assert_ne!(view.config, Some(old));
-    assert!(ipv4(&view).is_none(), "the previous one stays");
-    assert_eq!(codes(&view), [ProblemCode::ConfigRefused]);
-    assert!(view.problems[0].cause.contains("external peer p"), "{:?}", view.problems[0]);
+    let records = store.records();
+    assert_ne!(records.config, Some(old));
+    assert!(ipv4(&records).is_none(), "the previous one stays");
+    assert_eq!(codes(&records), [ProblemCode::ConfigRefused]);
+    assert!(records.problems[0].cause.contains("external peer p"), "{:?}", records.problems[0]);
     // A node that saw all of it at once, with the same configuration before, says the same.
     let mut again = from_cache(store.revision() - 1, store.cached().collect(), now);
-    again.listed(now, source.list());
-    assert_eq!(again.view().config, view.config);
+    again.on_list(now, source.list());
+    assert_eq!(again.records().config, records.config);
     // A first start takes it: there it is the peer that is refused.
-    assert!(listed(&source, now).view().config.is_some());
+    assert!(listed(&source, now).records().config.is_some());
     // The peer goes, and the configuration that waits is taken.
-    let view = store.changed(now, vec![source.delete("peers/p")]).unwrap();
-    assert!(view.problems.is_empty());
-    assert_eq!(ipv4(&view).unwrap(), "198.18.0.0/16".parse().unwrap());
+    let records = store.changed(now, vec![source.delete("peers/p")]).unwrap();
+    assert!(records.problems.is_empty());
+    assert_eq!(ipv4(&records).unwrap(), "198.18.0.0/16".parse().unwrap());
     // A peer that was written after it yields to it.
     source.put("config", r#"{"Network": "172.20.0.0/16", "LeaseTTL": 60}"#);
     source.put("peers/late", &value("peers/p", 0).replace("198.18.0.0/24", "172.20.1.0/24"));
-    let view = store.listed(now, source.list()).unwrap();
-    assert_eq!(ipv4(&view).unwrap(), "172.20.0.0/16".parse().unwrap());
+    let records = store.on_list(now, source.list()).unwrap();
+    assert_eq!(ipv4(&records).unwrap(), "172.20.0.0/16".parse().unwrap());
 }
 
 /// With leased subnets, a network goes to a cluster and none goes away.
@@ -477,19 +482,19 @@ fn networks_of_clusters_come_beside_those_that_are_leased() {
     let mut store = listed(&source, now);
     let two = r#"{"Networks": [{"cidr": "10.0.0.0/16"}, {"cidr": "10.42.0.0/16", "cluster": "west"}]}"#;
     store.changed(now, vec![source.put("config", two)]);
-    assert!(store.view().problems.is_empty());
+    assert!(store.records().problems.is_empty());
     store.changed(now, vec![source.put("subnets/10.42.7.0-24", &value("subnets/x", 1))]);
     let east = two.replace(r#""10.0.0.0/16""#, r#""10.0.0.0/16", "cluster": "east""#);
     store.changed(now, vec![source.put("config", &east)]);
-    assert!(store.view().problems.is_empty());
+    assert!(store.records().problems.is_empty());
     for without in [
         r#"{"Network": "10.0.0.0/16"}"#,
         r#"{"Networks": [{"cidr": "10.0.0.0/16"}, {"cidr": "10.42.128.0/17", "cluster": "west"}]}"#,
         r#"{"Networks": [{"cidr": "10.0.0.0/16"}, {"cidr": "10.42.0.0/15", "cluster": "a"}, {"cidr": "10.43.0.0/16"}]}"#,
     ] {
         store.changed(now, vec![source.put("config", without)]);
-        assert_eq!(store.view().config.as_ref().unwrap().value.networks().count(), 2, "{without}");
-        assert!(!store.view().problems.is_empty(), "{without}");
+        assert_eq!(store.records().config.as_ref().unwrap().value.networks().count(), 2, "{without}");
+        assert!(!store.records().problems.is_empty(), "{without}");
     }
 }
 
@@ -499,18 +504,18 @@ fn a_backend_that_is_not_there_is_refused() {
     let vxlan = r#"{"Network": "10.0.0.0/16", "Backend": {"Type": "vxlan"}, "LeaseTTL": 60}"#;
     let mut source = mesh(1);
     let mut store = listed(&source, now);
-    let old = store.view().config.clone();
-    let view = store.changed(now, vec![source.put("config", vxlan)]).unwrap();
-    assert_eq!(view.config, old);
-    assert_eq!(codes(&view), [ProblemCode::ConfigRefused]);
-    let first = listed(&source, now).view();
+    let old = store.records().config.clone();
+    let records = store.changed(now, vec![source.put("config", vxlan)]).unwrap();
+    assert_eq!(records.config, old);
+    assert_eq!(codes(&records), [ProblemCode::ConfigRefused]);
+    let first = listed(&source, now).records();
     assert_eq!(first.config, None);
     let problem = &first.problems[0];
     assert!(problem.cause.contains("vxlan") && problem.cause.contains("there is no earlier one"), "{problem:?}");
     assert!(problem.remedy.contains("wireguard"), "{problem:?}");
 }
 
-/// What policies are made of changes no view; a value that cannot be read is told all the same.
+/// What policies are made of changes no records; a value that cannot be read is told all the same.
 #[test]
 fn what_policies_are_made_of_goes_another_way() {
     let now = Instant::now();
@@ -518,13 +523,13 @@ fn what_policies_are_made_of_goes_another_way() {
     let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "ns", "name": "p", "uid": "u"}}"#;
     source.put("pods/ns/p", pod);
     let mut store = listed(&source, now);
-    assert!(store.view().problems.is_empty(), "{:?}", store.view().problems);
+    assert!(store.records().problems.is_empty(), "{:?}", store.records().problems);
     assert_eq!(store.take_objects().len(), 1);
     assert!(store.changed(now, vec![source.put("pods/ns/p", &pod.replace("uid", "UID"))]).is_none());
     store.take_objects();
-    let view = store.changed(now, vec![source.put("pods/ns/p", "{")]).unwrap();
-    assert_eq!(codes(&view), [ProblemCode::BadValue]);
-    assert!(view.problems[0].cause.contains("stays in force"), "{:?}", view.problems[0]);
+    let records = store.changed(now, vec![source.put("pods/ns/p", "{")]).unwrap();
+    assert_eq!(codes(&records), [ProblemCode::BadValue]);
+    assert!(records.problems[0].cause.contains("stays in force"), "{:?}", records.problems[0]);
     assert!(store.take_objects().is_empty());
     assert!(store.changed(now, vec![source.delete("pods/ns/p")]).unwrap().problems.is_empty());
     assert_eq!(store.take_objects().len(), 1);
@@ -535,17 +540,17 @@ fn the_same_content_again_is_no_news() {
     let now = Instant::now();
     let source = mesh(3);
     let mut store = listed(&source, now);
-    let before = store.view();
+    let before = store.records();
     let listing = source.list();
     let revision = listing.revision;
-    assert!(store.listed(now, KeyListing { revision: revision + 5, ..listing.clone() }).is_none());
+    assert!(store.on_list(now, KeyListing { revision: revision + 5, ..listing.clone() }).is_none());
     assert_eq!(store.revision(), revision + 5);
 
     let mut cached = from_cache(revision, store.cached().collect(), now);
-    let old = cached.view();
+    let old = cached.records();
     assert!(!old.synced && old.nodes == before.nodes && old.subnets == before.subnets && old.config == before.config);
-    let view = cached.listed(now, listing).unwrap();
-    assert!(view.synced && old.nodes.ptr_eq(&view.nodes) && old.subnets.ptr_eq(&view.subnets));
+    let records = cached.on_list(now, listing).unwrap();
+    assert!(records.synced && old.nodes.ptr_eq(&records.nodes) && old.subnets.ptr_eq(&records.subnets));
 }
 
 #[test]
@@ -563,17 +568,17 @@ fn an_audit_finds_what_was_lost_and_nothing_else() {
         vec![source.delete("subnets/10.0.0.0-24"), source.put("nodes/c", &node("z")), source.put("peers/later", "{}")];
     store.changed(now, after);
     let deleted_since = BTreeSet::from(["subnets/10.0.0.0-24".to_owned()]);
-    let (view, mut lost) = store.audited(now, listing.clone(), &deleted_since);
+    let (records, mut lost) = store.audited(now, listing.clone(), &deleted_since);
     lost.sort();
     assert_eq!(lost, ["nodes/a", "nodes/b", "peers/new"]);
     assert_eq!(store.audit_differences(), 3);
-    let view = view.unwrap();
-    assert_eq!(view.nodes[&"c".parse().unwrap()].value.name.as_str(), "z");
-    assert!(!view.subnets.contains_key(&subnet("10.0.0.0-24")));
-    assert!(view.nodes.contains_key(&"b".parse().unwrap()), "one list is not enough");
+    let records = records.unwrap();
+    assert_eq!(records.nodes[&"c".parse().unwrap()].value.name.as_str(), "z");
+    assert!(!records.subnets.contains_key(&subnet("10.0.0.0-24")));
+    assert!(records.nodes.contains_key(&"b".parse().unwrap()), "one list is not enough");
     assert!(store.awaits_list());
-    let (view, lost) = store.audited(now, listing, &deleted_since);
-    assert!(!view.unwrap().nodes.contains_key(&"b".parse().unwrap()));
+    let (records, lost) = store.audited(now, listing, &deleted_since);
+    assert!(!records.unwrap().nodes.contains_key(&"b".parse().unwrap()));
     assert!(lost.is_empty() && !store.awaits_list());
 }
 
@@ -584,10 +589,10 @@ fn keys_that_are_none_of_ours_are_named_and_bounded() {
     for i in 0..MAX_PROBLEMS + 50 {
         source.put(&format!("subnets/nonsense-{i}"), "{}");
     }
-    let view = listed(&source, now).view();
-    assert_eq!(view.problems.len(), MAX_PROBLEMS + 1);
-    assert!(view.problems[MAX_PROBLEMS].cause.contains("50 more"));
-    assert_eq!(view.nodes.len(), 1);
+    let records = listed(&source, now).records();
+    assert_eq!(records.problems.len(), MAX_PROBLEMS + 1);
+    assert!(records.problems[MAX_PROBLEMS].cause.contains("50 more"));
+    assert_eq!(records.nodes.len(), 1);
 }
 
 const KEYS: [&str; 7] =
@@ -615,7 +620,7 @@ proptest! {
         let mut now = Instant::now();
         let mut source = Source::default();
         let mut store = reading();
-        store.listed(now, KeyListing::default());
+        store.on_list(now, KeyListing::default());
         let mut pending = Vec::new();
         for (key, which, then) in writes {
             let key = KEYS[key];
@@ -631,9 +636,9 @@ proptest! {
                 0 => {}
                 1 => {
                     pending.clear();
-                    store.listed(now, source.list());
+                    store.on_list(now, source.list());
                     // What the list lacked goes with the next.
-                    store.listed(now, source.list());
+                    store.on_list(now, source.list());
                 }
                 _ => {
                     store.changed(now, std::mem::take(&mut pending));
@@ -644,19 +649,19 @@ proptest! {
         prop_assert_eq!(store.revision(), source.revision);
         now += HOLD;
         store.tick(now);
-        let (view, fresh) = (store.view(), listed(&source, now).view());
+        let (records, fresh) = (store.records(), listed(&source, now).records());
         let good = |key: &str| source.keys.get(key).is_none_or(|entry| entry.value[..] != *b"{ broken");
         if good("config") && source.keys.contains_key("config") {
-            prop_assert_eq!(&view.config, &fresh.config);
+            prop_assert_eq!(&records.config, &fresh.config);
         }
         for id in ["a", "b"].map(|id| id.parse::<NodeId>().unwrap()) {
             if good(&Key::Node(id.clone()).to_string()) {
-                prop_assert_eq!(view.nodes.get(&id), fresh.nodes.get(&id));
+                prop_assert_eq!(records.nodes.get(&id), fresh.nodes.get(&id));
             }
         }
         for key in ["10.0.1.0-24", "10.0.2.0-24"].map(subnet) {
             if good(&Key::Subnet(key).to_string()) {
-                prop_assert_eq!(view.subnets.get(&key), fresh.subnets.get(&key));
+                prop_assert_eq!(records.subnets.get(&key), fresh.subnets.get(&key));
             }
         }
         prop_assert!(store.cached().all(|entry| !entry.key.starts_with("pods/")));

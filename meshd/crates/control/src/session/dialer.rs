@@ -10,7 +10,7 @@ use super::{
     CALL_DEADLINE, Session,
     failure::{bounded, classify},
 };
-use crate::etcd_options::{Credentials, EtcdOptions, EtcdOptionsError, Member, TlsFiles};
+use crate::etcd_options::{Credentials, EtcdMember, EtcdOptions, EtcdOptionsError, TlsFiles};
 
 /// Where certificate authorities are kept when the operator names none.
 const SYSTEM_CA_BUNDLES: [&str; 3] =
@@ -19,7 +19,7 @@ const SYSTEM_CA_BUNDLES: [&str; 3] =
 /// Opens sessions: checked options.
 #[derive(Debug, Clone)]
 pub struct Dialer {
-    members: Vec<Member>,
+    members: Vec<EtcdMember>,
     prefix: Arc<str>,
     tls: TlsFiles,
     user: Option<Credentials>,
@@ -27,7 +27,7 @@ pub struct Dialer {
 
 /// The files of a dialer as they were at one time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Files(Vec<Option<(u64, SystemTime, u64)>>);
+pub(crate) struct CredentialFiles(Vec<Option<(u64, SystemTime, u64)>>);
 
 /// Why a session could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,7 @@ pub enum OpenError {
 #[error("{member}: {error}")]
 pub struct NoMember {
     /// The last one that was tried.
-    member: Member,
+    member: EtcdMember,
     /// Its text has its causes.
     error: String,
     remedy: String,
@@ -80,7 +80,7 @@ impl Dialer {
 
     /// The members, at least one.
     #[must_use]
-    pub fn members(&self) -> &[Member] {
+    pub fn members(&self) -> &[EtcdMember] {
         &self.members
     }
 
@@ -94,7 +94,7 @@ impl Dialer {
     ///
     /// # Errors
     /// When a file cannot be read or the member does not answer in time.
-    pub async fn open(&self, member: &Member, generation: u64) -> Result<Session, OpenError> {
+    pub async fn open(&self, member: &EtcdMember, generation: u64) -> Result<Session, OpenError> {
         let mut options = self.connect_options(member).await?;
         if let Some(user) = &self.user {
             let password = user.password().map_err(|source| OpenError::File {
@@ -117,13 +117,13 @@ impl Dialer {
         connect(member, self.connect_options(member).await?).await.map(|_| ())
     }
 
-    async fn connect_options(&self, member: &Member) -> Result<ConnectOptions, OpenError> {
+    async fn connect_options(&self, member: &EtcdMember) -> Result<ConnectOptions, OpenError> {
         let options = ConnectOptions::new().with_connect_timeout(CALL_DEADLINE).with_require_leader(true);
         Ok(if member.is_tls() { options.with_tls(tls_options(&self.tls).await?) } else { options })
     }
 
     /// Changes when one of the files that a session is opened with does.
-    pub(crate) fn files(&self) -> Files {
+    pub(crate) fn files(&self) -> CredentialFiles {
         let tls = [&self.tls.ca, &self.tls.cert, &self.tls.key].map(|file| file.as_deref());
         let password = self.user.as_ref().and_then(Credentials::file);
         let stamp = |file: &Path| {
@@ -131,7 +131,7 @@ impl Dialer {
             // A renewed file has another number where it is renamed into place, and another time where it is rewritten.
             Some((data.ino(), data.modified().ok()?, data.len()))
         };
-        Files(tls.into_iter().chain([password]).map(|file| file.and_then(stamp)).collect())
+        CredentialFiles(tls.into_iter().chain([password]).map(|file| file.and_then(stamp)).collect())
     }
 
     /// A session with the first member that answers, for a tool that makes a few calls and ends.
@@ -157,7 +157,7 @@ impl Dialer {
     }
 }
 
-async fn connect(member: &Member, options: ConnectOptions) -> Result<Client, OpenError> {
+async fn connect(member: &EtcdMember, options: ConnectOptions) -> Result<Client, OpenError> {
     let connected = bounded(Client::connect([member.url()], Some(options))).await;
     connected.map_err(|failure| match failure.of_tls_files() {
         Some(reason) => OpenError::Tls(reason),

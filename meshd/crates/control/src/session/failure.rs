@@ -10,12 +10,12 @@ use super::CALL_DEADLINE;
 
 /// What went wrong, before it is known what that means for the caller.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum CallFailure {
     Deadline,
     Etcd(Error),
 }
 
-impl From<Error> for Failure {
+impl From<Error> for CallFailure {
     fn from(error: Error) -> Self {
         Self::Etcd(error)
     }
@@ -33,7 +33,7 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
-impl Failure {
+impl CallFailure {
     fn status(&self) -> Option<(i32, &str)> {
         match self {
             Self::Etcd(Error::GRpcStatus(status)) => Some((status.code() as i32, status.message())),
@@ -73,7 +73,7 @@ impl Failure {
     }
 }
 
-pub(super) fn classify(failure: Failure) -> CallError {
+pub(super) fn classify(failure: CallFailure) -> CallError {
     match failure.status() {
         Some((code::NOT_FOUND, message)) if message.contains("lease not found") => CallError::LeaseNotFound,
         Some((
@@ -88,8 +88,8 @@ pub(super) fn classify(failure: Failure) -> CallError {
             message,
         )) => CallError::Refused(message.to_owned()),
         _ => CallError::Indeterminate(match &failure {
-            Failure::Deadline => format!("no answer within {CALL_DEADLINE:?}"),
-            Failure::Etcd(error) => with_causes(error),
+            CallFailure::Deadline => format!("no answer within {CALL_DEADLINE:?}"),
+            CallFailure::Etcd(error) => with_causes(error),
         }),
     }
 }
@@ -103,10 +103,10 @@ fn with_causes(error: &Error) -> String {
     }
 }
 
-pub(super) async fn bounded<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
+pub(super) async fn bounded<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, CallFailure> {
     match tokio::time::timeout(CALL_DEADLINE, call).await {
-        Ok(result) => result.map_err(Failure::Etcd),
-        Err(_) => Err(Failure::Deadline),
+        Ok(result) => result.map_err(CallFailure::Etcd),
+        Err(_) => Err(CallFailure::Deadline),
     }
 }
 

@@ -34,7 +34,7 @@ fn remedy(error: &impl ToString) -> String {
 
 pub(super) async fn sees_peer(control: &mut Control, name: &str) {
     let name = name.parse().unwrap();
-    let found = control.view.wait_for(|view| view.peers.contains_key(&name));
+    let found = control.records.wait_for(|records| records.peers.contains_key(&name));
     tokio::time::timeout(Duration::from_secs(60), found).await.expect("the peer in the view").unwrap();
 }
 
@@ -78,7 +78,7 @@ async fn nothing_is_lost_in_a_gap_and_nothing_unchanged_comes_again() {
     joined(&mut control).await;
     sees_peer(&mut control, "p3").await;
     // Its own records come by the watch, behind what it joined by.
-    let own = control.view.wait_for(|view| !view.nodes.is_empty() && !view.subnets.is_empty());
+    let own = control.records.wait_for(|records| !records.nodes.is_empty() && !records.subnets.is_empty());
     let before = own.await.unwrap().clone();
 
     proxy.mode.send_replace(Mode::Cut);
@@ -92,7 +92,7 @@ async fn nothing_is_lost_in_a_gap_and_nothing_unchanged_comes_again() {
     }
     proxy.mode.send_replace(Mode::Pass);
     let [p1, p2, p3] = ["p1", "p2", "p3"].map(|name| name.parse().unwrap());
-    let after = control.view.wait_for(|view| !view.peers.contains_key(&p3)).await.unwrap().clone();
+    let after = control.records.wait_for(|records| !records.peers.contains_key(&p3)).await.unwrap().clone();
     assert!(Arc::ptr_eq(&before.peers[&p1].value, &after.peers[&p1].value));
     assert_eq!(after.peers[&p2].value.allowed_ips, ["198.18.22.0/24".parse().unwrap()]);
     assert!(before.subnets.ptr_eq(&after.subnets));

@@ -18,7 +18,7 @@ use crate::{
     etcd_options::EtcdOptions,
     node_removal::{Live, remove_node},
     state_dir::StateDir,
-    watcher::Pace,
+    watcher::WatchIntervals,
 };
 
 pub(super) const CONFIG: &str = r#"{"Network": "10.244.0.0/16", "LeaseTTL": 60}"#;
@@ -77,7 +77,7 @@ impl Node {
             objects: None,
             audit_interval: Duration::from_secs(600),
         };
-        let pace = Pace {
+        let pace = WatchIntervals {
             idle: Duration::from_secs(1),
             audit: Duration::from_millis(300),
             audit_grace: Duration::from_millis(200),
@@ -129,11 +129,16 @@ async fn two_nodes_behind_one_address_join_and_see_each_other() {
     etcd.put("config", CONFIG).await;
     let (subnet_a, subnet_b) = (joined(&mut control_a).await, joined(&mut control_b).await);
     assert!(!subnet_a.overlaps(&subnet_b));
-    let view = control_a.view.wait_for(|view| view.nodes.len() == 2 && view.subnets.len() == 2).await.unwrap().clone();
+    let records = control_a
+        .records
+        .wait_for(|records| records.nodes.len() == 2 && records.subnets.len() == 2)
+        .await
+        .unwrap()
+        .clone();
     for (node, subnet) in [(&a, subnet_a), (&b, subnet_b)] {
-        let record = &view.subnets[&subnet];
+        let record = &records.subnets[&subnet];
         assert_eq!(record.value.node.as_ref().unwrap().as_str(), node.id());
-        assert_eq!(record.lease, view.nodes[&node.id().parse().unwrap()].lease);
+        assert_eq!(record.lease, records.nodes[&node.id().parse().unwrap()].lease);
         assert!(record.lease.is_some());
     }
     let keys = etcd.dump().await;
@@ -148,7 +153,7 @@ async fn a_bad_config_is_one_problem() {
     let mut control = Node::new("a").start(&etcd);
     state(&mut control, "without config", |state| *state == MembershipState::NoConfig).await;
     let all = |control: &Control| {
-        let records = Arc::clone(&control.view.borrow().problems);
+        let records = Arc::clone(&control.records.borrow().problems);
         let own = control.status.borrow().problems.clone();
         records.iter().chain(&own).map(|problem| problem.code.as_str()).collect::<Vec<_>>()
     };
@@ -271,20 +276,20 @@ async fn a_start_without_etcd_shows_what_was_known_and_catches_up() {
     let mut control = node.start(&etcd);
     let subnet = joined(&mut control).await;
     // What etcd has taken of a node comes back to it by the watch.
-    control.view.wait_for(|view| view.subnets.contains_key(&subnet)).await.unwrap();
+    control.records.wait_for(|records| records.subnets.contains_key(&subnet)).await.unwrap();
     control.stop().await;
     etcd.signal(0, Signal::SIGSTOP);
     let mut control = node.start(&etcd);
     assert!(control.cached.unwrap().usable);
     // A process before this one ran here: it acts as the node.
     control.status.wait_for(|status| status.holds_identity).await.unwrap();
-    let view = control.view.borrow().clone();
-    assert!(!view.synced && view.config.is_some() && view.subnets.contains_key(&subnet));
+    let records = control.records.borrow().clone();
+    assert!(!records.synced && records.config.is_some() && records.subnets.contains_key(&subnet));
     assert_eq!(control.status.borrow().subnet, Some(subnet));
     assert_eq!(control.status.borrow().state, MembershipState::Connecting);
     etcd.signal(0, Signal::SIGCONT);
     assert_eq!(joined(&mut control).await, subnet);
-    assert!(control.view.borrow().synced);
+    assert!(control.records.borrow().synced);
 }
 
 #[tokio::test]
@@ -365,7 +370,7 @@ async fn a_removed_node_stays_out_until_it_is_let_in_again() {
     assert_eq!((removal.id.as_str(), removal.subnets.len()), (a.id().as_str(), 1));
     assert_eq!(removal.public_keys, [a.facts.public_key]);
     state(&mut control_a, "removed", |state| *state == MembershipState::Removed).await;
-    control_b.view.wait_for(|view| view.nodes.len() == 1 && view.removed.len() == 1).await.unwrap();
+    control_b.records.wait_for(|records| records.nodes.len() == 1 && records.removed.len() == 1).await.unwrap();
     assert!(remove_node(&session, "a", Live::Refused, "2026-01-31T12:00:00Z").await.unwrap().repeated);
     // With the same keys under a new id it stays out as well.
     control_a.stop().await;
@@ -460,15 +465,15 @@ async fn when_all_records_are_deleted_at_once_no_node_loses_sight_of_another() {
         subnets.push(joined(control).await);
     }
     for control in &mut controls {
-        control.view.wait_for(|view| view.nodes.len() == 3 && view.subnets.len() == 3).await.unwrap();
+        control.records.wait_for(|records| records.nodes.len() == 3 && records.subnets.len() == 3).await.unwrap();
     }
-    // Every view from now on is looked at.
-    let mut views = controls[0].view.clone();
+    // All records from now on are looked at.
+    let mut views = controls[0].records.clone();
     let watching = tokio::spawn(async move {
         let mut fewest = 3;
         while views.changed().await.is_ok() {
-            let view = views.borrow_and_update();
-            fewest = fewest.min(view.nodes.len()).min(view.subnets.len());
+            let records = views.borrow_and_update();
+            fewest = fewest.min(records.nodes.len()).min(records.subnets.len());
         }
         fewest
     });
@@ -482,9 +487,9 @@ async fn when_all_records_are_deleted_at_once_no_node_loses_sight_of_another() {
         })
         .await;
     }
-    assert!(controls[0].view.borrow().config.is_some() && !etcd.dump().await.contains_key("config"));
-    let mut view = controls[0].view.clone();
-    view.wait_for(|view| view.subnets.values().all(|record| record.retained.is_none())).await.unwrap();
+    assert!(controls[0].records.borrow().config.is_some() && !etcd.dump().await.contains_key("config"));
+    let mut records = controls[0].records.clone();
+    records.wait_for(|records| records.subnets.values().all(|record| record.retained.is_none())).await.unwrap();
     for (control, before) in controls.iter_mut().zip(subnets) {
         assert_eq!(joined(control).await, before);
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, io, net::IpAddr};
 
 use super::{
     Conntrack,
-    message::{Answer, answers, removal},
+    message::{CtReply, answers, removal},
 };
 
 impl Conntrack {
@@ -24,8 +24,8 @@ impl Conntrack {
             let length = self.receive()?;
             match answers(&self.buffer[..length], self.sequence).next() {
                 // It may have ended meanwhile.
-                Some(Answer::Done(0 | libc::ENOENT) | Answer::Flow(_)) | None => {}
-                Some(Answer::Done(error)) => return Err(io::Error::from_raw_os_error(error)),
+                Some(CtReply::Done(0 | libc::ENOENT) | CtReply::Flow(_)) | None => {}
+                Some(CtReply::Done(error)) => return Err(io::Error::from_raw_os_error(error)),
             }
         }
         Ok(())

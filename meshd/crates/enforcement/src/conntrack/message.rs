@@ -22,7 +22,7 @@ pub(crate) struct KnownFlow {
 
 /// A message that answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum CtReply {
     Flow(KnownFlow),
     /// There is no more; with the error number, if it is an error.
     Done(i32),
@@ -85,7 +85,7 @@ pub(super) fn removal(flow: &KnownFlow, sequence: u32) -> Vec<u8> {
 }
 
 /// What a datagram answers to the question of this number. What belongs to an earlier one is left out.
-pub(super) fn answers(mut datagram: &[u8], sequence: u32) -> impl Iterator<Item = Answer> {
+pub(super) fn answers(mut datagram: &[u8], sequence: u32) -> impl Iterator<Item = CtReply> {
     std::iter::from_fn(move || {
         loop {
             let length = usize::try_from(u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?)).ok()?;
@@ -100,12 +100,12 @@ pub(super) fn answers(mut datagram: &[u8], sequence: u32) -> impl Iterator<Item 
             match kind {
                 NLMSG_ERROR | NLMSG_DONE => {
                     let error = body.first_chunk().map_or(0, |error| i32::from_ne_bytes(*error));
-                    return Some(Answer::Done(-error));
+                    return Some(CtReply::Done(-error));
                 }
                 FLOW => {
                     // One of a protocol that cannot be named is none to us.
                     if let Some(flow) = body.get(4..).and_then(read_flow) {
-                        return Some(Answer::Flow(flow));
+                        return Some(CtReply::Flow(flow));
                     }
                 }
                 _ => {}

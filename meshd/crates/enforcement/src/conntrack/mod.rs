@@ -21,7 +21,7 @@ use nix::{
 use policy::flow::Tuple;
 
 pub(super) use self::message::KnownFlow;
-use self::message::{Answer, answers, may_begin, request};
+use self::message::{CtReply, answers, may_begin, request};
 
 /// Holds any datagram of a listing: the kernel fills at most 32 KiB at a time.
 const BUFFER: usize = 64 << 10;
@@ -57,9 +57,9 @@ impl Conntrack {
         loop {
             let length = self.receive()?;
             match answers(&self.buffer[..length], self.sequence).next() {
-                Some(Answer::Flow(flow)) => return Ok(flow.tuple == begun && !flow.rewritten),
-                Some(Answer::Done(0 | libc::ENOENT)) => return Ok(false),
-                Some(Answer::Done(error)) => return Err(io::Error::from_raw_os_error(error)),
+                Some(CtReply::Flow(flow)) => return Ok(flow.tuple == begun && !flow.rewritten),
+                Some(CtReply::Done(0 | libc::ENOENT)) => return Ok(false),
+                Some(CtReply::Done(error)) => return Err(io::Error::from_raw_os_error(error)),
                 // Of an earlier question.
                 None => {}
             }
@@ -79,9 +79,9 @@ impl Conntrack {
             let length = self.receive()?;
             for answer in answers(&self.buffer[..length], self.sequence) {
                 match answer {
-                    Answer::Flow(flow) => each(flow),
-                    Answer::Done(0) => return Ok(()),
-                    Answer::Done(error) => return Err(io::Error::from_raw_os_error(error)),
+                    CtReply::Flow(flow) => each(flow),
+                    CtReply::Done(0) => return Ok(()),
+                    CtReply::Done(error) => return Err(io::Error::from_raw_os_error(error)),
                 }
             }
         }

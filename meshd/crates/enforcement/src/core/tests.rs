@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use attachments::Table;
-use cni::daemon::{Attach, Attached, Begin, Pod};
+use attachments::AttachmentTable;
+use cni::daemon::{Attach, Attached, Begin, PodReference};
 use control_core::objects::{Item, ObjectChanges, ObjectRecord};
 use etcd_schema::Key;
-use mesh::snapshot::Owner;
+use mesh::topology::PeerId;
 use policy::{
     engine::PolicyState,
     object::{NetworkPolicy, PodObject},
@@ -48,7 +48,7 @@ struct Machine {
     /// Whose connections conntrack has, of an earlier owner.
     stale: BTreeSet<IpAddr>,
     host: Host,
-    gate: Option<InForce>,
+    gate: Option<ActivePolicy>,
     applied: Applied,
     shown: Host,
     unmatched: Unmatched,
@@ -116,12 +116,12 @@ impl Machine {
         }
     }
 
-    fn receive(&mut self, letter: Letter) {
-        if let Some(table) = &letter.attachments {
+    fn receive(&mut self, pending: PendingInput) {
+        if let Some(table) = &pending.attachments {
             let interfaces = table.attachments.values().filter_map(|attached| attached.attach.as_ref());
             self.tables.insert(table.generation, interfaces.map(|attach| attach.interface.clone()).collect());
         }
-        self.step(Input::Received(Box::new(letter)));
+        self.step(Input::Received(Box::new(pending)));
     }
 
     /// Time passes, and every deadline within it is kept.
@@ -129,15 +129,16 @@ impl Machine {
         let end = self.now + time;
         while let Some(at) = self.core.next_deadline(false).filter(|at| *at <= end) {
             self.now = self.now.max(at);
-            self.receive(Letter::default());
+            self.receive(PendingInput::default());
         }
         self.now = self.now.max(end);
     }
 
-    fn table(&self, generation: u64, pods: &[u8]) -> Letter {
+    fn table(&self, generation: u64, pods: &[u8]) -> PendingInput {
         let attached = pods.iter().map(|host| attached(*host)).collect();
-        let table = Table { generation: self.tables.keys().max().unwrap() + generation, attachments: attached };
-        Letter { attachments: Some(Arc::new(table)), ..Letter::default() }
+        let table =
+            AttachmentTable { generation: self.tables.keys().max().unwrap() + generation, attachments: attached };
+        PendingInput { attachments: Some(Arc::new(table)), ..PendingInput::default() }
     }
 
     fn fail(&mut self, kind: Kind) -> bool {
@@ -250,19 +251,22 @@ const fn kind(work: &Work) -> Kind {
 }
 
 /// The mesh, with this node's subnet 10.244.NUMBER.0/24.
-fn mesh(number: u8) -> Letter {
+fn mesh(number: u8) -> PendingInput {
     let own: Vec<IpNet> = vec![format!("10.244.{number}.0/24").parse().unwrap()];
     let node = NodeFacts { name: "one".into(), prefixes: own.clone().into(), ..NodeFacts::default() };
-    let nodes = [(Owner::Node("own".parse().unwrap()), Arc::new(node))].into_iter().collect();
+    let nodes = [(PeerId::Node("own".parse().unwrap()), Arc::new(node))].into_iter().collect();
     let networks = vec!["10.244.0.0/16".parse().unwrap()];
-    Letter { mesh: Some(Arc::new(MeshFacts { networks, own, nodes, ..MeshFacts::default() })), ..Letter::default() }
+    PendingInput {
+        mesh: Some(Arc::new(MeshFacts { networks, own, nodes, ..MeshFacts::default() })),
+        ..PendingInput::default()
+    }
 }
 
 /// A pod attached as 10.244.3.HOST.
 fn attached(host: u8) -> (cni::environment::AttachmentName, Arc<Attached>) {
     let name = format!("p{host}");
     let attach = Attach {
-        pod: Pod { namespace: "shop".to_owned(), name: name.clone(), uid: None, labels: BTreeMap::new() },
+        pod: PodReference { namespace: "shop".to_owned(), name: name.clone(), uid: None, labels: BTreeMap::new() },
         addresses: vec![IpAddr::from([10, 244, 3, host])],
         interface: format!("veth{host}"),
         mac: Some([2, 0, 0, 0, 0, host]),
@@ -280,15 +284,15 @@ fn attached(host: u8) -> (cni::environment::AttachmentName, Arc<Attached>) {
     (attached.name(), Arc::new(attached))
 }
 
-fn objects(revision: i64, complete: bool, changes: &[(&str, Option<Object>)]) -> Letter {
+fn objects(revision: i64, complete: bool, changes: &[(&str, Option<Object>)]) -> PendingInput {
     let record = |object: &Object| ObjectRecord {
-        item: Item::new(input::Input::Object(object.clone())),
+        item: Item::new(input::PolicyRecord::Object(object.clone())),
         create_revision: 5,
         held: false,
     };
     let changes: ObjectChanges =
         changes.iter().map(|(key, object)| (Key::parse(key).unwrap(), object.as_ref().map(record))).collect();
-    Letter { changes, revision: Some(revision), complete, ..Letter::default() }
+    PendingInput { changes, revision: Some(revision), complete, ..PendingInput::default() }
 }
 
 fn policy() -> Option<Object> {
@@ -300,8 +304,8 @@ fn pod(host: u8) -> Option<Object> {
     Some(Object::Pod(PodObject { addresses: vec![IpAddr::from([10, 244, 3, host])], ..PodObject::default() }))
 }
 
-fn look() -> Letter {
-    Letter { look: true, ..Letter::default() }
+fn look() -> PendingInput {
+    PendingInput { look: true, ..PendingInput::default() }
 }
 
 #[test]
@@ -331,7 +335,7 @@ fn a_revision_without_change_is_published_and_nothing_is_put() {
     let mut machine = Machine::in_force(1);
     machine.receive(objects(9, false, &[]));
     assert_eq!((machine.done().as_str(), machine.applied.revision), ("", 9));
-    machine.receive(Letter::default());
+    machine.receive(PendingInput::default());
     assert_eq!(machine.done(), "");
     machine.receive(look());
     assert_eq!(machine.done(), "Inspect ReadHost", "all is as it was put");
@@ -435,7 +439,7 @@ fn flows_that_cannot_be_listed_do_not_keep_policies_out_of_force() {
     let mut machine = Machine::new(1);
     machine.fails.insert(Kind::LoadFlows, 1);
     machine.step(Input::Started);
-    machine.receive(Letter { mesh: mesh(3).mesh, ..machine.table(1, &[]) });
+    machine.receive(PendingInput { mesh: mesh(3).mesh, ..machine.table(1, &[]) });
     machine.takes = Duration::from_millis(5);
     machine.receive(objects(5, true, &[]));
     assert!(machine.gate.is_some() && !machine.applied.refused);
@@ -454,7 +458,7 @@ fn memory_is_given_back_and_flows_are_swept() {
     assert_eq!((machine.done().as_str(), machine.swept), ("GiveBackMemory", SWEPT));
     assert_eq!(machine.core.next_deadline(true), Some(machine.now + SWEEP));
     machine.now += SWEEP;
-    machine.receive(Letter::default());
+    machine.receive(PendingInput::default());
     assert_eq!((machine.done().as_str(), machine.swept), ("", 2 * SWEPT));
 }
 
@@ -463,8 +467,8 @@ fn an_attachment_without_its_pod_is_shown() {
     let mut machine = Machine::in_force(1);
     let (name, mut own) = attached(7);
     Arc::make_mut(&mut own).attach.as_mut().unwrap().pod.uid = Some("u".to_owned());
-    let table = Table { generation: 9, attachments: [(name, own)].into() };
-    machine.receive(Letter { attachments: Some(Arc::new(table)), ..Letter::default() });
+    let table = AttachmentTable { generation: 9, attachments: [(name, own)].into() };
+    machine.receive(PendingInput { attachments: Some(Arc::new(table)), ..PendingInput::default() });
     let later = machine.now + Duration::from_secs(60);
     assert_eq!(machine.unmatched.problems(later).count(), 1);
 }
@@ -518,7 +522,7 @@ fn history(seed: u64) {
     }
     machine.fails.clear();
     machine.tampers = false;
-    machine.receive(Letter { complete: true, look: true, ..mesh(3) });
+    machine.receive(PendingInput { complete: true, look: true, ..mesh(3) });
     machine.receive(machine.table(1, &pods.iter().copied().collect::<Vec<_>>()));
     machine.pass(RETRY + SWEEP);
     let Applied { generation, attachments, refused, guarded, .. } = machine.applied;
@@ -527,7 +531,7 @@ fn history(seed: u64) {
     assert_eq!(machine.applied.revision, machine.core.world().revision(), "seed {seed}");
     assert_eq!(machine.shown, machine.host, "seed {seed}");
     machine.done.clear();
-    machine.receive(Letter::default());
+    machine.receive(PendingInput::default());
     assert_eq!(machine.done(), "", "seed {seed}: a second pass over the same state");
 }
 

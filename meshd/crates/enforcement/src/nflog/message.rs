@@ -24,7 +24,7 @@ const COLLECTED: (u32, u32) = (16, 10);
 
 /// A packet about which nftables has decided.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Report<'a> {
+pub(super) struct NflogPacket<'a> {
     pub(super) side: Side,
     pub(super) verdict: SampledVerdict,
     /// Its source is not its sender's: policies were not asked.
@@ -64,7 +64,7 @@ pub(super) fn acknowledged(datagram: &[u8]) -> io::Result<()> {
 }
 
 /// The reports in a datagram that are ours.
-pub(super) fn reports(datagram: &[u8]) -> impl Iterator<Item = Report<'_>> {
+pub(super) fn reports(datagram: &[u8]) -> impl Iterator<Item = NflogPacket<'_>> {
     messages(datagram).filter_map(|(kind, body)| {
         if kind != (NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_PACKET) {
             return None;
@@ -85,7 +85,7 @@ pub(super) fn reports(datagram: &[u8]) -> impl Iterator<Item = Report<'_>> {
             "egress" => Side::Egress,
             _ => return None,
         };
-        Some(Report { side, verdict, spoofed, packet: attribute(attributes, NFULA_PAYLOAD)? })
+        Some(NflogPacket { side, verdict, spoofed, packet: attribute(attributes, NFULA_PAYLOAD)? })
     })
 }
 
@@ -129,14 +129,14 @@ mod tests {
         let datagram = [report("meshd refused ingress"), report("meshd audited egress")].concat();
         let packet = &[0x45, 0, 0, 20][..];
         let expected = [
-            Report { side: Side::Ingress, verdict: SampledVerdict::Denied, spoofed: false, packet },
-            Report { side: Side::Egress, verdict: SampledVerdict::Audited, spoofed: false, packet },
+            NflogPacket { side: Side::Ingress, verdict: SampledVerdict::Denied, spoofed: false, packet },
+            NflogPacket { side: Side::Egress, verdict: SampledVerdict::Audited, spoofed: false, packet },
         ];
         assert_eq!(reports(&datagram).collect::<Vec<_>>(), expected);
         for end in 0..datagram.len() {
             assert!(reports(&datagram[..end]).count() < 2);
         }
-        let spoofed = Report { side: Side::Egress, verdict: SampledVerdict::Denied, spoofed: true, packet };
+        let spoofed = NflogPacket { side: Side::Egress, verdict: SampledVerdict::Denied, spoofed: true, packet };
         assert_eq!(reports(&report("meshd spoofed egress")).collect::<Vec<_>>(), [spoofed]);
     }
 }

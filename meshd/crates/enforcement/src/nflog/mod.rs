@@ -26,8 +26,8 @@ use packet::Packet;
 
 use self::message::{acknowledged, bind, reports, settings};
 use super::{
-    gate::Gate,
-    samples::{Seen, Why},
+    gate::PolicyGate,
+    samples::{JudgedPacket, Why},
 };
 
 /// Holds what the kernel sends at once.
@@ -48,7 +48,7 @@ impl Reports {
     ///
     /// # Errors
     /// When the group cannot be had: another program reads it, or the kernel has no nfnetlink_log.
-    pub(super) fn start(group: u16, gate: Arc<Gate>) -> io::Result<Self> {
+    pub(super) fn start(group: u16, gate: Arc<PolicyGate>) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
         // A host may allow less, and more is lost then.
@@ -106,13 +106,13 @@ fn next(socket: &OwnedFd, stopped: &OwnedFd, buffer: &mut [u8]) -> Option<usize>
     }
 }
 
-fn take(gate: &Gate, datagram: &[u8], now: Instant) {
+fn take(gate: &PolicyGate, datagram: &[u8], now: Instant) {
     let in_force = gate.in_force();
     let Some(in_force) = in_force.as_ref() else { return };
     for report in reports(datagram) {
         if let Ok(packet) = Packet::parse(report.packet) {
             let why = if report.spoofed { Why::Spoofed } else { Why::Policies };
-            let seen = Seen { at: "nftables", side: report.side, packet: &packet, why };
+            let seen = JudgedPacket { at: "nftables", side: report.side, packet: &packet, why };
             gate.samples().take(in_force, &seen, report.verdict, now);
         }
     }

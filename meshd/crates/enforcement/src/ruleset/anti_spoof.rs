@@ -29,7 +29,7 @@ use super::frame::{Frame, REPORTS};
 
 /// The interface of a pod of this node, as its attachment says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Port {
+pub(crate) struct PodPort {
     /// The pod's addresses, sorted.
     pub(crate) addresses: Vec<IpAddr>,
     /// What it may send from besides, sorted.
@@ -40,7 +40,7 @@ pub(crate) struct Port {
     pub(crate) in_mesh: bool,
 }
 
-impl Port {
+impl PodPort {
     /// All that it may send from: prefixes of which none touches another.
     pub(super) fn sources(&self) -> Vec<IpNet> {
         let own = self.addresses.iter().copied().map(IpNet::from);
@@ -222,7 +222,7 @@ const BEGINNINGS: [(&str, &str); 2] = [("ct direction original", ""), ("ct state
 impl Frame {
     /// Link-local addresses that follow from the hardware addresses of pods and their bridges.
     pub(super) fn link_locals(&self) -> impl Iterator<Item = Ipv6Addr> {
-        self.ports.values().filter_map(Port::link_local).chain(self.bridges.iter().map(link_local))
+        self.ports.values().filter_map(PodPort::link_local).chain(self.bridges.iter().map(link_local))
     }
 
     /// The same of pods with their interfaces, as elements of a set.

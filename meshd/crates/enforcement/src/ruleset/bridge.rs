@@ -32,7 +32,7 @@ use cni::interface::mac_text;
 use policy::{engine::Side, nft::Ruleset};
 
 use super::{
-    anti_spoof::{DETECTION, DHCP4, DHCP6, LINK_LOCAL, MLD, NEIGHBOURS, OTHERS_LINK_LOCAL, Port, ROUTERS, report},
+    anti_spoof::{DETECTION, DHCP4, DHCP6, LINK_LOCAL, MLD, NEIGHBOURS, OTHERS_LINK_LOCAL, PodPort, ROUTERS, report},
     frame::Frame,
 };
 
@@ -142,7 +142,7 @@ fn sets(frame: &Frame) -> [(&'static str, BTreeSet<String>); 12] {
     let attached = frame.ports.keys().map(quoted).collect();
     let macs = || frame.ports.iter().filter_map(|(name, port)| Some((quoted(name), port.mac?)));
     let behind = |v4: bool| {
-        let of_port = |(name, port): (&String, &Port)| {
+        let of_port = |(name, port): (&String, &PodPort)| {
             let sources = port.sources().into_iter().filter(|net| net.addr().is_ipv4() == v4);
             sources.map(|net| format!("{} . {net}", quoted(name))).collect::<Vec<_>>()
         };
@@ -242,7 +242,7 @@ fn chain(of: &str, port: &str) -> String {
 }
 
 /// What a pod may send.
-fn own_sources(port: &Port, discovery: &str, report: Option<String>) -> Vec<String> {
+fn own_sources(port: &PodPort, discovery: &str, report: Option<String>) -> Vec<String> {
     let list = |texts: Vec<String>| (!texts.is_empty()).then(|| texts.join(", "));
     let addresses = |v4: bool| port.addresses.iter().filter(move |address| address.is_ipv4() == v4);
     let sources = |v4: bool| {
@@ -286,7 +286,7 @@ fn target(address: Ipv6Addr) -> String {
 
 /// What a pod may say of where addresses are: that its own are where it is, and link-local ones that follow from no other
 /// hardware address.
-fn own_discovery(port: &Port) -> Vec<String> {
+fn own_discovery(port: &PodPort) -> Vec<String> {
     let targets: Vec<String> = port
         .addresses
         .iter()

@@ -12,7 +12,7 @@ use policy::nft::{ALLOWED, REFUSED};
 
 use super::{
     super::MeshFacts,
-    anti_spoof::{self, ATTACHED, FROM_POD, PRE_DEFRAG, Port},
+    anti_spoof::{self, ATTACHED, FROM_POD, PRE_DEFRAG, PodPort},
     memo,
 };
 
@@ -34,7 +34,7 @@ pub(crate) struct Frame {
     /// The group of nfnetlink_log that verdicts are reported to.
     pub(crate) log_group: u16,
     /// The interfaces of this node's pods, by their ends on the host.
-    pub(crate) ports: BTreeMap<String, Port>,
+    pub(crate) ports: BTreeMap<String, PodPort>,
     /// Hardware addresses of the bridges that those are ports of.
     pub(crate) bridges: BTreeSet<Mac>,
     /// Those whose pods policies isolate.
@@ -67,7 +67,7 @@ pub(super) const BASE_CHAINS: [(&str, Option<&str>); 12] = [
     (FROM_POD, None),
     ("forward", Some("type filter hook forward priority -5; policy accept;")),
     ("input", Some("type filter hook input priority -5; policy accept;")),
-    ("rewritten", Some("type filter hook postrouting priority 110; policy accept;")),
+    ("dnat_check", Some("type filter hook postrouting priority 110; policy accept;")),
     ("forward_packets", None),
     ("input_packets", None),
     (REFUSED[0], None),
@@ -262,7 +262,7 @@ fn family(frame: &Frame, v4: bool, rule: &mut impl FnMut(&'static str, String)) 
     }
     if !networks.is_empty() && !own.is_empty() {
         rule(
-            "rewritten",
+            "dnat_check",
             format!(
                 "ct status dnat ct direction original {ip} daddr {{ {networks} }} {ip} daddr != {{ {own} }} \
                  {ip} saddr {{ {networks} }} {ip} saddr != {{ {own} }} drop"

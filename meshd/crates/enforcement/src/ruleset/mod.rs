@@ -7,7 +7,7 @@
 //!                                      unknown pod: refused if any policy may select it
 //!         input           filter       from a pod to this node: source ∈ egress4/6 ▶ its chain
 //!         *_packets                    untracked, invalid: the same by the packet's own header
-//!         rewritten       postrouting  packets rewritten to a remote pod must have this node's source address
+//!         dnat_check      postrouting  packets rewritten to a remote pod must have this node's source address
 //!         refused_*                    reports a sample, and drops; in audit mode lets pass
 //!         allowed_*                    reports a sample, and lets pass
 //!         pre_defrag      prerouting   see `anti_spoof`
@@ -36,14 +36,14 @@ use netfilter::{Generation, NftMonitor, TableChanges};
 use policy::nft::{Ruleset, transactions};
 
 pub(super) use self::{
-    anti_spoof::Port,
+    anti_spoof::PodPort,
     bridge::{isolated, switched_judged},
     frame::Frame,
     nft::RulesetError,
 };
 use self::{
     frame::{BASE_CHAINS, CLOSED, base, base_chains, closed},
-    nft::{Listing, apply, list},
+    nft::{TableListing, apply, list},
 };
 
 /// The tables `inet NAME` and `bridge NAME`, and what of them is known to be in the kernel.
@@ -51,7 +51,7 @@ use self::{
 pub(super) struct RuleTable {
     name: String,
     /// What the kernel holds; `None` while that is not known.
-    held: Option<Held>,
+    held: Option<InstalledRuleset>,
     /// What [`close`](RuleTable::close) has laid, while that stands alone.
     closed: Option<Closed>,
 }
@@ -64,7 +64,7 @@ struct Closed {
 }
 
 #[derive(Debug)]
-struct Held {
+struct InstalledRuleset {
     frame: Frame,
     ruleset: Ruleset,
     /// Monitors what others do to the tables from before they were put on.
@@ -136,19 +136,19 @@ impl RuleTable {
         if monitor.changes()? != TableChanges::None {
             return Err(RulesetError::Tampered);
         }
-        let mut seen = Seen::Ours;
+        let mut seen = TableActivity::Ours;
         for text in [&ahead, &text].into_iter().filter(|text| !text.is_empty()) {
             seen = seen.max(apply_and_look(text, &mut monitor)?);
             // Should the rest be refused, what closes the pods still stands.
             let is_ours = |closed: &mut Closed| matches!(closed.monitor.changes(), Ok(TableChanges::Transactions(1)));
             self.closed = self.closed.take().and_then(|mut closed| is_ours(&mut closed).then_some(closed));
         }
-        let held = Held { frame: frame.clone(), ruleset, monitor };
+        let held = InstalledRuleset { frame: frame.clone(), ruleset, monitor };
         let intact = match seen {
-            Seen::Ours => true,
+            TableActivity::Ours => true,
             // Messages of other tables may have displaced those of ours: chains, sets and numbers of rules are compared.
-            Seen::Unclear => list("inet", &self.name)?.is_some_and(|listing| holds(&listing, &held)),
-            Seen::Others => false,
+            TableActivity::Unclear => list("inet", &self.name)?.is_some_and(|listing| holds(&listing, &held)),
+            TableActivity::Others => false,
         };
         if !intact {
             return Err(RulesetError::Tampered);
@@ -174,7 +174,7 @@ impl RuleTable {
         }
         let mut monitor = NftMonitor::open(&self.name)?;
         let listing = list("inet", &self.name)?;
-        if listing.as_ref().is_some_and(stands_open) {
+        if listing.as_ref().is_some_and(is_open) {
             return Ok(());
         }
         let table = format!("inet {}", self.name);
@@ -182,7 +182,7 @@ impl RuleTable {
         let elements = anti_spoof::change(&table, None, (frame, &Ruleset::default())).concat();
         let bridged = bridge::change(&self.name, None, frame);
         let text = base_chains(&table) + &before + &elements + &closed(&table, frame) + &bridged;
-        if apply_and_look(&text, &mut monitor)? == Seen::Ours {
+        if apply_and_look(&text, &mut monitor)? == TableActivity::Ours {
             self.closed = Some(Closed { frame: frame.clone(), monitor });
         }
         Ok(())
@@ -240,7 +240,7 @@ fn pods(table: &str, old: Option<&Ruleset>, new: &Ruleset) -> String {
 
 /// What was done to the monitored tables while a transaction was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Seen {
+enum TableActivity {
     /// That transaction, and nothing else.
     Ours,
     /// Too much was done to all tables to tell.
@@ -250,26 +250,26 @@ enum Seen {
 }
 
 /// Applies a transaction; what was done to the tables since the monitor was asked last.
-fn apply_and_look(text: &str, monitor: &mut NftMonitor) -> Result<Seen, RulesetError> {
+fn apply_and_look(text: &str, monitor: &mut NftMonitor) -> Result<TableActivity, RulesetError> {
     let before = Generation::now().ok();
     apply(text)?;
     let undisturbed = before.is_some() && Generation::now().ok() == before.map(|before| before.after(1));
     Ok(match monitor.changes()? {
-        TableChanges::None | TableChanges::Transactions(..=1) => Seen::Ours,
-        TableChanges::Overrun if undisturbed => Seen::Ours,
-        TableChanges::Overrun => Seen::Unclear,
-        TableChanges::Transactions(_) => Seen::Others,
+        TableChanges::None | TableChanges::Transactions(..=1) => TableActivity::Ours,
+        TableChanges::Overrun if undisturbed => TableActivity::Ours,
+        TableChanges::Overrun => TableActivity::Unclear,
+        TableChanges::Transactions(_) => TableActivity::Others,
     })
 }
 
 /// Whether this holds the rules of a picture that was in force, not only those that close.
-fn stands_open(listing: &Listing) -> bool {
+fn is_open(listing: &TableListing) -> bool {
     let filled = |chain: &str| listing.chains.get(chain).is_some_and(|rules| *rules > 0);
     ["forward", "input", "refused_in", "refused_out"].into_iter().all(filled) && !listing.chains.contains_key(CLOSED)
 }
 
 /// Whether a table looks like what was put, as far as chains, numbers of rules, sets and maps go.
-fn holds(listing: &Listing, held: &Held) -> bool {
+fn holds(listing: &TableListing, held: &InstalledRuleset) -> bool {
     let rules = |chain: &str| listing.chains.get(chain).copied();
     let base = base("x", &held.frame, false);
     BASE_CHAINS.iter().all(|(chain, _)| {
@@ -288,7 +288,7 @@ fn is_fixed(chain: &str) -> bool {
 }
 
 /// Takes away what is in a table besides its base chains.
-fn emptied(table: &str, listing: &Listing) -> String {
+fn emptied(table: &str, listing: &TableListing) -> String {
     let mut out = String::new();
     let chains = || listing.chains.keys().filter(|name| !is_fixed(name));
     // Writing to a String cannot fail.

@@ -27,7 +27,7 @@ pub(crate) enum RulesetError {
 
 /// What is in a table, without the elements of its sets and maps.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Listing {
+pub(super) struct TableListing {
     /// Chains, each with its number of rules.
     pub(super) chains: BTreeMap<String, usize>,
     pub(super) sets: BTreeSet<String>,
@@ -41,14 +41,14 @@ pub(super) fn apply(text: &str) -> Result<(), RulesetError> {
 }
 
 /// The table `family name`; `None`: it does not exist.
-pub(super) fn list(family: &str, name: &str) -> Result<Option<Listing>, RulesetError> {
+pub(super) fn list(family: &str, name: &str) -> Result<Option<TableListing>, RulesetError> {
     let json = match netfilter::nft("nft", &["-j", "-t", "list", "table", family, name], "", LOAD_DEADLINE) {
         Ok(json) => json,
         Err(error) if error.is_missing() => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let document: Value = serde_json::from_slice(&json)?;
-    let mut listing = Listing::default();
+    let mut listing = TableListing::default();
     let text = |item: &Value, field: &str| item[field].as_str().unwrap_or_default().to_owned();
     for item in document["nftables"].as_array().into_iter().flatten() {
         if let Some(chain) = item.get("chain") {

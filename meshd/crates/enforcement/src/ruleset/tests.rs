@@ -41,7 +41,7 @@ fn frame(closed: bool) -> Frame {
         log_group: 9,
         ports: [(
             "veth1".to_owned(),
-            Port {
+            PodPort {
                 addresses: vec!["10.244.1.10".parse().unwrap(), "fd42:244:0:1::1".parse().unwrap()],
                 allowed_sources: closed.then(|| "192.0.2.0/24".parse().unwrap()).into_iter().collect(),
                 mac: Some([2, 0, 0, 0, 0, 1]),
@@ -57,12 +57,12 @@ fn frame(closed: bool) -> Frame {
 }
 
 /// A world with a number of pods, and their rules.
-struct World {
+struct Fixture {
     engine: Engine,
     pods: Vec<LocalPod>,
 }
 
-impl World {
+impl Fixture {
     fn new(pods: u8) -> Self {
         let mut world = Self { engine: Engine::new(), pods: Vec::new() };
         world.engine.set_networks(vec!["10.244.0.0/16".parse().unwrap()].into());
@@ -110,7 +110,7 @@ fn a_change_leads_to_what_a_start_would_make() {
             lines
         };
         let mut changed = RuleTable::new("changed".to_owned());
-        let mut world = World::new(2);
+        let mut world = Fixture::new(2);
         let ruleset = world.ruleset();
         changed.put(&frame(false), ruleset).unwrap();
         assert!(changed.is_whole().unwrap());
@@ -133,7 +133,7 @@ fn a_change_leads_to_what_a_start_would_make() {
 fn the_same_again_is_no_transaction_and_what_others_remove_is_seen() {
     isolated(|| {
         let mut table = RuleTable::new("t".to_owned());
-        let mut world = World::new(1);
+        let mut world = Fixture::new(1);
         world.policy(&port(80));
         let ruleset = world.ruleset();
         table.put(&frame(true), ruleset.clone()).unwrap();
@@ -177,7 +177,7 @@ fn the_same_again_is_no_transaction_and_what_others_remove_is_seen() {
 fn rules_bear_their_policy_and_one_under_another_name_keeps_the_verdicts() {
     isolated(|| {
         let mut table = RuleTable::new("t".to_owned());
-        let mut world = World::new(1);
+        let mut world = Fixture::new(1);
         world.policy(&port(80));
         table.put(&frame(true), world.ruleset()).unwrap();
         let verdict = "element inet t judged_forward4 { 10.244.1.11 . 10.244.1.10 . tcp . 81 }";
@@ -209,7 +209,7 @@ fn rules_bear_their_policy_and_one_under_another_name_keeps_the_verdicts() {
 fn what_others_do_during_a_change_is_not_taken_for_ours() {
     isolated(|| {
         let mut table = RuleTable::new("t".to_owned());
-        let mut world = World::new(1);
+        let mut world = Fixture::new(1);
         world.policy(&port(80));
         table.put(&frame(true), world.ruleset()).unwrap();
         let mut monitor = NftMonitor::open("t").unwrap();
@@ -218,13 +218,13 @@ fn what_others_do_during_a_change_is_not_taken_for_ours() {
             let text = format!("add element inet t judged_forward4 {{ 10.244.1.11 . 10.244.1.10 . tcp . {port} }}\n");
             apply_and_look(&text, &mut monitor).unwrap()
         };
-        assert_eq!(change("add table inet stranger", 1), Seen::Ours);
+        assert_eq!(change("add table inet stranger", 1), TableActivity::Ours);
         for (port, foreign) in [
             (2, "delete element inet t pods4 { 10.244.1.10 }"),
             (3, "flush map inet t ingress4"),
             (4, "delete table bridge t"),
         ] {
-            assert_eq!(change(foreign, port), Seen::Others, "{foreign}");
+            assert_eq!(change(foreign, port), TableActivity::Others, "{foreign}");
         }
     });
 }
@@ -234,7 +234,7 @@ fn what_others_do_during_a_change_is_not_taken_for_ours() {
 fn a_large_set_of_others_is_no_change_of_the_table() {
     isolated(|| {
         let mut table = RuleTable::new("t".to_owned());
-        table.put(&frame(true), World::new(1).ruleset()).unwrap();
+        table.put(&frame(true), Fixture::new(1).ruleset()).unwrap();
         run("nft", &["add table inet stranger; add set inet stranger s { type ipv4_addr; }"]);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("elements");
@@ -279,7 +279,7 @@ table inet t {
 #[test]
 fn a_table_of_an_earlier_version_is_taken_over_at_once() {
     isolated(|| {
-        let mut world = World::new(1);
+        let mut world = Fixture::new(1);
         world.policy(&port(80));
         run("nft", &[EARLIER]);
         let mut table = RuleTable::new("t".to_owned());
@@ -307,7 +307,7 @@ fn a_table_of_an_earlier_version_is_taken_over_at_once() {
 #[test]
 fn the_first_rules_meet_sets_that_were_published_before() {
     isolated(|| {
-        let mut world = World::new(1);
+        let mut world = Fixture::new(1);
         world.policy(&port(80));
         let ruleset = world.ruleset();
         let wanted: BTreeSet<String> = ruleset.kernel_sets().collect();
@@ -380,7 +380,7 @@ fn a_bridges_own_link_local_address_passes_to_another_bridge() {
             })
         };
         assert!(arrives(50, b"bare"), "without rules");
-        let mut world = World::new(1);
+        let mut world = Fixture::new(1);
         world.policy(&port(80));
         let ruleset = world.ruleset();
         let mut table = RuleTable::new("t".to_owned());
@@ -388,7 +388,7 @@ fn a_bridges_own_link_local_address_passes_to_another_bridge() {
         assert!(arrives(50, b"judged"), "{}", run("nft", &["list", "table", "bridge", "t"]));
         // A pod's port is not the bridge's.
         let mut of_pod = frame(true);
-        of_pod.ports.insert("to1".to_owned(), Port { mac: Some([2, 0, 0, 0, 0, 2]), ..Port::default() });
+        of_pod.ports.insert("to1".to_owned(), PodPort { mac: Some([2, 0, 0, 0, 0, 2]), ..PodPort::default() });
         table.put(&of_pod, ruleset).unwrap();
         assert!(!arrives(3, b"pod"));
     });
@@ -398,7 +398,7 @@ fn a_bridges_own_link_local_address_passes_to_another_bridge() {
 #[test]
 fn what_nft_lists_it_can_read() {
     isolated(|| {
-        let mut world = World::new(2);
+        let mut world = Fixture::new(2);
         world.policy(&serde_json::json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"ports": [{"port": 80}, {"port": 8000, "endPort": 8100}, {"port": 53, "protocol": "UDP"}]}],
             "egress": [{"ports": [{"port": "web"}, {"protocol": "SCTP"}], "to": [{"podSelector": {}}]}]}));
@@ -421,7 +421,7 @@ fn before_the_first_picture_nothing_passes_but_what_an_earlier_run_left() {
         assert!(closes());
         // What stands is left alone, whatever else the kernel refused meanwhile: its counters tell what was dropped.
         let stands = Generation::now().unwrap();
-        let mut refused = World::new(1).ruleset();
+        let mut refused = Fixture::new(1).ruleset();
         refused.maps.entry("ingress4").or_default().insert("10.244.1.9".parse().unwrap(), "no_such_chain".to_owned());
         assert!(first.put(&frame(true), refused).is_err());
         first.close(&frame(true)).unwrap();
@@ -436,7 +436,7 @@ fn before_the_first_picture_nothing_passes_but_what_an_earlier_run_left() {
         assert!(!closes());
         first.close(&frame(true)).unwrap();
         assert!(closes());
-        let mut world = World::new(1);
+        let mut world = Fixture::new(1);
         let ruleset = world.ruleset();
         first.put(&frame(false), ruleset.clone()).unwrap();
         assert!(!closes() && first.is_whole().unwrap());

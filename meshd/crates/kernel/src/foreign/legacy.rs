@@ -38,7 +38,7 @@ pub fn has_table(file: &str, table: &str) -> bool {
 
 /// What `tool -S FORWARD` printed, read in the order in which the kernel asks the rules.
 fn judge(tool: &str, listing: &str, prefixes: &[IpNet]) -> Option<ForeignDrop> {
-    let rules: Vec<Rule> = listing.lines().filter_map(Rule::parse).collect();
+    let rules: Vec<LegacyRule> = listing.lines().filter_map(LegacyRule::parse).collect();
     let mut accepted: Vec<(Direction, IpNet)> = Vec::new();
     let policy = listing.lines().any(|line| matches!(line.trim(), "-P FORWARD DROP" | "-P FORWARD REJECT"));
     let mut drops = policy;
@@ -53,7 +53,7 @@ fn judge(tool: &str, listing: &str, prefixes: &[IpNet]) -> Option<ForeignDrop> {
                 drops = true;
                 break;
             }
-            ([Match::Prefix(direction, prefix)], "ACCEPT") => accepted.push((*direction, *prefix)),
+            ([LegacyMatch::Prefix(direction, prefix)], "ACCEPT") => accepted.push((*direction, *prefix)),
             _ => {}
         }
     }
@@ -74,13 +74,13 @@ fn judge(tool: &str, listing: &str, prefixes: &[IpNet]) -> Option<ForeignDrop> {
 }
 
 /// A rule of the chain, as far as it matters here.
-struct Rule {
-    matches: Vec<Match>,
+struct LegacyRule {
+    matches: Vec<LegacyMatch>,
     target: String,
 }
 
 #[derive(Debug, PartialEq)]
-enum Match {
+enum LegacyMatch {
     Prefix(Direction, IpNet),
     /// Anything else, which not every packet meets.
     Other,
@@ -92,7 +92,7 @@ enum Direction {
     Destination,
 }
 
-impl Rule {
+impl LegacyRule {
     /// Of a line `-A FORWARD …`.
     fn parse(line: &str) -> Option<Self> {
         let words = words(line);
@@ -106,7 +106,8 @@ impl Rule {
                 "-s" | "-d" => {
                     let direction = if word == "-s" { Direction::Source } else { Direction::Destination };
                     let prefix = words.next().and_then(|text| text.parse().ok());
-                    rule.matches.push(prefix.map_or(Match::Other, |prefix| Match::Prefix(direction, prefix)));
+                    rule.matches
+                        .push(prefix.map_or(LegacyMatch::Other, |prefix| LegacyMatch::Prefix(direction, prefix)));
                 }
                 "-j" | "-g" => {
                     rule.target = words.next().unwrap_or_default().to_owned();
@@ -117,10 +118,10 @@ impl Rule {
                 "--comment" => drop(words.next()),
                 "-m" => {
                     if words.next() != Some("comment") {
-                        rule.matches.push(Match::Other);
+                        rule.matches.push(LegacyMatch::Other);
                     }
                 }
-                _ => rule.matches.push(Match::Other),
+                _ => rule.matches.push(LegacyMatch::Other),
             }
         }
         Some(rule)
@@ -150,7 +151,7 @@ pub(super) fn words(line: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Owner;
+    use super::super::FirewallProgram;
     use super::*;
 
     fn judged(listing: &str) -> Option<ForeignDrop> {
@@ -194,7 +195,7 @@ mod tests {
     #[test]
     fn the_owner_is_told_by_its_chains() {
         let found = judged("-P FORWARD DROP\n-A FORWARD -j DOCKER-USER\n").unwrap();
-        assert_eq!(found.owner, Some(Owner::Docker));
+        assert_eq!(found.owner, Some(FirewallProgram::Docker));
         assert!(found.remedy.contains("iptables-legacy -I FORWARD -s 10.244.0.0/16 -j ACCEPT"), "{}", found.remedy);
     }
 }

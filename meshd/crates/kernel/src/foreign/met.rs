@@ -9,13 +9,13 @@ use text::quote;
 
 use super::super::{
     Options, firewall,
-    nft::{Packet, Rules, Taken},
+    nft::{ListedRuleset, ProbePacket, Taken},
     policy_table,
 };
 
 /// What another program's rule does to packets of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub enum RuleEffect {
     /// Gives pods' packets another source.
     Translates,
     /// Drops probes.
@@ -31,7 +31,7 @@ pub(super) const LEGACY: &str = " (iptables-legacy)";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Met {
     /// What it does to them.
-    pub effect: Effect,
+    pub effect: RuleEffect,
     /// Family and name of the table.
     pub table: String,
     /// The chain whose rule does it.
@@ -43,11 +43,11 @@ pub struct Met {
 }
 
 /// Follows the packets of `desired` through the rules.
-pub(crate) fn met(options: &Options, desired: &Desired, rules: &Rules) -> Vec<Met> {
+pub(crate) fn met(options: &Options, desired: &Desired, rules: &ListedRuleset) -> Vec<Met> {
     let policies = policy_table(&options.table_name);
     let ours = [options.table_name.as_str(), policies.as_str()];
     let mut found: Vec<Met> = Vec::new();
-    let mut add = |effect: Effect, taken: Vec<Taken>, packet: &Packet| {
+    let mut add = |effect: RuleEffect, taken: Vec<Taken>, packet: &ProbePacket| {
         for taken in taken {
             if found
                 .iter()
@@ -55,7 +55,7 @@ pub(crate) fn met(options: &Options, desired: &Desired, rules: &Rules) -> Vec<Me
             {
                 continue;
             }
-            let remedy = if effect == Effect::Translates {
+            let remedy = if effect == RuleEffect::Translates {
                 keep_source(desired, &taken, packet.source.is_ipv4())
             } else {
                 let port = desired.firewall.probe_port.unwrap_or_default();
@@ -66,13 +66,13 @@ pub(crate) fn met(options: &Options, desired: &Desired, rules: &Rules) -> Vec<Me
         }
     };
     for packet in pods(options, desired) {
-        add(Effect::Translates, rules.translating(&packet, &ours), &packet);
+        add(RuleEffect::Translates, rules.translating(&packet, &ours), &packet);
     }
     for (probe, hooks) in probes(options, desired) {
         for hook in hooks {
-            add(Effect::Drops, rules.dropping(hook, &probe, &ours), &probe);
+            add(RuleEffect::Drops, rules.dropping(hook, &probe, &ours), &probe);
             if probe.mark != 0 {
-                add(Effect::Remarks, rules.remarking(hook, firewall::GUARD_PRIORITY.into(), &probe, &ours), &probe);
+                add(RuleEffect::Remarks, rules.remarking(hook, firewall::GUARD_PRIORITY.into(), &probe, &ours), &probe);
             }
         }
     }
@@ -80,7 +80,7 @@ pub(crate) fn met(options: &Options, desired: &Desired, rules: &Rules) -> Vec<Me
 }
 
 /// The first packet of a flow from a pod of this node to a pod by each kind of path, for each family.
-fn pods(options: &Options, desired: &Desired) -> Vec<Packet> {
+fn pods(options: &Options, desired: &Desired) -> Vec<ProbePacket> {
     let pod = |net: &IpNet, nth: usize| net.hosts().nth(nth).unwrap_or_else(|| net.addr());
     let mut packets = Vec::new();
     for ipv4 in [true, false] {
@@ -99,7 +99,7 @@ fn pods(options: &Options, desired: &Desired) -> Vec<Packet> {
         let ways = tunnel.into_iter().chain(direct).map(|(route, dev)| (pod(&route.dst, 1), Some(dev)));
         // And to another pod of this node, by whatever interface that has.
         for (destination, leaves_by) in ways.chain([(pod(own, 2), None)]) {
-            packets.push(Packet {
+            packets.push(ProbePacket {
                 source: pod(own, 1),
                 destination,
                 local: [false, false],
@@ -116,13 +116,13 @@ fn pods(options: &Options, desired: &Desired) -> Vec<Packet> {
 }
 
 /// A probe to a peer of each family, and one from it, each with the hooks that it passes.
-fn probes(options: &Options, desired: &Desired) -> Vec<(Packet, &'static [&'static str])> {
+fn probes(options: &Options, desired: &Desired) -> Vec<(ProbePacket, &'static [&'static str])> {
     let mut packets = Vec::new();
     for own in &desired.overlay {
         let peer = desired.probes.iter().find(|probe| probe.overlay.is_ipv4() == own.is_ipv4());
         let (Some(peer), Some(port)) = (peer, desired.firewall.probe_port) else { continue };
         let dev = peer.dev.to_string();
-        let out = Packet {
+        let out = ProbePacket {
             source: *own,
             destination: peer.overlay,
             local: [true, false],
@@ -133,7 +133,7 @@ fn probes(options: &Options, desired: &Desired) -> Vec<(Packet, &'static [&'stat
             mark: options.probe_mark,
             tracked: false,
         };
-        let back = Packet {
+        let back = ProbePacket {
             source: peer.overlay,
             destination: *own,
             local: [false, true],

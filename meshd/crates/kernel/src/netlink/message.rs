@@ -11,15 +11,15 @@ use rtnetlink::packet_route::{
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
-use super::{Link, LinkAddress, MainRoute};
-use crate::observed::{KernelRoute, KernelRule, Target};
+use super::{KernelLink, LinkAddress, MainRoute};
+use crate::observed::{KernelRoute, KernelRule, NextHop};
 
 pub(super) fn family_of(ipv4: bool) -> AddressFamily {
     if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-pub(super) fn link(message: &LinkMessage) -> Link {
-    let mut link = Link {
+pub(super) fn link(message: &LinkMessage) -> KernelLink {
+    let mut link = KernelLink {
         index: message.header.index,
         name: String::new(),
         mtu: 0,
@@ -107,10 +107,10 @@ pub(super) fn kernel_route(message: &RouteMessage) -> Option<KernelRoute> {
     };
     let dst = destination.unwrap_or(any);
     let target = match (message.header.kind, index) {
-        _ if other => Target::Other,
-        (RouteType::Unreachable, _) => Target::Unreachable,
-        (RouteType::Unicast, Some(index)) => Target::Device { gateway, index },
-        _ => Target::Other,
+        _ if other => NextHop::Other,
+        (RouteType::Unreachable, _) => NextHop::Unreachable,
+        (RouteType::Unicast, Some(index)) => NextHop::Device { gateway, index },
+        _ => NextHop::Other,
     };
     Some(KernelRoute {
         dst: IpNet::new(dst, message.header.destination_prefix_length).ok()?,
@@ -190,9 +190,9 @@ pub(super) fn route_message(route: &KernelRoute, protocol: u8) -> RouteMessage {
     }
     attributes.push(RouteAttribute::Priority(route.metric));
     match &route.target {
-        Target::Unreachable => header.kind = RouteType::Unreachable,
-        Target::Other => header.kind = RouteType::Unspec,
-        Target::Device { gateway, index } => {
+        NextHop::Unreachable => header.kind = RouteType::Unreachable,
+        NextHop::Other => header.kind = RouteType::Unspec,
+        NextHop::Device { gateway, index } => {
             header.kind = RouteType::Unicast;
             attributes.push(RouteAttribute::Oif(*index));
             match gateway {

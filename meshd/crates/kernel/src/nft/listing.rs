@@ -80,7 +80,7 @@ pub(crate) fn foreign_rules<'v>(listed: impl Iterator<Item = &'v Value>, accept_
 
 /// Prefixes that rules of a table let through, whatever else a packet is: the rule has no other condition.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Accepted {
+pub struct AcceptedPrefixes {
     /// By the packet's source.
     pub sources: Vec<IpNet>,
     /// By its destination.
@@ -89,8 +89,8 @@ pub struct Accepted {
 
 /// The rules of a table that is not ours, without those of `accept_chain`, which are. A rule that sends a prefix to a chain
 /// and nowhere else, as firewalld does for a zone's sources, stands for both directions.
-pub fn accepted<'v>(listed: impl Iterator<Item = &'v Value>, accept_chain: &str) -> Accepted {
-    let mut accepted = Accepted::default();
+pub fn accepted<'v>(listed: impl Iterator<Item = &'v Value>, accept_chain: &str) -> AcceptedPrefixes {
+    let mut accepted = AcceptedPrefixes::default();
     for rule in listed {
         let expressions = rule.get("expr").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         let told: Vec<&Value> = expressions.iter().filter(|e| e.get("counter").is_none()).collect();

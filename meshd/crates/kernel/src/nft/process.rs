@@ -6,11 +6,11 @@ use netfilter::{NftError, READ_DEADLINE, is_identifier};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
-use super::{ObservedTable, Ruleset, Transaction, listing::ListingError, parse_table};
+use super::{NftBackend, NftTransaction, ObservedTable, listing::ListingError, parse_table};
 
 /// Why a ruleset could not be read or written.
 #[derive(Debug, Error)]
-pub enum RulesetError {
+pub enum NftTableError {
     /// `nft` did not do it.
     #[error(transparent)]
     Nft(#[from] NftError),
@@ -19,7 +19,7 @@ pub enum RulesetError {
     Listing(#[from] ListingError),
 }
 
-impl RulesetError {
+impl NftTableError {
     /// What an operator can do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
@@ -49,7 +49,7 @@ impl Nft {
     }
 
     /// `nft -j ARGS`, its standard output. `None` where what was asked for does not exist.
-    pub async fn list(&self, args: &[&str]) -> Result<Option<Vec<u8>>, RulesetError> {
+    pub async fn list(&self, args: &[&str]) -> Result<Option<Vec<u8>>, NftTableError> {
         match self.run([&["-j"], args].concat(), "".to_owned()).await {
             Ok(json) => Ok(Some(json)),
             Err(error) if error.is_missing() => Ok(None),
@@ -79,8 +79,8 @@ async fn wait<T: Send + 'static>(run: impl FnOnce() -> Result<T, NftError> + Sen
     spawn_blocking(run).await.unwrap_or_else(|error| Err(NftError::Pipe(error.into())))
 }
 
-impl Ruleset for Nft {
-    async fn table(&self, name: &str) -> Result<Option<ObservedTable>, RulesetError> {
+impl NftBackend for Nft {
+    async fn table(&self, name: &str) -> Result<Option<ObservedTable>, NftTableError> {
         debug_assert!(is_identifier(name), "table names come from validated options");
         match self.list(&["list", "table", "inet", name]).await? {
             Some(json) => Ok(Some(parse_table(&json)?)),
@@ -88,7 +88,7 @@ impl Ruleset for Nft {
         }
     }
 
-    async fn apply(&self, transaction: &Transaction) -> Result<(), RulesetError> {
+    async fn apply(&self, transaction: &NftTransaction) -> Result<(), NftTableError> {
         if transaction.is_empty() {
             return Ok(());
         }

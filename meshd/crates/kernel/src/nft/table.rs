@@ -22,9 +22,9 @@ mod tests;
 
 /// A table that is to be: sets, chains and named counters.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Table {
+pub struct NftTable {
     /// Named sets.
-    pub sets: BTreeMap<Cow<'static, str>, Set>,
+    pub sets: BTreeMap<Cow<'static, str>, NftSet>,
     /// Chains, base chains and others.
     pub chains: BTreeMap<Cow<'static, str>, Chain>,
     /// Named counters. They outlive a rewrite of the chains that count into them.
@@ -33,7 +33,7 @@ pub struct Table {
 
 /// A named set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Set {
+pub struct NftSet {
     /// What its elements are.
     pub kind: SetKind,
     /// Its elements: of that kind, none inside another.
@@ -78,7 +78,7 @@ pub struct Chain {
     /// Where packets enter it; `None` for a chain that others jump to.
     pub base: Option<BaseChain>,
     /// Its rules in order.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<NftRule>,
 }
 
 /// Where packets enter a base chain. Its policy is always `accept`: what is dropped is dropped by a rule that counts.
@@ -101,12 +101,12 @@ impl BaseChain {
 
 /// A rule: its text in nft's language and what it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub struct NftRule {
     text: String,
     purpose: &'static str,
 }
 
-impl Rule {
+impl NftRule {
     /// A rule with `text`, which the caller renders from typed values only, and a `purpose` that operators read in
     /// `nft list`: plain ASCII without quotes, at most 100 bytes.
     pub fn new(text: String, purpose: &'static str) -> Self {
@@ -161,9 +161,9 @@ pub struct Counter {
 
 /// Commands that `nft -f -` applies as one: all or nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Transaction(Vec<String>);
+pub struct NftTransaction(Vec<String>);
 
-impl Transaction {
+impl NftTransaction {
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -192,12 +192,12 @@ impl Transaction {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TableDiff {
     /// Before any route changes.
-    pub before: Transaction,
+    pub before: NftTransaction,
     /// After the routes have changed.
-    pub after: Transaction,
+    pub after: NftTransaction,
 }
 
-impl Table {
+impl NftTable {
     /// What must be done to `observed` (`None`: there is no such table) to make it this table, named `name`.
     ///
     /// Base chains stay where they are. Only where a chain or a set has another shape than we make (another version
@@ -240,7 +240,7 @@ impl Table {
 
     /// What of this table the kernel holds once it is made: a difference to it is empty.
     pub(crate) fn as_observed(&self) -> ObservedTable {
-        let set = |set: &Set| ObservedSet { kind: Some(set.kind), elements: Some(set.elements.clone()) };
+        let set = |set: &NftSet| ObservedSet { kind: Some(set.kind), elements: Some(set.elements.clone()) };
         let chain = |chain: &Chain| ObservedChain {
             base: chain.base.as_ref().map(BaseChain::observed),
             policy_drop: false,
@@ -254,7 +254,7 @@ impl Table {
     }
 
     fn shape_differs(&self, observed: &ObservedTable) -> bool {
-        let set_differs = |(name, set): (&Cow<'static, str>, &Set)| {
+        let set_differs = |(name, set): (&Cow<'static, str>, &NftSet)| {
             observed.sets.get(name.as_ref()).is_some_and(|seen| seen.kind != Some(set.kind))
         };
         let chain_differs = |(name, chain): (&Cow<'static, str>, &Chain)| {
@@ -292,7 +292,7 @@ impl Table {
     }
 }
 
-impl Set {
+impl NftSet {
     /// A set of the prefixes of one family, none inside another.
     pub fn prefixes<'a>(ipv4: bool, prefixes: impl IntoIterator<Item = &'a IpNet>) -> Self {
         let elements = outermost(prefixes.into_iter().filter(|p| matches!(p, IpNet::V4(_)) == ipv4).map(IpNet::trunc));
@@ -366,7 +366,7 @@ impl Set {
         delete_elements(table, name, &idle, &mut diff.after);
     }
 
-    fn replace(&self, table: &str, name: &str, transaction: &mut Transaction) {
+    fn replace(&self, table: &str, name: &str, transaction: &mut NftTransaction) {
         transaction.push(format!("flush set inet {table} {name}"));
         add_elements(table, name, &self.elements, transaction);
     }
@@ -419,7 +419,7 @@ impl Chain {
     }
 
     fn diff(&self, table: &str, name: &str, observed: Option<&ObservedChain>, diff: &mut TableDiff) {
-        let wanted: Vec<String> = self.rules.iter().map(Rule::comment).collect();
+        let wanted: Vec<String> = self.rules.iter().map(NftRule::comment).collect();
         if let Some(observed) = observed {
             if observed.policy_drop {
                 diff.before.push(self.add(table, name));
@@ -440,15 +440,15 @@ impl Chain {
 /// Elements per command: keeps lines readable in an error and within nft's buffers.
 const ELEMENTS_PER_COMMAND: usize = 256;
 
-fn add_elements(table: &str, set: &str, elements: &BTreeSet<Element>, to: &mut Transaction) {
+fn add_elements(table: &str, set: &str, elements: &BTreeSet<Element>, to: &mut NftTransaction) {
     element_commands("add", table, set, elements, to);
 }
 
-fn delete_elements(table: &str, set: &str, elements: &BTreeSet<Element>, to: &mut Transaction) {
+fn delete_elements(table: &str, set: &str, elements: &BTreeSet<Element>, to: &mut NftTransaction) {
     element_commands("delete", table, set, elements, to);
 }
 
-fn element_commands(verb: &str, table: &str, set: &str, elements: &BTreeSet<Element>, to: &mut Transaction) {
+fn element_commands(verb: &str, table: &str, set: &str, elements: &BTreeSet<Element>, to: &mut NftTransaction) {
     let texts: Vec<String> = elements.iter().map(Element::text).collect();
     for chunk in texts.chunks(ELEMENTS_PER_COMMAND) {
         to.push(format!("{verb} element inet {table} {set} {{ {} }}", chunk.join(", ")));

@@ -12,7 +12,7 @@ const DEEPEST: usize = 16;
 
 /// The first packet of a flow.
 #[derive(Debug, Clone)]
-pub struct Packet {
+pub struct ProbePacket {
     /// From where.
     pub source: IpAddr,
     /// To where.
@@ -48,10 +48,10 @@ pub struct Taken {
 
 /// Chains and rules, as the items of `nft -j list ruleset`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rules(Vec<Value>);
+pub struct ListedRuleset(Vec<Value>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Truth {
+enum Certainty {
     No,
     Unknown,
     Yes,
@@ -77,7 +77,7 @@ enum Seeks {
     Marks { before: i64 },
 }
 
-impl Rules {
+impl ListedRuleset {
     /// A ruleset from the items of `nft -j list ruleset`.
     pub const fn new(items: Vec<Value>) -> Self {
         Self(items)
@@ -101,21 +101,21 @@ impl Rules {
     }
 
     /// The chains at `hook` that drop `packet`, but for those of the tables that are `ours`.
-    pub fn dropping(&self, hook: &str, packet: &Packet, ours: &[&str]) -> Vec<Taken> {
+    pub fn dropping(&self, hook: &str, packet: &ProbePacket, ours: &[&str]) -> Vec<Taken> {
         self.taking(&["filter", "route"], hook, packet, ours, Seeks::Ends)
     }
 
     /// The chains at `hook`, before this priority, that give `packet` another mark.
-    pub(crate) fn remarking(&self, hook: &str, before: i64, packet: &Packet, ours: &[&str]) -> Vec<Taken> {
+    pub(crate) fn remarking(&self, hook: &str, before: i64, packet: &ProbePacket, ours: &[&str]) -> Vec<Taken> {
         self.taking(&["filter", "route"], hook, packet, ours, Seeks::Marks { before })
     }
 
     /// The chains behind routing that give `packet` another source, but for those of the tables that are `ours`.
-    pub(crate) fn translating(&self, packet: &Packet, ours: &[&str]) -> Vec<Taken> {
+    pub(crate) fn translating(&self, packet: &ProbePacket, ours: &[&str]) -> Vec<Taken> {
         self.taking(&["nat"], "postrouting", packet, ours, Seeks::Ends)
     }
 
-    fn taking(&self, kinds: &[&str], hook: &str, packet: &Packet, ours: &[&str], seeks: Seeks) -> Vec<Taken> {
+    fn taking(&self, kinds: &[&str], hook: &str, packet: &ProbePacket, ours: &[&str], seeks: Seeks) -> Vec<Taken> {
         let family = if packet.source.is_ipv4() { "ip" } else { "ip6" };
         self.items("chain")
             .filter(|chain| chain["hook"] == hook && kinds.iter().any(|kind| chain["type"] == *kind))
@@ -149,14 +149,14 @@ impl Rules {
         self.items("rule").filter(move |rule| rule["chain"] == chain && table(rule) == of)
     }
 
-    fn walk(&self, table: &str, chain: &str, packet: &Packet, seeks: Seeks, depth: usize) -> Fate {
+    fn walk(&self, table: &str, chain: &str, packet: &ProbePacket, seeks: Seeks, depth: usize) -> Fate {
         if depth > DEEPEST {
             return Fate::Unknown;
         }
         let mut unknown = false;
         for rule in self.rules(table, chain) {
-            let truth = expressions(rule).map(|expression| packet.meets(expression)).min().unwrap_or(Truth::Yes);
-            if truth == Truth::No {
+            let truth = expressions(rule).map(|expression| packet.meets(expression)).min().unwrap_or(Certainty::Yes);
+            if truth == Certainty::No {
                 continue;
             }
             for expression in expressions(rule) {
@@ -166,18 +166,20 @@ impl Rules {
                     None if drops(expression) => Fate::Dropped(chain.to_owned()),
                     None if rewrites(expression) => Fate::Rewritten(chain.to_owned()),
                     None if seeks != Seeks::Ends && packet.is_remarked(expression) => Fate::Rewritten(chain.to_owned()),
-                    None if expression.get("return").is_some() && truth == Truth::Yes && !unknown => return Fate::Goes,
+                    None if expression.get("return").is_some() && truth == Certainty::Yes && !unknown => {
+                        return Fate::Goes;
+                    }
                     None => Fate::Goes,
                 };
                 match (fate, truth) {
-                    (Fate::Goes, Truth::Yes) if expression.get("goto").is_some() => {
+                    (Fate::Goes, Certainty::Yes) if expression.get("goto").is_some() => {
                         return if unknown { Fate::Unknown } else { Fate::Goes };
                     }
                     (Fate::Goes, _) => {}
-                    (fate, Truth::Yes) if !unknown => return fate,
+                    (fate, Certainty::Yes) if !unknown => return fate,
                     // Either way it ends here, or ended before.
-                    (Fate::Accepted, Truth::Yes) => return Fate::Accepted,
-                    (Fate::Dropped(_) | Fate::Rewritten(_), Truth::Unknown) => {}
+                    (Fate::Accepted, Certainty::Yes) => return Fate::Accepted,
+                    (Fate::Dropped(_) | Fate::Rewritten(_), Certainty::Unknown) => {}
                     _ => unknown = true,
                 }
             }
@@ -220,7 +222,7 @@ fn rewrites(expression: &Value) -> bool {
         || ["masquerade", "snat", "dnat", "redirect"].iter().any(|kind| expression.get(*kind).is_some())
 }
 
-impl Packet {
+impl ProbePacket {
     /// Whether it has another mark behind this expression; a value that cannot be read claims nothing.
     fn is_remarked(&self, expression: &Value) -> bool {
         let Some(mangle) = expression.get("mangle") else { return false };
@@ -251,42 +253,42 @@ impl Packet {
     }
 
     /// Whether it meets a rule's condition; what is no condition is met.
-    fn meets(&self, expression: &Value) -> Truth {
+    fn meets(&self, expression: &Value) -> Certainty {
         if let Some(xt) = expression.get("xt").filter(|xt| xt["type"] == "match") {
             return match xt["name"].as_str() {
-                Some("comment") => Truth::Yes,
+                Some("comment") => Certainty::Yes,
                 // nft does not show which states; hardly a firewall asks for new flows so but beside another condition.
-                Some("conntrack" | "state") => Truth::No,
-                _ => Truth::Unknown,
+                Some("conntrack" | "state") => Certainty::No,
+                _ => Certainty::Unknown,
             };
         }
         if expression.get("vmap").is_some() {
-            return Truth::Unknown;
+            return Certainty::Unknown;
         }
-        let Some(condition) = expression.get("match") else { return Truth::Yes };
+        let Some(condition) = expression.get("match") else { return Certainty::Yes };
         let equal = self.compare(&condition["left"], &condition["right"]);
         match (condition["op"].as_str(), equal) {
             (Some("==" | "in"), equal) => equal,
-            (Some("!="), Truth::Yes) => Truth::No,
-            (Some("!="), Truth::No) => Truth::Yes,
-            _ => Truth::Unknown,
+            (Some("!="), Certainty::Yes) => Certainty::No,
+            (Some("!="), Certainty::No) => Certainty::Yes,
+            _ => Certainty::Unknown,
         }
     }
 
-    fn compare(&self, left: &Value, right: &Value) -> Truth {
+    fn compare(&self, left: &Value, right: &Value) -> Certainty {
         if left.pointer("/ct/key").is_some_and(|key| key == "state") {
             return any(right, &|value| truth(value == if self.tracked { "new" } else { "untracked" }));
         }
         if left.pointer("/ct/key").is_some_and(|key| key == "status") {
             // Nothing has been rewritten yet, and nothing answered.
-            return Truth::No;
+            return Certainty::No;
         }
         if let Some(fib) = left.get("fib").filter(|fib| fib["result"] == "type") {
             let of = |end: &str| fib["flags"].as_array().is_some_and(|flags| flags.len() == 1 && flags[0] == end);
             let local = match (of("saddr"), of("daddr")) {
                 (true, _) => self.local[0],
                 (_, true) => self.local[1],
-                _ => return Truth::Unknown,
+                _ => return Certainty::Unknown,
             };
             return any(right, &|value| truth(value == if local { "local" } else { "unicast" }));
         }
@@ -294,28 +296,28 @@ impl Packet {
         if let Some([meta, mask]) = masked
             && meta.pointer("/meta/key").is_some_and(|key| key == "mark")
         {
-            let Some(mask) = mask.as_u64() else { return Truth::Unknown };
+            let Some(mask) = mask.as_u64() else { return Certainty::Unknown };
             return any(right, &|value| {
-                value.as_u64().map_or(Truth::Unknown, |v| truth(u64::from(self.mark) & mask == v))
+                value.as_u64().map_or(Certainty::Unknown, |v| truth(u64::from(self.mark) & mask == v))
             });
         }
         if let Some(key) = left.pointer("/meta/key").and_then(Value::as_str) {
             let interface = |own: &Option<String>| {
-                let Some(own) = own else { return Truth::Unknown };
+                let Some(own) = own else { return Certainty::Unknown };
                 any(right, &|value| match value.as_str() {
                     Some(name) => truth(name.strip_suffix('*').map_or(name == own, |start| own.starts_with(start))),
-                    None => Truth::Unknown,
+                    None => Certainty::Unknown,
                 })
             };
             return match key {
                 "iif" | "iifname" => interface(&self.comes_by),
                 "oif" | "oifname" => interface(&self.leaves_by),
                 "mark" => {
-                    any(right, &|value| value.as_u64().map_or(Truth::Unknown, |v| truth(u64::from(self.mark) == v)))
+                    any(right, &|value| value.as_u64().map_or(Certainty::Unknown, |v| truth(u64::from(self.mark) == v)))
                 }
                 "l4proto" => any(right, &|value| truth(value == self.protocol)),
                 "nfproto" => any(right, &|value| truth(value == if self.source.is_ipv4() { "ipv4" } else { "ipv6" })),
-                _ => Truth::Unknown,
+                _ => Certainty::Unknown,
             };
         }
         let part = |name: &str| left.pointer(&format!("/payload/{name}")).and_then(Value::as_str);
@@ -324,34 +326,34 @@ impl Packet {
             (Some("ip" | "ip6"), Some("saddr" | "daddr" | "protocol" | "nexthdr"))
                 if part("protocol") != Some(family) =>
             {
-                Truth::No
+                Certainty::No
             }
             (Some("ip" | "ip6"), Some("saddr")) => any(right, &|value| holds(value, self.source)),
             (Some("ip" | "ip6"), Some("daddr")) => any(right, &|value| holds(value, self.destination)),
             (Some("ip" | "ip6"), Some("protocol" | "nexthdr")) => any(right, &|value| truth(value == self.protocol)),
             (Some(of), Some(_)) if matches!(of, "tcp" | "udp" | "icmp" | "icmpv6" | "sctp") && of != self.protocol => {
-                Truth::No
+                Certainty::No
             }
             (Some("udp" | "tcp" | "th"), Some("dport")) => match self.port {
                 Some(port) => any(right, &|value| truth(value.as_u64() == Some(port.into()) || in_range(value, port))),
-                None => Truth::Unknown,
+                None => Certainty::Unknown,
             },
-            _ => Truth::Unknown,
+            _ => Certainty::Unknown,
         }
     }
 }
 
-const fn truth(holds: bool) -> Truth {
-    if holds { Truth::Yes } else { Truth::No }
+const fn truth(holds: bool) -> Certainty {
+    if holds { Certainty::Yes } else { Certainty::No }
 }
 
 /// Whether one of the values of a set, a list or a value alone is met.
-fn any(right: &Value, met: &dyn Fn(&Value) -> Truth) -> Truth {
+fn any(right: &Value, met: &dyn Fn(&Value) -> Certainty) -> Certainty {
     let named = right.as_str().is_some_and(|name| name.starts_with('@'));
     let many = right.get("set").unwrap_or(right).as_array();
     match many {
-        _ if named => Truth::Unknown,
-        Some(many) => many.iter().map(met).max().unwrap_or(Truth::No),
+        _ if named => Certainty::Unknown,
+        Some(many) => many.iter().map(met).max().unwrap_or(Certainty::No),
         None => met(right),
     }
 }
@@ -361,20 +363,20 @@ fn in_range(value: &Value, port: u16) -> bool {
     matches!(ends.as_deref(), Some([Some(from), Some(to)]) if (*from..=*to).contains(&port.into()))
 }
 
-fn holds(value: &Value, address: IpAddr) -> Truth {
+fn holds(value: &Value, address: IpAddr) -> Certainty {
     let parse = |value: &Value| value.as_str().and_then(|text| text.parse::<IpAddr>().ok());
     if let Some(prefix) = value.get("prefix") {
         let length = prefix["len"].as_u64().and_then(|length| u8::try_from(length).ok());
         let net = parse(&prefix["addr"]).zip(length).and_then(|(addr, length)| IpNet::new(addr, length).ok());
-        return net.map_or(Truth::Unknown, |net| truth(net.contains(&address)));
+        return net.map_or(Certainty::Unknown, |net| truth(net.contains(&address)));
     }
     if let Some([from, to]) = value["range"].as_array().map(Vec::as_slice) {
         return match (parse(from), parse(to)) {
             (Some(from), Some(to)) => truth((from..=to).contains(&address)),
-            _ => Truth::Unknown,
+            _ => Certainty::Unknown,
         };
     }
-    parse(value).map_or(Truth::Unknown, |one| truth(one == address))
+    parse(value).map_or(Certainty::Unknown, |one| truth(one == address))
 }
 
 #[cfg(test)]
@@ -383,8 +385,8 @@ mod tests {
 
     use super::*;
 
-    fn packet() -> Packet {
-        Packet {
+    fn packet() -> ProbePacket {
+        ProbePacket {
             source: "198.51.100.7".parse().unwrap(),
             destination: "192.0.2.1".parse().unwrap(),
             protocol: "udp",
@@ -398,17 +400,17 @@ mod tests {
     }
 
     /// What `nft` itself lists of a table with these rules, in a namespace of its own.
-    fn listed(rules: &str) -> Rules {
+    fn listed(rules: &str) -> ListedRuleset {
         let script = format!("nft -f - <<'.' && nft -j list ruleset\n{rules}\n.");
         let output = Command::new("unshare").args(["-n", "sh", "-c", &script]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let listing: Value = serde_json::from_slice(&output.stdout).unwrap();
-        Rules::new(listing["nftables"].as_array().unwrap().clone())
+        ListedRuleset::new(listing["nftables"].as_array().unwrap().clone())
     }
 
     #[test]
     fn what_gives_a_packet_another_mark_is_found() {
-        let probe = Packet { mark: 0x1046, tracked: false, ..packet() };
+        let probe = ProbePacket { mark: 0x1046, tracked: false, ..packet() };
         let remarked = |rules: &str| -> Vec<String> {
             let ruleset = listed(&format!(
                 "table inet t {{\nchain sub {{ meta mark set 0x7; }}\n\

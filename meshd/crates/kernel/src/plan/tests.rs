@@ -1,11 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh::kernel_state::{Firewall, Floor, Forwarding, ProbeRoute, Route, Tun};
+use mesh::kernel_state::{Firewall, Floor, Forwarding, PeerRoute, ProbeRoute, Tun};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    nft::{ObservedChain, ObservedSet, ObservedTable, Rule},
+    nft::{NftRule, ObservedChain, ObservedSet, ObservedTable},
     observed::ObservedTun,
 };
 
@@ -14,46 +14,46 @@ fn options() -> Options {
 }
 
 /// What a kernel holds that did all that it was told. Naive on purpose: a map, one step after the other.
-fn applied(mut observed: Observed, changes: &[Change]) -> Observed {
+fn applied(mut observed: ObservedKernel, changes: &[KernelChange]) -> ObservedKernel {
     for change in changes {
         match change {
-            Change::RouteAdd(r) => {
+            KernelChange::RouteAdd(r) => {
                 assert!(!observed.routes.iter().any(|o| o.key() == r.key()), "{r} is there");
                 observed.routes.push(r.clone());
             }
-            Change::RouteReplace(r) => {
+            KernelChange::RouteReplace(r) => {
                 assert!(observed.routes.iter().any(|o| o.key() == r.key()), "no {r}");
                 observed.routes.retain(|o| o.key() != r.key());
                 observed.routes.push(r.clone());
             }
-            Change::RouteRemove(r) => {
+            KernelChange::RouteRemove(r) => {
                 let at = observed.routes.iter().position(|o| o == r).expect("a route");
                 observed.routes.remove(at);
             }
-            Change::RuleAdd(r) => observed.rules.push(r.clone()),
-            Change::RuleRemove(r) => {
+            KernelChange::RuleAdd(r) => observed.rules.push(r.clone()),
+            KernelChange::RuleRemove(r) => {
                 let at = observed.rules.iter().position(|o| o == r).expect("a rule");
                 observed.rules.remove(at);
             }
-            Change::AddressAdd { address, .. } => assert!(observed.addresses.insert(*address)),
-            Change::AddressRemove { address, .. } => assert!(observed.addresses.remove(address)),
-            Change::Mtu { mtu, .. } => observed.tun.as_mut().unwrap().mtu = *mtu,
-            Change::TxQueueLen { packets, .. } => {
+            KernelChange::AddressAdd { address, .. } => assert!(observed.addresses.insert(*address)),
+            KernelChange::AddressRemove { address, .. } => assert!(observed.addresses.remove(address)),
+            KernelChange::Mtu { mtu, .. } => observed.tun.as_mut().unwrap().mtu = *mtu,
+            KernelChange::TxQueueLen { packets, .. } => {
                 observed.tun.as_mut().unwrap().txqueuelen = *packets;
             }
-            Change::Up { up, .. } => observed.tun.as_mut().unwrap().up = *up,
-            Change::FirewallBefore(_) | Change::FirewallAfter(_) => {}
-            Change::Sysctl(s) => {
+            KernelChange::Up { up, .. } => observed.tun.as_mut().unwrap().up = *up,
+            KernelChange::FirewallBefore(_) | KernelChange::FirewallAfter(_) => {}
+            KernelChange::Sysctl(s) => {
                 observed.sysctls.values.insert(s.key.clone(), s.value.clone());
             }
-            Change::Foreign(_) => {}
+            KernelChange::Foreign(_) => {}
         }
     }
     observed
 }
 
 /// The table as `nft` would list it.
-fn listed(table: &crate::nft::Table) -> ObservedTable {
+fn listed(table: &crate::nft::NftTable) -> ObservedTable {
     ObservedTable {
         sets: table
             .sets
@@ -70,7 +70,7 @@ fn listed(table: &crate::nft::Table) -> ObservedTable {
                 let seen = ObservedChain {
                     base: chain.base.as_ref().map(|b| (b.kind.to_owned(), b.hook.to_owned(), b.priority)),
                     policy_drop: false,
-                    comments: chain.rules.iter().map(|r: &Rule| Some(r.comment())).collect(),
+                    comments: chain.rules.iter().map(|r: &NftRule| Some(r.comment())).collect(),
                 };
                 (name.to_string(), seen)
             })
@@ -94,8 +94,8 @@ fn address_like(net: &IpNet, host: u8) -> IpAddr {
     }
 }
 
-fn any_route() -> impl Strategy<Value = Route> {
-    (small_net(), 0u8..4, 1u8..4, proptest::option::of(1280u16..1400)).prop_map(|(dst, path, host, mtu)| Route {
+fn any_route() -> impl Strategy<Value = PeerRoute> {
+    (small_net(), 0u8..4, 1u8..4, proptest::option::of(1280u16..1400)).prop_map(|(dst, path, host, mtu)| PeerRoute {
         via: match path {
             0 => RouteVia::Tunnel,
             1 => RouteVia::Unreachable,
@@ -146,11 +146,11 @@ prop_compose! {
     }
 }
 
-fn bare(tun: bool) -> Observed {
-    Observed {
+fn bare(tun: bool) -> ObservedKernel {
+    ObservedKernel {
         tun: tun.then_some(ObservedTun { index: 7, mtu: 1500, txqueuelen: 500, up: false }),
         links: BTreeMap::from([("eth0".to_owned(), 2), ("meshd0".to_owned(), 7)]),
-        ..Observed::default()
+        ..ObservedKernel::default()
     }
 }
 
@@ -204,15 +204,15 @@ proptest! {
         let mut wanted = BTreeMap::new();
         for route in to.routes.values() {
             let target = match &route.via {
-                RouteVia::Tunnel => Target::Device { gateway: None, index: 7 },
+                RouteVia::Tunnel => NextHop::Device { gateway: None, index: 7 },
                 RouteVia::Neighbour { via, dev } if dev.as_str() == "eth0" => {
-                    Target::Device { gateway: Some(*via), index: 2 }
+                    NextHop::Device { gateway: Some(*via), index: 2 }
                 }
-                _ => Target::Unreachable,
+                _ => NextHop::Unreachable,
             };
             wanted.entry(route.dst).or_insert(target);
         }
-        let peers: BTreeMap<IpNet, Target> = end
+        let peers: BTreeMap<IpNet, NextHop> = end
             .routes
             .iter()
             .filter(|r| r.table == MAIN_TABLE && r.metric == ROUTE_METRIC)
@@ -237,7 +237,7 @@ fn order_fails_closed() {
     let full = Desired {
         tun: Tun { mtu: 1420, txqueuelen: 1000, up: true },
         overlay: vec!["10.244.1.0".parse().unwrap()],
-        routes: [(dst, Route { dst, via: RouteVia::Tunnel, mtu: None, src: None })].into_iter().collect(),
+        routes: [(dst, PeerRoute { dst, via: RouteVia::Tunnel, mtu: None, src: None })].into_iter().collect(),
         floor: Floor { networks: vec![net], outside: Vec::new() },
         probes: vec![ProbeRoute {
             overlay: "10.244.2.0".parse().unwrap(),
@@ -253,17 +253,17 @@ fn order_fails_closed() {
     };
     let mut start = bare(true);
     start.sysctls.values.insert("net/ipv4/ip_forward".to_owned(), "0".to_owned());
-    let word = |change: &Change| match change {
-        Change::FirewallBefore(_) => "firewall",
-        Change::FirewallAfter(_) => "firewall shrinks",
-        Change::RouteAdd(r) | Change::RouteRemove(r) if r.metric == FLOOR_METRIC => "floor",
-        Change::RouteAdd(_) | Change::RouteRemove(_) => "route",
-        Change::RuleAdd(_) | Change::RuleRemove(_) => "rule",
-        Change::Sysctl(_) => "sysctl",
-        Change::AddressAdd { .. } | Change::AddressRemove { .. } => "address",
+    let word = |change: &KernelChange| match change {
+        KernelChange::FirewallBefore(_) => "firewall",
+        KernelChange::FirewallAfter(_) => "firewall shrinks",
+        KernelChange::RouteAdd(r) | KernelChange::RouteRemove(r) if r.metric == FLOOR_METRIC => "floor",
+        KernelChange::RouteAdd(_) | KernelChange::RouteRemove(_) => "route",
+        KernelChange::RuleAdd(_) | KernelChange::RuleRemove(_) => "rule",
+        KernelChange::Sysctl(_) => "sysctl",
+        KernelChange::AddressAdd { .. } | KernelChange::AddressRemove { .. } => "address",
         _ => "link",
     };
-    let words = |plan: &Plan| plan.changes.iter().map(word).collect::<Vec<_>>();
+    let words = |plan: &KernelPlan| plan.changes.iter().map(word).collect::<Vec<_>>();
     let up = plan(&options, &full, &start);
     assert_eq!(
         words(&up),
@@ -297,7 +297,7 @@ proptest! {
         there.table = Some(firewall::render(&options, &from).as_observed());
         let whole = plan(&options, &to, &there);
         let (before, after) = differing(&from, &to);
-        let remembered = Observed { routes: routes_after(&options, &before, &there), ..there.clone() };
+        let remembered = ObservedKernel { routes: routes_after(&options, &before, &there), ..there.clone() };
         let followed = plan(&options, &after, &remembered);
         prop_assert_eq!(&followed.failures, &whole.failures);
         prop_assert_eq!(followed.changes, whole.changes);

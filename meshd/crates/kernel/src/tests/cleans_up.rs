@@ -63,18 +63,18 @@ fn attached_containers_are_found_by_what_an_earlier_run_left() {
     isolated(|| async {
         topology();
         let (kernel, _state) = kernel();
-        assert_eq!(kernel.attachments(&[]).await.unwrap(), Attachments::None);
+        assert_eq!(kernel.attachments(&[]).await.unwrap(), AttachedRoutes::None);
         settle(&kernel, &desired()).await;
-        assert_eq!(kernel.attachments(&[]).await.unwrap(), Attachments::None);
+        assert_eq!(kernel.attachments(&[]).await.unwrap(), AttachedRoutes::None);
         let pod = vec![net("10.244.1.9/32")];
         run("ip route add 10.244.1.9/32 dev eth0");
-        assert_eq!(kernel.attachments(&[]).await.unwrap(), Attachments::Routes(pod.clone()));
+        assert_eq!(kernel.attachments(&[]).await.unwrap(), AttachedRoutes::Routes(pod.clone()));
         run("nft delete table inet meshd");
-        assert_eq!(kernel.attachments(&[]).await.unwrap(), Attachments::Possible(pod.clone()));
+        assert_eq!(kernel.attachments(&[]).await.unwrap(), AttachedRoutes::Possible(pod.clone()));
         run("ip link del meshd0");
-        assert_eq!(kernel.attachments(&[]).await.unwrap(), Attachments::Possible(pod.clone()));
-        assert_eq!(kernel.attachments(&[net("10.244.1.0/24")]).await.unwrap(), Attachments::Routes(pod));
+        assert_eq!(kernel.attachments(&[]).await.unwrap(), AttachedRoutes::Possible(pod.clone()));
+        assert_eq!(kernel.attachments(&[net("10.244.1.0/24")]).await.unwrap(), AttachedRoutes::Routes(pod));
         run("ip route del 10.244.1.9/32 dev eth0");
-        assert_eq!(kernel.attachments(&[]).await.unwrap(), Attachments::None);
+        assert_eq!(kernel.attachments(&[]).await.unwrap(), AttachedRoutes::None);
     });
 }

@@ -137,7 +137,7 @@ fn reports_a_missing_device_and_keeps_the_rest() {
         let (kernel, _state) = kernel();
         let desired = desired();
         let report = kernel.reconcile(&desired, OthersRules::Read).await.unwrap();
-        assert_eq!(report.failures, [Failure { what: "device meshd0".to_owned(), problem: Problem::NoTun }]);
+        assert_eq!(report.failures, [Failure { what: "device meshd0".to_owned(), problem: FailureCause::NoTun }]);
         let routes = run("ip route show proto 158");
         assert!(routes.contains("unreachable 10.244.0.0/16"), "{routes}");
         assert!(routes.contains("unreachable 10.244.4.0/24"), "{routes}");
@@ -158,7 +158,7 @@ fn a_device_of_another_kind_is_not_ours() {
         let (kernel, _state) = kernel();
         let report = kernel.reconcile(&desired(), OthersRules::Read).await.unwrap();
         assert_eq!(report.failures.len(), 1);
-        assert_eq!(report.failures[0].problem, Problem::NoTun);
+        assert_eq!(report.failures[0].problem, FailureCause::NoTun);
         kernel.cleanup().await.unwrap();
         assert!(run("ip addr show meshd0").contains("198.51.100.1/24"));
     });
@@ -177,7 +177,10 @@ fn one_failure_does_not_stop_the_others() {
         bad.put_route(route("10.244.5.0/24", RouteVia::Tunnel));
         let report = kernel.reconcile(&bad, OthersRules::Read).await.unwrap();
         let problems: Vec<_> = report.failures.iter().map(|f| &f.problem).collect();
-        assert!(matches!(problems.as_slice(), [Problem::NoDevice { .. }, Problem::Kernel { .. }]), "{problems:?}");
+        assert!(
+            matches!(problems.as_slice(), [FailureCause::NoDevice { .. }, FailureCause::Kernel { .. }]),
+            "{problems:?}"
+        );
         assert!(report.failures.iter().all(|f| !f.remedy().is_empty()));
         let routes = run("ip route show proto 158");
         assert!(routes.contains("unreachable 10.244.2.0/24"), "{routes}");
@@ -211,11 +214,11 @@ fn without_a_firewall_no_path_opens() {
             kernel.nft = Nft::with_program(program);
             let report = kernel.reconcile(&desired(), OthersRules::Read).await.unwrap();
             assert!(
-                report.failures.iter().any(|f| matches!(f.problem, Problem::Firewall { .. })),
+                report.failures.iter().any(|f| matches!(f.problem, FailureCause::Firewall { .. })),
                 "{:?}",
                 report.failures
             );
-            assert!(report.failures.iter().any(|f| f.problem == Problem::NoFirewall));
+            assert!(report.failures.iter().any(|f| f.problem == FailureCause::NoFirewall));
             let routes = run("ip route show table all proto 158");
             assert!(routes.contains("unreachable 10.244.0.0/16"), "{routes}");
             assert!(!routes.contains("dev meshd0"), "{routes}");
@@ -378,7 +381,7 @@ fn follows_what_changed() {
     isolated(|| async {
         let (kernel, _state, mut desired) = standing().await;
         let follow = async |desired: &Desired| {
-            let report = kernel.follow(desired, OthersRules::Read).await.unwrap();
+            let report = kernel.apply_changes(desired, OthersRules::Read).await.unwrap();
             assert_eq!(report.failures, []);
             report.changes.len()
         };
@@ -410,10 +413,10 @@ fn what_failed_is_tried_again_whatever_changed() {
     isolated(|| async {
         let (kernel, _state, mut desired) = standing().await;
         desired.put_route(route("10.244.5.0/24", direct("198.51.100.7")));
-        let report = kernel.follow(&desired, OthersRules::Read).await.unwrap();
+        let report = kernel.apply_changes(&desired, OthersRules::Read).await.unwrap();
         assert_eq!(report.failures.len(), 1, "the next hop is on no link");
         run("ip addr add 198.51.100.1/24 dev eth0");
-        let report = kernel.follow(&desired, OthersRules::Read).await.unwrap();
+        let report = kernel.apply_changes(&desired, OthersRules::Read).await.unwrap();
         assert_eq!((report.failures, report.changes.len()), (vec![], 1));
         settled(&kernel, &desired).await;
     });

@@ -113,7 +113,7 @@ fn a_foreign_route_with_our_metric_is_named() {
         let (kernel, _state) = kernel();
         let report = kernel.reconcile(&desired(), OthersRules::Read).await.unwrap();
         let problems: Vec<_> = report.failures.iter().map(|f| f.problem.clone()).collect();
-        assert_eq!(problems, [Problem::Foreign, Problem::Foreign]);
+        assert_eq!(problems, [FailureCause::Foreign, FailureCause::Foreign]);
         assert!(report.failures[0].what.contains("10.244.2.0/24"));
         let route = run("ip route show 10.244.2.0/24");
         assert!(route.contains("via 192.0.2.9"), "{route}");
@@ -174,9 +174,9 @@ fn foreign_drops_are_named_with_their_remedy() {
         assert_eq!(
             named,
             [
-                ("inet", "firewalld", "filter_FORWARD", Some(Owner::Firewalld)),
-                ("ip", "filter", "FORWARD", Some(Owner::Docker)),
-                ("ip6", "filter", "FORWARD", Some(Owner::Ufw)),
+                ("inet", "firewalld", "filter_FORWARD", Some(FirewallProgram::Firewalld)),
+                ("ip", "filter", "FORWARD", Some(FirewallProgram::Docker)),
+                ("ip6", "filter", "FORWARD", Some(FirewallProgram::Ufw)),
             ]
         );
         for drop in &report.foreign_drops {
@@ -192,8 +192,9 @@ fn foreign_drops_are_named_with_their_remedy() {
         run("nft add chain inet firewalld filter_FWD_trusted");
         run("nft insert rule inet firewalld filter_FORWARD ip saddr 10.244.0.0/16 goto filter_FWD_trusted");
         run("nft insert rule inet firewalld filter_FORWARD ip6 saddr fd42:244::/48 goto filter_FWD_trusted");
-        let left =
-            |report: &Report| -> Vec<String> { report.foreign_drops.iter().map(|drop| drop.family.clone()).collect() };
+        let left = |report: &PassReport| -> Vec<String> {
+            report.foreign_drops.iter().map(|drop| drop.family.clone()).collect()
+        };
         let half = settle(&kernel, &desired()).await;
         assert_eq!(left(&half), ["ip6"], "what goes there is dropped still");
         run("ip6tables-nft -A ufw6-user-forward -d fd42:244::/48 -j ACCEPT");
@@ -288,7 +289,10 @@ fn rules_that_give_pods_packets_another_source_are_named() {
         run("nft add rule ip6 other post fib daddr type != local ip6 daddr != fd00:10::/64 masquerade");
         let report = settle(&kernel, &desired()).await;
         let named: Vec<_> = report.met.iter().map(|met| (met.effect, met.table.as_str(), met.chain.as_str())).collect();
-        assert_eq!(named, [(Effect::Translates, "ip nat", "POSTROUTING"), (Effect::Translates, "ip6 other", "post")]);
+        assert_eq!(
+            named,
+            [(RuleEffect::Translates, "ip nat", "POSTROUTING"), (RuleEffect::Translates, "ip6 other", "post")]
+        );
         for met in &report.met {
             sh(&met.remedy);
         }
@@ -309,7 +313,7 @@ fn rules_that_drop_probes_are_named() {
         run("nft add rule inet f out oifname eth0 udp dport 51821 drop");
         let report = settle(&kernel, &desired()).await;
         let named: Vec<_> = report.met.iter().map(|met| (met.effect, met.table.as_str(), met.chain.as_str())).collect();
-        assert_eq!(named, [(Effect::Drops, "inet f", "out"), (Effect::Drops, "inet f", "in")]);
+        assert_eq!(named, [(RuleEffect::Drops, "inet f", "out"), (RuleEffect::Drops, "inet f", "in")]);
         for met in &report.met {
             sh(&met.remedy);
         }
@@ -347,7 +351,7 @@ fn rules_that_rewrite_the_mark_of_probes_are_named() {
         run("nft add rule inet vpn post meta nfproto ipv6 meta mark set meta mark or 0x80000");
         let report = settle(&kernel, &desired()).await;
         let named: Vec<_> = report.met.iter().map(|met| (met.effect, met.table.as_str(), met.chain.as_str())).collect();
-        assert_eq!(named, [(Effect::Remarks, "ip mangle", "wan"), (Effect::Remarks, "inet vpn", "post")]);
+        assert_eq!(named, [(RuleEffect::Remarks, "ip mangle", "wan"), (RuleEffect::Remarks, "inet vpn", "post")]);
         for met in &report.met {
             sh(&met.remedy);
         }

@@ -53,7 +53,7 @@ fn every_change_of_path_is_one_replace() {
             route_to(&mut desired, "10.244.2.0/24").via = four;
             route_to(&mut desired, "fd42:244:0:2::/64").via = six;
             let report = settle(&kernel, &desired).await;
-            let replaced = report.changes.iter().filter(|c| matches!(c, Change::RouteReplace(_))).count();
+            let replaced = report.changes.iter().filter(|c| matches!(c, KernelChange::RouteReplace(_))).count();
             assert_eq!((replaced, report.changes.len()), (2, 2), "{:?}", report.changes);
             settled(&kernel, &desired).await;
         }

@@ -181,7 +181,7 @@ fn a_damaged_file_of_earlier_values_stops_nothing_else() {
         std::fs::write(&file, "{ half").unwrap();
         let report = kernel.reconcile(&desired(), OthersRules::Read).await.unwrap();
         assert!(
-            matches!(&report.failures[..], [Failure { problem: Problem::Saved { .. }, .. }]),
+            matches!(&report.failures[..], [Failure { problem: FailureCause::Saved { .. }, .. }]),
             "{:?}",
             report.failures
         );
@@ -221,7 +221,7 @@ fn our_interfaces_forward_whatever_the_default_is() {
         assert_eq!(get("net.ipv4.conf.eth0.forwarding"), "0", "it is the operator's");
         assert_eq!(report.not_forwarding, Some(name("eth0")));
         settled(&kernel, &desired).await;
-        assert_eq!(kernel.follow(&desired, OthersRules::Read).await.unwrap().not_forwarding, Some(name("eth0")));
+        assert_eq!(kernel.apply_changes(&desired, OthersRules::Read).await.unwrap().not_forwarding, Some(name("eth0")));
 
         run("sysctl -qw net.ipv4.conf.eth0.forwarding=1");
         run("sysctl -qw net.ipv4.conf.vpod.forwarding=0");

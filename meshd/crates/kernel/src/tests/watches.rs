@@ -49,7 +49,7 @@ fn routes_that_this_process_changes_are_no_news() {
         desired.put_route(route("10.244.5.0/24", RouteVia::Tunnel));
         desired.put_route(route("fd42:244:0:5::/64", RouteVia::Unreachable));
         desired.routes.remove(&net("10.244.3.0/24"));
-        assert_eq!(kernel.follow(&desired, OthersRules::Read).await.unwrap().changes.len(), 3);
+        assert_eq!(kernel.apply_changes(&desired, OthersRules::Read).await.unwrap().changes.len(), 3);
         run("ip rule add lookup 77 priority 77");
         let mut routes = false;
         until(&mut watch, |events| {

@@ -69,7 +69,7 @@ fn tables_are_told_apart_by_name() {
 /// Elements of other programs' sets need no pass, but their events fill the buffer of every listener.
 #[test]
 fn what_fills_the_buffers_of_others_is_said_in_time() {
-    let mut told = Told::default();
+    let mut told = VolumeCounter::default();
     let mut said = 0;
     for _ in 0..100_000 {
         told.add(1, 100);

@@ -9,7 +9,7 @@ const STALE_CALL: Duration = Duration::from_secs(300);
 
 /// What the tunnel knows of a peer: facts, of which [`crate::path`] makes the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Session {
+pub struct TunnelSession {
     /// There is a session (none lives beyond 180 s), and no data sent has been without any answer for 15 s. WireGuard
     /// answers data within 10 s, with an empty message if there is nothing else. An idle peer without keepalive has no
     /// session after 180 s and is not alive, which says nothing about the next packet.
@@ -24,7 +24,7 @@ pub struct Session {
     pub endpoints: u32,
 }
 
-impl Session {
+impl TunnelSession {
     /// Whether the calls of the last minutes got no answer, the first of them 15 s ago or more, and every endpoint was
     /// tried. A peer that was not called since it was last heard, or not recently, is not silent: nothing is known of it.
     #[must_use]

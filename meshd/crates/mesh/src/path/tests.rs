@@ -32,8 +32,13 @@ fn far() -> Candidates {
 }
 
 /// One that has been called for a minute without an answer.
-const SILENT: Session =
-    Session { alive: false, calls: 12, last_call: Some(std::time::Duration::from_secs(2)), keys: 1, endpoints: 2 };
+const SILENT: TunnelSession = TunnelSession {
+    alive: false,
+    calls: 12,
+    last_call: Some(std::time::Duration::from_secs(2)),
+    keys: 1,
+    endpoints: 2,
+};
 
 const STATES: [Option<DirectState>; 5] = [
     None,
@@ -78,21 +83,21 @@ fn a_tunnel_that_does_not_answer_is_unreachable_but_still_called() {
 
 #[test]
 fn a_peer_is_silent_once_every_key_and_endpoint_was_called_for_fifteen_seconds() {
-    let silent = |session: Session| session.is_silent();
+    let silent = |session: TunnelSession| session.is_silent();
     assert!(silent(SILENT));
-    assert!(!silent(Session { calls: 3, endpoints: 1, ..SILENT }), "three calls may be lost");
-    assert!(!silent(Session { keys: 2, calls: 7, endpoints: 1, ..SILENT }), "the next key's calls may be lost");
-    assert!(!silent(Session { endpoints: 12, ..SILENT }), "not every endpoint was tried");
-    assert!(!silent(Session { last_call: Some(std::time::Duration::from_secs(300)), ..SILENT }), "long ago");
-    assert!(!silent(Session { calls: 0, last_call: None, ..SILENT }), "not called");
+    assert!(!silent(TunnelSession { calls: 3, endpoints: 1, ..SILENT }), "three calls may be lost");
+    assert!(!silent(TunnelSession { keys: 2, calls: 7, endpoints: 1, ..SILENT }), "the next key's calls may be lost");
+    assert!(!silent(TunnelSession { endpoints: 12, ..SILENT }), "not every endpoint was tried");
+    assert!(!silent(TunnelSession { last_call: Some(std::time::Duration::from_secs(300)), ..SILENT }), "long ago");
+    assert!(!silent(TunnelSession { calls: 0, last_call: None, ..SILENT }), "not called");
 }
 
 #[test]
 fn a_session_that_answers_confirms_the_tunnel() {
-    let alive = Session { alive: true, ..Session::default() };
+    let alive = TunnelSession { alive: true, ..TunnelSession::default() };
     assert_eq!(choose(&far(), None).reach, Reach::Unconfirmed);
     assert_eq!(choose(&far(), None).with_session(Some(&alive)).reach, Reach::Confirmed);
-    assert_eq!(choose(&far(), None).with_session(Some(&Session::default())).reach, Reach::Unconfirmed);
+    assert_eq!(choose(&far(), None).with_session(Some(&TunnelSession::default())).reach, Reach::Unconfirmed);
     let none = Candidates { callable: false, ..far() };
     assert_eq!(choose(&none, None).with_session(Some(&alive)).reason, Reason::NoEndpoint);
 }
@@ -114,6 +119,6 @@ fn the_worse_family_speaks_for_the_peer() {
 #[test]
 fn an_external_peer_is_reached_by_its_session_alone() {
     assert_eq!(ChosenPath::external(None), ChosenPath::nowhere(Reason::Refused));
-    assert_eq!(ChosenPath::external(Some(&Session::default())).kind(), Some(PathKind::Wireguard));
+    assert_eq!(ChosenPath::external(Some(&TunnelSession::default())).kind(), Some(PathKind::Wireguard));
     assert_eq!(ChosenPath::external(Some(&SILENT)).reason, Reason::NoHandshake);
 }

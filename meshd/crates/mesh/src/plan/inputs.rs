@@ -11,7 +11,7 @@ use cow_map::CowMap;
 use etcd_schema::{NetworkConfig, PeerName};
 use ipnet::IpNet;
 
-use super::{Frame, Local, Observed, covered};
+use super::{Local, Observed, PlanFrame, covered};
 use crate::{
     address::{Family, host},
     backend::PathKind,
@@ -19,7 +19,7 @@ use crate::{
     kernel_state,
     path::{Candidates, ChosenPath, DirectLink, Via, choose, eligible},
     problem::{Problem, ProblemCode},
-    snapshot::{Member, Outside, Owner, Snapshot, is_supported},
+    topology::{ExternalPeer, NodePeer, PeerId, Topology, is_supported},
     tunnel_table::{self, CALL_OUT_KEEPALIVE},
 };
 
@@ -31,7 +31,7 @@ const TXQUEUELEN: u32 = 4096;
 /// What the plan of each member is made of, besides the member.
 pub(super) struct Common<'a> {
     pub(super) inputs: &'a Inputs<'a>,
-    pub(super) outside: &'a [(&'a PeerName, &'a Outside)],
+    pub(super) outside: &'a [(&'a PeerName, &'a ExternalPeer)],
     pub(super) overlay: &'a BTreeMap<Family, IpAddr>,
     pub(super) mtu: u16,
 }
@@ -39,11 +39,11 @@ pub(super) struct Common<'a> {
 /// What is planned of a member in a family that it has a prefix of.
 pub(super) struct FamilyPlan {
     pub(super) chosen: ChosenPath,
-    pub(super) routes: Vec<kernel_state::Route>,
+    pub(super) routes: Vec<kernel_state::PeerRoute>,
 }
 
 impl Common<'_> {
-    pub(super) fn of_family(&self, owner: &Owner, member: &Member, family: Family) -> Option<FamilyPlan> {
+    pub(super) fn of_family(&self, owner: &PeerId, member: &NodePeer, family: Family) -> Option<FamilyPlan> {
         let prefixes: Vec<IpNet> = member.prefixes().filter(|net| Family::of_net(net) == family).collect();
         if prefixes.is_empty() {
             return None;
@@ -52,7 +52,7 @@ impl Common<'_> {
         let chosen = inputs.choose(owner, member, family);
         let routes = self.overlay.get(&family).map(|src| {
             let mtu = inputs.route_mtu(&owner.to_string(), chosen.via, self.mtu);
-            let route = |dst: &IpNet| kernel_state::Route {
+            let route = |dst: &IpNet| kernel_state::PeerRoute {
                 dst: *dst,
                 via: inputs.route_via(chosen.via, family),
                 mtu,
@@ -63,9 +63,9 @@ impl Common<'_> {
         Some(FamilyPlan { routes: routes.unwrap_or_default(), chosen })
     }
 
-    pub(super) fn peer(&self, name: &str, member: &Member) -> tunnel_table::PeerConfig {
+    pub(super) fn peer(&self, name: &str, member: &NodePeer) -> tunnel_table::PeerConfig {
         let inputs = self.inputs;
-        let keepalive = inputs.snapshot.network.as_ref().and_then(|config| config.backend.persistent_keepalive);
+        let keepalive = inputs.topology.network.as_ref().and_then(|config| config.backend.persistent_keepalive);
         let keepalive = keepalive.map(|seconds| Duration::from_secs(seconds.get().into()));
         let links = Family::BOTH.into_iter().filter_map(|family| inputs.link(member, family));
         let links = links.map(|link| SocketAddr::new(link.next_hop, member.listen_port));
@@ -93,7 +93,7 @@ impl Common<'_> {
     pub(super) fn roamed(&self, peer: &str) -> Option<SocketAddr> {
         let at = *self.inputs.observed.roamed.get(peer)?;
         let inside = |net: &IpNet| net.contains(&at.ip());
-        let of_mesh = self.inputs.snapshot.networks().any(|net| inside(&net))
+        let of_mesh = self.inputs.topology.networks().any(|net| inside(&net))
             || self.outside.iter().any(|(_, peer)| peer.allowed_ips.iter().any(inside));
         (!of_mesh).then_some(at)
     }
@@ -102,7 +102,7 @@ impl Common<'_> {
 /// What a plan follows from.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a> {
-    pub(super) snapshot: &'a Snapshot,
+    pub(super) topology: &'a Topology,
     pub(super) local: &'a Local,
     pub(super) observed: &'a Observed,
 }
@@ -111,11 +111,11 @@ impl<'a> Inputs<'a> {
     /// Whether anything may be programmed. `Ok`: yes, although this may be wrong; `Err`: no, for this reason, or because
     /// there is no config yet, of which the control plane speaks.
     pub(super) fn admitted(&self) -> Result<Option<Problem>, Option<Problem>> {
-        let Some(config) = &self.snapshot.network else { return Err(None) };
-        let problem = self.refuses(config);
+        let Some(config) = &self.topology.network else { return Err(None) };
+        let problem = self.config_problem(config);
         // What is in force is not withdrawn because the underlay has moved into it, nor by a change of other networks.
         let is_in_force = |net: &IpNet| self.observed.programmed.networks.contains(net);
-        let mut refused = self.snapshot.networks().filter(|net| !is_supported(config.backend.kind) || self.covers(net));
+        let mut refused = self.topology.networks().filter(|net| !is_supported(config.backend.kind) || self.covers(net));
         if problem.is_some() && !refused.all(|net| is_in_force(&net)) { Err(problem) } else { Ok(problem) }
     }
 
@@ -127,7 +127,7 @@ impl<'a> Inputs<'a> {
     /// What stays closed while nothing may be carried: what was in force, and every network that covers no underlay address.
     pub(super) fn floor_of_empty(&self) -> kernel_state::Floor {
         let mut floor = self.observed.programmed.clone();
-        for network in self.snapshot.networks().filter(|network| !self.covers(network)) {
+        for network in self.topology.networks().filter(|network| !self.covers(network)) {
             if !floor.networks.contains(&network) {
                 floor.networks.push(network);
             }
@@ -137,11 +137,11 @@ impl<'a> Inputs<'a> {
 
     /// This node's overlay address of each family.
     pub(super) fn overlay(&self) -> BTreeMap<Family, IpAddr> {
-        self.snapshot.own_overlay().into_iter().map(|address| (Family::of(address), address)).collect()
+        self.topology.own_overlay().into_iter().map(|address| (Family::of(address), address)).collect()
     }
 
     /// Why nothing of this network may be programmed here.
-    fn refuses(&self, config: &NetworkConfig) -> Option<Problem> {
+    fn config_problem(&self, config: &NetworkConfig) -> Option<Problem> {
         if !is_supported(config.backend.kind) {
             return Some(Problem::new(
                 ProblemCode::BackendNotSupported,
@@ -149,7 +149,7 @@ impl<'a> Inputs<'a> {
                 "put a config with \"Type\": \"wireguard\"",
             ));
         }
-        let networks: Vec<IpNet> = self.snapshot.networks().collect();
+        let networks: Vec<IpNet> = self.topology.networks().collect();
         covered(&networks, &self.local.protected).map(|(net, address, what)| {
             Problem::new(
                 ProblemCode::CoversUnderlay,
@@ -159,13 +159,13 @@ impl<'a> Inputs<'a> {
         })
     }
 
-    pub(super) fn frame(&self) -> Frame {
+    pub(super) fn frame(&self) -> PlanFrame {
         let outside_mtu = self.observed.inner_mtu.range("peers/".to_owned().."peers0".to_owned());
-        Frame {
+        PlanFrame {
             local: self.local.clone(),
-            network: self.snapshot.network.clone(),
-            own_subnets: self.snapshot.own_subnets.clone(),
-            outside: self.snapshot.outside.clone(),
+            network: self.topology.network.clone(),
+            own_subnets: self.topology.own_subnets.clone(),
+            outside: self.topology.outside.clone(),
             roamed: Arc::clone(&self.observed.roamed),
             direct_at_start: self.observed.direct_at_start.clone(),
             outside_mtu: outside_mtu.map(|(name, mtu)| (name.clone(), *mtu)).collect(),
@@ -175,7 +175,7 @@ impl<'a> Inputs<'a> {
     /// MTU of pods and of the TUN device: `Backend.MTU` if set, else min(interface, 1500) less what the costliest path kind
     /// adds.
     pub(super) fn mtu(&self) -> u16 {
-        let configured = self.snapshot.network.as_ref().and_then(|config| config.backend.mtu);
+        let configured = self.topology.network.as_ref().and_then(|config| config.backend.mtu);
         configured.map_or_else(
             || {
                 let interface = self.local.underlay.values().map(|link| link.mtu).min().unwrap_or(1500).min(1500);
@@ -187,10 +187,10 @@ impl<'a> Inputs<'a> {
     }
 
     /// The outside peers, without those that would cover what must stay outside.
-    pub(super) fn accepted_outside(&self, problems: &mut Vec<Problem>) -> Vec<(&'a PeerName, &'a Outside)> {
-        let snapshot = self.snapshot;
+    pub(super) fn accepted_outside(&self, problems: &mut Vec<Problem>) -> Vec<(&'a PeerName, &'a ExternalPeer)> {
+        let topology = self.topology;
         let mut accepted = Vec::new();
-        for (name, peer) in snapshot.outside.iter() {
+        for (name, peer) in topology.outside.iter() {
             match covered(&peer.allowed_ips, &self.local.protected) {
                 None => accepted.push((name, peer.as_ref())),
                 Some((net, address, what)) => problems.push(Problem::new(
@@ -204,8 +204,8 @@ impl<'a> Inputs<'a> {
     }
 
     /// The link by which `member` is eligible for direct.
-    pub(super) fn link(&self, member: &Member, family: Family) -> Option<DirectLink> {
-        let direct_routing = self.snapshot.network.as_ref().is_some_and(|config| config.backend.direct_routing);
+    pub(super) fn link(&self, member: &NodePeer, family: Family) -> Option<DirectLink> {
+        let direct_routing = self.topology.network.as_ref().is_some_and(|config| config.backend.direct_routing);
         let underlay = self.local.underlay.get(&family).filter(|_| direct_routing && !member.keys.is_empty())?;
         eligible(
             family,
@@ -216,10 +216,10 @@ impl<'a> Inputs<'a> {
         )
     }
 
-    fn choose(&self, owner: &Owner, member: &Member, family: Family) -> ChosenPath {
+    fn choose(&self, owner: &PeerId, member: &NodePeer, family: Family) -> ChosenPath {
         let link = self.link(member, family);
         let state = match (owner, link) {
-            (Owner::Node(id), Some(_)) => self.observed.paths.get(&(id.clone(), family)).copied(),
+            (PeerId::Node(id), Some(_)) => self.observed.paths.get(&(id.clone(), family)).copied(),
             _ => None,
         };
         let candidates = Candidates {
@@ -253,8 +253,8 @@ impl<'a> Inputs<'a> {
 
     /// Without the networks, which follow from the floor, and what depends on paths.
     pub(super) fn firewall(&self) -> kernel_state::Firewall {
-        let mut own: Vec<IpNet> = self.snapshot.own_prefixes().collect();
-        own.extend(self.snapshot.own_overlay().into_iter().map(host));
+        let mut own: Vec<IpNet> = self.topology.own_prefixes().collect();
+        own.extend(self.topology.own_overlay().into_iter().map(host));
         kernel_state::Firewall {
             own,
             ip_masq: self.local.ip_masq,
@@ -267,7 +267,7 @@ impl<'a> Inputs<'a> {
         &self,
         mtu: u16,
         overlay: Vec<IpAddr>,
-        routes: CowMap<IpNet, kernel_state::Route>,
+        routes: CowMap<IpNet, kernel_state::PeerRoute>,
         firewall: kernel_state::Firewall,
         floor: kernel_state::Floor,
         probes: Vec<kernel_state::ProbeRoute>,

@@ -20,23 +20,23 @@ fn key(seed: u8) -> etcd_schema::PublicKey {
     keys::PrivateKey::from_bytes([seed; 32]).public()
 }
 
-fn snapshot(config: &str) -> Snapshot {
-    let mut snapshot = Snapshot {
+fn topology(config: &str) -> Topology {
+    let mut topology = Topology {
         network: Some(NetworkConfig::parse(config.as_bytes()).unwrap()),
         own_subnets: vec!["10.244.1.0-24&fd42:244:0:1::-64".parse().unwrap()],
-        ..Snapshot::default()
+        ..Topology::default()
     };
-    snapshot.members.insert(Owner::Node("bb".parse().unwrap()), Arc::new(member("b", "east", 2)));
-    snapshot.members.insert(Owner::Node("cc".parse().unwrap()), Arc::new(member("c", "west", 3)));
-    snapshot
+    topology.members.insert(PeerId::Node("bb".parse().unwrap()), Arc::new(member("b", "east", 2)));
+    topology.members.insert(PeerId::Node("cc".parse().unwrap()), Arc::new(member("c", "west", 3)));
+    topology
 }
 
 const DUAL: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd42:244::/48"}"#;
 
 /// Node number `n`: subnets `10.244.n.0/24` and `fd42:244:0:n::/64`, interface address `192.168.1.n` or `192.168.2.n`.
-fn member(name: &str, site: &str, n: u8) -> Member {
+fn member(name: &str, site: &str, n: u8) -> NodePeer {
     let third = if site == "east" { 1 } else { 2 };
-    Member {
+    NodePeer {
         name: name.to_owned(),
         site: Some(site.parse().unwrap()),
         keys: vec![key(n)],
@@ -67,13 +67,13 @@ fn paths(state: DirectState) -> Observed {
     Observed { paths: BTreeMap::from([(("bb".parse().unwrap(), Family::V4), state)]), ..Observed::default() }
 }
 
-fn route<'a>(plan: &'a Plan, dst: &str) -> &'a kernel_state::Route {
+fn route<'a>(plan: &'a Plan, dst: &str) -> &'a kernel_state::PeerRoute {
     plan.kernel.routes.values().find(|route| route.dst == net(dst)).unwrap()
 }
 
 #[test]
 fn an_unproven_neighbour_is_reached_through_the_tunnel_and_probed() {
-    let plan = plan(&snapshot(DUAL), &local(), &Observed::default());
+    let plan = plan(&topology(DUAL), &local(), &Observed::default());
     assert_eq!(route(&plan, "10.244.2.0/24").via, RouteVia::Tunnel);
     let target = &plan.probes.peers[&("bb".parse().unwrap(), Family::V4)];
     assert_eq!((target.overlay, target.next_hop, target.port), (ip("10.244.2.0"), ip("192.168.1.2"), 51821));
@@ -83,14 +83,14 @@ fn an_unproven_neighbour_is_reached_through_the_tunnel_and_probed() {
 
 #[test]
 fn what_an_eligible_neighbour_sends_direct_is_accepted_before_it_is_sent_to() {
-    let plan = plan(&snapshot(DUAL), &local(), &Observed::default());
+    let plan = plan(&topology(DUAL), &local(), &Observed::default());
     let accepted: Vec<IpNet> = plan.kernel.firewall.accepted.iter().map(|source| source.prefix).collect();
     assert_eq!(accepted, [net("10.244.2.0/24")], "IPv6 has no direct link here, and west is far");
 }
 
 #[test]
 fn a_proven_neighbour_is_direct_per_family_and_with_the_same_mtu() {
-    let plan = plan(&snapshot(DUAL), &local(), &paths(DirectState::Direct));
+    let plan = plan(&topology(DUAL), &local(), &paths(DirectState::Direct));
     let direct = route(&plan, "10.244.2.0/24");
     let via = RouteVia::Neighbour { via: ip("192.168.1.2"), dev: "eth0".parse().unwrap() };
     assert_eq!((&direct.via, direct.mtu, direct.src), (&via, Some(1420), Some(ip("10.244.1.0"))));
@@ -102,12 +102,12 @@ fn a_proven_neighbour_is_direct_per_family_and_with_the_same_mtu() {
 
 #[test]
 fn any_of_the_published_addresses_leads_direct() {
-    let (mut snapshot, mut local) = (snapshot(DUAL), local());
+    let (mut topology, mut local) = (topology(DUAL), local());
     local.underlay.get_mut(&Family::V4).unwrap().addresses.push(net("10.0.0.1/16"));
-    let bb = Arc::make_mut(snapshot.members.get_mut(&Owner::Node("bb".parse().unwrap())).unwrap());
+    let bb = Arc::make_mut(topology.members.get_mut(&PeerId::Node("bb".parse().unwrap())).unwrap());
     bb.addresses = vec![net("172.16.0.2/24"), net("10.0.0.2/16")];
     bb.endpoints = vec!["172.16.0.2:51820".parse().unwrap(), "10.0.0.2:51820".parse().unwrap()];
-    let plan = plan(&snapshot, &local, &paths(DirectState::Direct));
+    let plan = plan(&topology, &local, &paths(DirectState::Direct));
     assert_eq!(plan.probes.peers[&("bb".parse().unwrap(), Family::V4)].next_hop, ip("10.0.0.2"));
     let via = RouteVia::Neighbour { via: ip("10.0.0.2"), dev: "eth0".parse().unwrap() };
     assert_eq!(route(&plan, "10.244.2.0/24").via, via);
@@ -119,7 +119,7 @@ fn any_of_the_published_addresses_leads_direct() {
 #[test]
 fn without_direct_routing_nothing_is_sent_accepted_or_probed() {
     let config = DUAL.replace('}', r#", "Backend": {"Type": "wireguard", "DirectRouting": false}}"#);
-    let plan = plan(&snapshot(&config), &local(), &paths(DirectState::Direct));
+    let plan = plan(&topology(&config), &local(), &paths(DirectState::Direct));
     assert_eq!(route(&plan, "10.244.2.0/24").via, RouteVia::Tunnel);
     assert!(plan.kernel.firewall.accepted.is_empty() && plan.kernel.firewall.direct.is_empty());
     assert!(plan.probes.peers.is_empty());
@@ -127,7 +127,7 @@ fn without_direct_routing_nothing_is_sent_accepted_or_probed() {
 
 #[test]
 fn every_prefix_has_one_route_and_the_floor_lies_under_all() {
-    let plan = plan(&snapshot(DUAL), &local(), &Observed::default());
+    let plan = plan(&topology(DUAL), &local(), &Observed::default());
     let mut destinations: Vec<IpNet> = plan.kernel.routes.values().map(|route| route.dst).collect();
     destinations.sort();
     assert_eq!(
@@ -139,30 +139,33 @@ fn every_prefix_has_one_route_and_the_floor_lies_under_all() {
 
 #[test]
 fn a_silent_neighbour_goes_nowhere_but_the_tunnel() {
-    let plan = plan(&snapshot(DUAL), &local(), &paths(DirectState::Silent));
+    let plan = plan(&topology(DUAL), &local(), &paths(DirectState::Silent));
     assert_eq!(route(&plan, "10.244.2.0/24").via, RouteVia::Tunnel);
-    let chosen = &plan.paths[&(Owner::Node("bb".parse().unwrap()), Family::V4)];
+    let chosen = &plan.paths[&(PeerId::Node("bb".parse().unwrap()), Family::V4)];
     assert_eq!((chosen.reach, &chosen.reason), (Reach::Unreachable, &Reason::NoAnswer));
 }
 
 #[test]
 fn a_member_without_a_key_is_unreachable_with_its_reason() {
-    let mut snapshot = snapshot(DUAL);
-    let member = Arc::make_mut(snapshot.members.get_mut(&Owner::Node("cc".parse().unwrap())).unwrap());
+    let mut topology = topology(DUAL);
+    let member = Arc::make_mut(topology.members.get_mut(&PeerId::Node("cc".parse().unwrap())).unwrap());
     member.keys.clear();
     member.unusable = Some("nodes/cc is missing".to_owned());
-    let plan = plan(&snapshot, &local(), &Observed::default());
+    let plan = plan(&topology, &local(), &Observed::default());
     assert_eq!(route(&plan, "10.244.3.0/24").via, RouteVia::Unreachable);
-    assert_eq!(plan.paths[&(Owner::Node("cc".parse().unwrap()), Family::V4)].reason.to_string(), "nodes/cc is missing");
+    assert_eq!(
+        plan.paths[&(PeerId::Node("cc".parse().unwrap()), Family::V4)].reason.to_string(),
+        "nodes/cc is missing"
+    );
     assert!(plan.tunnel.peers.values().all(|peer| peer.name != "nodes/cc"));
 }
 
 #[test]
 fn two_nodes_that_only_call_out_cannot_reach_each_other() {
-    let mut snapshot = snapshot(DUAL);
-    Arc::make_mut(snapshot.members.get_mut(&Owner::Node("cc".parse().unwrap())).unwrap()).endpoints.clear();
+    let mut topology = topology(DUAL);
+    Arc::make_mut(topology.members.get_mut(&PeerId::Node("cc".parse().unwrap())).unwrap()).endpoints.clear();
     let local = Local { has_endpoint: false, ..local() };
-    let plan = plan(&snapshot, &local, &Observed::default());
+    let plan = plan(&topology, &local, &Observed::default());
     assert_eq!(route(&plan, "10.244.3.0/24").via, RouteVia::Unreachable);
     let bb = plan.tunnel.peers.values().find(|peer| peer.name == "nodes/bb").unwrap();
     assert!(bb.call_out, "the one that can be called is called at once");
@@ -172,7 +175,7 @@ fn two_nodes_that_only_call_out_cannot_reach_each_other() {
 #[test]
 fn a_network_that_covers_the_underlay_programs_nothing() {
     let config = DUAL.replace("10.244.0.0/16", "192.168.0.0/16");
-    let plan = plan(&snapshot(&config), &local(), &Observed::default());
+    let plan = plan(&topology(&config), &local(), &Observed::default());
     assert_eq!(plan.problems[0].code.as_str(), "covers_underlay");
     assert!(plan.kernel.routes.is_empty() && plan.tunnel.peers.is_empty());
     // Packets to the other network leave by no default route.
@@ -187,7 +190,7 @@ fn what_is_in_force_stays_when_the_underlay_moves_into_it() {
     let networks = vec![net("10.244.0.0/16"), net("fd42:244::/48")];
     let programmed = Floor { networks, outside: Vec::new() };
     let observed = Observed { programmed, ..Observed::default() };
-    let plan = plan(&snapshot(DUAL), &local, &observed);
+    let plan = plan(&topology(DUAL), &local, &observed);
     assert_eq!(plan.problems[0].code.as_str(), "covers_underlay");
     assert_eq!(plan.kernel.routes.len(), 4);
 }
@@ -199,7 +202,7 @@ fn a_change_of_other_networks_takes_nothing_away_from_a_node_whose_underlay_has_
     // One has gone since, one has come.
     let networks = vec![net("10.99.0.0/16"), net("10.244.0.0/16")];
     let observed = Observed { programmed: Floor { networks, outside: Vec::new() }, ..Observed::default() };
-    let plan = plan(&snapshot(DUAL), &local, &observed);
+    let plan = plan(&topology(DUAL), &local, &observed);
     assert_eq!(plan.problems[0].code.as_str(), "covers_underlay");
     assert_eq!(plan.kernel.routes.len(), 4);
 }
@@ -210,9 +213,9 @@ fn the_floor_and_the_guard_outlive_a_config_that_cannot_be_carried() {
     let floor = Floor { networks, outside: vec![net("10.9.0.2/32")] };
     let observed = Observed { programmed: floor.clone(), ..Observed::default() };
     for gone in [None, Some(DUAL.replace("10.244.0.0/16", "192.168.0.0/16"))] {
-        let mut snapshot = snapshot(DUAL);
-        snapshot.network = gone.map(|text| NetworkConfig::parse(text.as_bytes()).unwrap());
-        let plan = plan(&snapshot, &local(), &observed);
+        let mut topology = topology(DUAL);
+        topology.network = gone.map(|text| NetworkConfig::parse(text.as_bytes()).unwrap());
+        let plan = plan(&topology, &local(), &observed);
         assert!(plan.kernel.routes.is_empty() && plan.tunnel.peers.is_empty());
         assert_eq!(plan.kernel.floor, floor);
         assert!(plan.kernel.firewall.networks.iter().eq(floor.prefixes()));
@@ -221,9 +224,9 @@ fn the_floor_and_the_guard_outlive_a_config_that_cannot_be_carried() {
 
 #[test]
 fn an_outside_peer_that_covers_etcd_is_refused_alone() {
-    let mut snapshot = snapshot(DUAL);
+    let mut topology = topology(DUAL);
     let outside = |nets: &[&str], n: u8| {
-        Arc::new(Outside {
+        Arc::new(ExternalPeer {
             public_key: key(n),
             preshared_key: None,
             allowed_ips: nets.iter().map(|text| net(text)).collect(),
@@ -232,11 +235,11 @@ fn an_outside_peer_that_covers_etcd_is_refused_alone() {
             site: None,
         })
     };
-    snapshot.outside.insert("bad".parse().unwrap(), outside(&["203.0.113.0/24"], 21));
-    snapshot.outside.insert("good".parse().unwrap(), outside(&["10.9.0.2/32"], 22));
+    topology.outside.insert("bad".parse().unwrap(), outside(&["203.0.113.0/24"], 21));
+    topology.outside.insert("good".parse().unwrap(), outside(&["10.9.0.2/32"], 22));
     let mut local = local();
     local.protected.push((ip("203.0.113.5"), "etcd".to_owned()));
-    let plan = plan(&snapshot, &local, &Observed::default());
+    let plan = plan(&topology, &local, &Observed::default());
     assert_eq!(plan.problems.len(), 1);
     assert!(plan.problems[0].cause.contains("peers/bad"), "{}", plan.problems[0].cause);
     assert_eq!(route(&plan, "10.9.0.2/32").via, RouteVia::Tunnel);
@@ -251,37 +254,37 @@ fn mtu_follows_the_interface_or_the_config() {
         underlay: BTreeMap::from([(Family::V4, UnderlayLink { mtu: 1400, ..local().underlay[&Family::V4].clone() })]),
         ..local()
     };
-    assert_eq!(plan(&snapshot(DUAL), &local(), &Observed::default()).mtu, 1420);
-    assert_eq!(plan(&snapshot(DUAL), &small, &Observed::default()).mtu, 1320);
+    assert_eq!(plan(&topology(DUAL), &local(), &Observed::default()).mtu, 1420);
+    assert_eq!(plan(&topology(DUAL), &small, &Observed::default()).mtu, 1320);
     let config = DUAL.replace('}', r#", "Backend": {"Type": "wireguard", "MTU": 1300}}"#);
-    assert_eq!(plan(&snapshot(&config), &local(), &Observed::default()).mtu, 1300);
+    assert_eq!(plan(&topology(&config), &local(), &Observed::default()).mtu, 1300);
 }
 
 #[test]
 fn a_lower_path_mtu_lowers_that_peers_routes_only() {
     let observed = Observed { inner_mtu: BTreeMap::from([("nodes/cc".to_owned(), 1340)]), ..Observed::default() };
-    let plan = plan(&snapshot(DUAL), &local(), &observed);
+    let plan = plan(&topology(DUAL), &local(), &observed);
     assert_eq!(route(&plan, "10.244.3.0/24").mtu, Some(1340));
     assert_eq!(route(&plan, "10.244.2.0/24").mtu, None);
 }
 
 #[test]
 fn a_node_without_a_subnet_sends_nothing_into_the_mesh() {
-    let mut snapshot = snapshot(DUAL);
-    snapshot.own_subnets.clear();
-    let plan = plan(&snapshot, &local(), &Observed::default());
+    let mut topology = topology(DUAL);
+    topology.own_subnets.clear();
+    let plan = plan(&topology, &local(), &Observed::default());
     assert!(plan.kernel.routes.is_empty());
     assert_eq!(plan.kernel.floor.networks.len(), 2, "the floor stands");
 }
 
 #[test]
 fn where_a_peer_was_heard_from_is_tried_first_and_never_inside_of_the_mesh() {
-    let mut snapshot = snapshot(DUAL);
-    Arc::make_mut(snapshot.members.get_mut(&Owner::Node("cc".parse().unwrap())).unwrap()).endpoints.clear();
+    let mut topology = topology(DUAL);
+    Arc::make_mut(topology.members.get_mut(&PeerId::Node("cc".parse().unwrap())).unwrap()).endpoints.clear();
     let candidates = |roamed: &[(&str, &str)]| -> Vec<Vec<String>> {
         let roamed: BTreeMap<_, _> =
             roamed.iter().map(|(name, at)| ((*name).to_owned(), at.parse().unwrap())).collect();
-        let plan = plan(&snapshot, &local(), &Observed { roamed: roamed.into(), ..Observed::default() });
+        let plan = plan(&topology, &local(), &Observed { roamed: roamed.into(), ..Observed::default() });
         let peers = plan.tunnel.peers.values().cloned();
         peers.map(|peer| peer.candidates.iter().map(ToString::to_string).collect()).collect()
     };
@@ -338,7 +341,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn take(step: &Step, snapshot: &mut Snapshot, local: &mut Local, observed: &mut Observed) {
+fn take(step: &Step, topology: &mut Topology, local: &mut Local, observed: &mut Observed) {
     let node = |n: &u8| -> NodeId { format!("n{n}").parse().unwrap() };
     match step {
         Step::Member { n, subnets, east, called, usable } => {
@@ -347,10 +350,10 @@ fn take(step: &Step, snapshot: &mut Snapshot, local: &mut Local, observed: &mut 
                 |third: &u8| -> SubnetKey { format!("10.244.{third}.0-24&fd42:244:0:{third}::-64").parse().unwrap() };
             // A subnet has one owner.
             let taken = |key: &SubnetKey| {
-                snapshot
+                topology
                     .members
                     .iter()
-                    .any(|(owner, other)| *owner != Owner::Node(node(n)) && other.subnets.contains(key))
+                    .any(|(owner, other)| *owner != PeerId::Node(node(n)) && other.subnets.contains(key))
             };
             member.subnets = subnets.iter().map(key).filter(|key| !taken(key)).collect();
             member.subnets.dedup();
@@ -361,9 +364,9 @@ fn take(step: &Step, snapshot: &mut Snapshot, local: &mut Local, observed: &mut 
                 member.keys.clear();
                 member.unusable = Some("no record".to_owned());
             }
-            snapshot.members.insert(Owner::Node(node(n)), Arc::new(member));
+            topology.members.insert(PeerId::Node(node(n)), Arc::new(member));
         }
-        Step::Gone(n) => drop(snapshot.members.remove(&Owner::Node(node(n)))),
+        Step::Gone(n) => drop(topology.members.remove(&PeerId::Node(node(n)))),
         Step::Path { n, state } => {
             let state = state.map(|state| match state {
                 0 => DirectState::Direct,
@@ -383,7 +386,7 @@ fn take(step: &Step, snapshot: &mut Snapshot, local: &mut Local, observed: &mut 
             };
         }
         Step::Outside { n, there } => {
-            let outside = Arc::new(Outside {
+            let outside = Arc::new(ExternalPeer {
                 public_key: key(100 + n),
                 preshared_key: None,
                 allowed_ips: vec![net(&format!("10.9.{n}.0/24"))],
@@ -391,14 +394,14 @@ fn take(step: &Step, snapshot: &mut Snapshot, local: &mut Local, observed: &mut 
                 persistent_keepalive: None,
                 site: None,
             });
-            snapshot.outside.set(format!("p{n}").parse().unwrap(), there.then_some(outside));
+            topology.outside.set(format!("p{n}").parse().unwrap(), there.then_some(outside));
         }
         Step::OwnSubnet(there) => {
             let own = "10.244.1.0-24&fd42:244:0:1::-64".parse().unwrap();
-            snapshot.own_subnets = if *there { vec![own] } else { Vec::new() };
+            topology.own_subnets = if *there { vec![own] } else { Vec::new() };
         }
         Step::HasEndpoint(there) => local.has_endpoint = *there,
-        Step::DirectRouting(on) => snapshot.network.as_mut().unwrap().backend.direct_routing = *on,
+        Step::DirectRouting(on) => topology.network.as_mut().unwrap().backend.direct_routing = *on,
         Step::Interface(mtu) => local.underlay.get_mut(&Family::V4).unwrap().mtu = *mtu,
     }
 }
@@ -411,17 +414,17 @@ proptest! {
     fn what_was_planned_before_makes_no_difference(
         rounds in proptest::collection::vec(proptest::collection::vec(step(), 1..5), 1..12),
     ) {
-        let (mut snapshot, mut local, mut observed) = (snapshot(DUAL), local(), Observed::default());
+        let (mut topology, mut local, mut observed) = (topology(DUAL), local(), Observed::default());
         let mut planner = Planner::default();
         for steps in rounds {
             for step in &steps {
-                take(step, &mut snapshot, &mut local, &mut observed);
+                take(step, &mut topology, &mut local, &mut observed);
             }
-            let (kept, fresh) = (planner.plan(&snapshot, &local, &observed), plan(&snapshot, &local, &observed));
+            let (kept, fresh) = (planner.plan(&topology, &local, &observed), plan(&topology, &local, &observed));
             prop_assert_eq!(&kept.kernel, &fresh.kernel, "after {:?}", steps);
             prop_assert_eq!(&kept.tunnel, &fresh.tunnel);
             prop_assert_eq!(&kept.probes, &fresh.probes);
-            prop_assert_eq!(&planner.targets(&snapshot, &local, &observed), &fresh.probes);
+            prop_assert_eq!(&planner.targets(&topology, &local, &observed), &fresh.probes);
             prop_assert_eq!(&kept.paths, &fresh.paths);
             prop_assert_eq!(&kept.owners, &fresh.owners);
             prop_assert_eq!((kept.mtu, &kept.problems), (fresh.mtu, &fresh.problems));

@@ -13,12 +13,12 @@ use mesh::{
     path::DirectState,
     plan::Observed,
     problem::ProblemCode,
-    records::{Record, View},
-    snapshot::Owner,
+    records::{Record, Records},
+    topology::PeerId,
 };
 
 use super::*;
-use crate::mesh_state::fixtures::{alive, joined, local, status, subnet, view};
+use crate::mesh_state::fixtures::{alive, joined, local, records, status, subnet};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,7 @@ enum Did {
     Reconciled { look: bool, others: OthersRules },
     WroteSubnetEnv,
     RemovedSubnetEnv,
-    Restarted(Owner),
+    Restarted(PeerId),
     Called(Vec<String>),
     ToldEnforcement,
     RoutesApplied,
@@ -46,7 +46,7 @@ struct Shell {
     now: Instant,
     core: NodeCore,
     did: Vec<Did>,
-    outcome: Outcome,
+    outcome: PassOutcome,
     tun: bool,
     guarded: bool,
     kernel: fn() -> Reconciled,
@@ -63,8 +63,8 @@ fn problem(code: ProblemCode) -> Problem {
     Problem::new(code, "cause", "remedy")
 }
 
-fn start() -> Start {
-    Start {
+fn start() -> NodeStart {
+    NodeStart {
         id: "n1".parse().unwrap(),
         observed: Observed::default(),
         accepted: Vec::new(),
@@ -75,13 +75,13 @@ fn start() -> Start {
 }
 
 impl Shell {
-    fn new(start: Start) -> Self {
+    fn new(start: NodeStart) -> Self {
         let now = Instant::now();
         Self {
             now,
             core: NodeCore::new(now, start),
             did: Vec::new(),
-            outcome: Outcome::default(),
+            outcome: PassOutcome::default(),
             tun: true,
             guarded: true,
             kernel: kernel_well,
@@ -94,15 +94,15 @@ impl Shell {
     /// The node n1 in a mesh of three that etcd has told it of, at rest.
     fn at_rest() -> Self {
         let mut shell = Self::new(start());
-        shell.hears(view(3), joined());
+        shell.hears(records(3), joined());
         shell.pass();
         assert_eq!(shell.problems(), []);
         shell.did.clear();
         shell
     }
 
-    fn hears(&mut self, view: View, status: ControlStatus) {
-        self.step(Input::View(Arc::new(view)));
+    fn hears(&mut self, records: Records, status: ControlStatus) {
+        self.step(Input::Records(Arc::new(records)));
         self.step(Input::Status(Box::new(status)));
     }
 
@@ -183,7 +183,7 @@ impl Shell {
 #[test]
 fn the_first_pass_guards_the_pods_before_it_makes_peers_and_routes() {
     let mut shell = Shell::new(start());
-    shell.hears(view(3), joined());
+    shell.hears(records(3), joined());
     shell.pass();
     assert_eq!(
         shell.did(),
@@ -208,10 +208,10 @@ fn the_first_pass_guards_the_pods_before_it_makes_peers_and_routes() {
 
 #[test]
 fn without_etcd_and_without_a_usable_cache_the_kernel_stays_as_it_is() {
-    let cached = || View { synced: false, ..view(3) };
+    let cached = || Records { synced: false, ..records(3) };
     let age = Duration::from_secs(90);
     for cache in [None, Some(CacheInfo { age, usable: false })] {
-        let mut shell = Shell::new(Start { cache, ..start() });
+        let mut shell = Shell::new(NodeStart { cache, ..start() });
         shell.pass();
         assert_eq!(shell.problems(), [ProblemCode::WaitingForEtcd], "before anything is known");
         shell.hears(cached(), joined());
@@ -221,7 +221,7 @@ fn without_etcd_and_without_a_usable_cache_the_kernel_stays_as_it_is() {
         let cause = &shell.outcome.problems[0].cause;
         assert_eq!(cause.contains("90 s old"), cache.is_some(), "{cause}");
     }
-    let mut shell = Shell::new(Start { cache: Some(CacheInfo { age, usable: true }), ..start() });
+    let mut shell = Shell::new(NodeStart { cache: Some(CacheInfo { age, usable: true }), ..start() });
     shell.hears(cached(), joined());
     shell.pass();
     assert!(shell.outcome.plan.is_some());
@@ -246,7 +246,7 @@ fn an_identity_that_another_daemon_may_have_sends_nothing() {
 fn rules_that_are_refused_keep_routes_away_and_are_tried_again() {
     let mut shell = Shell::new(start());
     shell.guarded = false;
-    shell.hears(view(3), joined());
+    shell.hears(records(3), joined());
     shell.pass();
     assert_eq!(shell.did(), [Did::ToldEnforcement, Did::AwaitedPolicies(POLICIES_FIRST)]);
     assert_eq!(shell.problems(), [ProblemCode::PodsNotGuarded]);
@@ -268,7 +268,7 @@ fn what_the_kernel_refuses_is_a_problem_until_a_later_pass_has_put_it_there() {
         others: Some(SeenOthers::Unchanged),
         ..Reconciled::default()
     };
-    shell.hears(view(3), joined());
+    shell.hears(records(3), joined());
     shell.pass();
     assert!(!shell.did().contains(&Did::RoutesApplied), "the prober's paths are not in force");
     assert_eq!(shell.problems(), [ProblemCode::KernelRefused]);
@@ -316,7 +316,7 @@ fn attached_containers_are_looked_for_while_something_is_tried_again() {
 #[test]
 fn an_earlier_subnet_is_asked_about_every_second_and_gives_no_new_addresses() {
     let mut shell = Shell::at_rest();
-    let mut both = view(3);
+    let mut both = records(3);
     let own = both.subnets.get(&subnet(1)).unwrap().clone();
     both.subnets.insert(subnet(9), own);
     shell.hears(both, status(MembershipState::Joined { subnet: subnet(9) }, Some(subnet(9))));
@@ -327,8 +327,8 @@ fn an_earlier_subnet_is_asked_about_every_second_and_gives_no_new_addresses() {
         let did = shell.did();
         assert!(did.contains(&Did::ReadEarlier(subnet(1))) && did.contains(&Did::ReadAttached(1)), "{did:?}");
     }
-    assert_eq!(shell.core.mesh().snapshot().own_subnets.len(), 2, "what is attached keeps its addresses");
-    shell.hears(view(3), joined());
+    assert_eq!(shell.core.mesh().topology().own_subnets.len(), 2, "what is attached keeps its addresses");
+    shell.hears(records(3), joined());
     shell.pass_after(RETRY);
     shell.did.clear();
     shell.pass();
@@ -365,7 +365,7 @@ fn a_tun_device_that_is_gone_is_made_again_and_its_routes_with_it() {
 #[test]
 fn a_subnet_that_was_lost_takes_its_file_along_and_one_that_comes_back_brings_it() {
     let mut shell = Shell::at_rest();
-    let mut without = view(3);
+    let mut without = records(3);
     without.subnets.remove(&subnet(1));
     // Its key is gone, and is being put back.
     shell.hears(without.clone(), status(MembershipState::Joining, Some(subnet(1))));
@@ -384,7 +384,7 @@ fn a_subnet_that_was_lost_takes_its_file_along_and_one_that_comes_back_brings_it
     // The kernel is asked every second whether the last container is gone.
     shell.pass_after(RETRY);
     assert!(shell.did().contains(&Did::ReadAttached(1)));
-    shell.hears(view(3), joined());
+    shell.hears(records(3), joined());
     shell.pass_after(RETRY);
     assert!(shell.did().contains(&Did::WroteSubnetEnv));
     assert_eq!(shell.core.next_deadline(), None);
@@ -393,7 +393,7 @@ fn a_subnet_that_was_lost_takes_its_file_along_and_one_that_comes_back_brings_it
 #[test]
 fn a_peer_that_goes_and_comes_back_leaves_and_enters_tunnel_and_routes() {
     let mut shell = Shell::at_rest();
-    shell.hears(view(2), joined());
+    shell.hears(records(2), joined());
     shell.pass();
     let did = shell.did();
     assert!(
@@ -401,7 +401,7 @@ fn a_peer_that_goes_and_comes_back_leaves_and_enters_tunnel_and_routes() {
         "{did:?}"
     );
     assert!(did.contains(&Did::Reconciled { look: false, others: OthersRules::Read }), "{did:?}");
-    shell.hears(view(3), joined());
+    shell.hears(records(3), joined());
     shell.pass();
     assert!(shell.did().contains(&Did::AppliedTable { peers: 2 }));
     assert_eq!(shell.outcome.plan.as_ref().unwrap().kernel.routes.len(), 2);
@@ -426,7 +426,7 @@ fn a_path_that_changes_changes_routes_and_not_the_targets() {
 #[test]
 fn an_etcd_that_lost_the_configuration_takes_no_fallback_route_away() {
     let mut shell = Shell::at_rest();
-    shell.hears(View { config: None, ..view(3) }, status(MembershipState::NoConfig, None));
+    shell.hears(Records { config: None, ..records(3) }, status(MembershipState::NoConfig, None));
     shell.pass();
     let kernel = &shell.outcome.plan.as_ref().unwrap().kernel;
     assert_eq!((kernel.floor.networks.len(), kernel.firewall.networks.len(), kernel.routes.len()), (1, 1, 0));
@@ -434,14 +434,14 @@ fn an_etcd_that_lost_the_configuration_takes_no_fallback_route_away() {
 
 #[test]
 fn peers_of_the_run_before_are_called_once_when_the_tunnel_has_them() {
-    let mut shell = Shell::new(Start { talking: vec!["nodes/n2".into()], ..start() });
-    shell.hears(view(1), joined());
+    let mut shell = Shell::new(NodeStart { talking: vec!["nodes/n2".into()], ..start() });
+    shell.hears(records(1), joined());
     shell.pass();
     assert!(!shell.did().iter().any(|did| matches!(did, Did::Called(_))), "it has no peers yet");
-    shell.hears(view(2), joined());
+    shell.hears(records(2), joined());
     shell.pass();
     assert!(shell.did().contains(&Did::Called(vec!["nodes/n2".into()])));
-    shell.hears(view(3), joined());
+    shell.hears(records(3), joined());
     shell.pass();
     assert!(!shell.did().iter().any(|did| matches!(did, Did::Called(_))));
 }
@@ -451,14 +451,14 @@ fn a_peer_whose_daemon_restarted_is_called() {
     let mut shell = Shell::at_rest();
     let id: NodeId = "n2".parse().unwrap();
     let with = |start: u64| {
-        let mut view = view(3);
+        let mut records = records(3);
         let record: Record<Alive> = alive(start);
-        view.alive.insert(id.clone(), record);
-        view
+        records.alive.insert(id.clone(), record);
+        records
     };
     shell.hears(with(1), joined());
     shell.hears(with(2), joined());
-    assert_eq!(shell.did(), [Did::Restarted(Owner::Node(id))]);
+    assert_eq!(shell.did(), [Did::Restarted(PeerId::Node(id))]);
 }
 
 #[test]
@@ -466,8 +466,8 @@ fn paths_of_the_run_before_are_resumed_by_the_neighbours_that_the_kernel_knows()
     let via: IpAddr = "192.0.2.2".parse().unwrap();
     let observed = Observed { direct_at_start: vec![("10.244.2.0/24".parse().unwrap(), via)], ..Observed::default() };
     let accepted = vec![PrefixOn { prefix: "10.244.2.0/24".parse().unwrap(), dev: "eth0".parse().unwrap() }];
-    let mut shell = Shell::new(Start { observed, accepted, ..start() });
-    shell.hears(view(2), joined());
+    let mut shell = Shell::new(NodeStart { observed, accepted, ..start() });
+    shell.hears(records(2), joined());
     shell.pass();
     assert!(shell.did().contains(&Did::SetTargets { resumes: true }));
 }
@@ -509,8 +509,8 @@ fn others_rules_are_read_once_a_second_at_most_and_the_last_change_is() {
 fn a_deadline_that_cannot_be_served_waits_a_second() {
     // What an earlier run accepted lingers for 10 s, after which this node may not act yet.
     let accepted = vec![PrefixOn { prefix: "10.244.2.0/24".parse().unwrap(), dev: "eth0".parse().unwrap() }];
-    let mut shell = Shell::new(Start { accepted, ..start() });
-    shell.hears(view(3), ControlStatus { holds_identity: false, ..joined() });
+    let mut shell = Shell::new(NodeStart { accepted, ..start() });
+    shell.hears(records(3), ControlStatus { holds_identity: false, ..joined() });
     shell.pass();
     shell.pass_after(10 * SECOND);
     shell.pass_after(RETRY);
@@ -526,7 +526,7 @@ fn problems_of_tunnel_underlay_and_files_are_shown_together() {
     shell.subnet_env = Some(problem(ProblemCode::SubnetEnv));
     shell.step(Input::Local(Box::new(Local { underlay: BTreeMap::new(), ..local() })));
     shell.step(Input::Pods(vec!["veth1".parse().unwrap()]));
-    shell.hears(view(3), joined());
+    shell.hears(records(3), joined());
     shell.pass();
     assert_eq!(shell.problems(), [ProblemCode::TunnelRefused, ProblemCode::NoUnderlay, ProblemCode::SubnetEnv]);
     assert_eq!(shell.outcome.plan.as_ref().unwrap().kernel.pods, ["veth1".parse().unwrap()]);
@@ -538,7 +538,7 @@ fn only_what_is_below_the_mtu_of_the_device_is_a_peers_own() {
     let mtus = |mtu: u16| BTreeMap::from([("nodes/n2".to_owned(), mtu)]);
     shell.step(Input::PeerMtus(mtus(1280)));
     assert!(shell.core.mesh().observed().inner_mtu.is_empty(), "there is no device yet");
-    shell.hears(view(3), joined());
+    shell.hears(records(3), joined());
     shell.pass();
     let whole = shell.core.table().unwrap().mtu;
     shell.step(Input::PeerMtus(mtus(whole)));
@@ -551,7 +551,7 @@ fn only_what_is_below_the_mtu_of_the_device_is_a_peers_own() {
 fn an_outcome_that_was_not_asked_for_changes_nothing() {
     let mut core = NodeCore::new(Instant::now(), start());
     let now = Instant::now();
-    core.step(now, Input::View(Arc::new(view(3))));
+    core.step(now, Input::Records(Arc::new(records(3))));
     core.step(now, Input::Status(Box::new(joined())));
     let Effects { work: Some(Work::AwaitPolicies(_)), .. } = core.step(now, Input::Pass) else { panic!() };
     for stray in [Input::Done(Done::TunReopened(true)), Input::Done(Done::SubnetEnv(None)), Input::Pass] {

@@ -7,7 +7,7 @@ use etcd_schema::{Alive, Key, NetworkConfig, NodeId, NodeRecord, PublicKey, Subn
 use mesh::{
     address::Family,
     plan::{Local, UnderlayLink},
-    records::{Record, View},
+    records::{Record, Records},
 };
 
 const CONFIG: &str = r#"{"Network": "10.244.0.0/16", "LeaseTTL": 60}"#;
@@ -16,12 +16,12 @@ pub(crate) fn record<T>(value: T, revision: i64) -> Record<T> {
     Record { value: Arc::new(value), create_revision: revision, mod_revision: revision, lease: None, retained: None }
 }
 
-/// A view of so many nodes, n1 with 10.244.1.0/24 and so on, on one underlay network of one site.
-pub(crate) fn view(nodes: u8) -> View {
-    let mut view = View {
+/// Records of so many nodes, n1 with 10.244.1.0/24 and so on, on one underlay network of one site.
+pub(crate) fn records(nodes: u8) -> Records {
+    let mut records = Records {
         synced: true,
         config: Some(record(NetworkConfig::parse(CONFIG.as_bytes()).unwrap(), 1)),
-        ..View::default()
+        ..Records::default()
     };
     for n in 1..=nodes {
         let key = PublicKey::from_bytes([n + 9; 32]);
@@ -30,11 +30,11 @@ pub(crate) fn view(nodes: u8) -> View {
                 "endpoints": ["192.0.2.{n}:51820"], "addresses": ["192.0.2.{n}/24"], "version": "1"}}"#
         );
         let id: NodeId = format!("n{n}").parse().unwrap();
-        view.nodes.insert(id.clone(), record(NodeRecord::parse(json.as_bytes()).unwrap(), n.into()));
+        records.nodes.insert(id.clone(), record(NodeRecord::parse(json.as_bytes()).unwrap(), n.into()));
         let lease = format!(r#"{{"PublicIP": "192.0.2.{n}", "Node": "{id}"}}"#);
-        view.subnets.insert(subnet(n), record(SubnetLease::parse(lease.as_bytes()).unwrap(), n.into()));
+        records.subnets.insert(subnet(n), record(SubnetLease::parse(lease.as_bytes()).unwrap(), n.into()));
     }
-    view
+    records
 }
 
 pub(crate) fn alive(start: u64) -> Record<Alive> {

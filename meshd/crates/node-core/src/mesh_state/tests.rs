@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use mesh::{kernel_state::RouteVia, path::DirectState};
 
 use super::{
-    fixtures::{alive, joined, local, record, status, subnet, view},
+    fixtures::{alive, joined, local, record, records, status, subnet},
     *,
 };
 
@@ -18,7 +18,7 @@ fn core(now: Instant) -> MeshState {
 /// The node n1 that acts in a mesh of three.
 fn acting(now: Instant) -> MeshState {
     let mut core = core(now);
-    core.see(&view(3), false);
+    core.apply_records(&records(3), false);
     core.act_on(&joined());
     core
 }
@@ -26,10 +26,10 @@ fn acting(now: Instant) -> MeshState {
 #[test]
 fn nothing_is_done_before_etcd_or_a_usable_cache_was_read_and_the_identity_is_confirmed() {
     let mut core = core(Instant::now());
-    let cached = View { synced: false, ..view(2) };
-    core.see(&cached, false);
+    let cached = Records { synced: false, ..records(2) };
+    core.apply_records(&cached, false);
     assert_eq!(core.stance(&joined()), Stance::Uninformed);
-    core.see(&cached, true);
+    core.apply_records(&cached, true);
     assert_eq!(core.stance(&joined()), Stance::Acts);
     assert_eq!(core.stance(&ControlStatus { holds_identity: false, ..joined() }), Stance::Unconfirmed);
     let cloned = status(MembershipState::Cloned { reason: "x".into() }, None);
@@ -52,9 +52,9 @@ fn a_clone_has_no_peers_and_no_subnet_and_keeps_its_fallback_routes() {
 #[test]
 fn an_own_subnet_whose_key_was_deleted_stays_until_another_node_has_it_or_it_is_lost() {
     let mut core = core(Instant::now());
-    let mut without = view(3);
+    let mut without = records(3);
     without.subnets.remove(&subnet(1));
-    core.see(&without, false);
+    core.apply_records(&without, false);
     for (state, stays) in [
         (MembershipState::Joining, true),
         (MembershipState::Joined { subnet: subnet(1) }, true),
@@ -64,56 +64,56 @@ fn an_own_subnet_whose_key_was_deleted_stays_until_another_node_has_it_or_it_is_
         (MembershipState::NoConfig, false),
     ] {
         core.act_on(&status(state.clone(), Some(subnet(1))));
-        assert_eq!(core.snapshot().own_subnets.len(), usize::from(stays), "{state:?}");
-        assert!(core.picture().snapshot().own_subnets.is_empty());
+        assert_eq!(core.topology().own_subnets.len(), usize::from(stays), "{state:?}");
+        assert!(core.resolver().topology().own_subnets.is_empty());
     }
     core.act_on(&status(MembershipState::Joining, None));
-    assert!(core.snapshot().own_subnets.is_empty());
+    assert!(core.topology().own_subnets.is_empty());
     // Another node has half of it.
     let lease = SubnetLease::parse(br#"{"PublicIP": "192.0.2.2", "Node": "n2"}"#).unwrap();
     let Ok(Key::Subnet(half)) = Key::parse("subnets/10.244.1.128-25") else { panic!() };
     without.subnets.insert(half, record(lease, 20));
-    core.see(&without, false);
+    core.apply_records(&without, false);
     core.act_on(&joined());
-    assert!(core.snapshot().own_subnets.is_empty());
-    let mut unconfigured = View { config: None, ..without };
+    assert!(core.topology().own_subnets.is_empty());
+    let mut unconfigured = Records { config: None, ..without };
     unconfigured.subnets.remove(&half);
-    core.see(&unconfigured, false);
+    core.apply_records(&unconfigured, false);
     core.act_on(&joined());
-    assert!(core.snapshot().own_subnets.is_empty(), "without a network nothing is this node's");
+    assert!(core.topology().own_subnets.is_empty(), "without a network nothing is this node's");
 }
 
 #[test]
 fn peers_whose_daemon_restarted_are_named_once() {
     let mut core = core(Instant::now());
-    let mut view = view(3);
+    let mut records = records(3);
     let (me, peer): (NodeId, NodeId) = ("n1".parse().unwrap(), "n2".parse().unwrap());
-    let see = |core: &mut MeshState, view: &View| core.see(view, false).len();
-    view.alive.insert(peer.clone(), alive(1));
-    assert_eq!(see(&mut core, &view), 0, "seen first");
-    view.alive.remove(&peer);
-    assert_eq!(see(&mut core, &view), 0, "no sign of life");
-    view.alive.insert(peer.clone(), alive(1));
-    assert_eq!(see(&mut core, &view), 0, "it was cut off");
-    view.alive.insert(peer.clone(), alive(2));
-    assert_eq!(core.see(&view, false), [Owner::Node(peer.clone())]);
-    assert_eq!(see(&mut core, &view), 0);
-    view.alive.insert(me.clone(), alive(1));
-    see(&mut core, &view);
-    view.alive.insert(me, alive(2));
-    assert_eq!(see(&mut core, &view), 0, "it is this node");
+    let see = |core: &mut MeshState, records: &Records| core.apply_records(records, false).len();
+    records.alive.insert(peer.clone(), alive(1));
+    assert_eq!(see(&mut core, &records), 0, "seen first");
+    records.alive.remove(&peer);
+    assert_eq!(see(&mut core, &records), 0, "no sign of life");
+    records.alive.insert(peer.clone(), alive(1));
+    assert_eq!(see(&mut core, &records), 0, "it was cut off");
+    records.alive.insert(peer.clone(), alive(2));
+    assert_eq!(core.apply_records(&records, false), [PeerId::Node(peer.clone())]);
+    assert_eq!(see(&mut core, &records), 0);
+    records.alive.insert(me.clone(), alive(1));
+    see(&mut core, &records);
+    records.alive.insert(me, alive(2));
+    assert_eq!(see(&mut core, &records), 0, "it is this node");
     assert_eq!(core.alive().len(), 2);
 }
 
 #[test]
 fn starts_of_nodes_that_are_gone_are_not_kept_for_ever() {
     let mut core = core(Instant::now());
-    let mut view = view(2);
+    let mut records = records(2);
     for n in 0..100 {
         let id: NodeId = format!("gone{n}").parse().unwrap();
-        view.alive.insert(id.clone(), alive(1));
-        core.see(&view, false);
-        view.alive.remove(&id);
+        records.alive.insert(id.clone(), alive(1));
+        core.apply_records(&records, false);
+        records.alive.remove(&id);
     }
     assert!(core.starts.len() <= 18, "{}", core.starts.len());
 }
@@ -131,12 +131,12 @@ fn sources_of_a_direct_peer_are_accepted_for_a_while_after_they_leave_the_plan()
     };
     assert_eq!((direct(&plan), plan.kernel.firewall.accepted.len(), core.next_deadline()), (2, 2, None));
     // The peer n3 moves to another network: its prefix stays its own.
-    let mut moved = view(3);
+    let mut moved = records(3);
     let id: NodeId = "n3".parse().unwrap();
     let mut record_of = (*moved.nodes.get(&id).unwrap().value).clone();
     record_of.addresses.clear();
     moved.nodes.insert(id, record(record_of, 3));
-    core.see(&moved, false);
+    core.apply_records(&moved, false);
     core.act_on(&joined());
     let targets = core.targets(&local());
     core.observed.paths.retain(|path, _| targets.peers.contains_key(path));
@@ -146,9 +146,9 @@ fn sources_of_a_direct_peer_are_accepted_for_a_while_after_they_leave_the_plan()
     assert_eq!(core.plan(now + 10 * SECOND, &local()).kernel.firewall.accepted.len(), 1);
     assert_eq!(core.next_deadline(), None);
     // One whose subnet goes to another node is not accepted on.
-    let mut gone = view(3);
+    let mut gone = records(3);
     gone.subnets.remove(&subnet(2));
-    core.see(&gone, false);
+    core.apply_records(&gone, false);
     core.act_on(&joined());
     let plan = core.plan(now + 11 * SECOND, &local());
     let accepted: Vec<IpNet> = plan.kernel.firewall.accepted.iter().map(|on| on.prefix).collect();
@@ -164,7 +164,7 @@ fn what_an_earlier_run_sent_direct_is_accepted_and_resumed_until_the_agents_know
     let accepted = PrefixOn { prefix, dev: "eth0".parse().unwrap() };
     let mut core = MeshState::new(now, "n1".parse().unwrap(), observed, [accepted]);
     assert_eq!(core.next_deadline(), Some(now + 10 * SECOND));
-    core.see(&view(2), false);
+    core.apply_records(&records(2), false);
     core.act_on(&joined());
     assert!(core.targets(&local()).peers.values().all(|target| target.was_direct));
     core.plan(now, &local());
@@ -177,7 +177,7 @@ fn without_a_configuration_what_was_kept_out_of_the_clear_stays_so() {
     let now = Instant::now();
     let mut core = acting(now);
     core.plan(now, &local());
-    core.see(&View { config: None, ..view(3) }, false);
+    core.apply_records(&Records { config: None, ..records(3) }, false);
     core.act_on(&status(MembershipState::NoConfig, None));
     let plan = core.plan(now, &local());
     assert_eq!((plan.kernel.floor.networks.len(), plan.kernel.firewall.networks.len()), (1, 1));

@@ -86,9 +86,9 @@ fn at(seconds: u64) -> Now {
 }
 
 /// The leader key is there, and a term began long ago.
-fn begin(etcd: &mut Etcd) -> Blocks {
+fn begin(etcd: &mut Etcd) -> NodeBlocks {
     etcd.put("k8s/east/leader", "{}");
-    Blocks::new("east".parse().unwrap(), etcd.keys["k8s/east/leader"].create_revision, at(0))
+    NodeBlocks::new("east".parse().unwrap(), etcd.keys["k8s/east/leader"].create_revision, at(0))
 }
 
 /// The node `id`, called `name`, of cluster east at 192.0.2.`number`.
@@ -107,7 +107,7 @@ fn put_flat_node(etcd: &mut Etcd, id: &str, name: &str, number: u8) {
     etcd.put(&format!("nodes/{id}"), &record.replace("east", ""));
 }
 
-fn step(blocks: &mut Blocks, etcd: &Etcd, now: Now, complete: bool) -> BlockStep {
+fn step(blocks: &mut NodeBlocks, etcd: &Etcd, now: Now, complete: bool) -> BlockStep {
     let lists = etcd.lists();
     blocks.step(now, complete, &mesh_nodes(&lists), &lists)
 }
@@ -119,7 +119,7 @@ fn put_object(etcd: &mut Etcd, name: &str, number: u8, cidrs: &[&str]) {
 }
 
 /// Steps until nothing is left to write.
-fn settle(blocks: &mut Blocks, etcd: &mut Etcd, now: Now) -> Vec<BlockNotice> {
+fn settle(blocks: &mut NodeBlocks, etcd: &mut Etcd, now: Now) -> Vec<BlockNotice> {
     let mut notices = Vec::new();
     for _ in 0..20 {
         let step = step(blocks, etcd, now, true);

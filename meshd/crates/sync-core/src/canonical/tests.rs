@@ -3,14 +3,15 @@ use policy::{object::PodObject, objects};
 
 use super::*;
 
-fn text(object: &Object) -> &str {
+fn text(object: &CanonicalObject) -> &str {
     std::str::from_utf8(&object.value).unwrap()
 }
 
 /// What the nodes read of it; else the fields of what they refuse.
 fn nodes_read(key: &str, value: &[u8]) -> Result<objects::Object, Vec<String>> {
     let Ok(Key::Kubernetes(_, key)) = Key::parse(&format!("k8s/east/{key}")) else { panic!("{key}") };
-    let fields = |refusal: objects::Refusal| refusal.violations.as_slice().iter().map(|v| v.field.clone()).collect();
+    let fields =
+        |refusal: objects::ObjectRefusal| refusal.violations.as_slice().iter().map(|v| v.field.clone()).collect();
     objects::read(&key, value, false).map(|reading| reading.object).map_err(fields)
 }
 
@@ -33,7 +34,7 @@ const POD: &str = r#"{"metadata": {"name": "db-0", "namespace": "shop", "uid": "
 
 #[test]
 fn a_pod_keeps_what_policies_need_in_one_order() {
-    let pod = read(Kind::Pod, "v1", POD).unwrap();
+    let pod = read(ObjectKind::Pod, "v1", POD).unwrap();
     assert_eq!((pod.path.as_str(), pod.resource_version.as_str(), pod.verbatim), ("shop/db-0", "77", false));
     assert_eq!(
         text(&pod),
@@ -44,7 +45,7 @@ fn a_pod_keeps_what_policies_need_in_one_order() {
     assert_eq!(pod_read(&pod.value), pod_read(whole.as_bytes()));
     // Conditions, managed fields and resource versions change nothing.
     let later = POD.replace("\"77\"", "\"78\"").replace("Ready", "Initialized").replace("kubelet", "kubectl");
-    assert_eq!(read(Kind::Pod, "v1", &later).unwrap().value, pod.value);
+    assert_eq!(read(ObjectKind::Pod, "v1", &later).unwrap().value, pod.value);
 }
 
 #[test]
@@ -52,12 +53,12 @@ fn terminated_pods_and_those_of_the_host_have_no_addresses() {
     for (from, to) in
         [("Running", "Succeeded"), ("Running", "Failed"), ("\"hostNetwork\": false", "\"hostNetwork\": true")]
     {
-        let pod = read(Kind::Pod, "v1", &POD.replace(from, to)).unwrap();
+        let pod = read(ObjectKind::Pod, "v1", &POD.replace(from, to)).unwrap();
         let pod = pod_read(&pod.value);
         assert!(pod.addresses.is_empty() && (pod.host_network || pod.finished), "{to}");
     }
     let old = POD.replace(r#""podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00::5"}]"#, r#""podIPs": []"#);
-    let pod = pod_read(&read(Kind::Pod, "v1", &old).unwrap().value);
+    let pod = pod_read(&read(ObjectKind::Pod, "v1", &old).unwrap().value);
     assert_eq!((pod.addresses.len(), pod.finished), (1, false));
 }
 
@@ -65,7 +66,7 @@ fn terminated_pods_and_those_of_the_host_have_no_addresses() {
 fn policies_keep_their_spec_as_it_is() {
     let json = r#"{"apiVersion": "networking.k8s.io/v1", "metadata": {"name": "web", "namespace": "shop", "uid": "u2",
         "resourceVersion": "9", "generation": 3, "labels": {"a": "b"}}, "spec": {"podSelector":{},"frob":1.50}}"#;
-    let policy = read(Kind::NetworkPolicy, "networking.k8s.io/v1", json).unwrap();
+    let policy = read(ObjectKind::NetworkPolicy, "networking.k8s.io/v1", json).unwrap();
     assert_eq!(
         text(&policy),
         r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"web","namespace":"shop","uid":"u2"},"spec":{"podSelector":{},"frob":1.50}}"#
@@ -74,7 +75,7 @@ fn policies_keep_their_spec_as_it_is() {
     let json =
         r#"{"metadata": {"name": "deny"}, "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}}"#;
     let version = "policy.networking.k8s.io/v1beta1";
-    let policy = read(Kind::ClusterNetworkPolicy, version, json).unwrap();
+    let policy = read(ObjectKind::ClusterNetworkPolicy, version, json).unwrap();
     assert_eq!(policy.path, "deny");
     assert!(nodes_read("clusternetworkpolicies/deny", &policy.value).is_ok());
 }
@@ -83,7 +84,7 @@ fn policies_keep_their_spec_as_it_is() {
 fn namespaces_and_nodes() {
     let json = r#"{"metadata": {"name": "shop", "uid": "u", "labels": {"team": "a"}}, "spec": {"finalizers": ["x"]},
         "status": {"phase": "Active"}}"#;
-    let namespace = read(Kind::Namespace, "v1", json).unwrap();
+    let namespace = read(ObjectKind::Namespace, "v1", json).unwrap();
     assert_eq!(
         text(&namespace),
         r#"{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop","uid":"u","labels":{"team":"a"}}}"#
@@ -93,7 +94,7 @@ fn namespaces_and_nodes() {
         "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64"], "taints": []},
         "status": {"addresses": [{"type": "Hostname", "address": "e1"}, {"type": "InternalIP", "address": "192.0.2.1"}],
             "images": [{}]}}"#;
-    let node = read(Kind::Node, "v1", json).unwrap();
+    let node = read(ObjectKind::Node, "v1", json).unwrap();
     assert_eq!(
         text(&node),
         r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"e1","uid":"u","labels":{"topology.kubernetes.io/zone":"east"}},"spec":{"podCIDRs":["10.1.0.0/24","fd00::/64"]},"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.1"}]}}"#
@@ -103,7 +104,7 @@ fn namespaces_and_nodes() {
 #[test]
 fn what_cannot_be_read_is_copied_as_it_is() {
     let odd = r#"{"metadata": {"name": "x", "namespace": "shop", "resourceVersion": "5"}, "spec": {"containers": 7}}"#;
-    let pod = read(Kind::Pod, "v1", odd).unwrap();
+    let pod = read(ObjectKind::Pod, "v1", odd).unwrap();
     assert_eq!((text(&pod), pod.verbatim, pod.path.as_str()), (odd, true, "shop/x"));
     for nameless in [
         r#"{"metadata": {}}"#,
@@ -112,9 +113,9 @@ fn what_cannot_be_read_is_copied_as_it_is() {
         r#"{"metadata": {"name": "", "namespace": "shop"}}"#,
         "[]",
     ] {
-        assert!(read(Kind::Pod, "v1", nameless).is_err(), "{nameless}");
+        assert!(read(ObjectKind::Pod, "v1", nameless).is_err(), "{nameless}");
     }
-    assert!(read(Kind::Namespace, "v1", r#"{"metadata": {"name": "x", "namespace": "shop"}}"#).is_err());
+    assert!(read(ObjectKind::Namespace, "v1", r#"{"metadata": {"name": "x", "namespace": "shop"}}"#).is_err());
 }
 
 #[test]
@@ -123,15 +124,15 @@ fn what_etcd_would_refuse_for_its_length_is_an_object_that_the_nodes_refuse() {
         r#"{{"metadata": {{"name": "web", "namespace": "shop"}}, "spec": {{"podSelector": {{}}, "x": "{}"}}}}"#,
         "y".repeat(MAX_VALUE)
     );
-    let policy = read(Kind::NetworkPolicy, "networking.k8s.io/v1", &long).unwrap();
+    let policy = read(ObjectKind::NetworkPolicy, "networking.k8s.io/v1", &long).unwrap();
     assert!(policy.value.len() < 200);
     assert!(nodes_read("networkpolicies/shop/web", &policy.value).is_err());
     let spec: Value = serde_json::from_slice(&policy.value).unwrap();
     assert_eq!(spec["spec"], serde_json::json!({"podSelector": {}, "tooLong": true}));
     let egress = long.replace("\"x\"", "\"egress\": [], \"x\"");
-    let policy = read(Kind::NetworkPolicy, "networking.k8s.io/v1", &egress).unwrap();
+    let policy = read(ObjectKind::NetworkPolicy, "networking.k8s.io/v1", &egress).unwrap();
     assert!(text(&policy).contains(r#""policyTypes":["Ingress","Egress"]"#), "{}", text(&policy));
     let long_selector = long.replace("podSelector", "z").replace("\"x\"", "\"podSelector\"");
-    let policy = read(Kind::NetworkPolicy, "networking.k8s.io/v1", &long_selector).unwrap();
+    let policy = read(ObjectKind::NetworkPolicy, "networking.k8s.io/v1", &long_selector).unwrap();
     assert!(policy.value.len() < 200 && nodes_read("networkpolicies/shop/web", &policy.value).is_err());
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 
-use super::{Conditioned, Network, Patch, Reason, Untaint};
+use super::{ConditionReason, Conditioned, NetworkHealth, Patch, Untaint};
 
 /// The taint that kubelet may register a node with, so that no pod comes before the network: with the effect NoSchedule.
 pub(super) const TAINT: &str = "meshd.io/agent-not-ready";
@@ -24,15 +24,15 @@ pub struct NodeConditions {
     /// The addresses in `status.addresses` of type InternalIP.
     pub internal_ips: Vec<IpAddr>,
     resource_version: String,
-    unavailable: Option<Condition>,
-    ready: Option<Condition>,
+    unavailable: Option<NodeCondition>,
+    ready: Option<NodeCondition>,
     /// As they stand in the object, with whether it is ours.
     taints: Vec<(bool, String)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Condition {
+struct NodeCondition {
     r#type: String,
     #[serde(default)]
     status: String,
@@ -44,7 +44,7 @@ struct Condition {
     last_transition_time: Option<String>,
 }
 
-impl Condition {
+impl NodeCondition {
     /// Whether it says what `wanted` does, whenever it began to.
     fn says(&self, wanted: &Self) -> bool {
         (&self.r#type, &self.status, &self.reason, &self.message)
@@ -53,24 +53,24 @@ impl Condition {
 }
 
 #[derive(Deserialize)]
-struct Object {
-    metadata: Metadata,
+struct NodeObject {
+    metadata: NodeMetadata,
     #[serde(default)]
-    spec: Spec,
+    spec: NodeTaints,
     #[serde(default)]
-    status: Status,
+    status: NodeReport,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Metadata {
+struct NodeMetadata {
     name: String,
     #[serde(default)]
     resource_version: String,
 }
 
 #[derive(Deserialize, Default)]
-struct Spec {
+struct NodeTaints {
     #[serde(default)]
     taints: Option<Vec<Box<RawValue>>>,
 }
@@ -83,11 +83,11 @@ struct Taint {
 }
 
 #[derive(Deserialize, Default)]
-struct Status {
+struct NodeReport {
     #[serde(default)]
     addresses: Option<Vec<Address>>,
     #[serde(default)]
-    conditions: Option<Vec<Condition>>,
+    conditions: Option<Vec<NodeCondition>>,
 }
 
 #[derive(Deserialize)]
@@ -103,7 +103,7 @@ impl NodeConditions {
     /// # Errors
     /// When it is not of that shape.
     pub fn read(json: &str) -> serde_json::Result<Self> {
-        let Object { metadata, spec, status } = serde_json::from_str(json)?;
+        let NodeObject { metadata, spec, status } = serde_json::from_str(json)?;
         let conditions = status.conditions.unwrap_or_default();
         let condition = |name: &str| conditions.iter().find(|condition| condition.r#type == name).cloned();
         let addresses = status.addresses.into_iter().flatten().filter(|address| address.r#type == "InternalIP");
@@ -128,7 +128,7 @@ impl NodeConditions {
 
     /// Whether its conditions were set here, by their reasons.
     pub(super) fn has_ours(&self) -> bool {
-        let ours = [WELL, Reason::NotReady.as_str(), Reason::NotRunning.as_str()];
+        let ours = [WELL, ConditionReason::NotReady.as_str(), ConditionReason::NotRunning.as_str()];
         [&self.unavailable, &self.ready]
             .into_iter()
             .flatten()
@@ -136,7 +136,7 @@ impl NodeConditions {
     }
 
     /// What is to be changed for the object to say this, or nothing any more; `None`: it is so already.
-    pub(super) fn patch(&self, network: Option<&Network>) -> Option<Patch> {
+    pub(super) fn patch(&self, network: Option<&NetworkHealth>) -> Option<Patch> {
         let node = self.name.clone();
         let Some(network) = network else {
             return Some(Patch { node, conditions: Some(Conditioned::Clear), untaint: None });
@@ -149,7 +149,7 @@ impl NodeConditions {
             let same = held[at].as_ref().filter(|held| held.status == wanted[at].status)?;
             same.last_transition_time.clone()
         });
-        let tainted = *network == Network::Available && self.taints.iter().any(|(ours, _)| *ours);
+        let tainted = *network == NetworkHealth::Available && self.taints.iter().any(|(ours, _)| *ours);
         let untaint = tainted.then(|| Untaint {
             resource_version: self.resource_version.clone(),
             others: self.taints.iter().filter(|(ours, _)| !ours).map(|(_, taint)| taint.clone()).collect(),
@@ -167,8 +167,8 @@ impl Conditioned {
             Self::Clear => [UNAVAILABLE, READY].map(|name| json!({"type": name, "$patch": "delete"})).into(),
             Self::Say(network, since) => {
                 let conditions = network.conditions().into_iter().zip(since);
-                let body = |(condition, since): (Condition, &Option<String>)| {
-                    let Condition { r#type, status, reason, message, .. } = condition;
+                let body = |(condition, since): (NodeCondition, &Option<String>)| {
+                    let NodeCondition { r#type, status, reason, message, .. } = condition;
                     json!({
                         "type": r#type, "status": status, "reason": reason, "message": message,
                         "lastHeartbeatTime": time, "lastTransitionTime": since.as_deref().unwrap_or(time),
@@ -181,14 +181,14 @@ impl Conditioned {
     }
 }
 
-impl Network {
+impl NetworkHealth {
     /// `NetworkUnavailable` and `meshd.io/NetworkReady`.
-    fn conditions(&self) -> [Condition; 2] {
+    fn conditions(&self) -> [NodeCondition; 2] {
         let (unavailable, reason, message) = match self {
             Self::Available => (false, WELL, "meshd connects this node"),
             Self::Unavailable { reason, message } => (true, reason.as_str(), message.as_str()),
         };
-        [(UNAVAILABLE, unavailable), (READY, !unavailable)].map(|(name, status)| Condition {
+        [(UNAVAILABLE, unavailable), (READY, !unavailable)].map(|(name, status)| NodeCondition {
             r#type: name.to_owned(),
             status: if status { "True" } else { "False" }.to_owned(),
             reason: reason.to_owned(),

@@ -8,8 +8,8 @@ use std::{
 use control_core::types::{CallError, Committed, Compare, Transaction, Write};
 use mesh::records::Revision;
 
-use super::{Change, Copier, Effect, Gate, Known, Now, Pending, Resigned, Stored};
-use crate::{Kind, digest::Digest, state::State};
+use super::{Copier, Effect, Known, Now, Pending, PendingWrite, PolicyHold, Resigned, Stored};
+use crate::{ObjectKind, digest::Digest, state::SyncState};
 
 /// Changes in one transaction; etcd takes 128 operations.
 const MOST_CHANGES: usize = 100;
@@ -24,8 +24,8 @@ const STATE_SPACING: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct InFlight {
     /// What each key will hold.
-    pub(super) changes: HashMap<(Kind, String), Option<Digest>>,
-    state: Option<State>,
+    pub(super) changes: HashMap<(ObjectKind, String), Option<Digest>>,
+    state: Option<SyncState>,
     confirmed: Option<Revision>,
     forgets: bool,
 }
@@ -79,11 +79,11 @@ impl Copier {
             let Some(pending) = self.pending.remove(&object) else { continue };
             let key = self.keys.object(object.0, &object.1);
             match pending.change {
-                Change::Put(value) => {
+                PendingWrite::Put(value) => {
                     in_flight.changes.insert(object, Some(Digest::of(&value)));
                     writes.push(Write::Put { key, value, lease: None });
                 }
-                Change::Delete => {
+                PendingWrite::Delete => {
                     let Some(known) = self.known.get(&object) else { continue };
                     compares.push(Compare::ModRevision { key: key.clone(), equals: known.mod_revision });
                     in_flight.changes.insert(object, None);
@@ -95,30 +95,30 @@ impl Copier {
 
     /// What the next transaction changes, in the order of the kinds; deletions of policies come after all that is to
     /// be put, so that a policy that is replaced leaves no gap.
-    fn next_changes(&self) -> Vec<(Kind, String)> {
+    fn next_changes(&self) -> Vec<(ObjectKind, String)> {
         let mut next = Vec::new();
         let mut bytes = 0;
         let mut puts_left = false;
         for (object, pending) in &self.pending {
             match &pending.change {
-                Change::Put(_) if !self.may_put(object.0) => puts_left = true,
-                Change::Put(value)
+                PendingWrite::Put(_) if !self.may_put(object.0) => puts_left = true,
+                PendingWrite::Put(value)
                     if next.len() < MOST_CHANGES && (bytes == 0 || bytes + value.len() <= MOST_BYTES) =>
                 {
                     bytes += value.len();
                     next.push(object.clone());
                 }
-                Change::Put(_) => {
+                PendingWrite::Put(_) => {
                     puts_left = true;
                     break;
                 }
-                Change::Delete if !object.0.is_policy() && next.len() < MOST_CHANGES => next.push(object.clone()),
-                Change::Delete => {}
+                PendingWrite::Delete if !object.0.is_policy() && next.len() < MOST_CHANGES => next.push(object.clone()),
+                PendingWrite::Delete => {}
             }
         }
         if !puts_left {
-            let deleted = |(object, pending): &(&(Kind, String), &Pending)| {
-                object.0.is_policy() && matches!(pending.change, Change::Delete)
+            let deleted = |(object, pending): &(&(ObjectKind, String), &Pending)| {
+                object.0.is_policy() && matches!(pending.change, PendingWrite::Delete)
             };
             let room = MOST_CHANGES - next.len();
             next.extend(self.pending.iter().filter(deleted).take(room).map(|(object, _)| object.clone()));
@@ -127,17 +127,17 @@ impl Copier {
     }
 
     /// What a pod's labels mean is known once namespaces and policies were listed in this term. A node waits for pods,
-    /// too: see [`Kind`]. The first policies wait for nodes that read them.
-    fn may_put(&self, kind: Kind) -> bool {
+    /// too: see [`ObjectKind`]. The first policies wait for nodes that read them.
+    fn may_put(&self, kind: ObjectKind) -> bool {
         if kind.is_policy() {
-            return self.gate == Gate::Open;
+            return self.gate == PolicyHold::Open;
         }
-        !matches!(kind, Kind::Pod | Kind::Node)
+        !matches!(kind, ObjectKind::Pod | ObjectKind::Node)
             || self.progress.iter().all(|(&before, progress)| before >= kind || progress.listed)
     }
 
     /// The state, where it is time to write it.
-    fn next_state(&self, now: Now, with_changes: bool) -> Option<State> {
+    fn next_state(&self, now: Now, with_changes: bool) -> Option<SyncState> {
         let held = self.held();
         let since = self.written_at.map(|at| now.monotonic.saturating_sub(at));
         let due = match (&self.state, since) {
@@ -158,8 +158,8 @@ impl Copier {
 
     /// What the state would say now; `None`: it is not known which cluster this is.
     #[must_use]
-    pub fn report(&self, now: Now) -> Option<State> {
-        Some(State {
+    pub fn report(&self, now: Now) -> Option<SyncState> {
+        Some(SyncState {
             uid: self.wanted_uid()?.to_owned(),
             holder: self.holder.clone(),
             written_at: now.unix,
@@ -172,13 +172,13 @@ impl Copier {
                 .collect(),
             counts: self.counts(),
             held: self.held(),
-            copies_policies: self.gate == Gate::Open,
+            copies_policies: self.gate == PolicyHold::Open,
         })
     }
 
     fn counts(&self) -> BTreeMap<String, usize> {
         let mut counts: BTreeMap<String, usize> =
-            Kind::ALL.into_iter().map(|kind| (kind.plural().to_owned(), 0)).collect();
+            ObjectKind::ALL.into_iter().map(|kind| (kind.plural().to_owned(), 0)).collect();
         for (kind, _) in self.known.keys() {
             *counts.entry(kind.plural().to_owned()).or_default() += 1;
         }

@@ -4,7 +4,7 @@
 //! Only the first ones wait. A node of an older version that comes later stops no copy, since what is copied would grow
 //! stale on all nodes. A node without a running daemon passes no packets, and keeps no policy waiting.
 
-use super::{Change, Copier, Effect, Notice};
+use super::{Copier, Effect, Notice, PendingWrite};
 use crate::{digest::Digest, mesh_nodes::MeshNode, state::Held};
 
 /// Most nodes that are named.
@@ -12,7 +12,7 @@ const NAMED: usize = 5;
 
 /// Whether policies may be written.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Gate {
+pub(super) enum PolicyHold {
     /// They may.
     Open,
     /// They wait.
@@ -33,7 +33,7 @@ impl Copier {
             .map(|node| format!("{} ({})", node.name, node.id))
             .collect();
         if behind.is_empty() {
-            self.gate = Gate::Open;
+            self.gate = PolicyHold::Open;
         } else {
             self.close(Ok(behind), effects);
         }
@@ -45,12 +45,12 @@ impl Copier {
     }
 
     fn close(&mut self, behind: Result<Vec<String>, String>, effects: &mut Vec<Effect>) {
-        let Gate::Closed { behind: before, told } = &mut self.gate else { return };
+        let PolicyHold::Closed { behind: before, told } = &mut self.gate else { return };
         if *before != behind {
             (*before, *told) = (behind, false);
         }
         if let Some(held) = self.held_policies()
-            && let Gate::Closed { told, .. } = &mut self.gate
+            && let PolicyHold::Closed { told, .. } = &mut self.gate
             && !std::mem::replace(told, true)
         {
             effects.push(Effect::Notice(Notice::PoliciesHeld { reason: held.reason }));
@@ -59,8 +59,10 @@ impl Copier {
 
     /// What waits for nodes, as the state tells it.
     pub(super) fn held_policies(&self) -> Option<Held> {
-        let Gate::Closed { behind, .. } = &self.gate else { return None };
-        let waits = |kind: &crate::Kind, change: &Change| kind.is_policy() && matches!(change, Change::Put(_));
+        let PolicyHold::Closed { behind, .. } = &self.gate else { return None };
+        let waits = |kind: &crate::ObjectKind, change: &PendingWrite| {
+            kind.is_policy() && matches!(change, PendingWrite::Put(_))
+        };
         let waiting = self.pending.iter().filter(|((kind, _), pending)| waits(kind, &pending.change)).count();
         let reason = match behind {
             Err(error) => {
@@ -86,7 +88,7 @@ impl Copier {
     pub(super) fn confirm_policies(&mut self, token: &str) -> bool {
         let released = self.held_policies().is_some_and(|held| held.token == token);
         if released {
-            self.gate = Gate::Open;
+            self.gate = PolicyHold::Open;
         }
         released
     }

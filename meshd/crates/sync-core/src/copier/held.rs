@@ -9,8 +9,8 @@ use std::{
 use control_core::types::Entry;
 use mesh::records::Revision;
 
-use super::{Change, Copier, Effect, Notice, Now, Pending, Stored};
-use crate::{Kind, state::Held};
+use super::{Copier, Effect, Notice, Now, Pending, PendingWrite, Stored};
+use crate::{ObjectKind, state::Held};
 
 /// The token that deletes a state that cannot be read.
 const UNREADABLE: &str = "state";
@@ -32,7 +32,7 @@ pub(super) struct Hold {
 
 /// Why nothing is written at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum CopyRefusal {
     /// There is no namespace `kube-system`.
     NoCluster,
     /// It has another UID.
@@ -53,12 +53,12 @@ impl Hold {
         Self { paths, total, until, until_unix, resource_version }
     }
 
-    pub(super) fn token(&self, kind: Kind) -> String {
+    pub(super) fn token(&self, kind: ObjectKind) -> String {
         format!("delete-{}-{}", kind.plural(), self.resource_version)
     }
 }
 
-impl Refusal {
+impl CopyRefusal {
     /// What releases it; nothing can be said of a cluster that is not there.
     pub(super) fn token(&self) -> Option<String> {
         match self {
@@ -69,7 +69,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for CopyRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCluster => f.write_str("the API server has no namespace kube-system yet"),
@@ -115,10 +115,10 @@ impl Copier {
     }
 
     /// The refusal of a list that is too old: the same for all kinds, so that one token releases them.
-    pub(super) fn stale(&self) -> Refusal {
-        let before = self.refusals.values().find(|refusal| matches!(refusal, Refusal::Stale { .. }));
+    pub(super) fn stale(&self) -> CopyRefusal {
+        let before = self.refusals.values().find(|refusal| matches!(refusal, CopyRefusal::Stale { .. }));
         let newest = self.progress.values().map(|progress| progress.resource_version).max();
-        before.cloned().unwrap_or_else(|| Refusal::Stale { carried: newest.unwrap_or_default() })
+        before.cloned().unwrap_or_else(|| CopyRefusal::Stale { carried: newest.unwrap_or_default() })
     }
 
     /// Everything that waits, as the state tells it.
@@ -143,7 +143,7 @@ impl Copier {
 
     pub(super) fn tick(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let silent = self.silent;
-        for kind in Kind::ALL {
+        for kind in ObjectKind::ALL {
             let progress = self.of(kind);
             // A watch that was opened may be of a server that stands still, and what it said may not have been heard
             // yet: only what comes after the wait shows that they were gone all the time.
@@ -173,7 +173,7 @@ impl Copier {
         }
         let refused = self.refusals.values().any(|refusal| refusal.token().is_some_and(|of| of == token));
         let unreadable = matches!(self.state, Stored::Unreadable { .. }) && token == UNREADABLE;
-        let held = Kind::ALL.into_iter().find(|&kind| {
+        let held = ObjectKind::ALL.into_iter().find(|&kind| {
             self.progress.get(&kind).and_then(|of| of.hold.as_ref()).is_some_and(|hold| hold.token(kind) == token)
         });
         if refused || unreadable {
@@ -185,13 +185,13 @@ impl Copier {
         }
     }
 
-    fn release(&mut self, now: Now, kind: Kind, effects: &mut Vec<Effect>) {
+    fn release(&mut self, now: Now, kind: ObjectKind, effects: &mut Vec<Effect>) {
         let progress = self.of(kind);
         progress.doubted = false;
         let Some(hold) = progress.hold.take() else { return };
         effects.push(Effect::Notice(Notice::DeletionsReleased { kind, count: hold.paths.len() }));
         for path in hold.paths {
-            self.pending.insert((kind, path), Pending { change: Change::Delete, since: now.unix });
+            self.pending.insert((kind, path), Pending { change: PendingWrite::Delete, since: now.unix });
         }
     }
 }

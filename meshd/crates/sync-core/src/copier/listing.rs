@@ -2,26 +2,26 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Change, Copier, Effect, Hold, Listing, Notice, Now, Pending, RETRY, Refusal};
-use crate::{Kind, canonical::Object, digest::Digest};
+use super::{Copier, CopyRefusal, Effect, Hold, Notice, Now, Pending, PendingList, PendingWrite, RETRY};
+use crate::{ObjectKind, canonical::CanonicalObject, digest::Digest};
 
 /// A list that lacks fewer keys than this deletes them at once.
 const FEW: usize = 10;
 
 impl Copier {
-    pub(super) fn list_begun(&mut self, now: Now, kind: Kind, uid: Option<String>, effects: &mut Vec<Effect>) {
+    pub(super) fn list_begun(&mut self, now: Now, kind: ObjectKind, uid: Option<String>, effects: &mut Vec<Effect>) {
         self.of(kind).lost_at.get_or_insert(now.unix);
         if self.is_this_cluster(now, kind, uid, effects) {
-            self.of(kind).listing = Some(Listing::default());
+            self.of(kind).listing = Some(PendingList::default());
         }
     }
 
     pub(super) fn page(
         &mut self,
         now: Now,
-        kind: Kind,
+        kind: ObjectKind,
         resource_version: &str,
-        objects: Vec<Object>,
+        objects: Vec<CanonicalObject>,
         effects: &mut Vec<Effect>,
     ) {
         let Some(mut listing) = self.of(kind).listing.take() else { return };
@@ -32,7 +32,7 @@ impl Copier {
             return self.refuse(now, kind, self.stale(), effects);
         }
         listing.resource_version = version;
-        for Object { path, value, .. } in objects {
+        for CanonicalObject { path, value, .. } in objects {
             let key = (kind, path);
             if self.expected(&key) == Some(Digest::of(&value)) {
                 listing.changed.remove(&key.1);
@@ -44,7 +44,7 @@ impl Copier {
         self.of(kind).listing = Some(listing);
     }
 
-    pub(super) fn list_ended(&mut self, now: Now, kind: Kind, uid: Option<String>, effects: &mut Vec<Effect>) {
+    pub(super) fn list_ended(&mut self, now: Now, kind: ObjectKind, uid: Option<String>, effects: &mut Vec<Effect>) {
         let Some(listing) = self.of(kind).listing.take() else { return };
         if !self.is_this_cluster(now, kind, uid, effects) {
             return;
@@ -77,7 +77,7 @@ impl Copier {
     fn delete_absent(
         &mut self,
         now: Now,
-        kind: Kind,
+        kind: ObjectKind,
         absent: BTreeSet<String>,
         total: usize,
         effects: &mut Vec<Effect>,
@@ -89,7 +89,9 @@ impl Copier {
             progress.doubted = false;
             progress.hold = None;
             self.pending.extend(
-                absent.into_iter().map(|path| ((kind, path), Pending { change: Change::Delete, since: now.unix })),
+                absent
+                    .into_iter()
+                    .map(|path| ((kind, path), Pending { change: PendingWrite::Delete, since: now.unix })),
             );
         } else if !progress.doubted {
             progress.doubted = true;
@@ -108,28 +110,28 @@ impl Copier {
     pub(super) fn is_this_cluster(
         &mut self,
         now: Now,
-        kind: Kind,
+        kind: ObjectKind,
         uid: Option<String>,
         effects: &mut Vec<Effect>,
     ) -> bool {
         let Some(uid) = uid else {
-            self.refuse(now, kind, Refusal::NoCluster, effects);
+            self.refuse(now, kind, CopyRefusal::NoCluster, effects);
             return false;
         };
         if let Some(wanted) = self.wanted_uid().filter(|wanted| *wanted != uid) {
-            let refusal = Refusal::OtherCluster { found: uid, wanted: wanted.to_owned() };
+            let refusal = CopyRefusal::OtherCluster { found: uid, wanted: wanted.to_owned() };
             self.refuse(now, kind, refusal, effects);
             return false;
         }
         self.uid = Some(uid);
         // An older list is older until a complete one is not.
-        if !matches!(self.refusals.get(&kind), Some(Refusal::Stale { .. })) {
+        if !matches!(self.refusals.get(&kind), Some(CopyRefusal::Stale { .. })) {
             self.accept(kind, effects);
         }
         true
     }
 
-    fn accept(&mut self, kind: Kind, effects: &mut Vec<Effect>) {
+    fn accept(&mut self, kind: ObjectKind, effects: &mut Vec<Effect>) {
         if let Some(refusal) = self.refusals.remove(&kind)
             && !self.refusals.values().any(|other| *other == refusal)
         {
@@ -137,7 +139,7 @@ impl Copier {
         }
     }
 
-    pub(super) fn refuse(&mut self, now: Now, kind: Kind, refusal: Refusal, effects: &mut Vec<Effect>) {
+    pub(super) fn refuse(&mut self, now: Now, kind: ObjectKind, refusal: CopyRefusal, effects: &mut Vec<Effect>) {
         let progress = self.of(kind);
         progress.listing = None;
         progress.lost_at.get_or_insert(now.unix);

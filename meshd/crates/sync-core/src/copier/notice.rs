@@ -4,7 +4,7 @@ use std::fmt;
 
 use control_core::types::CallError;
 
-use crate::Kind;
+use crate::ObjectKind;
 
 /// Something to log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub enum Notice {
     /// A list lacks so much that it is taken again.
     ListDoubted {
         /// Of which kind.
-        kind: Kind,
+        kind: ObjectKind,
         /// How many keys it lacks.
         absent: usize,
         /// Of how many.
@@ -22,7 +22,7 @@ pub enum Notice {
     /// The second list lacks as much: the deletions wait.
     DeletionsHeld {
         /// Of which kind.
-        kind: Kind,
+        kind: ObjectKind,
         /// How many.
         absent: usize,
         /// Of how many.
@@ -33,7 +33,7 @@ pub enum Notice {
     /// They wait no longer.
     DeletionsReleased {
         /// Of which kind.
-        kind: Kind,
+        kind: ObjectKind,
         /// How many.
         count: usize,
     },

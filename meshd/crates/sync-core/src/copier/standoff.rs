@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Copier, Effect, Now, Refusal, Resigned};
+use super::{Copier, CopyRefusal, Effect, Now, Resigned};
 
 /// How long a leader may be unable to copy.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,7 +33,8 @@ impl Copier {
     /// Ends a term in which nothing can be copied while another process perhaps could. A restored cluster is not a
     /// reason: every process finds it, and an operator's confirmation is awaited.
     pub(super) fn make_room(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let other = self.refusals.values().any(|of| matches!(of, Refusal::NoCluster | Refusal::OtherCluster { .. }));
+        let other =
+            self.refusals.values().any(|of| matches!(of, CopyRefusal::NoCluster | CopyRefusal::OtherCluster { .. }));
         let reason = match (other, self.silent) {
             (true, _) => Resigned::Refused,
             (false, true) => Resigned::Silent,

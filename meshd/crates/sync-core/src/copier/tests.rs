@@ -21,7 +21,7 @@ const MINUTE: u64 = 60;
 fn copied(count: usize) -> (Api, Etcd) {
     let mut api = Api::new("uid-1");
     for pod in 0..count {
-        api.put(Kind::Pod, &format!("shop/p{pod}"), "1");
+        api.put(ObjectKind::Pod, &format!("shop/p{pod}"), "1");
     }
     let mut etcd = Etcd::default();
     let mut term = Term::begin(&mut etcd, "first");
@@ -42,9 +42,9 @@ fn a_new_term_copies_what_changed_and_writes_nothing_else() {
     let mut term = Term::begin(&mut etcd, "second");
     term.list_all(&api, &mut etcd);
     assert_eq!(etcd.written_since(&before), ["k8s/east/leader", "k8s/east/state"]);
-    api.put(Kind::Namespace, "shop", "2");
-    api.put(Kind::Pod, "shop/p3", "2");
-    api.delete(Kind::Pod, "shop/p4");
+    api.put(ObjectKind::Namespace, "shop", "2");
+    api.put(ObjectKind::Pod, "shop/p3", "2");
+    api.delete(ObjectKind::Pod, "shop/p4");
     term.deliver_all(&api, &mut etcd);
     assert_eq!(etcd.objects(), api.canonical());
     term.advance(10, &mut etcd);
@@ -52,7 +52,7 @@ fn a_new_term_copies_what_changed_and_writes_nothing_else() {
     assert_eq!((state.counts["pods"], state.holder.as_str(), state.uid.as_str()), (29, "second", "uid-1"));
     let before = etcd.clone();
     // The resource version alone is no change.
-    api.put(Kind::Pod, "shop/p3", "2");
+    api.put(ObjectKind::Pod, "shop/p3", "2");
     term.deliver_all(&api, &mut etcd);
     assert_eq!(etcd.written_since(&before), Vec::<String>::new());
 }
@@ -62,13 +62,13 @@ fn a_leader_that_was_paused_in_mid_write_changes_nothing_any_more() {
     let (mut api, mut etcd) = copied(3);
     let mut old = Term::begin_beside(&mut etcd, "old");
     old.list_all(&api, &mut etcd);
-    api.put(Kind::Pod, "shop/p1", "old");
+    api.put(ObjectKind::Pod, "shop/p1", "old");
     // It is stopped with the transaction in hand.
     let late = old.deliver_without_writing(&api).pop().unwrap();
     etcd.expire_leader();
     let mut new = Term::begin(&mut etcd, "new");
-    api.put(Kind::Pod, "shop/p1", "new");
-    api.delete(Kind::Pod, "shop/p2");
+    api.put(ObjectKind::Pod, "shop/p1", "new");
+    api.delete(ObjectKind::Pod, "shop/p2");
     new.list_all(&api, &mut etcd);
     let now = etcd.objects();
     assert_eq!(now, api.canonical());
@@ -83,14 +83,14 @@ fn a_lost_answer_ends_the_term_and_what_comes_late_is_fenced() {
     let (mut api, mut etcd) = copied(3);
     let mut term = Term::begin_beside(&mut etcd, "a");
     term.list_all(&api, &mut etcd);
-    api.put(Kind::Pod, "shop/new", "1");
+    api.put(ObjectKind::Pod, "shop/new", "1");
     let lost = term.deliver_without_writing(&api).pop().unwrap();
     let effects = term.answer(Err(CallError::Indeterminate("gone".into())));
     assert!(matches!(effects[..], [Effect::Resign(Resigned::Doubt(_))]));
     etcd.expire_leader();
     let mut term = Term::begin(&mut etcd, "a");
     term.list_all(&api, &mut etcd);
-    api.delete(Kind::Pod, "shop/new");
+    api.delete(ObjectKind::Pod, "shop/new");
     term.deliver_all(&api, &mut etcd);
     assert!(!etcd.commit(&lost).unwrap().succeeded, "it would bring a deleted object back");
     assert_eq!(etcd.objects(), api.canonical());
@@ -101,18 +101,18 @@ fn a_list_that_lacks_many_is_taken_again_and_waits() {
     let (mut api, mut etcd) = copied(30);
     let mut term = Term::begin_beside(&mut etcd, "a");
     for pod in 0..20 {
-        api.delete(Kind::Pod, &format!("shop/p{pod}"));
+        api.delete(ObjectKind::Pod, &format!("shop/p{pod}"));
     }
     let before = etcd.objects();
-    let first = term.list(Kind::Pod, &api, &mut etcd);
-    assert!(first.iter().any(|effect| matches!(effect, Effect::List { kind: Kind::Pod, after: Duration::ZERO })));
+    let first = term.list(ObjectKind::Pod, &api, &mut etcd);
+    assert!(first.iter().any(|effect| matches!(effect, Effect::List { kind: ObjectKind::Pod, after: Duration::ZERO })));
     assert!(!is_held(&first));
-    let second = term.list(Kind::Pod, &api, &mut etcd);
+    let second = term.list(ObjectKind::Pod, &api, &mut etcd);
     assert!(is_held(&second));
     assert_eq!(etcd.objects(), before);
     // What comes back is not deleted, what the watch deletes is.
-    api.put(Kind::Pod, "shop/p0", "1");
-    api.delete(Kind::Pod, "shop/p25");
+    api.put(ObjectKind::Pod, "shop/p0", "1");
+    api.delete(ObjectKind::Pod, "shop/p25");
     term.deliver_all(&api, &mut etcd);
     term.advance(MINUTE - 2, &mut etcd);
     assert_eq!(etcd.objects().len(), before.len() - 1);
@@ -135,16 +135,16 @@ fn the_wait_is_not_over_while_the_api_server_is_away() {
     let mut term = Term::begin_beside(&mut etcd, "a");
     let all = api.clone();
     for pod in 0..30 {
-        api.delete(Kind::Pod, &format!("shop/p{pod}"));
+        api.delete(ObjectKind::Pod, &format!("shop/p{pod}"));
     }
     for _ in 0..2 {
-        term.list(Kind::Pod, &api, &mut etcd);
+        term.list(ObjectKind::Pod, &api, &mut etcd);
     }
-    term.write(Input::Interrupted { kind: Kind::Pod }, &mut etcd);
+    term.write(Input::Interrupted { kind: ObjectKind::Pod }, &mut etcd);
     term.advance(5 * MINUTE, &mut etcd);
     assert_eq!(etcd.objects().len(), 32);
     // A watch that was only opened is no evidence that they are gone.
-    term.write(Input::Watching { kind: Kind::Pod, uid: api.uid() }, &mut etcd);
+    term.write(Input::Watching { kind: ObjectKind::Pod, uid: api.uid() }, &mut etcd);
     term.advance(1, &mut etcd);
     assert_eq!(etcd.objects().len(), 32);
     // They were there all the time.
@@ -160,10 +160,10 @@ fn an_operator_shortens_the_wait_by_the_token_of_this_finding_only() {
     let (mut api, mut etcd) = copied(30);
     let mut term = Term::begin_beside(&mut etcd, "a");
     for pod in 0..30 {
-        api.delete(Kind::Pod, &format!("shop/p{pod}"));
+        api.delete(ObjectKind::Pod, &format!("shop/p{pod}"));
     }
     for _ in 0..2 {
-        term.list(Kind::Pod, &api, &mut etcd);
+        term.list(ObjectKind::Pod, &api, &mut etcd);
     }
     let asks = term.write(Input::Tick, &mut etcd);
     assert!(asks.iter().any(|effect| matches!(effect, Effect::ReadConfirm)));
@@ -181,9 +181,9 @@ fn few_or_a_small_part_go_at_once() {
         let (mut api, mut etcd) = copied(all);
         let mut term = Term::begin_beside(&mut etcd, "a");
         for pod in 0..gone {
-            api.delete(Kind::Pod, &format!("shop/p{pod}"));
+            api.delete(ObjectKind::Pod, &format!("shop/p{pod}"));
         }
-        term.list(Kind::Pod, &api, &mut etcd);
+        term.list(ObjectKind::Pod, &api, &mut etcd);
         assert_eq!(etcd.objects(), api.canonical());
     }
 }
@@ -192,14 +192,14 @@ fn few_or_a_small_part_go_at_once() {
 fn a_list_that_is_not_complete_deletes_nothing() {
     let (mut api, mut etcd) = copied(5);
     let before = etcd.objects();
-    api.delete(Kind::Pod, "shop/p0");
+    api.delete(ObjectKind::Pod, "shop/p0");
     let mut term = Term::begin_beside(&mut etcd, "a");
-    term.write(Input::ListBegun { kind: Kind::Pod, uid: api.uid() }, &mut etcd);
-    term.write(api.page(Kind::Pod, &[]), &mut etcd);
-    term.write(Input::Interrupted { kind: Kind::Pod }, &mut etcd);
-    term.write(Input::ListEnded { kind: Kind::Pod, uid: api.uid() }, &mut etcd);
+    term.write(Input::ListBegun { kind: ObjectKind::Pod, uid: api.uid() }, &mut etcd);
+    term.write(api.page(ObjectKind::Pod, &[]), &mut etcd);
+    term.write(Input::Interrupted { kind: ObjectKind::Pod }, &mut etcd);
+    term.write(Input::ListEnded { kind: ObjectKind::Pod, uid: api.uid() }, &mut etcd);
     // Nor does an event without a list before it.
-    let gone = api.object(Kind::Pod, "shop/p1");
+    let gone = api.object(ObjectKind::Pod, "shop/p1");
     term.write(Input::Deleted(gone), &mut etcd);
     assert_eq!(etcd.objects(), before);
 }
@@ -208,18 +208,18 @@ fn a_list_that_is_not_complete_deletes_nothing() {
 fn an_older_list_is_refused_until_an_operator_adopts_it() {
     let (mut api, mut etcd) = copied(30);
     let backup = api.clone();
-    api.put(Kind::Pod, "shop/late", "1");
+    api.put(ObjectKind::Pod, "shop/late", "1");
     let mut term = Term::begin_beside(&mut etcd, "a");
     term.list_all(&api, &mut etcd);
     etcd.expire_leader();
     let before = etcd.objects();
     let mut term = Term::begin(&mut etcd, "b");
-    let effects = term.list(Kind::Pod, &backup, &mut etcd);
+    let effects = term.list(ObjectKind::Pod, &backup, &mut etcd);
     let token = effects.iter().find_map(|effect| match effect {
         Effect::Notice(Notice::Refused { token, .. }) => token.clone(),
         _ => None,
     });
-    assert!(effects.iter().any(|effect| matches!(effect, Effect::List { kind: Kind::Pod, after: RETRY })));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::List { kind: ObjectKind::Pod, after: RETRY })));
     term.advance(MINUTE, &mut etcd);
     assert_eq!(etcd.objects(), before);
     assert_eq!(Some(&etcd.state().held[0].token), token.as_ref());
@@ -237,9 +237,9 @@ fn another_cluster_of_the_same_name_stops_the_copy() {
     let before = etcd.objects();
     let mut other = Api::new("uid-2");
     other.version = api.version + 1000;
-    other.put(Kind::Pod, "shop/other", "1");
+    other.put(ObjectKind::Pod, "shop/other", "1");
     let mut term = Term::begin_beside(&mut etcd, "a");
-    for kind in Kind::ALL {
+    for kind in ObjectKind::ALL {
         let effects = term.list(kind, &other, &mut etcd);
         assert!(effects.iter().any(|effect| matches!(effect, Effect::List { after: RETRY, .. })));
     }
@@ -249,13 +249,13 @@ fn another_cluster_of_the_same_name_stops_the_copy() {
     assert!(held.len() == 1 && held[0].reason.contains("uid-2"), "{held:?}");
     // Before its first namespace is there, it is not even another one.
     let mut empty = Term::begin_beside(&mut etcd, "b");
-    empty.write(Input::ListBegun { kind: Kind::Pod, uid: None }, &mut etcd);
-    empty.write(api.page(Kind::Pod, &[]), &mut etcd);
-    empty.write(Input::ListEnded { kind: Kind::Pod, uid: None }, &mut etcd);
+    empty.write(Input::ListBegun { kind: ObjectKind::Pod, uid: None }, &mut etcd);
+    empty.write(api.page(ObjectKind::Pod, &[]), &mut etcd);
+    empty.write(Input::ListEnded { kind: ObjectKind::Pod, uid: None }, &mut etcd);
     assert_eq!(etcd.objects(), before);
     // Adopted, its deletions are doubted like any others.
     let mut term = Term::begin_beside(&mut etcd, "c");
-    term.list(Kind::Pod, &other, &mut etcd);
+    term.list(ObjectKind::Pod, &other, &mut etcd);
     term.confirm(&held[0].token, &mut etcd);
     let mut term = Term::begin_beside(&mut etcd, "d");
     term.list_all(&other, &mut etcd);
@@ -272,14 +272,14 @@ fn a_list_during_which_the_cluster_becomes_another_counts_for_nothing() {
     let (api, mut etcd) = copied(5);
     let before = etcd.objects();
     let mut term = Term::begin_beside(&mut etcd, "a");
-    term.write(Input::ListBegun { kind: Kind::Pod, uid: api.uid() }, &mut etcd);
-    term.write(api.page(Kind::Pod, &[]), &mut etcd);
-    term.write(Input::ListEnded { kind: Kind::Pod, uid: Some("uid-2".into()) }, &mut etcd);
+    term.write(Input::ListBegun { kind: ObjectKind::Pod, uid: api.uid() }, &mut etcd);
+    term.write(api.page(ObjectKind::Pod, &[]), &mut etcd);
+    term.write(Input::ListEnded { kind: ObjectKind::Pod, uid: Some("uid-2".into()) }, &mut etcd);
     assert_eq!(etcd.objects(), before);
     // Nor does what is heard while it is another one.
     term.list_all(&api, &mut etcd);
     term.write(Input::Answers { uid: Some("uid-2".into()) }, &mut etcd);
-    term.write(Input::Deleted(api.object(Kind::Pod, "shop/p1")), &mut etcd);
+    term.write(Input::Deleted(api.object(ObjectKind::Pod, "shop/p1")), &mut etcd);
     assert_eq!(etcd.objects(), before);
     // It was another server that answered; the next list is of the right one.
     term.list_all(&api, &mut etcd);
@@ -291,9 +291,9 @@ fn a_list_during_which_the_cluster_becomes_another_counts_for_nothing() {
 fn a_transaction_is_small_and_begins_with_what_selects() {
     let mut api = Api::new("uid-1");
     for pod in 0..250 {
-        api.put(Kind::Pod, &format!("shop/p{pod}"), "1");
+        api.put(ObjectKind::Pod, &format!("shop/p{pod}"), "1");
     }
-    api.put(Kind::NetworkPolicy, "shop/web", "1");
+    api.put(ObjectKind::NetworkPolicy, "shop/web", "1");
     let mut etcd = Etcd::default();
     let mut term = Term::begin(&mut etcd, "a");
     term.list_all(&api, &mut etcd);
@@ -301,7 +301,7 @@ fn a_transaction_is_small_and_begins_with_what_selects() {
     assert!((100..=128).contains(&biggest), "{biggest}");
     // Several values of a megabyte go one by one.
     for policy in 0..3 {
-        api.put(Kind::NetworkPolicy, &format!("shop/long{policy}"), &"x".repeat(900 << 10));
+        api.put(ObjectKind::NetworkPolicy, &format!("shop/long{policy}"), &"x".repeat(900 << 10));
     }
     let mut etcd = Etcd::default();
     let mut term = Term::begin(&mut etcd, "a");
@@ -318,12 +318,12 @@ fn the_state_says_how_old_the_copy_is() {
     term.advance(20, &mut etcd);
     let fresh = etcd.state();
     assert!(fresh.written_at - fresh.current_at <= 1, "{fresh:?}");
-    term.write(Input::Interrupted { kind: Kind::NetworkPolicy }, &mut etcd);
+    term.write(Input::Interrupted { kind: ObjectKind::NetworkPolicy }, &mut etcd);
     term.advance(100, &mut etcd);
     let old = etcd.state();
     assert!((90..=100).contains(&(old.written_at - old.current_at)), "{old:?}");
-    api.put(Kind::NetworkPolicy, "shop/web", "1");
-    term.list(Kind::NetworkPolicy, &api, &mut etcd);
+    api.put(ObjectKind::NetworkPolicy, "shop/web", "1");
+    term.list(ObjectKind::NetworkPolicy, &api, &mut etcd);
     // A server that stands still ends no connection.
     term.write(Input::Silent, &mut etcd);
     term.advance(11, &mut etcd);
@@ -339,7 +339,7 @@ fn the_state_says_how_old_the_copy_is() {
 fn a_state_that_cannot_be_read_stops_the_copy_until_it_is_deleted() {
     let (mut api, mut etcd) = copied(2);
     etcd.put("k8s/east/state", "?");
-    api.put(Kind::Pod, "shop/new", "1");
+    api.put(ObjectKind::Pod, "shop/new", "1");
     let before = etcd.objects();
     let mut term = Term::begin_beside(&mut etcd, "a");
     term.list_all(&api, &mut etcd);
@@ -355,10 +355,10 @@ fn a_state_that_cannot_be_read_stops_the_copy_until_it_is_deleted() {
 #[test]
 fn a_trial_says_what_would_change_and_writes_nothing() {
     let (mut api, mut etcd) = copied(12);
-    api.put(Kind::Pod, "shop/p0", "2");
-    api.put(Kind::Pod, "shop/new", "1");
+    api.put(ObjectKind::Pod, "shop/p0", "2");
+    api.put(ObjectKind::Pod, "shop/new", "1");
     for pod in 1..12 {
-        api.delete(Kind::Pod, &format!("shop/p{pod}"));
+        api.delete(ObjectKind::Pod, &format!("shop/p{pod}"));
     }
     let before = etcd.clone();
     let mut term = Term::trial(&etcd);
@@ -366,8 +366,8 @@ fn a_trial_says_what_would_change_and_writes_nothing() {
         term.list_all(&api, &mut etcd);
     }
     assert_eq!(etcd.written_since(&before), Vec::<String>::new());
-    assert!(term.will_hold(Kind::Pod, "shop/new") && term.will_hold(Kind::Pod, "shop/p0"));
-    assert!(!term.will_hold(Kind::Pod, "shop/other"));
+    assert!(term.will_hold(ObjectKind::Pod, "shop/new") && term.will_hold(ObjectKind::Pod, "shop/p0"));
+    assert!(!term.will_hold(ObjectKind::Pod, "shop/other"));
     let mut planned: Vec<_> = term.planned();
     planned.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(planned[0], ("k8s/east/pods/shop/new".to_owned(), Planned::Create));
@@ -383,7 +383,7 @@ fn a_trial_of_another_cluster_says_that_nothing_would_be_copied() {
     assert_eq!(term.refusal(), None);
     let mut other = Api::new("uid-2");
     other.version = api.version + 1;
-    term.list(Kind::Pod, &other, &mut etcd);
+    term.list(ObjectKind::Pod, &other, &mut etcd);
     assert!(term.refusal().is_some_and(|refusal| refusal.contains("uid-2")));
     etcd.put("k8s/east/state", "?");
     assert!(Term::trial(&etcd).refusal().is_some());
@@ -396,7 +396,7 @@ fn what_another_writer_changed_ends_the_term_before_anything_is_written_over_it(
     let mut term = Term::begin_beside(&mut etcd, "a");
     term.list_all(&api, &mut etcd);
     etcd.put("k8s/east/pods/shop/p0", "another's");
-    api.delete(Kind::Pod, "shop/p0");
+    api.delete(ObjectKind::Pod, "shop/p0");
     let delete = term.deliver_without_writing(&api).pop().unwrap();
     assert!(matches!(term.answer(etcd.commit(&delete))[..], [Effect::Resign(Resigned::Fenced)]));
     assert!(etcd.get("k8s/east/pods/shop/p0").is_some());
@@ -405,7 +405,7 @@ fn what_another_writer_changed_ends_the_term_before_anything_is_written_over_it(
     term.list_all(&api, &mut etcd);
     etcd.delete("k8s/east/state");
     etcd.put("k8s/east/state", r#"{"uid": "uid-2"}"#);
-    api.put(Kind::Pod, "shop/p1", "2");
+    api.put(ObjectKind::Pod, "shop/p1", "2");
     let put = term.deliver_without_writing(&api).pop().unwrap();
     assert!(matches!(term.answer(etcd.commit(&put))[..], [Effect::Resign(Resigned::Fenced)]));
 }

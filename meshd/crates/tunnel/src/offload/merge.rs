@@ -46,7 +46,7 @@ pub(in super::super) struct Joinable {
 /// Groups the packets of a batch. Keeps nothing from one batch to the next but its memory.
 #[derive(Debug)]
 pub(in super::super) struct Merger {
-    groups: Vec<Group>,
+    groups: Vec<PacketGroup>,
     /// For each slot the next one of its group.
     next: Vec<u16>,
     /// Flow and group of each group that may still grow.
@@ -55,7 +55,7 @@ pub(in super::super) struct Merger {
 
 /// Packets that are written together, as one.
 #[derive(Debug, Clone, Copy)]
-pub(in super::super) struct Group {
+pub(in super::super) struct PacketGroup {
     head: u16,
     tail: u16,
     count: u16,
@@ -112,12 +112,12 @@ impl Merger {
     }
 
     /// The groups, in the order in which they are to be written.
-    pub(in super::super) fn groups(&self) -> &[Group] {
+    pub(in super::super) fn groups(&self) -> &[PacketGroup] {
         &self.groups
     }
 
     /// Positions of the group's packets in the batch, in order.
-    pub(in super::super) fn slots<'a>(&'a self, group: &Group) -> impl Iterator<Item = usize> + 'a {
+    pub(in super::super) fn slots<'a>(&'a self, group: &PacketGroup) -> impl Iterator<Item = usize> + 'a {
         std::iter::successors(Some(group.head), |at| Some(self.next[usize::from(*at)]).filter(|next| *next != NONE))
             .map(usize::from)
     }
@@ -168,7 +168,7 @@ impl Merger {
     fn push(&mut self, candidate: Option<&Candidate>, at: u16, bytes: &[u8]) {
         let empty = Candidate { header_len: 0, transport: 0, kind: GsoKind::Udp, payload: 0, sequence: 0, flags: 0 };
         let candidate = candidate.unwrap_or(&empty);
-        self.groups.push(Group {
+        self.groups.push(PacketGroup {
             head: at,
             tail: at,
             count: 1,
@@ -184,7 +184,7 @@ impl Merger {
     }
 }
 
-impl Group {
+impl PacketGroup {
     /// How many packets it is of.
     pub(in super::super) fn count(&self) -> usize {
         usize::from(self.count)

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mesh::tunnel_table::CALL_OUT_KEEPALIVE;
 
-use super::{Context, PeerState};
+use super::{PeerContext, PeerState};
 use crate::{batch::Endpoint, dice::Dice, drops::DropReason, engine::Tick};
 
 /// An initiation is not followed by another one for this long (WireGuard's REKEY_TIMEOUT).
@@ -27,7 +27,7 @@ const HEARD_LATELY: Duration = Duration::from_secs(10);
 
 impl PeerState {
     /// Initiates soon, if the peer wants a session and has none.
-    pub(in super::super) fn start(&mut self, cx: &mut Context<'_>) {
+    pub(in super::super) fn start(&mut self, cx: &mut PeerContext<'_>) {
         if self.wants_session() && self.sending_key().is_none() && !self.is_ticking() {
             let spread = Duration::from_millis(cx.dice.draw(0..333));
             self.next_attempt = Some(cx.now + spread);
@@ -36,7 +36,7 @@ impl PeerState {
     }
 
     /// Initiates a handshake unless one was initiated within the last 5 seconds.
-    pub(in super::super) fn initiate(&mut self, cx: &mut Context<'_>) {
+    pub(in super::super) fn initiate(&mut self, cx: &mut PeerContext<'_>) {
         let recent = |at: Instant| cx.now.saturating_duration_since(at) < REKEY_TIMEOUT;
         if self.removed || !self.has_target() || self.last_attempt.is_some_and(recent) {
             return;
@@ -47,7 +47,7 @@ impl PeerState {
     }
 
     /// Calls the peer at `at`, or when it is to be called already, though there may be a session.
-    pub(in super::super) fn call_at(&mut self, cx: &mut Context<'_>, at: Instant) {
+    pub(in super::super) fn call_at(&mut self, cx: &mut PeerContext<'_>, at: Instant) {
         if self.has_target() {
             self.call_at = Some(self.call_at.map_or(at, |before| before.min(at)));
             self.schedule(cx);
@@ -56,7 +56,7 @@ impl PeerState {
 
     /// Takes in that the peer has restarted: calls it at `at`, unless there is no session that may be gone, or one that
     /// came up since.
-    pub(in super::super) fn restarted(&mut self, cx: &mut Context<'_>, at: Instant) {
+    pub(in super::super) fn restarted(&mut self, cx: &mut PeerContext<'_>, at: Instant) {
         let lately = |up: Instant| cx.now.saturating_duration_since(up) < HEARD_LATELY;
         if self.sending_key().is_some() && !self.latest_handshake().is_some_and(lately) {
             self.call_at(cx, at);
@@ -65,7 +65,7 @@ impl PeerState {
 
     /// Takes in that a datagram for a session that we do not have came from where the peer is, or an initiation of the
     /// peer's that is not newer than one before, from anywhere: calls the peer where it was last, unless a session opened something lately or it was called within the last 5 seconds. Returns whether it is called.
-    pub(in super::super) fn stranger(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(in super::super) fn stranger(&mut self, cx: &mut PeerContext<'_>) -> bool {
         let now = cx.now;
         let within = |at: Option<Instant>, limit| at.is_some_and(|at| now.saturating_duration_since(at) < limit);
         let heard = within(self.last_rx, HEARD_LATELY);
@@ -78,7 +78,7 @@ impl PeerState {
     }
 
     /// Lets the peer know where this node is now: sends an empty message if there is a session.
-    pub(in super::super) fn announce(&mut self, cx: &mut Context<'_>) {
+    pub(in super::super) fn announce(&mut self, cx: &mut PeerContext<'_>) {
         if let (Some(key), Some(to)) = (self.sending_key(), self.endpoint) {
             self.seal(cx, key, &[], to);
         }
@@ -86,7 +86,7 @@ impl PeerState {
 
     /// Sends an initiation for one key. `insist`: with retries every 5 seconds for 90; else the next one comes after
     /// the long interval.
-    pub(super) fn attempt(&mut self, cx: &mut Context<'_>, at: usize, insist: bool) {
+    pub(super) fn attempt(&mut self, cx: &mut PeerContext<'_>, at: usize, insist: bool) {
         if at >= self.keys.len() {
             return;
         }
@@ -144,7 +144,7 @@ impl PeerState {
         (newest.unwrap_or(0) + self.attempts as usize) % self.keys.len().max(1)
     }
 
-    pub(super) fn engine(&mut self, cx: &Context<'_>, at: usize) {
+    pub(super) fn engine(&mut self, cx: &PeerContext<'_>, at: usize) {
         let key = &mut self.keys[at];
         if key.engine.is_none() {
             key.engine = Some(cx.factory.make(&key.public, self.preshared_key.as_ref(), key.index));
@@ -153,7 +153,7 @@ impl PeerState {
     }
 
     /// Lets time pass in an engine that was left alone for long, so that what it does next bears the right time.
-    pub(super) fn catch_up(&mut self, cx: &mut Context<'_>, at: usize) {
+    pub(super) fn catch_up(&mut self, cx: &mut PeerContext<'_>, at: usize) {
         let key = &self.keys[at];
         if key.engine.is_some() && cx.now.saturating_duration_since(key.ticked) > STALE {
             // Expired or not: the caller is about to start something new.
@@ -161,7 +161,7 @@ impl PeerState {
         }
     }
 
-    pub(super) fn tick(&mut self, cx: &mut Context<'_>, at: usize) {
+    pub(super) fn tick(&mut self, cx: &mut PeerContext<'_>, at: usize) {
         let before = self.attempts;
         if self.let_time_pass(cx, at) == Tick::Expired {
             self.keys[at].ticking = false;
@@ -178,7 +178,7 @@ impl PeerState {
         }
     }
 
-    fn let_time_pass(&mut self, cx: &mut Context<'_>, at: usize) -> Tick {
+    fn let_time_pass(&mut self, cx: &mut PeerContext<'_>, at: usize) -> Tick {
         let key = &mut self.keys[at];
         let Some(engine) = key.engine.as_mut() else {
             return Tick::Expired;
@@ -200,7 +200,7 @@ impl PeerState {
 
     /// What follows when the engines have stopped trying: nobody's packets wait any longer, and peers that are
     /// wanted up are called at long, scattered intervals until they answer.
-    fn give_up(&mut self, cx: &mut Context<'_>) {
+    fn give_up(&mut self, cx: &mut PeerContext<'_>) {
         self.drop_waiting(cx, DropReason::OutHandshakeTimeout);
         self.unanswered = None;
         if self.wants_session() {
@@ -210,7 +210,7 @@ impl PeerState {
     }
 
     /// Renews a session that is wanted up also when no data flows; with data the engines do it.
-    pub(super) fn renew(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn renew(&mut self, cx: &mut PeerContext<'_>) {
         let Some(at) = self.sending_key() else {
             if self.wants_session() && !self.is_ticking() && self.next_attempt.is_none() {
                 self.next_attempt = Some(cx.now);
@@ -229,7 +229,7 @@ impl PeerState {
         self.keepalive.or_else(|| self.call_out.then_some(CALL_OUT_KEEPALIVE))
     }
 
-    pub(super) fn keep_alive(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn keep_alive(&mut self, cx: &mut PeerContext<'_>) {
         let Some(interval) = self.keepalive_interval() else { return };
         let quiet = |at: Instant| cx.now.saturating_duration_since(at) >= interval;
         if self.last_tx.is_none_or(quiet)
@@ -239,7 +239,7 @@ impl PeerState {
         }
     }
 
-    fn transmit_initiation(&mut self, cx: &mut Context<'_>, len: usize) {
+    fn transmit_initiation(&mut self, cx: &mut PeerContext<'_>, len: usize) {
         if let Some(to) = self.target() {
             self.transmit(cx, len, to);
         }
@@ -248,7 +248,7 @@ impl PeerState {
     }
 
     /// Sets the alarm for whatever comes next, if it is earlier than the one that is set.
-    pub(super) fn schedule(&mut self, cx: &Context<'_>) {
+    pub(super) fn schedule(&mut self, cx: &PeerContext<'_>) {
         if self.removed {
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Context, PeerState, Sent};
+use super::{PeerContext, PeerState, Sent};
 use crate::{
     batch::{OVERHEAD, PADDING},
     drops::DropReason,
@@ -16,7 +16,7 @@ const MAX_WAITING_TOTAL: usize = 16 * 1024 * 1024;
 
 impl PeerState {
     /// Keeps a packet until there is a session.
-    pub(super) fn wait(&mut self, cx: &mut Context<'_>, packet: &[u8]) -> Sent {
+    pub(super) fn wait(&mut self, cx: &mut PeerContext<'_>, packet: &[u8]) -> Sent {
         while self.waiting.len() >= MAX_WAITING
             || (self.waiting_bytes + packet.len() > MAX_WAITING_BYTES && !self.waiting.is_empty())
         {
@@ -33,7 +33,7 @@ impl PeerState {
         Sent::Taken
     }
 
-    fn unwait(&mut self, cx: &Context<'_>) -> Option<Box<[u8]>> {
+    fn unwait(&mut self, cx: &PeerContext<'_>) -> Option<Box<[u8]>> {
         let packet = self.waiting.pop_front()?;
         self.waiting_bytes -= packet.len();
         cx.waiting_total.fetch_sub(packet.len(), Ordering::Relaxed);
@@ -41,14 +41,14 @@ impl PeerState {
     }
 
     /// Drops all that waits.
-    pub(super) fn drop_waiting(&mut self, cx: &Context<'_>, reason: DropReason) {
+    pub(super) fn drop_waiting(&mut self, cx: &PeerContext<'_>, reason: DropReason) {
         while self.unwait(cx).is_some() {
             cx.drops.count(reason);
         }
     }
 
     /// Sends what waited, as far as there is room.
-    pub(super) fn flush(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn flush(&mut self, cx: &mut PeerContext<'_>) {
         if self.waiting.is_empty() {
             return;
         }

@@ -8,7 +8,7 @@ use std::{
 use libc::{c_int, c_void};
 use socket2::SockAddr;
 
-use super::super::batch::Source;
+use super::super::batch::SourceAddress;
 
 /// Room for the control messages that we send or receive with one datagram: address, segment length, overflow count.
 pub(super) const CONTROL: usize = 128;
@@ -16,9 +16,9 @@ pub(super) const CONTROL: usize = 128;
 /// Memory aligned as control messages need it.
 #[repr(C, align(16))]
 #[derive(Clone, Copy)]
-pub(super) struct Control([u8; CONTROL]);
+pub(super) struct ControlBuffer([u8; CONTROL]);
 
-impl Control {
+impl ControlBuffer {
     /// Nothing in it.
     pub(super) const EMPTY: Self = Self([0; CONTROL]);
 }
@@ -90,9 +90,9 @@ pub(super) fn for_each_control(header: &libc::msghdr, mut each: impl FnMut(c_int
 
 /// What the kernel says beside received datagrams.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Beside {
+pub(super) struct RecvMeta {
     /// The address they came to.
-    pub(super) source: Option<Source>,
+    pub(super) source: Option<SourceAddress>,
     /// Length of each of several datagrams.
     pub(super) stride: Option<usize>,
     /// Datagrams that this socket has lost so far for want of room.
@@ -100,12 +100,12 @@ pub(super) struct Beside {
 }
 
 /// Reads the control messages of datagrams received from `from`.
-pub(super) fn read_beside(header: &libc::msghdr, from: SocketAddr) -> Beside {
-    let mut beside = Beside::default();
+pub(super) fn read_beside(header: &libc::msghdr, from: SocketAddr) -> RecvMeta {
+    let mut beside = RecvMeta::default();
     for_each_control(header, |level, kind, data| match (level, kind) {
         (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
             if let Some(info) = read_plain::<libc::in_pktinfo>(data) {
-                beside.source = Some(Source {
+                beside.source = Some(SourceAddress {
                     address: IpAddr::V4(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr))),
                     interface: 0,
                 });
@@ -114,7 +114,7 @@ pub(super) fn read_beside(header: &libc::msghdr, from: SocketAddr) -> Beside {
         (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
             if let Some(info) = read_plain::<libc::in6_pktinfo>(data) {
                 let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                beside.source = Some(Source {
+                beside.source = Some(SourceAddress {
                     address: IpAddr::V6(address),
                     interface: if is_link_local(from) || address.is_unicast_link_local() {
                         info.ipi6_ifindex
@@ -139,7 +139,7 @@ fn is_link_local(address: SocketAddr) -> bool {
 
 /// Writes the control messages that set a datagram's source, and the length that it is to be cut into; returns the
 /// length of the control data.
-pub(super) fn write_beside(control: &mut Control, source: Option<Source>, segment: Option<u16>) -> usize {
+pub(super) fn write_beside(control: &mut ControlBuffer, source: Option<SourceAddress>, segment: Option<u16>) -> usize {
     let mut used = match source.map(|s| (s.address, s.interface)) {
         Some((IpAddr::V4(address), interface)) => write_control(
             control,
@@ -168,7 +168,7 @@ pub(super) fn write_beside(control: &mut Control, source: Option<Source>, segmen
 }
 
 /// Writes a control message behind the `used` bytes that are there, and returns how many there are then.
-fn write_control<T: Plain>(control: &mut Control, used: usize, level: c_int, kind: c_int, value: T) -> usize {
+fn write_control<T: Plain>(control: &mut ControlBuffer, used: usize, level: c_int, kind: c_int, value: T) -> usize {
     let len = size_of::<T>() as u32;
     // SAFETY: both only compute lengths.
     let (header_len, space) = unsafe { (libc::CMSG_LEN(len), libc::CMSG_SPACE(len)) };

@@ -18,7 +18,7 @@ use super::super::{
     offload::{Switches, switch::Switch},
 };
 use super::{
-    message::{CONTROL, Control, read_address, read_beside, write_address, write_beside, zeroed},
+    message::{CONTROL, ControlBuffer, read_address, read_beside, write_address, write_beside, zeroed},
     set_int, wait_writable,
 };
 
@@ -180,7 +180,7 @@ pub(in super::super) struct Sender {
     headers: Box<[libc::mmsghdr]>,
     iovecs: Box<[libc::iovec]>,
     names: Box<[libc::sockaddr_storage]>,
-    controls: Box<[Control]>,
+    controls: Box<[ControlBuffer]>,
     /// What each header that is set sends: a run by its number, and how many datagrams of it.
     messages: Vec<(u16, u16)>,
 }
@@ -191,7 +191,7 @@ unsafe impl Send for Sender {}
 
 /// What became of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+enum SendOutcome {
     Sent,
     /// Not, or not as it should have been; it was reported.
     Failed,
@@ -207,7 +207,7 @@ impl Sender {
             headers: zeroed(headers),
             iovecs: zeroed(headers),
             names: zeroed(headers),
-            controls: vec![Control::EMPTY; headers].into_boxed_slice(),
+            controls: vec![ControlBuffer::EMPTY; headers].into_boxed_slice(),
             messages: Vec::with_capacity(SEND),
         }
     }
@@ -300,7 +300,7 @@ impl Sender {
             } else {
                 self.send_one(fd, done, run, failed)
             };
-            if outcome == Outcome::Full {
+            if outcome == SendOutcome::Full {
                 // Whoever waits longer holds up what is for other peers.
                 for (number, count) in &self.messages[done..] {
                     failed(&out.runs()[usize::from(*number)], SendError::Full, usize::from(*count));
@@ -322,13 +322,13 @@ impl Sender {
         run: &Run,
         gso: &Switch,
         failed: &mut impl FnMut(&Run, SendError, usize),
-    ) -> Outcome {
+    ) -> SendOutcome {
         let mut waited = false;
         let errno = loop {
-            let Err(errno) = self.send_header(fd, at) else { return Outcome::Sent };
+            let Err(errno) = self.send_header(fd, at) else { return SendOutcome::Sent };
             match errno {
                 libc::EINTR => {}
-                libc::EAGAIN | libc::ENOBUFS if waited || !wait_writable(fd, FULL_WAIT) => return Outcome::Full,
+                libc::EAGAIN | libc::ENOBUFS if waited || !wait_writable(fd, FULL_WAIT) => return SendOutcome::Full,
                 libc::EAGAIN | libc::ENOBUFS => waited = true,
                 errno => break errno,
             }
@@ -337,9 +337,9 @@ impl Sender {
         for datagram in out.datagrams(run) {
             self.set(SEND, datagram, run, false);
             match self.send_one(fd, SEND, run, failed) {
-                Outcome::Sent => {}
-                Outcome::Failed => all_sent = false,
-                Outcome::Full => {
+                SendOutcome::Sent => {}
+                SendOutcome::Failed => all_sent = false,
+                SendOutcome::Full => {
                     all_sent = false;
                     failed(run, SendError::Full, 1);
                 }
@@ -348,7 +348,7 @@ impl Sender {
         if all_sent && matches!(errno, libc::EINVAL | libc::EIO | libc::EMSGSIZE | libc::EOPNOTSUPP) {
             gso.refused(errno);
         }
-        Outcome::Failed
+        SendOutcome::Failed
     }
 
     /// Sends the datagram of header `at`, which was not sent yet or refused before.
@@ -358,10 +358,10 @@ impl Sender {
         at: usize,
         run: &Run,
         failed: &mut impl FnMut(&Run, SendError, usize),
-    ) -> Outcome {
+    ) -> SendOutcome {
         let mut retried = false;
         loop {
-            let Err(errno) = self.send_header(fd, at) else { return Outcome::Sent };
+            let Err(errno) = self.send_header(fd, at) else { return SendOutcome::Sent };
             let error = match errno {
                 libc::EINTR => continue,
                 libc::EAGAIN | libc::ENOBUFS => {
@@ -369,7 +369,7 @@ impl Sender {
                         retried = true;
                         continue;
                     }
-                    return Outcome::Full;
+                    return SendOutcome::Full;
                 }
                 // An error that some earlier datagram met on its way is reported here, once: not this one's.
                 _ if !retried => {
@@ -383,7 +383,7 @@ impl Sender {
                     self.headers[at].msg_hdr.msg_control = std::ptr::null_mut();
                     self.headers[at].msg_hdr.msg_controllen = 0;
                     if self.send_header(fd, at).is_ok() {
-                        return Outcome::Failed;
+                        return SendOutcome::Failed;
                     }
                     SendError::Failed
                 }
@@ -392,7 +392,7 @@ impl Sender {
                 _ => SendError::Failed,
             };
             failed(run, error, 1);
-            return Outcome::Failed;
+            return SendOutcome::Failed;
         }
     }
 
@@ -438,7 +438,7 @@ pub(in super::super) struct ReceiveBuffers {
     headers: Box<[libc::mmsghdr]>,
     iovecs: Box<[libc::iovec]>,
     names: Box<[libc::sockaddr_storage]>,
-    controls: Box<[Control]>,
+    controls: Box<[ControlBuffer]>,
     memory: Box<[u8]>,
     /// How many messages to ask for.
     want: usize,
@@ -456,7 +456,7 @@ impl ReceiveBuffers {
             headers: zeroed(RECEIVE),
             iovecs: zeroed(RECEIVE),
             names: zeroed(RECEIVE),
-            controls: vec![Control::EMPTY; RECEIVE].into_boxed_slice(),
+            controls: vec![ControlBuffer::EMPTY; RECEIVE].into_boxed_slice(),
             memory: vec![0; RECEIVE * MAX_PACKET].into_boxed_slice(),
             want: RECEIVE,
             overflows: [0; 2],

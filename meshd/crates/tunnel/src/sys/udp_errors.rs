@@ -5,7 +5,7 @@ use std::{mem::MaybeUninit, net::SocketAddr, os::fd::AsRawFd as _};
 use socket2::Socket;
 
 use super::{
-    message::{Control, for_each_control, read_address, read_plain},
+    message::{ControlBuffer, for_each_control, read_address, read_plain},
     udp::UdpSockets,
 };
 
@@ -36,7 +36,7 @@ pub(in super::super) fn drain_errors(sockets: &UdpSockets, mut report: impl FnMu
 fn next_error(socket: &Socket) -> Option<Option<PathError>> {
     // SAFETY: all-zero bytes are a valid sockaddr_storage: integers and arrays.
     let mut name: libc::sockaddr_storage = unsafe { MaybeUninit::zeroed().assume_init() };
-    let mut control = [Control::EMPTY; 4];
+    let mut control = [ControlBuffer::EMPTY; 4];
     let mut byte = [0u8; 1];
     let mut iovec = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
     // SAFETY: all-zero bytes are a valid msghdr: null pointers and zero lengths.

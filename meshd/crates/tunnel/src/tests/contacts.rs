@@ -10,7 +10,7 @@ use std::{
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 
 use super::{
-    super::{DropReason, Table, sys::skewed_clock},
+    super::{DropReason, TunnelTable, sys::skewed_clock},
     harness::{Node, SECOND, Wire, packet, pair, peer, table},
 };
 
@@ -162,7 +162,7 @@ impl Contact {
     }
 }
 
-fn to_a(a: &Node) -> Table {
+fn to_a(a: &Node) -> TunnelTable {
     table(2, vec![peer("a", &a.key, &["10.1.0.0/24"], &["192.0.2.1:51820"])])
 }
 

@@ -11,7 +11,7 @@ use mesh::tunnel_table::PeerConfig;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::super::{
-    batch::{Batch, Outgoing, Run, Source},
+    batch::{Batch, Outgoing, Run, SourceAddress},
     core::Core,
     drops::Drops,
     inbound::{Admitted, HANDSHAKES, HandshakeQueue, Inbound, Received},
@@ -85,7 +85,7 @@ impl Node {
         }
     }
 
-    pub(super) fn apply(&mut self, now: Instant, table: Table) -> Vec<Refused> {
+    pub(super) fn apply(&mut self, now: Instant, table: TunnelTable) -> Vec<RefusedClaim> {
         self.core.apply(now, table, &self.drops, &mut self.out)
     }
 
@@ -135,7 +135,7 @@ impl Node {
                 bytes: &d.bytes,
                 stride: d.bytes.len(),
                 from: d.from,
-                to: Some(Source { address: d.to.ip(), interface: 0 }),
+                to: Some(SourceAddress { address: d.to.ip(), interface: 0 }),
             })
             .collect();
         self.batch.clear();
@@ -175,7 +175,7 @@ impl Node {
     /// Does what is due at `now`.
     pub(super) fn ring(&mut self, now: Instant) -> Vec<Wire> {
         let mut sent = Vec::new();
-        while self.core.ring(now, &self.drops, &mut self.out) {
+        while self.core.run_deadlines(now, &self.drops, &mut self.out) {
             sent.extend(self.take_out());
         }
         sent
@@ -231,7 +231,7 @@ impl Node {
                 bytes: &d.bytes,
                 stride: d.bytes.len(),
                 from: d.from,
-                to: Some(Source { address: d.to.ip(), interface: 0 }),
+                to: Some(SourceAddress { address: d.to.ip(), interface: 0 }),
             })
             .collect();
         let mut merger = Merger::new();
@@ -292,8 +292,8 @@ pub(super) fn pair(now: Instant) -> (Node, Node) {
     (a, b)
 }
 
-pub(super) fn table(number: u8, peers: Vec<PeerConfig>) -> Table {
-    Table {
+pub(super) fn table(number: u8, peers: Vec<PeerConfig>) -> TunnelTable {
+    TunnelTable {
         peers: peers.into_iter().collect(),
         local: vec![format!("10.{number}.0.0/24").parse().unwrap(), format!("fd00:{number}::/64").parse().unwrap()],
         overlay: vec![],

@@ -193,13 +193,13 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn far(table: &mut Table) -> &mut PeerConfig {
+fn far(table: &mut TunnelTable) -> &mut PeerConfig {
     Arc::make_mut(table.peers.get_mut("far").unwrap())
 }
 
-fn table(host: usize, peer_key: PublicKey, candidate: Option<(usize, u16)>) -> Table {
+fn table(host: usize, peer_key: PublicKey, candidate: Option<(usize, u16)>) -> TunnelTable {
     let far = 1 - host;
-    Table {
+    TunnelTable {
         peers: [PeerConfig {
             name: "far".into(),
             keys: vec![peer_key],

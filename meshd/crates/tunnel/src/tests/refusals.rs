@@ -16,7 +16,7 @@ use super::{
         offload::{Merger, Switches, VNET_HEADER},
         shared::Shared,
         sys::{TunDevice, UdpSockets, Waker},
-        threads::{Shell, write_merged},
+        threads::{ThreadContext, write_merged},
         *,
     },
     superpackets::stream,
@@ -24,9 +24,9 @@ use super::{
 
 const SIZE: usize = 1340;
 
-fn shell() -> Shell {
+fn shell() -> ThreadContext {
     let switches = Switches::new(&OffloadSettings::default());
-    Shell {
+    ThreadContext {
         core: Arc::new(Core::new(PrivateKey::generate().unwrap().secret().clone(), StdRng::from_os_rng())),
         sockets: UdpSockets::bind(0, None, &switches).unwrap(),
         tun: Shared::new(None),

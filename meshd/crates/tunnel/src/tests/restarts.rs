@@ -22,7 +22,7 @@ fn b_to_a(len: usize) -> Vec<u8> {
     packet("10.2.0.5", "10.1.0.5", len)
 }
 
-fn to_a(a: &Node) -> Table {
+fn to_a(a: &Node) -> TunnelTable {
     table(2, vec![peer("a", &a.key, &["10.1.0.0/24"], &["192.0.2.1:51820"])])
 }
 
@@ -36,7 +36,7 @@ fn replayed(recorded: &[Wire]) -> Vec<Wire> {
 }
 
 /// `node` as it is after a kill: with its key, and the time stamps that are on disk.
-fn restarted(now: Instant, node: Node, seen: HashMap<PublicKey, Stamp>, table: Table) -> Node {
+fn restarted(now: Instant, node: Node, seen: HashMap<PublicKey, Stamp>, table: TunnelTable) -> Node {
     let core = Core::with_seen(node.key.secret().clone(), StdRng::from_os_rng(), seen);
     let address = node.address.to_string();
     let mut node = Node::with_core(now, &address, node.key, core);

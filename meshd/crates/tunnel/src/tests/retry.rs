@@ -16,7 +16,7 @@ use super::{
     super::{
         batch::Endpoint,
         core::Core,
-        engine::{Engine, EngineFactory, Handshaken, Opened, Tick},
+        engine::{EngineFactory, Handshaken, NoiseEngine, Opened, Tick},
         *,
     },
     harness::{Node, SECOND, Wire, packet, peer, table},
@@ -41,7 +41,7 @@ struct Timers {
 struct TimersFactory(Clock);
 
 impl EngineFactory for TimersFactory {
-    fn make(&self, _: &PublicKey, _: Option<&PresharedKey>, index: u32) -> Box<dyn Engine> {
+    fn make(&self, _: &PublicKey, _: Option<&PresharedKey>, index: u32) -> Box<dyn NoiseEngine> {
         Box::new(Timers { clock: Arc::clone(&self.0), index, started: None, sent: None, session: None, expired: false })
     }
 }
@@ -67,7 +67,7 @@ impl Timers {
     }
 }
 
-impl Engine for Timers {
+impl NoiseEngine for Timers {
     fn has_session(&self) -> bool {
         self.session.is_some()
     }
@@ -181,11 +181,11 @@ impl Rig {
 
 const CANDIDATES: [&str; 3] = ["192.0.2.2:1", "192.0.2.3:1", "[2001:db8::2]:1"];
 
-fn peer_b(table: &mut Table) -> &mut PeerConfig {
+fn peer_b(table: &mut TunnelTable) -> &mut PeerConfig {
     Arc::make_mut(table.peers.get_mut("b").unwrap())
 }
 
-fn called() -> Table {
+fn called() -> TunnelTable {
     let key = PrivateKey::generate().unwrap();
     let mut config = peer("b", &key, &["10.2.0.0/24"], &CANDIDATES);
     config.call_out = true;

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock, time::Instant};
 
 use etcd_schema::PublicKey;
 use keys::PrivateKey;
-use mesh::tunnel_table::{PeerConfig, Table};
+use mesh::tunnel_table::{PeerConfig, TunnelTable};
 use proptest::prelude::*;
 
 use super::harness::{Node, peer, table};
-use crate::table::Refused;
+use crate::table::RefusedClaim;
 
 static KEYS: LazyLock<Vec<PrivateKey>> =
     LazyLock::new(|| (1..8).map(|seed| PrivateKey::from_bytes([seed; 32])).collect());
@@ -24,10 +24,10 @@ fn config() -> impl Strategy<Value = PeerConfig> {
     })
 }
 
-type Seen = (Vec<Refused>, BTreeMap<String, Vec<PublicKey>>, Vec<Option<String>>);
+type Seen = (Vec<RefusedClaim>, BTreeMap<String, Vec<PublicKey>>, Vec<Option<String>>);
 
 /// What a node makes of a table: what it refuses, each peer's keys, and who has which address.
-fn seen(node: &mut Node, now: Instant, table: Table) -> Seen {
+fn seen(node: &mut Node, now: Instant, table: TunnelTable) -> Seen {
     let refused = node.apply(now, table);
     let tables = node.core.tables.get();
     let keys = tables.with_keys().map(|(peer, keys)| (peer.name.to_string(), keys.to_vec())).collect();

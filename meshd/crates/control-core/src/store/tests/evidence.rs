@@ -73,20 +73,23 @@ fn an_empty_etcd_withdraws_nothing_however_long_and_over_a_restart() {
         let source = shop();
         let mut store = listed(&source, now);
         let mut enforced = Enforced::of(&mut store);
-        let before = (enforced.clone(), store.view());
+        let before = (enforced.clone(), store.records());
         let mut replaced = empty(other);
         for step in 0..6u32 {
             let now = now + HOLD * (step + 1);
-            store.listed(now, replaced.list());
+            store.on_list(now, replaced.list());
             store.tick(now);
             enforced.follow(&mut store);
             assert_eq!(enforced.items(), before.0.items(), "step {step}");
-            let view = store.view();
-            assert_eq!(codes(&view), [code]);
-            assert!(view.problems[0].cause.contains("1 policy and 7 other records"), "{:?}", view.problems[0]);
-            assert!(view.problems[0].remedy.contains("meshctl etcd accept"), "{:?}", view.problems[0]);
-            assert_eq!((view.nodes.len(), view.subnets.len(), view.removed.len(), view.peers.len()), (1, 1, 1, 1));
-            assert_eq!(view.config.as_ref().unwrap().value, before.1.config.as_ref().unwrap().value);
+            let records = store.records();
+            assert_eq!(codes(&records), [code]);
+            assert!(records.problems[0].cause.contains("1 policy and 7 other records"), "{:?}", records.problems[0]);
+            assert!(records.problems[0].remedy.contains("meshctl etcd accept"), "{:?}", records.problems[0]);
+            assert_eq!(
+                (records.nodes.len(), records.subnets.len(), records.removed.len(), records.peers.len()),
+                (1, 1, 1, 1)
+            );
+            assert_eq!(records.config.as_ref().unwrap().value, before.1.config.as_ref().unwrap().value);
             if step % 2 == 1 {
                 store = restarted(&store, now);
                 enforced = Enforced::of(&mut store);
@@ -96,10 +99,10 @@ fn an_empty_etcd_withdraws_nothing_however_long_and_over_a_restart() {
         }
         // Its records come back, one after the other; the last one ends it.
         for entry in source.keys.values() {
-            assert_eq!(codes(&store.view()), [code]);
+            assert_eq!(codes(&store.records()), [code]);
             store.changed(now, vec![replaced.put(&entry.key, std::str::from_utf8(&entry.value).unwrap())]);
         }
-        assert_eq!(codes(&store.view()), []);
+        assert_eq!(codes(&store.records()), []);
         enforced.follow(&mut store);
         assert!(enforced.0.values().all(|(_, held)| !held));
         // From here on it counts.
@@ -116,20 +119,20 @@ fn the_operator_accepts_an_empty_etcd() {
     let mut enforced = Enforced::of(&mut store);
     let mut replaced = empty(2);
     replaced.put("pods/ns/new", &pod("new", "u2"));
-    store.listed(now, replaced.list());
+    store.on_list(now, replaced.list());
     enforced.follow(&mut store);
     assert!(!enforced.0.contains_key("pods/ns/new"), "nothing shows that it is of the right etcd");
     assert_eq!(store.accept().0, Accepted { withdrawn: 8, changed: 1 });
     enforced.follow(&mut store);
     assert_eq!(enforced.keys(), ["pods/ns/new"]);
-    assert!(store.view().problems.is_empty());
+    assert!(store.records().problems.is_empty());
     assert_eq!(store.accept().0, Accepted::default());
     // It is the known one now, over a restart too, and the one from before is not.
     let mut again = restarted(&store, now);
-    again.listed(now, replaced.list());
-    assert_eq!(codes(&again.view()), []);
-    again.listed(now, shop().list());
-    assert_eq!(codes(&again.view()), [ProblemCode::EtcdReplaced]);
+    again.on_list(now, replaced.list());
+    assert_eq!(codes(&again.records()), []);
+    again.on_list(now, shop().list());
+    assert_eq!(codes(&again.records()), [ProblemCode::EtcdReplaced]);
 }
 
 #[test]
@@ -145,15 +148,15 @@ fn an_older_value_is_no_evidence_and_one_that_is_written_now_is() {
     let mut store = listed(&source, now);
     let mut enforced = Enforced::of(&mut store);
     let before = enforced.clone();
-    let config = store.view().config.clone().unwrap().value;
-    store.listed(now, snapshot.list());
+    let config = store.records().config.clone().unwrap().value;
+    store.on_list(now, snapshot.list());
     enforced.follow(&mut store);
     assert_eq!(enforced.items(), before.items());
-    assert_eq!(store.view().config.as_ref().unwrap().value, config);
+    assert_eq!(store.records().config.as_ref().unwrap().value, config);
     // Another connection to it, a restart, and a value that cannot be read change nothing of that.
-    store.listed(now, snapshot.list());
+    store.on_list(now, snapshot.list());
     store = restarted(&store, now);
-    store.listed(now, snapshot.list());
+    store.on_list(now, snapshot.list());
     store.changed(now, vec![snapshot.put(&key("deny"), "{")]);
     enforced = Enforced::of(&mut store);
     assert_eq!(enforced.items(), before.items());
@@ -164,10 +167,10 @@ fn an_older_value_is_no_evidence_and_one_that_is_written_now_is() {
     );
     enforced.follow(&mut store);
     assert_eq!(enforced.keys().len(), before.keys().len() + 1);
-    assert_eq!(store.view().config.as_ref().unwrap().value, config);
-    assert_eq!(codes(&store.view()), [ProblemCode::EtcdReplaced]);
+    assert_eq!(store.records().config.as_ref().unwrap().value, config);
+    assert_eq!(codes(&store.records()), [ProblemCode::EtcdReplaced]);
     assert_eq!(store.accept().0, Accepted { withdrawn: 0, changed: 1 });
-    assert_ne!(store.view().config.as_ref().unwrap().value, config);
+    assert_ne!(store.records().config.as_ref().unwrap().value, config);
 }
 
 #[test]
@@ -183,10 +186,10 @@ fn an_older_etcd_that_has_come_further_is_known_by_its_keys() {
     for _ in 0..100 {
         older.put("pods/ns/db", &pod("db", "u1"));
     }
-    store.listed(now, older.list());
+    store.on_list(now, older.list());
     enforced.follow(&mut store);
     assert_eq!(enforced.items(), before.items());
-    assert_eq!(codes(&store.view()), [ProblemCode::RevisionWentBack]);
+    assert_eq!(codes(&store.records()), [ProblemCode::RevisionWentBack]);
 }
 
 #[test]
@@ -197,13 +200,13 @@ fn what_one_list_lacks_is_held_until_the_next_lacks_it_too() {
     let mut enforced = Enforced::of(&mut store);
     let gone = source.keys.remove(&key("deny")).unwrap();
     source.delete("pods/ns/db");
-    store.listed(now, source.list());
+    store.on_list(now, source.list());
     enforced.follow(&mut store);
     assert!(enforced.0[&key("deny")].1 && enforced.0["pods/ns/db"].1);
-    assert!(store.awaits_list() && store.view().problems.is_empty());
+    assert!(store.awaits_list() && store.records().problems.is_empty());
     // A restart forgets no first list.
     let mut again = restarted(&store, now);
-    again.listed(now, source.list());
+    again.on_list(now, source.list());
     assert!(!Enforced::of(&mut again).0.contains_key(&key("deny")));
     // The second one shows one of them again.
     source.keys.insert(key("deny"), gone);
@@ -235,8 +238,8 @@ fn many_policies_that_go_at_once_are_held_with_the_pods_they_select_and_accept_e
         store.changed(now, vec![source.delete("namespaces/ns")]);
         enforced.follow(&mut store);
         assert_eq!(enforced.items(), before.items());
-        assert_eq!(codes(&store.view()), [ProblemCode::PolicyWithdrawalsHeld]);
-        let problem = &store.view().problems[0];
+        assert_eq!(codes(&store.records()), [ProblemCode::PolicyWithdrawalsHeld]);
+        let problem = &store.records().problems[0];
         assert!(problem.cause.contains("10 policies") && problem.remedy.contains("meshctl etcd accept"), "{problem:?}");
         let just_before = now + HOLD - Duration::from_millis(1);
         store.tick(just_before);
@@ -249,7 +252,7 @@ fn many_policies_that_go_at_once_are_held_with_the_pods_they_select_and_accept_e
         }
         enforced.follow(&mut store);
         assert_eq!(enforced.keys(), ["pods/ns/db"]);
-        assert_eq!(codes(&store.view()), []);
+        assert_eq!(codes(&store.records()), []);
     }
 }
 
@@ -267,7 +270,7 @@ fn a_policy_that_never_could_be_read_denies_after_a_restart_too() {
     let mut again = restarted(&store, now);
     assert_eq!(Enforced::of(&mut again), before);
     // And while etcd is another one.
-    again.listed(now, empty(2).list());
+    again.on_list(now, empty(2).list());
     again = restarted(&again, now);
     assert_eq!(Enforced::of(&mut again).items(), before.items());
 }
@@ -278,7 +281,7 @@ fn a_removal_that_cannot_be_read_is_one_after_a_restart_too() {
     let mut source = mesh(1);
     source.put("removed/a", "[");
     let store = restarted(&listed(&source, now), now);
-    assert!(store.view().removed.contains_key(&"a".parse().unwrap()));
+    assert!(store.records().removed.contains_key(&"a".parse().unwrap()));
 }
 
 #[derive(Debug, Clone)]
@@ -406,7 +409,7 @@ proptest! {
         let mut source = Source { cluster: 1, ..Source::default() };
         let mut states = vec![source.keys.clone()];
         let mut store = reading();
-        store.listed(now, source.list());
+        store.on_list(now, source.list());
         let mut witness = Witness { known: (1, 0), ..Witness::default() };
         let mut enforced = Enforced::default();
         let mut pending: Vec<WatchEvent> = Vec::new();
@@ -435,7 +438,7 @@ proptest! {
                 Step::List => {
                     pending.clear();
                     witness.lists(&source, &before);
-                    store.listed(now, source.list());
+                    store.on_list(now, source.list());
                 }
                 Step::Audit => {
                     let events = std::mem::take(&mut pending);
@@ -452,7 +455,7 @@ proptest! {
                     let cluster = source.cluster + u64::from(other_cluster);
                     source = Source { cluster, revision, keys };
                     witness.lists(&source, &before);
-                    store.listed(now, source.list());
+                    store.on_list(now, source.list());
                 }
                 Step::Wait(seconds) => {
                     now += Duration::from_secs(seconds);
@@ -465,7 +468,7 @@ proptest! {
                     prop_assert_eq!(enforced.items(), before.items());
                     pending.clear();
                     witness.lists(&source, &before);
-                    store.listed(now, source.list());
+                    store.on_list(now, source.list());
                 }
                 Step::Accept => {
                     store.accept();
@@ -510,14 +513,14 @@ proptest! {
             witness.settles(&source, same);
         }
         // In the end all is as etcd has it, whatever happened before.
-        store.listed(now, source.list());
+        store.on_list(now, source.list());
         store.accept();
         store.tick(now + HOLD);
         enforced.follow(&mut store);
         let held = held_by(&source);
         let of_etcd: BTreeMap<&str, &String> = held.iter().map(|(key, item)| (key.as_str(), item)).collect();
         prop_assert_eq!(enforced.items(), of_etcd);
-        prop_assert!(store.evidence().doubt.is_none() && store.view().problems.is_empty());
+        prop_assert!(store.evidence().doubt.is_none() && store.records().problems.is_empty());
     }
 }
 
@@ -530,7 +533,7 @@ fn an_etcd_in_doubt_deletes_only_what_was_written_to_it() {
     // All is there but the pod: in doubt until that is back.
     let mut replaced = Source { cluster: 2, revision: source.revision, keys: source.keys };
     replaced.keys.remove("pods/ns/db");
-    store.listed(now, replaced.list());
+    store.on_list(now, replaced.list());
     store.changed(now, vec![replaced.put(&key("new"), &policy("new", 8))]);
     enforced.follow(&mut store);
     assert!(enforced.0.contains_key(&key("new")));
@@ -541,7 +544,7 @@ fn an_etcd_in_doubt_deletes_only_what_was_written_to_it() {
     store.tick(now + HOLD * 2);
     enforced.follow(&mut store);
     assert_eq!(enforced.keys(), ["namespaces/ns", &key("deny"), "pods/ns/db"]);
-    assert_eq!((store.view().removed.len(), store.view().peers.len()), (1, 1));
+    assert_eq!((store.records().removed.len(), store.records().peers.len()), (1, 1));
     store = restarted(&store, now);
     enforced = Enforced::of(&mut store);
     assert_eq!(enforced.keys(), ["namespaces/ns", &key("deny"), "pods/ns/db"]);

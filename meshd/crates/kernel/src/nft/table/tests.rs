@@ -8,12 +8,12 @@ fn on(prefix: &str, dev: &str) -> PrefixOn {
     PrefixOn { prefix: net(prefix), dev: InterfaceName::new(dev).unwrap() }
 }
 
-fn seen(set: &Set) -> ObservedSet {
+fn seen(set: &NftSet) -> ObservedSet {
     ObservedSet { kind: Some(set.kind), elements: Some(set.elements.clone()) }
 }
 
-fn diff_of(from: &Set, to: &Set) -> TableDiff {
-    let table = Table { sets: BTreeMap::from([("s".into(), to.clone())]), ..Table::default() };
+fn diff_of(from: &NftSet, to: &NftSet) -> TableDiff {
+    let table = NftTable { sets: BTreeMap::from([("s".into(), to.clone())]), ..NftTable::default() };
     let observed = ObservedTable { sets: BTreeMap::from([("s".to_owned(), seen(from))]), ..ObservedTable::default() };
     table.diff("t", Some(&observed))
 }
@@ -21,19 +21,19 @@ fn diff_of(from: &Set, to: &Set) -> TableDiff {
 #[test]
 fn nested_prefixes_leave_the_outermost_and_neighbours_stay_apart() {
     let nets = ["10.1.0.0/16", "10.0.0.0/24", "10.0.1.0/24", "10.1.2.0/24", "10.0.0.7/24", "fd00::/8"];
-    let set = Set::prefixes(true, &nets.map(net));
+    let set = NftSet::prefixes(true, &nets.map(net));
     let texts: Vec<_> = set.elements.iter().map(Element::text).collect();
     assert_eq!(texts, ["10.0.0.0/24", "10.0.1.0/24", "10.1.0.0/16"]);
     let entries = [on("10.0.0.0/16", "a"), on("10.0.1.0/24", "b"), on("10.0.2.0/24", "a")];
-    let set = Set::prefixes_on(true, &entries);
+    let set = NftSet::prefixes_on(true, &entries);
     let texts: BTreeSet<_> = set.elements.iter().map(Element::text).collect();
     assert_eq!(texts, BTreeSet::from(["10.0.0.0/16 . \"a\"".to_owned(), "10.0.1.0/24 . \"b\"".to_owned()]));
 }
 
 #[test]
 fn elements_come_before_the_routes_and_go_after_them() {
-    let from = Set::prefixes_on(true, &[on("10.0.1.0/24", "a")]);
-    let to = Set::prefixes_on(true, &[on("10.0.2.0/24", "a")]);
+    let from = NftSet::prefixes_on(true, &[on("10.0.1.0/24", "a")]);
+    let to = NftSet::prefixes_on(true, &[on("10.0.2.0/24", "a")]);
     let diff = diff_of(&from, &to);
     assert_eq!(diff.before.text(), "add element inet t s { 10.0.2.0/24 . \"a\" }\n");
     assert_eq!(diff.after.text(), "delete element inet t s { 10.0.1.0/24 . \"a\" }\n");
@@ -43,15 +43,15 @@ fn elements_come_before_the_routes_and_go_after_them() {
 /// What lies in the way of a new element goes in the same transaction, so that no packet sees neither.
 #[test]
 fn an_overlapping_element_is_exchanged_at_once() {
-    let from = Set::prefixes_on(true, &[on("10.0.1.0/24", "a"), on("10.9.0.0/24", "a")]);
-    let to = Set::prefixes_on(true, &[on("10.0.0.0/16", "a")]);
+    let from = NftSet::prefixes_on(true, &[on("10.0.1.0/24", "a"), on("10.9.0.0/24", "a")]);
+    let to = NftSet::prefixes_on(true, &[on("10.0.0.0/16", "a")]);
     let diff = diff_of(&from, &to);
     assert_eq!(
         diff.before.text(),
         "delete element inet t s { 10.0.1.0/24 . \"a\" }\nadd element inet t s { 10.0.0.0/16 . \"a\" }\n"
     );
     assert_eq!(diff.after.text(), "delete element inet t s { 10.9.0.0/24 . \"a\" }\n");
-    let diff = diff_of(&Set::prefixes(true, &[net("10.0.1.0/24")]), &Set::prefixes(true, &[net("10.0.0.0/16")]));
+    let diff = diff_of(&NftSet::prefixes(true, &[net("10.0.1.0/24")]), &NftSet::prefixes(true, &[net("10.0.0.0/16")]));
     assert_eq!(diff.before.text(), "flush set inet t s\nadd element inet t s { 10.0.0.0/16 }\n");
 }
 
@@ -59,7 +59,7 @@ fn an_overlapping_element_is_exchanged_at_once() {
 fn a_base_chain_is_rewritten_where_it_stands() {
     let chain = |texts: &[&str]| Chain {
         base: Some(BaseChain { kind: "filter", hook: "forward", priority: 0 }),
-        rules: texts.iter().map(|t| Rule::new((*t).to_owned(), "why")).collect(),
+        rules: texts.iter().map(|t| NftRule::new((*t).to_owned(), "why")).collect(),
     };
     let observed = |rules: &Chain| ObservedTable {
         chains: BTreeMap::from([(
@@ -72,7 +72,7 @@ fn a_base_chain_is_rewritten_where_it_stands() {
         )]),
         ..ObservedTable::default()
     };
-    let table = |chain: Chain| Table { chains: BTreeMap::from([("c".into(), chain)]), ..Table::default() };
+    let table = |chain: Chain| NftTable { chains: BTreeMap::from([("c".into(), chain)]), ..NftTable::default() };
     let old = observed(&chain(&["accept"]));
     assert_eq!(table(chain(&["accept"])).diff("t", Some(&old)), TableDiff::default());
     let text = table(chain(&["drop"])).diff("t", Some(&old)).before.text();
@@ -94,6 +94,6 @@ fn strange_names_are_never_written() {
         ]),
         ..ObservedTable::default()
     };
-    let diff = Table::default().diff("t", Some(&observed));
+    let diff = NftTable::default().diff("t", Some(&observed));
     assert_eq!(diff.after.text(), "flush chain inet t old\ndelete chain inet t old\n");
 }

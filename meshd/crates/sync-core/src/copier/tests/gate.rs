@@ -21,8 +21,8 @@ fn node(id: &str, reads_kubernetes: bool) -> MeshNode {
 /// A cluster with a policy, listed in a term whose nodes were not read yet.
 fn waiting() -> (Api, Etcd, Term) {
     let mut api = Api::new("uid-1");
-    api.put(Kind::NetworkPolicy, "shop/web", "1");
-    api.put(Kind::Pod, "shop/p", "1");
+    api.put(ObjectKind::NetworkPolicy, "shop/web", "1");
+    api.put(ObjectKind::Pod, "shop/p", "1");
     let mut etcd = Etcd::default();
     let mut term = Term::begin_without_nodes(&mut etcd, "a");
     term.list_all(&api, &mut etcd);
@@ -48,13 +48,13 @@ fn policies_wait_until_every_node_reads_them() {
     assert!(etcd.state().held.is_empty());
     // A node without a daemon keeps none waiting, and an old node that comes later stops nothing, in this term or the next.
     term.write(Input::Nodes(behind.to_vec()), &mut etcd);
-    api.put(Kind::NetworkPolicy, "shop/web", "2");
+    api.put(ObjectKind::NetworkPolicy, "shop/web", "2");
     term.deliver_all(&api, &mut etcd);
     assert_eq!(etcd.objects(), api.canonical());
     etcd.expire_leader();
     let mut term = Term::begin_without_nodes(&mut etcd, "b");
     term.write(Input::Nodes(behind.to_vec()), &mut etcd);
-    api.put(Kind::NetworkPolicy, "shop/db", "1");
+    api.put(ObjectKind::NetworkPolicy, "shop/db", "1");
     term.list_all(&api, &mut etcd);
     assert_eq!(etcd.objects(), api.canonical());
 }
@@ -78,13 +78,13 @@ fn an_operator_may_copy_policies_all_the_same() {
     assert_eq!(etcd.objects(), api.canonical());
     // Nor do policies wait again once there was none for a while.
     let mut api = api;
-    api.delete(Kind::NetworkPolicy, "shop/web");
+    api.delete(ObjectKind::NetworkPolicy, "shop/web");
     term.deliver_all(&api, &mut etcd);
     term.advance(12, &mut etcd);
     etcd.expire_leader();
     let mut term = Term::begin_without_nodes(&mut etcd, "b");
     term.write(Input::Nodes(vec![node("old", false)]), &mut etcd);
-    api.put(Kind::NetworkPolicy, "shop/db", "1");
+    api.put(ObjectKind::NetworkPolicy, "shop/db", "1");
     term.list_all(&api, &mut etcd);
     assert_eq!(etcd.objects(), api.canonical());
 }

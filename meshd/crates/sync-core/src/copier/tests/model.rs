@@ -90,7 +90,7 @@ impl Etcd {
         self.delete("k8s/east/leader");
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> SyncState {
         serde_json::from_slice(&self.entries["k8s/east/state"].value).unwrap()
     }
 
@@ -116,15 +116,15 @@ impl Etcd {
 pub(super) struct Api {
     uid: String,
     pub(super) version: u64,
-    pub(super) objects: BTreeMap<(Kind, String), (String, u64)>,
-    log: Vec<(u64, Kind, String, bool)>,
+    pub(super) objects: BTreeMap<(ObjectKind, String), (String, u64)>,
+    log: Vec<(u64, ObjectKind, String, bool)>,
 }
 
 impl Api {
     pub(super) fn new(uid: &str) -> Self {
         let mut api = Self { uid: uid.to_owned(), version: 100, objects: BTreeMap::new(), log: Vec::new() };
-        api.put(Kind::Namespace, "kube-system", "1");
-        api.put(Kind::Namespace, "shop", "1");
+        api.put(ObjectKind::Namespace, "kube-system", "1");
+        api.put(ObjectKind::Namespace, "shop", "1");
         api
     }
 
@@ -132,27 +132,27 @@ impl Api {
         Some(self.uid.clone())
     }
 
-    pub(super) fn put(&mut self, kind: Kind, path: &str, label: &str) {
+    pub(super) fn put(&mut self, kind: ObjectKind, path: &str, label: &str) {
         self.version += 1;
         self.objects.insert((kind, path.to_owned()), (label.to_owned(), self.version));
         self.log.push((self.version, kind, path.to_owned(), true));
     }
 
-    pub(super) fn delete(&mut self, kind: Kind, path: &str) {
+    pub(super) fn delete(&mut self, kind: ObjectKind, path: &str) {
         if self.objects.remove(&(kind, path.to_owned())).is_some() {
             self.version += 1;
             self.log.push((self.version, kind, path.to_owned(), false));
         }
     }
 
-    pub(super) fn object(&self, kind: Kind, path: &str) -> Object {
+    pub(super) fn object(&self, kind: ObjectKind, path: &str) -> CanonicalObject {
         let (label, version) = self.objects.get(&(kind, path.to_owned())).cloned().unwrap_or_default();
         let mut metadata = json!({"name": path.rsplit('/').next(), "resourceVersion": version.to_string()});
         if let Some((namespace, _)) = path.split_once('/') {
             metadata["namespace"] = namespace.into();
         }
         let mut object = json!({"metadata": metadata});
-        if matches!(kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy) {
+        if matches!(kind, ObjectKind::NetworkPolicy | ObjectKind::ClusterNetworkPolicy) {
             object["spec"] = json!({"x": label});
         } else {
             object["metadata"]["labels"] = json!({"a": label});
@@ -166,17 +166,17 @@ impl Api {
         self.objects.keys().map(|(kind, path)| (keys.object(*kind, path), value(*kind, path))).collect()
     }
 
-    pub(super) fn paths(&self, kind: Kind) -> Vec<String> {
+    pub(super) fn paths(&self, kind: ObjectKind) -> Vec<String> {
         self.objects.keys().filter(|(of, _)| *of == kind).map(|(_, path)| path.clone()).collect()
     }
 
-    pub(super) fn page(&self, kind: Kind, paths: &[String]) -> Input {
+    pub(super) fn page(&self, kind: ObjectKind, paths: &[String]) -> Input {
         let objects = paths.iter().map(|path| self.object(kind, path)).collect();
         Input::Page { kind, resource_version: self.version.to_string(), objects }
     }
 
     /// What happened to a kind after `version`.
-    pub(super) fn events(&self, kind: Kind, version: u64) -> Vec<(u64, Input)> {
+    pub(super) fn events(&self, kind: ObjectKind, version: u64) -> Vec<(u64, Input)> {
         let events = self.log.iter().filter(|(at, of, ..)| *of == kind && *at > version);
         events
             .map(|(at, _, path, there)| {
@@ -194,8 +194,8 @@ impl Api {
 pub(super) struct Term {
     copier: Copier,
     now: Duration,
-    pub(super) read: BTreeMap<Kind, u64>,
-    pub(super) listed: BTreeSet<Kind>,
+    pub(super) read: BTreeMap<ObjectKind, u64>,
+    pub(super) listed: BTreeSet<ObjectKind>,
 }
 
 impl Term {
@@ -238,7 +238,7 @@ impl Term {
         self.copier.refusal()
     }
 
-    pub(super) fn will_hold(&self, kind: Kind, path: &str) -> bool {
+    pub(super) fn will_hold(&self, kind: ObjectKind, path: &str) -> bool {
         self.copier.will_hold(kind, path)
     }
 
@@ -279,7 +279,7 @@ impl Term {
         self.write(Input::Confirm(etcd.get("k8s/east/confirm").cloned()), etcd)
     }
 
-    pub(super) fn list(&mut self, kind: Kind, api: &Api, etcd: &mut Etcd) -> Vec<Effect> {
+    pub(super) fn list(&mut self, kind: ObjectKind, api: &Api, etcd: &mut Etcd) -> Vec<Effect> {
         let mut effects = self.write(Input::ListBegun { kind, uid: api.uid() }, etcd);
         let paths = api.paths(kind);
         let pages: Vec<_> = if paths.is_empty() { vec![&[][..]] } else { paths.chunks(7).collect() };
@@ -293,20 +293,20 @@ impl Term {
     }
 
     pub(super) fn list_all(&mut self, api: &Api, etcd: &mut Etcd) {
-        for kind in Kind::ALL {
+        for kind in ObjectKind::ALL {
             self.list(kind, api, etcd);
         }
     }
 
     /// Every watch says how far it is.
     pub(super) fn bookmark_all(&mut self, api: &Api, etcd: &mut Etcd) {
-        for kind in Kind::ALL {
+        for kind in ObjectKind::ALL {
             self.write(Input::Bookmark { kind, resource_version: api.version.to_string() }, etcd);
         }
     }
 
     pub(super) fn deliver_all(&mut self, api: &Api, etcd: &mut Etcd) {
-        for kind in Kind::ALL {
+        for kind in ObjectKind::ALL {
             let Some(read) = self.read.get(&kind).copied() else { continue };
             for (version, event) in api.events(kind, read) {
                 self.write(event, etcd);
@@ -318,7 +318,7 @@ impl Term {
     /// Hears what happened, and keeps the transactions.
     pub(super) fn deliver_without_writing(&mut self, api: &Api) -> Vec<Transaction> {
         let mut transactions = Vec::new();
-        for kind in Kind::ALL {
+        for kind in ObjectKind::ALL {
             for (_, event) in api.events(kind, self.read[&kind]) {
                 transactions.extend(self.step(event).into_iter().filter_map(|effect| match effect {
                     Effect::Write(transaction) => Some(transaction),

@@ -12,36 +12,36 @@ fn pods(etcd: &Etcd) -> usize {
 #[test]
 fn no_pod_is_written_before_all_that_selects_it_was_listed() {
     let mut api = Api::new("uid-1");
-    api.put(Kind::Pod, "shop/p0", "1");
-    api.put(Kind::Node, "n0", "1");
+    api.put(ObjectKind::Pod, "shop/p0", "1");
+    api.put(ObjectKind::Node, "n0", "1");
     let mut etcd = Etcd::default();
     let mut term = Term::begin(&mut etcd, "a");
-    for kind in [Kind::Node, Kind::Pod, Kind::Namespace, Kind::NetworkPolicy] {
+    for kind in [ObjectKind::Node, ObjectKind::Pod, ObjectKind::Namespace, ObjectKind::NetworkPolicy] {
         term.list(kind, &api, &mut etcd);
         assert_eq!(pods(&etcd), 0, "{kind:?}");
     }
     assert!(etcd.get("k8s/east/nodes/n0").is_none());
-    term.list(Kind::ClusterNetworkPolicy, &api, &mut etcd);
+    term.list(ObjectKind::ClusterNetworkPolicy, &api, &mut etcd);
     assert_eq!(etcd.objects(), api.canonical());
     // Deletions need no policy.
     let mut term = Term::begin_beside(&mut etcd, "b");
-    api.delete(Kind::Pod, "shop/p0");
-    term.list(Kind::Pod, &api, &mut etcd);
+    api.delete(ObjectKind::Pod, "shop/p0");
+    term.list(ObjectKind::Pod, &api, &mut etcd);
     assert_eq!(pods(&etcd), 0);
 }
 
 #[test]
 fn no_node_is_written_before_its_pods() {
     let mut api = Api::new("uid-1");
-    api.put(Kind::Pod, "shop/p0", "1");
-    api.put(Kind::Node, "n0", "1");
+    api.put(ObjectKind::Pod, "shop/p0", "1");
+    api.put(ObjectKind::Node, "n0", "1");
     let mut etcd = Etcd::default();
     let mut term = Term::begin(&mut etcd, "a");
-    for kind in [Kind::Namespace, Kind::NetworkPolicy, Kind::ClusterNetworkPolicy, Kind::Node] {
+    for kind in [ObjectKind::Namespace, ObjectKind::NetworkPolicy, ObjectKind::ClusterNetworkPolicy, ObjectKind::Node] {
         term.list(kind, &api, &mut etcd);
         assert!(etcd.get("k8s/east/nodes/n0").is_none(), "{kind:?}");
     }
-    term.list(Kind::Pod, &api, &mut etcd);
+    term.list(ObjectKind::Pod, &api, &mut etcd);
     let revision = |key: &str| etcd.get(key).unwrap().mod_revision;
     assert!(revision("k8s/east/pods/shop/p0") <= revision("k8s/east/nodes/n0"));
 }
@@ -49,16 +49,16 @@ fn no_node_is_written_before_its_pods() {
 #[test]
 fn a_policy_is_deleted_after_everything_that_is_to_be_written() {
     let mut api = Api::new("uid-1");
-    api.put(Kind::NetworkPolicy, "shop/old", "1");
+    api.put(ObjectKind::NetworkPolicy, "shop/old", "1");
     let mut etcd = Etcd::default();
     let mut term = Term::begin(&mut etcd, "a");
     term.list_all(&api, &mut etcd);
     // While this is under way, everything else waits.
-    api.put(Kind::Namespace, "other", "1");
-    api.delete(Kind::NetworkPolicy, "shop/old");
-    api.put(Kind::ClusterNetworkPolicy, "new", "1");
+    api.put(ObjectKind::Namespace, "other", "1");
+    api.delete(ObjectKind::NetworkPolicy, "shop/old");
+    api.put(ObjectKind::ClusterNetworkPolicy, "new", "1");
     for pod in 0..150 {
-        api.put(Kind::Pod, &format!("shop/p{pod}"), "1");
+        api.put(ObjectKind::Pod, &format!("shop/p{pod}"), "1");
     }
     let mut transactions = term.deliver_without_writing(&api);
     while let Some(transaction) = transactions.pop() {

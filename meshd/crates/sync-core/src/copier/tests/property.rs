@@ -4,19 +4,19 @@ use control_core::types::{CallError, Transaction, Write};
 use proptest::prelude::*;
 
 use super::model::{Api, Etcd, Term};
-use crate::{Effect, Input, Kind};
+use crate::{Effect, Input, ObjectKind};
 
 #[derive(Debug, Clone)]
 enum Step {
-    Put(Kind, u8, u8),
-    Delete(Kind, u8),
+    Put(ObjectKind, u8, u8),
+    Delete(ObjectKind, u8),
     /// Begins a list of the kind.
-    Begin(Kind),
+    Begin(ObjectKind),
     /// The next page of it, or its end.
-    Page(Kind),
+    Page(ObjectKind),
     /// The next event of the kind.
-    Event(Kind),
-    Interrupt(Kind),
+    Event(ObjectKind),
+    Interrupt(ObjectKind),
     /// etcd takes the transaction and answers.
     Answer,
     /// The answer is lost; the transaction may come later.
@@ -26,12 +26,12 @@ enum Step {
     /// Another leader takes over.
     TakeOver,
     /// Someone changes a key by hand.
-    Foreign(Kind, u8),
+    Foreign(ObjectKind, u8),
     Tick,
 }
 
-fn kind() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::Namespace), Just(Kind::NetworkPolicy), Just(Kind::Pod)]
+fn kind() -> impl Strategy<Value = ObjectKind> {
+    prop_oneof![Just(ObjectKind::Namespace), Just(ObjectKind::NetworkPolicy), Just(ObjectKind::Pod)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -51,7 +51,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn path(kind: Kind, number: u8) -> String {
+fn path(kind: ObjectKind, number: u8) -> String {
     if kind.is_namespaced() { format!("shop/n{number}") } else { format!("n{number}") }
 }
 
@@ -61,17 +61,17 @@ struct List {
     left: Vec<Vec<String>>,
 }
 
-struct World {
+struct Fixture {
     api: Api,
     etcd: Etcd,
     term: Term,
-    lists: std::collections::BTreeMap<Kind, List>,
+    lists: std::collections::BTreeMap<ObjectKind, List>,
     waiting: Option<Transaction>,
     late: Vec<Transaction>,
     resigned: bool,
 }
 
-impl World {
+impl Fixture {
     fn take(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
@@ -94,7 +94,7 @@ impl World {
         for write in &transaction.writes {
             let Write::Delete { key } = write else { continue };
             let (plural, path) = key.strip_prefix("k8s/east/").unwrap().split_once('/').unwrap();
-            let kind = Kind::ALL.into_iter().find(|kind| kind.plural() == plural).unwrap();
+            let kind = ObjectKind::ALL.into_iter().find(|kind| kind.plural() == plural).unwrap();
             assert!(self.term.listed.contains(&kind), "{key} is deleted without a complete list");
             let there = self.api.objects.get(&(kind, path.to_owned()));
             // Made again since: that was not heard yet.
@@ -171,7 +171,7 @@ impl World {
         }
     }
 
-    fn page(&mut self, kind: Kind) {
+    fn page(&mut self, kind: ObjectKind) {
         let Some(list) = self.lists.get_mut(&kind) else { return };
         let effects = match list.left.pop() {
             Some(paths) => self.term.step(list.of.page(kind, &paths)),
@@ -199,7 +199,7 @@ proptest! {
         let mut etcd = Etcd::default();
         let mut term = Term::begin(&mut etcd, "x");
         term.list_all(&api, &mut etcd);
-        let mut world = World {
+        let mut world = Fixture {
             api, etcd, term, lists: Default::default(), waiting: None, late: Vec::new(), resigned: false,
         };
         for step in steps {
@@ -210,7 +210,7 @@ proptest! {
             world.step(Step::Late);
         }
         world.begin_term();
-        let World { api, mut etcd, mut term, late, .. } = world;
+        let Fixture { api, mut etcd, mut term, late, .. } = world;
         for _ in 0..2 {
             term.list_all(&api, &mut etcd);
         }

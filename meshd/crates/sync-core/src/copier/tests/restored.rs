@@ -10,7 +10,7 @@ fn a_restored_cluster_is_one_finding_and_its_token_stays() {
     let mut api = Api::new("uid-1");
     let mut backup = api.clone();
     for pod in 0..30 {
-        api.put(Kind::Pod, &format!("shop/p{pod}"), "1");
+        api.put(ObjectKind::Pod, &format!("shop/p{pod}"), "1");
     }
     let mut etcd = Etcd::default();
     let mut term = Term::begin(&mut etcd, "a");
@@ -19,8 +19,8 @@ fn a_restored_cluster_is_one_finding_and_its_token_stays() {
     let mut notices = 0;
     let mut tokens = BTreeSet::new();
     for _ in 0..3 {
-        for kind in Kind::ALL {
-            backup.put(Kind::Pod, "shop/new", &backup.version.to_string());
+        for kind in ObjectKind::ALL {
+            backup.put(ObjectKind::Pod, "shop/new", &backup.version.to_string());
             let effects = term.list(kind, &backup, &mut etcd);
             notices += effects.iter().filter(|of| matches!(of, Effect::Notice(Notice::Refused { .. }))).count();
         }
@@ -30,7 +30,7 @@ fn a_restored_cluster_is_one_finding_and_its_token_stays() {
     assert_eq!((notices, tokens.len()), (1, 1), "{tokens:?}");
     // The next term has the same finding.
     let mut term = Term::begin_beside(&mut etcd, "c");
-    term.list(Kind::Pod, &backup, &mut etcd);
+    term.list(ObjectKind::Pod, &backup, &mut etcd);
     term.advance(2, &mut etcd);
     assert_eq!(tokens.first(), Some(&etcd.state().held[0].token));
 }

@@ -14,7 +14,7 @@ fn a_leader_of_the_wrong_cluster_or_of_none_resigns() {
     let (api, mut etcd) = copied(3);
     for uid in [Some("uid-2".to_owned()), None] {
         let mut term = Term::begin_beside(&mut etcd, "wrong");
-        term.write(Input::ListBegun { kind: Kind::Pod, uid }, &mut etcd);
+        term.write(Input::ListBegun { kind: ObjectKind::Pod, uid }, &mut etcd);
         assert_eq!(resigned(&term.advance(29, &mut etcd)), None);
         assert_eq!(resigned(&term.advance(3, &mut etcd)), Some(&Resigned::Refused));
     }
@@ -45,11 +45,11 @@ fn a_restored_cluster_is_no_reason_to_resign() {
     // Each replica would find the same.
     let (mut api, mut etcd) = copied(3);
     let backup = api.clone();
-    api.put(Kind::Pod, "shop/late", "1");
+    api.put(ObjectKind::Pod, "shop/late", "1");
     let mut term = Term::begin_beside(&mut etcd, "a");
     term.list_all(&api, &mut etcd);
     let mut term = Term::begin_beside(&mut etcd, "a");
-    term.list(Kind::Pod, &backup, &mut etcd);
+    term.list(ObjectKind::Pod, &backup, &mut etcd);
     assert_eq!(resigned(&term.advance(5 * MINUTE, &mut etcd)), None);
 }
 

@@ -28,7 +28,7 @@ fn merged(packets: &[Vec<u8>], joinable: Joinable) -> Vec<(Vnet, Vec<u8>)> {
     let mut batch = batch(packets);
     let mut merger = Merger::new();
     merger.merge(&mut batch, joinable);
-    let group = |group: &Group| {
+    let group = |group: &PacketGroup| {
         let mut bytes = Vec::new();
         for at in merger.slots(group) {
             let from = if bytes.is_empty() { 0 } else { group.header_len() };
@@ -187,7 +187,7 @@ fn counts(packets: &[Like]) -> Vec<usize> {
     let mut batch = batch(&packets);
     let mut merger = Merger::new();
     merger.merge(&mut batch, ALL);
-    merger.groups().iter().map(Group::count).collect()
+    merger.groups().iter().map(PacketGroup::count).collect()
 }
 
 #[test]

@@ -71,7 +71,8 @@ fn datagrams_that_go_nowhere_are_no_reason_to_stop_cutting() {
     let mut out = Outgoing::new();
     push_run(&mut out, &to);
     // Neither goes what is cut nor what is not: the kernel has no such interface.
-    let source = Some(super::super::super::batch::Source { address: Ipv4Addr::new(192, 0, 2, 1).into(), interface: 0 });
+    let source =
+        Some(super::super::super::batch::SourceAddress { address: Ipv4Addr::new(192, 0, 2, 1).into(), interface: 0 });
     let endpoint = Endpoint { remote: (Ipv4Addr::BROADCAST, to.port()).into(), source };
     for _ in 0..2 {
         out.commit(LEN, endpoint, None, false);

@@ -13,7 +13,7 @@ use std::{
 use etcd_schema::{Cluster, Key, KubernetesKey, KubernetesName};
 use mesh::{
     problem::{Problem, ProblemCode},
-    snapshot::Owner,
+    topology::PeerId,
 };
 use policy::{
     engine::{ClusterNode, Engine},
@@ -30,7 +30,7 @@ const NAMED: usize = 3;
 #[derive(Debug, Default)]
 pub(super) struct ClusterNodes {
     objects: BTreeMap<Place, Arc<KubernetesNode>>,
-    bound: BTreeMap<Owner, Cluster>,
+    bound: BTreeMap<PeerId, Cluster>,
     /// What the engine knows, by the nodes' names in the mesh.
     told: HashMap<Arc<str>, ClusterNode>,
     disputed: Disputed,
@@ -78,18 +78,18 @@ impl ClusterNodes {
     }
 
     /// The cluster that a node of the mesh is in.
-    pub(super) fn of(&self, owner: &Owner) -> Cluster {
+    pub(super) fn of(&self, owner: &PeerId) -> Cluster {
         self.bound.get(owner).cloned().unwrap_or_default()
     }
 
     /// Finds the nodes of clusters among those of the mesh, and tells the engine. Returns those whose cluster changed.
-    pub(super) fn bind(&mut self, mesh: &MeshFacts, engine: &mut Engine) -> BTreeSet<Owner> {
+    pub(super) fn bind(&mut self, mesh: &MeshFacts, engine: &mut Engine) -> BTreeSet<PeerId> {
         if self.objects.is_empty() && self.told.is_empty() && self.disputed == Disputed::default() {
             return BTreeSet::new();
         }
         let (found, disputed) = self.find(mesh);
         self.disputed = disputed;
-        let bound: BTreeMap<Owner, Cluster> =
+        let bound: BTreeMap<PeerId, Cluster> =
             found.iter().map(|(owner, (cluster, _))| (owner.clone(), cluster.clone())).collect();
         let before = std::mem::replace(&mut self.bound, bound);
         let told = found.iter().filter_map(|(owner, (cluster, name))| {
@@ -112,8 +112,8 @@ impl ClusterNodes {
     }
 
     /// Nodes of the mesh that are in one cluster each, with their names there, and why others are in none.
-    fn find(&self, mesh: &MeshFacts) -> (BTreeMap<Owner, Place>, Disputed) {
-        let name = |owner: &Owner| mesh.nodes.get(owner).map_or_else(String::new, |node| node.name.to_string());
+    fn find(&self, mesh: &MeshFacts) -> (BTreeMap<PeerId, Place>, Disputed) {
+        let name = |owner: &PeerId| mesh.nodes.get(owner).map_or_else(String::new, |node| node.name.to_string());
         let nodes = mesh.nodes.iter().filter_map(|(owner, node)| {
             let published = node.published.as_ref()?;
             Some((owner, &*published.name, &*published.addresses))
@@ -207,8 +207,8 @@ mod tests {
         objects::{Object, read},
     };
 
-    use super::{super::World, *};
-    use crate::{NodeFacts, input::Input, mailbox::Letter, mesh_facts::Published};
+    use super::{super::PolicyInputs, *};
+    use crate::{NodeFacts, input::PolicyRecord, mailbox::PendingInput, mesh_facts::Published};
 
     /// A node of the mesh: its id, the name in its record, its underlay address, and its subnet's number.
     type Node<'a> = (&'a str, &'a str, &'a str, u8);
@@ -216,7 +216,7 @@ mod tests {
     const EAST: Node<'_> = ("n1", "worker", "192.0.2.1", 1);
     const WEST: Node<'_> = ("n2", "worker", "198.51.100.1", 2);
 
-    fn mesh(nodes: &[Node<'_>]) -> Letter {
+    fn mesh(nodes: &[Node<'_>]) -> PendingInput {
         let facts = |(id, called, address, subnet): &Node<'_>| {
             let id: etcd_schema::NodeId = id.parse().unwrap();
             let published = Published {
@@ -230,51 +230,56 @@ mod tests {
                 prefixes: [format!("10.244.{subnet}.0/24").parse().unwrap()].into(),
                 published: Some(published),
             };
-            (Owner::Node(id), Arc::new(facts))
+            (PeerId::Node(id), Arc::new(facts))
         };
         let networks = vec!["10.244.0.0/16".parse().unwrap()];
         let facts = MeshFacts { networks, nodes: nodes.iter().map(facts).collect(), ..MeshFacts::default() };
-        Letter { mesh: Some(Arc::new(facts)), attachments: Some(Arc::default()), complete: true, ..Letter::default() }
+        PendingInput {
+            mesh: Some(Arc::new(facts)),
+            attachments: Some(Arc::default()),
+            complete: true,
+            ..PendingInput::default()
+        }
     }
 
-    fn put(world: &mut World, items: Vec<(&str, Option<Input>)>) {
-        let record = |input| ObjectRecord { item: Item::new::<Input>(input), create_revision: 5, held: false };
+    fn put(world: &mut PolicyInputs, items: Vec<(&str, Option<PolicyRecord>)>) {
+        let record = |input| ObjectRecord { item: Item::new::<PolicyRecord>(input), create_revision: 5, held: false };
         let changes = items.into_iter().map(|(key, item)| (Key::parse(key).unwrap(), item.map(record))).collect();
-        world.take(Letter { changes, revision: Some(9), ..Letter::default() });
+        world.apply_pending(PendingInput { changes, revision: Some(9), ..PendingInput::default() });
     }
 
-    fn node(address: &str) -> Option<Input> {
+    fn node(address: &str) -> Option<PolicyRecord> {
         let json = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "worker"},
             "status": {"addresses": [{"type": "InternalIP", "address": address}]}});
         let key = KubernetesKey::Node("worker".parse().unwrap());
-        Some(Input::Object(read(&key, json.to_string().as_bytes(), false).unwrap().object))
+        Some(PolicyRecord::Object(read(&key, json.to_string().as_bytes(), false).unwrap().object))
     }
 
-    fn attachment(subnet: u8) -> Option<Input> {
+    fn attachment(subnet: u8) -> Option<PolicyRecord> {
         let json = format!(
             r#"{{"pod": {{"namespace": "shop", "name": "db"}}, "uid": "u1", "addresses": ["10.244.{subnet}.7"],
                 "interface": "v1"}}"#
         );
-        Some(Input::Attachment(Arc::new(etcd_schema::Attachment::parse(json.as_bytes()).unwrap())))
+        Some(PolicyRecord::Attachment(Arc::new(etcd_schema::Attachment::parse(json.as_bytes()).unwrap())))
     }
 
-    fn pod(app: &str) -> Option<Input> {
+    fn pod(app: &str) -> Option<PolicyRecord> {
         let labels = [("app", app)].into_iter().collect();
         let uid = Some("u1".into());
         let pod = PodObject { uid, labels, node: Some("worker".into()), ..PodObject::default() };
-        Some(Input::Object(Object::Pod(pod)))
+        Some(PolicyRecord::Object(Object::Pod(pod)))
     }
 
-    fn closed() -> Option<Input> {
+    fn closed() -> Option<PolicyRecord> {
         let spec = serde_json::json!({"podSelector": {}});
         let policy = NetworkPolicy::parse(&spec).unwrap();
-        Some(Input::Object(Object::NetworkPolicy(PolicyState::Valid(policy))))
+        Some(PolicyRecord::Object(Object::NetworkPolicy(PolicyState::Valid(policy))))
     }
 
     /// Attachments of pods with one name on all three nodes, and their Pod objects in two clusters.
-    fn world(nodes: &[Node<'_>]) -> World {
-        let mut world = World::new("own".parse().unwrap());
-        world.take(mesh(nodes));
+    fn world(nodes: &[Node<'_>]) -> PolicyInputs {
+        let mut world = PolicyInputs::new("own".parse().unwrap());
+        world.apply_pending(mesh(nodes));
         put(
             &mut world,
             vec![
@@ -291,7 +296,7 @@ mod tests {
     }
 
     /// The pod at 10.244.SUBNET.7: its name, and the value of its label.
-    fn at(world: &mut World, subnet: u8) -> String {
+    fn at(world: &mut PolicyInputs, subnet: u8) -> String {
         match world.commit().end(format!("10.244.{subnet}.7").parse().unwrap()) {
             policy::engine::End::Pod(pod) => {
                 let app = pod.labels.as_ref().and_then(|labels| labels.get("app"));
@@ -301,7 +306,7 @@ mod tests {
         }
     }
 
-    fn receives(world: &mut World, subnet: u8) -> bool {
+    fn receives(world: &mut PolicyInputs, subnet: u8) -> bool {
         let (source, destination) = ("203.0.113.7".parse().unwrap(), format!("10.244.{subnet}.7").parse().unwrap());
         world.commit().verdict(Side::Ingress, &Flow { source, destination, protocol: 6, port: Some(80) }).allowed
     }
@@ -312,12 +317,12 @@ mod tests {
         assert_eq!([at(&mut world, 1), at(&mut world, 2)], ["east:shop/db east", "west:shop/db west"]);
         assert!(world.cluster_problems().is_empty());
         // The node has another address, and Kubernetes knows it a moment later.
-        world.take(mesh(&[("n1", "worker", "192.0.2.9", 1), WEST]));
+        world.apply_pending(mesh(&[("n1", "worker", "192.0.2.9", 1), WEST]));
         assert_eq!(at(&mut world, 1), "shop/db unknown");
         put(&mut world, vec![("k8s/east/nodes/worker", node("192.0.2.9"))]);
         assert_eq!(at(&mut world, 1), "east:shop/db east");
         // Its subnet goes to a node that is in no cluster.
-        world.take(mesh(&[("n1", "worker", "192.0.2.9", 4), WEST, ("n5", "other", "192.0.2.5", 1)]));
+        world.apply_pending(mesh(&[("n1", "worker", "192.0.2.9", 4), WEST, ("n5", "other", "192.0.2.5", 1)]));
         assert_eq!(at(&mut world, 1), "UnknownPod");
     }
 
@@ -338,7 +343,7 @@ mod tests {
             put(&mut world, vec![(&format!("endpoints/{impostor}/c2/eth0"), attachment(3))]);
             put(&mut world, vec![("k8s/east/networkpolicies/shop/closed", closed())]);
             assert_eq!(at(&mut world, 1), "east:shop/db east");
-            world.take(mesh(&[EAST, WEST, (impostor, "worker", "192.0.2.1", 3)]));
+            world.apply_pending(mesh(&[EAST, WEST, (impostor, "worker", "192.0.2.1", 3)]));
             let names = [at(&mut world, 1), at(&mut world, 2), at(&mut world, 3)];
             assert_eq!(names, ["UnknownPod", "west:shop/db west", "UnknownPod"], "{impostor}");
             assert_eq!([receives(&mut world, 1), receives(&mut world, 3)], [false, false], "{impostor}");
@@ -346,7 +351,7 @@ mod tests {
             assert_eq!(problems[0].code, ProblemCode::NodeObjectAmbiguous);
             assert!(problems[0].cause.contains("k8s/east/nodes/worker (n"), "{problems:?}");
             assert!(problems[0].cause.contains(impostor) && problems[0].cause.contains("n1"), "{problems:?}");
-            world.take(mesh(&[EAST, WEST]));
+            world.apply_pending(mesh(&[EAST, WEST]));
             assert_eq!(at(&mut world, 1), "east:shop/db east");
             assert!(world.cluster_problems().is_empty());
         }
@@ -357,12 +362,12 @@ mod tests {
         let mut world = world(&[EAST, WEST]);
         let mut claims = mesh(&[EAST, WEST]);
         let facts = Arc::make_mut(claims.mesh.as_mut().unwrap());
-        let west = Owner::Node("n2".parse().unwrap());
+        let west = PeerId::Node("n2".parse().unwrap());
         let mut node = NodeFacts::clone(&facts.nodes[&west]);
         let addresses = ["198.51.100.1", "192.0.2.1"].map(|address| address.parse().unwrap());
         node.published = node.published.map(|published| Published { addresses: addresses.into(), ..published });
         facts.nodes.set(west, Some(Arc::new(node)));
-        world.take(claims);
+        world.apply_pending(claims);
         assert_eq!([at(&mut world, 1), at(&mut world, 2)], ["shop/db unknown", "shop/db unknown"]);
         let codes: Vec<ProblemCode> = world.cluster_problems().iter().map(|problem| problem.code).collect();
         assert_eq!(codes, [ProblemCode::NodeObjectAmbiguous, ProblemCode::NodeInSeveralClusters]);
@@ -400,12 +405,15 @@ mod tests {
     #[test]
     fn a_label_that_is_ignored_is_a_problem() {
         let mut world = world(&[EAST, WEST]);
-        let labelled = Some(Input::Object(Object::Namespace([(CLUSTER, "east")].into_iter().collect())));
+        let labelled = Some(PolicyRecord::Object(Object::Namespace([(CLUSTER, "east")].into_iter().collect())));
         put(&mut world, vec![("k8s/west/namespaces/shop", labelled), ("namespaces/ops", None)]);
         let problems = world.cluster_problems();
         assert_eq!(problems[0].code, ProblemCode::ClusterLabelIgnored);
         assert!(problems[0].cause.ends_with("k8s/west/namespaces/shop"), "{problems:?}");
-        put(&mut world, vec![("k8s/west/namespaces/shop", Some(Input::Object(Object::Namespace(Labels::default()))))]);
+        put(
+            &mut world,
+            vec![("k8s/west/namespaces/shop", Some(PolicyRecord::Object(Object::Namespace(Labels::default()))))],
+        );
         assert!(world.cluster_problems().is_empty());
     }
 
@@ -413,7 +421,7 @@ mod tests {
     fn names_without_a_cluster_mean_the_only_object_of_that_name() {
         let mut world = world(&[EAST, WEST]);
         world.commit();
-        let found = |world: &World, text: &str| world.pod_named(text).map_err(|error| error.to_string());
+        let found = |world: &PolicyInputs, text: &str| world.pod_named(text).map_err(|error| error.to_string());
         assert_eq!(found(&world, "east:shop/db"), Ok(vec!["10.244.1.7".parse().unwrap()]));
         let ambiguous = found(&world, "shop/db").unwrap_err();
         assert!(ambiguous.contains("east:shop/db or west:shop/db"), "{ambiguous}");

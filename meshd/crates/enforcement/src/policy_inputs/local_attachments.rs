@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use attachments::{Table, record};
+use attachments::{AttachmentTable, record};
 use cni::{
     daemon::{Attach, Attached},
     environment::AttachmentName,
@@ -15,22 +15,22 @@ use etcd_schema::{Attachment, Key, NodeId};
 use ipnet::IpNet;
 use mesh::records::Revision;
 
-use super::{World, rejoin};
-use crate::ruleset::Port;
+use super::{PolicyInputs, rejoin};
+use crate::ruleset::PodPort;
 
 /// Who is attached here.
 #[derive(Debug)]
-pub(super) struct Own {
+pub(super) struct LocalAttachments {
     pub(super) node: NodeId,
     /// `None`: not known yet.
-    table: Option<Arc<Table>>,
+    table: Option<Arc<AttachmentTable>>,
     /// When the records that etcd holds came into being.
     echoes: HashMap<Key, Revision>,
     /// Addresses that have another owner than before, or none.
     moved: BTreeSet<IpAddr>,
 }
 
-impl Own {
+impl LocalAttachments {
     pub(super) fn new(node: NodeId) -> Self {
         Self { node, table: None, echoes: HashMap::new(), moved: BTreeSet::new() }
     }
@@ -69,19 +69,20 @@ impl Own {
     }
 }
 
-impl World {
+impl PolicyInputs {
     /// Generation of the table of attachments that was taken last; 0: none yet.
     pub(crate) fn attachments(&self) -> u64 {
         self.own.table.as_ref().map_or(0, |table| table.generation)
     }
 
     /// The interfaces of all that is attached here, by their ends on the host, also while nothing is known of the mesh.
-    pub(crate) fn ports(&self) -> BTreeMap<String, Port> {
+    pub(crate) fn ports(&self) -> BTreeMap<String, PodPort> {
         let mesh = self.mesh.as_deref();
-        let mut ports: BTreeMap<String, Port> = BTreeMap::new();
+        let mut ports: BTreeMap<String, PodPort> = BTreeMap::new();
         for attach in self.own.attached() {
-            let port =
-                ports.entry(attach.interface.clone()).or_insert_with(|| Port { mac: attach.mac, ..Port::default() });
+            let port = ports
+                .entry(attach.interface.clone())
+                .or_insert_with(|| PodPort { mac: attach.mac, ..PodPort::default() });
             port.mac = port.mac.filter(|mac| attach.mac == Some(*mac));
             port.in_mesh |= attach.addresses.iter().any(|ip| mesh.is_none_or(|mesh| mesh.is_in_networks(*ip)));
             port.addresses.extend(&attach.addresses);
@@ -121,7 +122,7 @@ impl World {
     }
 
     /// Takes the table. Returns whether it changed anything.
-    pub(super) fn take_table(&mut self, table: Arc<Table>) -> bool {
+    pub(super) fn take_table(&mut self, table: Arc<AttachmentTable>) -> bool {
         let before = self.own.table.replace(Arc::clone(&table));
         let nobody = BTreeMap::new();
         let old = before.as_ref().map_or(&nobody, |before| &before.attachments);
@@ -201,23 +202,23 @@ fn moved(before: Option<&Attachment>, after: Option<&Attachment>) -> BTreeSet<Ip
 mod tests {
     use std::collections::BTreeMap;
 
-    use cni::daemon::{Attach, Begin, Pod};
+    use cni::daemon::{Attach, Begin, PodReference};
     use control_core::objects::{Item, ObjectRecord};
-    use mesh::snapshot::Owner;
+    use mesh::topology::PeerId;
     use policy::{engine::End, object::PodObject, objects::Object};
 
     use super::*;
-    use crate::{MeshFacts, NodeFacts, input::Input, mailbox::Letter};
+    use crate::{MeshFacts, NodeFacts, input::PolicyRecord, mailbox::PendingInput};
 
     const KEY: &str = "endpoints/own/c1/eth0";
 
-    fn world(subnet: &str) -> World {
-        let mut world = World::new("own".parse().unwrap());
-        world.take(mesh(subnet));
+    fn world(subnet: &str) -> PolicyInputs {
+        let mut world = PolicyInputs::new("own".parse().unwrap());
+        world.apply_pending(mesh(subnet));
         world
     }
 
-    fn mesh(subnet: &str) -> Letter {
+    fn mesh(subnet: &str) -> PendingInput {
         let own = vec![subnet.parse().unwrap()];
         let node = NodeFacts {
             name: "one".into(),
@@ -225,15 +226,15 @@ mod tests {
             prefixes: own.clone().into(),
             ..NodeFacts::default()
         };
-        let nodes = [(Owner::Node("own".parse().unwrap()), Arc::new(node))].into_iter().collect();
+        let nodes = [(PeerId::Node("own".parse().unwrap()), Arc::new(node))].into_iter().collect();
         let networks = vec!["10.244.0.0/16".parse().unwrap()];
         let facts = MeshFacts { networks, own, nodes, ..MeshFacts::default() };
-        Letter { mesh: Some(Arc::new(facts)), complete: true, ..Letter::default() }
+        PendingInput { mesh: Some(Arc::new(facts)), complete: true, ..PendingInput::default() }
     }
 
     fn attached(id: &str, pod: &str, address: Option<&str>) -> (AttachmentName, Arc<Attached>) {
         let attach = address.map(|address| Attach {
-            pod: Pod {
+            pod: PodReference {
                 namespace: "shop".to_owned(),
                 name: pod.to_owned(),
                 uid: None,
@@ -256,21 +257,29 @@ mod tests {
         (attached.name(), Arc::new(attached))
     }
 
-    fn table(generation: u64, attached: &[(AttachmentName, Arc<Attached>)]) -> Letter {
-        let table = Table { generation, attachments: attached.iter().cloned().collect() };
-        Letter { attachments: Some(Arc::new(table)), ..Letter::default() }
+    fn table(generation: u64, attached: &[(AttachmentName, Arc<Attached>)]) -> PendingInput {
+        let table = AttachmentTable { generation, attachments: attached.iter().cloned().collect() };
+        PendingInput { attachments: Some(Arc::new(table)), ..PendingInput::default() }
     }
 
     /// What etcd holds under the key, or does not any more.
-    fn echo(value: Option<(&str, Revision)>) -> Letter {
+    fn echo(value: Option<(&str, Revision)>) -> PendingInput {
         let record = value.map(|(json, create_revision)| {
             let attachment = Attachment::parse(json.as_bytes()).unwrap();
-            ObjectRecord { item: Item::new(Input::Attachment(Arc::new(attachment))), create_revision, held: false }
+            ObjectRecord {
+                item: Item::new(PolicyRecord::Attachment(Arc::new(attachment))),
+                create_revision,
+                held: false,
+            }
         });
-        Letter { changes: [(Key::parse(KEY).unwrap(), record)].into(), revision: Some(9), ..Letter::default() }
+        PendingInput {
+            changes: [(Key::parse(KEY).unwrap(), record)].into(),
+            revision: Some(9),
+            ..PendingInput::default()
+        }
     }
 
-    fn owner(world: &mut World, address: &str) -> String {
+    fn owner(world: &mut PolicyInputs, address: &str) -> String {
         match world.commit().end(address.parse().unwrap()) {
             End::Pod(pod) => pod.name.to_string(),
             other => format!("{other:?}"),
@@ -282,45 +291,45 @@ mod tests {
         let mut world = world("10.244.3.0/24");
         let foreign =
             r#"{"pod": {"namespace": "shop", "name": "ghost"}, "addresses": ["10.244.3.7"], "interface": "v"}"#;
-        world.take(echo(Some((foreign, 5))));
+        world.apply_pending(echo(Some((foreign, 5))));
         assert_eq!(owner(&mut world, "10.244.3.7"), "UnknownPod");
         assert!(!world.is_complete(), "who is attached is not known");
-        assert!(world.take(table(1, &[])));
+        assert!(world.apply_pending(table(1, &[])));
         assert!(world.is_complete());
         // One that is being added has no address yet; one with an address of elsewhere has none here, but an interface.
         let pending = attached("c1", "db", None);
-        assert!(!world.take(table(2, &[pending])));
-        assert!(world.take(table(3, &[attached("c1", "db", Some("192.0.2.7"))])));
+        assert!(!world.apply_pending(table(2, &[pending])));
+        assert!(world.apply_pending(table(3, &[attached("c1", "db", Some("192.0.2.7"))])));
         assert_eq!(world.attachments(), 3);
         let db = attached("c1", "db", Some("10.244.3.7"));
-        assert!(world.take(table(4, std::slice::from_ref(&db))));
+        assert!(world.apply_pending(table(4, std::slice::from_ref(&db))));
         assert_eq!(owner(&mut world, "10.244.3.7"), "shop/db");
-        assert!(!world.take(table(5, std::slice::from_ref(&db))), "the same again");
-        world.take(echo(None));
+        assert!(!world.apply_pending(table(5, std::slice::from_ref(&db))), "the same again");
+        world.apply_pending(echo(None));
         assert_eq!(owner(&mut world, "10.244.3.7"), "shop/db");
-        assert!(world.take(table(6, &[])));
+        assert!(world.apply_pending(table(6, &[])));
         assert_eq!(owner(&mut world, "10.244.3.7"), "UnknownPod");
         assert_eq!(world.attachments(), 6);
     }
 
     #[test]
     fn addresses_that_change_hands_are_told_and_those_of_a_start_are_not() {
-        let mut world = World::new("own".parse().unwrap());
-        let moved = |world: &mut World| {
+        let mut world = PolicyInputs::new("own".parse().unwrap());
+        let moved = |world: &mut PolicyInputs| {
             let moved: Vec<String> = world.moved().iter().map(ToString::to_string).collect();
             world.settled();
             moved
         };
         let db = attached("c1", "db", Some("10.244.3.7"));
-        world.take(table(1, std::slice::from_ref(&db)));
-        world.take(mesh("10.244.3.0/24"));
+        world.apply_pending(table(1, std::slice::from_ref(&db)));
+        world.apply_pending(mesh("10.244.3.0/24"));
         assert_eq!(owner(&mut world, "10.244.3.7"), "shop/db");
         assert_eq!(moved(&mut world), [""; 0], "a restart cuts nothing");
-        world.take(table(2, &[db.clone(), attached("c2", "web", Some("10.244.3.8"))]));
+        world.apply_pending(table(2, &[db.clone(), attached("c2", "web", Some("10.244.3.8"))]));
         assert_eq!(moved(&mut world), ["10.244.3.8"]);
-        world.take(table(3, &[db, attached("c2", "api", Some("10.244.3.8"))]));
+        world.apply_pending(table(3, &[db, attached("c2", "api", Some("10.244.3.8"))]));
         assert_eq!(moved(&mut world), ["10.244.3.8"], "another pod");
-        world.take(table(4, &[]));
+        world.apply_pending(table(4, &[]));
         assert_eq!(moved(&mut world), ["10.244.3.7", "10.244.3.8"]);
     }
 
@@ -328,41 +337,47 @@ mod tests {
     fn an_attachment_whose_uid_no_pod_has_is_named() {
         let mut world = world("10.244.3.0/24");
         let mut own = attached("c1", "db", Some("10.244.3.7"));
-        world.take(table(1, std::slice::from_ref(&own)));
+        world.apply_pending(table(1, std::slice::from_ref(&own)));
         assert_eq!(world.unmatched(), [""; 0], "without a UID its labels are the configuration's");
         Arc::make_mut(&mut own.1).attach.as_mut().unwrap().pod.uid = Some("5f".to_owned());
-        world.take(table(2, &[own]));
+        world.apply_pending(table(2, &[own]));
         let pod = |uid: &str, static_uid: Option<&str>| {
             let pod =
                 PodObject { uid: Some(uid.into()), static_uid: static_uid.map(Into::into), ..PodObject::default() };
-            let record =
-                ObjectRecord { item: Item::new(Input::Object(Object::Pod(pod))), create_revision: 3, held: false };
-            Letter { changes: [(Key::parse("pods/shop/db").unwrap(), Some(record))].into(), ..Letter::default() }
+            let record = ObjectRecord {
+                item: Item::new(PolicyRecord::Object(Object::Pod(pod))),
+                create_revision: 3,
+                held: false,
+            };
+            PendingInput {
+                changes: [(Key::parse("pods/shop/db").unwrap(), Some(record))].into(),
+                ..PendingInput::default()
+            }
         };
         assert_eq!(world.unmatched(), ["shop/db (UID 5f)"]);
-        world.take(pod("other", None));
+        world.apply_pending(pod("other", None));
         assert_eq!(world.unmatched(), ["shop/db (UID 5f)"]);
         for fits in [pod("5f", None), pod("other", Some("5f"))] {
-            world.take(fits);
+            world.apply_pending(fits);
             assert_eq!(world.unmatched(), [""; 0]);
         }
-        world.take(table(3, &[]));
+        world.apply_pending(table(3, &[]));
         assert_eq!(world.unmatched(), [""; 0]);
     }
 
     #[test]
     fn interfaces_are_known_before_the_mesh_and_sources_of_others_do_not_count() {
-        let mut world = World::new("own".parse().unwrap());
+        let mut world = PolicyInputs::new("own".parse().unwrap());
         let mut other = attached("c2", "far", Some("192.0.2.7"));
         let attach = Arc::make_mut(&mut other.1).attach.as_mut().unwrap();
         (attach.interface, attach.mac) = ("mesh2".to_owned(), None);
-        world.take(table(1, &[attached("c1", "db", Some("10.244.3.7")), other]));
-        let sources = |world: &World| {
+        world.apply_pending(table(1, &[attached("c1", "db", Some("10.244.3.7")), other]));
+        let sources = |world: &PolicyInputs| {
             world.ports().into_iter().map(|(name, port)| (name, port.allowed_sources, port.in_mesh)).collect::<Vec<_>>()
         };
         let [first, second] = ["mesh1".to_owned(), "mesh2".to_owned()];
         assert_eq!(sources(&world), [(first.clone(), vec![], true), (second.clone(), vec![], true)]);
-        world.take(mesh("10.244.3.0/24"));
+        world.apply_pending(mesh("10.244.3.0/24"));
         let free: Vec<IpNet> = vec!["192.0.2.0/24".parse().unwrap()];
         assert_eq!(sources(&world), [(first, free.clone(), true), (second, free, false)]);
         assert_eq!(
@@ -374,16 +389,20 @@ mod tests {
     #[test]
     fn attachments_follow_the_nodes_subnets() {
         let mut world = world("10.244.3.0/24");
-        world.take(table(1, &[attached("c1", "db", Some("10.244.3.7")), attached("c2", "else", Some("192.0.2.7"))]));
+        world.apply_pending(table(
+            1,
+            &[attached("c1", "db", Some("10.244.3.7")), attached("c2", "else", Some("192.0.2.7"))],
+        ));
         assert_eq!(owner(&mut world, "10.244.3.7"), "shop/db");
-        let (is_displaced, of) = (|world: &World| world.displaced().into_iter().collect::<Vec<_>>(), "10.244.3.7");
+        let (is_displaced, of) =
+            (|world: &PolicyInputs| world.displaced().into_iter().collect::<Vec<_>>(), "10.244.3.7");
         assert_eq!(is_displaced(&world), [] as [IpAddr; 0]);
-        world.take(mesh("10.244.4.0/24"));
+        world.apply_pending(mesh("10.244.4.0/24"));
         assert_eq!(owner(&mut world, of), "UnknownPod");
         assert_eq!(is_displaced(&world), [of.parse::<IpAddr>().unwrap()]);
         let port = &world.ports()["mesh1"];
         assert!(port.in_mesh && port.addresses.contains(&of.parse().unwrap()), "{port:?} is still judged");
-        world.take(mesh("10.244.3.0/24"));
+        world.apply_pending(mesh("10.244.3.0/24"));
         assert_eq!(owner(&mut world, of), "shop/db");
         assert_eq!(is_displaced(&world), [] as [IpAddr; 0]);
     }
@@ -397,38 +416,38 @@ mod tests {
                 ..PodObject::default()
             });
             let record = pod.map(|pod| ObjectRecord {
-                item: Item::new(Input::Object(Object::Pod(pod))),
+                item: Item::new(PolicyRecord::Object(Object::Pod(pod))),
                 create_revision: 3,
                 held: false,
             });
-            Letter { changes: [(Key::parse("pods/shop/db").unwrap(), record)].into(), ..Letter::default() }
+            PendingInput { changes: [(Key::parse("pods/shop/db").unwrap(), record)].into(), ..PendingInput::default() }
         };
         let mut world = world("10.244.3.0/24");
-        let free = |world: &mut World| {
+        let free = |world: &mut PolicyInputs| {
             let free: Vec<String> = world.moved().iter().map(ToString::to_string).collect();
             world.settled();
             free
         };
-        world.take(table(1, &[]));
-        world.take(pod(Some("10.244.3.7")));
+        world.apply_pending(table(1, &[]));
+        world.apply_pending(pod(Some("10.244.3.7")));
         assert_eq!(free(&mut world), [""; 0], "its connections are its own");
-        world.take(pod(Some("10.244.3.8")));
+        world.apply_pending(pod(Some("10.244.3.8")));
         assert_eq!(free(&mut world), ["10.244.3.7"]);
-        world.take(pod(None));
+        world.apply_pending(pod(None));
         assert_eq!(free(&mut world), ["10.244.3.8"]);
         // Elsewhere, or attached: others say when that is over.
-        world.take(pod(Some("10.244.9.7")));
-        world.take(table(2, &[attached("c1", "db", Some("10.244.3.9"))]));
+        world.apply_pending(pod(Some("10.244.9.7")));
+        world.apply_pending(table(2, &[attached("c1", "db", Some("10.244.3.9"))]));
         world.settled();
-        world.take(pod(Some("10.244.3.9")));
-        world.take(pod(None));
+        world.apply_pending(pod(Some("10.244.3.9")));
+        world.apply_pending(pod(None));
         assert_eq!(free(&mut world), [""; 0]);
     }
 
     #[test]
     fn of_two_attachments_of_a_pod_the_newer_one_by_etcd_says_its_labels() {
         let mut world = world("10.244.3.0/24");
-        let labels = |world: &mut World| match world.commit().end("10.244.3.7".parse().unwrap()) {
+        let labels = |world: &mut PolicyInputs| match world.commit().end("10.244.3.7".parse().unwrap()) {
             End::Pod(pod) => format!("{:?}", pod.labels),
             other => format!("{other:?}"),
         };
@@ -436,11 +455,11 @@ mod tests {
         let mut second = attached("c2", "db", Some("10.244.3.8"));
         let attach = Arc::make_mut(&mut second.1).attach.as_mut().unwrap();
         attach.pod.labels = BTreeMap::from([("app".to_owned(), "other".to_owned())]);
-        world.take(table(1, &[first, second]));
+        world.apply_pending(table(1, &[first, second]));
         let json = r#"{"pod": {"namespace": "shop", "name": "db"}, "addresses": ["10.244.3.7"], "interface": "v"}"#;
         // The other one is not written yet: it is newer than anything that is.
-        assert!(world.take(echo(Some((json, 5)))));
+        assert!(world.apply_pending(echo(Some((json, 5)))));
         assert!(labels(&mut world).contains("other"), "{}", labels(&mut world));
-        assert!(!world.take(echo(Some((json, 5)))), "nothing new");
+        assert!(!world.apply_pending(echo(Some((json, 5)))), "nothing new");
     }
 }

@@ -10,47 +10,47 @@ use cow_map::CowMap;
 use etcd_schema::NodeId;
 use ipnet::IpNet;
 
-use super::{Frame, inputs::Inputs};
+use super::{PlanFrame, inputs::Inputs};
 use crate::{
     address::Family,
     kernel_state,
     path::DirectLink,
-    snapshot::{Member, Owner},
     target::{Target, Targets},
+    topology::{NodePeer, PeerId},
 };
 
 /// Kept up to date, at the cost of what has changed.
 #[derive(Debug, Default)]
-pub(super) struct Neighbourhood {
+pub(super) struct DirectPeers {
     /// What it was made for.
-    seen: Option<(Frame, CowMap<Owner, Arc<Member>>)>,
-    near: BTreeMap<(Owner, Family), Near>,
+    seen: Option<(PlanFrame, CowMap<PeerId, Arc<NodePeer>>)>,
+    near: BTreeMap<(PeerId, Family), DirectPeer>,
 }
 
 /// A member that is eligible for direct in a family.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Near {
+pub(super) struct DirectPeer {
     /// The prefixes that it may send from.
     pub(super) prefixes: Vec<kernel_state::PrefixOn>,
     /// How it is probed.
     probe: Option<(NodeId, Target, kernel_state::ProbeRoute)>,
 }
 
-impl Neighbourhood {
+impl DirectPeers {
     /// Makes it what follows from these inputs.
-    pub(super) fn follow(&mut self, inputs: &Inputs<'_>) {
+    pub(super) fn update(&mut self, inputs: &Inputs<'_>) {
         let frame = inputs.frame();
         let seen = self.seen.take().filter(|(seen, _)| *seen == frame);
         if seen.is_none() {
             self.near.clear();
         }
-        let members = &inputs.snapshot.members;
+        let members = &inputs.topology.members;
         let before = seen.map(|(_, before)| before).unwrap_or_default();
-        let changed: BTreeSet<Owner> = members.changes(&before).into_iter().cloned().collect();
+        let changed: BTreeSet<PeerId> = members.changes(&before).into_iter().cloned().collect();
         for owner in changed {
             let member = members.get(&owner).map(Arc::as_ref);
             for family in Family::BOTH {
-                let near = member.and_then(|member| inputs.near(&owner, member, family));
+                let near = member.and_then(|member| inputs.direct_peer(&owner, member, family));
                 let at = (owner.clone(), family);
                 match near {
                     Some(near) => drop(self.near.insert(at, near)),
@@ -61,7 +61,7 @@ impl Neighbourhood {
         self.seen = Some((frame, members.clone()));
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&(Owner, Family), &Near)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&(PeerId, Family), &DirectPeer)> {
         self.near.iter()
     }
 
@@ -79,8 +79,8 @@ impl Neighbourhood {
 }
 
 impl Inputs<'_> {
-    fn near(&self, owner: &Owner, member: &Member, family: Family) -> Option<Near> {
-        let Owner::Node(id) = owner else { return None };
+    fn direct_peer(&self, owner: &PeerId, member: &NodePeer, family: Family) -> Option<DirectPeer> {
+        let PeerId::Node(id) = owner else { return None };
         let prefixes: Vec<IpNet> = member.prefixes().filter(|net| Family::of_net(net) == family).collect();
         if prefixes.is_empty() {
             return None;
@@ -88,7 +88,7 @@ impl Inputs<'_> {
         let link = self.link(member, family)?;
         let underlay = &self.local.underlay[&family];
         let on = |prefix| kernel_state::PrefixOn { prefix, dev: underlay.name.clone() };
-        Some(Near {
+        Some(DirectPeer {
             prefixes: prefixes.iter().copied().map(on).collect(),
             probe: self.probe(id, member, family, link, &prefixes),
         })
@@ -97,7 +97,7 @@ impl Inputs<'_> {
     fn probe(
         &self,
         id: &NodeId,
-        member: &Member,
+        member: &NodePeer,
         family: Family,
         link: DirectLink,
         prefixes: &[IpNet],

@@ -16,7 +16,7 @@ use crate::{
 
 /// Who owns prefixes of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Owner {
+pub enum PeerId {
     /// A node, by its id.
     Node(NodeId),
     /// A lease without `Node`, as flannel writes it.
@@ -25,7 +25,7 @@ pub enum Owner {
     Outside(PeerName),
 }
 
-impl Owner {
+impl PeerId {
     /// The owner that displays as `name`.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
@@ -38,7 +38,7 @@ impl Owner {
     }
 }
 
-impl std::fmt::Display for Owner {
+impl std::fmt::Display for PeerId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Node(id) => write!(f, "nodes/{id}"),
@@ -50,7 +50,7 @@ impl std::fmt::Display for Owner {
 
 /// Another node, or an owner that has no node record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub struct NodePeer {
     /// For people, and unique: the node's name, `NAME (ID)` where an older node has that name, or the key of a lease
     /// without node.
     pub name: String,
@@ -72,7 +72,7 @@ pub struct Member {
     pub version: String,
 }
 
-impl Member {
+impl NodePeer {
     /// Its prefixes.
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.subnets.iter().flat_map(prefixes)
@@ -86,7 +86,7 @@ impl Member {
 
 /// An outside WireGuard peer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outside {
+pub struct ExternalPeer {
     /// Its key.
     pub public_key: PublicKey,
     /// The optional symmetric key.
@@ -104,12 +104,12 @@ pub struct Outside {
 /// This node's own record under `nodes/`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum OwnRecord {
-    /// It is not in the view.
+    /// It is not in the records.
     #[default]
     Missing,
     /// The other nodes accept it.
     Holds {
-        /// What they call this node: see [`Member::name`].
+        /// What they call this node: see [`NodePeer::name`].
         name: String,
     },
     /// It is there, and the other nodes refuse it.
@@ -120,9 +120,9 @@ pub enum OwnRecord {
 }
 
 /// The mesh at one revision. A prefix belongs to at most one owner; so does a key. Made by
-/// [`Picture`](super::picture::Picture); a copy costs little, and so does the difference of two.
+/// [`TopologyResolver`](super::resolver::TopologyResolver); a copy costs little, and so does the difference of two.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Snapshot {
+pub struct Topology {
     /// The etcd revision.
     pub revision: i64,
     /// The network, when there is a valid one.
@@ -132,9 +132,9 @@ pub struct Snapshot {
     /// This node's own subnets that hold.
     pub own_subnets: Vec<SubnetKey>,
     /// The other owners below `subnets/`.
-    pub members: CowMap<Owner, Arc<Member>>,
+    pub members: CowMap<PeerId, Arc<NodePeer>>,
     /// Outside peers that hold.
-    pub outside: CowMap<PeerName, Arc<Outside>>,
+    pub outside: CowMap<PeerName, Arc<ExternalPeer>>,
     /// Records that do not hold, each with its reason; sorted.
     pub problems: Arc<Vec<Problem>>,
 }
@@ -144,7 +144,7 @@ pub fn networks(config: Option<&NetworkConfig>) -> impl Iterator<Item = IpNet> {
     config.into_iter().flat_map(NetworkConfig::networks)
 }
 
-impl Snapshot {
+impl Topology {
     /// The networks of the mesh, IPv4 first.
     pub fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
         networks(self.network.as_ref())

@@ -7,27 +7,27 @@ use std::{
 
 use cow_map::CowMap;
 use ipnet::IpNet;
-use mesh::{kernel_state::PrefixOn, snapshot::Owner};
+use mesh::{kernel_state::PrefixOn, topology::PeerId};
 
 /// How long sources that were accepted direct are accepted still: the other end may not know yet.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// The sources that the firewall accepts direct.
 #[derive(Debug, Default)]
-pub(super) struct Acceptance(BTreeMap<PrefixOn, Accepted>);
+pub(super) struct DirectSources(BTreeMap<PrefixOn, Lingering>);
 
 #[derive(Debug)]
-struct Accepted {
+struct Lingering {
     /// Whose prefix it is; not known for what an earlier run left.
-    owner: Option<Owner>,
+    owner: Option<PeerId>,
     /// Where the plan accepts it no longer: until then.
     until: Option<Instant>,
 }
 
-impl Acceptance {
+impl DirectSources {
     /// What an earlier run accepted; its peers may send so on until they have seen what this run is.
     pub(super) fn at_start(sources: impl IntoIterator<Item = PrefixOn>, now: Instant) -> Self {
-        let held = || Accepted { owner: None, until: Some(now + LINGER) };
+        let held = || Lingering { owner: None, until: Some(now + LINGER) };
         Self(sources.into_iter().map(|source| (source, held())).collect())
     }
 
@@ -38,7 +38,7 @@ impl Acceptance {
 
     /// Adds to `accepted`, the sources that the plan accepts, what it accepted until a moment ago. A prefix whose owner
     /// is gone, or that has another one, is not accepted on: it would have two senders. `owners` says whose each prefix is.
-    pub(super) fn linger(&mut self, accepted: &mut Vec<PrefixOn>, owners: &CowMap<IpNet, Owner>, now: Instant) {
+    pub(super) fn linger(&mut self, accepted: &mut Vec<PrefixOn>, owners: &CowMap<IpNet, PeerId>, now: Instant) {
         if accepted.is_empty() && self.0.is_empty() {
             return;
         }
@@ -51,7 +51,7 @@ impl Acceptance {
         accepted.extend(self.0.keys().cloned());
         self.0.extend(planned.into_iter().map(|source| {
             let owner = owners.get(&source.prefix).cloned();
-            (source, Accepted { owner, until: None })
+            (source, Lingering { owner, until: None })
         }));
     }
 }

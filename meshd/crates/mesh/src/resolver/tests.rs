@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     address::overlap,
     records::{Record, Retained},
-    snapshot::{Member, OwnRecord},
+    topology::{NodePeer, OwnRecord},
 };
 
 const CONFIG: &str =
@@ -15,11 +15,11 @@ const CONFIG: &str =
 
 /// Records put one after another: each gets the next revision.
 #[derive(Default)]
-struct World {
-    records: View,
+struct Fixture {
+    records: Records,
 }
 
-impl World {
+impl Fixture {
     fn new() -> Self {
         let mut world = Self::default();
         world.records.config = Some(world.versioned(NetworkConfig::parse(CONFIG.as_bytes()).unwrap()));
@@ -86,10 +86,10 @@ impl World {
         self.records.removed.insert(id.parse().unwrap(), versioned);
     }
 
-    fn seen_by(&self, me: &str) -> Snapshot {
-        let mut picture = Picture::new(me.parse().unwrap());
-        picture.see(&self.records);
-        picture.snapshot().clone()
+    fn seen_by(&self, me: &str) -> Topology {
+        let mut resolver = TopologyResolver::new(me.parse().unwrap());
+        resolver.apply(&self.records);
+        resolver.topology().clone()
     }
 }
 
@@ -97,46 +97,46 @@ fn public_key(seed: u8) -> PublicKey {
     keys::PrivateKey::from_bytes([seed; 32]).public()
 }
 
-fn codes(snapshot: &Snapshot) -> Vec<&'static str> {
-    snapshot.problems.iter().map(|problem| problem.code.as_str()).collect()
+fn codes(topology: &Topology) -> Vec<&'static str> {
+    topology.problems.iter().map(|problem| problem.code.as_str()).collect()
 }
 
-fn member<'a>(snapshot: &'a Snapshot, id: &str) -> &'a Member {
-    &snapshot.members[&Owner::Node(id.parse().unwrap())]
+fn member<'a>(topology: &'a Topology, id: &str) -> &'a NodePeer {
+    &topology.members[&PeerId::Node(id.parse().unwrap())]
 }
 
 #[test]
 fn a_node_and_its_subnet_make_a_member() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1);
     world.subnet("10.244.3.0-24&fd42:244:0:3::-64", "aa");
     world.node("bb", 2);
     world.subnet("10.244.4.0-24", "bb");
-    let snapshot = world.seen_by("bb");
-    assert_eq!(codes(&snapshot), [""; 0]);
-    let aa = member(&snapshot, "aa");
+    let topology = world.seen_by("bb");
+    assert_eq!(codes(&topology), [""; 0]);
+    let aa = member(&topology, "aa");
     assert_eq!(aa.keys, [public_key(1)]);
     assert_eq!(aa.prefixes().map(|net| net.to_string()).collect::<Vec<_>>(), ["10.244.3.0/24", "fd42:244:0:3::/64"]);
-    assert_eq!(snapshot.own_prefixes().map(|net| net.to_string()).collect::<Vec<_>>(), ["10.244.4.0/24"]);
-    assert_eq!(snapshot.own_overlay(), ["10.244.4.0".parse::<IpAddr>().unwrap()]);
+    assert_eq!(topology.own_prefixes().map(|net| net.to_string()).collect::<Vec<_>>(), ["10.244.4.0/24"]);
+    assert_eq!(topology.own_overlay(), ["10.244.4.0".parse::<IpAddr>().unwrap()]);
 }
 
 #[test]
 fn the_elder_holds_a_prefix_that_two_claim_nested_too() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1);
     world.node("bb", 2);
     world.subnet("10.244.8.0-24", "bb");
     world.subnet("10.244.0.0-20", "aa");
-    let snapshot = world.seen_by("cc");
-    assert_eq!(codes(&snapshot), ["prefix_conflict"]);
-    assert!(!snapshot.members.contains_key(&Owner::Node("aa".parse().unwrap())));
-    assert_eq!(member(&snapshot, "bb").subnets.len(), 1);
+    let topology = world.seen_by("cc");
+    assert_eq!(codes(&topology), ["prefix_conflict"]);
+    assert!(!topology.members.contains_key(&PeerId::Node("aa".parse().unwrap())));
+    assert_eq!(member(&topology, "bb").subnets.len(), 1);
 }
 
 #[test]
 fn a_retained_value_yields_to_a_valid_younger_one() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1);
     world.node("bb", 2);
     world.subnet("10.244.0.0-20", "aa");
@@ -144,40 +144,40 @@ fn a_retained_value_yields_to_a_valid_younger_one() {
     world.records.subnets.get_mut(&key).unwrap().retained = Some(Retained::Unreadable);
     assert_eq!(codes(&world.seen_by("cc")), [""; 0], "alone it stands");
     world.subnet("10.244.8.0-24", "bb");
-    let snapshot = world.seen_by("cc");
-    assert_eq!(codes(&snapshot), ["prefix_conflict"]);
-    assert_eq!(member(&snapshot, "bb").subnets.len(), 1);
+    let topology = world.seen_by("cc");
+    assert_eq!(codes(&topology), ["prefix_conflict"]);
+    assert_eq!(member(&topology, "bb").subnets.len(), 1);
 }
 
 #[test]
 fn a_key_belongs_to_one_node_its_next_one_too() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1).next_public_key = Some(public_key(9));
     world.node("bb", 9);
     world.subnet("10.244.3.0-24", "aa");
     world.subnet("10.244.4.0-24", "bb");
-    let snapshot = world.seen_by("cc");
-    assert_eq!(codes(&snapshot), ["key_conflict"]);
-    assert_eq!(member(&snapshot, "aa").keys, [public_key(1), public_key(9)]);
-    assert!(member(&snapshot, "bb").keys.is_empty(), "its prefix stays its own, unreachable");
+    let topology = world.seen_by("cc");
+    assert_eq!(codes(&topology), ["key_conflict"]);
+    assert_eq!(member(&topology, "aa").keys, [public_key(1), public_key(9)]);
+    assert!(member(&topology, "bb").keys.is_empty(), "its prefix stays its own, unreachable");
 }
 
 #[test]
 fn an_endpoint_inside_the_network_costs_that_node_alone() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1);
     world.node("bb", 2).endpoints = vec!["10.244.7.7:51820".parse().unwrap()];
     world.subnet("10.244.3.0-24", "aa");
     world.subnet("10.244.4.0-24", "bb");
-    let snapshot = world.seen_by("cc");
-    assert_eq!(codes(&snapshot), ["inside_network"]);
-    assert!(!member(&snapshot, "aa").keys.is_empty());
-    assert!(member(&snapshot, "bb").keys.is_empty());
+    let topology = world.seen_by("cc");
+    assert_eq!(codes(&topology), ["inside_network"]);
+    assert!(!member(&topology, "aa").keys.is_empty());
+    assert!(member(&topology, "bb").keys.is_empty());
 }
 
 #[test]
 fn a_node_made_again_under_its_old_name_is_a_full_peer_by_its_id() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("bb", 1).name = "east-1".parse().unwrap();
     world.subnet("10.244.3.0-24", "bb");
     // Its id sorts before the older one's: only the order in etcd counts.
@@ -186,49 +186,49 @@ fn a_node_made_again_under_its_old_name_is_a_full_peer_by_its_id() {
     world.node("cc", 3).name = "east-1".parse().unwrap();
     world.subnet("10.244.5.0-24", "cc");
     for me in ["aa", "bb", "cc", "dd"] {
-        let snapshot = world.seen_by(me);
-        assert_eq!(codes(&snapshot), ["name_conflict"; 2]);
-        for (problem, id) in snapshot.problems.iter().zip(["aa", "cc"]) {
+        let topology = world.seen_by(me);
+        assert_eq!(codes(&topology), ["name_conflict"; 2]);
+        for (problem, id) in topology.problems.iter().zip(["aa", "cc"]) {
             assert!(problem.cause.contains(&format!("`east-1 ({id})`")), "{problem:?}");
             assert!(problem.remedy.starts_with("meshctl node remove bb "), "{problem:?}");
         }
         for (id, name) in [("aa", "east-1 (aa)"), ("bb", "east-1"), ("cc", "east-1 (cc)")] {
             if id == me {
-                assert_eq!(snapshot.own_record, OwnRecord::Holds { name: name.to_owned() });
-                assert_eq!(snapshot.own_subnets.len(), 1);
+                assert_eq!(topology.own_record, OwnRecord::Holds { name: name.to_owned() });
+                assert_eq!(topology.own_subnets.len(), 1);
             } else {
-                assert_eq!(member(&snapshot, id).name, name);
-                assert!(!member(&snapshot, id).keys.is_empty());
+                assert_eq!(member(&topology, id).name, name);
+                assert!(!member(&topology, id).keys.is_empty());
             }
         }
     }
     world.removed("bb", 1);
     world.records.nodes.remove(&"bb".parse().unwrap());
     world.records.subnets.remove(&"10.244.3.0-24".parse().unwrap());
-    let snapshot = world.seen_by("dd");
-    assert_eq!(member(&snapshot, "aa").name, "east-1", "the next oldest has the name");
-    assert_eq!(member(&snapshot, "cc").name, "east-1 (cc)");
+    let topology = world.seen_by("dd");
+    assert_eq!(member(&topology, "aa").name, "east-1", "the next oldest has the name");
+    assert_eq!(member(&topology, "cc").name, "east-1 (cc)");
 }
 
 #[test]
 fn a_node_knows_whether_its_own_record_holds() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1);
     assert_eq!(world.seen_by("aa").own_record, OwnRecord::Holds { name: "name-aa".to_owned() });
     assert_eq!(world.seen_by("bb").own_record, OwnRecord::Missing);
     world.node("bb", 1);
     let OwnRecord::Refused { cause } = world.seen_by("bb").own_record else { panic!("its key is another's") };
     assert!(cause.contains("belongs to nodes/aa"), "{cause}");
-    let mut picture = Picture::new("bb".parse().unwrap());
-    picture.see(&world.records);
+    let mut resolver = TopologyResolver::new("bb".parse().unwrap());
+    resolver.apply(&world.records);
     world.records.nodes.remove(&"aa".parse().unwrap());
-    picture.see(&world.records);
-    assert_eq!(picture.snapshot().own_record, OwnRecord::Holds { name: "name-bb".to_owned() });
+    resolver.apply(&world.records);
+    assert_eq!(resolver.topology().own_record, OwnRecord::Holds { name: "name-bb".to_owned() });
 }
 
 #[test]
 fn an_interface_address_belongs_to_one_node_of_a_site() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1);
     let address = world.records.nodes.values().next().unwrap().value.addresses.clone();
     world.node("bb", 2).addresses = address.clone();
@@ -238,75 +238,75 @@ fn an_interface_address_belongs_to_one_node_of_a_site() {
     for (subnet, node) in [("10.244.3.0-24", "aa"), ("10.244.4.0-24", "bb"), ("10.244.5.0-24", "cc")] {
         world.subnet(subnet, node);
     }
-    let snapshot = world.seen_by("dd");
-    assert_eq!(codes(&snapshot), ["address_conflict"]);
-    assert_eq!(member(&snapshot, "aa").addresses, address);
-    assert!(member(&snapshot, "bb").addresses.is_empty());
-    assert!(!member(&snapshot, "bb").keys.is_empty(), "it is still reached through the tunnel");
-    assert_eq!(member(&snapshot, "cc").addresses, address);
+    let topology = world.seen_by("dd");
+    assert_eq!(codes(&topology), ["address_conflict"]);
+    assert_eq!(member(&topology, "aa").addresses, address);
+    assert!(member(&topology, "bb").addresses.is_empty());
+    assert!(!member(&topology, "bb").keys.is_empty(), "it is still reached through the tunnel");
+    assert_eq!(member(&topology, "cc").addresses, address);
 }
 
 #[test]
 fn each_published_address_is_claimed_and_held_by_itself() {
     let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
-    let mut world = World::new();
+    let mut world = Fixture::new();
     let all = nets(&["192.0.2.1/24", "10.0.0.1/24", "2001:db8::1/64"]);
     world.node("aa", 1).addresses.clone_from(&all);
     world.node("bb", 2).addresses = nets(&["10.0.0.1/24", "10.0.0.2/24", "2001:db8::1/64", "2001:db8::2/64"]);
     world.subnet("10.244.3.0-24", "aa");
     world.subnet("10.244.4.0-24", "bb");
-    let snapshot = world.seen_by("dd");
-    assert_eq!(codes(&snapshot), ["address_conflict"; 2]);
-    assert_eq!(member(&snapshot, "aa").addresses, all);
-    assert_eq!(member(&snapshot, "bb").addresses, nets(&["10.0.0.2/24", "2001:db8::2/64"]), "the others stay its own");
+    let topology = world.seen_by("dd");
+    assert_eq!(codes(&topology), ["address_conflict"; 2]);
+    assert_eq!(member(&topology, "aa").addresses, all);
+    assert_eq!(member(&topology, "bb").addresses, nets(&["10.0.0.2/24", "2001:db8::2/64"]), "the others stay its own");
 }
 
 #[test]
 fn a_removed_node_and_its_key_are_refused_everywhere() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1);
     world.subnet("10.244.3.0-24", "aa");
     world.removed("aa", 1);
     world.node("bb", 1);
     world.subnet("10.244.4.0-24", "bb");
     world.peer("laptop", 1, &["10.9.0.1/32"]);
-    let snapshot = world.seen_by("cc");
-    assert_eq!(codes(&snapshot), ["key_conflict", "key_conflict", "node_removed"]);
-    assert!(snapshot.outside.is_empty());
-    assert!(snapshot.members.values().all(|member| member.keys.is_empty()));
+    let topology = world.seen_by("cc");
+    assert_eq!(codes(&topology), ["key_conflict", "key_conflict", "node_removed"]);
+    assert!(topology.outside.is_empty());
+    assert!(topology.members.values().all(|member| member.keys.is_empty()));
 }
 
 #[test]
 fn an_outside_peer_may_not_overlap_the_network_a_node_or_another_peer() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1);
     world.peer("inside", 11, &["10.244.200.0/24"]);
     world.peer("around", 12, &["10.0.0.0/8"]);
     world.peer("underlay", 13, &["192.0.2.0/24"]);
     world.peer("first", 14, &["10.9.0.0/24"]);
     world.peer("second", 15, &["10.9.0.7/32"]);
-    let snapshot = world.seen_by("cc");
-    assert_eq!(codes(&snapshot), ["covers_underlay", "prefix_conflict", "prefix_conflict", "prefix_conflict"]);
-    assert_eq!(snapshot.outside.keys().map(ToString::to_string).collect::<Vec<_>>(), ["first"]);
+    let topology = world.seen_by("cc");
+    assert_eq!(codes(&topology), ["covers_underlay", "prefix_conflict", "prefix_conflict", "prefix_conflict"]);
+    assert_eq!(topology.outside.keys().map(ToString::to_string).collect::<Vec<_>>(), ["first"]);
 }
 
 #[test]
 fn a_lease_of_flannel_is_spoken_to_by_its_backend_data() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     let key = public_key(5);
     let value = format!(
         r#"{{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"wireguard","BackendData":{{"PublicKey":"{key}","Port":51820}}}}"#
     );
     let versioned = world.versioned(SubnetLease::parse(value.as_bytes()).unwrap());
     world.records.subnets.insert("10.244.7.0-24".parse().unwrap(), versioned);
-    let snapshot = world.seen_by("cc");
-    let lease = snapshot.members.values().next().unwrap();
+    let topology = world.seen_by("cc");
+    let lease = topology.members.values().next().unwrap();
     assert_eq!((lease.keys.as_slice(), lease.endpoints[0].to_string()), (&[key][..], "192.0.2.9:51820".to_owned()));
 }
 
 #[test]
 fn a_lease_of_flannel_with_an_endpoint_inside_the_network_is_unreachable_alone() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1);
     world.subnet("10.244.3.0-24", "aa");
     let key = public_key(5);
@@ -314,22 +314,22 @@ fn a_lease_of_flannel_with_an_endpoint_inside_the_network_is_unreachable_alone()
         format!(r#"{{"PublicIP":"10.244.1.1","BackendType":"wireguard","BackendData":{{"PublicKey":"{key}"}}}}"#);
     let versioned = world.versioned(SubnetLease::parse(value.as_bytes()).unwrap());
     world.records.subnets.insert("10.244.7.0-24".parse().unwrap(), versioned);
-    let snapshot = world.seen_by("cc");
-    let lease = &snapshot.members[&Owner::Lease("10.244.7.0-24".parse().unwrap())];
+    let topology = world.seen_by("cc");
+    let lease = &topology.members[&PeerId::Lease("10.244.7.0-24".parse().unwrap())];
     assert!(lease.keys.is_empty() && lease.unusable.as_ref().unwrap().contains("10.244.1.1"));
-    assert!(!member(&snapshot, "aa").keys.is_empty());
+    assert!(!member(&topology, "aa").keys.is_empty());
 }
 
 #[test]
 fn an_outside_peer_is_not_called_through_the_mesh() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.peer("loop", 9, &["10.9.0.0/24"]);
     let peers = &mut world.records.peers;
     let peer = Arc::make_mut(&mut peers.get_mut(&"loop".parse().unwrap()).unwrap().value);
     for endpoint in ["10.244.1.1:51820", "10.9.0.7:51820"] {
         peer.endpoint = Some(endpoint.parse().unwrap());
         let record = peer.clone();
-        let mut world = World::new();
+        let mut world = Fixture::new();
         let versioned = world.versioned(record);
         world.records.peers.insert("loop".parse().unwrap(), versioned);
         assert_eq!(codes(&world.seen_by("cc")), ["prefix_conflict"], "{endpoint}");
@@ -338,7 +338,7 @@ fn an_outside_peer_is_not_called_through_the_mesh() {
 
 #[test]
 fn a_subnet_outside_of_the_network_does_not_hold() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     world.node("aa", 1);
     world.subnet("10.99.3.0-24", "aa");
     assert_eq!(codes(&world.seen_by("cc")), ["subnet_outside_network"]);
@@ -352,7 +352,7 @@ proptest! {
         subnets in proptest::collection::vec((0u8..16, 20u8..=28, 0usize..8, any::<bool>()), 0..24),
         peers in proptest::collection::vec((1u8..12, 0u8..8, 24u8..=32), 0..6),
     ) {
-        let mut world = World::new();
+        let mut world = Fixture::new();
         for (i, (key, next)) in nodes.iter().enumerate() {
             world.node(&format!("n{i}"), *key).next_public_key = next.filter(|next| next != key).map(public_key);
         }
@@ -368,14 +368,14 @@ proptest! {
             world.peer(&format!("p{i}"), key, &[&net.to_string()]);
         }
         let seen = world.seen_by("zz");
-        let mut owned: Vec<(IpNet, Owner)> = Vec::new();
+        let mut owned: Vec<(IpNet, PeerId)> = Vec::new();
         let mut keys: Vec<PublicKey> = Vec::new();
         for (owner, member) in seen.members.iter() {
             owned.extend(member.prefixes().map(|net| (net, owner.clone())));
             keys.extend(&member.keys);
         }
         for (name, peer) in seen.outside.iter() {
-            owned.extend(peer.allowed_ips.iter().map(|net| (*net, Owner::Outside(name.clone()))));
+            owned.extend(peer.allowed_ips.iter().map(|net| (*net, PeerId::Outside(name.clone()))));
             keys.push(peer.public_key);
         }
         for (i, (a, _)) in owned.iter().enumerate() {
@@ -390,12 +390,12 @@ proptest! {
         // Another node sees the same, but for its own part.
         let other = world.seen_by("n0");
         for (net, owner) in owned {
-            if owner == Owner::Node("n0".parse().unwrap()) {
+            if owner == PeerId::Node("n0".parse().unwrap()) {
                 prop_assert!(other.own_prefixes().any(|own| own == net));
             } else if let Some(member) = other.members.get(&owner) {
                 prop_assert!(member.prefixes().any(|own| own == net));
             } else {
-                prop_assert!(matches!(owner, Owner::Outside(name) if other.outside.contains_key(&name)));
+                prop_assert!(matches!(owner, PeerId::Outside(name) if other.outside.contains_key(&name)));
             }
         }
     }
@@ -443,7 +443,7 @@ fn subnet_key(third: u8, len: u8, v6: bool) -> SubnetKey {
     SubnetKey { v4: Some(net_of(third, len)), v6 }
 }
 
-impl World {
+impl Fixture {
     fn take(&mut self, write: &Write) {
         let id = |number: &u8| format!("n{number}");
         match write {
@@ -504,38 +504,38 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever happened before, and whether one saw it piece by piece or at once, the picture is that of the records.
+    /// Whatever happened before, and whether one saw it piece by piece or at once, the topology is that of the records.
     #[test]
     fn what_is_kept_up_to_date_is_what_all_records_come_to(
         rounds in proptest::collection::vec(proptest::collection::vec(write(), 1..6), 1..16),
     ) {
-        let mut world = World::new();
-        let mut picture = Picture::new("n0".parse().unwrap());
+        let mut world = Fixture::new();
+        let mut resolver = TopologyResolver::new("n0".parse().unwrap());
         for writes in rounds {
             writes.iter().for_each(|write| world.take(write));
-            picture.see(&world.records);
+            resolver.apply(&world.records);
             let fresh = world.seen_by("n0");
-            prop_assert_eq!(picture.snapshot(), &fresh, "after {:?}", writes);
+            prop_assert_eq!(resolver.topology(), &fresh, "after {:?}", writes);
         }
     }
 }
 
 #[test]
 fn a_change_leaves_those_that_it_does_not_concern_as_they_are() {
-    let mut world = World::new();
+    let mut world = Fixture::new();
     for number in 1..=100u8 {
         world.node(&format!("n{number}"), number);
         world.subnet(&format!("10.244.{number}.0-24"), &format!("n{number}"));
     }
-    let mut picture = Picture::new("n1".parse().unwrap());
-    picture.see(&world.records);
-    let before = picture.snapshot().clone();
+    let mut resolver = TopologyResolver::new("n1".parse().unwrap());
+    resolver.apply(&world.records);
+    let before = resolver.topology().clone();
     assert_eq!(before.members.len(), 99);
     let node = world.records.nodes.get_mut(&"n50".parse::<NodeId>().unwrap()).unwrap();
     Arc::make_mut(&mut node.value).endpoints = vec!["198.51.100.1:9".parse().unwrap()];
-    let selected = picture.closed(changed(&picture.view, &world.records), &world.records);
+    let selected = resolver.closed(changed(&resolver.records, &world.records), &world.records);
     assert_eq!(selected.len(), 2, "the node and its subnet: {selected:?}");
-    picture.see(&world.records);
-    let changed = picture.snapshot().members.changes(&before.members);
-    assert_eq!(changed, [&Owner::Node("n50".parse().unwrap())]);
+    resolver.apply(&world.records);
+    let changed = resolver.topology().members.changes(&before.members);
+    assert_eq!(changed, [&PeerId::Node("n50".parse().unwrap())]);
 }

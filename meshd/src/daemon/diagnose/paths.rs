@@ -6,11 +6,11 @@ use api_types::{Finding, LayerKind, Path, Peer, Severity};
 use mesh::{
     backend::{KernelForm, PathKind},
     problem::ProblemCode,
-    snapshot::{Owner, Snapshot},
+    topology::{PeerId, Topology},
 };
 use text::quote;
 
-use super::Published;
+use super::ApiState;
 use crate::{daemon::published::Carrier, echo::Echo};
 
 /// Nodes that are asked for an echo; of a larger mesh, those that are known not to be reached come first.
@@ -18,12 +18,12 @@ const ECHOED: usize = 64;
 /// Of those that give none, as many are asked layer by layer: they tell enough.
 const ASKED: usize = 8;
 
-impl Published {
+impl ApiState {
     /// Nodes that answer no echo, each with the outermost layer that does not let packets pass.
     pub(super) fn unreached(&self, peers: &[(String, Peer)], findings: &mut Vec<Finding>) {
-        let snapshot = self.lock().snapshot.clone();
+        let topology = self.lock().topology.clone();
         let overlay = |owner: &String| {
-            let member = snapshot.members.get(&Owner::named(owner)?)?;
+            let member = topology.members.get(&PeerId::named(owner)?)?;
             member.overlay().next()
         };
         // Those first that are known not to be reached.
@@ -96,9 +96,9 @@ pub(super) fn narrow_interfaces(underlay: &[Carrier], mtu: u16, findings: &mut V
 }
 
 /// Peers that are heard from where their records do not say they are.
-pub(super) fn translated(peers: &[(String, Peer)], snapshot: &Snapshot, findings: &mut Vec<Finding>) {
+pub(super) fn translated(peers: &[(String, Peer)], topology: &Topology, findings: &mut Vec<Finding>) {
     for (owner, peer) in peers {
-        let Some(member) = Owner::named(owner).and_then(|owner| snapshot.members.get(&owner)) else { continue };
+        let Some(member) = PeerId::named(owner).and_then(|owner| topology.members.get(&owner)) else { continue };
         let (Some(at), Some(_)) = (peer.endpoint, peer.latest_handshake) else { continue };
         // One that has none calls out, which is what is to be done about a NAT.
         if !member.endpoints.is_empty() && !member.endpoints.contains(&at) {

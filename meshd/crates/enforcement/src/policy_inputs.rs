@@ -1,7 +1,7 @@
 //! Feeds changes of etcd records into the engine.
 
 mod clusters;
-mod own;
+mod local_attachments;
 #[cfg(test)]
 mod tests;
 
@@ -15,25 +15,25 @@ use api_types::{Policy, QuestionError, ShownPolicy};
 use cni::environment::AttachmentName;
 use control_core::objects::ObjectRecord;
 use etcd_schema::{Cluster, Key, KubernetesKey, NodeId};
-use mesh::{problem::Problem, records::Revision, snapshot::Owner};
+use mesh::{problem::Problem, records::Revision, topology::PeerId};
 use policy::{
-    engine::{Age, Attachment, Classifier, End, Engine, Misplaced, ObjectName, PodInfo, PolicyState},
+    engine::{Age, Classifier, End, Engine, Misplaced, ObjectName, PodInfo, PodInterface, PolicyState},
     nft::{LocalPod, Ruleset},
     object::CLUSTER,
     objects::{self, Object},
 };
 
-use self::{clusters::ClusterNodes, own::Own};
-use super::{MeshFacts, NodeFacts, input::Input, mailbox::Letter};
+use self::{clusters::ClusterNodes, local_attachments::LocalAttachments};
+use super::{MeshFacts, NodeFacts, input::PolicyRecord, mailbox::PendingInput};
 
 /// All that policies are made of.
 #[derive(Debug)]
-pub(super) struct World {
+pub(super) struct PolicyInputs {
     engine: Engine,
-    own: Own,
+    own: LocalAttachments,
     clusters: ClusterNodes,
     /// Of all nodes.
-    attachments: HashMap<Key, Attached>,
+    attachments: HashMap<Key, AttachmentState>,
     /// Addresses that keys claim, whether or not they have them.
     claims: HashMap<Key, Box<[IpAddr]>>,
     /// Claimed addresses in this node's own subnets, each with the number of its claims.
@@ -41,14 +41,14 @@ pub(super) struct World {
     /// Policies in force, by key, with what they were understood as.
     policies: BTreeMap<Key, (Policy, Box<str>)>,
     /// Whose each node's name is: one, but for a node without a record whose id is another's name. The last counts.
-    nodes: HashMap<Arc<str>, BTreeSet<Owner>>,
+    nodes: HashMap<Arc<str>, BTreeSet<PeerId>>,
     mesh: Option<Arc<MeshFacts>>,
     complete: bool,
     revision: Revision,
 }
 
 #[derive(Debug)]
-struct Attached {
+struct AttachmentState {
     id: NodeId,
     record: Arc<etcd_schema::Attachment>,
     create_revision: Revision,
@@ -58,12 +58,12 @@ struct Attached {
     node: Option<(Arc<NodeFacts>, Cluster)>,
 }
 
-impl World {
+impl PolicyInputs {
     /// What is known of nothing yet, at this node.
     pub(super) fn new(node: NodeId) -> Self {
         Self {
             engine: Engine::default(),
-            own: Own::new(node),
+            own: LocalAttachments::new(node),
             clusters: ClusterNodes::default(),
             attachments: HashMap::new(),
             claims: HashMap::new(),
@@ -77,21 +77,21 @@ impl World {
     }
 
     /// Takes what came. Returns whether it changed anything.
-    pub(super) fn take(&mut self, letter: Letter) -> bool {
-        let mut changed = letter.mesh.is_some() || (letter.complete && !self.complete);
-        self.complete |= letter.complete;
-        self.revision = letter.revision.unwrap_or(self.revision);
+    pub(super) fn apply_pending(&mut self, pending: PendingInput) -> bool {
+        let mut changed = pending.mesh.is_some() || (pending.complete && !self.complete);
+        self.complete |= pending.complete;
+        self.revision = pending.revision.unwrap_or(self.revision);
         // Which node is whose comes before what its pods are.
         let is_node = |key: &Key| matches!(key, Key::Kubernetes(_, KubernetesKey::Node(_)));
-        let (nodes, changes): (Vec<_>, Vec<_>) = letter.changes.into_iter().partition(|(key, _)| is_node(key));
+        let (nodes, changes): (Vec<_>, Vec<_>) = pending.changes.into_iter().partition(|(key, _)| is_node(key));
         let moved = self.take_cluster_nodes(nodes);
         changed |= moved;
-        match letter.mesh {
+        match pending.mesh {
             Some(mesh) => self.take_mesh(mesh),
             None if moved => self.bind(&BTreeSet::new()),
             None => {}
         }
-        if let Some(table) = letter.attachments {
+        if let Some(table) = pending.attachments {
             changed |= self.take_table(table);
         }
         for (key, record) in changes {
@@ -199,7 +199,7 @@ impl World {
 
     /// Attachments of this node with the UID of a Pod that nothing in etcd is, for people.
     pub(super) fn unmatched(&self) -> Vec<String> {
-        let cluster = self.clusters.of(&Owner::Node(self.own.node.clone()));
+        let cluster = self.clusters.of(&PeerId::Node(self.own.node.clone()));
         let own = self.attachments.iter().filter(|(key, _)| self.own.is_own(key)).map(|(_, attached)| &attached.record);
         own.filter_map(|record| {
             let (pod, uid) = (&record.pod, record.uid.as_deref()?);
@@ -211,7 +211,7 @@ impl World {
 
     /// The same, if Pod objects of this node's cluster are copied: they will come.
     pub(super) fn awaited(&self) -> BTreeSet<AttachmentName> {
-        let cluster = self.clusters.of(&Owner::Node(self.own.node.clone()));
+        let cluster = self.clusters.of(&PeerId::Node(self.own.node.clone()));
         if cluster.is_flat() {
             return BTreeSet::new();
         }
@@ -288,7 +288,7 @@ impl World {
             None => (None, 0, false),
         };
         match (&key, input) {
-            (Key::Kubernetes(cluster, object), Some(Input::Object(read))) => {
+            (Key::Kubernetes(cluster, object), Some(PolicyRecord::Object(read))) => {
                 match summary(&key, &read) {
                     Some(policy) => self.policies.insert(key.clone(), policy),
                     None => self.policies.remove(&key),
@@ -310,7 +310,7 @@ impl World {
                 }
                 objects::delete(&mut self.engine, cluster, object);
             }
-            (Key::Endpoint(..), Some(Input::Attachment(record))) => {
+            (Key::Endpoint(..), Some(PolicyRecord::Attachment(record))) => {
                 self.put_attachment(key, Some(record), create_revision, held);
             }
             (Key::Endpoint(..), _) => self.put_attachment(key, None, create_revision, held),
@@ -336,7 +336,7 @@ impl World {
             return;
         };
         self.claim(&key, &record.addresses);
-        let mut attached = Attached { id: id.clone(), record, create_revision, held, node };
+        let mut attached = AttachmentState { id: id.clone(), record, create_revision, held, node };
         rejoin(&mut self.engine, &self.clusters, self.mesh.as_deref(), &key, &mut attached, true);
         self.attachments.insert(key, attached);
     }
@@ -347,7 +347,7 @@ impl World {
         for (key, record) in changes {
             let Key::Kubernetes(cluster, KubernetesKey::Node(name)) = key else { continue };
             let node = record.and_then(|record| match record.item.into_read() {
-                Some(Input::Object(Object::Node(node))) => Some(node),
+                Some(PolicyRecord::Object(Object::Node(node))) => Some(node),
                 _ => None,
             });
             changed |= self.clusters.take(&cluster, &name, node);
@@ -356,7 +356,7 @@ impl World {
     }
 
     /// Finds the nodes of clusters again, and joins the attachments of those that changed and of `changed`.
-    fn bind(&mut self, changed: &BTreeSet<Owner>) {
+    fn bind(&mut self, changed: &BTreeSet<PeerId>) {
         let Some(mesh) = self.mesh.clone() else { return };
         let mut changed = changed.clone();
         changed.extend(self.clusters.bind(&mesh, &mut self.engine));
@@ -364,7 +364,7 @@ impl World {
             return;
         }
         for (key, attached) in &mut self.attachments {
-            if changed.contains(&Owner::Node(attached.id.clone())) {
+            if changed.contains(&PeerId::Node(attached.id.clone())) {
                 rejoin(&mut self.engine, &self.clusters, Some(&mesh), key, attached, false);
             }
         }
@@ -375,7 +375,7 @@ impl World {
         if before.networks != mesh.networks {
             self.engine.set_networks(mesh.networks.clone().into());
         }
-        let changed: BTreeSet<Owner> = mesh.nodes.changes(&before.nodes).into_iter().cloned().collect();
+        let changed: BTreeSet<PeerId> = mesh.nodes.changes(&before.nodes).into_iter().cloned().collect();
         self.take_nodes(&before, &mesh, &changed);
         self.take_sources(&before, &mesh);
         let moved = before.own != mesh.own;
@@ -403,7 +403,7 @@ impl World {
     }
 
     /// Tells the engine of the nodes that changed, by name.
-    fn take_nodes(&mut self, before: &MeshFacts, mesh: &MeshFacts, changed: &BTreeSet<Owner>) {
+    fn take_nodes(&mut self, before: &MeshFacts, mesh: &MeshFacts, changed: &BTreeSet<PeerId>) {
         let mut names: BTreeSet<Arc<str>> = BTreeSet::new();
         for owner in changed {
             if let Some(was) = before.nodes.get(owner) {
@@ -486,12 +486,12 @@ fn rejoin(
     clusters: &ClusterNodes,
     mesh: Option<&MeshFacts>,
     key: &Key,
-    attached: &mut Attached,
+    attached: &mut AttachmentState,
     record_changed: bool,
 ) {
     let record = &attached.record;
     let node = mesh.and_then(|mesh| mesh.owner(&attached.id, &record.addresses)).map(|node| {
-        let cluster = clusters.of(&Owner::Node(attached.id.clone()));
+        let cluster = clusters.of(&PeerId::Node(attached.id.clone()));
         (Arc::clone(node), cluster)
     });
     let told = |node: &Option<(Arc<NodeFacts>, Cluster)>| {
@@ -504,7 +504,7 @@ fn rejoin(
     let name: Arc<str> = key.to_string().into();
     match &node {
         Some((node, cluster)) => {
-            let attachment = Attachment {
+            let attachment = PodInterface {
                 pod: ObjectName::new(record.pod.namespace.as_str(), record.pod.name.as_str()).of(cluster),
                 uid: record.uid.as_deref().map(Into::into),
                 // Kubernetes always tells the plugin the pod's uid.

@@ -1,7 +1,7 @@
-//! Keeps the snapshot up to date: a changed record is resolved together with all records that it affects.
+//! Keeps the topology up to date: a changed record is resolved together with all records that it affects.
 //!
 //! ```text
-//! differing records of two views ─▶ closure over their claims ─▶ fold ─▶ that part of the Snapshot
+//! differing records of two revisions ─▶ closure over their claims ─▶ fold ─▶ that part of the Topology
 //! ```
 //!
 //! Records affect each other if both claim one key, name, address at a site or node id, or overlapping prefixes. A node
@@ -21,62 +21,63 @@ use prefix_trie::PrefixMap;
 
 use crate::{
     address::{host, prefixes},
-    fold::{Endpoints, Folded, RecordId, Selected, fold},
+    fold::{Folded, NodeEndpoints, RecordId, Selected, fold},
     problem::Problem,
-    records::View,
-    snapshot::{Owner, Snapshot},
+    records::Records,
+    topology::{PeerId, Topology},
 };
 
 /// What one node makes of the records. See the [module](self).
 #[derive(Debug)]
-pub struct Picture {
+pub struct TopologyResolver {
     me: NodeId,
-    view: View,
+    records: Records,
     claims: Index,
-    endpoints: Endpoints,
+    endpoints: NodeEndpoints,
     problems: BTreeMap<RecordId, Vec<Problem>>,
-    snapshot: Snapshot,
+    topology: Topology,
 }
 
-impl Picture {
-    /// The picture of the node `me`, of no records yet.
+impl TopologyResolver {
+    /// The resolver of the node `me`, of no records yet.
     #[must_use]
     pub fn new(me: NodeId) -> Self {
         Self {
             me,
-            view: View::default(),
+            records: Records::default(),
             claims: Index::default(),
-            endpoints: Endpoints::default(),
+            endpoints: NodeEndpoints::default(),
             problems: BTreeMap::new(),
-            snapshot: Snapshot::default(),
+            topology: Topology::default(),
         }
     }
 
-    /// The mesh as the last view has it.
+    /// The mesh as the last records have it.
     #[must_use]
-    pub fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
+    pub fn topology(&self) -> &Topology {
+        &self.topology
     }
 
-    /// The last view.
+    /// The last records.
     #[must_use]
-    pub fn view(&self) -> &View {
-        &self.view
+    pub fn records(&self) -> &Records {
+        &self.records
     }
 
-    /// Takes in a view; costs what differs from the one before. With another configuration all records are folded anew.
-    pub fn see(&mut self, view: &View) {
-        let before = std::mem::replace(&mut self.view, view.clone());
-        self.snapshot.revision = view.revision;
-        let network = view.config.as_ref().map(|config| config.value.as_ref());
-        let changed = changed(&before, view);
-        let selected = if self.snapshot.network.as_ref() == network {
+    /// Takes in records; costs what differs from the one before. With another configuration all records are folded
+    /// anew.
+    pub fn apply(&mut self, records: &Records) {
+        let before = std::mem::replace(&mut self.records, records.clone());
+        self.topology.revision = records.revision;
+        let network = records.config.as_ref().map(|config| config.value.as_ref());
+        let changed = changed(&before, records);
+        let selected = if self.topology.network.as_ref() == network {
             self.closed(changed, &before)
         } else {
-            self.snapshot.network = network.cloned();
+            self.topology.network = network.cloned();
             self.reindex(&changed, &before);
-            // What is gone is among the changed, all the others are in the view.
-            let all = all(view);
+            // What is gone is among the changed, all the others are in the new records.
+            let all = all(records);
             all.into_iter().chain(changed).collect()
         };
         if !selected.is_empty() {
@@ -85,7 +86,7 @@ impl Picture {
     }
 
     /// Brings the index up to date, and returns the changed records with all those that they concern.
-    fn closed(&mut self, changed: BTreeSet<RecordId>, before: &View) -> BTreeSet<RecordId> {
+    fn closed(&mut self, changed: BTreeSet<RecordId>, before: &Records) -> BTreeSet<RecordId> {
         self.reindex(&changed, before);
         let mut selected = changed.clone();
         let mut queue: Vec<RecordId> = changed.iter().cloned().collect();
@@ -94,7 +95,7 @@ impl Picture {
             if changed.contains(&id) {
                 self.claims.concerned(before, &id, &mut found);
             }
-            self.claims.concerned(&self.view, &id, &mut found);
+            self.claims.concerned(&self.records, &id, &mut found);
             for other in found.drain(..) {
                 if !selected.contains(&other) {
                     selected.insert(other.clone());
@@ -105,55 +106,55 @@ impl Picture {
         selected
     }
 
-    fn reindex(&mut self, changed: &BTreeSet<RecordId>, before: &View) {
+    fn reindex(&mut self, changed: &BTreeSet<RecordId>, before: &Records) {
         for id in changed {
             self.claims.remove(before, id);
-            self.claims.add(&self.view, id);
+            self.claims.add(&self.records, id);
         }
     }
 
     /// Folds the selected records and puts what they come to in the place of what they came to before.
-    fn work_out(&mut self, selected: &BTreeSet<RecordId>, before: &View) {
-        let view = &self.view;
+    fn work_out(&mut self, selected: &BTreeSet<RecordId>, before: &Records) {
+        let records = &self.records;
         let mut of_view = Selected::default();
         for id in selected {
-            of_view.add(view, id);
+            of_view.add(records, id);
             if let RecordId::Node(id) = id {
-                for node in [before, view].into_iter().filter_map(|view| view.nodes.get(id)) {
+                for node in [before, records].into_iter().filter_map(|records| records.nodes.get(id)) {
                     self.endpoints.remove(id, &node.value);
                 }
             }
         }
-        let mut folded = fold(view, &self.me, of_view, &mut self.endpoints);
+        let mut folded = fold(records, &self.me, of_view, &mut self.endpoints);
         let mut owners = BTreeSet::new();
         let mut mine = false;
         if selected.contains(&RecordId::Node(self.me.clone())) {
-            self.snapshot.own_record = std::mem::take(&mut folded.own_record);
+            self.topology.own_record = std::mem::take(&mut folded.own_record);
         }
         for id in selected {
             match id {
                 RecordId::Removed(_) => {}
-                RecordId::Node(id) => owners.extend([Owner::Node(id.clone())]),
+                RecordId::Node(id) => owners.extend([PeerId::Node(id.clone())]),
                 RecordId::Subnet(key) => {
-                    owners.insert(Owner::Lease(*key));
-                    for record in [before, view].into_iter().filter_map(|view| view.subnets.get(key)) {
+                    owners.insert(PeerId::Lease(*key));
+                    for record in [before, records].into_iter().filter_map(|records| records.subnets.get(key)) {
                         let Some(node) = &record.value.node else { continue };
                         mine |= *node == self.me;
-                        owners.insert(Owner::Node(node.clone()));
+                        owners.insert(PeerId::Node(node.clone()));
                     }
                 }
                 RecordId::Peer(name) => {
                     let outside = folded.outside.remove(name).map(Arc::new);
-                    self.snapshot.outside.set(name.clone(), outside);
+                    self.topology.outside.set(name.clone(), outside);
                 }
             }
         }
         for owner in owners {
             let member = folded.members.remove(&owner).map(Arc::new);
-            self.snapshot.members.set(owner, member);
+            self.topology.members.set(owner, member);
         }
         if mine {
-            self.snapshot.own_subnets = std::mem::take(&mut folded.own_subnets);
+            self.topology.own_subnets = std::mem::take(&mut folded.own_subnets);
         }
         self.take_problems(selected, folded);
     }
@@ -173,22 +174,22 @@ impl Picture {
         if differ {
             let mut all: Vec<Problem> = self.problems.values().flatten().cloned().collect();
             all.sort();
-            self.snapshot.problems = Arc::new(all);
+            self.topology.problems = Arc::new(all);
         }
     }
 }
 
-/// The records that differ between two views.
-fn changed(before: &View, view: &View) -> BTreeSet<RecordId> {
-    let removed = view.removed.changes(&before.removed).into_iter().cloned().map(RecordId::Removed);
-    let nodes = view.nodes.changes(&before.nodes).into_iter().cloned().map(RecordId::Node);
-    let subnets = view.subnets.changes(&before.subnets).into_iter().copied().map(RecordId::Subnet);
-    let peers = view.peers.changes(&before.peers).into_iter().cloned().map(RecordId::Peer);
+/// The records that differ between two revisions.
+fn changed(before: &Records, records: &Records) -> BTreeSet<RecordId> {
+    let removed = records.removed.changes(&before.removed).into_iter().cloned().map(RecordId::Removed);
+    let nodes = records.nodes.changes(&before.nodes).into_iter().cloned().map(RecordId::Node);
+    let subnets = records.subnets.changes(&before.subnets).into_iter().copied().map(RecordId::Subnet);
+    let peers = records.peers.changes(&before.peers).into_iter().cloned().map(RecordId::Peer);
     removed.chain(nodes).chain(subnets).chain(peers).collect()
 }
 
-fn all(view: &View) -> BTreeSet<RecordId> {
-    changed(&View::default(), view)
+fn all(records: &Records) -> BTreeSet<RecordId> {
+    changed(&Records::default(), records)
 }
 
 /// No record sorts before it.
@@ -205,11 +206,11 @@ struct Index {
 }
 
 impl Index {
-    fn add(&mut self, view: &View, id: &RecordId) {
-        claims(view, id, |claim| {
+    fn add(&mut self, records: &Records, id: &RecordId) {
+        claims(records, id, |claim| {
             self.by_claim.insert((claim, id.clone()));
         });
-        claimed_prefixes(view, id, |net| {
+        claimed_prefixes(records, id, |net| {
             let holders = match net {
                 IpNet::V4(net) => self.v4.entry(net.trunc()).or_default(),
                 IpNet::V6(net) => self.v6.entry(net.trunc()).or_default(),
@@ -218,25 +219,26 @@ impl Index {
         });
     }
 
-    fn remove(&mut self, view: &View, id: &RecordId) {
-        claims(view, id, |claim| {
+    fn remove(&mut self, records: &Records, id: &RecordId) {
+        claims(records, id, |claim| {
             self.by_claim.remove(&(claim, id.clone()));
         });
-        claimed_prefixes(view, id, |net| match net {
+        claimed_prefixes(records, id, |net| match net {
             IpNet::V4(net) => release(&mut self.v4, net.trunc(), id),
             IpNet::V6(net) => release(&mut self.v6, net.trunc(), id),
         });
     }
 
-    /// Adds the records that the record `id` concerns, as it is in `view`; itself and others may be among them, and twice.
-    fn concerned(&self, view: &View, id: &RecordId, found: &mut Vec<RecordId>) {
-        claims(view, id, |claim| {
+    /// Adds the records that the record `id` concerns, as it is in `records`; itself and others may be among them, and
+    /// twice.
+    fn concerned(&self, records: &Records, id: &RecordId, found: &mut Vec<RecordId>) {
+        claims(records, id, |claim| {
             let from = self.by_claim.range((claim, FIRST)..).take_while(|(held, _)| *held == claim);
             found.extend(from.map(|(_, id)| id.clone()));
         });
-        claimed_prefixes(view, id, |net| self.overlapping(net, |other| found.push(other.clone())));
+        claimed_prefixes(records, id, |net| self.overlapping(net, |other| found.push(other.clone())));
         if let RecordId::Node(id) = id
-            && let Some(node) = view.nodes.get(id)
+            && let Some(node) = records.nodes.get(id)
         {
             for endpoint in &node.value.endpoints {
                 self.overlapping(host(endpoint.ip()), |other| {
@@ -273,17 +275,17 @@ fn release<P: prefix_trie::Prefix>(map: &mut PrefixMap<P, Vec<RecordId>>, net: P
     }
 }
 
-/// Each thing that only one record can have and that the record `id` of `view` claims, as a hash.
-fn claims(view: &View, id: &RecordId, mut each: impl FnMut(u64)) {
+/// Each thing that only one record can have and that the record `id` of `records` claims, as a hash.
+fn claims(records: &Records, id: &RecordId, mut each: impl FnMut(u64)) {
     match id {
         RecordId::Removed(id) => {
             each(claim("node", id));
-            let keys = view.removed.get(id).map(|record| &record.value.public_keys);
+            let keys = records.removed.get(id).map(|record| &record.value.public_keys);
             keys.into_iter().flatten().for_each(|key| each(claim("key", key)));
         }
         RecordId::Node(id) => {
             each(claim("node", id));
-            let Some(record) = view.nodes.get(id) else { return };
+            let Some(record) = records.nodes.get(id) else { return };
             let node = &record.value;
             [Some(node.public_key), node.next_public_key].iter().flatten().for_each(|key| each(claim("key", key)));
             each(claim("name", &node.name));
@@ -292,14 +294,14 @@ fn claims(view: &View, id: &RecordId, mut each: impl FnMut(u64)) {
             }
         }
         RecordId::Subnet(key) => {
-            let Some(record) = view.subnets.get(key) else { return };
+            let Some(record) = records.subnets.get(key) else { return };
             match &record.value.node {
                 Some(id) => each(claim("node", id)),
                 None => flannel_keys(&record.value, each),
             }
         }
         RecordId::Peer(name) => {
-            view.peers.get(name).into_iter().for_each(|record| each(claim("key", record.value.public_key)));
+            records.peers.get(name).into_iter().for_each(|record| each(claim("key", record.value.public_key)));
         }
     }
 }
@@ -310,11 +312,11 @@ fn flannel_keys(lease: &SubnetLease, mut each: impl FnMut(u64)) {
     }
 }
 
-fn claimed_prefixes(view: &View, id: &RecordId, mut each: impl FnMut(IpNet)) {
+fn claimed_prefixes(records: &Records, id: &RecordId, mut each: impl FnMut(IpNet)) {
     match id {
-        RecordId::Subnet(key) if view.subnets.contains_key(key) => prefixes(key).for_each(each),
+        RecordId::Subnet(key) if records.subnets.contains_key(key) => prefixes(key).for_each(each),
         RecordId::Peer(name) => {
-            let allowed = view.peers.get(name).map(|record| &record.value.allowed_ips);
+            let allowed = records.peers.get(name).map(|record| &record.value.allowed_ips);
             allowed.into_iter().flatten().for_each(|net| each(*net));
         }
         RecordId::Removed(_) | RecordId::Node(_) | RecordId::Subnet(_) => {}

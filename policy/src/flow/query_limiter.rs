@@ -13,22 +13,22 @@ const PEERS: usize = 4096;
 
 /// Questions per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AskLimits {
+pub struct ConntrackQueryLimits {
     /// In all.
     pub total: u32,
     /// For packets of one peer.
     pub per_peer: u32,
 }
 
-impl Default for AskLimits {
+impl Default for ConntrackQueryLimits {
     fn default() -> Self {
         Self { total: 2000, per_peer: 200 }
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Asks {
-    limits: AskLimits,
+pub(super) struct ConntrackQueryLimiter {
+    limits: ConntrackQueryLimits,
     /// The second that is counted.
     second: u32,
     total: u32,
@@ -37,8 +37,8 @@ pub(super) struct Asks {
     order: VecDeque<(Tuple, u32)>,
 }
 
-impl Asks {
-    pub(super) fn new(limits: AskLimits) -> Self {
+impl ConntrackQueryLimiter {
+    pub(super) fn new(limits: ConntrackQueryLimits) -> Self {
         Self { limits, second: 0, total: 0, by_peer: HashMap::new(), no: HashMap::new(), order: VecDeque::new() }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{Action, ClusterPeer, ClusterPolicy, ClusterRule, NetworkPolicy, Peer, PortMatch, Rule, Tier};
+use super::{Action, ClusterPeer, ClusterPolicy, ClusterRule, NetworkPolicy, PolicyPeer, PortMatch, Rule, Tier};
 
 impl Display for NetworkPolicy {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -30,7 +30,7 @@ impl Display for Rule {
     }
 }
 
-impl Display for Peer {
+impl Display for PolicyPeer {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pods { namespaces: None, pods } => write!(f, "pods {pods} in the policy's namespace"),

@@ -20,21 +20,21 @@ const LOOP_LATE: Duration = Duration::from_secs(120);
 
 /// When each was last seen to come round.
 #[derive(Debug)]
-pub(super) struct Pulse(Mutex<Seen>);
+pub(super) struct Watchdog(Mutex<Heartbeats>);
 
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+struct Heartbeats {
     tunnel: Instant,
     loop_: Instant,
 }
 
-impl Pulse {
+impl Watchdog {
     pub(super) fn new(now: Instant) -> Self {
-        Self(Mutex::new(Seen { tunnel: now, loop_: now }))
+        Self(Mutex::new(Heartbeats { tunnel: now, loop_: now }))
     }
 
     /// The daemon's loop came round.
-    pub(super) fn loop_came_round(&self, now: Instant) {
+    pub(super) fn loop_alive(&self, now: Instant) {
         self.lock().loop_ = now;
     }
 
@@ -45,22 +45,22 @@ impl Pulse {
     }
 
     /// Asks the tunnel's threads again and again until `stop`, and feeds systemd's watchdog while all come round.
-    pub(super) fn feel(self: Arc<Self>, tunnel: Tunnel, stop: CancellationToken) {
+    pub(super) fn spawn(self: Arc<Self>, tunnel: Tunnel, stop: CancellationToken) {
         let every = sd_notify::watchdog_enabled().map_or(EVERY, |watchdog| EVERY.min(watchdog / 3));
         tokio::spawn(async move {
             let mut clock = interval(every);
             clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut before = tunnel.turns();
+            let mut before = tunnel.heartbeats();
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     _ = clock.tick() => {}
                 }
-                let turns = tunnel.turns();
-                if turns.iter().zip(&before).all(|(now, before)| now != before) {
+                let heartbeats = tunnel.heartbeats();
+                if heartbeats.iter().zip(&before).all(|(now, before)| now != before) {
                     self.lock().tunnel = Instant::now();
                 }
-                before = turns;
+                before = heartbeats;
                 if self.checks(Instant::now()).iter().all(|check| check.failure.is_none()) {
                     // Nobody may be listening.
                     let _ = sd_notify::notify(&[NotifyState::Watchdog]);
@@ -69,7 +69,7 @@ impl Pulse {
         });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Heartbeats> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -87,15 +87,15 @@ mod tests {
     #[test]
     fn a_loop_that_hangs_is_named() {
         let start = Instant::now();
-        let pulse = Pulse::new(start);
+        let watchdog = Watchdog::new(start);
         let failed = |now| {
-            let failed = pulse.checks(now).into_iter().filter(|check| check.failure.is_some());
+            let failed = watchdog.checks(now).into_iter().filter(|check| check.failure.is_some());
             failed.map(|check| check.name).collect::<Vec<_>>()
         };
         assert!(failed(start + TUNNEL_LATE).is_empty());
         assert_eq!(failed(start + LOOP_LATE), ["tunnel_threads"]);
         assert_eq!(failed(start + LOOP_LATE + Duration::from_secs(1)), ["tunnel_threads", "main_loop"]);
-        pulse.loop_came_round(start + LOOP_LATE);
+        watchdog.loop_alive(start + LOOP_LATE);
         assert_eq!(failed(start + LOOP_LATE + Duration::from_secs(1)), ["tunnel_threads"]);
     }
 }
