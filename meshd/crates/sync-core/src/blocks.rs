@@ -5,7 +5,7 @@
 //!
 //! - With `"Allocate": "kubernetes"`, a block is reserved for the running node that is bound to the Node object, if the
 //!   block is free. A block that another node owns is never taken: its owner may live on it.
-//! - A node whose Node object was deleted and that shows no sign of life for [`GONE`] gives up its blocks. The key says
+//! - A node whose Node object was deleted and that shows no sign of life for `GONE` gives up its blocks. The key says
 //!   so, and a node draws such a block when no other is left. Its record stays until its lease ends: a program that may
 //!   write `nodes/` can replace any node's key, so `meshd-sync` may not.
 
