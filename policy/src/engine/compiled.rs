@@ -16,7 +16,7 @@ pub(crate) struct Compiled {
     /// Of equal tier and priority, names decide.
     pub(super) order: (Option<Tier>, u16),
     pub(super) subject: u32,
-    /// By [`Side`]: `None` where it says nothing.
+    /// By [`Side`](super::Side): `None` where it says nothing.
     pub(crate) sides: [Option<Vec<CompiledRule>>; 2],
     /// Never used twice.
     pub(super) version: u32,
@@ -51,7 +51,7 @@ pub(crate) struct CompiledRule {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct NamespaceRules {
     pub(crate) sets: Arc<[u32]>,
-    /// By [`Side`].
+    /// By [`Side`](super::Side).
     pub(crate) unions: [Option<Arc<Union>>; 2],
     /// The generation that they are of.
     pub(crate) changed: u64,
@@ -68,7 +68,7 @@ impl NamespaceRules {
 pub(crate) struct ClassRules {
     pub(crate) namespace: u32,
     pub(crate) sets: Arc<[u32]>,
-    /// By [`Side`].
+    /// By [`Side`](super::Side).
     pub(crate) unions: [Option<Arc<Union>>; 2],
     pub(crate) tiers: [Option<Arc<Tiers>>; 2],
     /// The generation that they are of.
