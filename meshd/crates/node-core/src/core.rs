@@ -68,6 +68,8 @@ pub struct NodeCore {
     /// When other programs' rules, and settings, are looked at.
     others: Pace,
     retry_at: Option<Instant>,
+    /// When attached containers are looked for again, while a subnet is being left.
+    attached_at: Option<Instant>,
     tun_gone: bool,
     /// The first routes have waited for the policies.
     policies_awaited: bool,
@@ -124,6 +126,7 @@ impl NodeCore {
             look: true,
             others: Pace::new(now),
             retry_at: None,
+            attached_at: None,
             tun_gone: false,
             policies_awaited: false,
             stage: PassStage::Idle,
@@ -160,7 +163,7 @@ impl NodeCore {
     /// still there could not be served, as while this node may not act: it waits for a second, or the loop would not rest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let deadlines = [self.mesh.next_deadline(), self.retry_at, self.others.due()];
+        let deadlines = [self.mesh.next_deadline(), self.retry_at, self.attached_at, self.others.due()];
         let served = |at| if at <= self.began { self.stepped + RETRY } else { at };
         deadlines.into_iter().flatten().map(served).min()
     }
@@ -289,12 +292,11 @@ impl NodeCore {
     /// Whether, and as whom, this node acts.
     fn may_act(&mut self, now: Instant, due: bool, out: &mut Effects) {
         let Some(status) = self.status.clone() else { return wait(problems::waiting_for_etcd(self.cache), out) };
-        let leaves = self.mesh.resolver().topology().own_subnets.len() > 1;
-        if leaves || matches!(status.state, MembershipState::SubnetLost { .. }) {
-            // The kernel tells nothing of others' routes: it is asked until the last container is gone.
-            self.retry_at = Some(now + RETRY);
-        }
-        if self.retry_at.is_some() {
+        let leaves = self.mesh.resolver().topology().own_subnets.len() > usize::from(status.subnet.is_some());
+        let leaves = leaves || matches!(status.state, MembershipState::SubnetLost { .. });
+        // The kernel tells nothing of others' routes: it is asked until the last container is gone.
+        self.attached_at = leaves.then(|| now + RETRY);
+        if leaves || self.retry_at.is_some() {
             out.at_once.push(self.read_attached());
         }
         match self.mesh.stance(&status) {

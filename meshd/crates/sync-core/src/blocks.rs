@@ -127,6 +127,8 @@ pub struct NodeBlocks {
     began: Duration,
     /// Nodes that were bound to a Node object in this term. A node that names no cluster is of this one only if it was.
     seen: BTreeMap<NodeId, KubernetesName>,
+    /// Nodes that ran without ever being bound to a Node object in this term: that none has their name now says nothing.
+    strangers: BTreeSet<NodeId>,
     /// Nodes without a Node object that show no sign of life, since when.
     gone: BTreeMap<NodeId, Duration>,
     noticed: BTreeSet<BlockNotice>,
@@ -144,6 +146,8 @@ struct BlockRecords<'a> {
     records: BTreeMap<NodeId, Revision>,
     alive: BTreeSet<NodeId>,
     subnets: BTreeMap<SubnetKey, At<Option<SubnetLease>>>,
+    /// Those whose key has a lease of etcd: no operator reserved them.
+    leased: BTreeSet<SubnetKey>,
     objects: BTreeMap<KubernetesName, At<Option<Arc<KubernetesNode>>>>,
     /// Up to which `subnets/` is known.
     revision: Revision,
@@ -190,8 +194,16 @@ impl NodeBlocks {
     #[must_use]
     pub fn new(cluster: Cluster, fence: Revision, now: Now) -> Self {
         let keys = ClusterKeys::new(&cluster);
-        let (seen, gone, noticed) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Self { keys, cluster, fence, began: now.monotonic, seen, gone, noticed }
+        Self {
+            keys,
+            cluster,
+            fence,
+            began: now.monotonic,
+            seen: BTreeMap::new(),
+            strangers: BTreeSet::new(),
+            gone: BTreeMap::new(),
+            noticed: BTreeSet::new(),
+        }
     }
 
     /// What to do by what etcd holds: the nodes of the mesh, and lists of what is below [`LISTED`], `nodes/`, `alive/` and
@@ -203,11 +215,21 @@ impl NodeBlocks {
         let bound = self.bind(&view, &mut notices);
         self.seen.extend(bound.iter().map(|(id, name)| ((*id).clone(), (*name).clone())));
         self.seen.retain(|id, _| view.nodes.contains_key(id));
-        self.free(now, complete, &view, &mut draft);
+        self.strangers.retain(|id| view.nodes.contains_key(id) && !self.seen.contains_key(id));
+        if complete {
+            let unbound = view.alive.iter().filter(|id| view.nodes.contains_key(*id) && !self.seen.contains_key(*id));
+            self.strangers.extend(unbound.cloned());
+        }
         for (id, name) in bound {
             if let Err(notice) = self.reserve(&view, id, name, &mut draft) {
                 notices.insert(notice);
             }
+        }
+        let mut freeing = TransactionDraft::default();
+        self.free(now, complete, &view, &mut freeing);
+        // In transactions of their own: one that etcd denies keeps no other back.
+        if draft.transaction.writes.is_empty() {
+            draft = freeing;
         }
         let fresh = notices.difference(&self.noticed).cloned().collect();
         self.noticed = notices;
@@ -344,8 +366,14 @@ impl NodeBlocks {
                 continue;
             }
             for (key, (lease, revision)) in &view.subnets {
-                let owned = lease.as_ref().is_some_and(|lease| lease.node.as_ref() == Some(id));
-                if !owned || draft.transaction.writes.len() >= MOST_CHANGES {
+                let owned = lease.as_ref().is_some_and(|lease| {
+                    let by_operator = lease.kubernetes_node.is_none() && !view.leased.contains(key);
+                    lease.node.as_ref() == Some(id) && !by_operator
+                });
+                // What lies outside is no share of this program's.
+                let in_share = view.networks_of(id).or_else(|| view.networks(&self.cluster));
+                let in_share = in_share.is_some_and(|networks| networks.contain(key));
+                if !owned || !in_share || draft.transaction.writes.len() >= MOST_CHANGES {
                     continue;
                 }
                 draft.compare(Compare::CreateRevision { key: Key::Alive(id.clone()).to_string(), equals: 0 });
@@ -362,6 +390,7 @@ impl NodeBlocks {
     /// Nodes of this cluster without a Node object, each with the object's name.
     fn deleted(&self, view: &BlockRecords<'_>) -> BTreeMap<NodeId, KubernetesName> {
         let named = view.nodes.values().filter(|node| node.cluster == self.cluster);
+        let named = named.filter(|node| !self.strangers.contains(&node.id));
         let named = named.filter_map(|node| Some((node.id.clone(), node.name.parse().ok()?)));
         // What a node was, also without a record.
         let reserved = view.subnets.values().filter_map(|(lease, _)| {
@@ -419,6 +448,9 @@ impl<'a> BlockRecords<'a> {
             }
             Ok(Key::Subnet(key)) => {
                 self.subnets.insert(key, (SubnetLease::parse(&entry.value).ok(), at));
+                if entry.lease.is_some() {
+                    self.leased.insert(key);
+                }
             }
             Ok(Key::Kubernetes(cluster, key @ KubernetesKey::Node(_))) if cluster == *of => {
                 let object = match read(&key, &entry.value, false).map(|reading| reading.object) {
@@ -440,7 +472,11 @@ impl<'a> BlockRecords<'a> {
 
     /// The networks of the cluster that the node names.
     fn networks_of(&self, id: &NodeId) -> Option<&ClusterNetworks> {
-        self.config.as_ref()?.0.of_cluster(&self.nodes.get(id)?.cluster)
+        self.networks(&self.nodes.get(id)?.cluster)
+    }
+
+    fn networks(&self, cluster: &Cluster) -> Option<&ClusterNetworks> {
+        self.config.as_ref()?.0.of_cluster(cluster)
     }
 
     /// The addresses by which a node is recognised: of the underlay in its record, and of the overlay.

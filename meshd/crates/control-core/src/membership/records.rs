@@ -102,7 +102,10 @@ impl RecordsLane {
                 Standing::Ours | Standing::Free => None,
             };
             let free = self.lost.is_none() && !is_ours(context, &own);
-            let moves = self.lost.is_some() || free && (reservation(context).is_some() || is_outdated(context, &own));
+            // One that was drawn before Kubernetes allocated may be another node's podCIDR, and both would wait for ever.
+            let moves = self.lost.is_some()
+                || free && (reservation(context).is_some() || is_outdated(context, &own))
+                || is_by_kubernetes(context) && is_outdated(context, &own);
             if moves && !context.attached {
                 self.own = None;
                 self.lost = None;
@@ -114,6 +117,7 @@ impl RecordsLane {
                 .store
                 .subnets()
                 .filter(|(_, _, lease)| lease.node.as_ref() == Some(&context.identity.id))
+                .filter(|(key, ..)| context.attached || !(is_by_kubernetes(context) && is_outdated(context, key)))
                 .min_by_key(|(key, kept, _)| (kept.lease.is_some(), kept.create_revision, **key))
                 .map(|(key, _, _)| *key);
         }
@@ -399,11 +403,10 @@ fn is_outdated(context: &Context<'_>, own: &SubnetKey) -> bool {
 
 fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
     let store = context.store;
-    let Some(kept) = store.get(&Key::Subnet(*own).to_string()) else {
-        let is_freed = |other: &SubnetKey| {
-            let kept = store.get(&Key::Subnet(*other).to_string()).and_then(|kept| kept.get::<SubnetLease>());
-            kept.is_some_and(|lease| lease.freed.is_some())
-        };
+    let lease = |key: &SubnetKey| store.get(&Key::Subnet(*key).to_string()).and_then(|kept| kept.get::<SubnetLease>());
+    let is_freed = |key: &SubnetKey| lease(key).is_some_and(|lease| lease.freed.is_some());
+    // One that was given up for this node is as if it were not there.
+    let Some(kept) = store.get(&Key::Subnet(*own).to_string()).filter(|_| !is_freed(own)) else {
         if let Some(other) = store.present_subnets().find(|other| own.overlaps(other) && !is_freed(other)) {
             return Standing::Lost(format!("`{}` overlaps it", Key::Subnet(*other)));
         }
@@ -414,12 +417,7 @@ fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
         return Standing::Free;
     };
     // The last good value of a record that cannot be read says whose it is; it is put right by its owner.
-    let lease = kept.get::<SubnetLease>();
-    if lease.is_some_and(|lease| lease.freed.is_some()) {
-        // It was given up for this node, and nothing has taken it since.
-        return Standing::Free;
-    }
-    match lease.and_then(|lease| lease.node.as_ref()) {
+    match kept.get::<SubnetLease>().and_then(|lease| lease.node.as_ref()) {
         Some(node) if *node == context.identity.id => Standing::Ours,
         Some(node) => Standing::Lost(format!("it belongs to node {node}")),
         None => Standing::Lost("its key no longer names this node".into()),
@@ -507,7 +505,8 @@ fn surplus(context: &Context<'_>, in_use: Option<&SubnetKey>) -> Vec<(String, Re
                 true => (kept.lease.is_some() || lease.kubernetes_node.is_some()) && context.idle.contains(*key),
                 false => kept.lease.is_some(),
             };
-            in_use.is_some_and(|own| own != *key) && is_surplus && lease.node.as_ref() == Some(&context.identity.id)
+            let is_other = in_use.map_or(kubernetes, |own| own != *key);
+            is_other && is_surplus && lease.node.as_ref() == Some(&context.identity.id)
         })
         .map(|(key, kept, _)| (Key::Subnet(*key).to_string(), kept.mod_revision))
         .take(16)

@@ -1328,6 +1328,39 @@ fn a_changed_block_is_used_at_once_and_the_old_one_goes_with_its_last_attachment
     }
 }
 
+/// Each node's podCIDR is what the other one drew before: a node without pods gives way.
+#[test]
+fn drawn_subnets_give_way_to_podcidrs_that_are_the_others() {
+    let mut sim = Sim::new(14, 2);
+    sim.operator_puts("config", CLUSTERS);
+    for node in 0..2 {
+        sim.nodes[node].facts.cluster = "west".parse().unwrap();
+        sim.start(node);
+    }
+    sim.run(Duration::from_secs(20));
+    let drawn: Vec<String> = (0..2).map(|node| Key::Subnet(sim.nodes[node].cached.unwrap()).to_string()).collect();
+    sim.nodes[0].attached = true;
+    sim.step(0, Input::Attached(true));
+    sim.operator_puts("config", BY_KUBERNETES);
+    sim.run(Duration::from_secs(30));
+    assert_eq!(sim.subnets_of(0), [&*drawn[0]], "pods have addresses of it");
+    assert!(joined(&sim, 0) && !joined(&sim, 1));
+    let idle = |key: &str| Input::Idle(BTreeSet::from([key.strip_prefix("subnets/").unwrap().parse().unwrap()]));
+    sim.step(1, idle(&drawn[1]));
+    sim.run(Duration::from_secs(40));
+    assert!(sim.subnets_of(1).is_empty() && !sim.etcd.keys.contains_key(&drawn[1]));
+    // The podCIDR of node 0 is free now; its drawn one goes with its last pod.
+    reserve(&mut sim, drawn[1].strip_prefix("subnets/").unwrap(), 0);
+    sim.run(Duration::from_secs(50));
+    sim.step(0, idle(&drawn[0]));
+    sim.run(Duration::from_secs(60));
+    assert_eq!(sim.subnets_of(0), [&*drawn[1]]);
+    reserve(&mut sim, drawn[0].strip_prefix("subnets/").unwrap(), 1);
+    sim.run(Duration::from_secs(70));
+    assert!((0..2).all(|node| joined(&sim, node)));
+    assert_eq!(sim.subnets_of(1), [&*drawn[0]]);
+}
+
 #[test]
 fn what_a_node_gave_up_is_drawn_last_and_goes_back_to_it_if_it_returns() {
     let mut sim = Sim::new(13, 3);

@@ -26,6 +26,12 @@ impl Etcd {
         self.store(key, value.as_bytes(), None);
     }
 
+    /// The subnet of node `id`, as its daemon leases it.
+    fn lease(&mut self, key: &str, id: &str) {
+        self.revision += 1;
+        self.store(key, json!({"Node": id}).to_string().as_bytes(), LeaseId::new(7));
+    }
+
     fn store(&mut self, key: &str, value: &[u8], lease: Option<LeaseId>) {
         let create_revision = self.keys.get(key).map_or(self.revision, |entry| entry.create_revision);
         let (mod_revision, value) = (self.revision, value.into());
@@ -241,8 +247,9 @@ fn a_deleted_nodes_block_is_free_once_its_daemon_is_gone_and_not_before() {
         for (id, name, number) in [("a", "one", 1), ("b", "two", 2), ("c", "three", 3)] {
             put_node(&mut etcd, id, name, number);
             put_object(&mut etcd, name, number, &[&format!("10.42.{number}.0/24")]);
-            etcd.put(&format!("subnets/10.42.{number}.0-24"), &json!({"Node": id}).to_string());
+            etcd.lease(&format!("subnets/10.42.{number}.0-24"), id);
         }
+        settle(&mut blocks, &mut etcd, at(50));
         let owned = pairs(&[("10.42.1.0-24", "a"), ("10.42.2.0-24", "b"), ("10.42.3.0-24", "c")]);
         // The Node object is gone and the node lives on; or the daemon is gone and the object is there.
         etcd.delete("k8s/east/nodes/one");
@@ -284,6 +291,61 @@ fn a_deleted_nodes_block_is_free_once_its_daemon_is_gone_and_not_before() {
     }
 }
 
+#[test]
+fn what_is_an_operators_another_clusters_or_a_strangers_is_not_given_up() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", CONFIG);
+    for (id, name, number) in [("a", "one", 1), ("b", "two", 2), ("c", "three", 3), ("s", "stranger", 4)] {
+        put_node(&mut etcd, id, name, number);
+        if id != "s" {
+            put_object(&mut etcd, name, number, &[]);
+        }
+    }
+    // A subnet of before the node joined its cluster, a reservation, and a machine that never had a Node object.
+    etcd.lease("subnets/10.244.1.0-24", "a");
+    etcd.put("subnets/10.42.2.0-24", &json!({"Node": "b"}).to_string());
+    etcd.lease("subnets/10.42.4.0-24", "s");
+    settle(&mut blocks, &mut etcd, at(50));
+    for (id, name) in [("a", "one"), ("b", "two"), ("s", "stranger")] {
+        etcd.delete(&format!("k8s/east/nodes/{name}"));
+        etcd.delete(&format!("alive/{id}"));
+    }
+    for number in 5..9 {
+        let (id, name) = (format!("n{number}"), format!("node-{number}"));
+        put_node(&mut etcd, &id, &name, number);
+        put_object(&mut etcd, &name, number, &[]);
+    }
+    let before = etcd.blocks();
+    (100..200).for_each(|second| drop(settle(&mut blocks, &mut etcd, at(second))));
+    assert_eq!(etcd.blocks(), before);
+}
+
+#[test]
+fn giving_up_is_no_part_of_a_reservation() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", CONFIG);
+    for (id, name, number) in [("a", "one", 1), ("b", "two", 2), ("c", "three", 3)] {
+        put_node(&mut etcd, id, name, number);
+        put_object(&mut etcd, name, number, &[&format!("10.42.{number}.0/24")]);
+    }
+    settle(&mut blocks, &mut etcd, at(50));
+    etcd.delete("k8s/east/nodes/one");
+    etcd.delete("alive/a");
+    settle(&mut blocks, &mut etcd, at(100));
+    put_node(&mut etcd, "d", "four", 4);
+    put_object(&mut etcd, "four", 4, &["10.42.4.0/24"]);
+    // etcd may deny one of them for ever.
+    let touched = |step: BlockStep| -> Vec<String> {
+        let writes = step.transaction.map(|transaction| transaction.writes).unwrap_or_default();
+        writes.into_iter().map(|(Write::Put { key, .. } | Write::Delete { key })| key).collect()
+    };
+    assert_eq!(touched(step(&mut blocks, &etcd, at(130), true)), ["subnets/10.42.4.0-24"]);
+    assert!(etcd.commit(&step(&mut blocks, &etcd, at(130), true).transaction.unwrap()).succeeded);
+    assert_eq!(touched(step(&mut blocks, &etcd, at(130), true)), ["subnets/10.42.1.0-24"]);
+}
+
 /// With `Network` alone, a node is of the cluster whose Node object it is bound to.
 #[test]
 fn nodes_that_name_no_cluster_get_blocks_and_give_them_up_too() {
@@ -294,7 +356,7 @@ fn nodes_that_name_no_cluster_get_blocks_and_give_them_up_too() {
         for (id, name, number) in [("a", "one", 1), ("b", "two", 2), ("other", "elsewhere", 3)] {
             put_flat_node(&mut etcd, id, name, number);
             if drawn || id == "other" {
-                etcd.put(&format!("subnets/10.42.{number}.0-24"), &json!({"Node": id}).to_string());
+                etcd.lease(&format!("subnets/10.42.{number}.0-24"), id);
             }
         }
         put_object(&mut etcd, "one", 1, &["10.42.1.0/24"]);
