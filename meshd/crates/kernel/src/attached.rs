@@ -109,13 +109,9 @@ impl Traces {
         if !attached.is_empty() {
             return AttachedRoutes::Routes(attached);
         }
-        // A node has subnets in one network of a family: the others are those of other clusters.
-        let is_known = |network: &IpNet| {
-            let family = |net: &IpNet| net.addr().is_ipv4() == network.addr().is_ipv4();
-            let mut of_family = subnets.iter().filter(|subnet| family(subnet));
-            of_family.any(|subnet| self.networks.iter().any(|network| network.contains(subnet)))
-        };
-        let unknown: Vec<&IpNet> = self.networks.iter().filter(|network| !is_known(network)).collect();
+        // Of another cluster's, too: a node that has moved to another network may have left containers in the one before.
+        let unknown: Vec<&IpNet> =
+            self.networks.iter().filter(|network| !subnets.iter().any(|subnet| network.contains(subnet))).collect();
         let lost: Vec<IpNet> = self
             .overlay
             .iter()
@@ -180,14 +176,12 @@ mod tests {
     }
 
     #[test]
-    fn routes_into_another_clusters_network_are_none_once_the_subnet_is_known() {
+    fn routes_into_another_network_may_be_containers_of_before_a_move() {
         let networks = nets(&["10.244.0.0/16", "fd42:244::/48", "10.42.0.0/16", "fd42:42::/48"]);
         let other = Traces { networks, ..traces(&["0.0.0.0/0", "10.42.9.0/24", "fd42:42:0:9::7/128"]) };
-        assert_eq!(other.judge(&nets(&BOTH)), AttachedRoutes::None);
         let possible = AttachedRoutes::Possible(nets(&["10.42.9.0/24", "fd42:42:0:9::7/128"]));
+        assert_eq!(other.judge(&nets(&BOTH)), possible);
         assert_eq!(other.judge(&[]), possible);
-        // Known in one family only.
-        assert_eq!(other.judge(&nets(&BOTH[..1])), AttachedRoutes::Possible(nets(&["fd42:42:0:9::7/128"])));
     }
 
     #[test]
