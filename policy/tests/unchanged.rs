@@ -94,7 +94,7 @@ fn only_what_a_verdict_depends_on_has_it_made_again() {
     assert!(world.judges_again());
     world.pod(0, "web", 81);
     assert!(world.judges_again(), "ports of the destination");
-    world.policy("p", &lets("nobody"));
+    world.policy("p", &lets("absent"));
     assert!(world.judges_again(), "the policy");
     world.engine.delete_policy(&ObjectName::new("shop", "p"));
     assert!(world.judges_again(), "the last policy");

@@ -217,7 +217,7 @@ fn the_package_of_the_previous_release_is_upgraded_under_traffic_with_containers
         outside.route(&address.to_string(), &format!("via {via}"));
     }
 
-    // Without a policy whoever has an address of the mesh gets there.
+    // Without a policy every host with an address of the mesh gets there.
     let listener = Listener::start(&db.namespace, &db.addresses);
     let senders = [&other.namespace, &*far_other, &*outside].map(|from| Sender::start(from, &db.addresses));
     let strangers: Vec<IpAddr> = other.addresses.iter().chain(far_other.addresses()).copied().collect();
@@ -259,7 +259,7 @@ fn the_package_of_the_previous_release_is_upgraded_under_traffic_with_containers
     }
     assert_eq!(*listener.counts.lock().unwrap(), arrived, "what no policy allows got through");
 
-    // The new plugin gives nobody an address in use, and frees what the old one gave.
+    // The new plugin gives out no address that is in use, and frees what the old one gave.
     machine.sh("meshd install-cni");
     let late = Container::add(&sites.lab, &machine, "late");
     let taken: Vec<&IpAddr> = [&db, &client, &other].into_iter().flat_map(|one| &one.addresses).collect();

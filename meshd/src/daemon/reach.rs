@@ -182,8 +182,8 @@ impl ApiState {
     }
 
     /// The outer path and the session.
-    fn tunnel_layers(&self, asked: &PingTarget, anew: bool, layers: &mut Vec<Layer>) {
-        let shake = self.handshake(&asked.owner, anew);
+    fn tunnel_layers(&self, asked: &PingTarget, again: bool, layers: &mut Vec<Layer>) {
+        let shake = self.handshake(&asked.owner, again);
         let at = match (shake.endpoint, asked.endpoints.first()) {
             (Some(at), _) | (None, Some(&at)) => at.to_string(),
             (None, None) => "no known endpoint".to_owned(),
@@ -227,13 +227,13 @@ impl ApiState {
         });
     }
 
-    /// Makes a session where there is no fresh one, or `anew` in any case.
-    fn handshake(&self, owner: &str, anew: bool) -> Shake {
+    /// Makes a session where there is no fresh one, or `again` in any case.
+    fn handshake(&self, owner: &str, again: bool) -> Shake {
         let look = || self.tunnel.peers().into_iter().find(|peer| peer.name == owner);
         let age = |at: Option<SystemTime>| at.and_then(|at| at.elapsed().ok());
         let Some(before) = look() else { return Shake::default() };
         let before_age = age(before.latest_handshake);
-        if !anew && before.session.alive && before_age.is_some_and(|age| age < FRESH) {
+        if !again && before.session.alive && before_age.is_some_and(|age| age < FRESH) {
             return Shake { endpoint: before.endpoint, age: before_age, took: None };
         }
         let start = Instant::now();

@@ -170,7 +170,7 @@ pub struct ChainRule {
     pub matches: Vec<Match>,
     /// What then happens.
     pub then: Then,
-    /// The policy behind it, which is its comment in nftables; empty where there is none.
+    /// The policy behind it, which is its comment in nftables; empty without one.
     pub because: Arc<str>,
 }
 

@@ -234,7 +234,7 @@ enum Drained {
 }
 
 /// Reads what is there. Once messages were dropped, the kernel goes on dropping them silently until the socket is
-/// empty: so it is emptied before that is volume, and whatever changes after the telling is told again.
+/// empty: so it is emptied before that is volume, and a change after the report is reported again.
 fn drain(fd: i32, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> io::Result<Drained> {
     let mut lost = false;
     for read in 0..DATAGRAMS_PER_FLOOD {

@@ -65,7 +65,7 @@ impl TopologyResolver {
     }
 
     /// Takes in records; costs what differs from the one before. With another configuration all records are folded
-    /// anew.
+    /// again.
     pub fn apply(&mut self, records: &Records) {
         let before = std::mem::replace(&mut self.records, records.clone());
         self.topology.revision = records.revision;

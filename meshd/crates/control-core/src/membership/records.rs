@@ -492,7 +492,7 @@ fn rewrite(
     (!transaction.writes.is_empty()).then_some(transaction)
 }
 
-/// Keys that are this node's beside the one in use: leased ones, and where Kubernetes allocates, blocks of before without
+/// Keys that are this node's beside the one in use: leased ones, and where Kubernetes allocates, earlier blocks without
 /// attachments; with their mod_revision, few at a time. They come from a state directory that was lost, or a reservation
 /// made for a node that had a lease.
 fn surplus(context: &Context<'_>, in_use: Option<&SubnetKey>) -> Vec<(String, Revision)> {

@@ -515,7 +515,7 @@ fn a_backend_that_is_not_there_is_refused() {
     assert!(problem.remedy.contains("wireguard"), "{problem:?}");
 }
 
-/// What policies are made of changes no records; a value that cannot be read is told all the same.
+/// What policies are made of changes no records; a value that cannot be read is reported all the same.
 #[test]
 fn what_policies_are_made_of_goes_another_way() {
     let now = Instant::now();
