@@ -127,7 +127,7 @@ fn own_mac(name: &str) -> Mac {
     mac(&AttachmentName { container_id: name.to_owned(), ifname: "bridge".to_owned() }, 0)
 }
 
-/// `None`: there is no run directory, and nobody who would join.
+/// `None`: there is no run directory, so no other command can join.
 fn lock(run_dir: &Path) -> Result<Option<Flock<File>>, CniError> {
     let path = run_dir.join(LOCK);
     let failed = |error: FileError| CniError::new(Code::Io, format!("{}: {error}", path.display()));

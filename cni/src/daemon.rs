@@ -88,7 +88,7 @@ pub enum DaemonError {
     /// It answered that it does not.
     #[error("{}", .0.message)]
     Refused(Refusal),
-    /// The answer is none that is understood.
+    /// The response cannot be parsed.
     #[error("the daemon's answer is not understood: {0}")]
     Malformed(String),
 }
@@ -215,7 +215,7 @@ impl DaemonClient {
         self.ask(method, path, body)?.answer()
     }
 
-    /// Sends a request. One that nobody took is told with its answer.
+    /// Sends a request. If the connection fails before the daemon takes it, the error says so.
     fn ask(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Asked<'_>, DaemonError> {
         let body = match body {
             Some(body) => serde_json::to_string(body).map_err(|error| DaemonError::Malformed(error.to_string()))?,
@@ -355,7 +355,7 @@ fn path(name: &AttachmentName) -> String {
     format!("/v1/attachments/{}/{escaped}", name.container_id)
 }
 
-/// Whether whoever was at the other end has gone: a daemon that is killed closes its connections.
+/// Whether the peer closed the connection, as a daemon does that is killed.
 fn hung_up(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
@@ -506,7 +506,7 @@ mod tests {
         });
         assert_eq!(CniError::from(attaching.in_force().unwrap_err()).code, Code::TryAgainLater);
         assert_eq!(ended.join().unwrap(), first);
-        // One that is not there is told of where the answer is needed.
+        // A missing daemon is reported where the response is needed.
         drop(listener);
         let attaching = client.clone().impatient();
         let error = attaching.attach(&name(), &attach).unwrap().in_force().unwrap_err();

@@ -2,7 +2,7 @@
 
 use crate::{config::Config, daemon::PodReference, environment::Environment};
 
-/// The namespace of pods of which nobody says one.
+/// The namespace of pods without a stated one.
 const DEFAULT_NAMESPACE: &str = "default";
 
 /// The pod behind an attachment: by the runtime's arguments if it is a Kubernetes pod, else by the configuration, else by

@@ -147,7 +147,7 @@ pub fn config_change(
         change.live.push(NETWORKS);
     }
     for (field, differs) in [
-        // Whether a kind can be had at all is for whoever would run it to judge.
+        // Whether a backend is supported is for the daemon to judge.
         ("Backend.Type", old.backend.kind != new.backend.kind),
         ("Backend.DirectRouting", old.backend.direct_routing != new.backend.direct_routing),
         ("Backend.MTU", old.backend.mtu != new.backend.mtu),

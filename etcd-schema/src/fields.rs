@@ -246,7 +246,8 @@ impl Fields {
                 report.add(join(&self.path, name), "an unknown field", format!("write it \"{meant}\""));
             }
         }
-        // Made anew: this map has kept its room for all that was taken, and thousands of records are held for long.
+        // Rebuilt: this map keeps its capacity for the fields that were taken, and thousands of records are held for
+        // long.
         self.map.into_iter().collect()
     }
 }

@@ -27,7 +27,7 @@ impl fmt::Display for UnknownField {
     }
 }
 
-/// The unknown fields of a value that holds. Kubernetes' own objects have many that do not matter here: none is told.
+/// The unknown fields of a valid value. Those of Kubernetes objects are irrelevant here and are not reported.
 pub(crate) fn unknown_fields(key: &Key, value: &[u8]) -> Vec<UnknownField> {
     let known = key.kind().fields;
     if known.is_empty() {

@@ -25,7 +25,7 @@ impl PublicKey {
         &self.0
     }
 
-    /// Whether every shared secret with this key is zero, whatever the private key: such a key authenticates nobody.
+    /// Whether every shared secret with this key is zero, whatever the private key: such a key authenticates no peer.
     #[must_use]
     pub fn is_low_order(&self) -> bool {
         let mut bytes = self.0;

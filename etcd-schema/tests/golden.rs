@@ -1,7 +1,7 @@
 //! Keys and values beside what `check` says of them, one case a file in `tests/golden`.
 //!
 //! A file is `key: KEY`, then `ok: SUMMARY` or one `error: VIOLATION` for each, an empty line, and the value to the end
-//! of the file. `UPDATE_GOLDEN=1` writes the second part anew, to be read before it is committed.
+//! of the file. `UPDATE_GOLDEN=1` rewrites the second part, to be read before it is committed.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its case has failed")]
 
@@ -54,7 +54,7 @@ fn said(case: &Case) -> Vec<String> {
     }
 }
 
-/// The value of `key` written anew, for those that this crate writes.
+/// The value of `key` as this crate rewrites it, if it writes such values.
 fn rewritten(key: &Key, value: &[u8]) -> Option<Vec<u8>> {
     Some(match key {
         Key::Config => NetworkConfig::parse(value).unwrap().to_json(),

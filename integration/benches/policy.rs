@@ -177,7 +177,7 @@ impl Pair {
     /// microseconds: it goes the whole of it before the call that sends it comes back.
     fn new_flows(&self) -> f64 {
         let (from, to) = (&self.pods[1], &self.pods[2]);
-        // Nobody listens, and nobody is to say so.
+        // No process listens, and no error is to say so.
         to.nft("add table inet quiet\nadd chain inet quiet input { type filter hook input priority 0; policy drop; }");
         let socket = from.enter(|| UdpSocket::bind(("0.0.0.0", 0))).expect("a socket");
         let start = Instant::now();

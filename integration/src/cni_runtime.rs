@@ -286,7 +286,7 @@ impl CniRuntime {
         ran.unwrap_or_else(|error| panic!("{command} up to step {step}: {error}"))
     }
 
-    /// Starts the first plugin with this command and leaves it running, for whoever wants to end it early.
+    /// Starts the first plugin with this command and leaves it running, for callers that end it early.
     ///
     /// # Panics
     /// When it cannot be started.

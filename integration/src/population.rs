@@ -9,7 +9,7 @@ use serde_json::json;
 /// A configuration with room for 16,384 subnets, IPv4 alone.
 pub const LARGE_CONFIG: &str = r#"{"Network": "10.64.0.0/10", "SubnetLen": 24, "Backend": {"Type": "wireguard"}}"#;
 
-/// The records of a registered node that nobody runs. Each number below 8,192 is another one.
+/// The records of a registered node without a daemon. Each number below 8,192 is another one.
 ///
 /// It is at a site of its own, has the subnet with its number, counted from 10.64.1.0/24, and an endpoint in 198.18.0.0/15,
 /// which is kept for benchmarks (RFC 2544).
@@ -33,7 +33,7 @@ impl PaperNode {
         Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 1, 0)) + u32::from(self.0) * 256)
     }
 
-    /// Its key, of which nobody has the private one.
+    /// Its public key, without a known private key.
     #[must_use]
     pub fn public_key(self) -> [u8; 32] {
         // By seed: the same node has the same key each time.

@@ -73,7 +73,7 @@ pub struct Steps {
 /// # Errors
 /// When it cannot be started or watched.
 pub fn run(command: &mut Command, step: usize, at: impl FnOnce() -> Then) -> io::Result<Steps> {
-    // A group of its own: its threads are waited for, and nobody else's children are.
+    // A process group of its own, so that only its threads are waited for.
     let child = trace::traced(command.process_group(0)).spawn()?;
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
     waitpid(pid, Some(WaitPidFlag::__WALL))?;

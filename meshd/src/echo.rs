@@ -106,7 +106,7 @@ impl Echo {
 /// What became of a datagram to a UDP port that does not answer strangers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UdpPort {
-    /// The host said that nobody listens there.
+    /// The host reported that the port is closed.
     Closed,
     /// A firewall at the kernel's output hook refused the datagram.
     Barred,

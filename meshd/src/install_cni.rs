@@ -89,7 +89,7 @@ pub enum Installed {
 /// Installs the plugin, or removes it.
 ///
 /// # Errors
-/// When a file cannot be read or written, or is none that can be chained to.
+/// If a file cannot be read or written, or is no conflist to chain to.
 pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
     if flags.remove {
         remove(flags)?;

@@ -62,7 +62,7 @@ fn remove_idle_bridge(call: &Invocation<'_>) -> Result<(), CniError> {
     Ok(())
 }
 
-/// A plugin that knows GC is told itself.
+/// A plugin that implements GC gets the command itself.
 fn of_delegate(call: &Invocation<'_>, delegate: &Delegate) -> Result<(), CniError> {
     if delegate.version() < CniVersion::V1_1_0 {
         return Ok(());

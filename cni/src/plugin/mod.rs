@@ -122,7 +122,7 @@ fn versions(stdin: &[u8]) -> Value {
     json!({"cniVersion": asked, "supportedVersions": CniVersion::ALL})
 }
 
-/// Says something to whoever reads the runtime's log; standard output is for the runtime itself.
+/// Writes to the runtime's log; standard output is for the runtime itself.
 pub(crate) fn log(text: &str) {
     use std::io::Write as _;
     // Nobody is left to tell when standard error is gone.

@@ -28,8 +28,8 @@ pub struct Freed {
 
 /// Value of a key below `subnets/`.
 ///
-/// With `node` it is that node's; without, that of the Flannel host at `public_ip` or `public_ipv6`; with neither it is
-/// reserved for nobody.
+/// With `node` it is that node's; without, that of the Flannel host at `public_ip` or `public_ipv6`; with neither, no
+/// node can use it.
 #[derive(Clone, PartialEq)]
 pub struct SubnetLease {
     /// `PublicIP`

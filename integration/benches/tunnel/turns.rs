@@ -2,7 +2,7 @@
 //!
 //! On a virtual machine the host takes processor time away as it likes, for seconds at a time. A turn in which it took
 //! much compares nothing but luck. So further turns are taken when some were disturbed, at most as many again, and the
-//! least disturbed ones count. What a turn measured has no say in that; what was left out is printed.
+//! least disturbed ones count. Measured values do not influence the choice; omitted turns are printed.
 
 use std::fmt::Write as _;
 

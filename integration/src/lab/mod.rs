@@ -271,7 +271,7 @@ pub fn remove_kept(wanted: impl Fn(&str) -> bool) -> Vec<String> {
         .filter_map(|entry| {
             let id = entry.file_name().to_str()?.strip_suffix(".lock")?.to_owned();
             let file = fs::File::open(entry.path()).ok()?;
-            // Held until all is removed: whoever makes a Lab of this name meanwhile waits for it in `own`.
+            // Held until all is removed: another Lab of this name waits for it in `own`.
             let _lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
             if !wanted(&id) {
                 return None;

@@ -102,7 +102,7 @@ impl Sniffer {
         }
     }
 
-    /// The first violations so far. The count starts anew.
+    /// The first violations so far. Resets the count.
     #[must_use]
     pub fn take_violations(&self) -> Vec<Violation> {
         self.drain();

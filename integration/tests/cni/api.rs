@@ -69,7 +69,7 @@ fn only_root_may_attach_and_no_request_is_unbounded() {
     assert!(request("GET").contains("\"containerId\":\"c1\""));
     assert_eq!(attachments(node), ["c1"]);
 
-    // Connections that say nothing keep nobody else out.
+    // Silent connections keep no other out.
     let idle: Vec<UnixStream> = (0..200).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     let pod = node.cni("1.0.0", &json!({})).pod("pod");
     await_reaches(node.host(), &pod);

@@ -170,7 +170,7 @@ fn status_and_add_say_that_no_address_is_left() {
     assert_eq!(failure.code(), Some(103), "{failure}");
     assert!(failure.to_string().contains("no free address"), "{failure}");
     assert_eq!(attachments(node).len(), 253);
-    // What nobody is attached with is free again.
+    // Addresses without an attachment are free again.
     network.gc(&["one"]).unwrap_or_else(|failure| panic!("{failure}"));
     network.status().unwrap_or_else(|failure| panic!("{failure}"));
     network.add("two", &two).unwrap_or_else(|failure| panic!("{failure}"));

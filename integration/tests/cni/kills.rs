@@ -1,4 +1,4 @@
-//! Plugin and daemon are killed at any moment, many times; nothing stays that nobody frees.
+//! Plugin and daemon are killed at any moment, many times; everything is freed in the end.
 //!
 //! ```text
 //!   east1 (pods) ── switch ── router ── etcd

@@ -129,7 +129,7 @@ impl Flood {
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 for (socket, address) in sockets.iter().zip(to) {
-                    // What an earlier one met with is told to a later one.
+                    // The error of an earlier datagram is returned for a later one.
                     let _ = socket.send_to(b"flood", (address, PORT));
                 }
                 thread::sleep(PAUSE);
@@ -203,7 +203,7 @@ fn nothing_that_policy_refuses_gets_in_from_the_first_packet_on() {
     race.open_pod("open-k8s");
     race.closed_pod(&kubernetes(race.network(&json!({})), "db-0"), "k8s");
 
-    // While etcd is away: nobody can read there who is attached.
+    // While etcd is away: attachments cannot be read there.
     race.mesh.etcd.stop();
     for round in 0..2 {
         race.open_pod(&format!("open-alone{round}"));

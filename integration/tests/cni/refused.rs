@@ -1,7 +1,7 @@
 //! Policy that is not in force, or that the kernel does not take; and a node without a subnet.
 //!
 //! ```text
-//!   east1 (the pods; its `nft` does as it is told) ─┐
+//!   east1 (the pods; its `nft` fails on demand) ─┐
 //!                                                   ├─ switch ── router ── switch ── west1
 //!   east2 ──────────────────────────────────────────┘               │
 //!                                                                 etcd

@@ -136,7 +136,7 @@ fn the_daemon_that_starts_next_frees_what_was_left_while_it_was_away_and_the_con
     let node = &mesh.nodes[0];
     let left = leave_everything(&network);
     node.kill9();
-    // The runtime is gone, too: nobody says DEL.
+    // The runtime is gone, too: there is no DEL.
     for (_, namespace) in &left {
         remove(namespace);
     }

@@ -1,4 +1,4 @@
-//! Who may send what: keys, inner sources and destinations, and what the sender is told.
+//! Who may send what: keys, inner sources and destinations, and the errors that senders get.
 //!
 //! ```text
 //!   east1 (pod) ── switch ──── router ──── switch ── west1 (pod)
@@ -39,7 +39,7 @@ fn forged_inner_addresses_are_dropped_and_the_endpoint_still_roams() {
     forger.await_reaches(east_pod.addresses().to_vec());
     other.await_reaches(east_pod.addresses().to_vec());
 
-    // Sources: nobody's, another peer's, a pod's of another node, and one of the node's own pods.
+    // Sources: an unused one, another peer's, a pod's of another node, and one of the node's own pods.
     let own_pod = mesh.node("east1").subnets()[0].to_string().replace(".0/24", ".99");
     let sources: [(&str, IpAddr); 5] = [
         ("10.9.0.99/32", east_pod.v4()),
@@ -66,7 +66,7 @@ fn forged_inner_addresses_are_dropped_and_the_endpoint_still_roams() {
     forger.await_reaches(east_pod.addresses().to_vec());
     other.await_reaches(east_pod.addresses().to_vec());
 
-    // Destinations: a pod of another node, and one of nobody, through east1.
+    // Destinations through east1: a pod of another node, and an unused address.
     let nobody: IpAddr = "192.0.2.99".parse().unwrap();
     forger.allow_more(&node_key(&mesh, "east1"), &[west_pod.v4(), west_pod.v6(), nobody]);
     forger.wg.route(&nobody.to_string());
@@ -82,7 +82,7 @@ fn forged_inner_addresses_are_dropped_and_the_endpoint_still_roams() {
     assert_eq!(west, 0, "what was meant to be dropped at east1 came to west1");
 }
 
-/// A destination that nobody has, and a peer that has never been heard of, are answered by ICMP at once (N17).
+/// An unused destination, and a peer that has never been heard, are answered by ICMP at once (N17).
 #[test]
 fn what_goes_nowhere_is_answered_at_once() {
     let sites = TwoSites::with_hosts("unroutable", 1);
@@ -114,7 +114,7 @@ fn what_goes_nowhere_is_answered_at_once() {
     }
 }
 
-/// The own key and keys of other nodes as outside peers are refused, and harm nobody (N24).
+/// The own key and keys of other nodes as external peers are refused, and harm no node (N24).
 #[test]
 fn keys_of_nodes_as_outside_peers_are_refused() {
     let sites = TwoSites::with_hosts("own-key", 1);

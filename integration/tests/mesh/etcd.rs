@@ -21,7 +21,7 @@ use crate::{RouteWatch, SOON, await_well, problems};
 const PACE: Duration = Duration::from_millis(20);
 /// A path is direct again after 30 s of success.
 const DIRECT_AGAIN: Duration = Duration::from_secs(90);
-/// WireGuard keys of nobody, one per peer.
+/// WireGuard keys without an owner, one per peer.
 const KEYS: [&str; 3] = [
     "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
     "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=",
@@ -121,7 +121,7 @@ fn what_was_compacted_while_a_node_stood_still_is_listed_and_no_route_flaps() {
     }
     let direct = Flow::udp(mesh.pod("east1"), mesh.pod("east2"), mesh.pod("east2").v4(), PACE);
     node.stop();
-    // A start anew cuts its connection: the watch has to begin again, at a revision that is no more.
+    // A restart cuts its connection: the watch has to begin again, at a compacted revision.
     mesh.etcd.stop();
     mesh.etcd.start_again();
     for _ in 0..5 {

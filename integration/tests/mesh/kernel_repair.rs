@@ -51,7 +51,7 @@ fn ours(node: &MeshdNode) -> Vec<String> {
 }
 
 /// Breaks something and waits until all is as it was before: a direct path that has lost probes meanwhile proves itself
-/// anew.
+/// again.
 #[track_caller]
 fn put_right(node: &MeshdNode, before: &[String], command: &str) {
     node.host().run(command);

@@ -66,7 +66,7 @@ impl RouteWatch {
     /// The lines since the start: every route that changed.
     #[track_caller]
     pub(crate) fn finish(self) -> Vec<String> {
-        // What was before the mark is told before it.
+        // Earlier events are reported before the mark.
         self.mark();
         self.monitor.log().lines().filter(|line| !line.contains(Self::MARK)).map(str::to_owned).collect()
     }

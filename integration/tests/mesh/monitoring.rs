@@ -223,7 +223,7 @@ fn wg_shows_the_tunnel_and_cannot_change_it() {
     let set = wg(&["set", device, "listen-port", "1234"]);
     assert!(!set.success() && set.stderr.contains("Operation not permitted"), "{}", set.describe());
     assert_eq!(wg(&["show", device, "peers"]).stdout, before);
-    // `wg` removes a socket that nobody answers at; it comes back.
+    // `wg` removes a socket without a listener; it comes back.
     fs::remove_file(format!("/var/run/wireguard/{device}.sock")).unwrap();
     await_until("wg to be answered again", SOON, || wg(&["show", device]).success().then_some(()));
     node.term();

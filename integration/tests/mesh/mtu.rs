@@ -1,4 +1,4 @@
-//! How large packets may be, and who is told when they are too large.
+//! How large packets may be, and who gets the error when they are too large.
 //!
 //! ```text
 //!   east1 (pod) ─┐                                 ┌─ west1 (pod)

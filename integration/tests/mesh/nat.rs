@@ -1,5 +1,4 @@
-//! A node that cannot be called: it is behind a NAT with a short memory (N13), and nobody but itself can bring its
-//! tunnels up.
+//! A node behind a NAT with a short memory (N13): only the node itself can bring its tunnels up.
 //!
 //! ```text
 //!   east1 (pod) ── switch ──── router ──── switch ── west1 (pod)
@@ -83,8 +82,8 @@ fn a_dead_tunnel_comes_back_by_itself() {
     await_reaches(mesh.pod("east1"), home.v6());
 }
 
-/// A daemon that starts anew has no session, and a node behind a NAT has no endpoint to call: what is sent to that
-/// node's pods gets through all the same.
+/// A restarted daemon has no session, and a node behind a NAT has no endpoint to call: what is sent to that node's pods
+/// gets through all the same.
 #[test]
 fn a_restarted_node_reaches_one_behind_a_nat() {
     let (mesh, _nat) = with_home("nat-restart", CONFIG);

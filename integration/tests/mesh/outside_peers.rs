@@ -180,7 +180,7 @@ fn a_peer_without_endpoint_roams() {
     call(false);
     is_at("100.65.0.77:34567");
 
-    // A node that starts anew knows where it was: what its pods send first gets there.
+    // A restarted node knows the peer's endpoint: the first packets of its pods get there.
     for (node, pod) in mesh.nodes.iter().zip(&mesh.pods) {
         node.restart();
         node.await_ready(SOON);

@@ -178,7 +178,7 @@ fn nothing_leaves_in_the_clear_without_a_daemon() {
     for address in mesh.pod("west1").addresses() {
         ping(from, address).assert_none_answered();
     }
-    // An address of the network that is nobody's.
+    // An unused address of the network.
     ping(from, "10.244.255.77").assert_none_answered();
     mesh.sniffer.assert_clean();
     for node in &mesh.nodes {
@@ -338,7 +338,7 @@ fn cleanup_leaves_the_host_as_it_was() {
     assert_eq!(state, kernel_state(node), "a cleanup that is refused changes nothing");
     let forced = node.cleanup(&["--force"]);
     assert!(forced.success(), "{}", forced.describe());
-    // The pod goes after; the switch has no say in what it left.
+    // The pod goes after; the switch does not affect what it left.
     node.host().ip(&[&format!("link delete {}", mesh.pod("east1").host_interface().name())]);
     assert_same(&before[0], &host_state(node.host()));
 

@@ -89,14 +89,14 @@ fn is_installed_run_by_systemd_removed_and_purged() {
     let process = machine.sh("cat /proc/$(systemctl show -P MainPID meshd)/status").stdout;
     assert!(process.contains("CapEff:\t0000000000003000"), "CAP_NET_ADMIN and CAP_NET_RAW alone: {process}");
 
-    // A daemon that hangs is started anew, as often as it takes.
+    // A hung daemon is restarted, as often as it takes.
     assert_eq!(machine.sh("systemctl show -P StartLimitIntervalUSec meshd").stdout.trim(), "0");
     machine.sh("mkdir -p /run/systemd/system/meshd.service.d
          printf '[Service]\nWatchdogSec=10\n' > /run/systemd/system/meshd.service.d/short.conf
          systemctl daemon-reload && systemctl restart meshd");
     await_running(&machine);
     machine.sh("kill -STOP $(systemctl show -P MainPID meshd)");
-    await_ok("the watchdog to start it anew", SOON, || {
+    await_ok("the watchdog to restart it", SOON, || {
         let restarts = machine.sh("systemctl show -P NRestarts meshd").stdout;
         if restarts.trim() != "0" { Ok(()) } else { Err(restarts) }
     });
@@ -123,7 +123,7 @@ fn is_installed_run_by_systemd_removed_and_purged() {
         if told.stdout.contains("\nstarting node=") { Ok(()) } else { Err(told.describe()) }
     });
 
-    // The same version again is an upgrade to the maintainer scripts: the daemon starts anew, the node is the same.
+    // The same version again is an upgrade to the maintainer scripts: the daemon restarts, the node is the same.
     let before = machine.sh("systemctl show -P MainPID meshd").stdout;
     machine.sh("apt-get install -y --reinstall ./meshd.deb");
     assert_ne!(machine.sh("systemctl show -P MainPID meshd").stdout, before);
@@ -142,7 +142,7 @@ fn is_installed_run_by_systemd_removed_and_purged() {
     await_running(&machine);
 
     host.ip(&[&format!("link delete {}", pod.host_interface().name())]);
-    // A mistake in the settings keeps nobody from removing it.
+    // Invalid settings do not prevent removal.
     machine.sh("echo 'no-such-setting = 1' >> /etc/meshd/meshd.toml");
     machine.sh("apt-get remove -y meshd");
     assert_eq!(left_in_kernel(host), Vec::<String>::new());

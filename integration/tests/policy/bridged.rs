@@ -126,7 +126,7 @@ fn a_pod_cannot_borrow_a_neighbours_address() {
     });
     neighbour.ip(&["link set eth0 up"]);
     for server in &servers {
-        // The neighbour is found where it is: nobody was told otherwise.
+        // The neighbour is found at its own port: the forged frames had no effect.
         server.assert_reached(&neighbour);
     }
     // In a frame with a VLAN's tag, which br_netfilter does not show to nftables.
@@ -187,7 +187,7 @@ fn without_br_netfilter_a_bridge_passes_nothing_between_pods() {
     server.assert_reached(&neighbour);
     for name in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
         east1.host().sysctl(name, "0");
-        // The kernel tells nobody of its settings; the daemon looks when something else happens.
+        // The kernel reports no change of settings; the daemon reads them on other events.
         east1.host().nft("add table inet stranger; delete table inet stranger");
         east1.await_status("to name it", SOON, |status| problem(status, "bridge_not_filtered"));
         server.assert_not_reached(&third);
@@ -201,7 +201,7 @@ fn without_br_netfilter_a_bridge_passes_nothing_between_pods() {
         // Or the next round would take this problem for its own.
         east1.await_status("to be content", SOON, |status| !problem(status, "bridge_not_filtered"));
     }
-    // A port that nobody has told of may have any address.
+    // A port without an attachment may have any address.
     let strange = east1.host().pod("strange", &[]);
     let port = strange.host_interface().name().to_owned();
     east1.host().ip(&[&format!("link set {port} master cni0 up")]);

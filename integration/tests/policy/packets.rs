@@ -133,7 +133,7 @@ fn an_error_about_a_flow_passes_as_the_flow_does() {
     let world = World::start("policy-errors", 1);
     let db = world.db();
     world.policy("db", &json!([{"ports": [{"port": 5432, "protocol": "UDP"}]}]));
-    // The answer to a datagram to a port where nobody listens.
+    // The answer to a datagram to a closed port.
     let refused = |from: &Namespace, to: IpAddr, port: u16| {
         from.enter(|| {
             let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
@@ -146,7 +146,7 @@ fn an_error_about_a_flow_passes_as_the_flow_does() {
     };
     for from in [world.client(), &world.neighbour] {
         for to in [db.v4(), db.v6()] {
-            await_ok(&format!("{} to be told that nobody listens", from.name()), SOON, || {
+            await_ok(&format!("{} to learn that the port is closed", from.name()), SOON, || {
                 if refused(from, to, 5432) { Ok(()) } else { Err("it is told nothing".to_owned()) }
             });
             assert!(!refused(from, to, 5433), "{} hears of what is behind a closed port", from.name());
@@ -201,7 +201,7 @@ fn a_reply_by_the_other_path_passes_and_a_beginning_does_not() {
     for (node, other) in [("east1", "east2"), ("east2", "east1")] {
         mesh.node(node).await_path(other, "direct", SOON);
     }
-    // The client is asked by nobody; its own questions go direct, and the answers come out of the tunnel.
+    // No one may open a flow to the client; its own requests go direct, and the responses come out of the tunnel.
     world.policy("client", &json!([]));
     let east2 = mesh.node("east2");
     for address in [client.v4(), client.v6()] {

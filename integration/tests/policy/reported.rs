@@ -45,7 +45,7 @@ fn verdicts_of_nftables_are_reported_and_audit_mode_lets_pass() {
     assert_eq!((&flow["sourcePod"], &flow["destinationPod"]), (&json!("shop/neighbour"), &json!("shop/db")));
     assert_eq!(flow["direction"], "ingress");
     assert!(flow["why"].as_str().is_some_and(|why| why.contains("shop/closed")), "{flow}");
-    // The same for what nobody knows, and for IPv6.
+    // The same for an unknown pod, and for IPv6.
     let v6 = Server::start(db, db.v6(), 5433);
     v6.assert_not_reached(&neighbour);
     await_flow(east1, "refused by IPv6", |flow| at_nftables(flow, "denied") && flow["port"] == 5433);

@@ -93,7 +93,7 @@ fn nothing_reaches_a_pod_before_policies_are_in_force_not_even_in_audit_mode() {
                 server.assert_not_reached(from);
                 v6.assert_not_reached(from);
             }
-            // A pod that is judged by nobody reaches nobody, either.
+            // A pod that no rules judge reaches no other pod, either.
             on_node.assert_not_reached(db);
             server.assert_reached(east1.host());
             v6.assert_reached(east1.host());

@@ -157,7 +157,7 @@ fn the_kernel_agrees_with_the_specification_on_generated_worlds() {
         let (router, mut wire) = router(&lab);
         let mut dice = if seed % 3 == 0 { Dice::of_one_cluster(seed) } else { Dice::new(seed) };
         let mut both = Both::new();
-        // A packet without ports is of the same flow as the one before, which the daemon would have judged anew.
+        // A packet without ports is of the same flow as the one before, which the daemon would have judged again.
         let mut portless = HashSet::new();
         let mut in_force = ruleset(&mut both);
         let first = transactions(TABLE, &Ruleset::default(), &mut in_force);

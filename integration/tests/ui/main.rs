@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 const FLAG: &str = "--ui-addr 127.0.0.1:9474";
 const PAGE: &str = "http://127.0.0.1:9474/";
-/// A key of a record that nobody can read; its name gets into a problem's cause.
+/// A key of an invalid record; its name gets into a problem's cause.
 const HOSTILE: &str = "/meshd/peers/<img src=x onerror=document.title='owned'>";
 
 /// `PICTURE=FILE` keeps what the browser shows; docs/ui.png is made by it.

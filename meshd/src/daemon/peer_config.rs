@@ -34,7 +34,7 @@ pub(super) fn wg_quick(
     if !addresses.is_empty() {
         line(format!("Address = {}", list(&addresses)));
     }
-    // The first address of a network is nobody's, and which one is the peer's own the record does not say.
+    // The first address of a network is unused, and the record does not state the peer's own address.
     if !behind.is_empty() {
         line(format!("# Routed behind this peer: {}", list(&behind)));
     }

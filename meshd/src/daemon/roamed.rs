@@ -61,8 +61,8 @@ impl EndpointCache {
         self.save_at
     }
 
-    /// Writes the file if that is due, without those that are not among `peers` any more. A table without peers, as while
-    /// another daemon has this node's identity, says of none that it is gone.
+    /// Writes the file if it is due, without peers that are gone from `peers`. An empty table, as while this daemon is
+    /// a clone, does not mean that they are gone.
     pub(super) fn save_if_due<T>(&mut self, now: Instant, peers: Option<&CowMap<String, T>>) {
         if self.save_at.is_some_and(|at| at <= now) {
             if let Some(peers) = peers.filter(|peers| !peers.is_empty()) {

@@ -290,7 +290,7 @@ fn icmp(value: &Value, v4: bool) -> Result<(u8, u8), Problem> {
     Ok(if v4 { four } else { six })
 }
 
-/// Runs all packets and changes of a world; `checked` is told of each packet.
+/// Runs all packets and changes of a world; `checked` is called for each packet.
 pub(super) fn run(
     world: &Value,
     store: &mut WorldObjects,

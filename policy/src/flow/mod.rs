@@ -352,8 +352,7 @@ impl FlowTable {
         }
     }
 
-    /// A whole packet or a first fragment. `flow` is told what it belongs to, for those who want to know: that costs as
-    /// much as the judgement.
+    /// A whole packet or a first fragment. `flow`, if any, gets its flow, which costs as much as the judgement.
     #[expect(clippy::too_many_arguments, reason = "a packet and all that its judgement depends on")]
     #[inline]
     fn judge_first(
@@ -392,7 +391,7 @@ impl FlowTable {
             return Judgement::Drop(Dropped::Tombstone);
         }
         if step == Step::Open && matches!(state, FlowState::Closed | FlowState::Closing) {
-            // The same ends begin anew, whichever of them it is.
+            // A new flow between the same ends.
             self.forget(place);
             return self.judge_new(rules, &Tuple::of(packet), step, origin, kernel, now);
         }

@@ -197,7 +197,7 @@ impl FlowStore {
         removed
     }
 
-    /// Where the flows of whoever began this one are counted.
+    /// The place of the flow count of this entry's initiator.
     fn source(&self, entry: &FlowEntry) -> usize {
         entry.key.hash_of_end(entry.flags & FORWARD != 0, &self.seeds) as usize % SOURCES
     }

@@ -268,7 +268,7 @@ fn a_ping_whose_identifier_is_its_type_lets_no_ping_of_the_other_end_in() {
             judgement => judgement,
         };
         assert!(matches!(judgement, Judgement::Drop(Dropped::Policy(_))), "identifier {identifier}: {judgement:?}");
-        // An answer that nobody asked for begins nothing either.
+        // A reply without a request begins no flow either.
         let mut bench = Bench::new(Limits::default());
         assert!(!bench.inbound(&Owner(1), &echo(0, 2, 1, identifier)).passes());
     }
@@ -330,7 +330,7 @@ fn known_flows_are_judged_at_their_next_packet() {
     assert_eq!(bench.outbound(&OPEN, &packet(6, (1, 81), (2, 4000), ACK)), Judgement::Drop(Dropped::Tombstone));
 }
 
-/// Lets pods of this node begin anything, and nobody else; the pod with 10.0.0.1 is this one.
+/// Lets pods of this node begin any flow, and no other host; the pod with 10.0.0.1 is this one.
 struct Owner(u32);
 
 impl Rules for Owner {

@@ -129,10 +129,10 @@ fn port_set(ranges: &[(u16, u16)]) -> String {
 /// The commands that make a table that holds one ruleset into one that holds another: two transactions, the second one
 /// once the first one is committed. Each is empty when there is nothing to do.
 ///
-/// A kernel lets packets meet new rules a moment before it publishes the elements of interval sets, and that moment is as
-/// long as another program has the processor. So rules meet only sets that were published before, and new rules none that
-/// is about to lose elements: sets in use gain elements in place, where nothing else changes; else the sets that differ
-/// are replaced by copies, at once with the rules.
+/// A kernel lets packets meet new rules a moment before it publishes the elements of interval sets; the moment lasts
+/// until the process is scheduled again. So rules use only sets that were published before, and new rules no set that
+/// is about to lose elements. Sets in use gain elements in place if nothing else changes; else the sets that differ are
+/// replaced by copies, together with the rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Transactions {
     /// Sets that no rule in force refers to yet, or elements that sets in use gain.

@@ -148,7 +148,7 @@ fn read_directions(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Opti
     if listed.is_empty() {
         directions.ingress = true;
         let rules = fields.get("egress");
-        // What is no list at all is told by the rules' own reading; here it only means that the types are not known.
+        // A value that is no list is reported by the rules' reader; here it only makes the types unknown.
         directions.egress = match rules.as_ref().map(|at| at.value) {
             None => false,
             Some(Value::Array(rules)) => !rules.is_empty(),

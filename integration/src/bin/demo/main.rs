@@ -41,7 +41,7 @@ const PICTURE: &str = "
 fn main() -> ExitCode {
     let style = Style::new();
     println!("{}{PICTURE}", style.bold("meshd: a real mesh of two sites, in network namespaces of this machine"));
-    // What goes wrong is told once, by the step that it goes wrong in.
+    // A failure is reported once, by its step.
     panic::set_hook(Box::new(|_| {}));
     let started = Instant::now();
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| show(&style)));

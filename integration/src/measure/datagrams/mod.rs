@@ -170,7 +170,7 @@ impl Datagrams {
         let start = Instant::now();
         loop {
             let elapsed = start.elapsed();
-            // What is due comes in whole packs: a part of one that nobody has sent yet is not lost.
+            // Datagrams are due in whole packs: an unsent part of one is not lost.
             let due = (per_second * elapsed.as_secs_f64()) as u64 / segments as u64 * segments as u64;
             // A sender that the machine cannot keep up with must not save up a burst for later.
             let packs = (due.saturating_sub(sent) as usize / segments).min(BATCH);

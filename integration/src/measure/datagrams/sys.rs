@@ -74,7 +74,7 @@ pub(super) fn receive(socket: &UdpSocket, buffers: &mut Buffers) -> io::Result<u
     Ok(count)
 }
 
-/// Lets the socket hold this many bytes that nobody has read yet, beyond the system's limit.
+/// Sets the receive buffer of the socket in bytes, beyond the system's limit.
 pub(super) fn set_receive_buffer(socket: &UdpSocket, bytes: libc::c_int) -> io::Result<()> {
     // SAFETY: the value is an int and its size is given.
     let result = unsafe {

@@ -16,7 +16,7 @@ use integration::{Host, await_until, ping, topology::TwoSites};
 
 use super::{CHANGE, Pair, WATCH, watch};
 
-/// The least that a probe is told by, and its length.
+/// The bytes that identify a probe, and its length.
 const MAGIC: &[u8] = b"mshp";
 const LENGTH: usize = 40;
 /// Where in it the kind is: 1 is a probe, 2 an echo.

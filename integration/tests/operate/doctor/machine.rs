@@ -60,7 +60,7 @@ fn firewalls_routes_and_settings() {
     host.ip(&[&format!("route add {elsewhere} dev eth0")]);
     mends(east1, "foreign_route");
 
-    // What forwards no packet, with the owner's own word for it: nobody's, and Docker's.
+    // Chains that forward no packet: one without a known owner, and Docker's.
     host.nft("table inet strict { chain forward { type filter hook forward priority 0; policy drop; }; }");
     mends(east1, "foreign_forward_drop");
     mesh.await_all_reach_each_other();

@@ -111,8 +111,8 @@ pub enum ServeError {
 /// Serves `source` and `attached` at `path` until `stop`. The socket's mode is 0660. An ADD waits for its Pod object for
 /// `pod_wait` at most.
 ///
-/// A socket that an earlier process left is replaced: the caller holds the lock of the state directory, so nobody
-/// lives behind it.
+/// A socket that an earlier process left is replaced: the caller holds the lock of the state directory, so that process
+/// has ended.
 ///
 /// # Errors
 /// When the socket cannot be made.
@@ -124,7 +124,7 @@ pub fn serve(
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let failed = |error| ServeError::Socket { path: path.display().to_string(), source: error };
-    // Bound beside and renamed, so that whoever finds the socket finds it with its mode.
+    // Bound beside and renamed, so that the socket has its mode once it is visible.
     let beside = path.with_extension("new");
     match fs::remove_file(&beside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),

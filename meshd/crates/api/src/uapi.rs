@@ -104,13 +104,13 @@ pub fn wireguard(
                 }
                 accepted = accepted => {
                     let (Ok((stream, _)), Ok(place)) = (accepted, Arc::clone(&free).acquire_owned().await) else {
-                        // Out of files, most likely: the next look makes the socket anew.
+                        // Out of files, most likely: the next check creates the socket again.
                         socket = None;
                         continue;
                     };
                     let source = Arc::clone(&source);
                     tokio::spawn(async move {
-                        // Who is too slow is left, and one that went away needs no answer.
+                        // Slow clients are dropped, and a client that went away needs no answer.
                         let _ = timeout(LIFETIME, serve(stream, &*source)).await;
                         drop(place);
                     });
@@ -139,7 +139,7 @@ impl Socket {
             }
             _ => {}
         }
-        // Bound beside and renamed, so that whoever finds the socket finds it with its mode.
+        // Bound beside and renamed, so that the socket has its mode once it is visible.
         let beside = path.with_extension("new");
         match fs::remove_file(&beside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

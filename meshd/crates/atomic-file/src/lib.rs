@@ -42,7 +42,7 @@ pub fn write_by(path: &Path, mode: u32, content: impl FnOnce(&mut dyn Write) -> 
     let beside = beside(path)?;
     let written = write_new(&beside, mode, content).and_then(|()| fs::rename(&beside, path));
     if let Err(error) = written {
-        // What is left of it would be in nobody's way, but it may hold a secret.
+        // A leftover would be harmless, but may hold a secret.
         let _ = fs::remove_file(&beside);
         return Err(error);
     }
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
-    /// Who has the old file open reads the old content to its end.
+    /// A process that has the old file open reads the old content to its end.
     #[test]
     fn a_reader_keeps_what_it_has_opened() {
         use std::io::Read as _;

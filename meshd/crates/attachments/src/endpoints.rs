@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::AttachmentTable;
 
 /// The records of this node: keys below the prefix, and values. Attachments without an address in `subnets`, which
-/// nobody would believe, are left out; so are those whose ADD is under way.
+/// other nodes would ignore, are left out; so are those whose ADD is under way.
 #[must_use]
 pub fn endpoints(table: &AttachmentTable, node: &NodeId, subnets: &[IpNet]) -> BTreeMap<String, Vec<u8>> {
     let records = table.attachments.values().filter_map(|attached| {

@@ -83,7 +83,7 @@ struct TableChange {
     history: History,
     /// The holders of addresses of host-local whose containers are gone, though their files may still be there.
     gone: BTreeSet<AttachmentName>,
-    /// What in RUN/attachments could not be read, by name.
+    /// Unreadable entries of RUN/attachments, by name.
     unread: BTreeMap<String, FileError>,
     /// The latest deletion of each name.
     deleted: BTreeMap<AttachmentName, Arrival>,
@@ -99,7 +99,7 @@ pub struct Arrival(pub u64);
 pub struct AckProgress {
     /// Policy is in force for all attachments up to this generation of the table; 0: for none yet.
     pub generation: u64,
-    /// What is newer cannot be put in force: the kernel refuses it.
+    /// The kernel refuses newer rules.
     pub refused: bool,
     /// Of these, no Pod object is in force, although one is to be expected: policies judge them by an unknown pod's rules.
     pub without_pod: Arc<BTreeSet<AttachmentName>>,
@@ -108,8 +108,8 @@ pub struct AckProgress {
 /// The side of enforcement.
 ///
 /// Each ADD waits, before anything leads to its container, until [`progress`](Self::progress) was called with a
-/// generation that is not below that of the table which has it. Until the first call nobody enforces policy on this node,
-/// and no ADD waits; whoever is going to must say generation 0 before the local API is served.
+/// generation that is not below that of the table which has it. Until the first call no policy is enforced on this
+/// node, and no ADD waits; an enforcer must report generation 0 before the local API is served.
 #[derive(Debug)]
 pub struct AttachmentAcks {
     /// What is to be enforced.

@@ -251,7 +251,7 @@ fn what_host_local_has_given_out_stays_reserved_until_its_container_is_gone() {
     attachments.detach(&name("x")).unwrap();
     look(&attachments, &second);
     assert_eq!(allocate(&attachments, "x", Some("10.244.3.3")).unwrap(), "10.244.3.3/29");
-    assert!(allocate(&attachments, "y", Some("10.244.3.4")).is_err(), "nobody can tell whose it is");
+    assert!(allocate(&attachments, "y", Some("10.244.3.4")).is_err(), "its owner is unknown");
     may_not(false);
 }
 
@@ -441,7 +441,7 @@ async fn an_add_waits_for_whoever_enforces_policy_and_for_nobody_else() {
     attachments.in_force(generation).await;
     assert!(!attachments.awaits_policy());
     enforcement.progress(AckProgress { generation: generation_now, refused: true, ..AckProgress::default() });
-    assert!(attachments.awaits_policy(), "the next one would wait in vain");
+    assert!(attachments.awaits_policy(), "the next one would wait without an answer");
     attachments.in_force(generation).await;
 }
 

@@ -77,7 +77,7 @@ impl Endpoints {
         }
         (self.until_revision, self.wait_until) = (None, None);
         let wanted = self.wanted.as_ref()?;
-        // An address may go from one attachment to another: nobody is to see it with both.
+        // An address may move from one attachment to another: no reader may see it with both.
         let withdrawn = store.keys_below(&self.prefix).filter(|(key, _)| !wanted.contains_key(*key));
         let withdrawn = withdrawn.map(|(key, _)| Write::Delete { key: key.to_owned() });
         let new = wanted.iter().filter(|(key, value)| !store.get(key).is_some_and(|kept| kept.holds(value)));

@@ -97,7 +97,7 @@ impl Mailbox {
         self.arrived.notify_one();
     }
 
-    /// Has `question` answered. One too many is dropped, and whoever waits for it sees that.
+    /// Has `question` answered. If too many wait, it is dropped, and its sender sees that.
     pub(super) fn ask(&self, question: Query) {
         let mut state = self.lock();
         if state.pending.questions.len() < MAX_QUESTIONS {

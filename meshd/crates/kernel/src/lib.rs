@@ -60,14 +60,13 @@ pub use sysctl::{Saved, Setting, StateError, Sysctls};
 pub use underlay::{Neighbour, Underlay, UnderlayError, UnderlayFamily, UnderlaySelection};
 pub use watch::{KernelEvents, KernelWatch};
 
-/// Names and numbers by which the kernel's state is told to be ours. They must not change while state of another choice
-/// is left in the kernel: clean up first.
+/// Names and numbers that identify our kernel state. Clean up before they change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The TUN device's name.
     pub tun: InterfaceName,
-    /// The routing protocol number of our routes and rules: [`ROUTE_PROTOCOL`] unless set. Every route and rule with it is ours, so it
-    /// must be none that another program uses (see `/etc/iproute2/rt_protos`).
+    /// The routing protocol number of our routes and rules: [`ROUTE_PROTOCOL`] unless set. Every route and rule with it
+    /// counts as ours, so no other program may use it (see `/etc/iproute2/rt_protos`).
     pub route_protocol: u8,
     /// The name of our nftables table, of family `inet`. It also tags rules in foreign chains.
     pub table_name: String,

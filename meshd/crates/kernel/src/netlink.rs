@@ -66,7 +66,7 @@ pub enum RtnetlinkError {
     },
 }
 
-/// How often a dump is begun anew because something changed under it.
+/// How often a dump is repeated because something changed under it.
 const DUMP_ATTEMPTS: usize = 8;
 
 /// A connection with strict checking, so that the kernel filters dumps.

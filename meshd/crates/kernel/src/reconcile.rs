@@ -196,9 +196,8 @@ impl Kernel {
         Ok(table.map(|table| table.counters).unwrap_or_default())
     }
 
-    /// Keeps what nftables holds after a pass, if that is certain: it was `observed`, all of the `planned` changes were
-    /// made, and nobody has committed anything else since. Policies come and go with every pod, in tables of their own
-    /// that no pass looks at.
+    /// Caches the ruleset after a pass, if it is certain: it was `observed`, all `planned` changes were made, and no
+    /// other transaction came since. Policies change with every pod, in tables that no pass reads.
     fn cache_ruleset(
         &self,
         desired: &Desired,
@@ -238,7 +237,7 @@ impl Kernel {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What nftables holds, as of the last pass, if nobody has committed anything but policies since.
+    /// The ruleset as of the last pass, if only policies were committed since.
     fn cached_ruleset(&self) -> Option<KnownRuleset> {
         let mut known = self.ruleset.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         (known.monitor.changes().ok()? == TableChanges::None).then_some(known)

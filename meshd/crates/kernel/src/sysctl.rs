@@ -30,7 +30,7 @@ use super::{
 };
 
 /// Container runtimes make `/proc/sys` read-only unless the container is privileged. Where the host's is mounted here,
-/// settings are made through it; both show the network namespace of whoever opens them.
+/// settings are made through it; both show the network namespace of the opening thread.
 const WRITABLE_IN_CONTAINER: &str = "/host/proc/sys";
 
 const FORWARD4: &str = "net/ipv4/ip_forward";

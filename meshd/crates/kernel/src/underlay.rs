@@ -113,8 +113,8 @@ impl Kernel {
         Ok(found)
     }
 
-    /// The neighbour entry for `address` on the interface with `index`. `None` where the kernel has none, or none with
-    /// a MAC address, or knows that nobody answers there.
+    /// The neighbour entry for `address` on the interface with `index`. `None` if the kernel has none with a MAC
+    /// address, or the neighbour does not answer.
     ///
     /// # Errors
     /// [`RtnetlinkError`].
@@ -122,8 +122,8 @@ impl Kernel {
         Ok(self.neighbours(index, address.is_ipv4()).await?.remove(&address))
     }
 
-    /// The neighbour entries of one family on the interface with `index`, without those that have no MAC address or of
-    /// which the kernel knows that nobody answers there.
+    /// The neighbour entries of one family on the interface with `index`, without those that have no MAC address or do
+    /// not answer.
     ///
     /// # Errors
     /// [`RtnetlinkError`].

@@ -118,7 +118,7 @@ struct Sockets {
 const BUFFER: usize = 64 * 1024;
 /// The kernel's buffer for what is not yet read, in bytes.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// Between attempts to open the sockets anew.
+/// Delay between attempts to reopen the sockets.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
 /// Datagrams read before the events so far are handed out: a flood is news, not a reason to wait for its end.
 const DATAGRAMS_PER_LOOK: usize = 512;
@@ -289,7 +289,7 @@ fn netfilter_events(datagram: &[u8], table: &str, events: &mut KernelEvents) {
             Some(name) if name.strip_suffix(&[0]).unwrap_or(name) == super::policy_table(table).as_bytes() => {
                 events.policy_ruleset = true;
             }
-            // What others keep in sets may change all the time, and tells nothing that is looked at.
+            // Elements of other programs' sets may change all the time, and are irrelevant here.
             _ => events.foreign_ruleset |= is_of_rules(kind),
         }
     }

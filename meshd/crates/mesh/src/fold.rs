@@ -142,7 +142,7 @@ impl Builder<'_> {
         removed: Vec<(&NodeId, &Record<Removed>)>,
         nodes: Vec<(&'r NodeId, &'r Record<NodeRecord>)>,
     ) -> BTreeMap<&'r NodeId, HoldingNode<'r>> {
-        // Removed keys are held by nobody who could speak with them.
+        // No node holds a removed key.
         for (id, removed) in removed {
             for key in &removed.value.public_keys {
                 self.claims.grant_key(*key, &format!("removed/{id}"));

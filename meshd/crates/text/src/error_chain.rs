@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// The text of `error`, and those of its causes that it does not have already: many repeat what they wrap, and others,
-/// such as "transport error", help nobody alone.
+/// The text of `error` and of its causes, without repetitions: many errors repeat what they wrap, and others, such as
+/// "transport error", explain nothing alone.
 #[must_use]
 pub fn with_causes(error: &dyn Error) -> String {
     followed_by(error.to_string(), error.source())

@@ -30,7 +30,7 @@ impl Alarms {
         let _ = self.wake.set(Box::new(wake));
     }
 
-    /// Sets an alarm. One that was set before stays, and is to be ignored by whoever it wakes.
+    /// Sets an alarm. An earlier one stays; its receiver must ignore it.
     pub(super) fn set(&self, at: Instant, peer: PeerIndex) {
         let earliest = {
             let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);

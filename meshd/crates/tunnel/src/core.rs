@@ -394,7 +394,7 @@ impl Core {
         (new, settled)
     }
 
-    /// Makes a peer, or makes it what `config` says, and gives it what `config` has, which nobody else holds.
+    /// Creates or updates a peer, and gives it the prefixes and keys of `config`, which no other peer holds.
     fn put_peer(&self, cx: &mut PeerContext<'_>, new: &mut Tables, config: &PeerConfig, mtu: u16) {
         let mut drawn = Vec::new();
         let by_index = Arc::clone(&new.by_index);

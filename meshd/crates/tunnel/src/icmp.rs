@@ -7,7 +7,7 @@ use std::{
 
 use packet::{Fragment, Packet, Transport, protocol};
 
-/// What is told to the sender.
+/// The error reported to the sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Error {
     /// No peer can be reached that owns the destination.

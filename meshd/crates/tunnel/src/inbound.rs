@@ -52,9 +52,9 @@ pub(super) trait HandshakeQueue {
     fn offer(&mut self, message: Admitted) -> bool;
 }
 
-/// Messages that may wait for the thread that works on handshakes. All peers of a large mesh call at once when its hub
-/// starts anew: those that do not get through wait 5 s before they call again, so the queue holds them rather than their
-/// turn at calling does. Load begins with an eighth of it, which takes that thread a third of a second.
+/// Capacity of the queue to the handshake thread. When the hub of a large mesh restarts, all peers initiate at once,
+/// and a dropped initiation is repeated only after 5 s. Load begins at an eighth, which takes that thread a third of a
+/// second.
 pub(super) const HANDSHAKES: usize = 8192;
 
 const INITIATION: u32 = 1;

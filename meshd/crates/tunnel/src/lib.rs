@@ -415,7 +415,7 @@ impl Tunnel {
         self.0.shell.switches.status()
     }
 
-    /// Events from now on. A receiver that falls behind by more than 1024 is told so by `Lagged`, and should look at
+    /// Events from now on. A receiver that falls behind by more than 1024 gets `Lagged`, and should read
     /// [`peers`](Self::peers).
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<TunnelEvent> {

@@ -7,7 +7,7 @@ use std::{
 
 /// Every IPv6 link carries packets of this size (RFC 8200); an inner MTU below it would cut IPv6 off.
 pub(super) const MIN_INNER_MTU: u16 = 1280;
-/// A lowered MTU is tried anew after this long, as kernels do.
+/// A lowered MTU is raised and tried again after this long, as in kernels.
 const RETRY: Duration = Duration::from_secs(600);
 
 /// The path MTU of one peer.

@@ -100,7 +100,7 @@ pub(super) struct PeerState {
     next_attempt: Option<Instant>,
     /// When to call although there may be a session: it is most likely gone at one end.
     call_at: Option<Instant>,
-    /// Whether 90 seconds of attempts have passed in vain.
+    /// Whether 90 seconds of attempts have passed without an answer.
     given_up: bool,
     /// Whether anything passed since the last tick.
     busy: bool,

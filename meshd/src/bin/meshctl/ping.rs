@@ -168,8 +168,8 @@ fn find_size(
     }
 }
 
-/// Whether what can be asked has answered. Behind an outside peer that has prefixes alone there is nobody to ask: then it
-/// is its tunnel that counts.
+/// Whether every layer that can answer has answered. An external peer without an address to ping is judged by its
+/// tunnel.
 fn reached(ping: &api_types::Ping) -> bool {
     let is_inner = |layer: &Layer| matches!(layer.layer, LayerKind::Overlay | LayerKind::Pod);
     ping.reached()

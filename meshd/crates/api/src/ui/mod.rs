@@ -39,7 +39,7 @@ const PARTS: [(&str, &str, &str); 9] = [
     ("/view.js", SCRIPT, include_str!("view.js")),
 ];
 
-/// What a browser is to keep to: nothing from elsewhere, nothing inline, in nobody's frame.
+/// Restrictions for the browser: no foreign content, nothing inline, no framing.
 const HEADERS: [(HeaderName, &str); 6] = [
     (
         header::CONTENT_SECURITY_POLICY,

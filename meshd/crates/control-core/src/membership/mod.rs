@@ -96,7 +96,7 @@ pub struct LocalFacts {
 pub enum MembershipState {
     /// Nothing was read from etcd yet.
     Connecting,
-    /// There is no `config`, or none that holds; heals by itself.
+    /// There is no valid `config`; heals by itself.
     NoConfig,
     /// `config` has no network of this node's cluster; heals by itself.
     NoNetwork {
@@ -181,7 +181,7 @@ pub enum CallAnswer {
 pub enum Effect {
     /// Make this call and answer with the id.
     Call(CallId, Call),
-    /// List the store anew: a transaction may have happened or not.
+    /// List again: the outcome of a transaction is unknown.
     Relist,
 }
 

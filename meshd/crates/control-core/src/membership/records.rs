@@ -18,7 +18,7 @@ use crate::{
     types::{CallError, Compare, Transaction, Write},
 };
 
-/// How long the store may take to show what a transaction says must have happened, before it is listed anew.
+/// How long the store may take to show the outcome of a transaction, before it is listed again.
 const CATCH_UP: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -253,7 +253,7 @@ impl RecordsLane {
         self.uses
     }
 
-    /// Whether the store has to be listed anew; says so once.
+    /// Whether the store has to be listed again; true once.
     pub(super) fn wants_relist(&mut self, now: Instant) -> bool {
         if let Some(Wait::Revision { until, .. }) = &mut self.wait
             && self.flight.call.is_none()

@@ -53,7 +53,7 @@ struct Sim {
 struct Node {
     id: NodeId,
     facts: LocalFacts,
-    /// Process of this number runs; effects of earlier ones are nobody's.
+    /// The running process; effects of earlier ones are dropped.
     process: u64,
     membership: Option<Membership>,
     store: Store,

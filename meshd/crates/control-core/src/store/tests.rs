@@ -232,7 +232,7 @@ fn an_unreadable_value_keeps_the_last_good_one_and_says_so() {
     assert!(before.subnets.ptr_eq(&records.subnets));
     let records = store.changed(now, vec![source.put_leased("nodes/a", &node("a"), 7)]).unwrap();
     assert!(records.nodes[&id].retained.is_none() && records.problems.is_empty());
-    // A key that was made anew has no value from before.
+    // A key that was created again has no earlier value.
     store.changed(now, vec![source.delete("nodes/a")]);
     let records = store.changed(now, vec![source.put("nodes/a", "{")]).unwrap();
     assert!(!records.nodes.contains_key(&id));
@@ -341,7 +341,7 @@ fn a_config_that_leaves_leased_subnets_outside_waits_for_them() {
 
 #[test]
 fn everything_deleted_in_one_revision_stays_in_force_until_the_owners_return() {
-    // A mesh of one node is as safe as one of many, and so is one that starts anew from the cache meanwhile.
+    // A mesh of one node is as safe as one of many, and so is one that restarts from the cache meanwhile.
     for nodes in [1, 4] {
         for restart in [false, true] {
             let now = Instant::now();

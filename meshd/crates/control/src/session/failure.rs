@@ -94,7 +94,7 @@ pub(super) fn classify(failure: CallFailure) -> CallError {
     }
 }
 
-/// An error with what caused it: "transport error" or "tcp connect error" alone help nobody.
+/// An error with what caused it: "transport error" or "tcp connect error" alone explain nothing.
 fn with_causes(error: &Error) -> String {
     match error {
         Error::GRpcStatus(status) => followed_by(status.message().to_owned(), std::error::Error::source(status)),

@@ -8,8 +8,8 @@ use super::{
 };
 
 impl Conntrack {
-    /// Removes every flow that one of these addresses has a part in, before or behind a rewriting: what was a reply to
-    /// whoever had the address before is a beginning for who has it now.
+    /// Removes every flow of these addresses, before or after NAT: a reply to an address's previous owner opens a flow
+    /// to the current one.
     pub(crate) fn forget(&mut self, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
         let mut theirs = Vec::new();
         self.dump(|flow| {

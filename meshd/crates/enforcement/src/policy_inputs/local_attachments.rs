@@ -18,7 +18,7 @@ use mesh::records::Revision;
 use super::{PolicyInputs, rejoin};
 use crate::ruleset::PodPort;
 
-/// Who is attached here.
+/// The attachments of this node.
 #[derive(Debug)]
 pub(super) struct LocalAttachments {
     pub(super) node: NodeId,
@@ -55,7 +55,7 @@ impl LocalAttachments {
         self.attached().flat_map(|attach| attach.addresses.iter().copied())
     }
 
-    /// Notes that these addresses are free, as far as nobody is attached with them.
+    /// Notes that these addresses are free, unless an attachment has them.
     pub(super) fn release<'a>(&mut self, addresses: impl Iterator<Item = &'a IpAddr>) {
         for address in addresses {
             if !self.addresses().any(|held| held == *address) {

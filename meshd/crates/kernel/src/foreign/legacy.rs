@@ -7,8 +7,7 @@ use mesh::kernel_state::Desired;
 
 use super::{super::nft::run, ForeignDrop, owner, prefixes};
 
-/// The old filter tables that drop forwarded mesh packets. What cannot be looked at, for want of the tool, is not
-/// reported: nobody could say what is in it.
+/// The old filter tables that drop forwarded mesh packets. Without the tool, they cannot be read and are not reported.
 pub(crate) async fn legacy(desired: &Desired) -> Vec<ForeignDrop> {
     let mut found = Vec::new();
     for (family, file, tool) in

@@ -135,7 +135,7 @@ pub struct ObservedTable {
 pub struct ObservedSet {
     /// `None`: of a type that we never make.
     pub kind: Option<SetKind>,
-    /// Elements that could be read. `None` where one could not: then the set is written anew.
+    /// The elements; `None` if one could not be read: then the set is rewritten.
     pub elements: Option<BTreeSet<Element>>,
 }
 
@@ -200,8 +200,8 @@ pub struct TableDiff {
 impl NftTable {
     /// What must be done to `observed` (`None`: there is no such table) to make it this table, named `name`.
     ///
-    /// Base chains stay where they are. Only where a chain or a set has another shape than we make (another version
-    /// did), the whole table is made anew, in one transaction.
+    /// Base chains stay where they are. If a chain or a set has another shape (made by another version), the whole
+    /// table is replaced in one transaction.
     pub(crate) fn diff(&self, name: &str, observed: Option<&ObservedTable>) -> TableDiff {
         let mut diff = TableDiff::default();
         let empty = ObservedTable::default();

@@ -188,7 +188,7 @@ fn one_failure_does_not_stop_the_others() {
     });
 }
 
-/// A table of our name with another shape, from another version say, is made anew in one step.
+/// A table of our name with another shape, such as another version's, is replaced in one step.
 #[test]
 fn a_table_of_another_shape_is_made_anew() {
     isolated(|| async {

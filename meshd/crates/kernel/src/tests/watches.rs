@@ -61,7 +61,7 @@ fn routes_that_this_process_changes_are_no_news() {
     });
 }
 
-/// More than the socket holds: the reader is told to look at everything, and the watch goes on.
+/// If the socket overruns, the reader gets an event to check everything, and the watch goes on.
 #[test]
 fn an_overrun_is_a_resync() {
     isolated(|| async {

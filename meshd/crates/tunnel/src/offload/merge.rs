@@ -347,7 +347,7 @@ fn identification(bytes: &[u8]) -> u16 {
     u16::from_be_bytes([bytes[4], bytes[5]])
 }
 
-/// Whether two packets with headers of the same kind and length differ in nothing that cutting would not make anew.
+/// Whether two packets with headers of the same kind and length differ only in fields that splitting recomputes.
 fn alike(a: &[u8], b: &[u8], of: &Candidate) -> bool {
     let same = |range: std::ops::Range<usize>| a[range.clone()] == b[range];
     let network = if of.transport == 20 {

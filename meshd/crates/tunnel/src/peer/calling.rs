@@ -198,8 +198,8 @@ impl PeerState {
         tick
     }
 
-    /// What follows when the engines have stopped trying: nobody's packets wait any longer, and peers that are
-    /// wanted up are called at long, scattered intervals until they answer.
+    /// After the engines have given up: drops pending packets, and retries peers that must stay up at long, jittered
+    /// intervals.
     fn give_up(&mut self, cx: &mut PeerContext<'_>) {
         self.drop_waiting(cx, DropReason::OutHandshakeTimeout);
         self.unanswered = None;

@@ -446,7 +446,7 @@ pub(in super::super) struct ReceiveBuffers {
     overflows: [u32; 2],
 }
 
-// SAFETY: the raw pointers in the headers point into the boxes next to them and are set anew in every call.
+// SAFETY: the raw pointers in the headers point into the boxes next to them and are set again in every call.
 unsafe impl Send for ReceiveBuffers {}
 
 impl ReceiveBuffers {
@@ -464,8 +464,7 @@ impl ReceiveBuffers {
     }
 
     /// Receives what waits at the socket of one family, up to [`RECEIVE`] messages, into `into`, which has room for
-    /// them. `lost` is told of datagrams that were not received whole, or not at all. `gro` is switched off when the
-    /// kernel fails at it.
+    /// them. `lost` counts datagrams that were truncated or lost. `gro` is switched off when the kernel fails at it.
     pub(in super::super) fn receive<'a, const N: usize>(
         &'a mut self,
         sockets: &UdpSockets,

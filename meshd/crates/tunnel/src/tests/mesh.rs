@@ -292,7 +292,7 @@ fn a_node_that_announces_itself_is_followed_without_traffic() {
     assert_eq!(sent.len(), 1);
     b.receive(now, &sent);
     assert_eq!(b.endpoint_of("a"), Some("198.51.100.7:51820".parse().unwrap()));
-    // Without a session there is nobody to tell.
+    // Without a session there is no peer to notify.
     let (mut alone, _) = pair(now);
     assert_eq!(alone.announce(now, "b"), []);
 }
@@ -453,7 +453,7 @@ fn a_lower_path_mtu_is_told_to_senders_and_to_the_planner() {
         events.try_recv().unwrap(),
         TunnelEvent::PeerMtu { peer: "b".into(), inner_mtu: 1280, without_df: true }
     );
-    // Tried anew after ten minutes.
+    // Tried again after ten minutes.
     a.ring(now + 601 * SECOND);
     assert!(
         std::iter::from_fn(|| events.try_recv().ok())

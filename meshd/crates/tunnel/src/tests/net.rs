@@ -188,7 +188,7 @@ fn text(output: &Output) -> String {
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(90);
     while !condition() {
-        assert!(Instant::now() < end, "waited in vain: {what}");
+        assert!(Instant::now() < end, "no answer: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -416,7 +416,7 @@ fn a_narrow_link_of_our_own_lowers_the_peers_mtu() {
     until_lowered(&wire, &tunnels[0], 1340, false);
     // What was too big for the link went in fragments.
     assert_eq!(tunnels[0].drops().get(DropReason::UdpSendTooBig), 0);
-    // From now on who sends too much is told.
+    // From now on, senders of too large packets get an error.
     until("the sender to be told", || {
         let output = text(&wire.ping(0, INNER[1][0], "-c 1 -W 1 -M do -s 1392"));
         output.contains("mtu = 1340") || output.contains("mtu=1340")

@@ -311,7 +311,7 @@ fn a_peer_that_is_called_in_vain_is_silent_for_a_while() {
     peer_b(&mut table).call_out = false;
     rig.node.apply(rig.now, table);
     rig.pass(60 * SECOND);
-    assert!(!rig.is_silent("b"), "nobody called it");
+    assert!(!rig.is_silent("b"), "it was not called");
     rig.node.send(rig.now, &[inner()]);
     rig.pass(14 * SECOND);
     assert!(!rig.is_silent("b"), "three calls may be lost");

@@ -160,7 +160,7 @@ fn thousands_of_idle_peers_cost_little_memory_and_no_packet() {
         .map(|n| {
             let mut config = peer("", &a.key, &[], &["198.51.100.1:51820"]);
             config.name = format!("node-with-a-name-{n}");
-            // Keys are points on the curve, but nobody needs the private half here.
+            // Keys are points on the curve, but the private half is not needed here.
             let mut key = [7; 32];
             key[..4].copy_from_slice(&n.to_le_bytes());
             key[31] = 1;
