@@ -74,7 +74,7 @@ pub enum DaemonError {
     Unreachable {
         /// The socket.
         socket: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The connection broke, or there was no answer in time.
@@ -82,10 +82,10 @@ pub enum DaemonError {
     Broken {
         /// The socket.
         socket: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It answered that it does not.
+    /// The daemon refused the request.
     #[error("{}", .0.message)]
     Refused(Refusal),
     /// The response cannot be parsed.
@@ -123,7 +123,7 @@ impl DaemonClient {
         Self { socket: run_dir.join(SOCKET), run_dir: run_dir.to_owned(), patience: RESTART }
     }
 
-    /// One that does not wait for a daemon.
+    /// A client that does not wait for a restarting daemon.
     #[must_use]
     pub fn impatient(self) -> Self {
         Self { patience: Duration::ZERO, ..self }
@@ -169,7 +169,7 @@ impl DaemonClient {
         Ok(())
     }
 
-    /// One attachment.
+    /// Reads one attachment.
     ///
     /// # Errors
     /// When there is no such answer.

@@ -7,7 +7,7 @@ use crate::error::{CniError, Code};
 /// Longest container id, in bytes: the daemon's file for an attachment is named after it.
 const MAX_CONTAINER_ID: usize = 200;
 
-/// What is asked for.
+/// The command, from `CNI_COMMAND`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CniCommand {
     /// Attach a container.
@@ -41,7 +41,7 @@ pub struct Environment {
     pub path: String,
 }
 
-/// One attachment, by the runtime's names for it.
+/// An attachment, by container ID and interface name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AttachmentName {
     /// The container.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::version::CniVersion;
 
-/// What went wrong, by the number that the runtime gets.
+/// The error code that the runtime gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Code {
@@ -74,9 +74,9 @@ impl Code {
 pub struct CniError {
     /// The kind of failure.
     pub code: Code,
-    /// What happened, for people.
+    /// The message for operators.
     pub message: String,
-    /// What helps to find the cause, or what to do.
+    /// Details of the cause, or the remedy.
     pub details: String,
 }
 

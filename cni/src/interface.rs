@@ -43,7 +43,7 @@ impl From<NetlinkError> for CniError {
     }
 }
 
-/// What an interface is to be.
+/// The interface to create.
 #[derive(Debug)]
 pub struct InterfacePlan<'a> {
     /// The attachment.
@@ -154,7 +154,7 @@ pub fn open(
 }
 
 impl Prepared {
-    /// What ADD prints.
+    /// The result of ADD.
     #[must_use]
     pub fn result(&self, plan: &InterfacePlan<'_>) -> result::AddResult {
         let interface = |link: &Link, sandbox: String| result::Interface {

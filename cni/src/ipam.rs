@@ -66,7 +66,7 @@ pub fn range(subnet: &IpNet, overlay: &[IpAddr]) -> Option<(IpAddr, IpAddr)> {
     (first <= last).then_some((first, last))
 }
 
-/// What host-local's configuration says of ranges.
+/// The ranges in host-local's configuration.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct HostLocalRanges {
@@ -82,8 +82,8 @@ struct HostLocalRanges {
     gateway: Option<IpAddr>,
 }
 
-/// What the daemon is asked for: the ranges of the configuration and of the capability `ipRanges`, and the addresses that
-/// the runtime wants by the capability `ips`, `args.cni.ips` or `IP` in `CNI_ARGS`.
+/// The request to the daemon: ranges from the configuration and the capability `ipRanges`, and addresses from the
+/// capability `ips`, `args.cni.ips` or `IP` in `CNI_ARGS`.
 ///
 /// # Errors
 /// [`Code::InvalidConfig`] or [`Code::InvalidEnvironment`] when one of them is malformed.

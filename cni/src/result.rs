@@ -8,8 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::version::CniVersion;
 
-/// What ADD made, or what an IPAM plugin answered. Fields that are not known here are dropped: a result that is only
-/// passed on is kept as JSON instead.
+/// The result of ADD, or of an IPAM plugin. Unknown fields are dropped; a result that is only passed on stays JSON.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct AddResult {
     /// Interfaces, the host's end first.

@@ -93,7 +93,7 @@ pub(crate) fn routed_prefix(text: &str) -> Result<IpNet, Expected> {
     Ok(net)
 }
 
-/// That `net` holds no address with a meaning of its own (this host, loopback, link-local, multicast, reserved).
+/// Checks that `net` contains no special address (this host, loopback, link-local, multicast, reserved).
 pub(crate) fn ordinary_v4(net: &Ipv4Net) -> Result<(), Expected> {
     const SPECIAL: [(Ipv4Net, &str); 5] = [
         (v4([0, 0, 0, 0], 8), "0.0.0.0/8 (this host)"),
@@ -108,7 +108,7 @@ pub(crate) fn ordinary_v4(net: &Ipv4Net) -> Result<(), Expected> {
         .map_or(Ok(()), |(_, name)| Err(no_overlap(name)))
 }
 
-/// That `net` holds no address with a meaning of its own (unspecified, loopback, IPv4-mapped, link-local, multicast).
+/// Checks that `net` contains no special address (unspecified, loopback, IPv4-mapped, link-local, multicast).
 pub(crate) fn ordinary_v6(net: &Ipv6Net) -> Result<(), Expected> {
     const SPECIAL: [(Ipv6Net, &str); 4] = [
         (v6([0; 8], 96), "::/96 (unspecified, loopback)"),

@@ -4,12 +4,12 @@ use std::fmt::Display;
 
 use crate::{Key, KeyError, UnknownField, Value, Violations, unknown::unknown_fields};
 
-/// What a key and its value mean, when both hold.
+/// A valid key and its value.
 #[derive(Debug)]
 pub struct Checked {
-    /// What the key names.
+    /// The parsed key.
     pub key: Key,
-    /// One line for people: what the value says. It holds no secret and no control character.
+    /// A one-line summary for operators, without secrets and control characters.
     pub summary: String,
     /// Fields that are kept and not read.
     pub unknown: Vec<UnknownField>,
@@ -41,7 +41,7 @@ pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
     Ok(Checked { key, summary, unknown })
 }
 
-/// Such as `2 labels`.
+/// Number and noun, such as `2 labels`.
 pub fn counted(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }

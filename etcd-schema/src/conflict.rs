@@ -11,7 +11,7 @@ use crate::{
     violation::Report,
 };
 
-/// What a new `config` changes, by the JSON path of the field.
+/// The effect of a changed field of `config`, by its JSON path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConfigChange {
     /// Fields that take effect while the daemon runs.
@@ -121,7 +121,7 @@ pub fn config_conflicts<'a>(
     report.finish(Some(()))
 }
 
-/// What changes from `old` to `new` while the subnets in `leased` are in use.
+/// The changes from `old` to `new` while the subnets in `leased` are in use.
 ///
 /// # Errors
 /// When `new` would leave a subnet outside that `old` has inside: not in the family's network any more, or not of its

@@ -52,7 +52,7 @@ pub(crate) fn read(value: &[u8], limits: DocumentLimits) -> Result<Map<String, V
     }
 }
 
-/// What a value is, for a message: its text when it is short and plain, else its kind.
+/// A value in a message: its text if short and plain, else its kind.
 pub fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
@@ -154,7 +154,7 @@ fn yaml_violation(error: &serde_saphyr::Error) -> Violations {
     }
 }
 
-/// One read of one value.
+/// State of reading one value.
 struct ReadContext {
     limits: DocumentLimits,
     state: RefCell<ReadState>,
@@ -239,7 +239,7 @@ impl ReadContext {
     }
 }
 
-/// One value of the tree to come.
+/// Seed for one value of the tree.
 #[derive(Clone, Copy)]
 struct ValueNode<'c> {
     context: &'c ReadContext,

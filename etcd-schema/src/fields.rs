@@ -11,7 +11,7 @@ use crate::{
     violation::{Report, join, quoted},
 };
 
-/// What a piece of text must be, when it is not.
+/// The rule that a text violates.
 pub type Expected = Cow<'static, str>;
 
 /// The fields of one object that are not taken yet.
@@ -239,7 +239,7 @@ impl Fields {
         }
     }
 
-    /// What was not taken. A field that differs from one of `known` only in its case is a typing mistake.
+    /// The remaining fields. One that differs from a field of `known` only in its case is a typing mistake.
     pub(crate) fn rest(self, report: &mut Report, known: &[&str]) -> Map<String, Value> {
         for name in self.map.keys() {
             if let Some(meant) = known.iter().find(|k| k.eq_ignore_ascii_case(name) && *k != name) {
@@ -252,7 +252,7 @@ impl Fields {
     }
 }
 
-/// One entry of a list of texts.
+/// Parses one entry of a list of strings.
 fn entry<T>(path: String, value: Value, report: &mut Report, parse: impl Fn(&str) -> Result<T, Expected>) -> Option<T> {
     match value {
         Value::String(text) => match parse(&text) {

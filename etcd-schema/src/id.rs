@@ -13,7 +13,7 @@ macro_rules! name_type {
         pub struct $name(Box<str>);
 
         impl $name {
-            /// What must hold of the text, for messages.
+            /// The rule for the text, for messages.
             pub(crate) const EXPECTED: &'static str = $expected;
 
             /// The name as text.

@@ -44,7 +44,7 @@ pub enum KeyError {
     Malformed {
         /// The key, shortened.
         key: String,
-        /// What is wrong and what holds.
+        /// The violation and the rule.
         reason: String,
     },
 }
@@ -179,7 +179,7 @@ pub(crate) struct Parts<'k> {
 }
 
 impl<'k> Parts<'k> {
-    /// What follows `place`, a directory or a whole key, if the rest begins with that.
+    /// The part after `place`, a directory or an entire key, if the rest begins with it.
     pub(crate) fn at(self, place: &str) -> Option<Self> {
         let rest = self.rest.strip_prefix(place)?;
         (place.ends_with('/') || rest.is_empty()).then_some(Self { rest, ..self })
@@ -235,7 +235,7 @@ fn v6(text: &str) -> Result<Ipv6Net, Expected> {
     Ok(net)
 }
 
-/// One subnet has one key: two spellings could be leased to two nodes.
+/// Checks the canonical spelling: two spellings of one subnet could be leased to two nodes.
 fn canonical(text: &str, net: &IpNet) -> Result<(), Expected> {
     let written = format!("{}-{}", net.addr(), net.prefix_len());
     if written == text { Ok(()) } else { Err(format!("must be canonical, without host bits: write {written}").into()) }

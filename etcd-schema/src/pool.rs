@@ -21,7 +21,7 @@ pub(crate) struct PoolFields {
     default_len: u8,
     /// Longest `SubnetLen`: room for the overlay address, a bridge and a pod.
     max_len: u8,
-    /// What belongs into `network`.
+    /// The expected form of `network`.
     what: &'static str,
 }
 

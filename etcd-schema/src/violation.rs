@@ -9,14 +9,14 @@ const MAX_FOUND: usize = 64;
 /// Longest field path in a message, in characters.
 const MAX_FIELD: usize = 128;
 
-/// One thing that is wrong: the field, the value it has, what holds instead.
+/// A violation: the field, its value and the rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// JSON path of the field (`Backend.MTU`, `endpoints[2]`), empty for the value as a whole.
     pub field: String,
-    /// What was found, shortened; never a secret.
+    /// The value, shortened; never a secret.
     pub found: String,
-    /// What must hold, and what to do.
+    /// The rule, and the remedy.
     pub expected: String,
 }
 

@@ -27,7 +27,7 @@ pub struct Begin {
 /// The beginning of an ADD, with the addresses that it needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BeginAdd {
-    /// What the daemon records.
+    /// The attachment to record.
     #[serde(flatten)]
     pub begin: Begin,
     /// The addresses to allocate; `None` if they come from elsewhere.
@@ -75,7 +75,7 @@ pub struct AddressRange {
     pub gateway: Option<IpAddr>,
 }
 
-/// What the node's place in the mesh is.
+/// The node's subnets and MTU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Network {
@@ -93,7 +93,7 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attach {
-    /// Whom the interface is for.
+    /// The pod of the interface.
     pub pod: PodReference,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
@@ -190,7 +190,7 @@ pub struct Refusal {
 pub enum RefusalReason {
     /// The request does not hold.
     Invalid,
-    /// Who asks may not.
+    /// The client lacks permission.
     Denied,
     /// There is no such attachment.
     NotFound,

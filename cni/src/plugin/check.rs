@@ -56,7 +56,7 @@ pub(super) fn check(call: &Invocation<'_>) -> Result<(), CniError> {
     }
 }
 
-/// What ADD returned for an interface.
+/// The result of ADD for an interface.
 struct Expected<'a> {
     ifname: &'a str,
     made: &'a AddResult,

@@ -54,7 +54,7 @@ pub(super) fn gc(call: &Invocation<'_>) -> Result<(), CniError> {
     failures.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// One that was left by a DEL that broke off.
+/// Removes a bridge that an interrupted DEL left.
 fn remove_idle_bridge(call: &Invocation<'_>) -> Result<(), CniError> {
     if let Mode::Bridge(name) = &call.config.mode {
         bridge::remove_idle(&mut Netlink::open()?, call.run_dir(), Some(name))?;

@@ -21,7 +21,7 @@ use crate::{
     version::CniVersion,
 };
 
-/// What the runtime gets: text for standard output, and whether it went well.
+/// The plugin's answer to the runtime: standard output and success.
 #[derive(Debug)]
 pub struct PluginOutput {
     /// JSON; empty when there is nothing to say.
@@ -74,7 +74,7 @@ fn command(environment: &Environment, stdin: &[u8]) -> Result<Option<Value>, Cni
     }
 }
 
-/// One command's inputs.
+/// Inputs of one command.
 struct Invocation<'a> {
     environment: &'a Environment,
     config: &'a Config,

@@ -126,7 +126,7 @@ impl Alive {
         }
     }
 
-    /// One line for people.
+    /// A one-line summary for operators.
     pub(super) fn summary(&self, id: &NodeId) -> String {
         format!("node {id} is alive, start {}", self.start_count)
     }

@@ -20,7 +20,7 @@ use crate::{
 /// `{"pod": {"namespace","name","labels"}, "uid", "addresses": ["IP"], "interface", "allowedSources": ["IP/LEN"]}`.
 #[derive(Clone, PartialEq)]
 pub struct Attachment {
-    /// Whom the interface was made for.
+    /// The pod of the interface.
     pub pod: AttachedPod,
     /// The pod's uid, when the plugin was told; joined with the Pod object's.
     pub uid: Option<String>,
@@ -28,7 +28,7 @@ pub struct Attachment {
     pub addresses: Vec<IpAddr>,
     /// The host's end of the interface.
     pub interface: InterfaceName,
-    /// What it may send from besides its addresses, at most [`Self::MAX_ALLOWED_SOURCES`].
+    /// Additional source prefixes, at most [`Self::MAX_ALLOWED_SOURCES`].
     pub allowed_sources: Vec<IpNet>,
     /// Fields of other versions, kept over a rewrite.
     pub extra: Map<String, Value>,
@@ -108,7 +108,7 @@ impl Attachment {
         out.json(&self.extra)
     }
 
-    /// One line for people.
+    /// A one-line summary for operators.
     pub(super) fn summary(&self, id: &NodeId) -> String {
         format!(
             "interface {} on node {id} of pod {}/{}, addresses {}",

@@ -83,14 +83,14 @@ pub enum Allocate {
     /// A node draws a free one (the default).
     #[default]
     Mesh,
-    /// It has the podCIDRs of its Node, which the Node's `meshd-sync` reserves.
+    /// Subnets are the podCIDRs of the Node, which its `meshd-sync` reserves.
     Kubernetes,
 }
 
 /// `policyMode`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PolicyMode {
-    /// What policies refuse is dropped (the default).
+    /// Denied packets are dropped (the default).
     #[default]
     Enforce,
     /// Nothing is dropped for policies' sake; what would be is reported.
@@ -174,7 +174,7 @@ impl NetworkConfig {
         out.json(&self.extra)
     }
 
-    /// One line for people.
+    /// A one-line summary for operators.
     pub(super) fn summary(&self) -> String {
         let networks = self.clusters.iter().map(|(cluster, networks)| match cluster.is_flat() {
             true => networks.summary(),
@@ -234,7 +234,7 @@ impl PolicyMode {
 }
 
 impl Default for BackendConfig {
-    /// What holds where `Backend` is absent: wireguard with direct routing.
+    /// The default if `Backend` is absent: wireguard with direct routing.
     fn default() -> Self {
         Self { kind: BackendKind::Wireguard, direct_routing: true, mtu: None, persistent_keepalive: None }
     }

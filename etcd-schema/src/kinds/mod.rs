@@ -36,7 +36,7 @@ pub use peer::{Endpoint, OutsidePeer};
 pub use removed::{Removed, timestamp};
 pub use subnet::{Freed, SubnetLease, WireguardData};
 
-/// What holds for all records of one kind.
+/// The rules for all records of one kind.
 #[derive(Debug)]
 pub(crate) struct KindInfo {
     /// Where its keys are: a directory with its slash, or the whole key of a kind that has only one.
@@ -51,13 +51,13 @@ pub(crate) struct KindInfo {
 /// How the daemon treats a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KindRules {
-    /// Who reads its value.
+    /// The reader of its value.
     pub reader: Reader,
-    /// What its absence means; `None`: it withdraws nothing that matters.
+    /// Its class in withdrawals; `None`: its absence withdraws nothing that matters.
     pub class: Option<RecordClass>,
 }
 
-/// Who reads the value of a record.
+/// The reader of a record's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
     /// The mesh: a value that cannot be read leaves the last good one in force.
@@ -68,7 +68,7 @@ pub enum Reader {
     Unread,
 }
 
-/// What a record is to the rules for withdrawals.
+/// The class of a record in the rules for withdrawals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordClass {
     /// Nodes and their subnets: each node restores its own.
@@ -77,9 +77,9 @@ pub enum RecordClass {
     Attachment,
     /// Policies.
     Policy,
-    /// What policies select by.
+    /// Input of policies: objects and attachments.
     Object,
-    /// What an operator sets.
+    /// Settings by operators.
     Setting,
 }
 
@@ -167,7 +167,7 @@ macro_rules! keys {
 }
 
 keys! {
-    /// What a key below the prefix names.
+    /// A parsed key below the prefix.
     Key {
         /// `config`
         Config = config,
@@ -191,7 +191,7 @@ keys! {
 }
 
 keys! {
-    /// What a key of a Kubernetes cluster names: the part below `k8s/CLUSTER/`, or a flat key.
+    /// A parsed key of a Kubernetes object: the part below `k8s/CLUSTER/`, or a flat key.
     KubernetesKey {
         /// `namespaces/NS`
         Namespace(NS: KubernetesName::read_label) = namespace,
@@ -223,7 +223,7 @@ macro_rules! values {
         }
 
         impl Value {
-            /// What `bytes` under `key` hold, in JSON or YAML; `None`: an object of Kubernetes, which `policy` reads.
+            /// Parses the JSON or YAML in `bytes` under `key`; `None` for a Kubernetes object, which `policy` reads.
             ///
             /// # Errors
             /// All that is wrong with it.
@@ -234,7 +234,7 @@ macro_rules! values {
                 }
             }
 
-            /// One line for people about this value under `key`.
+            /// A one-line summary of this value under `key`, for operators.
             pub(crate) fn summary(&self, key: &Key) -> String {
                 match (self, key) {
                     $( (Self::$Variant(value), Key::$Variant $(( $id, .. ))?) => value.summary($($id)?), )+
@@ -276,7 +276,7 @@ impl Value {
         T::of(self)
     }
 
-    /// What stands for an unreadable value under `key` without an earlier one.
+    /// The substitute for an unreadable value under `key` without an earlier one.
     #[must_use]
     pub fn stand_in(key: &Key) -> Option<Self> {
         // Fail closed: a removal that cannot be read is a removal.

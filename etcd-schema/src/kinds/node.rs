@@ -125,7 +125,7 @@ impl NodeRecord {
         std::iter::once(self.public_key).chain(self.next_public_key)
     }
 
-    /// One line for people.
+    /// A one-line summary for operators.
     pub(super) fn summary(&self, id: &NodeId) -> String {
         let site = self.site.as_ref().map_or_else(String::new, |site| format!(", site {site}"));
         let reached = if self.endpoints.is_empty() {

@@ -92,7 +92,7 @@ impl OutsidePeer {
         out.json(&self.extra)
     }
 
-    /// One line for people.
+    /// A one-line summary for operators.
     pub(super) fn summary(&self, name: &PeerName) -> String {
         let reached = self.endpoint.map_or_else(|| "initiates connections".to_owned(), |e| format!("endpoint {e}"));
         let secret = if self.preshared_key.is_some() { ", with a pre-shared key" } else { "" };

@@ -58,7 +58,7 @@ impl Removed {
         out.json(&Map::new())
     }
 
-    /// One line for people.
+    /// A one-line summary for operators.
     pub(super) fn summary(&self, id: &NodeId) -> String {
         let name = self.name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
         format!("node {id}{name} removed, with {}", counted(self.public_keys.len(), "public key"))

@@ -52,7 +52,7 @@ pub struct SubnetLease {
     pub extra: Map<String, Value>,
 }
 
-/// What flannel's wireguard backend says of a host in `BackendData` and `BackendV6Data`.
+/// A host's `BackendData` and `BackendV6Data` of Flannel's wireguard backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WireguardData {
     /// `PublicKey`
@@ -217,7 +217,7 @@ impl SubnetLease {
         self.backend_type.as_deref() == Some(BackendKind::Wireguard.as_str())
     }
 
-    /// One line for people.
+    /// A one-line summary for operators.
     pub(super) fn summary(&self, subnet: &SubnetKey) -> String {
         let owner = match (&self.node, self.public_ip, self.public_ipv6) {
             _ if self.freed.is_some() => "given up, drawn when no other is left".to_owned(),

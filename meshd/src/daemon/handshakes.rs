@@ -51,7 +51,7 @@ struct SavedHandshakes {
 }
 
 impl Handshakes {
-    /// What an earlier run has left in `state_dir`; nothing when there is no file that can be read.
+    /// Loads the state of an earlier run from `state_dir`; empty without a readable file.
     pub(super) fn load(state_dir: &Path, now: Instant) -> Self {
         let path = state_dir.join("cache").join("handshakes.json");
         let kept = read(&path).unwrap_or_else(|error| {

@@ -31,7 +31,7 @@ pub(super) struct EndpointCache {
 }
 
 impl EndpointCache {
-    /// What an earlier run has left in `state_dir`; nothing when there is no file that can be read.
+    /// Loads the state of an earlier run from `state_dir`; empty without a readable file.
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join("cache").join("endpoints.json");
         let at = read(&path).unwrap_or_else(|error| {

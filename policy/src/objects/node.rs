@@ -61,7 +61,7 @@ pub(super) fn canonical(place: Place<'_>, node: &KubernetesNode) -> Value {
     })
 }
 
-/// One line for people.
+/// A one-line summary for operators.
 pub(super) fn summary(name: &impl Display, node: &KubernetesNode) -> String {
     let addresses = &node.internal_ips;
     let at = if addresses.is_empty() { "without InternalIP".to_owned() } else { format!("at {}", list(addresses)) };

@@ -83,7 +83,7 @@ pub(super) fn canonical(place: Place<'_>, pod: &PodObject, phase: &str) -> Value
     object
 }
 
-/// One line for people.
+/// A one-line summary for operators.
 pub(super) fn summary(name: &impl std::fmt::Display, pod: &PodObject) -> String {
     let place = pod.node.as_ref().map_or_else(|| "not scheduled yet".to_owned(), |node| format!("on node {node}"));
     let network = if pod.host_network { ", in the host network" } else { "" };

@@ -37,7 +37,7 @@ pub struct ClusterNetworks {
     pub ipv4: Option<Pool<Ipv4Net>>,
     /// IPv6
     pub ipv6: Option<Pool<Ipv6Net>>,
-    /// Who says which subnet a node has.
+    /// The allocator of nodes' subnets.
     pub allocate: Allocate,
 }
 
@@ -222,7 +222,7 @@ fn read_entries(fields: &mut Fields, report: &mut Report) -> Option<BTreeMap<Clu
     (!clusters.is_empty()).then_some(clusters)
 }
 
-/// Whose networks, for people.
+/// The networks' cluster in messages.
 pub(crate) fn named(cluster: &Cluster) -> String {
     if cluster.is_flat() { "no cluster".to_owned() } else { format!("cluster {cluster}") }
 }

@@ -11,7 +11,7 @@ use crate::status::Path;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ping {
-    /// What was asked for.
+    /// The requested target.
     pub target: String,
     /// The node or outside peer that it belongs to.
     pub peer: String,
@@ -23,21 +23,21 @@ pub struct Ping {
     pub layers: Vec<Layer>,
 }
 
-/// One layer on the way.
+/// One layer of the path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Layer {
     /// Which one.
     pub layer: LayerKind,
-    /// Who was asked.
+    /// The tested address.
     pub address: String,
     /// Whether packets get through here; `None`: it cannot be told.
     pub passes: Option<bool>,
     /// Seconds until the answer, where something was asked and answered.
     pub round_trip: Option<f64>,
-    /// What was found.
+    /// The finding.
     pub text: String,
-    /// What to do; empty while there is nothing to do.
+    /// The remedy; empty if none is needed.
     pub remedy: String,
 }
 
@@ -109,13 +109,13 @@ pub struct Diagnosis {
     pub interface: String,
     /// Interfaces that carry the outer packets.
     pub underlay: Vec<String>,
-    /// What the mesh carries.
+    /// The address families of the mesh.
     pub families: Families,
     /// The tunnel's UDP port.
     pub listen_port: u16,
     /// Versions of the etcd members that answer.
     pub etcd: Vec<String>,
-    /// What is not as it should be.
+    /// The findings.
     pub findings: Vec<Finding>,
 }
 
@@ -128,7 +128,7 @@ pub struct Families {
     pub ipv6: bool,
 }
 
-/// One thing that keeps packets from getting through, or may.
+/// A finding that affects, or may affect, connectivity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
@@ -136,9 +136,9 @@ pub struct Finding {
     pub code: String,
     /// How bad it is.
     pub severity: Severity,
-    /// What was found, with the value.
+    /// The cause, with the value.
     pub cause: String,
-    /// What mends it: a command where there is one.
+    /// The remedy: a command if there is one.
     pub remedy: String,
 }
 

@@ -4,15 +4,15 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// What was decided.
+/// The verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SampledVerdict {
-    /// It may begin.
+    /// The flow is allowed.
     Allowed,
-    /// It was refused, or cut.
+    /// The flow was refused, or cut.
     Denied,
-    /// It passed, and would have been refused but for audit mode.
+    /// The flow passed in audit mode only.
     Audited,
 }
 
@@ -24,19 +24,19 @@ pub struct FlowSample {
     pub number: u64,
     /// Unix time in milliseconds.
     pub time: u64,
-    /// What was decided.
+    /// The verdict.
     pub verdict: SampledVerdict,
     /// Where: `tunnel` or `nftables`.
     pub at: String,
     /// `ingress` or `egress`.
     pub direction: String,
-    /// Who sent it.
+    /// The source address.
     pub source: IpAddr,
-    /// That pod, `NS/NAME` or `CLUSTER:NS/NAME`, where it is known.
+    /// The source pod, `NS/NAME` or `CLUSTER:NS/NAME`, if known.
     pub source_pod: Option<String>,
     /// To whom.
     pub destination: IpAddr,
-    /// That pod.
+    /// The destination pod, if known.
     pub destination_pod: Option<String>,
     /// Protocol number.
     pub protocol: Option<u8>,
@@ -44,7 +44,7 @@ pub struct FlowSample {
     pub port: Option<u16>,
     /// Why: policy and rule.
     pub why: Option<String>,
-    /// What may be behind it.
+    /// A possible cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }

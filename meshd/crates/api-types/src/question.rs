@@ -15,10 +15,10 @@ pub struct Question {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuestionError {
-    /// It makes no sense.
+    /// The query is malformed.
     #[error("{0}")]
     Invalid(String),
-    /// It names what is not known.
+    /// The query names an unknown object.
     #[error("{0}")]
     NotFound(String),
 }

@@ -33,7 +33,7 @@ pub struct Status {
     pub peers: PeerCounts,
     /// In one word.
     pub state: DaemonState,
-    /// What is not well.
+    /// Current problems.
     pub problems: Vec<ReportedProblem>,
     /// How far policies are in force on this node.
     #[serde(default)]
@@ -56,7 +56,7 @@ pub struct PeerCounts {
     pub wireguard: usize,
     /// Nothing gets there.
     pub unreachable: usize,
-    /// Those of the unreachable ones that are down: nodes without a sign of life in etcd.
+    /// Unreachable peers that are down: nodes without a liveness record in etcd.
     #[serde(default)]
     pub offline: usize,
 }
@@ -104,11 +104,11 @@ pub struct Explained {
     pub problems: Vec<String>,
 }
 
-/// What one end says of a flow.
+/// The verdict of one end of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedEnd {
-    /// What stands there.
+    /// The end: a pod, a node or an address.
     pub end: String,
     /// Whether it allows it.
     pub allowed: bool,
@@ -116,7 +116,7 @@ pub struct ExplainedEnd {
     pub policy: Option<String>,
     /// Its rule that decided, counted from 0.
     pub rule: Option<u16>,
-    /// That rule's name.
+    /// The name of that rule.
     #[serde(default)]
     pub rule_name: Option<String>,
     /// Whether no rule matched and the pod is isolated.
@@ -154,18 +154,18 @@ pub struct ShownPolicy {
     /// As in the list of all.
     #[serde(flatten)]
     pub policy: Policy,
-    /// What it was understood as, in lines: defaults filled in, every rule with its number.
+    /// The policy as parsed, in lines: with defaults, each rule with its number.
     pub understood: String,
 }
 
 impl Explained {
-    /// What both ends of a flow say by `classifier`.
+    /// Explains a flow at both ends by `classifier`.
     #[must_use]
     pub fn of(classifier: &Classifier, flow: &Flow, problems: Vec<String>) -> Self {
         Self::of_ends(classifier.explain_connection(flow), problems)
     }
 
-    /// What the source's and the destination's end say of a flow.
+    /// From the explanations at source and destination.
     #[must_use]
     pub fn of_ends(ends: [Explanation; 2], problems: Vec<String>) -> Self {
         let [egress, ingress] = ends.map(ExplainedEnd::from);
@@ -231,9 +231,9 @@ pub enum DaemonState {
     Starting,
     /// There is a valid config; this node has no subnet yet.
     Joining,
-    /// It has a subnet and forwards.
+    /// The node has a subnet and forwards.
     Running,
-    /// It forwards, and something is not well.
+    /// The node forwards, and reports problems.
     Degraded,
     /// `removed/ID` is in etcd.
     Removed,
@@ -241,7 +241,7 @@ pub enum DaemonState {
     Cloned,
 }
 
-/// One thing that is not well.
+/// A problem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportedProblem {
     /// Stable, in snake case.
@@ -249,9 +249,9 @@ pub struct ReportedProblem {
     /// The key of etcd that it is about, where it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// What was found.
+    /// The cause.
     pub cause: String,
-    /// What to do.
+    /// The remedy.
     pub remedy: String,
 }
 
@@ -352,7 +352,7 @@ pub struct Peer {
     pub path: Path,
     /// Why that path and not a better one; empty when there is nothing to say.
     pub reason: String,
-    /// What to do where nothing gets there; else empty.
+    /// The remedy if the peer is unreachable; else empty.
     #[serde(default)]
     pub remedy: String,
     /// The key that its tunnel goes by; `None` without a tunnel.
@@ -396,12 +396,12 @@ pub struct Route {
     pub dst: IpNet,
     /// How packets to it leave.
     pub path: Path,
-    /// Whose prefix it is; empty for the floor under the network.
+    /// The owner of the prefix; empty for a fallback route.
     pub peer: String,
     /// Why nothing gets to that peer; empty where packets do.
     #[serde(default)]
     pub reason: String,
-    /// What to do about it.
+    /// The remedy.
     #[serde(default)]
     pub remedy: String,
     /// Next hop of a direct path.

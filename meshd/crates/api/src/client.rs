@@ -32,7 +32,7 @@ pub enum ClientError {
     Unreachable {
         /// The socket.
         socket: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The socket is not for this user.
@@ -49,16 +49,16 @@ pub enum ClientError {
     Broken {
         /// The socket.
         socket: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It does not have that.
+    /// The daemon has no such object.
     #[error("{0}")]
     NotFound(String),
-    /// It does not understand what was asked.
+    /// The daemon refused the request as malformed.
     #[error("{0}")]
     Invalid(String),
-    /// It answered something else than HTTP/1.1 200 with JSON.
+    /// The response is not HTTP/1.1 200 with JSON.
     #[error("the daemon's answer is not understood ({0}); are meshd and meshctl of one version?")]
     Malformed(String),
 }

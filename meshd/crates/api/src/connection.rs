@@ -32,7 +32,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What connections to one listener may cost.
+/// Limits of the connections to one listener.
 #[derive(Debug, Clone, Copy)]
 struct ConnectionLimits {
     /// Most at one time. While all of them are being answered, more wait to be accepted.
@@ -48,7 +48,7 @@ const LIMITS: ConnectionLimits =
 /// Most bytes of a request's body.
 const MAX_BODY: usize = 1 << 20;
 
-/// What can say who is at its other end.
+/// A stream that knows its peer's credentials.
 pub(super) trait PeerCredentials {
     /// The user at the other end; `None` when the kernel does not say.
     fn uid(&self) -> Option<u32>;
@@ -154,7 +154,7 @@ async fn whole(request: hyper::Request<Incoming>, within: Duration) -> Result<Re
 #[derive(Default)]
 struct Places {
     state: Mutex<PlacesState>,
-    /// One has ended, or waits for a request again.
+    /// Notified when a connection ends, or waits for a request again.
     changed: Notify,
 }
 

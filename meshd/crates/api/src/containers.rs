@@ -25,7 +25,7 @@ const STARTING: Duration = Duration::from_secs(3);
 /// Between two looks whether it knows them.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What the requests are answered from.
+/// State behind the requests.
 struct Served {
     source: Arc<dyn Source>,
     attachments: Arc<Attachments>,
@@ -141,7 +141,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Served {
-    /// What the node's place in the mesh is. A daemon that has only just been started is given a moment to know.
+    /// The node's subnets and MTU. Waits a moment for them after the daemon's start.
     async fn await_network(&self) -> Result<Network, RefusedRequest> {
         loop {
             match network(self) {

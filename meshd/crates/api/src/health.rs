@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use text::printable;
 
-/// One thing that must hold.
+/// One health check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
     /// Stable, in snake case.
@@ -14,7 +14,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// It holds unless there is a reason why not.
+    /// A check, which passes without a `failure`.
     #[must_use]
     pub const fn new(name: &'static str, failure: Option<String>) -> Self {
         Self { name, failure }

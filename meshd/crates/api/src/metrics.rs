@@ -288,7 +288,7 @@ trait Each<L>: FnOnce(&mut dyn FnMut(L, f64) -> fmt::Result) -> fmt::Result {}
 
 impl<L, F: FnOnce(&mut dyn FnMut(L, f64) -> fmt::Result) -> fmt::Result> Each<L> for F {}
 
-/// What Prometheus' own libraries tell of a process.
+/// The process metrics of Prometheus' client libraries.
 #[derive(Debug, Default)]
 struct ProcessMetrics {
     resident: u64,
@@ -298,7 +298,7 @@ struct ProcessMetrics {
 }
 
 impl ProcessMetrics {
-    /// What /proc says; what it does not say is 0.
+    /// Reads /proc; missing values are 0.
     fn own() -> Self {
         let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
         let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();

@@ -64,7 +64,7 @@ pub trait Source: Send + Sync + 'static {
     fn figures(&self) -> Figures;
     /// The tunnel as WireGuard's own tools see it, without its private key.
     fn device(&self) -> Device;
-    /// What a new container needs to know, or why none can be attached.
+    /// The network for a new container, or the reason why none can be attached.
     ///
     /// # Errors
     /// The reason, for people.
@@ -103,7 +103,7 @@ pub enum ServeError {
     Socket {
         /// Its path.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

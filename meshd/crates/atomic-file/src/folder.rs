@@ -29,17 +29,17 @@ pub struct Folder(OwnedFd);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
-    /// It is something else than wanted, and is left alone.
+    /// The entry has another file type than expected, and stays untouched.
     #[error("{name} is {found}, not {wanted}: replace it with {wanted}, or remove it")]
     Odd {
         /// Its name in the folder.
         name: String,
-        /// What it is.
+        /// Its file type.
         found: &'static str,
-        /// What it should be.
+        /// The expected file type.
         wanted: &'static str,
     },
-    /// It is longer than anything that belongs there.
+    /// The file exceeds the limit.
     #[error("{name} is longer than {most} bytes: remove it")]
     TooLong {
         /// Its name in the folder.
@@ -47,7 +47,7 @@ pub enum FileError {
         /// The limit.
         most: u64,
     },
-    /// What the system says.
+    /// The system's error.
     #[error(transparent)]
     Io(#[from] io::Error),
 }

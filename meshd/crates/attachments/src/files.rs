@@ -24,7 +24,7 @@ const LAST: &str = "last-allocated";
 /// Longest record that is read: labels and addresses of one container.
 const MAX_RECORD: u64 = 1 << 20;
 
-/// What the folder holds.
+/// The content of the directory.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// The attachments of this boot.
@@ -136,8 +136,8 @@ fn remove_file(run_dir: &Path, file: &str) -> Result<(), AttachError> {
     removed.map(drop).map_err(failed(run_dir, file))
 }
 
-/// Whole or not at all for a reader after this process is gone; not for after a crash of the machine, which ends what these
-/// files describe.
+/// Writes a file atomically, but does not sync it: a crash of the machine ends the containers that these files
+/// describe.
 fn put(run_dir: &Path, file: &str, bytes: &[u8]) -> Result<(), FileError> {
     folder(run_dir)?.replace(file, 0o600, bytes)
 }

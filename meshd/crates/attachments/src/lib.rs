@@ -77,7 +77,7 @@ pub struct Attachments {
     progress: watch::Sender<Option<AckProgress>>,
 }
 
-/// What changes with the table.
+/// State that changes with the table.
 #[derive(Debug)]
 struct TableChange {
     history: History,
@@ -112,7 +112,7 @@ pub struct AckProgress {
 /// node, and no ADD waits; an enforcer must report generation 0 before the local API is served.
 #[derive(Debug)]
 pub struct AttachmentAcks {
-    /// What is to be enforced.
+    /// The attachments to enforce policy on.
     pub table: watch::Receiver<Arc<AttachmentTable>>,
     progress: watch::Sender<Option<AckProgress>>,
 }
@@ -155,19 +155,19 @@ pub enum AttachError {
     Taken {
         /// The address.
         address: IpAddr,
-        /// Who has it.
+        /// The attachment that has it.
         holder: AttachmentName,
     },
     /// There is no address for it.
     #[error(transparent)]
     NoAddress(#[from] AddressError),
-    /// It may send from another one's address.
+    /// The container may send from another container's address.
     #[error(
         "allowedSources {prefix} of container {router} covers {address} of container {holder}: remove it from the CNI \
          configuration"
     )]
     SourceTaken {
-        /// What the CNI configuration allows.
+        /// The prefix in the CNI configuration.
         prefix: IpNet,
         /// The container that it allows that.
         router: String,
@@ -185,18 +185,18 @@ pub enum AttachError {
     /// There are too many.
     #[error("the limit of {MAX_ATTACHMENTS} attachments is reached")]
     TooMany,
-    /// It could not be written down.
+    /// The attachment's file could not be written.
     #[error("{path}: {source}")]
     File {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl Attachments {
-    /// Those that an earlier run has left in `run_dir`, without those of an earlier boot.
+    /// Opens the attachments of earlier runs in `run_dir`, without those of an earlier boot.
     ///
     /// # Errors
     /// When the folder cannot be made or read.
@@ -420,7 +420,7 @@ impl Attachments {
         }
     }
 
-    /// What status says of RUN/attachments.
+    /// The problem of RUN/attachments for status.
     #[must_use]
     pub fn problem(&self) -> Option<Problem> {
         let change = self.lock();

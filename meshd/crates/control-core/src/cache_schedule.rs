@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 /// Least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What writes may take of the time, as a divisor: a large mesh in which something changes all the time is not written
-/// out once a second. A start from a cache of some seconds ago reads the rest from etcd.
+/// The share of time for writes, as a divisor, so that a large and busy mesh is not written every second. A start from
+/// an older cache reads the rest from etcd.
 const SHARE: u32 = 1000;
 
 /// Longest time that a change waits for its write.
@@ -48,7 +48,7 @@ impl CacheSchedule {
         self.dirty = true;
     }
 
-    /// What changed must not wait: without its own subnet a node cannot start from the cache.
+    /// Notes a change that must not wait: without its own subnet a node cannot start from the cache.
     pub(crate) const fn changed_now(&mut self) {
         self.dirty = true;
         self.last = None;

@@ -19,7 +19,7 @@ use mesh::records::Record;
 /// Longest configuration, as JSON, that a problem repeats.
 const MAX_REPEATED: usize = 4096;
 
-/// What a configuration is judged against.
+/// Inputs for the decision on a configuration.
 pub(crate) struct ConfigReview<'a> {
     /// The configuration in force.
     pub(crate) before: Option<&'a Record<NetworkConfig>>,
@@ -124,7 +124,7 @@ impl ConfigReview<'_> {
         config_conflicts(&new.value, accepted.map(|(name, peer)| (name, &*peer.value)))
     }
 
-    /// What to do when `new` is without an address family that the mesh has.
+    /// The remedy if `new` lacks an address family of the mesh.
     fn put_family_back(&self, new: &NetworkConfig) -> Option<String> {
         let before = &self.before?.value;
         if !before.is_flat() || !new.is_flat() {

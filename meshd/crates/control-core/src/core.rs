@@ -122,7 +122,7 @@ impl ControlCore {
         &self.status
     }
 
-    /// What the next start needs.
+    /// The cache for the next start.
     #[must_use]
     pub fn cache(&self) -> CacheContent {
         CacheContent {

@@ -59,11 +59,11 @@ impl Lineage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Sign {
-    /// It has another cluster id.
+    /// etcd has another cluster id.
     Cluster,
     /// Its revision is below the highest seen.
     Revision,
-    /// It holds a key whose last write is older than the one seen before.
+    /// etcd holds a key whose last write is older than the one seen before.
     Key,
 }
 
@@ -89,7 +89,7 @@ pub struct Doubt {
     pub since: Revision,
 }
 
-/// What has to outlive a restart, next to the records in force.
+/// Evidence that must survive a restart, besides the records in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Evidence {
@@ -141,7 +141,7 @@ struct Withdrawal<T> {
     fresh: bool,
 }
 
-/// What has become of the withdrawals that were reported.
+/// The outcome of reported withdrawals.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Judged {
     /// No longer in force.
@@ -168,7 +168,7 @@ impl<T> Default for Guard<T> {
 }
 
 impl<T> Guard<T> {
-    /// What was seen before a restart.
+    /// Restores the evidence of an earlier run.
     pub(crate) fn recall(&mut self, lineage: Option<Lineage>, doubt: Option<Doubt>) {
         (self.lineage, self.doubt) = (lineage, doubt);
     }

@@ -13,13 +13,13 @@ use crate::types::{
     CallError, ClusterId, Committed, Compare, Entry, Granted, KeyListing, Transaction, WatchEvent, Write,
 };
 
-/// One member, which answers at once.
+/// An etcd of one member, which answers at once.
 #[derive(Debug, Clone)]
 pub struct EtcdModel {
     cluster: u64,
     /// The last revision.
     pub revision: Revision,
-    /// What it holds.
+    /// Its keys.
     pub keys: BTreeMap<String, Entry>,
     leases: BTreeMap<LeaseId, (Duration, Instant)>,
     history: BTreeMap<Revision, Vec<WatchEvent>>,

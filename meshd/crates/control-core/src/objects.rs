@@ -9,17 +9,17 @@ use std::{any::Any, collections::HashMap, fmt, sync::Arc};
 use etcd_schema::{Key, Violations};
 use mesh::records::Revision;
 
-/// What a value says, as its reader understood it; nothing else looks into it.
+/// A parsed value, opaque to all but its reader.
 #[derive(Clone)]
 pub struct Item(Arc<dyn Any + Send + Sync>);
 
 impl Item {
-    /// What a reader read.
+    /// Wraps a parsed value.
     pub fn new<T: Any + Send + Sync>(read: T) -> Self {
         Self(Arc::new(read))
     }
 
-    /// What the reader read, if it is a `T`.
+    /// The parsed value, if it is a `T`.
     #[must_use]
     pub fn into_read<T: Any + Send + Sync + Clone>(self) -> Option<T> {
         self.0.downcast().ok().map(Arc::unwrap_or_clone)
@@ -35,7 +35,7 @@ impl fmt::Debug for Item {
 /// A value that holds.
 #[derive(Debug)]
 pub struct ReadObject {
-    /// What it says.
+    /// The parsed value.
     pub item: Item,
     /// The value with nothing but what is read, for the cache and to compare: equal ones say the same.
     pub canonical: Arc<[u8]>,
@@ -44,9 +44,9 @@ pub struct ReadObject {
 /// A value that does not hold.
 #[derive(Debug)]
 pub struct RefusedObject {
-    /// What is wrong with it.
+    /// Its violations.
     pub violations: Violations,
-    /// What is in force if no earlier value of the key held.
+    /// The substitute in force without an earlier valid value.
     pub stand_in: Option<Item>,
     /// The same in words, for status.
     pub effect: String,
@@ -64,7 +64,7 @@ pub trait ObjectReader: Send + Sync {
 /// An object in force.
 #[derive(Debug, Clone)]
 pub struct ObjectRecord {
-    /// What it says.
+    /// The parsed value.
     pub item: Item,
     /// Revision at which its key came into being: of two pods with one address the newer one has it.
     pub create_revision: Revision,

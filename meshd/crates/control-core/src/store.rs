@@ -61,7 +61,7 @@ pub struct Store {
     subnet_changes: u64,
     audit_differences: u64,
     records: Arc<Records>,
-    /// What policies are made of, as far as it changed since it was last handed on.
+    /// Inputs of policies that changed since they were last handed on.
     objects: ObjectChanges,
     /// Keys that hold something unreadable, of which an earlier value may be found in etcd, with its revision.
     history: BTreeMap<String, Revision>,
@@ -100,7 +100,7 @@ impl Counts {
     }
 }
 
-/// What [`Store::accept`] did.
+/// The outcome of [`Store::accept`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Accepted {
     /// Keys whose records are no longer in force.
@@ -165,7 +165,7 @@ impl Store {
         self
     }
 
-    /// What the next run has to know beside the records.
+    /// Evidence for the next run, besides the records.
     pub fn evidence(&self) -> Evidence {
         self.guard.evidence()
     }
@@ -303,7 +303,7 @@ impl Store {
         self.guard.awaits_list()
     }
 
-    /// What policies are made of, as far as it changed since the last call.
+    /// Takes the inputs of policies that changed since the last call.
     pub(crate) fn take_objects(&mut self) -> ObjectChanges {
         std::mem::take(&mut self.objects)
     }
@@ -532,7 +532,7 @@ impl Store {
         }
     }
 
-    /// What belongs to a node that was removed is never held.
+    /// Releases the held records of removed nodes.
     fn release_removed(&mut self, touched: &mut BTreeSet<Key>) {
         let owned = |kept: &StoredKey| kept.owner().is_some_and(|id| self.is_removed(&id));
         let held = self.guard.all_held().filter(|(_, held)| held.class == RecordClass::Node);

@@ -51,7 +51,7 @@ pub struct KeyListing {
     pub entries: Vec<Entry>,
 }
 
-/// One key as etcd holds it.
+/// A key as etcd holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The key below the prefix, without the slash between: `subnets/10.244.3.0-24`. Bytes that are not UTF-8 are escaped.
@@ -73,14 +73,14 @@ pub enum Compare {
     ModRevision {
         /// Key below the prefix.
         key: String,
-        /// What it must equal.
+        /// The expected revision.
         equals: Revision,
     },
     /// The key came into being at exactly this revision; 0: it does not exist.
     CreateRevision {
         /// Key below the prefix.
         key: String,
-        /// What it must equal.
+        /// The expected revision.
         equals: Revision,
     },
     /// Every key that starts with `prefix` was last written before this revision.
@@ -120,7 +120,7 @@ pub struct Transaction {
     pub writes: Vec<Write>,
 }
 
-/// What became of a transaction that etcd answered.
+/// The outcome of a transaction that etcd answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committed {
     /// Whether the conditions held, and so the writes happened.
@@ -153,7 +153,7 @@ pub enum CallError {
     Refused(String),
 }
 
-/// One change of one key.
+/// A change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchEvent {
     /// The key has this value now.

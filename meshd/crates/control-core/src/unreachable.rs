@@ -8,8 +8,8 @@ use mesh::problem::{Problem, ProblemCode};
 /// How long it is said that an audit found differences, from the last time that one did.
 pub(crate) const LOST_CHANGES_SHOWN: Duration = Duration::from_secs(24 * 3600);
 
-/// What kind of failure the words of an error tell of. They come from the TLS library, the system and etcd itself,
-/// through a client crate that keeps no more of them than their text.
+/// The kind of failure, recognized by an error's text: the client crate keeps only the text of errors from the TLS
+/// library, the system and etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FailureKind {
     TlsFiles,
@@ -92,7 +92,7 @@ pub(crate) fn etcd_refuses(reason: &str, node: &NodeId) -> Problem {
     }
 }
 
-/// What mends an error in reaching `endpoint`.
+/// The remedy for an error in reaching `endpoint`.
 pub fn remedy_of_etcd_error(endpoint: &str, error: &str) -> String {
     remedy(kind(error), endpoint)
 }

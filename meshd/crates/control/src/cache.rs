@@ -25,7 +25,7 @@ const FOLDER_MODE: u32 = 0o755;
 /// In that folder.
 const FILE: &str = "store.json";
 
-/// What was in force when the cache was written.
+/// The records in force when the cache was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedRecords {
     /// When it was written, by the wall clock.
@@ -46,12 +46,12 @@ pub struct CachedRecords {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// What the system said.
+    /// The system's error.
     #[error("{path}: {source}")]
     Io {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Not JSON of this form, damaged, or of another version.
@@ -59,7 +59,7 @@ pub enum CacheError {
     Unreadable {
         /// The file.
         path: String,
-        /// What is wrong.
+        /// The violation.
         reason: String,
     },
     /// Longer than `MAX_CACHE`.
@@ -186,7 +186,7 @@ impl Serialize for Lines<'_> {
     }
 }
 
-/// One key. The value is text, as all of ours are; bytes that are not go in base64.
+/// One key. The value is text; other bytes are in base64.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct CacheLine<T> {

@@ -34,7 +34,7 @@ use super::{
     watcher::{WatchIntervals, Watcher},
 };
 
-/// What [`start`] needs.
+/// Options of [`start`].
 pub struct Options {
     /// Where etcd is.
     pub etcd: EtcdOptions,
@@ -42,7 +42,7 @@ pub struct Options {
     pub state: StateDir,
     /// RUN, which no copy of the state directory comes with.
     pub run_dir: PathBuf,
-    /// What this node says about itself; changes go through [`Control::facts`].
+    /// The facts that this node publishes; changes go through [`Control::facts`].
     pub facts: LocalFacts,
     /// Whether anything is attached to this node's subnet; changes go through [`Control::attached`].
     pub attached: bool,
@@ -59,7 +59,7 @@ pub struct Control {
     pub records: watch::Receiver<Arc<Records>>,
     /// How this node stands.
     pub status: watch::Receiver<ControlStatus>,
-    /// What this node says about itself.
+    /// The facts that this node publishes.
     pub facts: watch::Sender<LocalFacts>,
     /// Whether anything is attached to this node's subnet.
     pub attached: watch::Sender<bool>,

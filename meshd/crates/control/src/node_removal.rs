@@ -17,7 +17,7 @@ const ATTEMPTS: usize = 10;
 /// Keys deleted in one transaction at most: etcd's own limit is 128 operations.
 const MOST_SUBNETS: usize = 100;
 
-/// What was removed.
+/// The removed records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removal {
     /// The node.
@@ -34,12 +34,12 @@ pub struct Removal {
     pub pods: Vec<String>,
 }
 
-/// What to do with a node that is online and has pods attached.
+/// The treatment of a node that is online and has pods attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Live {
-    /// It stays.
+    /// Refuse to remove it.
     Refused,
-    /// It is removed as any other.
+    /// Remove it like any other.
     Removed,
 }
 
@@ -57,10 +57,10 @@ pub enum RemovalError {
     Ambiguous {
         /// The name.
         name: String,
-        /// Who has it.
+        /// The nodes with that name.
         ids: Vec<NodeId>,
     },
-    /// It is online and has pods attached.
+    /// The node is online and has pods attached.
     #[error(
         "node {} ({id}) is online with {} attached, which would lose the mesh: {}",
         name.as_ref().map_or("without a readable name", NodeName::as_str),

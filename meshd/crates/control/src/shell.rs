@@ -53,7 +53,7 @@ pub(crate) struct Shell {
     /// Answers to calls.
     pub(crate) answers: mpsc::Sender<Input>,
     pub(crate) requests: mpsc::Sender<WatcherRequest>,
-    /// Who waits for the end of an acceptance.
+    /// The waiting caller of an acceptance.
     pub(crate) accepting: Option<oneshot::Sender<Accepted>>,
     pub(crate) state: Arc<StateDir>,
     /// The write of the cache under way, which says how long it took.

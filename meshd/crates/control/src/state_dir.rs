@@ -16,7 +16,7 @@ use nix::{
 };
 use tracing::{debug, warn};
 
-/// What is kept in STATE is for this daemon alone.
+/// The mode of files in STATE: readable by this daemon only.
 pub const FILE_MODE: u32 = 0o600;
 /// Name of the file that a running daemon holds a lock on.
 const LOCK: &str = "lock";
@@ -48,7 +48,7 @@ pub enum StateDirError {
     Io {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// `node-id` holds something else.
@@ -59,7 +59,7 @@ pub enum StateDirError {
     BadNodeId {
         /// The file.
         path: String,
-        /// What is wrong.
+        /// The violation.
         reason: String,
     },
     /// `node-id` holds an id, but not the one that this node started with.
@@ -71,7 +71,7 @@ pub enum StateDirError {
     NodeIdChanged {
         /// The file.
         path: String,
-        /// What it holds.
+        /// Its content.
         id: NodeId,
         /// The file with the checksum.
         sum: String,
@@ -113,7 +113,7 @@ impl StateDir {
         &self.path
     }
 
-    /// Who this process is.
+    /// The identity of this process.
     #[must_use]
     pub const fn identity(&self) -> &Identity {
         &self.identity

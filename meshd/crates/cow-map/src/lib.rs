@@ -21,7 +21,7 @@ type Chunk<K, V> = Arc<Vec<(K, V)>>;
 
 /// A map in the order of its keys. See the [module](self).
 pub struct CowMap<K, V> {
-    /// None is empty; in the order of their keys.
+    /// Non-empty chunks in the order of their keys.
     chunks: Arc<Vec<Chunk<K, V>>>,
     len: usize,
 }

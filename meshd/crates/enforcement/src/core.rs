@@ -50,25 +50,25 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Addresses of one subnet that are looked at for one that no pod has.
 const LOOKED_AT: usize = 4096;
 
-/// What happened.
+/// An input of the policy thread.
 #[derive(Debug)]
 pub(super) enum Input {
     /// The thread starts.
     Started,
-    /// What came since the last pass; empty at a deadline.
+    /// Input since the last pass; empty at a deadline.
     Received(Box<PendingInput>),
     /// The outcome of the work that the last step asked for.
     Done(Done),
 }
 
-/// What to do: `at_once` in this order, then `work`, whose outcome is the next input.
+/// Effects of a step: `at_once` in order, then `work`, whose outcome is the next input.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
     pub(super) at_once: Vec<Effect>,
     pub(super) work: Option<Work>,
 }
 
-/// What cannot fail.
+/// An effect that cannot fail.
 #[derive(Debug)]
 pub(super) enum Effect {
     /// Nothing passes the tunnel's hooks.
@@ -87,12 +87,12 @@ pub(super) enum Effect {
     Sweep(usize),
 }
 
-/// What has an outcome.
+/// An operation with an outcome.
 #[derive(Debug)]
 pub(super) enum Work {
     /// Whether the kernel holds what was put into it.
     Inspect,
-    /// What this machine is now; what cannot be read is as it was seen before.
+    /// Read the state of this machine; unreadable parts stay as seen before.
     ReadHost { ports: BTreeMap<String, PodPort>, own: Vec<IpNet>, before: Host },
     /// Rules that let nothing pass, unless those of an earlier run are there.
     Close(Box<Frame>),
@@ -104,7 +104,7 @@ pub(super) enum Work {
     LoadFlows { own: Vec<IpNet>, classifier: Arc<Classifier> },
 }
 
-/// What came of a [`Work`] of the same name.
+/// The outcome of the [`Work`] of the same name.
 #[derive(Debug)]
 pub(super) enum Done {
     Inspected(Result<bool, RulesetError>),
@@ -115,7 +115,7 @@ pub(super) enum Done {
     FlowsLoaded(io::Result<()>),
 }
 
-/// What the next outcome is of.
+/// The operation in flight.
 #[derive(Debug, Default)]
 enum Stage {
     #[default]
@@ -138,7 +138,7 @@ enum Stage {
     LoadingFlows(CandidatePolicy),
 }
 
-/// What is about to be in force.
+/// The policy that is about to be in force.
 #[derive(Debug)]
 struct CandidatePolicy {
     /// When the pass began to make it.
@@ -155,7 +155,7 @@ pub(super) struct PolicyCore {
     /// Where this node's pods were in an earlier run: closed until policies are in force.
     last_subnets: Vec<IpNet>,
     world: PolicyInputs,
-    /// What was last seen of this machine.
+    /// The last seen state of this machine.
     seen: Host,
     /// The same for others, once the kernel has the rules that follow from it.
     shown: Host,
@@ -163,7 +163,7 @@ pub(super) struct PolicyCore {
     applied: Applied,
     /// Work whose outcome is awaited.
     stage: Stage,
-    /// What the kernel refused is tried again then.
+    /// The time of the next try after a refusal by the kernel.
     retry_at: Option<Instant>,
     /// Memory is given back then.
     give_back_at: Option<Instant>,
@@ -390,7 +390,7 @@ impl PolicyCore {
         self.finish(now, out);
     }
 
-    /// What the kernel has not taken is tried again in a moment.
+    /// Schedules another try after a refusal by the kernel.
     fn refused(&mut self, now: Instant, out: &mut Effects) {
         self.retry_at = Some(now + RETRY);
         self.show(Applied { refused: true, ..self.applied }, out);

@@ -24,7 +24,7 @@ use super::{
     samples::{JudgedPacket, Samples, Why},
 };
 
-/// What both hooks share.
+/// State of both hooks.
 #[derive(Debug)]
 pub(super) struct PolicyGate {
     in_force: Shared<Option<ActivePolicy>>,
@@ -36,7 +36,7 @@ pub(super) struct PolicyGate {
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
-        /// What became of a packet at the tunnel's end of this node.
+        /// The outcome of a packet at this node's end of the tunnel.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum GateReason {
@@ -208,7 +208,7 @@ const fn sampled(reason: GateReason) -> Option<SampledVerdict> {
     }
 }
 
-/// What the tunnel's end judges by: the policies, but for flows that this node's side begins and others have judged.
+/// The tunnel's rules: the policies, except for flows from this node, which nftables has judged.
 ///
 /// - Processes of the node are judged at the far end only, whichever of the node's addresses they send from. One in the
 ///   node's subnet would else count as an unknown pod's. No pod gains by it: nftables judges what the node forwards from

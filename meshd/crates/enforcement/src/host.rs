@@ -18,7 +18,7 @@ const NAMED: usize = 8;
 /// The machine at one time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Host {
-    /// What bridges pass from port to port comes by nftables' `inet` chains.
+    /// Bridged packets traverse nftables' `inet` chains.
     pub(super) switched_judged: bool,
     /// A pod of this node is attached to a bridge.
     pub(super) bridged: bool,
@@ -36,7 +36,7 @@ pub(super) struct Host {
     pub(super) addresses: Arc<BTreeSet<IpAddr>>,
 }
 
-/// What the kernel says of interfaces and settings.
+/// Interfaces and sysctls as read from the kernel.
 #[derive(Debug)]
 struct Looked {
     links: Vec<Link>,
@@ -62,7 +62,7 @@ impl Host {
         Self { switched_judged: switched_judged(), ..before.updated(look(), services, (ports, own)) }
     }
 
-    /// What was `looked` at instead of what was seen before, as far as it could be.
+    /// Replaces the readable parts by `looked`.
     fn updated(
         &self,
         looked: Result<Looked, NetlinkError>,

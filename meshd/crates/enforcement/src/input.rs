@@ -6,12 +6,12 @@ use control_core::objects::{Item, ReadObject, RefusedObject};
 use etcd_schema::{Attachment, Key, Violations};
 use policy::objects::{self, Object};
 
-/// What such a record says.
+/// A record that policies are made of.
 #[derive(Debug, Clone)]
 pub(super) enum PolicyRecord {
     /// An object of Kubernetes.
     Object(Object),
-    /// It holds only while its addresses lie in a subnet of its node.
+    /// An attachment, valid only while its addresses are in a subnet of its node.
     Attachment(Arc<Attachment>),
 }
 

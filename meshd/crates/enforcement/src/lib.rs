@@ -80,7 +80,7 @@ pub use self::{
 /// How long a question to the policy thread waits: it may be compiling.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is fixed from the start.
+/// Options that are fixed from the start.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// This node.
@@ -99,7 +99,7 @@ pub struct Options {
 /// The policies that are enforced now.
 #[derive(Debug, Clone)]
 pub struct ActivePolicy {
-    /// What judges.
+    /// The classifier in force.
     pub classifier: Arc<Classifier>,
     /// The mesh that it was made for.
     pub mesh: Arc<MeshFacts>,
@@ -140,7 +140,7 @@ pub struct Enforcement {
     thread: Mutex<Option<JoinHandle<()>>>,
     host: watch::Receiver<Host>,
     unmatched: watch::Receiver<Unmatched>,
-    /// What nftables reports, or why that cannot be had.
+    /// The reports of nftables, or why there are none.
     reports: Result<Reports, String>,
 }
 
@@ -236,13 +236,13 @@ impl Enforcement {
         self.applied.clone()
     }
 
-    /// What is enforced now; `None` before the first complete picture.
+    /// The policies in force; `None` before the first complete set of inputs.
     #[must_use]
     pub fn in_force(&self) -> Option<ActivePolicy> {
         ActivePolicy::clone_of(&self.gate)
     }
 
-    /// What the tunnel's side let pass and refused, by reason.
+    /// Packet counters of the tunnel's end, by reason.
     #[must_use]
     pub fn counts(&self) -> GateCounts {
         self.gate.counts()

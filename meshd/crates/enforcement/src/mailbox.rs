@@ -24,7 +24,7 @@ impl std::fmt::Debug for Query {
 /// Most questions that wait.
 const MAX_QUESTIONS: usize = 64;
 
-/// What came since it was last emptied.
+/// Input since it was last emptied.
 #[derive(Debug, Default)]
 pub(super) struct PendingInput {
     pub(super) changes: ObjectChanges,

@@ -82,7 +82,7 @@ impl Suspects {
         }
     }
 
-    /// What status says: one hint per node, those seen last first.
+    /// One hint per node for status, the most recent first.
     pub(super) fn hints(&self, now: Instant) -> Vec<Problem> {
         let mut recent: Vec<_> =
             self.0.values().filter(|(.., at)| now.saturating_duration_since(*at) < RECENT).collect();

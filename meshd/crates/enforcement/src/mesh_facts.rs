@@ -23,7 +23,7 @@ pub struct MeshFacts {
     pub overlay: Vec<IpAddr>,
     /// All nodes, this one included.
     pub nodes: CowMap<PeerId, Arc<NodeFacts>>,
-    /// What the other nodes' overlay addresses also count as.
+    /// The addresses that other nodes' overlay addresses also count as.
     pub sources: CowMap<PeerId, Arc<NodeSource>>,
     /// Prefixes of outside peers.
     pub outside: CowMap<PeerName, Arc<[IpNet]>>,
@@ -48,11 +48,11 @@ pub struct NodeFacts {
     pub addresses: Vec<IpAddr>,
     /// Its subnets: where its pods' addresses lie.
     pub prefixes: Arc<[IpNet]>,
-    /// What it publishes; `None`: there is no record of it.
+    /// Its published addresses; `None` without a record.
     pub published: Option<Published>,
 }
 
-/// What a node publishes of itself, whether or not another node publishes the same.
+/// A node's published addresses, whether or not another node publishes the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
     /// The name in its record.
@@ -75,8 +75,8 @@ pub struct FactsOfMesh {
 }
 
 impl FactsOfMesh {
-    /// What `topology`, that of `records`, says to the node `id` called `name` that has `addresses` on its underlay,
-    /// where others are `proven` to send from. Costs what differs from the last time.
+    /// The facts for the node `id`, named `name`, with underlay `addresses`, from `records` and their `topology`, and
+    /// the `proven` addresses of other nodes. Costs as much as the difference from the last call.
     pub fn of(
         &mut self,
         (records, topology): (&Records, &Topology),
@@ -123,7 +123,7 @@ impl FactsOfMesh {
     }
 }
 
-/// What a node with these overlay addresses publishes.
+/// The published addresses of a node with these overlay addresses.
 fn published(records: &Records, owner: &PeerId, overlay: &[IpAddr]) -> Option<Published> {
     let PeerId::Node(id) = owner else { return None };
     let record = records.nodes.get(id)?;
@@ -160,7 +160,7 @@ impl MeshFacts {
         self.networks.iter().any(|network| network.contains(&address))
     }
 
-    /// What of the mesh a prefix overlaps that no pod may send from besides its own addresses, for people.
+    /// The mesh prefix or address that `prefix` overlaps, in words: no pod may send from it.
     #[must_use]
     pub fn source_conflict(&self, prefix: &IpNet) -> Option<String> {
         let overlaps = |net: &IpNet| net.contains(prefix) || prefix.contains(net);

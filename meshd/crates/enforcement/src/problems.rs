@@ -7,7 +7,7 @@ use mesh::problem::{Problem, ProblemCode};
 use super::Enforcement;
 
 impl Enforcement {
-    /// What is wrong now. `expected`: the mesh is known and its policies should be in force.
+    /// Current problems. `expected`: the mesh is known and its policies should be in force.
     #[must_use]
     pub fn problems(&self, expected: bool) -> Vec<Problem> {
         let applied = *self.applied.borrow();

@@ -42,7 +42,7 @@ pub(super) struct JudgedPacket<'a> {
     pub(super) why: Why,
 }
 
-/// What decided.
+/// The cause of a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
     /// Policies had a say in it.

@@ -36,7 +36,7 @@ pub type ProvenAddresses = CowMap<PeerId, Arc<[IpAddr]>>;
 pub struct NodeSource {
     /// Its overlay addresses.
     pub overlay: Vec<IpAddr>,
-    /// What each of them also counts as.
+    /// The additional addresses of its overlay addresses.
     pub aliases: Arc<SourceAliases>,
 }
 
@@ -44,9 +44,9 @@ pub struct NodeSource {
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     inputs: SourceInputs,
-    /// What no node's address can lie in: the mesh's networks, and what outside peers claim.
+    /// Prefixes that cannot contain a node's address: the mesh's networks and external peers' claims.
     foreign: JointPrefixSet<IpNet>,
-    /// Who claims an address: by its record, or by being heard from there.
+    /// The claimants of each address: by record, or by authenticated packets from there.
     claims: HashMap<IpAddr, BTreeSet<PeerId>>,
     sources: CowMap<PeerId, Arc<NodeSource>>,
 }
@@ -127,7 +127,7 @@ impl Sources {
 }
 
 impl SourceInputs {
-    /// Those of whom something differs.
+    /// Peers with a difference.
     fn changed(&self, before: &Self) -> BTreeSet<PeerId> {
         let nodes = self.nodes.changes(&before.nodes).into_iter().chain(self.removed.changes(&before.removed));
         let owners = self.members.changes(&before.members).into_iter().chain(self.proven.changes(&before.proven));

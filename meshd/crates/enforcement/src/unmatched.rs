@@ -25,7 +25,7 @@ impl Lasting {
         self.0 = names.into_iter().map(|name| (name.clone(), before.get(&name).copied().unwrap_or(now))).collect();
     }
 
-    /// Those that last, the first few by name; `None`: there are none.
+    /// The lasting ones, the first few by name; `None` without any.
     fn shown(&self, now: Instant) -> Option<String> {
         let lasting = |since: &Instant| now.saturating_duration_since(*since) >= PATIENCE;
         let names: Vec<&str> =
@@ -43,9 +43,10 @@ pub(super) struct Unmatched {
     without_pod: Lasting,
     /// Of any node, each as `NAMESPACE/NAME on NODE (nodeName …)`: the object is another node's.
     misplaced: Lasting,
-    /// What is wrong with the objects of clusters.
+    /// Problems of the clusters' objects.
     pub(super) of_clusters: Vec<Problem>,
-    /// Those of this node whose Pod object is to be expected, because the node is one of a cluster whose objects are copied.
+    /// Attachments of this node that should have a Pod object, because it belongs to a cluster whose objects are
+    /// copied.
     pub(super) awaited: Arc<BTreeSet<AttachmentName>>,
 }
 
@@ -61,7 +62,7 @@ impl Unmatched {
         self.misplaced.update(now, misplaced);
     }
 
-    /// What status says of them.
+    /// Their problems for status.
     pub(super) fn problems(&self, now: Instant) -> impl Iterator<Item = Problem> {
         let without_pod = self.without_pod.shown(now).map(|names| {
             Problem::new(

@@ -46,14 +46,14 @@ pub enum FailureCause {
     Firewall {
         /// What it said.
         message: String,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
     /// Held back: it would let packets pass while the firewall is not in place.
     NoFirewall,
     /// A kernel setting cannot be read or written.
     Setting {
-        /// What the file system said.
+        /// The file system's error.
         message: String,
     },
     /// The earlier values of kernel settings cannot be read or kept, so those settings are not touched.

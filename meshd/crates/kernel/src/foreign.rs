@@ -80,7 +80,7 @@ pub struct ForeignDrop {
     pub chain: String,
     /// Whose it is, where that can be told.
     pub owner: Option<FirewallProgram>,
-    /// What to do.
+    /// The remedy.
     pub remedy: String,
 }
 

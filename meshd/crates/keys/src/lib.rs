@@ -24,7 +24,7 @@ pub enum PrivateKeyError {
     Io {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file holds something that is not 32 bytes in base64.

@@ -14,7 +14,7 @@ pub struct Problem {
     pub key: Option<String>,
     /// What was found, with the value; no secrets.
     pub cause: String,
-    /// What to do.
+    /// The remedy.
     pub remedy: String,
 }
 

@@ -186,7 +186,7 @@ pub enum StartError {
     Udp {
         /// The port.
         port: u16,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A thread could not be started.
@@ -200,7 +200,7 @@ pub enum StartError {
 pub struct TunError {
     /// The device's name.
     pub name: String,
-    /// What the system said.
+    /// The system's error.
     pub source: io::Error,
 }
 

@@ -9,13 +9,13 @@ use mesh::tunnel_table::{MAX_KEYS, PeerConfig};
 pub struct RefusedClaim {
     /// The peer it belongs to.
     pub peer: String,
-    /// What was left out.
+    /// The omitted item.
     pub what: RefusedItem,
     /// Why.
     pub reason: RefusedReason,
 }
 
-/// What was left out.
+/// The omitted item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusedItem {
     /// The whole peer.

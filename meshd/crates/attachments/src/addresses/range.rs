@@ -56,7 +56,7 @@ pub(crate) fn range_sets(
     sets.collect()
 }
 
-/// What `usable` has of a named range.
+/// The part of a named range inside `usable`.
 fn within(named: &AddressRange, usable: &[Range]) -> Result<Range, AddressError> {
     let invalid = |what: String| Err(AddressError::InvalidRange(what));
     let subnet = named.subnet;

@@ -21,13 +21,13 @@ use crate::{
     types::{CallError, Committed, Entry, KeyListing, Transaction, WatchEvent},
 };
 
-/// One connection to etcd; later ones have higher numbers.
+/// The number of a connection to etcd; later ones have higher numbers.
 pub type SessionNumber = u64;
 
-/// What happened.
+/// An input of the state machine.
 #[derive(Debug)]
 pub enum Input {
-    /// It begins, with what the cache held.
+    /// The start, with the cache's content.
     Started,
     /// A session stands; nothing is known through it yet.
     Connected {
@@ -76,7 +76,7 @@ pub enum Input {
     Tick,
 }
 
-/// What to do, in this order.
+/// An effect to carry out, in order.
 #[derive(Debug)]
 pub enum Effect {
     /// Records in force.
@@ -98,13 +98,13 @@ pub enum Effect {
     Suspect(SessionNumber),
     /// The last list lacked what only another one confirms.
     ListAgain,
-    /// What policies are made of, up to this revision. `complete`: with all before, it is a whole picture.
+    /// Changed inputs of policies up to this revision. `complete`: with all earlier ones, the inputs are complete.
     HandOn {
         /// The newest state of each key.
         changes: ObjectChanges,
         /// Up to here.
         revision: Revision,
-        /// It may be enforced.
+        /// With all earlier changes, the inputs are complete and may be enforced.
         complete: bool,
     },
     /// Write [`ControlCore::cache`](super::ControlCore::cache) to disk.
@@ -156,7 +156,7 @@ impl ControlStatus {
     }
 }
 
-/// What the next start needs, but for the time.
+/// The cache for the next start, without its time.
 #[derive(Debug)]
 pub struct CacheContent {
     /// Revision of etcd that it is of.
@@ -167,11 +167,11 @@ pub struct CacheContent {
     pub subnet: Option<SubnetKey>,
     /// The last good value of every key.
     pub entries: Vec<Entry>,
-    /// What was seen of etcd.
+    /// Evidence about etcd.
     pub evidence: Evidence,
 }
 
-/// What a control plane starts with.
+/// Initial state of a control plane.
 pub struct Start {
     /// Empty, or what the cache held.
     pub store: Store,
@@ -179,11 +179,11 @@ pub struct Start {
     pub membership: Membership,
     /// The cache may be acted on.
     pub cache_usable: bool,
-    /// What policies are made of is read and handed on.
+    /// Inputs of policies are read and handed on.
     pub hands_on: bool,
 }
 
-/// What was known at the start without etcd.
+/// The cache that the start found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheInfo {
     /// How old it was then.

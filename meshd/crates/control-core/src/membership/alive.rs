@@ -40,12 +40,12 @@ pub(super) struct AliveLane {
     yielded: Option<Yielded>,
 }
 
-/// What is known of our record.
+/// Knowledge of our record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Claim {
-    /// It was never in etcd, as far as is known; `since` is when a put was last tried.
+    /// Not known to have been in etcd; `since` is the time of the last put.
     Unproven { since: Option<Instant> },
-    /// It was in etcd; it was first put at `since`, after there was none or another's.
+    /// In etcd since `since`, when it was put over none or another's.
     Stood {
         since: Instant,
         /// The store shows it from this revision on.
@@ -60,7 +60,7 @@ struct ForeignAlive {
     alive: Option<Alive>,
     mod_revision: Revision,
     seen: Instant,
-    /// It replaced our record. Otherwise it was there before, and most likely is a predecessor's.
+    /// It replaced our record. Otherwise it is older, most likely a predecessor's.
     replaced_ours: bool,
     /// Its process wrote again after it had been overwritten.
     runs: bool,
@@ -233,7 +233,7 @@ impl AliveLane {
         self.yielded.as_ref().map(|yielded| yielded.reason.as_str())
     }
 
-    /// Who else wrote this node's record of late.
+    /// Problems: other recent writers of this node's record.
     pub(super) fn problems(&self, id: &NodeId) -> impl Iterator<Item = Problem> {
         let key = Key::Alive(id.clone()).to_string();
         self.foreign.iter().filter(|foreign| foreign.replaced_ours && self.yielded.is_none()).map(move |foreign| {

@@ -47,7 +47,7 @@ const UNCONFIRMED: Duration = Duration::from_secs(5);
 /// The same where a process before it ran here: only etcd could tell that the identity went elsewhere since.
 const RESUMED: Duration = Duration::from_millis(400);
 
-/// Who this process is.
+/// The identity of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The node's stable identity.
@@ -62,7 +62,7 @@ pub struct Identity {
     pub predecessor: Option<u64>,
 }
 
-/// What this node says about itself to the others.
+/// The facts that this node publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalFacts {
     /// Its name, unique in the mesh.
@@ -125,7 +125,7 @@ pub enum MembershipState {
     /// The subnet that this node used is another's now, or outside of the configuration: its routes must go. A new
     /// one is drawn once nothing is attached.
     SubnetLost {
-        /// What was lost.
+        /// The lost subnet.
         subnet: SubnetKey,
         /// Why.
         reason: String,
@@ -140,7 +140,7 @@ pub enum MembershipState {
     },
 }
 
-/// What happened.
+/// An input of the lanes.
 #[derive(Debug, Clone)]
 pub enum Input {
     /// A session with etcd stands, and the store has taken in its list.
@@ -165,7 +165,7 @@ pub enum Input {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CallId(u64);
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallAnswer {
     /// Of [`Call::Grant`].
@@ -176,7 +176,7 @@ pub enum CallAnswer {
     Committed(Result<Committed, CallError>),
 }
 
-/// What to do.
+/// A call to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Make this call and answer with the id.
@@ -207,7 +207,7 @@ pub enum Call {
 pub struct Membership {
     identity: Identity,
     facts: LocalFacts,
-    /// What is wrong with the facts, which then are not written.
+    /// The violation in the facts, which then are not written.
     bad_facts: Option<String>,
     attached: bool,
     idle: BTreeSet<SubnetKey>,
@@ -229,7 +229,7 @@ pub struct Membership {
     state: MembershipState,
 }
 
-/// What the lanes need of the rest for one step.
+/// Shared context of the lanes for one step.
 struct Context<'a> {
     now: Instant,
     store: &'a Store,

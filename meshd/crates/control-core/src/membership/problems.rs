@@ -7,7 +7,7 @@ use text::quote;
 use super::{Membership, MembershipState};
 
 impl Membership {
-    /// What an operator should know about this node; `prefix` is that of all keys, for commands.
+    /// Problems of this node. `prefix` is that of all keys, for commands.
     #[must_use]
     pub fn problems(&self, prefix: &str) -> Vec<Problem> {
         let problem = |code, cause: String, remedy: &str| Problem { code, key: None, cause, remedy: remedy.to_owned() };
@@ -83,7 +83,7 @@ impl Membership {
         problems
     }
 
-    /// What a node without a block waits for.
+    /// The cause for a node that waits for a block.
     fn awaited(&self, cluster: &Cluster) -> String {
         let addresses: Vec<String> = self.facts.addresses.iter().map(|net| net.addr().to_string()).collect();
         format!(

@@ -29,11 +29,11 @@ pub(super) struct RecordsLane {
     /// Why `own` is not ours any more.
     lost: Option<String>,
     exhausted: Option<PoolExhausted>,
-    /// What the transaction under way claims, and the lease it uses.
+    /// The subnet that the transaction in flight claims.
     claims: Option<SubnetKey>,
     uses: Option<LeaseId>,
     wait: Option<Wait>,
-    /// What etcd answered to be ours, until the store shows it.
+    /// The subnet that etcd granted, until the store shows it.
     granted: Option<SubnetKey>,
     relist: bool,
     /// The subnet in use is ours, and not what the configuration deals out now.
@@ -45,7 +45,7 @@ pub(super) struct RecordsLane {
     block: Option<(u64, Option<SubnetKey>)>,
 }
 
-/// What the store must have taken in before the next transaction makes sense.
+/// The state that the store must reach before the next transaction.
 #[derive(Debug, Clone, Copy)]
 enum Wait {
     /// Everything up to this revision; it is overdue at `until`.
@@ -54,7 +54,7 @@ enum Wait {
     Lists(u64),
 }
 
-/// What stands in etcd where our subnet should.
+/// The state of our subnet's key in etcd.
 enum Standing {
     Ours,
     /// The key is not there; nothing is in its way.
@@ -532,12 +532,12 @@ fn put_node(context: &Context<'_>, lease: LeaseId) -> Write {
     Write::Put { value: node_value(context, present).to_json(), key, lease: Some(lease) }
 }
 
-/// What is wrong with what this node would say about itself, if anything.
+/// The violation in this node's facts, if any.
 pub(super) fn violations(facts: &LocalFacts) -> Option<String> {
     NodeRecord::parse(&node_record(facts).to_json()).err().map(|violations| violations.to_string())
 }
 
-/// What `nodes/ID` should hold; fields of `present` that are unknown stay.
+/// The desired value of `nodes/ID`; unknown fields of `present` stay.
 fn node_value(context: &Context<'_>, present: Option<&NodeRecord>) -> NodeRecord {
     let mut record = node_record(context.facts);
     if let Some(present) = present {
@@ -561,7 +561,7 @@ fn node_record(facts: &LocalFacts) -> NodeRecord {
     }
 }
 
-/// What our key under `subnets/` should hold; fields of `present` that are unknown stay.
+/// The desired value of our key under `subnets/`; unknown fields of `present` stay.
 fn lease_value(context: &Context<'_>, config: &NetworkConfig, present: Option<&SubnetLease>) -> SubnetLease {
     let facts = context.facts;
     let wireguard = WireguardData { public_key: facts.public_key, port: facts.listen_port };

@@ -59,7 +59,7 @@ impl Duplicates {
         }
     }
 
-    /// What status says of them.
+    /// Their problem for status.
     pub(super) fn problem(&self, prefix: &str) -> Option<Problem> {
         let first = self.stored.iter().take(NAMED);
         let named: Vec<String> = first

@@ -15,7 +15,7 @@ use crate::{
     guard::{HOLD, HeldRecord, HoldReason, Sign, WINDOW},
 };
 
-/// What the operator does to end a hold.
+/// The remedy that ends a hold.
 const ACCEPT: &str = "run `meshctl etcd accept`";
 
 fn counted(count: usize, one: &str, many: &str) -> String {
@@ -183,8 +183,8 @@ impl Store {
         nodes.into_iter().chain(policies).collect()
     }
 
-    /// One for each directory that this version does not know: another version of the mesh may have many keys there. It
-    /// says nothing of their number, which may change all the time.
+    /// One problem per unknown directory, regardless of its number of keys: another version of the mesh may have many
+    /// there.
     fn unknown_directories(&self) -> impl Iterator<Item = Problem> {
         self.unknown.keys().filter_map(|directory| {
             let (first, _) = self.keys_below(directory).next()?;

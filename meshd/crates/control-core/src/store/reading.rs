@@ -23,7 +23,7 @@ use crate::{
 /// A value that cannot be read.
 struct UnreadableValue {
     violations: Violations,
-    /// What is in force without an earlier value, in words.
+    /// The effect without an earlier value, in words.
     effect: String,
     /// Its value stands for something all the same: it is kept for the next start.
     denies: bool,
@@ -195,7 +195,7 @@ impl Store {
         Some(key)
     }
 
-    /// What a key puts into force for policies: they are not kept in their parsed form.
+    /// The parsed value of a key for policies; parsed values are not kept.
     pub(super) fn item(&self, kept: &StoredKey) -> Option<Item> {
         let key = kept.key.as_ref().filter(|key| key.rules().reader == Reader::Policy)?;
         let (bytes, _) = kept.cached()?;

@@ -10,7 +10,7 @@ use mesh::records::{LeaseId, Record, Retained, Revision};
 
 use crate::types::Entry;
 
-/// One key as etcd has it.
+/// A key as etcd holds it.
 #[derive(Debug, Clone)]
 pub(crate) struct StoredKey {
     pub(crate) create_revision: Revision,
@@ -48,7 +48,7 @@ impl StoredKey {
         self.fingerprint == fingerprint(value)
     }
 
-    /// What it is to the guard; `None`: its absence withdraws nothing that matters.
+    /// Its class for the guard; `None`: its absence withdraws nothing that matters.
     pub(super) fn class(&self) -> Option<RecordClass> {
         self.key.as_ref()?.rules().class
     }

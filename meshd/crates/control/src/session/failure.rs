@@ -8,7 +8,7 @@ use text::followed_by;
 
 use super::CALL_DEADLINE;
 
-/// What went wrong, before it is known what that means for the caller.
+/// A failed call, before it is classified for the caller.
 #[derive(Debug)]
 pub(super) enum CallFailure {
     Deadline,

@@ -16,7 +16,7 @@ pub(crate) struct KnownFlow {
     pub(crate) answered: bool,
     /// Its replies do not simply go the other way: an address or a port is rewritten.
     pub(crate) rewritten: bool,
-    /// Who sends the replies, and to whom.
+    /// Source and destination of replies.
     pub(crate) reply: [IpAddr; 2],
 }
 
@@ -84,7 +84,7 @@ pub(super) fn removal(flow: &KnownFlow, sequence: u32) -> Vec<u8> {
     out
 }
 
-/// What a datagram answers to the question of this number. What belongs to an earlier one is left out.
+/// The replies in a datagram to the request `sequence`; replies to earlier requests are skipped.
 pub(super) fn answers(mut datagram: &[u8], sequence: u32) -> impl Iterator<Item = CtReply> {
     std::iter::from_fn(move || {
         loop {

@@ -32,7 +32,7 @@ use super::{
 
 /// Holds what the kernel sends at once.
 const BUFFER: usize = 128 << 10;
-/// What may wait to be read; what does not fit is lost, as a sample may be.
+/// The receive buffer in bytes; samples beyond it are lost.
 const WAITING: usize = 1 << 20;
 
 /// The reader of one group. Ends when dropped.

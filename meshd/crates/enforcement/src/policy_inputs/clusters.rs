@@ -31,14 +31,14 @@ const NAMED: usize = 3;
 pub(super) struct ClusterNodes {
     objects: BTreeMap<Place, Arc<KubernetesNode>>,
     bound: BTreeMap<PeerId, Cluster>,
-    /// What the engine knows, by the nodes' names in the mesh.
+    /// The nodes that the engine knows, by their names in the mesh.
     told: HashMap<Arc<str>, ClusterNode>,
     disputed: Disputed,
     /// Namespaces whose objects have a label that is ignored, by key.
     labelled: BTreeSet<Key>,
 }
 
-/// What keeps nodes of the mesh out of clusters, for people.
+/// A dispute that keeps nodes out of clusters, in words.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Disputed {
     /// Nodes of the mesh that Node objects of several clusters match.
@@ -140,7 +140,7 @@ impl ClusterNodes {
         (found, disputed)
     }
 
-    /// What is wrong with the objects of clusters.
+    /// Problems of the clusters' objects.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let shared = first(&self.disputed.objects).map(|objects| {
             Problem::new(

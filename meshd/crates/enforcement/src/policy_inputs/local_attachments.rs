@@ -96,7 +96,7 @@ impl PolicyInputs {
         ports
     }
 
-    /// What attachments may not send from although their network's configuration says so, each with the reason.
+    /// Refused `allowedSources` of attachments, each with the reason.
     pub(crate) fn refused_sources(&self) -> Vec<String> {
         let Some(mesh) = &self.mesh else { return Vec::new() };
         let refused: BTreeSet<String> = self
@@ -262,7 +262,7 @@ mod tests {
         PendingInput { attachments: Some(Arc::new(table)), ..PendingInput::default() }
     }
 
-    /// What etcd holds under the key, or does not any more.
+    /// Input with the value of the key in etcd, if any.
     fn echo(value: Option<(&str, Revision)>) -> PendingInput {
         let record = value.map(|(json, create_revision)| {
             let attachment = Attachment::parse(json.as_bytes()).unwrap();

@@ -32,7 +32,7 @@ use super::frame::{Frame, REPORTS};
 pub(crate) struct PodPort {
     /// The pod's addresses, sorted.
     pub(crate) addresses: Vec<IpAddr>,
-    /// What it may send from besides, sorted.
+    /// Its additional source prefixes, sorted.
     pub(crate) allowed_sources: Vec<IpNet>,
     /// The hardware address inside; `None`: the plugin did not report one.
     pub(crate) mac: Option<Mac>,
@@ -68,9 +68,9 @@ pub(super) const fn link_local(&[a, b, c, d, e, f]: &Mac) -> Ipv6Addr {
 /// Base chain of what comes in, by any interface. A chain of an earlier version, `anti_spoof`, has another priority: a
 /// base chain keeps the one that it was made with.
 pub(super) const PRE_DEFRAG: &str = "pre_defrag";
-/// What comes in by an attached pod's interface.
+/// Chain for packets from attached pods' interfaces.
 pub(super) const ATTACHED: &str = "attached";
-/// What an attached pod sends to this node itself.
+/// Chain for packets from attached pods to this node.
 pub(super) const FROM_POD: &str = "from_pod";
 
 /// Of input: behind answers to this node's own flows.
@@ -129,8 +129,8 @@ pub(super) fn report(frame: &Frame) -> Option<String> {
         .then(|| format!("limit rate {REPORTS}/second log group {} prefix \"meshd spoofed egress\"", frame.log_group))
 }
 
-/// What makes the elements those of `new`: commands for before chains change, and for behind it. `old`: what they are
-/// for now; `None`: the sets are not there.
+/// Commands that change the elements from `old` to `new`: those before chains change, and those after. `old` is `None`
+/// without the sets.
 pub(super) fn change(table: &str, old: Option<(&Frame, &Ruleset)>, new: (&Frame, &Ruleset)) -> [String; 2] {
     let [mut before, mut behind] = [String::new(), String::new()];
     // Writing to a String cannot fail.
@@ -268,7 +268,7 @@ pub(super) fn rules(frame: &Frame, closed: bool, rule: &mut impl FnMut(&'static 
     }
 }
 
-/// What a router forwards, in either direction of its flows. Its own addresses are judged as everybody's.
+/// Rules for packets that a container routes, in both directions. Its own addresses are judged as any pod's.
 pub(super) fn forward(frame: &Frame, rule: &mut impl FnMut(&'static str, String)) {
     if !frame.judges_by_interface() {
         return;

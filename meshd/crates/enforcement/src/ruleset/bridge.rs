@@ -54,7 +54,7 @@ const TO_GROUP: &str = "ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00";
 const OTHERS_STATION: &str = "oifname @with_mac ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 \
      oifname . ether daddr != @stations counter drop";
 
-/// What an isolated pod gets although no policy allows it, and what passes between link-local addresses. DHCP servers are
+/// Packets that reach an isolated pod regardless of policies, and pass between link-local addresses. DHCP servers are
 /// hosts on the bridge, never pods: a pod could configure its neighbours.
 const INFRASTRUCTURE: [&str; 5] = [
     "ether type arp return",
@@ -78,7 +78,7 @@ pub(crate) fn isolated(frame: &Frame, ruleset: &Ruleset) -> BTreeSet<String> {
     isolated.map(|(name, _)| name.clone()).collect()
 }
 
-/// What leads from the table `bridge NAME` as it is for `old` to what is needed for `new`; `None`: it may be anything.
+/// The commands that change the table `bridge NAME` from `old` to `new`; `None`: its content is unknown.
 pub(super) fn change(name: &str, old: Option<&Frame>, new: &Frame) -> String {
     let table = format!("bridge {name}");
     let mut out = String::new();
@@ -241,7 +241,7 @@ fn chain(of: &str, port: &str) -> String {
     format!("{of}_{name}")
 }
 
-/// What a pod may send.
+/// Matches for frames that a pod may send.
 fn own_sources(port: &PodPort, discovery: &str, report: Option<String>) -> Vec<String> {
     let list = |texts: Vec<String>| (!texts.is_empty()).then(|| texts.join(", "));
     let addresses = |v4: bool| port.addresses.iter().filter(move |address| address.is_ipv4() == v4);
@@ -284,8 +284,8 @@ fn target(address: Ipv6Addr) -> String {
     format!("{:#034x}", u128::from(address))
 }
 
-/// What a pod may say of where addresses are: that its own are where it is, and link-local ones that follow from no other
-/// hardware address.
+/// Matches for neighbour discovery messages of a pod: about its own addresses, and link-local ones that derive from no
+/// other hardware address.
 fn own_discovery(port: &PodPort) -> Vec<String> {
     let targets: Vec<String> = port
         .addresses

@@ -16,7 +16,7 @@ use super::{
     memo,
 };
 
-/// What the rules outside of the pods' chains depend on.
+/// Inputs of the rules outside the pods' chains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Frame {
     /// The TUN device.
@@ -29,7 +29,7 @@ pub(crate) struct Frame {
     pub(crate) overlay: Vec<IpAddr>,
     /// Whether a pod of which nothing is known may receive, and may send.
     pub(crate) unknown_closed: [bool; 2],
-    /// What would be refused passes, and is reported.
+    /// Audit mode: denied packets pass and are reported.
     pub(crate) audit: bool,
     /// The group of nfnetlink_log that verdicts are reported to.
     pub(crate) log_group: u16,
@@ -37,11 +37,11 @@ pub(crate) struct Frame {
     pub(crate) ports: BTreeMap<String, PodPort>,
     /// Hardware addresses of the bridges that those are ports of.
     pub(crate) bridges: BTreeSet<Mac>,
-    /// Those whose pods policies isolate.
+    /// Interfaces of isolated pods.
     pub(crate) isolated: BTreeSet<String>,
     /// Addresses of this node's pods that are no longer in its subnets.
     pub(crate) displaced: BTreeSet<IpAddr>,
-    /// What a bridge passes from pod to pod goes through the forward chain, too.
+    /// Bridged packets traverse the forward chain, too.
     pub(crate) switched_judged: bool,
 }
 
@@ -82,7 +82,7 @@ pub(super) const CLOSED: &str = "closed";
 /// Reports in one second by each of the chains that verdicts end in.
 pub(super) const REPORTS: u32 = 50;
 
-/// What a process of this node sends to itself, by whichever of its addresses.
+/// Rule for packets of this node to itself.
 const LOCAL: &str = "iifname \"lo\" return";
 /// Neighbour discovery, which conntrack does not track. Bridges pass it on; what a router has passed on has fewer hops left.
 const NEIGHBOURS: &str =
@@ -112,7 +112,7 @@ pub(super) fn base_chains(table: &str) -> String {
     out
 }
 
-/// What holds before the first picture: an empty chain that says so, and rules in the base chains.
+/// The tables before the first complete set of inputs: an empty marker chain, and rules in the base chains.
 pub(super) fn closed(table: &str, frame: &Frame) -> String {
     let mut out = format!("add chain {table} {CLOSED}\n");
     // Writing to a String cannot fail.

@@ -50,9 +50,9 @@ use self::{
 #[derive(Debug)]
 pub(super) struct RuleTable {
     name: String,
-    /// What the kernel holds; `None` while that is not known.
+    /// The installed ruleset; `None` while unknown.
     held: Option<InstalledRuleset>,
-    /// What [`close`](RuleTable::close) has laid, while that stands alone.
+    /// The rules of [`close`](RuleTable::close), while there are no others.
     closed: Option<Closed>,
 }
 
@@ -238,10 +238,10 @@ fn pods(table: &str, old: Option<&Ruleset>, new: &Ruleset) -> String {
     out
 }
 
-/// What was done to the monitored tables while a transaction was applied.
+/// Changes of the monitored tables while a transaction was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum TableActivity {
-    /// That transaction, and nothing else.
+    /// Only that transaction.
     Ours,
     /// Too much was done to all tables to tell.
     Unclear,

@@ -20,12 +20,12 @@ pub(crate) enum RulesetError {
     /// Its listing has a form that we do not know.
     #[error("cannot read nft's listing: {0}")]
     Listing(#[from] serde_json::Error),
-    /// What is there now is not known.
+    /// The content of the tables is unknown.
     #[error("another program changes the policy tables at the same time")]
     Tampered,
 }
 
-/// What is in a table, without the elements of its sets and maps.
+/// The content of a table, without the elements of its sets and maps.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct TableListing {
     /// Chains, each with its number of rules.

@@ -38,7 +38,7 @@ pub struct Met {
     pub chain: String,
     /// A packet that it takes: source and destination.
     pub packet: (IpAddr, IpAddr),
-    /// What to do.
+    /// The remedy.
     pub remedy: String,
 }
 
