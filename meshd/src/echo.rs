@@ -26,15 +26,15 @@ setsockopt_impl!(Ipv6MtuDiscover, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, u
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const ECHO_HEADER: usize = 8;
-/// What tells an answer to this request from others.
+/// The length of the token that identifies a reply.
 const TOKEN: usize = 8;
 /// Smallest whole packet that there is room for all of that in.
 pub const MIN_PACKET: u16 = (IPV6_HEADER + ECHO_HEADER + TOKEN) as u16;
 
-/// One request.
+/// An echo request.
 #[derive(Debug, Clone, Copy)]
 pub struct Echo {
-    /// Who is asked.
+    /// The destination.
     pub to: IpAddr,
     /// Length of the whole IP packet in bytes; it is sent with DF. Shorter ones than [`MIN_PACKET`] are filled up.
     pub packet: u16,
@@ -103,7 +103,7 @@ impl Echo {
     }
 }
 
-/// What became of a datagram to a UDP port that does not answer strangers.
+/// The outcome of a datagram to a UDP port that does not answer unknown senders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UdpPort {
     /// The host reported that the port is closed.

@@ -29,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 const PLUGIN: &str = "meshd-cni";
 /// The configuration of the plugin alone.
 const CONFLIST: &str = "10-meshd.conflist";
-/// What runtimes of Kubernetes expect beside it, and some distributions lack.
+/// Plugins that Kubernetes runtimes expect and some distributions lack.
 const EXPECTED: [&str; 3] = ["loopback", "portmap", "bandwidth"];
 /// Where the daemon is when nothing is said.
 const RUN_DIR: &str = "/run/meshd";
@@ -42,7 +42,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Longest configuration of another plugin that is read.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// What the command line says.
+/// The command's flags.
 #[derive(Debug, Clone, Args)]
 pub struct InstallCniFlags {
     /// Directory in which the container runtime searches CNI plugins

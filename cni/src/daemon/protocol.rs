@@ -75,7 +75,7 @@ pub struct AddressRange {
     pub gateway: Option<IpAddr>,
 }
 
-/// The node's subnets and MTU.
+/// The node's place in the mesh: networks, subnets, MTU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Network {

@@ -77,7 +77,7 @@ pub enum RecordClass {
     Attachment,
     /// Policies.
     Policy,
-    /// Input of policies: objects and attachments.
+    /// Objects that policies select by: Pods, Namespaces, Nodes.
     Object,
     /// Settings by operators.
     Setting,

@@ -170,7 +170,7 @@ fn refuse(mistakes: &SettingsError) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-/// What came of `run --check`.
+/// Prints the result of `run --check`.
 fn print_trial(trial: &Trial) -> ExitCode {
     for warning in &trial.warnings {
         log::print_error(&format!("meshd: warning: {warning}"));

@@ -34,7 +34,7 @@ struct PeerLog {
     unsaid: usize,
 }
 
-/// What became of a peer.
+/// A change of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum PeerChange {
     Unreachable { site: Option<String>, online: Option<bool>, reason: String },
@@ -99,7 +99,7 @@ fn write_problem(line: LogLine) {
 }
 
 impl PeerLog {
-    /// What is to be said of the peers as they are now.
+    /// The lines to log for the current peers.
     fn look(&mut self, peers: &[(String, Peer)], now: Instant) -> Vec<Line> {
         let mut lines = Vec::new();
         if self.window.is_none_or(|begun| now.saturating_duration_since(begun) >= WINDOW) {

@@ -10,7 +10,7 @@ use super::underlay::name_and_port;
 /// How long all look-ups together may take: the first rules wait for them, and DNS may come up after this node.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What is known of the names.
+/// Addresses of etcd members given by name, with the names.
 #[derive(Debug, Default)]
 pub(super) struct EtcdNames(Vec<(IpAddr, String)>);
 

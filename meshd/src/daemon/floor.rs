@@ -69,7 +69,7 @@ fn floor_of(claims: Vec<Claim>, protected: &[(IpAddr, String)]) -> Floor {
     floor
 }
 
-/// What was claimed when the cache was written; nothing without a cache.
+/// The claims in the cache; none without a cache.
 fn last_claims(state_dir: &Path) -> Result<Vec<Claim>, CacheError> {
     let Some(cached) = CachedRecords::load(state_dir)? else { return Ok(Vec::new()) };
     let concerns = |key: &str| Key::parse(key).is_ok_and(|key| key.rules().reader == Reader::Mesh);

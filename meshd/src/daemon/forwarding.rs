@@ -64,7 +64,8 @@ impl ApiState {
     }
 }
 
-/// Those that the kernel does not forward, each with its error number. A pod on a bridge comes by the bridge.
+/// The pairs that the kernel does not forward, each with its error number. Packets of a pod on a bridge come from the
+/// bridge.
 async fn refused(tried: Vec<Tried>) -> Result<Vec<(Tried, i32)>, RtnetlinkError> {
     let netlink = Rtnetlink::open()?;
     let links = netlink.links().await?;

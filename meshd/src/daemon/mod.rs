@@ -49,7 +49,7 @@ pub use floor::floor;
 pub enum RunOutcome {
     /// As it was told to.
     Done,
-    /// It must not run here; says why.
+    /// The daemon must not run here, and why.
     Refused(String),
 }
 

@@ -28,7 +28,7 @@ pub(super) struct PeerMemory {
 }
 
 impl PeerMemory {
-    /// What an earlier run has left in `state_dir`.
+    /// Loads the state of an earlier run from `state_dir`.
     pub(super) fn load(state_dir: &Path, handshakes: Handshakes) -> Self {
         Self {
             proven: Proven::default(),

@@ -36,7 +36,7 @@ use super::{
 };
 use crate::echo::Echo;
 
-/// Who this node is; does not change while it runs.
+/// This node's identity, constant while it runs.
 #[derive(Debug, Clone)]
 pub(super) struct NodeIdentity {
     pub(super) name: String,
@@ -48,7 +48,7 @@ pub(super) struct NodeIdentity {
     pub(super) interface: String,
 }
 
-/// What is in force now.
+/// The state in force.
 #[derive(Debug, Default)]
 pub(super) struct NodeState {
     pub(super) topology: Topology,
@@ -126,7 +126,7 @@ impl ApiState {
         }
     }
 
-    /// That policies refuse nothing: asked for, and still nothing to forget.
+    /// The problem that policies refuse nothing: audit mode is meant for temporary use.
     fn audit(&self) -> Option<Problem> {
         let audit = self.enforcement.in_force().is_some_and(|in_force| in_force.mesh.audit);
         let key = quote(&format!("{}/config", self.etcd.prefix.trim_end_matches('/'))).into_owned();
@@ -142,7 +142,7 @@ impl ApiState {
         })
     }
 
-    /// That pods of Kubernetes run here, and nothing brings their labels and policies into etcd.
+    /// The problem that Kubernetes pods run here, but their labels and policies are not copied to etcd.
     fn not_copied(&self, control: &ControlStatus) -> Option<Problem> {
         let table = self.attachments.table();
         let table = table.borrow();

@@ -32,7 +32,7 @@ const KNOCK: Duration = Duration::from_millis(500);
 /// Endpoints of one peer that are knocked at.
 const KNOCKED: usize = 4;
 
-/// Who is asked: looked up once, so that no lock is held while answers are waited for.
+/// A target, looked up once, so that no lock is held during the test.
 struct PingTarget {
     peer: String,
     /// The tunnel's name for it.
@@ -42,7 +42,7 @@ struct PingTarget {
     reason: String,
     /// Where its overlay addresses, or what was asked for, are.
     overlay: Vec<IpAddr>,
-    /// What is asked for behind it.
+    /// The requested address behind the node.
     inner: Option<IpAddr>,
     endpoints: Vec<SocketAddr>,
     /// Which families go by the plain route, and how.
@@ -77,7 +77,7 @@ impl ApiState {
         Ok(Ping { target: target.to_owned(), peer: asked.peer, path: asked.path, mtu: asked.mtu, layers })
     }
 
-    /// What keeps pods' packets from being forwarded between here and there, although the node's own get through.
+    /// Layers that fail for forwarded packets of pods only, not for the node's own.
     fn forwarding_layers(&self, asked: &PingTarget) -> Vec<Layer> {
         let others: Vec<IpAddr> = if asked.owner.is_empty() {
             // A pod of this node: what any other node sends to it.
@@ -271,7 +271,7 @@ impl ApiState {
         Layer { layer, address: address.to_string(), passes: Some(false), round_trip: None, text, remedy }
     }
 
-    /// What an echo without an answer may be due to.
+    /// Possible causes of an unanswered echo.
     fn why_silent(&self, asked: &PingTarget, layer: LayerKind, address: IpAddr, error: &EchoError) -> (String, String) {
         if let EchoError::Socket(_) = error {
             return (error.to_string(), "give the daemon CAP_NET_RAW (AmbientCapabilities= in its unit)".to_owned());
@@ -317,7 +317,7 @@ struct Shake {
     took: Option<Duration>,
 }
 
-/// What can be told of the way to hosts that answer no handshake.
+/// The outer layer of hosts that answer no handshake.
 fn outer(endpoints: &[SocketAddr]) -> (Option<bool>, Option<f64>, String, String) {
     if endpoints.is_empty() {
         let remedy = "this peer must initiate the handshake: run meshctl ping to this node there";

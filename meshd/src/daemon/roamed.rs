@@ -81,7 +81,7 @@ impl EndpointCache {
 }
 
 impl Drop for EndpointCache {
-    /// What is not written yet is written at the end.
+    /// Writes pending changes at the end.
     fn drop(&mut self) {
         if self.save_at.is_some() {
             self.save();

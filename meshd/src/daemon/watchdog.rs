@@ -38,7 +38,7 @@ impl Watchdog {
         self.lock().loop_ = now;
     }
 
-    /// What `/livez` answers.
+    /// The checks of `/livez`.
     pub(super) fn checks(&self, now: Instant) -> Vec<Check> {
         let seen = *self.lock();
         vec![check("tunnel_threads", seen.tunnel, TUNNEL_LATE, now), check("main_loop", seen.loop_, LOOP_LATE, now)]

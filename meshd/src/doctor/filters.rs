@@ -34,7 +34,7 @@ pub struct WantedFlows {
 }
 
 impl WantedFlows {
-    /// What can be asked while the daemon is away: a call from anywhere.
+    /// The test packet without a daemon: a handshake from any source.
     #[must_use]
     pub fn unknown(port: u16) -> Self {
         let (from, here) = (Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::UNSPECIFIED);
@@ -137,7 +137,7 @@ fn place(table: &str) -> String {
     table.split_once(' ').map_or_else(String::new, |(family, name)| format!("{family} {}", quote(name)))
 }
 
-/// What writes to a table: rules that `nft` puts into one of iptables' are lost when that saves and restores it.
+/// The program that must edit a table: rules that `nft` adds to an iptables table are lost when iptables restores it.
 fn iptables(table: &str) -> Option<&'static str> {
     match table {
         "ip filter" => Some("iptables"),

@@ -8,18 +8,18 @@ use text::quote;
 
 use super::routes;
 
-/// What to look at.
+/// The interfaces to check.
 #[derive(Debug, Clone, Default)]
 pub struct Interfaces {
     /// The tunnel's device.
     pub tun: String,
-    /// Those that carry the outer packets; those of the default routes when empty.
+    /// Interfaces of outer packets; if empty, those of the default routes.
     pub underlay: Vec<String>,
-    /// What is to be forwarded: nothing, as far as is known, while the daemon is away, which sees to it itself.
+    /// Address families to forward; none without the daemon, which enables forwarding itself.
     pub families: Families,
 }
 
-/// What is not as the mesh needs it, in the network namespace of this thread.
+/// Findings in the network namespace of this thread.
 #[must_use]
 pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
     let table = routes::main_table();

@@ -16,10 +16,10 @@ pub enum ReadError {
     File {
         /// Its path.
         file: String,
-        /// What went wrong.
+        /// The error.
         source: io::Error,
     },
-    /// What is in it.
+    /// The content is invalid.
     #[error("{file}: {problem}")]
     Content {
         /// Its path.
@@ -32,7 +32,7 @@ pub enum ReadError {
 /// How documents are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
-    /// One JSON value after another, each on a line or over several.
+    /// A sequence of JSON values.
     Json,
     /// YAML documents with `---` between them.
     Yaml,

@@ -18,7 +18,7 @@ use documents::Format;
 pub use documents::ReadError;
 pub use offline::{ExplainError, explain};
 
-/// What came of files of expectations.
+/// The result of test files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Tested {
@@ -30,7 +30,7 @@ pub struct Tested {
     pub differences: Vec<FailedExpectation>,
 }
 
-/// One expectation that did not come true.
+/// A failed expectation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailedExpectation {
@@ -38,11 +38,11 @@ pub struct FailedExpectation {
     pub file: String,
     /// The world's name.
     pub world: String,
-    /// What was asked.
+    /// The probe.
     pub probe: String,
-    /// What was to be.
+    /// The expected verdict.
     pub expected: String,
-    /// What is.
+    /// The actual verdict.
     pub got: String,
     /// Why, as `policy explain` says.
     pub reason: String,

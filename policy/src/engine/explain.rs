@@ -9,20 +9,20 @@ use super::{
 };
 use crate::object::Action;
 
-/// What one end says of a flow, and why.
+/// The verdict of one end of a flow, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     /// Which end.
     pub side: Side,
-    /// What stands there.
+    /// The end: a pod, a node or an address.
     pub end: String,
-    /// What it says.
+    /// The verdict.
     pub verdict: Verdict,
     /// The policy that decided.
     pub policy: Option<PolicyName>,
     /// The rule of it that decided, from 0.
     pub rule: Option<u16>,
-    /// That rule's name.
+    /// The name of that rule.
     pub rule_name: Option<String>,
     /// Where it is refused for want of a rule: the rule that came nearest.
     pub nearest: Option<NearMiss>,
@@ -117,7 +117,7 @@ impl Classifier {
         }
     }
 
-    /// What the source of a flow is, if it is a node's overlay address: `decided` is the rule that decided, if one did.
+    /// The source of a flow, if it is a node's overlay address. `decided`: the deciding rule, if any.
     fn source_node(
         &self,
         source: IpAddr,

@@ -79,11 +79,11 @@ pub struct PodInterface {
     pub addresses: Vec<IpAddr>,
     /// The node that it is on.
     pub node: Arc<str>,
-    /// That node's subnets.
+    /// The subnets of that node.
     pub subnets: Arc<[IpNet]>,
 }
 
-/// What a node of the mesh is to a cluster.
+/// A node of the mesh as a node of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterNode {
     /// The cluster.
@@ -108,10 +108,10 @@ pub struct Misplaced {
 /// A NetworkPolicy as it stands in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicyState {
-    /// It holds.
+    /// The policy is valid.
     Valid(NetworkPolicy),
-    /// It does not hold and no earlier version did: whom it selects and in which directions could be read. They are
-    /// isolated, and it allows nothing.
+    /// Invalid, without an earlier valid version, but with readable subject and directions: isolates those pods and
+    /// allows nothing.
     Isolates(Selector, Directions),
     /// Not even that could be read, and the key has been written before: all of its namespace is isolated both ways.
     IsolatesNamespace,

@@ -58,9 +58,9 @@ impl SelectedPods {
 struct Scoped {
     /// The set of all its pods.
     whole: Option<u32>,
-    /// Those that ask for pods' labels.
+    /// Sets with conditions on pods' labels.
     sets: Vec<u32>,
-    /// Those of them that no single label leads to.
+    /// Sets of them without a leading label.
     rest: Vec<u32>,
 }
 
@@ -118,9 +118,9 @@ pub(crate) struct Selection {
     sets_by_label: HashMap<u64, Vec<u32>, Fixed>,
     /// Groups that a label leads to, by hash of the label.
     groups_by_label: HashMap<u64, Vec<u32>, Fixed>,
-    /// Those that a label leads to which only a Namespace object tells.
+    /// Groups whose leading label only a Namespace object has.
     groups_by_object: Vec<u32>,
-    /// Those that no label leads to.
+    /// Groups without a leading label.
     groups_rest: Vec<u32>,
     /// Classes that have a label, by hash of namespace and label.
     classes_by_label: HashMap<u64, Vec<u32>, Fixed>,

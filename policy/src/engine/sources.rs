@@ -15,8 +15,8 @@ use std::net::IpAddr;
 
 use crate::object::Block;
 
-/// What a node's overlay address also counts as. Callers keep both lists short: every new flow of the node searches
-/// them.
+/// The addresses that a node's overlay address also counts as. Callers keep both lists short: every new flow of the
+/// node searches them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SourceAliases {
     /// Addresses that are proven to be this node's alone.
@@ -32,12 +32,12 @@ impl SourceAliases {
         self.proven.is_empty() && self.published.is_empty()
     }
 
-    /// What counts for a rule that accepts.
+    /// The addresses that count for an accepting rule.
     pub(crate) fn accepting(&self, own: IpAddr) -> impl Iterator<Item = IpAddr> {
         std::iter::once(own).chain(self.proven.iter().copied())
     }
 
-    /// What counts for a rule that denies, and for `except`.
+    /// The addresses that count for a denying rule, and for `except`.
     pub(crate) fn all(&self, own: IpAddr) -> impl Iterator<Item = IpAddr> {
         self.accepting(own).chain(self.published.iter().copied())
     }

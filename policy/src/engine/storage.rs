@@ -36,7 +36,7 @@ impl<T: Clone + Default> Chunked<T> {
     }
 }
 
-/// Whose an address is.
+/// The owner of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Owner {
     /// The class of pods.

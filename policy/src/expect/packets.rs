@@ -43,7 +43,7 @@ impl Rules for BothEnds<'_> {
     }
 }
 
-/// What was to become of a packet, and what did.
+/// The expected and actual outcome of a packet.
 pub(super) struct CheckedPacket {
     pub(super) expect_pass: bool,
     pub(super) passes: bool,

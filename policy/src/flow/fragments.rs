@@ -7,7 +7,7 @@ use super::{SECOND, tuple::Tuple};
 /// Ticks for which later fragments may follow.
 const LIFETIME: u32 = 30 * SECOND;
 
-/// What fragments of one packet have in common. IPv6 tells them apart by addresses and identification alone.
+/// The key of a packet's fragments. For IPv6, only addresses and identification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Id {
     source: IpAddr,

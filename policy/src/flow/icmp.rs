@@ -1,6 +1,6 @@
 //! ICMP types by their role in a flow table.
 
-/// What an ICMP message is.
+/// The role of an ICMP message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IcmpKind {
     /// Asks for an answer: may begin a flow.

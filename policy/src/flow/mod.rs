@@ -42,7 +42,7 @@ use crate::engine::{Classifier, Flow, Side, Verdict};
 pub use query_limiter::ConntrackQueryLimits;
 pub use tuple::Tuple;
 
-/// Who began a flow.
+/// The initiator of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A pod of this node, through the tunnel.
@@ -51,7 +51,7 @@ pub enum Origin {
     Remote,
 }
 
-/// What new flows are judged by.
+/// The rules for new flows.
 pub trait Rules {
     /// Differs whenever a judgement might.
     fn generation(&self) -> u64;
@@ -91,7 +91,7 @@ impl Rules for Classifier {
     }
 }
 
-/// What to do with a packet.
+/// The judgement of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judgement {
     /// Let it pass.
@@ -120,9 +120,9 @@ pub enum Passed {
 /// Why a packet is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dropped {
-    /// It would begin a flow that is not allowed.
+    /// The packet would begin a denied flow.
     Policy(Verdict),
-    /// It is only ever sent within a flow, and there is none.
+    /// Such a packet belongs to a flow, and there is none.
     NoFlow,
     /// Of a flow that policy has cut.
     Tombstone,
@@ -163,7 +163,7 @@ impl Default for Limits {
     }
 }
 
-/// What a table counted since it was made.
+/// Counters of a table since its creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Flows that began.
@@ -180,7 +180,7 @@ pub struct Counters {
     pub shared_lookups: u64,
 }
 
-/// What the kernel was asked, as far as it goes.
+/// The state of a query to the kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ConntrackAnswer {
     NotAsked { peer: u32 },
@@ -311,7 +311,7 @@ impl FlowTable {
         self.len() == 0
     }
 
-    /// What was counted.
+    /// The counters.
     #[must_use]
     pub const fn counters(&self) -> Counters {
         self.counters
@@ -571,7 +571,7 @@ impl FlowTable {
     }
 }
 
-/// What times are counted in within a table: a second has this many. More would leave too few years.
+/// Ticks per second within a table. A finer resolution would overflow within years.
 const SECOND: u32 = 16;
 
 fn ticks(duration: std::time::Duration) -> u32 {

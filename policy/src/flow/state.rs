@@ -10,7 +10,7 @@ use super::icmp::IcmpKind;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum FlowState {
-    /// One direction was seen.
+    /// Packets of one direction were seen.
     Asked,
     /// Both directions were seen; of TCP also something behind the SYN-ACK.
     Answered,
@@ -24,7 +24,7 @@ pub(super) enum FlowState {
     HalfOpen,
 }
 
-/// What a packet does to a flow.
+/// The effect of a packet on a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// May begin a flow, in its own direction only.
@@ -41,7 +41,7 @@ pub(super) enum Step {
     Any,
 }
 
-/// What `packet` does; `None`: no such packet is ever sent.
+/// The effect of `packet`; `None` for a packet that no host sends.
 pub(super) fn step(packet: &Packet, bytes: &[u8]) -> Option<Step> {
     match packet.transport {
         Transport::Tcp { flags, .. } => tcp(flags),

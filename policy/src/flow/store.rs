@@ -2,14 +2,14 @@
 
 use super::tuple::{Key, Seeds};
 
-/// What is kept of a flow: one line of the cache.
+/// A flow's entry: one cache line.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct FlowEntry {
     pub(super) key: Key,
     /// Of the rules that judged it.
     pub(super) generation: u64,
-    /// Who owned the addresses of its source and destination.
+    /// The owners of its source and destination addresses.
     pub(super) owners: (u32, u32),
     /// Ticks since the table was made; from then on it is as if it were not there. 0: the place is free.
     pub(super) expires: u32,

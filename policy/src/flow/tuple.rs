@@ -10,7 +10,7 @@ use crate::engine::Flow;
 /// A flow as its first packet shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tuple {
-    /// Who sends.
+    /// The source.
     pub source: IpAddr,
     /// To whom.
     pub destination: IpAddr,
@@ -42,7 +42,7 @@ impl Tuple {
         matches!((self.source, self.protocol), (IpAddr::V4(_), protocol::ICMP) | (IpAddr::V6(_), protocol::ICMPV6))
     }
 
-    /// What policies are asked of it.
+    /// The flow as policies judge it.
     #[must_use]
     pub fn flow(&self) -> Flow {
         let ports = matches!(self.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
@@ -68,7 +68,7 @@ impl Tuple {
     }
 }
 
-/// What of a tuple stands behind the addresses: ports, and whether it is an answer.
+/// The ports of a tuple, and whether the packet is a reply.
 #[inline]
 fn ports(packet: &Packet) -> ((u16, u16), bool) {
     match packet.transport {

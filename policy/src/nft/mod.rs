@@ -163,12 +163,12 @@ pub struct RuleChain {
     pub rules: Vec<ChainRule>,
 }
 
-/// One rule: all matches must hold.
+/// A rule with conditions that must all match.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ChainRule {
-    /// What must hold.
+    /// Its conditions.
     pub matches: Vec<Match>,
-    /// What then happens.
+    /// Its action.
     pub then: Then,
     /// The policy behind it, which is its comment in nftables; empty without one.
     pub because: Arc<str>,
@@ -211,7 +211,7 @@ pub enum Match {
     Unclear,
 }
 
-/// What a rule does.
+/// The action of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Then {
     /// Lets the packet pass this direction.

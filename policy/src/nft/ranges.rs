@@ -19,7 +19,7 @@ impl Ranges {
         Self { v4, list: Vec::new() }
     }
 
-    /// Those that are of another family are left out.
+    /// Adds an address; ignores another family.
     pub(super) fn add_address(&mut self, address: IpAddr) {
         if address.is_ipv4() == self.v4 {
             self.list.push((number(address), number(address)));

@@ -15,7 +15,7 @@ pub(crate) use sets::SetCache;
 use sets::{Made, SetOf};
 
 impl Engine {
-    /// What the kernel is to do for these pods, as of the last [`commit`](Self::commit).
+    /// The ruleset for these pods as of the last [`commit`](Self::commit).
     pub fn ruleset(&mut self, pods: &[LocalPod]) -> Ruleset {
         self.forget_changed_sets();
         let crossing = [false, true].map(|v4| {
@@ -44,7 +44,7 @@ struct Draft<'e> {
     crossing: [bool; 2],
 }
 
-/// One pod's chain in the making.
+/// A pod's chain under construction.
 struct PodChain {
     name: String,
     /// The pod's own.

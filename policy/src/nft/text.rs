@@ -21,9 +21,9 @@ const COMMENT: usize = 127;
 /// Elements in one command.
 const PER_COMMAND: usize = 512;
 
-/// What the verdict about a flow depends on besides the rules: an nft expression of the type
-/// `ipv4_addr . ipv4_addr . inet_proto . inet_service` (or `ipv6_addr`), with the condition that it needs. Its ends as
-/// conntrack has them, protocol, and the destination's port behind any rewriting. For protocols with ports.
+/// The inputs of a verdict besides the rules, as an nft expression of the type `ipv4_addr . ipv4_addr . inet_proto .
+/// inet_service` (or `ipv6_addr`), with its condition: both ends as in conntrack, protocol, and the destination's port
+/// after NAT. For protocols with ports.
 #[must_use]
 pub const fn flow_key(v4: bool) -> (&'static str, &'static str) {
     // Without the condition nft does not know that a port is one.
@@ -44,7 +44,7 @@ pub fn packet_form(name: &str) -> String {
 /// How a chain asks for what it judges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// What conntrack knows of the packet's flow.
+    /// The packet's flow, from conntrack.
     Flow,
     /// The packet's own header.
     Packet,
@@ -66,7 +66,7 @@ impl Form {
         self.variants(rule).len()
     }
 
-    /// What the nftables rules that a rule becomes begin with, each.
+    /// The prefixes of the nftables rules for one rule.
     fn variants(self, rule: &ChainRule) -> Vec<&'static str> {
         let unclear = rule.matches.contains(&Match::Unclear);
         match self {
@@ -419,7 +419,7 @@ fn then_text(rule: &ChainRule, form: Form, side: Side) -> String {
 mod tests {
     use super::*;
 
-    /// One pod, which lets in who is in the set `s`, and one more rule where `rules` says so.
+    /// A pod that admits the set `s`, with `rules` more rules.
     fn ruleset(elements: &[(u8, u8)], rules: usize) -> Ruleset {
         let address = |last: u8| IpAddr::from([10, 0, 0, last]);
         let elements: Vec<SetElement> =

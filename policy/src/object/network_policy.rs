@@ -23,7 +23,7 @@ pub struct NetworkPolicy {
     pub egress: Option<Vec<Rule>>,
 }
 
-/// One ingress or egress rule: a peer and a port must match.
+/// An ingress or egress rule: a peer and a port must match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// `None`: anyone, also what is no pod.
@@ -32,7 +32,7 @@ pub struct Rule {
     pub ports: Option<Vec<PortMatch>>,
 }
 
-/// Who is at the other end.
+/// The other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicyPeer {
     /// Pods with these labels, of namespaces with those.
@@ -58,12 +58,12 @@ pub struct Directions {
 /// A spec that the API server would refuse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidNetworkPolicy {
-    /// What is wrong.
+    /// The violations.
     pub violations: ObjectViolations,
     /// The pods and the directions that it isolates, where both could be read: what is left of it without an earlier
     /// version to keep.
     pub isolates: Option<(Selector, Directions)>,
-    /// What it says literally, where all that is wrong is an exception that lies beside its block: it has no effect.
+    /// The literal policy, if the only violation is an `except` outside its block, which has no effect.
     pub literal: Option<NetworkPolicy>,
 }
 

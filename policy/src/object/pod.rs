@@ -22,7 +22,7 @@ pub struct NamedPort {
     pub port: u16,
 }
 
-/// What policies need to know of a Pod object.
+/// The fields of a Pod object that policies need.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PodObject {
     /// `metadata.uid`

@@ -69,7 +69,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// What one entry of a rule's list of ports admits.
+/// An entry of a rule's list of ports.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortMatch {
     /// The protocol; `None` only with a named port that brings its own.
@@ -85,7 +85,7 @@ pub enum Ports {
     All,
     /// From the first to the last, both included.
     Range(u16, u16),
-    /// Those that the destination pod's containers give this name.
+    /// Ports with this name in the destination pod's containers.
     Named(Arc<str>),
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::violation::{ObjectReport, quoted};
 
-/// One object of the tree.
+/// An object of the tree.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ObjectFields<'v> {
     path: &'v str,
@@ -94,7 +94,7 @@ impl<'v> ObjectFields<'v> {
     }
 }
 
-/// What a value is, for a message: its text when it is short and plain, else its kind.
+/// A value in a message: its text if short and plain, else its kind.
 pub(super) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),

@@ -8,14 +8,14 @@ use super::{
     violation::{ObjectReport, quoted},
 };
 
-/// What a selector says of something.
+/// The result of a selector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Truth {
-    /// It does not match, whatever the labels that are not known are.
+    /// No match, whatever the unknown labels are.
     No,
-    /// It depends on labels that are not known.
+    /// Depends on unknown labels.
     Unknown,
-    /// It matches.
+    /// A match.
     Yes,
 }
 
@@ -46,25 +46,25 @@ pub struct Selector {
     requirements: Arc<[Requirement]>,
 }
 
-/// One condition on one label.
+/// A condition on one label.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Requirement {
     /// The label's key.
     pub key: Box<str>,
-    /// What must hold of it.
+    /// The condition.
     pub test: Test,
 }
 
 /// Conditions on a label. Value lists are sorted and without repetition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Test {
-    /// It is there with one of these values.
+    /// The label has one of these values.
     In(Box<[Box<str>]>),
-    /// It is not there, or has none of these values.
+    /// The label is absent or has another value.
     NotIn(Box<[Box<str>]>),
-    /// It is there.
+    /// The label is present.
     Exists,
-    /// It is not there.
+    /// The label is absent.
     DoesNotExist,
 }
 
@@ -96,7 +96,7 @@ impl Selector {
         )
     }
 
-    /// What this selector of namespaces matches of one cluster; a `cluster` without a name narrows nothing.
+    /// This namespace selector restricted to one cluster; a `cluster` without a name restricts nothing.
     #[must_use]
     pub(crate) fn in_cluster(&self, cluster: &str) -> Self {
         if cluster.is_empty() {
@@ -323,7 +323,7 @@ fn is_subdomain(text: &str) -> bool {
         })
 }
 
-/// What stands where a list of texts should.
+/// The value in place of a list of strings.
 pub(super) fn found(at: Option<&At<'_>>) -> String {
     at.map_or_else(|| "missing".to_owned(), |at| describe(at.value))
 }

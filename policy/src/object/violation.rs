@@ -7,14 +7,14 @@ const MAX_NAMED: usize = 32;
 /// Longest piece of a value that is repeated in a message, in characters.
 const MAX_FOUND: usize = 64;
 
-/// One thing that is wrong: the field, the value it has, what holds instead.
+/// A violation: the field, its value and the rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectViolation {
     /// JSON path of the field: `spec.ingress[0].from[1].ipBlock.cidr`.
     pub field: String,
-    /// What was found, shortened.
+    /// The value, shortened.
     pub found: String,
-    /// What must hold.
+    /// The rule.
     pub expected: String,
 }
 
@@ -77,7 +77,7 @@ impl ObjectReport {
         self.named.len() + self.unnamed
     }
 
-    /// What was found, if anything.
+    /// The violations, if any.
     pub(super) fn into_violations(mut self) -> Option<ObjectViolations> {
         if self.unnamed > 0 {
             self.named.push(ObjectViolation {

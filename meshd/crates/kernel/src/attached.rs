@@ -24,7 +24,7 @@ pub enum AttachedRoutes {
     Possible(Vec<IpNet>),
 }
 
-/// What the kernel itself tells of this node's place in the mesh, and others' routes.
+/// Traces in the kernel of this node's place in the mesh, and others' routes.
 #[derive(Debug, Default)]
 struct Traces {
     /// The subnets that the firewall knows as this node's own.

@@ -10,7 +10,7 @@ use super::nft::NftTransaction;
 use super::observed::{KernelRoute, KernelRule, NextHop};
 use super::sysctl::Setting;
 
-/// One step. `Display` is what logs and `meshctl` show.
+/// A step. Logs and `meshctl` show its `Display`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KernelChange {
     /// Our table, what this pass's routes need.
@@ -69,7 +69,7 @@ pub enum KernelChange {
 }
 
 impl KernelChange {
-    /// It is one transaction on our own nftables table.
+    /// Whether it is a transaction on our own nftables table.
     pub(crate) fn is_firewall(&self) -> bool {
         matches!(self, Self::FirewallBefore(_) | Self::FirewallAfter(_))
     }

@@ -10,12 +10,12 @@ use super::nft::{NftBackend as _, NftTableError, NftTransaction};
 use super::plan::is_floor;
 use super::sysctl;
 
-/// What a cleanup did.
+/// The result of a cleanup.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cleanup {
-    /// What was removed or given back, one line each. Empty: there was nothing.
+    /// Removed or restored state, one line each; empty if there was none.
     pub removed: Vec<String>,
-    /// What is still there, and why.
+    /// Remaining state, and why.
     pub failures: Vec<Failure>,
 }
 

@@ -4,10 +4,10 @@ use std::{fmt, io, net::IpAddr};
 
 use mesh::interface::InterfaceName;
 
-/// One thing that stays undone until its cause is gone; all else of the pass is done.
+/// A change that stays undone until its cause is gone; the rest of the pass is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// What, with its values: a route, an address, a setting.
+    /// The object, with its values: a route, an address, a setting.
     pub what: String,
     /// Why.
     pub problem: FailureCause,
@@ -39,12 +39,12 @@ pub enum FailureCause {
     },
     /// The netlink connection failed.
     Netlink {
-        /// What it said.
+        /// Its error message.
         message: String,
     },
     /// nftables refused.
     Firewall {
-        /// What it said.
+        /// Its error message.
         message: String,
         /// The remedy.
         remedy: &'static str,
@@ -82,7 +82,7 @@ impl Failure {
         )
     }
 
-    /// What an operator can do about it.
+    /// The remedy.
     pub fn remedy(&self) -> &'static str {
         match &self.problem {
             FailureCause::NoTun => "none needed while the daemon creates the device; else see its log",

@@ -46,13 +46,13 @@ pub struct ForeignChain {
     pub table: String,
     /// The chain.
     pub chain: String,
-    /// It drops what none of its rules takes.
+    /// Its default is to drop.
     pub drops: bool,
-    /// Whose it is, where that can be told.
+    /// Its owner, if known.
     pub owner: Option<FirewallProgram>,
     /// Handles of rules in it that lead to our accept chain.
     pub tagged: Vec<u64>,
-    /// What its table lets through by rules of its owner's.
+    /// The prefixes that its owner's rules accept.
     pub accepted: AcceptedPrefixes,
     /// The comments of our accept chain's rules in the same table, if that chain is there.
     pub accept_chain: Option<Vec<Option<String>>>,
@@ -78,7 +78,7 @@ pub struct ForeignDrop {
     pub table: String,
     /// The chain.
     pub chain: String,
-    /// Whose it is, where that can be told.
+    /// Its owner, if known.
     pub owner: Option<FirewallProgram>,
     /// The remedy.
     pub remedy: String,
@@ -125,13 +125,12 @@ pub(crate) fn accept_chain(options: &Options) -> String {
     format!("{}-FORWARD", options.table_name.to_ascii_uppercase())
 }
 
-/// What a pass looks at of other programs' rules.
+/// Other programs' rules that a pass reads.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Foreign {
     /// Chains at the forward hook that drop, or that hold a rule of ours.
     pub chains: Vec<ForeignChain>,
-    /// What the mesh's own packets meet: chains that translate addresses behind routing, and filters of what this node
-    /// sends and receives.
+    /// Chains on the path of mesh packets: source NAT, and filters of this node's own packets.
     pub met: Arc<ListedRuleset>,
 }
 

@@ -127,12 +127,12 @@ pub enum KernelError {
 pub struct Kernel {
     options: Options,
     nft: Nft,
-    /// What nftables held at the end of the last pass.
+    /// The ruleset at the end of the last pass.
     ruleset: Mutex<Option<reconcile::KnownRuleset>>,
     /// Other programs' rules as they were read last.
     others: Mutex<Option<foreign::Foreign>>,
     others_failure: Mutex<Option<Failure>>,
-    /// What the last pass left, unless that is not certain.
+    /// The state after the last pass, if certain.
     settled: Mutex<Option<reconcile::Settled>>,
     ports: OwnPorts,
 }

@@ -47,7 +47,7 @@ pub enum RtnetlinkError {
     /// The kernel refused.
     #[error("{what}: {source}")]
     Kernel {
-        /// What was asked for.
+        /// The failed request.
         what: &'static str,
         /// Its answer.
         source: std::io::Error,
@@ -55,13 +55,13 @@ pub enum RtnetlinkError {
     /// The connection ended, usually on a message that its decoder cannot read.
     #[error("{what}: the netlink connection ended")]
     Ended {
-        /// What was asked for.
+        /// The failed request.
         what: &'static str,
     },
     /// The tables changed under each of several dumps.
     #[error("{what}: the state kept changing while it was read")]
     Unsteady {
-        /// What was asked for.
+        /// The failed request.
         what: &'static str,
     },
 }
@@ -150,7 +150,7 @@ pub struct MainRoute {
     pub gateway: Option<IpAddr>,
     /// Lower is preferred.
     pub metric: u32,
-    /// Who made it, as `ip route` has it.
+    /// Its protocol number, as in `ip route`.
     pub protocol: u8,
     /// A default route that came by router advertisement.
     pub advertised: bool,

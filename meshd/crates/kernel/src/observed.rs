@@ -93,7 +93,7 @@ pub struct KernelRule {
 }
 
 impl KernelRoute {
-    /// What the kernel tells routes apart by.
+    /// The key of a route in the kernel.
     pub fn key(&self) -> (IpNet, u32, u32) {
         (self.dst, self.table, self.metric)
     }

@@ -53,7 +53,7 @@ pub(crate) const MAIN_TABLE: u32 = 254;
 pub struct KernelPlan {
     /// In order.
     pub changes: Vec<KernelChange>,
-    /// What stays undone, and why.
+    /// Changes that cannot be made, and why.
     pub failures: Vec<Failure>,
 }
 
@@ -102,8 +102,7 @@ pub(super) fn is_floor(route: &KernelRoute) -> bool {
     matches!(route.metric, FLOOR_METRIC | OUTSIDE_FLOOR_METRIC)
 }
 
-/// What differs between two pictures of what is to be, as far as it is routes: `before` and `desired` without the routes
-/// that are the same in both.
+/// The route difference of two desired states: `before` and `desired` without their common routes.
 pub(super) fn differing(before: &Desired, desired: &Desired) -> (Desired, Desired) {
     let changed = desired.routes.changes(&before.routes);
     let only = |of: &Desired| Desired {

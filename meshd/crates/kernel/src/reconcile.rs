@@ -27,12 +27,12 @@ use super::{
     policy_table, sysctl,
 };
 
-/// What one pass did.
+/// The result of a pass.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PassReport {
-    /// What was changed, in order. Empty: all was as it should be.
+    /// The changes made, in order; empty if nothing differed.
     pub changes: Vec<KernelChange>,
-    /// What stays undone.
+    /// Changes that failed.
     pub failures: Vec<Failure>,
     /// Foreign chains that drop forwarded mesh packets.
     pub foreign_drops: Vec<ForeignDrop>,
@@ -40,7 +40,7 @@ pub struct PassReport {
     pub not_forwarding: Option<InterfaceName>,
     /// Foreign chains that give pods' packets another source, or drop probes.
     pub met: Vec<Met>,
-    /// What the last three are of.
+    /// The reading that the last three fields come from.
     pub others: SeenOthers,
 }
 
@@ -52,14 +52,14 @@ pub enum ReconcileError {
     Netlink(#[from] RtnetlinkError),
 }
 
-/// What nftables holds besides policies, while nothing else is heard: our table, and of the others what was read last.
+/// The ruleset without policies, valid until another change is reported: our table, and the others as last read.
 #[derive(Debug)]
 pub(super) struct KnownRuleset {
     monitor: NftMonitor,
     table: Option<ObservedTable>,
 }
 
-/// What the kernel holds after a pass that left nothing undone, but for routes and our table: they are as desired.
+/// The kernel state after a pass without failures, except routes and our table, which are as desired.
 #[derive(Debug)]
 pub(super) struct Settled {
     desired: Desired,
@@ -74,7 +74,7 @@ pub(super) struct Settled {
 enum ReadRuleset {
     /// Our own table could not be read.
     Unreadable,
-    /// It was read, but others may have changed it meanwhile.
+    /// Read, but possibly changed by others since.
     Sometime,
     /// All of it is so unless this hears of something.
     While(NftMonitor),
@@ -185,8 +185,8 @@ impl Kernel {
         }
     }
 
-    /// What each drop rule has counted, by counter: `source4`, `source6` (a mesh source from where it does not belong)
-    /// and `guard4`, `guard6` (a mesh destination that would have left in the clear). Empty without a table.
+    /// The drop counters: `source4`, `source6` (a mesh source on a wrong interface) and `guard4`, `guard6` (a mesh
+    /// destination that would have left in clear text). Empty without a table.
     ///
     /// # Errors
     /// [`NftTableError`].

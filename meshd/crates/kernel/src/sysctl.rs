@@ -46,16 +46,15 @@ const MAX_STATE: u64 = 1 << 20;
 pub struct Sysctls {
     /// Values by key, a path below `/proc/sys`. A setting that does not exist is not here.
     pub values: BTreeMap<String, String>,
-    /// What was changed earlier.
+    /// Sysctls changed earlier, with their previous values.
     pub saved: BTreeMap<String, Saved>,
-    /// What was changed earlier cannot be read: what cleanup would have to give back is left as it is.
+    /// The file of earlier changes is unreadable: cleanup restores nothing.
     pub saved_unreadable: bool,
     /// Interfaces that have a default route by router advertisement.
     pub advertised: BTreeSet<InterfaceName>,
     /// The key of the TUN device's way to make link-local addresses.
     pub tun_addr_gen: Option<String>,
-    /// What pods' packets come in by: each of their interfaces, or the bridge that it is a port of. `true`: a bridge,
-    /// which outlives the pod.
+    /// Receiving interfaces of pods' packets: each pod's interface, or its bridge (`true`), which outlives the pod.
     pub pods: BTreeMap<InterfaceName, bool>,
 }
 
@@ -146,7 +145,7 @@ pub(super) fn observe(
     }
 }
 
-/// What packets of these interfaces come in by.
+/// The receiving interface of packets from each of these: itself, or its bridge.
 fn receiving(pods: &[InterfaceName], links: &[KernelLink]) -> BTreeMap<InterfaceName, bool> {
     let named: BTreeMap<&str, &KernelLink> = links.iter().map(|link| (link.name.as_str(), link)).collect();
     let by_index: BTreeMap<u32, &KernelLink> = links.iter().map(|link| (link.index, link)).collect();

@@ -26,7 +26,7 @@ use super::sys::readable;
 #[cfg(test)]
 mod tests;
 
-/// What has changed since the last look: kinds, not contents.
+/// Kinds of changes since the last read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KernelEvents {
     /// A link came, went or changed.
@@ -90,7 +90,7 @@ struct VolumeCounter(usize);
 
 /// After so much it is said: a small part of what [`NftMonitor`](netfilter::NftMonitor) holds.
 const VOLUME: usize = 4 << 20;
-/// What the kernel accounts for a datagram besides its content.
+/// The kernel's overhead per queued datagram in bytes.
 const DATAGRAM: usize = 1 << 10;
 
 impl VolumeCounter {

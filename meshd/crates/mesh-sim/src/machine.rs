@@ -17,7 +17,7 @@ use rand::{Rng as _, rngs::StdRng};
 /// The UDP port of every tunnel.
 pub(crate) const PORT: u16 = 51820;
 
-/// One node's machine.
+/// A node's machine.
 pub(crate) struct Machine {
     pub(crate) id: NodeId,
     pub(crate) facts: LocalFacts,
@@ -76,7 +76,7 @@ impl Machine {
     }
 }
 
-/// What a kernel refuses.
+/// Operations that a kernel refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum KernelRefusal {
     #[default]

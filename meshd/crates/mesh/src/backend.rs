@@ -12,18 +12,18 @@ pub enum PathKind {
     Wireguard,
 }
 
-/// What a path kind is.
+/// A path kind.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Backend {
     /// Its word in status, `peers`, `routes` and metrics.
     pub word: &'static str,
     /// Bytes that it adds to an inner packet, over IPv6 if that is more.
     pub overhead: u16,
-    /// What the kernel needs for it.
+    /// The kernel state that it needs.
     pub form: KernelForm,
 }
 
-/// What the kernel needs for a path.
+/// The kernel state that a path needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KernelForm {
     /// A route to a next hop on the underlay. Every packet that takes it is as large as the mesh's MTU allows.
@@ -36,7 +36,7 @@ impl PathKind {
     /// Every kind.
     pub const ALL: [Self; 2] = [Self::HostGw, Self::Wireguard];
 
-    /// What it is.
+    /// Its description.
     #[must_use]
     pub const fn backend(self) -> &'static Backend {
         match self {

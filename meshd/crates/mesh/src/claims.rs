@@ -17,8 +17,8 @@ pub(crate) struct Precedence {
     pub create_revision: i64,
 }
 
-/// What has been granted so far. Claims are put to it in order of [`Precedence`]; `who` names the claimant for the
-/// message that the loser's record gets.
+/// The granted claims. Claims are made in order of [`Precedence`]; `who` names the claimant in the problem of the
+/// loser.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     prefixes_v4: BTreeMap<(u32, u8), String>,
@@ -28,7 +28,7 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
-    /// Who holds an address of `prefix`, if anyone does.
+    /// The holder of an address of `prefix`, if any.
     #[must_use]
     pub(crate) fn holder_of_prefix(&self, prefix: &IpNet) -> Option<(IpNet, &str)> {
         // Granted prefixes never overlap, so one that overlaps `prefix` either covers its first address, and then is
@@ -67,7 +67,7 @@ impl Claims {
         }
     }
 
-    /// Who holds `key`, if anyone does.
+    /// The holder of `key`, if any.
     #[must_use]
     pub(crate) fn holder_of_key(&self, key: &PublicKey) -> Option<&str> {
         self.keys.get(key).map(String::as_str)

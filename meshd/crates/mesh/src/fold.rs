@@ -93,7 +93,7 @@ impl NodeEndpoints {
     }
 }
 
-/// What the records of a closed set hold.
+/// The resolved claims of a closed set of records.
 #[derive(Default)]
 pub(crate) struct Folded {
     /// Of the node itself, if its record is among the selected ones.
@@ -101,7 +101,7 @@ pub(crate) struct Folded {
     pub(crate) own_subnets: Vec<SubnetKey>,
     pub(crate) members: BTreeMap<PeerId, NodePeer>,
     pub(crate) outside: BTreeMap<PeerName, ExternalPeer>,
-    /// What does not hold, and why.
+    /// Refused claims as problems.
     pub(crate) problems: BTreeMap<RecordId, Vec<Problem>>,
 }
 

@@ -21,7 +21,7 @@ pub struct Desired {
     pub floor: Floor,
     /// Where probes go, in the probe table, which ends in an `unreachable` default for both families.
     pub probes: Vec<ProbeRoute>,
-    /// What nftables must hold.
+    /// The desired nftables table.
     pub firewall: Firewall,
     /// The families that this node forwards. `false` leaves the host's setting as it is.
     pub forwarding: Forwarding,
@@ -112,7 +112,7 @@ pub struct ProbeRoute {
     pub dev: InterfaceName,
 }
 
-/// What nftables must hold. Prefixes may nest and repeat: the wider one counts.
+/// The desired nftables table. Prefixes may nest and repeat: the wider one counts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Firewall {
     /// The mesh networks and the prefixes of outside peers.
@@ -158,7 +158,7 @@ pub struct Forwarding {
     pub ipv6: bool,
 }
 
-/// What a pass saw of other programs' rules.
+/// The reading of other programs' rules in a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SeenOthers {
     /// They have not changed since they were read.
@@ -176,6 +176,6 @@ pub enum SeenOthers {
 pub enum OthersRules {
     /// They are read.
     Read,
-    /// What was read last is taken for what is so.
+    /// Keep the last reading.
     Keep,
 }

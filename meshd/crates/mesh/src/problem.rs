@@ -5,14 +5,14 @@ use std::{collections::BTreeSet, fmt};
 /// Lines that one change may write to the log; the rest are counted.
 const MOST_LINES: usize = 20;
 
-/// One thing that is not as it should be.
+/// A problem.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// What kind of problem.
+    /// The kind of problem.
     pub code: ProblemCode,
     /// The key below etcd's prefix that it is about, if it is about one.
     pub key: Option<String>,
-    /// What was found, with the value; no secrets.
+    /// The cause, with the value; no secrets.
     pub cause: String,
     /// The remedy.
     pub remedy: String,
@@ -60,7 +60,7 @@ macro_rules! codes {
                 match self { $(Self::$variant => $word,)* }
             }
 
-            /// What it means, in a sentence without its full stop.
+            /// Its meaning: a sentence without the full stop.
             #[must_use]
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => $meaning,)* }
@@ -184,19 +184,19 @@ impl fmt::Display for ProblemCode {
 #[derive(Debug, Default)]
 pub struct ProblemLog(BTreeSet<Problem>);
 
-/// What to log.
+/// A line to log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogLine {
-    /// It has appeared, or has another cause.
+    /// The problem appeared, or has another cause.
     Appeared(Problem),
-    /// It is gone.
+    /// The problem is gone.
     Gone(Problem),
     /// As many lines were left out.
     More(usize),
 }
 
 impl ProblemLog {
-    /// What to log, now that these are the problems.
+    /// The lines to log, given the current problems.
     pub fn update(&mut self, now: impl IntoIterator<Item = Problem>) -> Vec<LogLine> {
         let now: BTreeSet<Problem> = now.into_iter().collect();
         let before = std::mem::take(&mut self.0);

@@ -49,9 +49,9 @@ impl fmt::Debug for LeaseId {
 /// Kubernetes objects and attachments are not here: there are too many to copy for each change. They are handed on one
 /// by one by `control_core::objects`, and show in `problems` when they do not hold.
 ///
-/// One revision shares with the next what did not change, so that the difference of two of them costs what differs
-/// ([`CowMap::changes`]). Records that conflict with each other (one prefix, key, name or address claimed twice) are
-/// all here; who holds is decided by the reader, from `retained`, `create_revision` and the key.
+/// Revisions share unchanged parts, so their difference costs as much as it contains ([`CowMap::changes`]). Conflicting
+/// records (one prefix, key, name or address claimed twice) are all here; the reader decides which one holds, from
+/// `retained`, `create_revision` and the key.
 #[derive(Debug, Clone, Default)]
 pub struct Records {
     /// The last revision that changed anything here.
@@ -70,7 +70,7 @@ pub struct Records {
     pub alive: CowMap<NodeId, Record<Alive>>,
     /// `peers/NAME`
     pub peers: CowMap<PeerName, Record<OutsidePeer>>,
-    /// What an operator should know, by key; at most [`MAX_PROBLEMS`].
+    /// Problems of records, by key; at most [`MAX_PROBLEMS`].
     pub problems: Arc<Vec<Problem>>,
 }
 

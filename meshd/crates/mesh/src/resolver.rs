@@ -27,7 +27,7 @@ use crate::{
     topology::{PeerId, Topology},
 };
 
-/// What one node makes of the records. See the [module](self).
+/// Resolves the records of one node's view incrementally. See the [module](self).
 #[derive(Debug)]
 pub struct TopologyResolver {
     me: NodeId,
@@ -195,7 +195,7 @@ fn all(records: &Records) -> BTreeSet<RecordId> {
 /// No record sorts before it.
 const FIRST: RecordId = RecordId::Subnet(SubnetKey { v4: None, v6: None });
 
-/// Who claims what, whether or not it holds.
+/// All claims, granted or not.
 #[derive(Debug, Default)]
 struct Index {
     /// By the hash of what is claimed: two things with one hash make records concern each other that need not, which

@@ -14,7 +14,7 @@ use crate::{
     problem::Problem,
 };
 
-/// Who owns prefixes of the mesh.
+/// An owner of prefixes of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PeerId {
     /// A node, by its id.
@@ -104,15 +104,15 @@ pub struct ExternalPeer {
 /// This node's own record under `nodes/`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum OwnRecord {
-    /// It is not in the records.
+    /// The node has no record.
     #[default]
     Missing,
     /// The other nodes accept it.
     Holds {
-        /// What they call this node: see [`NodePeer::name`].
+        /// This node's name in the mesh: see [`NodePeer::name`].
         name: String,
     },
-    /// It is there, and the other nodes refuse it.
+    /// The record exists, but other nodes refuse it.
     Refused {
         /// Why.
         cause: String,

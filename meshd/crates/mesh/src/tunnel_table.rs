@@ -42,7 +42,7 @@ impl FromIterator<PeerConfig> for CowMap<String, Arc<PeerConfig>> {
     }
 }
 
-/// One peer: a node of the mesh or an outside one.
+/// A peer: a node of the mesh or an external peer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerConfig {
     /// Unique; what status and events call it.

@@ -6,7 +6,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProto
 
 use crate::nfnetlink::{NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN, NLM_F_REQUEST, attribute, messages};
 
-/// One state of everything in nf_tables, in this network namespace, since the last transaction.
+/// The number of the ruleset's state in this network namespace; each transaction increments it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Generation(u32);
 

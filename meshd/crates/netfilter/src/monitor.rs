@@ -25,7 +25,7 @@ const BUFFER: usize = 64 << 10;
 /// transactions, half a million of them. A longer transaction is reported as an overrun.
 const WAITING: usize = 64 << 20;
 
-/// What was done to the tables since the last look.
+/// Changes of the tables since the last read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TableChanges {
     /// Nothing about the tables.
@@ -102,7 +102,7 @@ impl NftMonitor {
         Ok(Self { socket, buffer: vec![0; BUFFER], tables, touched: false })
     }
 
-    /// What was done to the tables since the last call.
+    /// Changes of the tables since the last call.
     ///
     /// # Errors
     /// When the socket fails.

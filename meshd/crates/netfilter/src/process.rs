@@ -23,13 +23,13 @@ pub enum NftError {
     /// The program cannot be started.
     #[error("cannot run nft ({0}): install the package nftables")]
     Start(#[source] io::Error),
-    /// It has not exited in time, and was killed.
+    /// The program missed the deadline and was killed.
     #[error("nft did not exit within {} s", .0.as_secs())]
     Deadline(Duration),
     /// Its input or output failed.
     #[error("cannot talk to nft: {0}")]
     Pipe(#[source] io::Error),
-    /// It refused.
+    /// The program exited with an error.
     #[error("nft refused: {message}")]
     Refused {
         /// The beginning of its standard error.
@@ -38,7 +38,7 @@ pub enum NftError {
 }
 
 impl NftError {
-    /// What an operator can do about it.
+    /// The remedy.
     #[must_use]
     pub const fn remedy(&self) -> &'static str {
         match self {

@@ -29,9 +29,9 @@ pub type Mac = [u8; 6];
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
 pub struct NetlinkError {
-    /// What was asked for.
+    /// The failed request.
     pub what: String,
-    /// What it said.
+    /// The kernel's error.
     pub source: io::Error,
 }
 
@@ -87,7 +87,7 @@ pub struct UnicastRoute {
     pub mtu: Option<u32>,
 }
 
-/// One end of a veth pair that is to be made.
+/// An end of a veth pair to create.
 #[derive(Debug, Clone, Copy)]
 pub struct VethEnd<'a> {
     /// Its name.

@@ -18,14 +18,14 @@ pub(super) struct DirectSources(BTreeMap<PrefixOn, Lingering>);
 
 #[derive(Debug)]
 struct Lingering {
-    /// Whose prefix it is; not known for what an earlier run left.
+    /// The owner of the prefix; unknown for prefixes of an earlier run.
     owner: Option<PeerId>,
     /// Where the plan accepts it no longer: until then.
     until: Option<Instant>,
 }
 
 impl DirectSources {
-    /// What an earlier run accepted; its peers may send so on until they have seen what this run is.
+    /// The sources of an earlier run, whose peers may keep sending direct until they learn of this run.
     pub(super) fn at_start(sources: impl IntoIterator<Item = PrefixOn>, now: Instant) -> Self {
         let held = || Lingering { owner: None, until: Some(now + LINGER) };
         Self(sources.into_iter().map(|source| (source, held())).collect())

@@ -43,7 +43,7 @@ impl Pace {
         due
     }
 
-    /// What a look that begins now may read.
+    /// Whether a read that begins now may include other programs' rules.
     pub(super) fn others(&self, now: Instant) -> OthersRules {
         if now < self.not_before { OthersRules::Keep } else { OthersRules::Read }
     }

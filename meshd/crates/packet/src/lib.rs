@@ -50,7 +50,7 @@ pub mod tcp_flags {
     pub const ACK: u8 = 0x10;
 }
 
-/// What one IP packet says about itself. Made by [`Packet::parse`] only.
+/// The parsed headers of one IP packet. Created by [`Packet::parse`] only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
     /// Inner source address.

@@ -198,7 +198,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// What is made of a message's parts, or of anything else, is refused; never more than that.
+        /// Recombined parts of messages, and any other bytes, are refused.
         #[test]
         fn what_nobody_sealed_is_refused(
             bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80),

@@ -15,7 +15,7 @@ use text::{printable, printable_json, printable_lines};
 use tracing::{Dispatch, Level, Metadata};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter, util::SubscriberInitExt as _};
 
-/// What is logged, and how.
+/// Level and format of the log.
 #[derive(Debug, Clone, Copy)]
 pub struct Log {
     /// Least level that is logged.
@@ -36,7 +36,7 @@ pub enum LogFormat {
 }
 
 impl Log {
-    /// What `--log-level` and `--log-format` say; a mistake is added to `mistakes`.
+    /// Parses `--log-level` and `--log-format`; adds errors to `mistakes`.
     pub fn from_flags(level: Option<String>, format: Option<LogFormat>, mistakes: &mut Vec<String>) -> Self {
         let level = match level.as_deref().unwrap_or("info").parse() {
             Ok(level) => level,
@@ -165,7 +165,7 @@ mod tests {
 
     use super::*;
 
-    /// What the daemon's own formatting makes of an event, as it is written.
+    /// The output of our formatting for an event.
     fn logged(format: LogFormat, to_journal: bool, log: impl FnOnce()) -> String {
         #[derive(Clone)]
         struct Kept(LogWriter, Arc<Mutex<String>>);

@@ -45,7 +45,7 @@ const MOST_CHANGES: usize = 20;
 /// [`mesh_nodes::LISTED`](crate::mesh_nodes::LISTED).
 pub const LISTED: [&str; 2] = ["config", "subnets/"];
 
-/// What keeps a Node from its block.
+/// The reason why a Node gets no block.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum BlockNotice {
@@ -64,7 +64,7 @@ pub enum BlockNotice {
         block: String,
         /// The key that stands in its way.
         by: String,
-        /// Whose that is, for people.
+        /// The owner, in messages.
         owner: String,
     },
     /// Several nodes of the mesh match the Node.
@@ -101,7 +101,7 @@ impl fmt::Display for BlockNotice {
 }
 
 impl BlockNotice {
-    /// What an Event on the Node says.
+    /// The Event on the Node.
     #[must_use]
     pub fn refused(&self) -> Refused {
         let (Self::Unusable { node, .. } | Self::Claimed { node, .. } | Self::Ambiguous { node, .. }) = self;
@@ -109,12 +109,12 @@ impl BlockNotice {
     }
 }
 
-/// What is to be done.
+/// The result of a step.
 #[derive(Debug, Default)]
 pub struct BlockStep {
     /// Run this, then list again.
     pub transaction: Option<Transaction>,
-    /// What was found for the first time.
+    /// New notices.
     pub notices: Vec<BlockNotice>,
 }
 
@@ -137,7 +137,7 @@ pub struct NodeBlocks {
 /// A value with the revision of its key's last write.
 type At<T> = (T, Revision);
 
-/// What etcd holds, as far as it could be read.
+/// The readable records of etcd.
 #[derive(Debug, Default)]
 struct BlockRecords<'a> {
     config: Option<At<NetworkConfig>>,
@@ -146,7 +146,7 @@ struct BlockRecords<'a> {
     records: BTreeMap<NodeId, Revision>,
     alive: BTreeSet<NodeId>,
     subnets: BTreeMap<SubnetKey, At<Option<SubnetLease>>>,
-    /// Those whose key has a lease of etcd: no operator reserved them.
+    /// Subnets whose key has an etcd lease: not reserved by an operator.
     leased: BTreeSet<SubnetKey>,
     objects: BTreeMap<KubernetesName, At<Option<Arc<KubernetesNode>>>>,
     /// Up to which `subnets/` is known.
@@ -206,8 +206,8 @@ impl NodeBlocks {
         }
     }
 
-    /// What to do by what etcd holds: the nodes of the mesh, and lists of what is below [`LISTED`], `nodes/`, `alive/` and
-    /// of the cluster's Node objects. `complete`: every Node object is copied, and nothing that is absent is doubted.
+    /// Decides by the content of etcd: the nodes of the mesh, and lists of [`LISTED`], `nodes/`, `alive/` and the
+    /// cluster's Node objects. `complete`: every Node object is copied, and absence is certain.
     pub fn step(&mut self, now: Now, complete: bool, nodes: &[MeshNode], lists: &[KeyListing]) -> BlockStep {
         let view = BlockRecords::of(&self.cluster, nodes, lists);
         let mut draft = TransactionDraft::default();

@@ -14,7 +14,7 @@ use crate::ObjectKind;
 /// Longest value; etcd takes requests of 1.5 MiB.
 const MAX_VALUE: usize = 1 << 20;
 
-/// What in a policy's spec says whom it selects.
+/// The fields of a policy's spec that determine its subject.
 const SELECTING_FIELDS: [&str; 5] = ["podSelector", "policyTypes", "tier", "priority", "subject"];
 
 /// Annotations of the mirror object of a static pod, which say the pod's UID at its node.
@@ -35,7 +35,7 @@ pub struct CanonicalObject {
     pub verbatim: bool,
 }
 
-/// It cannot be told which object it is.
+/// An object without a usable name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a {kind} without a usable name: {reason}", kind = .kind.name())]
 pub struct Nameless {
@@ -243,7 +243,7 @@ pub fn read(kind: ObjectKind, api_version: &str, json: &str) -> Result<Canonical
     Ok(CanonicalObject { kind, path, value, resource_version, verbatim })
 }
 
-/// What an object is and where it belongs.
+/// Kind, key and cluster of an object.
 struct ObjectPlace<'a> {
     kind: ObjectKind,
     api_version: &'a str,

@@ -39,13 +39,13 @@ const AT_ONCE: usize = 20;
 pub struct Patch {
     /// Its name.
     pub node: String,
-    /// What becomes of its conditions; `None`: they stay.
+    /// The change of its conditions; `None`: they stay.
     pub conditions: Option<Conditioned>,
     /// Remove the taint `meshd.io/agent-not-ready` from the object of this resource version, which has these others.
     pub untaint: Option<Untaint>,
 }
 
-/// What is to be left of the taints.
+/// The taints to keep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Untaint {
     /// The object that was seen.
@@ -54,7 +54,7 @@ pub struct Untaint {
     pub others: Vec<String>,
 }
 
-/// What becomes of the conditions.
+/// A change of conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Conditioned {
     /// They say this, each since the given time if the object said the same of it before.
@@ -66,9 +66,9 @@ pub enum Conditioned {
 /// Whether a node's network works.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkHealth {
-    /// It does.
+    /// The mesh connects the node.
     Available,
-    /// It does not.
+    /// The mesh does not connect the node.
     Unavailable {
         /// Why.
         reason: ConditionReason,
@@ -159,7 +159,7 @@ impl Conditions {
         }
     }
 
-    /// What to patch at `now`, which grows; each of them is made once, or again if the object does not follow.
+    /// The patches at `now`, which never decreases. Each is returned once, and again if the object does not follow.
     pub fn step(&mut self, now: Duration) -> Vec<Patch> {
         let Some(mesh) = &self.mesh else { return Vec::new() };
         let mut wanted: Vec<(&mut WatchedNode, Option<NetworkHealth>)> = Vec::new();

@@ -46,35 +46,35 @@ pub struct Now {
     pub unix: u64,
 }
 
-/// What happened.
+/// An input of the copier.
 #[derive(Debug)]
 pub enum Input {
     /// A list begins, while `kube-system` has this UID; `None`: there is no such namespace.
     ListBegun {
-        /// What is listed.
+        /// The listed kind.
         kind: ObjectKind,
         /// UID of `kube-system`, read just now.
         uid: Option<String>,
     },
     /// A part of the list.
     Page {
-        /// What is listed.
+        /// The listed kind.
         kind: ObjectKind,
-        /// That of the whole list.
+        /// The resource version of the whole list.
         resource_version: String,
         /// The objects; one without a usable name is left out.
         objects: Vec<CanonicalObject>,
     },
     /// The list is complete.
     ListEnded {
-        /// What was listed.
+        /// The listed kind.
         kind: ObjectKind,
         /// UID of `kube-system`, read after the last page.
         uid: Option<String>,
     },
     /// Events follow from where the list ended or the last event stood.
     Watching {
-        /// What is watched.
+        /// The watched kind.
         kind: ObjectKind,
         /// UID of `kube-system`, read after the watch was opened.
         uid: Option<String>,
@@ -85,7 +85,7 @@ pub enum Input {
     Deleted(CanonicalObject),
     /// A watch has come this far.
     Bookmark {
-        /// What is watched.
+        /// The watched kind.
         kind: ObjectKind,
         /// How far.
         resource_version: String,
@@ -106,7 +106,7 @@ pub enum Input {
     Nodes(Vec<MeshNode>),
     /// They cannot be read, and why.
     NodesUnknown(String),
-    /// What came of [`Effect::Write`].
+    /// The outcome of [`Effect::Write`].
     Written(Result<Committed, CallError>),
     /// The key [`ClusterKeys::confirm`], the answer to [`Effect::ReadConfirm`].
     Confirm(Option<Entry>),
@@ -121,7 +121,7 @@ pub enum Effect {
     Write(Transaction),
     /// End the list or watch of this kind, and list again after this time.
     List {
-        /// What to list.
+        /// The kind to list.
         kind: ObjectKind,
         /// The delay.
         after: Duration,
@@ -139,9 +139,9 @@ pub enum Effect {
 pub enum Planned {
     /// The key is not there yet.
     Create,
-    /// It has another value.
+    /// The key would get another value.
     Change,
-    /// It would be deleted.
+    /// The key would be deleted.
     Delete,
 }
 
@@ -159,7 +159,7 @@ enum PendingWrite {
     Delete,
 }
 
-/// What etcd holds under a key.
+/// The value that etcd holds under a key.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     digest: Digest,
@@ -216,7 +216,7 @@ pub struct Copier {
     forget: bool,
     /// When the API server last answered, in seconds since 1970.
     answered_at: u64,
-    /// It did not since.
+    /// Nothing came since.
     silent: bool,
     /// Nothing could be copied since.
     useless_since: Option<Duration>,
@@ -353,7 +353,7 @@ impl Copier {
         effects
     }
 
-    /// What a trial run would change, by key.
+    /// The changes of a trial run, by key.
     pub fn planned(&self) -> impl Iterator<Item = (String, Planned)> {
         let held = self.progress.iter().flat_map(|(&kind, progress)| {
             progress.hold.iter().flat_map(move |hold| hold.paths.iter().map(move |path| (kind, path)))
@@ -406,7 +406,7 @@ impl Copier {
         self.progress.entry(kind).or_default()
     }
 
-    /// What etcd will hold under a key once the transaction under way is done.
+    /// The value under a key after the transaction in flight.
     fn expected(&self, key: &(ObjectKind, String)) -> Option<Digest> {
         match self.in_flight.as_ref().and_then(|in_flight| in_flight.changes.get(key)) {
             Some(change) => *change,

@@ -70,7 +70,7 @@ pub struct ClusterKeys {
 }
 
 impl ClusterKeys {
-    /// Those of `cluster`, which has a name.
+    /// The keys of `cluster`, which has a name.
     #[must_use]
     pub fn new(cluster: &Cluster) -> Self {
         let leader = Key::Kubernetes(cluster.clone(), KubernetesKey::Leader).to_string();
@@ -78,19 +78,19 @@ impl ClusterKeys {
         Self { cluster: cluster.clone(), root }
     }
 
-    /// Whose they are.
+    /// The cluster.
     #[must_use]
     pub const fn cluster(&self) -> &Cluster {
         &self.cluster
     }
 
-    /// What the keys of a kind start with.
+    /// The common prefix of the keys of a kind.
     #[must_use]
     pub fn directory(&self, kind: ObjectKind) -> String {
         format!("{}{}/", self.root, kind.plural())
     }
 
-    /// What all of them start with.
+    /// The common prefix of all keys.
     #[must_use]
     pub fn root(&self) -> &str {
         &self.root

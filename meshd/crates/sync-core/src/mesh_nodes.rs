@@ -17,7 +17,7 @@ const MAX_REASON: usize = 256;
 /// A node with a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeshNode {
-    /// What tells it from others.
+    /// Its id.
     pub id: NodeId,
     /// Its name, which another may have too.
     pub name: String,

@@ -19,7 +19,7 @@ pub struct Refused {
     pub kind: ObjectKind,
     /// `NS/NAME` or `NAME`.
     pub path: String,
-    /// What is wrong with it, and what nodes enforce in its place.
+    /// The violation, and what nodes enforce instead.
     pub message: String,
     api_version: String,
     uid: String,
@@ -40,7 +40,7 @@ struct UidMetadata {
     uid: String,
 }
 
-/// What nodes of this version say of the object's value, if they refuse it.
+/// The refusal by nodes of this version, if they refuse the value.
 #[must_use]
 pub fn refused(keys: &ClusterKeys, object: &CanonicalObject) -> Option<Refused> {
     // Nodes name an invalid key in their status.

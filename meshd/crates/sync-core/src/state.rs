@@ -21,7 +21,7 @@ pub struct SyncState {
     pub resource_versions: BTreeMap<String, u64>,
     /// Objects of each kind, by its plural.
     pub counts: BTreeMap<String, usize>,
-    /// What waits for an operator.
+    /// Findings that wait for an operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<Held>,
     /// Policies do not wait for nodes any more: the first ones did.
@@ -33,7 +33,7 @@ pub struct SyncState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Held {
-    /// What is held and why.
+    /// The held changes and the reason.
     pub reason: String,
     /// Written to `k8s/CLUSTER/confirm`, it releases this.
     pub token: String,

@@ -30,7 +30,7 @@ pub(crate) struct Api {
     client: Client,
 }
 
-/// What one call brought instead of an answer.
+/// A failed call.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
     /// The history that was asked for is gone: list again.
@@ -75,7 +75,7 @@ pub(crate) enum WatchLine {
 pub(crate) struct PolicyDefinition {
     /// Where they are, if the cluster has the definition.
     pub(crate) resource: Option<Resource>,
-    /// That of the answer.
+    /// The resource version of the answer.
     pub(crate) resource_version: String,
 }
 
@@ -202,7 +202,7 @@ impl Api {
         Ok(PolicyDefinition { resource, resource_version: metadata.resource_version })
     }
 
-    /// What happens after `resource_version`.
+    /// Watches changes after `resource_version`.
     pub(crate) async fn watch(
         &self,
         resource: &Resource,

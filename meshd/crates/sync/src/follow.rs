@@ -23,7 +23,7 @@ const DEFINITION_PERIOD: Duration = Duration::from_secs(10);
 /// After a watch of this time, listing again is no repetition.
 const LONG_WATCH: Duration = Duration::from_secs(60);
 
-/// What a follower heard, and which one: an older one of the kind is not listened to any more.
+/// Events of a follower, with its number: those of a replaced follower are ignored.
 pub(crate) struct WatchEvents {
     pub(crate) kind: ObjectKind,
     pub(crate) serial: u64,
@@ -151,7 +151,7 @@ impl Follower {
         }
     }
 
-    /// One watch, until the server ends it.
+    /// Runs one watch until the server ends it.
     async fn watch(&self, resource: &Resource, version: &mut String, failing: &mut bool) -> Result<(), Stop> {
         let kind = self.kind;
         let mut lines = std::pin::pin!(self.api.watch(resource, version).await?);

@@ -14,7 +14,7 @@ use sync_core::state::SyncState;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
-/// What is shown.
+/// The exported metrics.
 #[derive(Debug, Default)]
 pub(crate) struct SyncMetrics {
     /// The mesh's etcd answers.

@@ -79,7 +79,7 @@ pub(crate) struct Followers {
 }
 
 impl Followers {
-    /// None yet; what they hear comes by the receiver.
+    /// No followers yet; their events arrive at the receiver.
     pub(crate) fn new(api: Arc<Api>) -> (Self, mpsc::Receiver<WatchEvents>) {
         let (to, heard) = mpsc::channel(QUEUE);
         (Self { api, to, running: HashMap::new(), serial: 0 }, heard)
@@ -95,7 +95,7 @@ impl Followers {
         }
     }
 
-    /// What was heard, unless by a follower whose place another has taken.
+    /// The events, unless of a replaced follower.
     pub(crate) fn accept(&self, heard: WatchEvents) -> Option<WatchEvents> {
         let current = self.running.get(&heard.kind).is_some_and(|(serial, _)| *serial == heard.serial);
         current.then_some(heard)

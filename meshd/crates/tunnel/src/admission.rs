@@ -15,7 +15,7 @@ use boringtun::noise::{TunnResult, rate_limiter::RateLimiter};
 
 use super::drops::DropReason;
 
-/// What a source may send: 20 a second, 5 at once.
+/// A source's share: 20 messages a second, bursts of 5.
 const BURST: u32 = 5;
 const EVERY: Duration = Duration::from_millis(50);
 /// Sources remembered; with the table full the ones that are at rest are forgotten, then all are under suspicion.
@@ -23,7 +23,7 @@ const MAX_SOURCES: usize = 8192;
 /// Load is over this long after the queue was last an eighth full.
 const LATCH: Duration = Duration::from_secs(1);
 
-/// What is to happen with a handshake message.
+/// The decision on a handshake message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AdmissionVerdict {
     /// Work on it.

@@ -35,16 +35,16 @@ pub struct Batch {
     slots: Vec<Slot>,
 }
 
-/// One packet of a [`Batch`].
+/// A packet of a [`Batch`].
 #[derive(Debug, Clone, Copy)]
 pub struct Slot {
     start: u32,
     len: u32,
-    /// What the packet says about itself; `None` until it was parsed.
+    /// The parsed headers; `None` until parsed.
     pub packet: Option<Packet>,
     /// Position, in the tables that the batch was processed with, of the peer it goes to or came from.
     pub(super) peer: u32,
-    /// What the kernel left for us to do, or we leave to it.
+    /// The offloads left to us by the kernel, or to the kernel by us.
     pub(super) vnet: Vnet,
     /// Set: a stage took the packet out, for this reason.
     pub drop: Option<DropReason>,
@@ -229,7 +229,7 @@ pub(super) struct Run {
     pub(super) segment: u32,
     count: u16,
     pub(super) to: Endpoint,
-    /// Whose it is; `None` for answers to strangers (cookies).
+    /// The receiving peer; `None` for replies to unknown senders (cookies).
     pub(super) peer: Option<PeerIndex>,
     /// Routers may fragment it: the path carries too little for our smallest inner MTU.
     pub(super) without_df: bool,

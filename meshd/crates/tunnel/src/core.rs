@@ -61,7 +61,7 @@ pub(super) struct Core {
     pub(super) drops: DropRegistry,
 }
 
-/// One immutable picture of who is who. Pictures share what is the same in both, and the peers themselves.
+/// An immutable snapshot of peers and indexes. Snapshots share unchanged parts, and the peers themselves.
 #[derive(Default, Clone)]
 pub(super) struct Tables {
     /// Owner of each prefix, as a position in `peers`.
@@ -156,7 +156,7 @@ impl Tables {
         Some(slot.peer)
     }
 
-    /// What the peer called `name` holds.
+    /// The claims of the peer `name`.
     fn held(&self, name: &str) -> AcceptedClaims {
         let slot = self.by_name.get(name).and_then(|at| self.slot(*at));
         AcceptedClaims {
@@ -232,11 +232,11 @@ impl Holders for Settling<'_> {
     }
 }
 
-/// What was applied last.
+/// The table applied last.
 #[derive(Default)]
 struct AppliedTable {
     table: TunnelTable,
-    /// What was left out, by peer.
+    /// Refused claims, by peer.
     refused: BTreeMap<String, Vec<RefusedClaim>>,
     /// Some of that was left out because another peer has it: then all peers are looked at when one changes.
     contested: bool,
@@ -280,7 +280,7 @@ impl Core {
         x25519_dalek::PublicKey::from(*self.public.as_bytes())
     }
 
-    /// What a peer needs around it while it is locked.
+    /// The context of a locked peer.
     pub(super) fn context<'a>(&'a self, now: Instant, drops: &'a Drops, out: &'a mut Outgoing) -> PeerContext<'a> {
         PeerContext {
             now,
@@ -355,8 +355,8 @@ impl Core {
         applied.refused.values().flatten().cloned().collect()
     }
 
-    /// What of the peers in `scope` holds, beside those that are not in it; and the tables without what those in it held.
-    /// Who claims what it claimed before, uncontested, holds it still.
+    /// Resolves the claims of the peers in `scope` against those outside of it; also returns the tables without the
+    /// former claims of `scope`. An unchanged, uncontested claim stays with its peer.
     fn resolve_claims(
         &self,
         old: &Tables,

@@ -37,7 +37,7 @@ pub(super) trait NoiseEngine: Send {
     fn tick(&mut self, out: &mut [u8]) -> Tick;
 }
 
-/// What a transport message was.
+/// The result of opening a transport message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opened {
     /// A packet of this length, authentic and seen for the first time.
@@ -50,7 +50,7 @@ pub(super) enum Opened {
     Refused(DropReason),
 }
 
-/// What a handshake message led to.
+/// The result of a handshake message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Handshaken {
     /// An authentic initiation; the response of this length goes back to its sender.
@@ -59,11 +59,11 @@ pub(super) enum Handshaken {
     Established(usize),
     /// A cookie was taken in (authentic as to content only, it says nothing about where the peer is).
     Cookie,
-    /// It does not hold.
+    /// The message is invalid.
     Refused,
 }
 
-/// What passing time led to.
+/// The result of a timer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tick {
     /// Nothing.

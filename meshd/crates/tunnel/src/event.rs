@@ -14,7 +14,7 @@ pub enum TunnelEvent {
         /// The peer's name.
         peer: String,
     },
-    /// What the path to a peer carries changed; its routes' MTU should follow.
+    /// The path MTU to a peer changed; its routes' MTU should follow.
     PeerMtu {
         /// The peer's name.
         peer: String,

@@ -27,8 +27,8 @@ pub(super) const MAX_ERROR: usize = 1280;
 /// Writes the error about `packet` (whose bytes are `bytes`) into `out` and returns its length; `None` where none may
 /// be sent: about ICMP errors, later fragments, and packets from or to more than one host.
 ///
-/// It comes from where the packet was going: the kernel refuses packets from a device that bear an address of its own,
-/// and only what is routed to the device passes its reverse path filter.
+/// Its source is the packet's destination: the kernel refuses packets from a device with an address of its own, and
+/// only addresses routed to the device pass its reverse path filter.
 pub(super) fn write(error: Error, packet: &Packet, bytes: &[u8], out: &mut [u8]) -> Option<usize> {
     if matches!(packet.fragment, Fragment::Later(_)) || is_icmp_error(packet) {
         return None;

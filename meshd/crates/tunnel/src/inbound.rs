@@ -66,7 +66,7 @@ const RESPONSE_LEN: usize = 92;
 const COOKIE_LEN: usize = 64;
 const MIN_DATA_LEN: usize = 32;
 
-/// What the inbound thread keeps between batches.
+/// State of the inbound thread between batches.
 pub(super) struct Inbound {
     core: Arc<Core>,
     tables: Cached<Tables>,

@@ -227,7 +227,7 @@ struct Handle {
     control: SyncSender<Job>,
     two_data_threads: bool,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// What the kernel had counted when the device was opened, which outlives tunnels.
+    /// The kernel's counter when the device was opened: the device outlives tunnels.
     queue_drops_before: AtomicU64,
     /// For what callers of the API cause to be sent.
     caller: Mutex<CallerBuffers>,

@@ -13,7 +13,7 @@ use super::{
     shared::Cached,
 };
 
-/// What the outbound thread keeps between batches.
+/// State of the outbound thread between batches.
 pub(super) struct Outbound {
     core: Arc<Core>,
     tables: Cached<Tables>,

@@ -48,7 +48,7 @@ pub(super) struct TunnelPeer {
 /// Why an initiation has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InitiationError {
-    /// It is the peer's, and not newer than one before: recorded, or its clock has gone back.
+    /// The peer's own, but not newer than an earlier one: a replay, or its clock has gone back.
     Stale,
     Dropped(DropReason),
 }
@@ -59,7 +59,7 @@ impl From<DropReason> for InitiationError {
     }
 }
 
-/// What peers need from around them while a lock on one is held.
+/// The context of a peer while its lock is held.
 pub(super) struct PeerContext<'a> {
     pub(super) now: Instant,
     pub(super) factory: &'a dyn EngineFactory,
@@ -115,7 +115,7 @@ struct KeyState {
     index: u32,
     /// Made when first needed.
     engine: Option<Box<dyn NoiseEngine>>,
-    /// What this node's key and the peer's agree on. Made when first needed.
+    /// The shared secret of both keys, computed on first use.
     shared: Option<SharedSecret>,
     ticked: Instant,
     ticking: bool,
@@ -128,7 +128,7 @@ struct KeyState {
     unconfirmed: Option<u32>,
 }
 
-/// What became of a packet given to [`PeerState::send`].
+/// The outcome of [`PeerState::send`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sent {
     /// Sealed, or waiting for a handshake.
@@ -459,7 +459,7 @@ impl PeerState {
         self.sending_key().is_some() && self.unanswered.is_none_or(|at| now.saturating_duration_since(at) < UNANSWERED)
     }
 
-    /// What is known of its sessions and of the calls for one.
+    /// Its sessions and handshake attempts.
     pub(super) fn session(&self, now: Instant) -> TunnelSession {
         let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         TunnelSession {

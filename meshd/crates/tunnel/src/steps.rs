@@ -20,7 +20,7 @@ pub struct Steps {
     /// The packet again, with room behind it, to be cut in place.
     scratch: Vec<u8>,
     merger: Merger,
-    /// What was sent, and where each message is there, with the length of its datagrams.
+    /// The sent bytes, and each message's position in them with the length of its datagrams.
     wire: Vec<u8>,
     messages: Vec<(Range<usize>, usize)>,
     /// How many packets the super-packet is on the wire.

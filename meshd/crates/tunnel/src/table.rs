@@ -29,7 +29,7 @@ pub enum RefusedItem {
 /// Why something was left out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefusedReason {
-    /// It is this node's own key.
+    /// The key is this node's own.
     #[error("this node's own key")]
     OwnKey,
     /// Every key agrees with it on the same secret.
@@ -41,12 +41,12 @@ pub enum RefusedReason {
     /// More than [`MAX_KEYS`].
     #[error("a peer has at most {MAX_KEYS} keys")]
     TooManyKeys,
-    /// None of its keys can be used.
+    /// No key of the peer can be used.
     #[error("no usable key")]
     NoKey,
 }
 
-/// What of one peer's keys and prefixes holds, and what was left out.
+/// A peer's accepted keys and prefixes, and the refused ones.
 pub(super) struct AcceptedClaims {
     pub(super) keys: Vec<PublicKey>,
     /// Without host bits.
@@ -61,7 +61,7 @@ impl AcceptedClaims {
     }
 }
 
-/// Who has what already.
+/// The holders of keys and prefixes.
 pub(super) trait Holders {
     /// The name of the peer that has this key.
     fn of_key(&self, key: &PublicKey) -> Option<String>;

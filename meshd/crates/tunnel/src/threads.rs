@@ -36,7 +36,7 @@ const EBADFD: i32 = 77;
 /// Alarms further away than this are looked at again then.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
-/// What the threads and the handle share.
+/// State shared by the threads and the handle.
 pub(super) struct ThreadContext {
     pub(super) core: Arc<Core>,
     pub(super) sockets: UdpSockets,
@@ -52,7 +52,7 @@ pub(super) struct ThreadContext {
 /// Where in [`ThreadContext::turns`] the control thread counts.
 pub(super) const CONTROL: usize = 2;
 
-/// What the control thread is woken for.
+/// A message to the control thread.
 #[expect(
     clippy::large_enum_variant,
     reason = "the queue holds them in place, so that a handshake message costs no allocation"
@@ -148,8 +148,8 @@ impl ThreadContext {
     }
 }
 
-/// What a data thread does: one direction, or both by turns. By turns, neither direction waits for the other one's
-/// lock or wakes another thread; in two threads, each has a core for itself.
+/// A data thread: one direction, or both in turn. In turn, neither direction waits for the other's lock or wakes
+/// another thread; in two threads, each has its own core.
 pub(super) struct Data {
     pub(super) outbound: Option<Outbound>,
     pub(super) inbound: Option<(Inbound, SyncSender<Job>)>,

@@ -16,13 +16,13 @@ use crate::{
     output::{Output, print, print_error, print_lines},
 };
 
-/// What `check` prints.
+/// The output of `check`.
 #[derive(Serialize, Deserialize)]
 struct CheckOutput {
     /// Without the prefix.
     key: String,
     holds: bool,
-    /// What the value says; of a policy, in lines.
+    /// The summary of the value; of a policy, in lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<String>,
     /// Fields that are kept and not read.

@@ -25,7 +25,7 @@ pub(crate) struct Doctor {
     listen_port: u16,
 }
 
-/// What `-o json` prints.
+/// The output with `-o json`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Examined {
@@ -39,7 +39,7 @@ pub(crate) struct Examined {
 
 #[cfg(test)]
 impl Examined {
-    /// What the daemon found alone.
+    /// The findings of the daemon alone.
     pub(crate) fn of(diagnosis: &Diagnosis) -> Self {
         Self { daemon: true, etcd: diagnosis.etcd.clone(), findings: diagnosis.findings.clone() }
     }

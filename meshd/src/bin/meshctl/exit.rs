@@ -15,7 +15,7 @@ pub(crate) const DENIED: u8 = 6;
 #[error("{0}")]
 pub(crate) struct UsageError(pub(crate) String);
 
-/// What was named does not exist.
+/// A named object does not exist.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct NotFound(pub(crate) String);

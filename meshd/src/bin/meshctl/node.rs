@@ -91,7 +91,7 @@ fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
     })
 }
 
-/// What `node remove` prints.
+/// The output of `node remove`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RemovalOutput {
@@ -102,9 +102,9 @@ struct RemovalOutput {
     subnets: Vec<String>,
     /// Refused by every node from now on.
     public_keys: Vec<String>,
-    /// It had been removed before.
+    /// The node had been removed before.
     repeated: bool,
-    /// That were attached there, by what etcd says.
+    /// The pods attached there, by their records in etcd.
     #[serde(default)]
     pods: Vec<String>,
 }

@@ -21,7 +21,7 @@ pub(crate) enum Output {
     Json,
 }
 
-/// What a word means for the operator; shown as a colour.
+/// The severity of a word, shown as a colour.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Tone {
     Good,

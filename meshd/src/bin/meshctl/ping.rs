@@ -16,13 +16,13 @@ use crate::{
 
 /// Between two echoes.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// What every link must carry (RFC 791: 576; a little less for what a tunnel takes of it).
+/// The size that every link must carry (RFC 791: 576, less the overhead of a tunnel).
 const SMALLEST: u16 = 500;
 /// Largest that is tried.
 const LARGEST: u16 = 9000;
 /// An echo may be lost by chance.
 const TRIES: usize = 2;
-/// What mends every hole.
+/// The remedy for every black hole.
 const RAISE: &str = "let ICMP \"too big\" pass on the way, or raise the MTU there";
 
 #[derive(Args)]
@@ -57,7 +57,7 @@ impl FromStr for Word {
     }
 }
 
-/// What `-o json` prints.
+/// The output with `-o json`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Pinged {
@@ -69,26 +69,26 @@ struct Pinged {
     further: Vec<Option<f64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<Size>,
-    /// What was asked for and not done, and why.
+    /// The skipped request, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<String>,
 }
 
-/// What `--size` found.
+/// The result of `--size`.
 #[derive(Serialize, Deserialize, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 struct Size {
     /// The longest packet that was answered, in bytes; `None`: not even the shortest one.
     longest: Option<u16>,
-    /// What the route is said to carry.
+    /// The MTU of the route.
     mtu: Option<u16>,
-    /// What was found, and what to do.
+    /// The finding and the remedy.
     text: String,
     well: bool,
 }
 
 impl PingCommand {
-    /// Whom to ask, and for which size if for any: `--size` takes the next word when that is a number.
+    /// The target, and the size if any: `--size` takes the next word if it is a number.
     fn asked(&self) -> Result<(&str, Option<Option<u16>>), UsageError> {
         match (&self.target, &self.size) {
             (Some(target), None) => Ok((target, None)),
@@ -196,7 +196,7 @@ fn longest(most: u16, answered: &mut impl FnMut(u16) -> anyhow::Result<bool>) ->
     Ok(Some(passes))
 }
 
-/// What the longest that passes means, and what to do.
+/// Judges the longest packet that passes.
 fn judge(target: &str, longest: Option<u16>, mtu: Option<u16>) -> Size {
     let (text, well) = match (longest, mtu) {
         (None, _) => (
@@ -229,7 +229,7 @@ fn smaller_mtu(longest: u16) -> String {
     }
 }
 
-/// What came of one length, and what to do.
+/// Judges one length.
 fn judge_one(target: &str, size: u16, passes: bool, mtu: Option<u16>) -> Size {
     let text = match (passes, mtu) {
         (true, _) => format!("a packet of {size} bytes gets through"),

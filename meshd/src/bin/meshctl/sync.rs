@@ -48,7 +48,7 @@ pub(crate) struct SyncTarget {
     etcd: EtcdFlags,
 }
 
-/// What `sync status` prints.
+/// The output of `sync status`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct SyncStatus {
@@ -61,7 +61,7 @@ struct SyncStatus {
     state: SyncState,
 }
 
-/// What `sync confirm` prints.
+/// The output of `sync confirm`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Confirmed {

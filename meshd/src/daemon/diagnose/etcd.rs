@@ -10,7 +10,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 
 use super::ApiState;
 
-/// What the allocator's transaction and the watch's progress need.
+/// The oldest etcd version with the required transactions and watch progress.
 const OLDEST: (u64, u64) = (3, 4);
 
 impl ApiState {

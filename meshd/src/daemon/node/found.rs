@@ -34,7 +34,7 @@ fn refused(failure: &kernel::Failure) -> Problem {
     Problem::new(ProblemCode::KernelRefused, cause, failure.remedy())
 }
 
-/// What a pass found of other programs, and of settings that are theirs.
+/// Problems of other programs' state, as a pass found it.
 fn found(report: &PassReport) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Some(interface) = &report.not_forwarding {

@@ -35,7 +35,7 @@ pub fn has_table(file: &str, table: &str) -> bool {
         .is_ok_and(|names| names.lines().any(|name| name.trim() == table))
 }
 
-/// What `tool -S FORWARD` printed, read in the order in which the kernel asks the rules.
+/// Judges the output of `tool -S FORWARD`, rule by rule like the kernel.
 fn judge(tool: &str, listing: &str, prefixes: &[IpNet]) -> Option<ForeignDrop> {
     let rules: Vec<LegacyRule> = listing.lines().filter_map(LegacyRule::parse).collect();
     let mut accepted: Vec<(Direction, IpNet)> = Vec::new();

@@ -13,7 +13,7 @@ use super::super::{
     policy_table,
 };
 
-/// What another program's rule does to packets of the mesh.
+/// The effect of another program's rule on mesh packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RuleEffect {
     /// Gives pods' packets another source.
@@ -24,13 +24,13 @@ pub enum RuleEffect {
     Remarks,
 }
 
-/// What the names of iptables' old tables end in here.
+/// The suffix of the names of legacy iptables tables.
 pub(super) const LEGACY: &str = " (iptables-legacy)";
 
 /// A foreign chain that takes packets of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Met {
-    /// What it does to them.
+    /// The effect.
     pub effect: RuleEffect,
     /// Family and name of the table.
     pub table: String,

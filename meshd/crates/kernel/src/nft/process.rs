@@ -20,7 +20,7 @@ pub enum NftTableError {
 }
 
 impl NftTableError {
-    /// What an operator can do about it.
+    /// The remedy.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Nft(error) => error.remedy(),

@@ -34,7 +34,7 @@ pub struct NftTable {
 /// A named set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NftSet {
-    /// What its elements are.
+    /// The kind of its elements.
     pub kind: SetKind,
     /// Its elements: of that kind, none inside another.
     pub elements: BTreeSet<Element>,
@@ -119,7 +119,7 @@ impl NftRule {
     }
 }
 
-/// What of a table the kernel holds, as far as the comparison needs it.
+/// The parts of a table in the kernel that the comparison needs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ObservedTable {
     /// Sets by name.
@@ -150,7 +150,7 @@ pub struct ObservedChain {
     pub comments: Vec<Option<String>>,
 }
 
-/// What a named counter has counted.
+/// The values of a named counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counter {
     /// Packets.
@@ -198,7 +198,7 @@ pub struct TableDiff {
 }
 
 impl NftTable {
-    /// What must be done to `observed` (`None`: there is no such table) to make it this table, named `name`.
+    /// The changes that turn `observed` (`None` without such a table) into this table, named `name`.
     ///
     /// Base chains stay where they are. If a chain or a set has another shape (made by another version), the whole
     /// table is replaced in one transaction.
@@ -238,7 +238,7 @@ impl NftTable {
         diff
     }
 
-    /// What of this table the kernel holds once it is made: a difference to it is empty.
+    /// This table as the kernel reports it once created; its difference from it is empty.
     pub(crate) fn as_observed(&self) -> ObservedTable {
         let set = |set: &NftSet| ObservedSet { kind: Some(set.kind), elements: Some(set.elements.clone()) };
         let chain = |chain: &Chain| ObservedChain {

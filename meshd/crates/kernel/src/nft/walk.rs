@@ -68,7 +68,7 @@ enum Fate {
     Unknown,
 }
 
-/// What is looked for on a packet's way.
+/// The effect to look for on a packet's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seeks {
     /// Rules that drop it or give it another address.
@@ -230,7 +230,7 @@ impl ProbePacket {
         sets_mark && self.mark_of(&mangle["value"]).is_some_and(|mark| mark != self.mark)
     }
 
-    /// What a mark is set to: a number, or one made of the mark before.
+    /// The new mark: a number, or an expression over the old mark.
     fn mark_of(&self, value: &Value) -> Option<u32> {
         if let Some(number) = value.as_u64() {
             return u32::try_from(number).ok();
@@ -399,7 +399,7 @@ mod tests {
         }
     }
 
-    /// What `nft` itself lists of a table with these rules, in a namespace of its own.
+    /// The listing by `nft` of a table with these rules, in its own namespace.
     fn listed(rules: &str) -> ListedRuleset {
         let script = format!("nft -f - <<'.' && nft -j list ruleset\n{rules}\n.");
         let output = Command::new("unshare").args(["-n", "sh", "-c", &script]).output().unwrap();

@@ -7,7 +7,7 @@ const UNANSWERED_CALLS: u32 = 4;
 /// A call that is longer ago says nothing of now.
 const STALE_CALL: Duration = Duration::from_secs(300);
 
-/// What the tunnel knows of a peer: facts, of which [`crate::path`] makes the path.
+/// Facts of the tunnel about a peer, from which [`crate::path`] decides the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TunnelSession {
     /// There is a session (none lives beyond 180 s), and no data sent has been without any answer for 15 s. WireGuard

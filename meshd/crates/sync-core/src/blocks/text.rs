@@ -2,8 +2,8 @@
 
 use ipnet::IpNet;
 
-/// What the keys below `subnets/` of all subnets inside `network` start with. For IPv4, no other subnet's key does; for
-/// IPv6, those of a larger network may.
+/// The beginnings of the keys below `subnets/` of all subnets inside `network`. For IPv4, no other subnet's key starts
+/// with them; for IPv6, those of a larger network may.
 #[must_use]
 pub fn keys_within(network: &IpNet) -> Vec<String> {
     match network.trunc() {

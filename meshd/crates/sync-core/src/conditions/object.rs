@@ -135,7 +135,7 @@ impl NodeConditions {
             .any(|condition| ours.contains(&condition.reason.as_str()))
     }
 
-    /// What is to be changed for the object to say this, or nothing any more; `None`: it is so already.
+    /// The patch that gives the object this health, or removes it; `None` if it has it already.
     pub(super) fn patch(&self, network: Option<&NetworkHealth>) -> Option<Patch> {
         let node = self.name.clone();
         let Some(network) = network else {

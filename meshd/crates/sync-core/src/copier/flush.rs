@@ -23,7 +23,7 @@ const STATE_SPACING: Duration = Duration::from_secs(1);
 /// The transaction under way.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    /// What each key will hold.
+    /// The new value of each key.
     pub(super) changes: HashMap<(ObjectKind, String), Option<Digest>>,
     state: Option<SyncState>,
     confirmed: Option<Revision>,
@@ -93,8 +93,8 @@ impl Copier {
         }
     }
 
-    /// What the next transaction changes, in the order of the kinds; deletions of policies come after all that is to
-    /// be put, so that a policy that is replaced leaves no gap.
+    /// The keys of the next transaction, in the order of the kinds. Deletions of policies come after all puts, so that
+    /// a replaced policy leaves no gap.
     fn next_changes(&self) -> Vec<(ObjectKind, String)> {
         let mut next = Vec::new();
         let mut bytes = 0;
@@ -126,8 +126,8 @@ impl Copier {
         next
     }
 
-    /// What a pod's labels mean is known once namespaces and policies were listed in this term. A node waits for pods,
-    /// too: see [`ObjectKind`]. The first policies wait for nodes that read them.
+    /// Whether objects of this kind may be put. Pods wait until namespaces and policies were listed in this term, Nodes
+    /// wait for pods, too (see [`ObjectKind`]), and the first policies wait for nodes that read them.
     fn may_put(&self, kind: ObjectKind) -> bool {
         if kind.is_policy() {
             return self.gate == PolicyHold::Open;
@@ -156,7 +156,7 @@ impl Copier {
         if due { self.report(now) } else { None }
     }
 
-    /// What the state would say now; `None`: it is not known which cluster this is.
+    /// The current state; `None` while the cluster is unknown.
     #[must_use]
     pub fn report(&self, now: Now) -> Option<SyncState> {
         Some(SyncState {

@@ -19,7 +19,7 @@ pub(super) enum PolicyHold {
     Closed {
         /// The nodes that they wait for, by name and id; or why the nodes are not known, empty before the first answer.
         behind: Result<Vec<String>, String>,
-        /// It was said that policies wait.
+        /// The notice that policies wait was given.
         told: bool,
     },
 }
@@ -57,7 +57,7 @@ impl Copier {
         }
     }
 
-    /// What waits for nodes, as the state tells it.
+    /// The policies that wait for nodes, for the state.
     pub(super) fn held_policies(&self) -> Option<Held> {
         let PolicyHold::Closed { behind, .. } = &self.gate else { return None };
         let waits = |kind: &crate::ObjectKind, change: &PendingWrite| {

@@ -35,7 +35,7 @@ pub(super) struct Hold {
 pub(super) enum CopyRefusal {
     /// There is no namespace `kube-system`.
     NoCluster,
-    /// It has another UID.
+    /// The cluster has another UID.
     OtherCluster { found: String, wanted: String },
     /// The list is older than what was read before. Its own version is left out: it grows with each list.
     Stale { carried: u64 },
@@ -59,7 +59,7 @@ impl Hold {
 }
 
 impl CopyRefusal {
-    /// What releases it; nothing can be said of a cluster that is not there.
+    /// The token that releases it; `None` while the cluster is unknown.
     pub(super) fn token(&self) -> Option<String> {
         match self {
             Self::NoCluster => None,

@@ -27,7 +27,7 @@ pub enum Notice {
         absent: usize,
         /// Of how many.
         total: usize,
-        /// What releases them.
+        /// The token that releases them.
         token: String,
     },
     /// They wait no longer.
@@ -42,14 +42,14 @@ pub enum Notice {
         /// How many, for which nodes, and what to do.
         reason: String,
     },
-    /// What the API server says is not believed, and nothing is written.
+    /// The API server's data is refused, and nothing is written.
     Refused {
         /// Why.
         refusal: String,
-        /// What makes it believed all the same.
+        /// The token that accepts it.
         token: Option<String>,
     },
-    /// It is believed again.
+    /// The API server's data is accepted again.
     Accepted {
         /// Why it was not.
         refusal: String,

@@ -36,7 +36,7 @@ const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
 const ECE: u8 = 0x40;
 
-/// What may be joined.
+/// The kinds of packets that may be merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) struct Joinable {
     pub(in super::super) tcp: bool,
@@ -67,7 +67,7 @@ pub(in super::super) struct PacketGroup {
     size: u16,
     /// Length of headers and payloads.
     len: u32,
-    /// What the next packet's sequence number must be; 0 for UDP, which has none.
+    /// The expected sequence number of the next packet; 0 for UDP.
     sequence: u32,
     identification: u16,
     /// Whether the head's checksums were found right.
@@ -200,7 +200,7 @@ impl PacketGroup {
         usize::from(self.header_len)
     }
 
-    /// What to tell the kernel about it.
+    /// Its header for the kernel.
     pub(in super::super) fn vnet(&self) -> Vnet {
         if self.count == 1 {
             return Vnet::NOTHING;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use packet::Packet;
 
-/// What a packet is to be like.
+/// Parameters of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Like {
     pub(in super::super) v4: bool,
@@ -96,7 +96,7 @@ impl Like {
         packet
     }
 
-    /// What a kernel would cut this into.
+    /// The segments that a kernel would create.
     pub(in super::super) fn cut(&self, size: usize) -> Vec<Vec<u8>> {
         let count = self.payload.len().div_ceil(size);
         self.payload

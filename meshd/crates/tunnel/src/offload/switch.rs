@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// What the operator wants of an offload.
+/// The operator's setting of an offload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OffloadSetting {
     /// Use it where the kernel has it, until the kernel refuses it.
@@ -12,7 +12,7 @@ pub enum OffloadSetting {
     Off,
 }
 
-/// What the operator wants of each offload.
+/// The operator's setting of each offload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OffloadSettings {
     /// Many datagrams to one peer leave in one send (`UDP_SEGMENT`).
@@ -77,7 +77,7 @@ impl OffloadStatus {
         all.into_iter()
     }
 
-    /// Those that the kernel refused at run time.
+    /// Offloads that the kernel refused at run time.
     pub fn refused(&self) -> impl Iterator<Item = &'static str> {
         self.iter().filter(|(_, state)| *state == OffloadState::Refused).map(|(name, _)| name)
     }

@@ -11,7 +11,7 @@ const GSO_UDP_L4: u8 = 5;
 /// Only the first segment bears CWR.
 const GSO_ECN: u8 = 0x80;
 
-/// What a super-packet is made of.
+/// The protocol of a super-packet's segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum GsoKind {
     Tcp4,
@@ -19,7 +19,7 @@ pub(in super::super) enum GsoKind {
     Udp,
 }
 
-/// What the kernel says of a packet that is not finished, or we say of one we give to it.
+/// The offload header of an unfinished packet, in either direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(in super::super) struct Vnet {
     /// The transport checksum is to be completed: its field holds the sum over the pseudo-header only.

@@ -8,10 +8,10 @@ use crate::{
     drops::DropReason,
 };
 
-/// What may wait for one peer's handshake; the oldest yields.
+/// Most packets that wait for one peer's handshake; the oldest is dropped first.
 const MAX_WAITING: usize = 128;
 const MAX_WAITING_BYTES: usize = 256 * 1024;
-/// What may wait for all handshakes together.
+/// Most bytes that wait for all handshakes together.
 const MAX_WAITING_TOTAL: usize = 16 * 1024 * 1024;
 
 impl PeerState {

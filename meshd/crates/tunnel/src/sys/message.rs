@@ -88,7 +88,7 @@ pub(super) fn for_each_control(header: &libc::msghdr, mut each: impl FnMut(c_int
     }
 }
 
-/// What the kernel says beside received datagrams.
+/// Control data of received datagrams.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RecvMeta {
     /// The address they came to.

@@ -51,7 +51,7 @@ impl Waker {
     }
 }
 
-/// What a descriptor is ready for.
+/// Readiness of a descriptor.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Ready {
     pub(super) readable: bool,

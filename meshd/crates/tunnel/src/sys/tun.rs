@@ -13,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::super::offload::{Switches, VNET_HEADER};
 
-/// One queue of a TUN device. The device is persistent: it stays, with its addresses and routes, when this is closed.
+/// A queue of a TUN device. The device is persistent: it stays, with its addresses and routes, when this is closed.
 #[derive(Debug)]
 pub(in super::super) struct TunDevice(File);
 
@@ -83,7 +83,7 @@ impl TunDevice {
         Ok(device)
     }
 
-    /// What is no TUN device, but gives out and takes messages as one does.
+    /// Wraps another descriptor that reads and writes messages like a TUN device.
     #[cfg(test)]
     pub(in super::super) fn stand_in(fd: std::os::fd::OwnedFd) -> Self {
         Self(fd.into())

@@ -22,7 +22,7 @@ use super::{
     set_int, wait_writable,
 };
 
-/// What the kernel may hold for us; throughput falls by a third with the default.
+/// The socket buffer in bytes; throughput falls by a third with the default.
 const SOCKET_BUFFER: i32 = 7 * 1024 * 1024;
 /// Messages received in one call.
 pub(in super::super) const RECEIVE: usize = 64;
@@ -181,7 +181,7 @@ pub(in super::super) struct Sender {
     iovecs: Box<[libc::iovec]>,
     names: Box<[libc::sockaddr_storage]>,
     controls: Box<[ControlBuffer]>,
-    /// What each header that is set sends: a run by its number, and how many datagrams of it.
+    /// The messages of each header: the number of a run, and its datagrams.
     messages: Vec<(u16, u16)>,
 }
 
@@ -189,7 +189,7 @@ pub(in super::super) struct Sender {
 // them, and are followed only within that call.
 unsafe impl Send for Sender {}
 
-/// What became of one message.
+/// The outcome of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SendOutcome {
     Sent,

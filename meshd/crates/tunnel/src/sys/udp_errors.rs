@@ -9,7 +9,7 @@ use super::{
     udp::UdpSockets,
 };
 
-/// What the path to `remote` carries, in bytes of outer packets.
+/// The path MTU to `remote` in bytes of outer packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) struct PathError {
     pub(in super::super) remote: SocketAddr,
