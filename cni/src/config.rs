@@ -41,7 +41,7 @@ pub struct Config {
     /// `allowedSources`: prefixes that containers of this network may send from besides their addresses. From the
     /// configuration alone: a container could choose its own arguments.
     pub allowed_sources: Vec<IpNet>,
-    /// `ipam` as it stands, empty when it is missing.
+    /// `ipam` verbatim; empty if missing.
     pub ipam: Map<String, Value>,
     /// `prevResult`: this plugin is chained behind others.
     pub prev_result: Option<Value>,

@@ -46,7 +46,7 @@ pub const RECORDS: &str = "attachments";
 const TOMBSTONE: &str = ".deleted@";
 /// How long the daemon may wait for policy to be in force before it answers `PUT`.
 pub const ENFORCEMENT: Duration = Duration::from_secs(10);
-/// How long one request may take in all: more than the daemon itself waits.
+/// The deadline of a request: longer than the daemon itself waits.
 const DEADLINE: Duration = Duration::from_secs(15);
 /// How long a daemon that starts again is waited for.
 const RESTART: Duration = Duration::from_secs(3);
@@ -65,7 +65,7 @@ pub struct DaemonClient {
     patience: Duration,
 }
 
-/// Why there is no answer, or what the answer was.
+/// A failed or refused request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DaemonError {
@@ -274,7 +274,7 @@ impl DaemonClient {
     }
 }
 
-/// The end of an ADD that the daemon was told of.
+/// An ADD whose end was sent to the daemon.
 #[derive(Debug)]
 #[must_use = "policy is in force only once the daemon has answered"]
 pub struct Attaching<'a>(Asked<'a>);

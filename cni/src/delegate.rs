@@ -54,7 +54,7 @@ impl Delegate {
     /// # Errors
     /// [`Code::InvalidConfig`] when there is no such plugin, [`Code::IncompatibleVersion`], [`Code::NoAddress`].
     pub fn find(kind: &str, environment: &Environment, run_dir: &Path) -> Result<Self, CniError> {
-        // A name, and never a path: the configuration does not choose what is run.
+        // A name, never a path: the configuration must not choose an arbitrary program.
         let is_name = !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
         if !is_name || kind.starts_with('.') {
             let shown: String = kind.chars().take(64).collect();
@@ -180,7 +180,7 @@ fn converse(child: &mut Child, stdin: &str) -> io::Result<(Vec<u8>, bool)> {
             }
         });
         if let Some(mut input) = input {
-            // One that does not want its input says so by its end.
+            // A plugin that ignores its input closes it.
             let _ = input.write_all(stdin.as_bytes());
         }
         let mut answer = Vec::new();

@@ -18,7 +18,7 @@ pub enum CniCommand {
     Check,
     /// Whether containers can be attached.
     Status,
-    /// Remove what the runtime does not know.
+    /// Remove attachments that the runtime does not know.
     Gc,
     /// Which versions are spoken.
     Version,
@@ -119,7 +119,7 @@ impl Environment {
     }
 }
 
-/// Whether it is what the specification allows as a container's id or a network's name.
+/// Whether the specification allows it as a container ID or network name.
 #[must_use]
 pub fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())

@@ -18,7 +18,7 @@ pub enum Code {
     InvalidEnvironment,
     /// 5: reading or writing failed.
     Io,
-    /// 6: what came in is not JSON of the right shape.
+    /// 6: the input is not JSON of the expected form.
     Decode,
     /// 7: the configuration does not hold.
     InvalidConfig,
@@ -92,7 +92,7 @@ impl CniError {
         Self { details: details.into(), ..self }
     }
 
-    /// With what was being done in front of the message.
+    /// Prefixes the message with the failed operation.
     #[must_use]
     pub fn when(self, doing: &str) -> Self {
         Self { message: format!("{doing}: {}", self.message), ..self }

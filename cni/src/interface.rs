@@ -234,7 +234,7 @@ fn bridged(plan: &InterfacePlan<'_>) -> (Vec<IpNet>, Vec<UnicastRoute>) {
     (plan.addresses.clone(), routes(plan, first))
 }
 
-/// A default route for each family that there is an address of, and what the IPAM plugin wants besides.
+/// A default route for each family with an address, and the routes of the IPAM plugin.
 fn routes(plan: &InterfacePlan<'_>, gateway: impl Fn(bool) -> IpAddr) -> Vec<UnicastRoute> {
     let mut routes: Vec<UnicastRoute> = Vec::new();
     for v4 in [true, false] {

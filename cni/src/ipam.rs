@@ -175,7 +175,7 @@ pub fn configuration(config: &Config, network: Option<&Network>) -> Result<Map<S
 
 fn ranges(network: Option<&Network>) -> Result<Value, CniError> {
     let Some(network) = network else {
-        // It refuses to give back what it has no range for, and looks for the container's addresses in all of them.
+        // It refuses to release addresses without a range, and searches all ranges for the container's addresses.
         return Ok(json!([[{"subnet": "192.0.2.0/24"}]]));
     };
     let sets: Vec<Value> = network

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let environment = Environment::of_process();
     let mut stdin = Vec::new();
     if let Err(error) = io::stdin().take(MAX_BYTES as u64 + 1).read_to_end(&mut stdin) {
-        // What was read is not all: it is refused as what it is, no configuration.
+        // The input is incomplete, and refused as an invalid configuration.
         stdin.clear();
         let _ = writeln!(io::stderr(), "meshd-cni: standard input: {error}");
     }

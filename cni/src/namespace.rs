@@ -89,8 +89,8 @@ impl AsFd for NetworkNamespace {
     }
 }
 
-/// Sets a sysctl in the namespace of this thread, by its path below `/proc/sys/net`. What the kernel was built without
-/// is passed over.
+/// Sets a sysctl in the namespace of this thread, by its path below `/proc/sys/net`. Skips settings that the kernel
+/// lacks.
 ///
 /// # Errors
 /// When the kernel refuses.

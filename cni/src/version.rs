@@ -26,7 +26,7 @@ impl CniVersion {
     /// All of them, oldest first.
     pub const ALL: [Self; 4] = [Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
 
-    /// As it stands in `cniVersion`.
+    /// The text in `cniVersion`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -102,7 +102,7 @@ pub struct Attach {
     /// The hardware address of the interface inside; `None`: a plugin of an earlier version made it.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_mac")]
     pub mac: Option<Mac>,
-    /// Prefixes that it may send from besides its addresses, as the network's configuration says.
+    /// Additional source prefixes from the network's configuration.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_sources: Vec<IpNet>,
 }
@@ -175,7 +175,7 @@ impl Attached {
     }
 }
 
-/// Why the daemon did not do what it was asked for.
+/// Why the daemon refused a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// The kind.

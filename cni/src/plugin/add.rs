@@ -19,7 +19,7 @@ use crate::{
     result::AddResult,
 };
 
-/// Attaches a container. A failure takes back what was done.
+/// Attaches a container. A failure reverts all steps.
 pub(super) fn add(call: &Invocation<'_>) -> Result<Value, CniError> {
     let name = call.environment.attachment()?;
     let namespace = NetworkNamespace::open(&call.environment.netns()?)?;
@@ -115,7 +115,7 @@ fn given(call: &Invocation<'_>, begun: &Begun) -> Result<AddResult, CniError> {
     Ok(given)
 }
 
-/// Refuses what an IPAM plugin gave if it cannot be the addresses of this node's containers.
+/// Refuses addresses of an IPAM plugin that cannot belong to this node's containers.
 fn check(call: &Invocation<'_>, given: &AddResult, network: &Network) -> Result<(), CniError> {
     let refuse =
         |message: String| Err(CniError::new(Code::InvalidConfig, message).details("check ipam in the configuration"));
@@ -139,8 +139,8 @@ fn check(call: &Invocation<'_>, given: &AddResult, network: &Network) -> Result<
     Ok(())
 }
 
-/// In the reverse order. What fails here is freed when the runtime says DEL, or GC, or by the daemon once the container is
-/// gone; the error that counts is the first one.
+/// In reverse order. Leftovers of a failure here are freed by DEL, by GC, or by the daemon once the container is gone;
+/// the first error counts.
 fn take_back(call: &Invocation<'_>, name: &AttachmentName) {
     if let Err(error) = del::remove(call, name) {
         log(&format!("after a failed ADD: {error}"));

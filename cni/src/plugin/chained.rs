@@ -16,8 +16,8 @@ use crate::{
     version::CniVersion,
 };
 
-/// Registers the attachment, lowers the MTU of routes that lead into the mesh, and touches nothing else. The result is
-/// what the plugins before have made.
+/// Registers the attachment, lowers the MTU of routes into the mesh, and changes nothing else. The result is that of
+/// the previous plugins.
 pub(super) fn add(call: &Invocation<'_>) -> Result<Value, CniError> {
     let name = call.environment.attachment()?;
     let namespace = NetworkNamespace::open(&call.environment.netns()?)?;
@@ -90,7 +90,7 @@ pub(super) fn host_end(namespace: &NetworkNamespace, ifname: &str, made: &AddRes
     {
         return Ok(host.name);
     }
-    // Its other end may be of another kind; the plugin that made it says its name then.
+    // Its other end may be of another kind; the plugin that created it then states its name.
     for interface in made.interfaces.iter().filter(|interface| interface.sandbox.is_empty()) {
         if netlink.link(&interface.name)?.is_some_and(|link| !link.is_bridge) {
             return Ok(interface.name.clone());

@@ -15,8 +15,8 @@ use crate::{
     result::{AddResult, Interface},
 };
 
-/// Looks at the interface, its addresses and routes, the daemon and the IPAM plugin. What later plugins have added is no
-/// fault.
+/// Checks the interface, its addresses and routes, the daemon and the IPAM plugin. Additions by later plugins are
+/// ignored.
 pub(super) fn check(call: &Invocation<'_>) -> Result<(), CniError> {
     let name = call.environment.attachment()?;
     let namespace = NetworkNamespace::open(&call.environment.netns()?)?;

@@ -36,7 +36,7 @@ pub(super) fn remove(call: &Invocation<'_>, name: &AttachmentName) -> Result<(),
     if let Mode::Bridge(name) = &call.config.mode
         && let Err(error) = bridge::remove_idle(&mut netlink, call.run_dir(), Some(name))
     {
-        // The container is gone, which is what was asked for; the next one, or the daemon, removes the bridge.
+        // The container is gone, so DEL has succeeded; the next DEL, or the daemon, removes the bridge.
         log(&format!("{error}"));
     }
     withdraw(call, name)?;

@@ -16,8 +16,8 @@ use crate::{
     version::CniVersion,
 };
 
-/// Detaches everything of this network that is not in `cni.dev/valid-attachments`. The runtime makes no ADD and no DEL
-/// meanwhile. It goes on when something fails, and tells the first failure.
+/// Detaches everything of this network that is not in `cni.dev/valid-attachments`. The runtime runs no ADD and DEL
+/// meanwhile. Continues after a failure, and returns the first one.
 pub(super) fn gc(call: &Invocation<'_>) -> Result<(), CniError> {
     let Some(valid) = &call.config.valid_attachments else {
         return Err(CniError::new(Code::InvalidConfig, "GC needs cni.dev/valid-attachments"));

@@ -93,8 +93,8 @@ impl Invocation<'_> {
         }
     }
 
-    /// Gives back what the daemon does not know of an attachment's addresses: those of an IPAM plugin, and those that
-    /// host-local has given out below the run directory.
+    /// Releases the addresses of an attachment that the daemon does not manage: those of an IPAM plugin, and those of
+    /// host-local below the run directory.
     fn free_addresses(&self, name: &AttachmentName) -> Result<(), CniError> {
         let Some(delegate) = self.delegate()? else {
             return self.free_host_locals(|holder| holder == name);
@@ -115,7 +115,7 @@ impl Invocation<'_> {
     }
 }
 
-/// The answer of VERSION. What stands on standard input does not matter but for the version to echo.
+/// The answer to VERSION. Of standard input, only the version to echo is read.
 fn versions(stdin: &[u8]) -> Value {
     let asked: Option<Map<String, Value>> = serde_json::from_slice(stdin).ok();
     let asked = asked.and_then(|raw| config::version(&raw).ok()).unwrap_or(CniVersion::V1_1_0);

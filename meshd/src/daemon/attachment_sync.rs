@@ -5,8 +5,8 @@ use std::sync::Arc;
 use attachments::{self, AckProgress, Attachments};
 use enforcement::{Applied, Enforcement};
 
-/// Has the policy thread told of every attachment, and the attachments of what is in force, until one of both ends. When
-/// this returns the table of now has been handed over, and ADDs wait.
+/// Passes attachments to the policy thread, and its progress back, until either ends. When this returns, the current
+/// table has been passed on, and ADDs wait.
 pub(super) fn enforce(attachments: &Attachments, enforcement: Arc<Enforcement>) {
     let seam = attachments.enforcement();
     seam.progress(AckProgress::default());
@@ -18,7 +18,7 @@ async fn keep(mut seam: attachments::AttachmentAcks, enforcement: Arc<Enforcemen
     let mut applied = enforcement.applied();
     loop {
         let Applied { attachments: generation, refused, .. } = *applied.borrow_and_update();
-        // Read after it: what was awaited then, or what is by now.
+        // Read after `applied`: the set at that time or a later one.
         seam.progress(AckProgress { generation, refused, without_pod: enforcement.awaited() });
         tokio::select! {
             changed = applied.changed() => if changed.is_err() { return },

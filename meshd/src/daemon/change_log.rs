@@ -18,7 +18,7 @@ use super::SharedState;
 const LOOK: Duration = Duration::from_secs(5);
 /// More changes of one kind in one look are one line.
 const MOST_LINES: usize = 10;
-/// Lines within [`WINDOW`]; what comes beyond is counted.
+/// Most lines within [`WINDOW`]; further ones are counted.
 const MOST_IN_WINDOW: usize = 40;
 const WINDOW: Duration = Duration::from_secs(600);
 /// Peers that a summary names.

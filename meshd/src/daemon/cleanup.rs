@@ -55,8 +55,8 @@ pub async fn cleanup(settings: CleanupSettings) -> anyhow::Result<RunOutcome> {
     Ok(RunOutcome::Done)
 }
 
-/// Removes bridges of the plugin that no container is on any more: they are no attachments. What cannot be removed makes
-/// itself heard as one.
+/// Removes the plugin's bridges without a container: they are no attachments. A bridge that cannot be removed is
+/// reported as one.
 fn remove_idle_bridges(run_dir: &Path) {
     let removed = Netlink::open().map_err(Into::into);
     match removed.and_then(|mut netlink| bridge::remove_idle(&mut netlink, run_dir, None)) {

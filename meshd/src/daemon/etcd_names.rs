@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct EtcdNames(Vec<(IpAddr, String)>);
 
 impl EtcdNames {
-    /// Each address, with what it is.
+    /// Each address, with its description.
     pub(super) fn addresses(&self) -> &[(IpAddr, String)] {
         &self.0
     }

@@ -29,8 +29,8 @@ pub async fn floor(settings: FloorSettings) -> anyhow::Result<RunOutcome> {
     Ok(RunOutcome::Done)
 }
 
-/// Makes everything that the mesh claimed in the last run unreachable, unless a claim covers an address that this machine
-/// needs to reach etcd. A cache that is too old to forward by still says what must not leave in the clear.
+/// Makes all prefixes of the last run unreachable, except those that cover an address that this machine needs to reach
+/// etcd. Even a cache that is too old for forwarding protects its prefixes.
 pub(super) async fn install_fallback_routes(kernel: &Kernel, settings: &FloorSettings) -> anyhow::Result<()> {
     let claims = match last_claims(&settings.state_dir) {
         Ok(claims) => claims,
@@ -39,7 +39,8 @@ pub(super) async fn install_fallback_routes(kernel: &Kernel, settings: &FloorSet
             return Ok(());
         }
     };
-    // Before the network is up there are no addresses to protect: a start with the network up removes what covers them.
+    // Before the network is up there are no addresses to protect; a start with the network up removes routes that cover
+    // them.
     let selection = settings.iface.clone().map_or(UnderlaySelection::Auto, UnderlaySelection::Named);
     let underlay = kernel.underlay(&selection).await.unwrap_or_else(|_| Underlay::default());
     let protected = underlay::protected(&settings.etcd_endpoints, &underlay, &[]);
@@ -75,7 +76,7 @@ fn last_claims(state_dir: &Path) -> Result<Vec<Claim>, CacheError> {
     let concerns = |key: &str| Key::parse(key).is_ok_and(|key| key.rules().reader == Reader::Mesh);
     let entries = cached.entries.into_iter().filter(|entry| concerns(&entry.key)).collect();
     let records = Store::from_cache(cached.revision, entries, Instant::now()).records();
-    // What is claimed is the same at every node: any id will do.
+    // The claims are the same on every node: any id will do.
     let topology = "any".parse().map_or_else(
         |_| Topology::default(),
         |id: NodeId| {

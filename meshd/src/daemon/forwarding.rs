@@ -21,8 +21,8 @@ struct Tried {
 }
 
 impl ApiState {
-    /// Asks the kernel what becomes of a packet from each attached pod to one of these addresses of other nodes, and of
-    /// one from each of them to a pod. Nothing without attached pods, or where the kernel does not say.
+    /// Queries the kernel's route for a packet from each attached pod to one of these addresses of other nodes, and
+    /// from each of them to a pod. Empty without attached pods, or if the kernel does not answer.
     pub(super) fn not_forwarded(&self, others: &[IpAddr]) -> Vec<Finding> {
         let pods = self.pods();
         let mut tried = Vec::new();

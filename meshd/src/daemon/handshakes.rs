@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use text::quote;
 use tunnel::{PeerStatus, Stamp};
 
-/// How long news may wait: what comes together is written together.
+/// Delay before a write, so that changes are written together.
 const SAVE_AFTER: Duration = Duration::from_secs(2);
 /// Largest file that is read: some hundred thousand peers.
 const MAX_FILE: u64 = 32 << 20;
@@ -35,7 +35,7 @@ pub(super) struct Handshakes {
     /// The latest that the clock was in earlier runs, in seconds since 1970.
     clock_before: u64,
     loaded_at: Instant,
-    /// When what is not written yet is to be.
+    /// The time of the next write, if one is due.
     save_at: Option<Instant>,
 }
 
@@ -84,8 +84,8 @@ impl Handshakes {
         self.save_at
     }
 
-    /// Writes what there is now, if that is something else. Time stamps too far ahead of `clock` stay in memory. Without
-    /// peers there is nothing to know: as before the first table, and while another daemon has this node's identity.
+    /// Writes the current state if it differs. Timestamps too far ahead of `clock` stay in memory. Does nothing without
+    /// peers, as before the first table and while this daemon is a clone.
     pub(super) fn keep(
         &mut self,
         now: Instant,
@@ -120,8 +120,8 @@ impl Handshakes {
         }
     }
 
-    /// Says so while this node's clock is behind what it was in an earlier run: its handshakes are refused by peers that saw
-    /// later ones.
+    /// The problem that this node's clock is behind that of an earlier run: peers that saw later handshakes refuse its
+    /// own.
     pub(super) fn behind(&self, clock: SystemTime) -> Option<Problem> {
         let behind = self.clock_before.checked_sub(seconds(clock)).filter(|behind| *behind > 60)?;
         Some(Problem::new(
@@ -140,8 +140,8 @@ impl Handshakes {
     }
 }
 
-/// The peers whose last initiation bore a time stamp far ahead of this node's clock: once theirs is right they are
-/// refused. `name` is what people call a peer.
+/// The problems of peers whose last initiation is far ahead of this node's clock: once theirs is correct, their
+/// handshakes are refused. `name` returns a peer's displayed name.
 pub(super) fn ahead(
     peers: &[PeerStatus],
     seen: &HashMap<PublicKey, Stamp>,

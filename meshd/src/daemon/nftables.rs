@@ -38,8 +38,8 @@ pub(super) const fn is_of(failure: &Failure) -> bool {
     matches!(failure.problem, kernel::FailureCause::Firewall { .. } | kernel::FailureCause::NoFirewall)
 }
 
-/// Adds to a failure of nftables what it means for policies, in place of a problem of its own. `policies`: their rules
-/// are refused.
+/// Merges the policies' failure into that of nftables, instead of a second problem. `policies`: their rules are
+/// refused.
 pub(super) fn join_policies(problems: &mut Vec<Problem>, policies: bool) {
     let with = |code: ProblemCode| problems.iter().position(|problem| problem.code == code);
     let of_policies =

@@ -8,9 +8,9 @@ use mesh::topology::{PeerId, Topology};
 
 use super::published::NodeIdentity;
 
-/// The file for `name`, with one `[Peer]` per node that it can call or that can call it; `None` if there is no such
-/// outside peer. `mtu` is that of pods, in bytes: what the mesh's paths carry inside the tunnel. Secrets are not in it: the peer's own private key never leaves its machine, and a pre-shared key is
-/// named, not printed.
+/// The file for `name`, with one `[Peer]` per node that either end can initiate to; `None` without such an external
+/// peer. `mtu` is that of pods in bytes. It contains no secrets: the peer's private key never leaves its machine, and a
+/// pre-shared key is mentioned, not printed.
 pub(super) fn wg_quick(
     name: &PeerName,
     topology: &Topology,

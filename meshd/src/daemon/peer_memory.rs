@@ -38,7 +38,7 @@ impl PeerMemory {
         }
     }
 
-    /// Every peer that was heard from, by name.
+    /// All peers with a known endpoint, by name.
     pub(super) fn roamed(&self) -> &BTreeMap<String, SocketAddr> {
         self.roamed.all()
     }
@@ -58,19 +58,19 @@ impl PeerMemory {
         self.handshakes.changed(now);
     }
 
-    /// `peer` was heard from another endpoint.
+    /// Notes another authenticated endpoint of `peer`.
     pub(super) fn endpoint(&mut self, now: Instant, peer: &str, endpoint: SocketAddr) {
         self.roamed.note(now, peer, endpoint);
         self.proven.heard(now, peer, endpoint);
     }
 
-    /// Reads what the tunnel knows of all its peers: events may have been lost.
+    /// Reads the state of all peers from the tunnel: events may have been lost.
     pub(super) fn resync(&mut self, now: Instant, tunnel: &Tunnel) {
         self.proven.resync(now, tunnel.heard_from());
     }
 
-    /// Keeps for the next start which peers there are sessions with, and what was seen of their handshakes. `name` is
-    /// what people call a peer.
+    /// Saves the peers with sessions, and the timestamps of their handshakes, for the next start. `name` returns a
+    /// peer's displayed name.
     pub(super) fn keep_handshakes(&mut self, now: Instant, tunnel: &Tunnel, name: impl Fn(&str) -> String) {
         let (peers, seen, clock) = (tunnel.peers(), tunnel.seen_stamps(), SystemTime::now());
         self.clock_problems = handshakes::ahead(&peers, &seen, clock, name);
@@ -88,7 +88,7 @@ impl PeerMemory {
         self.handshakes.save_at().is_some_and(|at| at <= now)
     }
 
-    /// Writes where peers are, if that is due, without those that are not among `peers` any more.
+    /// Writes the peers' endpoints if due, without peers that are gone from `peers`.
     pub(super) fn save_endpoints<T>(&mut self, now: Instant, peers: Option<&CowMap<String, T>>) {
         self.roamed.save_if_due(now, peers);
     }

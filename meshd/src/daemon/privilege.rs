@@ -12,7 +12,7 @@ pub(super) const NET_RAW: Capability = ("CAP_NET_RAW", 13);
 
 /// Fails where one of these is missing, with how to have it.
 pub(super) fn demand(command: &str, wanted: &[Capability]) -> anyhow::Result<()> {
-    // Without /proc what follows says what it misses.
+    // Without /proc, the failing operation reports the missing privilege.
     let Ok(status) = fs::read_to_string("/proc/self/status") else { return Ok(()) };
     let missing = missing(&status, wanted);
     if missing.is_empty() {

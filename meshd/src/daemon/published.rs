@@ -100,7 +100,7 @@ impl ApiState {
         *self.lock() = in_force;
     }
 
-    /// States, or takes back, what keeps an interface of the daemon from being served.
+    /// Sets or clears the problem that an interface of the daemon cannot be served.
     pub(super) fn set_warning(&self, code: ProblemCode, warning: Option<Problem>) {
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         match warning {
@@ -158,7 +158,7 @@ impl ApiState {
         ))
     }
 
-    /// Packets that came out of the tunnel by what policies made of them, for every verdict that there is.
+    /// Counts of packets from the tunnel, by verdict.
     fn verdicts(&self) -> Vec<DropCount> {
         let counts = self.enforcement.counts();
         counts.iter().map(|(reason, packets)| DropCount { reason: reason.name().to_owned(), packets }).collect()
@@ -325,7 +325,7 @@ impl Source for ApiState {
         let configs = in_force.plan.iter().flat_map(|plan| plan.tunnel.peers.values());
         let peers = configs.flat_map(|config| {
             let status = tunnel.remove(&config.name);
-            // During a rotation the next key stands behind the one in use.
+            // During a rotation, the next key follows the one in use.
             config.keys.iter().enumerate().map(move |(at, key)| DevicePeer {
                 public_key: *key,
                 preshared_key: config.preshared_key.clone(),
@@ -384,7 +384,7 @@ pub(super) struct NodeProblems {
     degrading: bool,
 }
 
-/// A node that has read nothing yet, and cannot, has one problem: that it waits for etcd, and what is wrong there.
+/// A node that has never reached etcd reports a single problem: it waits for etcd, with the cause.
 fn one_for_etcd(problems: &mut Vec<Problem>) {
     let with = |code| problems.iter().position(|problem: &Problem| problem.code == code);
     let Some(unreachable) = with(ProblemCode::EtcdUnreachable) else { return };

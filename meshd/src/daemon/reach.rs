@@ -40,7 +40,7 @@ struct PingTarget {
     path: Path,
     mtu: Option<u16>,
     reason: String,
-    /// Where its overlay addresses, or what was asked for, are.
+    /// Its overlay addresses, or the requested address.
     overlay: Vec<IpAddr>,
     /// The requested address behind the node.
     inner: Option<IpAddr>,
@@ -80,7 +80,7 @@ impl ApiState {
     /// Layers that fail for forwarded packets of pods only, not for the node's own.
     fn forwarding_layers(&self, asked: &PingTarget) -> Vec<Layer> {
         let others: Vec<IpAddr> = if asked.owner.is_empty() {
-            // A pod of this node: what any other node sends to it.
+            // A pod of this node: judged as packets from any other node.
             let in_force = self.lock();
             in_force.topology.members.values().take(1).flat_map(|member| member.overlay()).collect()
         } else {
@@ -307,7 +307,7 @@ impl ApiState {
     }
 }
 
-/// How it stands with a session.
+/// The state of a session.
 #[derive(Default)]
 struct Shake {
     endpoint: Option<SocketAddr>,
@@ -411,7 +411,7 @@ fn whereabouts(topology: &Topology, owner: &PeerId) -> Option<(String, Vec<IpAdd
     Some(match owner {
         PeerId::Outside(name) => {
             let outside = topology.outside.get(name)?;
-            // Those prefixes that are one address: what else is behind the peer is not known.
+            // Prefixes of a single address: other hosts behind the peer are unknown.
             let hosts = outside.allowed_ips.iter().filter(|net| net.prefix_len() == net.max_prefix_len());
             (name.to_string(), hosts.map(IpNet::addr).collect(), outside.endpoint.into_iter().collect())
         }

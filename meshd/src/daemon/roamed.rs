@@ -15,18 +15,18 @@ use std::{
 use control::state_dir::FILE_MODE;
 use cow_map::CowMap;
 
-/// How long news may wait: what comes together is written together, and a peer that roams a lot costs little.
+/// Delay before a write, so that changes are written together and a roaming peer costs little.
 const SAVE_AFTER: Duration = Duration::from_secs(2);
 /// Largest file that is read: some hundred thousand peers.
 const MAX_FILE: u64 = 16 << 20;
 
-/// `STATE/cache/endpoints.json`: peers' names and addresses. What is in it is a hint, to be tried first: losing
-/// it, or a peer that has moved since, costs patience only.
+/// `STATE/cache/endpoints.json`: peers' names and addresses. They are hints to try first: a lost or outdated one only
+/// costs time.
 #[derive(Debug)]
 pub(super) struct EndpointCache {
     path: PathBuf,
     at: BTreeMap<String, SocketAddr>,
-    /// When what is not written yet is to be.
+    /// The time of the next write, if one is due.
     save_at: Option<Instant>,
 }
 
@@ -43,12 +43,12 @@ impl EndpointCache {
         Self { path, at, save_at: None }
     }
 
-    /// Every peer that was heard from, by name.
+    /// All peers with a known endpoint, by name.
     pub(super) fn all(&self) -> &BTreeMap<String, SocketAddr> {
         &self.at
     }
 
-    /// Notes that `peer` was heard from `endpoint`.
+    /// Notes that `peer` was authenticated from `endpoint`.
     pub(super) fn note(&mut self, now: Instant, peer: &str, endpoint: SocketAddr) {
         if self.at.get(peer) != Some(&endpoint) {
             self.at.insert(peer.to_owned(), endpoint);

@@ -119,7 +119,7 @@ pub struct RunFlags {
     pub check: bool,
 }
 
-/// Flags of `meshd cleanup`: what says where the daemon's state is. `None` means not given.
+/// Flags of `meshd cleanup`: the locations of the daemon's state. `None` means not given.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CleanupFlags {
     /// Settings file of meshd run, for interface, state-dir and run-dir; mistakes in it are warnings here [default:

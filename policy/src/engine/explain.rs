@@ -32,12 +32,12 @@ pub struct Explanation {
     pub selecting: Vec<PolicyName>,
 }
 
-/// A node as the source of a flow, and what it counted as.
+/// A node as the source of a flow, and the addresses that it counted as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceNode {
     /// Its name.
     pub name: String,
-    /// Addresses that are proven to be its own: what allows goes by them and by its overlay address.
+    /// Its proven addresses: allowing rules match by them and by its overlay address.
     pub proven: Vec<IpAddr>,
     /// The address by which it is in a block of the rule that decided.
     pub matched: Option<IpAddr>,
@@ -62,13 +62,13 @@ pub struct NearMiss {
 }
 
 impl Classifier {
-    /// Explains what [`verdict`](Self::verdict) says.
+    /// Explains [`verdict`](Self::verdict).
     #[must_use]
     pub fn explain(&self, side: Side, flow: &Flow) -> Explanation {
         self.explained(side, flow, self.verdict(side, flow))
     }
 
-    /// Explains what [`connection`](Self::connection) says: egress, then ingress.
+    /// Explains [`connection`](Self::connection): egress, then ingress.
     #[must_use]
     pub fn explain_connection(&self, flow: &Flow) -> [Explanation; 2] {
         let connection = self.connection(flow);

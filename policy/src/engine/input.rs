@@ -49,8 +49,7 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// How well an object's claim to an address stands against others'. A number stands for an object that its store holds,
-/// created at that revision.
+/// The precedence of an object's claim to an address. A number: an object in its store, created at that revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Age {
     /// Whether its store holds it. One that stays in force although its store does not yields to any that is held.
@@ -70,7 +69,7 @@ impl From<u64> for Age {
 pub struct PodInterface {
     /// The pod that it was made for, in its node's cluster.
     pub pod: ObjectName,
-    /// The pod's uid, where the plugin was told it.
+    /// The pod's uid, if the runtime supplied it.
     pub uid: Option<Arc<str>>,
     /// `Some`: the pod was attached without Kubernetes' arguments; without a Pod object it has these labels. `None`:
     /// without its Pod object its labels are not known.
@@ -105,7 +104,7 @@ pub struct Misplaced {
     pub attached_at: Arc<str>,
 }
 
-/// A NetworkPolicy as it stands in the store.
+/// The state of a NetworkPolicy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicyState {
     /// The policy is valid.
@@ -117,6 +116,6 @@ pub enum PolicyState {
     IsolatesNamespace,
 }
 
-/// A ClusterNetworkPolicy in force: as it stands, its last good version, or its fail-closed reading. One that has none of
-/// these is not put.
+/// A ClusterNetworkPolicy in force: its current value, its last good version, or its fail-closed reading. Without any
+/// of these it is not put.
 pub type ClusterPolicyState = ClusterPolicy;

@@ -2,7 +2,7 @@
 
 use crate::object::{CLUSTER, NAMESPACE_NAME, Selector, Test};
 
-/// Whether every namespace bears a label with this key, whatever its object says.
+/// Whether every namespace has a label with this key, regardless of its object.
 pub(super) fn is_virtual(key: &str) -> bool {
     matches!(key, NAMESPACE_NAME | CLUSTER)
 }

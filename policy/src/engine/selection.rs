@@ -307,7 +307,7 @@ impl Selection {
         self.sets.get(set).is_some_and(|set| self.groups[set.key.group].selector.names_clusters())
     }
 
-    /// Feeds `hasher` with what a set means, whatever its number and its members are.
+    /// Hashes the meaning of a set, independent of its number and members.
     pub(crate) fn hash_set(&self, index: u32, hasher: &mut impl Hasher) {
         let set = self.sets.get(index);
         set.map(|set| (&self.groups[set.key.group].selector, &set.key.pods)).hash(hasher);

@@ -157,7 +157,7 @@ fn put(shard: &mut [AddressSlot], key: u128, owner: Owner) -> bool {
     }
 }
 
-/// IPv4 as IPv4-mapped IPv6; `::` stands for no address.
+/// IPv4 as IPv4-mapped IPv6; `::` means no address.
 fn key(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
@@ -255,7 +255,7 @@ pub(crate) fn remove_mark(list: &mut Vec<u32>, index: u32) {
     }
 }
 
-/// Whether `index` stands in a sorted list of marks, and whether it only may.
+/// Looks up `index` in a sorted list of marks: whether it is in it, and whether only possibly.
 pub(crate) fn find_mark(list: &[u32], index: u32) -> Option<bool> {
     // Short lists are searched from the front: no branch is mispredicted more than once.
     if list.len() <= 8 {

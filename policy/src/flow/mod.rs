@@ -128,7 +128,7 @@ pub enum Dropped {
     Tombstone,
     /// A later fragment whose first one did not pass before it.
     Fragment,
-    /// A new flow, and there is no room, or none for whom it comes from.
+    /// A new flow, but the table or the initiator's share is full.
     TableFull,
     /// Flags or types that no end sends, or that do not cross routers.
     Invalid,
@@ -149,7 +149,7 @@ impl Judgement {
 pub struct Limits {
     /// Flows, tombstones included; about 72 bytes each.
     pub flows: usize,
-    /// Flows that one address began; some addresses share what they may.
+    /// Limit of flows that one address began; some addresses share one limit.
     pub per_source: u32,
     /// Fragmented packets at a time.
     pub fragments: usize,
@@ -228,7 +228,7 @@ impl FlowTable {
         }
     }
 
-    /// Judges a packet that came out of the tunnel from `peer`; `bytes` is what `packet` was parsed from.
+    /// Judges a packet from the tunnel, sent by `peer`; `packet` was parsed from `bytes`.
     pub fn inbound(&mut self, rules: &impl Rules, packet: &Packet, bytes: &[u8], peer: u32, now: Instant) -> Judgement {
         let now = self.ticks(now);
         self.judge(rules, packet, bytes, Origin::Remote, ConntrackAnswer::NotAsked { peer }, now)
@@ -261,9 +261,9 @@ impl FlowTable {
         }
     }
 
-    /// Takes up a flow that the kernel knows, as its first packet went. It is judged at its next packet, and is no flow any
-    /// more if one of its addresses has come to somebody else than `rules` say by then.
-    /// `answered`: the kernel has seen both directions. Returns whether there was room.
+    /// Inserts a flow that the kernel knows, in the direction of its first packet. It is judged at its next packet, and
+    /// ends if one of its addresses has another owner in `rules` by then. `answered`: the kernel has seen both
+    /// directions. Returns whether there was room.
     pub fn insert_known(
         &mut self,
         rules: &impl Rules,
@@ -291,8 +291,8 @@ impl FlowTable {
         self.store.insert(entry, now).is_some()
     }
 
-    /// Removes what has expired among the next `count` places. Called now and then with a part of the table, it keeps
-    /// the table from holding on to memory; what has expired counts as gone anyway.
+    /// Removes expired flows among the next `count` places. Regular calls free memory; expired flows are ignored
+    /// anyway.
     pub fn sweep(&mut self, now: Instant, count: usize) {
         let now = self.ticks(now);
         self.last = None;
@@ -447,8 +447,8 @@ impl FlowTable {
         }
     }
 
-    /// Inserts a flow that a local pod began and only the kernel knows. The kernel may forget it before this table does,
-    /// and nothing behind the tunnel judges what comes in, so the rules judge it now, as they would have its first packet.
+    /// Inserts a flow that a local pod began and only the kernel knows. The kernel may forget it before this table
+    /// does, and nothing judges packets after the tunnel, so the rules judge it now, like its first packet.
     fn take_up(&mut self, rules: &impl Rules, begun: &Tuple, state: FlowState, now: u32) -> Judgement {
         let Some(place) = self.begin(rules, begun, Origin::Local, state, now) else { return self.full() };
         if rules.judge(Origin::Local, &begun.flow()).allowed {

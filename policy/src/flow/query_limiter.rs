@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::{SECOND, tuple::Tuple};
 
-/// Ticks for which a no stands.
+/// Ticks for which a negative answer is valid.
 const NO_STANDS: u32 = 5 * SECOND;
 /// Answers that are remembered.
 const REMEMBERED: usize = 4096;

@@ -118,7 +118,7 @@ impl FlowState {
     pub(super) const fn tombstone(self, number: u8) -> Duration {
         const TRIES: Duration = Duration::from_secs(300);
         let own = self.timeout(number);
-        // What is closed by policy need not be remembered for days.
+        // Refused flows need not be remembered for days.
         if number == protocol::TCP || own.as_secs() < TRIES.as_secs() { TRIES } else { own }
     }
 

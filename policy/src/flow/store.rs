@@ -90,8 +90,7 @@ impl FlowStore {
         }
     }
 
-    /// Reads what [`find`](Self::find) will read for these keys, so that the caches have it: all are waited for at
-    /// once, where looking for one after the other would wait for each.
+    /// Prefetches the entries that [`find`](Self::find) will read for these keys: their cache misses overlap.
     pub(super) fn fetch(&self, keys: impl Iterator<Item = Key>) {
         let mask = self.index.len() - 1;
         let mut places = [0; FETCHED];
@@ -178,12 +177,12 @@ impl FlowStore {
         self.index[gap] = 0;
         let source = self.source(&self.entries[place as usize]);
         self.begun[source] = self.begun[source].saturating_sub(1);
-        // A place that is free says so by its time.
+        // A free place has expiry 0.
         self.entries[place as usize].expires = 0;
         self.free.push(place);
     }
 
-    /// Looks at the next `count` places in turn and removes what has expired; returns how many that were.
+    /// Removes expired entries among the next `count` places; returns their number.
     pub(super) fn sweep(&mut self, now: u32, count: usize) -> usize {
         let mut removed = 0;
         for _ in 0..count.min(self.entries.len()) {

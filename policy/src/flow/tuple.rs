@@ -12,7 +12,7 @@ use crate::engine::Flow;
 pub struct Tuple {
     /// The source.
     pub source: IpAddr,
-    /// To whom.
+    /// The destination.
     pub destination: IpAddr,
     /// IANA's number.
     pub protocol: u8,
@@ -208,7 +208,7 @@ fn address(upper: u64, lower: u64) -> IpAddr {
 
 /// The tuple of the packet that an ICMP error quotes: its headers as far as they go, which is less than a packet.
 ///
-/// `None` when ports would have to be guessed: fragments, what is cut before them, errors about errors.
+/// `None` if the ports are unknown: fragments, truncated packets, errors about errors.
 pub(super) fn quoted(bytes: &[u8]) -> Option<Tuple> {
     match bytes.first()? >> 4 {
         4 => quoted_v4(bytes),

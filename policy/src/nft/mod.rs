@@ -114,7 +114,7 @@ impl Ruleset {
 /// A named set.
 #[derive(Debug, Clone)]
 pub struct Set {
-    /// Of what.
+    /// The kind of its addresses.
     pub kind: AddressSetKind,
     /// Its elements, in order, none inside another.
     pub elements: Arc<[SetElement]>,

@@ -64,7 +64,7 @@ impl Ranges {
         self.list = merged;
     }
 
-    /// Without what `other` holds. Both must be settled.
+    /// The difference from `other`. Both must be settled.
     pub(super) fn without(&self, other: &Self) -> Self {
         let mut list = Vec::with_capacity(self.list.len());
         let mut holes = other.list.iter().copied().peekable();

@@ -124,7 +124,8 @@ impl Draft<'_> {
     }
 }
 
-/// Where a pod's chains deny anything, they deny what cannot be judged: its header may claim anything, or lacks ports.
+/// If a pod's chains deny anything, they also deny packets that cannot be judged: the header may be forged, or lacks
+/// ports.
 fn deny_unclear(made: &mut [(String, RuleChain)], first: &str) {
     let denies = made.iter().flat_map(|(_, chain)| &chain.rules).any(|rule| rule.then == Then::Drop);
     let first = made.iter_mut().find(|(name, _)| name == first);

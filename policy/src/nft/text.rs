@@ -41,7 +41,7 @@ pub fn packet_form(name: &str) -> String {
     Form::Packet.name(name)
 }
 
-/// How a chain asks for what it judges.
+/// The form of a chain's matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// The packet's flow, from conntrack.
@@ -77,8 +77,8 @@ impl Form {
             Self::Packet => return vec![""],
             Self::Flow => {}
         }
-        // Packets of the flow, and ICMP errors about it. nft wants to know what a port is one of; several protocols would be
-        // an anonymous set, of which a kernel with many is slow.
+        // Packets of the flow, and ICMP errors about it. nft needs the protocol of a port; several protocols would be
+        // an anonymous set, and many of those slow the kernel down.
         let mut variants: Vec<&str> = rule.matches.iter().flat_map(transports).copied().collect();
         if variants.is_empty() {
             return vec![""];
@@ -109,8 +109,8 @@ const fn transports(condition: &Match) -> &'static [&'static str] {
     }
 }
 
-/// The sets of ports that rules name. By what they hold: a rule that names a port of a flow directly cannot be listed,
-/// since nft does not know then that it is one.
+/// The port sets of rules, by content. A rule with a literal port of a flow could not be listed, since nft would not
+/// recognize the port.
 pub(super) fn port_sets(ruleset: &Ruleset) -> BTreeMap<String, &[(u16, u16)]> {
     let rules = ruleset.chains.values().flat_map(|chain| &chain.rules);
     let ports = rules.flat_map(|rule| &rule.matches).filter_map(|condition| match condition {
@@ -151,8 +151,8 @@ impl Transactions {
     }
 }
 
-/// The [`Transactions`] from `old` to `new`, in an order in which every command refers only to what is there; the table,
-/// [`REFUSED`] and [`ALLOWED`] are. Names in `new` the copies of sets. `table` is family and name: `inet meshd`.
+/// The [`Transactions`] from `old` to `new`, ordered so that each command refers to existing objects; the table,
+/// [`REFUSED`] and [`ALLOWED`] exist. Sets the names of copied sets in `new`. `table` is family and name: `inet meshd`.
 #[must_use]
 pub fn transactions(table: &str, old: &Ruleset, new: &mut Ruleset) -> Transactions {
     name_copies(old, new);
@@ -394,7 +394,7 @@ fn rule_text(rule: &ChainRule, form: Form, side: Side, ruleset: &Ruleset) -> Str
     out + &then_text(rule, form, side)
 }
 
-/// `because` as nft takes it: at most 127 bytes, of a name only what cannot end the string.
+/// `because` as an nft comment: at most 127 bytes, without characters that could end the string.
 fn comment(because: &str) -> String {
     if because.is_empty() {
         return String::new();

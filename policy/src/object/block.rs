@@ -28,7 +28,7 @@ impl Block {
         let cidr = cidr.trunc();
         let mut holes: Vec<IpNet> = except.into_iter().map(|hole| hole.trunc()).collect();
         holes.sort_unstable();
-        // Sorted by address, then length: whatever holds another one stands before it.
+        // Sorted by address, then length: a containing block precedes the contained one.
         holes.dedup_by(|inner, outer| outer.contains(&*inner));
         Self { cidr, except: holes.into() }
     }
@@ -110,8 +110,8 @@ const fn is_mapped(address: Ipv6Addr) -> bool {
     address.to_ipv4_mapped().is_some()
 }
 
-/// The `ipBlock` that `fields` are. `escaped` is set when a hole lies beside the block: refused, though what it says
-/// is clear.
+/// Reads an `ipBlock`. `escaped` is set if an exception is outside the block, which is refused although its meaning is
+/// clear.
 pub(super) fn read(fields: &ObjectFields<'_>, report: &mut ObjectReport, escaped: &mut usize) -> Option<Block> {
     fields.only(&["cidr", "except"], report);
     let cidr = match fields.get("cidr") {

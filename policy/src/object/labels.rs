@@ -37,7 +37,7 @@ impl Labels {
 impl<K: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(K, V)> for Labels {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(labels: I) -> Self {
         let mut list: Vec<(Box<str>, Box<str>)> = labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
-        // Stable, so that of equal keys the last one stands last.
+        // Stable, so that of equal keys the last one stays last.
         list.sort_by(|a, b| a.0.cmp(&b.0));
         list.reverse();
         list.dedup_by(|later, kept| later.0 == kept.0);

@@ -12,21 +12,21 @@ use super::{
     violation::{ObjectReport, ObjectViolations, quoted},
 };
 
-/// A NetworkPolicy's spec: whom it isolates, and what it then allows.
+/// A NetworkPolicy's spec: the pods that it isolates, and the flows that it allows them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkPolicy {
     /// Pods of its namespace that it selects.
     pub subject: Selector,
-    /// `Some`: it isolates their ingress, and allows what one of these rules matches.
+    /// `Some`: isolates their ingress, and allows flows that one of these rules matches.
     pub ingress: Option<Vec<Rule>>,
-    /// `Some`: it isolates their egress, and allows what one of these rules matches.
+    /// `Some`: isolates their egress, and allows flows that one of these rules matches.
     pub egress: Option<Vec<Rule>>,
 }
 
 /// An ingress or egress rule: a peer and a port must match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// `None`: anyone, also what is no pod.
+    /// `None`: any peer, also non-pods.
     pub peers: Option<Vec<PolicyPeer>>,
     /// `None`: every port of every protocol.
     pub ports: Option<Vec<PortMatch>>,
@@ -60,8 +60,7 @@ pub struct Directions {
 pub struct InvalidNetworkPolicy {
     /// The violations.
     pub violations: ObjectViolations,
-    /// The pods and the directions that it isolates, where both could be read: what is left of it without an earlier
-    /// version to keep.
+    /// Its subject and directions, if both are readable: they apply without an earlier version.
     pub isolates: Option<(Selector, Directions)>,
     /// The literal policy, if the only violation is an `except` outside its block, which has no effect.
     pub literal: Option<NetworkPolicy>,
@@ -126,7 +125,7 @@ impl InvalidNetworkPolicy {
     }
 }
 
-/// The policy's types, or what they are where none are given: ingress, and egress if there are egress rules.
+/// The policy's types. Default: ingress, and egress if there are egress rules.
 fn read_directions(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Option<Directions> {
     let before = report.count();
     let types = fields.get("policyTypes");

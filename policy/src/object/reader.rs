@@ -88,7 +88,7 @@ impl<'v> ObjectFields<'v> {
         }
     }
 
-    /// Whether a field stands here that is not one of `known`.
+    /// The fields that are not among `known`.
     pub(super) fn unknown(&self, known: &[&str]) -> impl Iterator<Item = &'v str> {
         self.map.keys().map(String::as_str).filter(|name| !known.contains(name))
     }

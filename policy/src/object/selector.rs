@@ -106,14 +106,13 @@ impl Selector {
         Self::new(self.requirements.iter().cloned().chain([own]))
     }
 
-    /// The namespaces that it means as the peers of a policy of `cluster`: that cluster's, unless it says itself which
-    /// clusters it means.
+    /// This selector for peers of a policy of `cluster`: restricted to that cluster, unless it selects clusters itself.
     #[must_use]
     pub(crate) fn peers_of(&self, cluster: &str) -> Self {
         if self.names_clusters() { self.clone() } else { self.in_cluster(cluster) }
     }
 
-    /// Whether this selector of namespaces says which clusters it means.
+    /// Whether this namespace selector selects clusters itself.
     #[must_use]
     pub(crate) fn names_clusters(&self) -> bool {
         self.requirements.iter().any(|requirement| &*requirement.key == CLUSTER)

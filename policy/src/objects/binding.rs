@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-/// Nodes of the mesh and Node objects that belong together, and those of which that cannot be said.
+/// Pairs of mesh nodes and Node objects, and ambiguous ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding<N, O> {
     /// Nodes of the mesh, each with its only Node object, which has no other node.

@@ -17,7 +17,7 @@ pub(super) struct Kind {
     pub(super) api_versions: &'static [&'static str],
 }
 
-/// Where the key says that an object belongs.
+/// The place of an object by its key.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'k> {
     /// `None` for kinds without namespace.
@@ -37,8 +37,8 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    /// Reads the envelope of the object of `kind`. What is wrong with it is noted in `report`; only what is not one
-    /// object of this kind at all is refused at once.
+    /// Reads the envelope of the object of `kind`. Violations go to `report`; anything but one object of this kind is
+    /// refused at once.
     pub(super) fn read(
         mut fields: Fields,
         kind: Kind,

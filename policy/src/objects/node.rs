@@ -49,7 +49,7 @@ pub(super) fn read(fields: Fields, place: Place<'_>) -> Result<KubernetesNode, V
     report.finish(Some(KubernetesNode { labels: envelope.labels, internal_ips, pod_cidrs }))
 }
 
-/// The object with nothing but what is read.
+/// The object reduced to the fields that are read.
 pub(super) fn canonical(place: Place<'_>, node: &KubernetesNode) -> Value {
     let addresses: Vec<Value> =
         node.internal_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();

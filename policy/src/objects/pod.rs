@@ -16,7 +16,7 @@ use crate::object::{NamedPort, PodObject, Protocol};
 
 const KIND: Kind = Kind { name: "Pod", api_versions: &["v1"] };
 
-/// Which annotation of a mirror object says that it is one, and which says what of; both hold the manifest's hash.
+/// The annotations that mark a mirror object and name its source; both hold the manifest's hash.
 const MIRROR_ANNOTATIONS: [&str; 2] = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
 
 /// Most containers, and most init containers.
@@ -52,7 +52,7 @@ pub(super) fn read(fields: Fields, place: Place<'_>) -> Result<(PodObject, &'sta
     report.finish(Some((pod, phase)))
 }
 
-/// The object with nothing but what is read.
+/// The object reduced to the fields that are read.
 pub(super) fn canonical(place: Place<'_>, pod: &PodObject, phase: &str) -> Value {
     let ports =
         |port: &NamedPort| json!({"name": &*port.name, "protocol": port.protocol.as_str(), "containerPort": port.port});
@@ -97,7 +97,7 @@ pub(super) fn summary(name: &impl std::fmt::Display, pod: &PodObject) -> String 
     )
 }
 
-/// What both annotations of a mirror object hold.
+/// The hash in both annotations of a mirror object.
 fn static_uid(annotations: &Map<String, Value>) -> Option<Arc<str>> {
     let [mirror, hash] = MIRROR_ANNOTATIONS.map(|name| annotations.get(name).and_then(Value::as_str));
     hash.filter(|hash| mirror == Some(*hash)).and_then(|hash| uid(hash).ok()).map(Into::into)

@@ -20,7 +20,7 @@ use crate::{
 const NETWORK_POLICY: Kind = Kind { name: "NetworkPolicy", api_versions: &["networking.k8s.io/v1"] };
 const CLUSTER_NETWORK_POLICY: Kind = Kind { name: "ClusterNetworkPolicy", api_versions: &CLUSTER_POLICY_VERSIONS };
 
-/// A policy, and the object with nothing but what is read.
+/// A policy, and the object reduced to the fields that are read.
 pub(super) fn read_network_policy(fields: Fields, place: Place<'_>) -> Result<(Object, Value), ObjectRefusal> {
     let isolates = |isolated: Option<(Selector, Directions)>| {
         let object = |(subject, directions)| Object::NetworkPolicy(PolicyState::Isolates(subject, directions));
@@ -36,7 +36,7 @@ pub(super) fn read_network_policy(fields: Fields, place: Place<'_>) -> Result<(O
                 Err(ObjectRefusal { violations: of_spec(&invalid.violations), stand_in: isolates(invalid.isolates) })
             }
         },
-        // What of it can be told from its spec, whatever name stands on it.
+        // The spec is judged regardless of its name.
         Err((violations, spec)) => {
             let isolated = spec.and_then(|spec| match NetworkPolicy::parse(&spec) {
                 Ok(policy) => {
@@ -50,12 +50,12 @@ pub(super) fn read_network_policy(fields: Fields, place: Place<'_>) -> Result<(O
     }
 }
 
-/// A policy, and the object with nothing but what is read.
+/// A policy, and the object reduced to the fields that are read.
 pub(super) fn read_cluster_network_policy(fields: Fields, place: Place<'_>) -> Result<(Object, Value), ObjectRefusal> {
     let denies =
         |policy: Option<ClusterPolicy>| policy.map(|policy| Box::new(Object::ClusterNetworkPolicy(Arc::new(policy))));
     let spec = spec_of(fields, CLUSTER_NETWORK_POLICY, place).map_err(|(violations, spec)| {
-        // What its rules say may mean something else in another version: of them all, denying is what widens nothing.
+        // In another version, its rules may have another meaning: denying everything allows nothing extra.
         let read = spec.and_then(|spec| ClusterPolicy::parse(&spec).map_or_else(|invalid| invalid.fail_closed, Some));
         ObjectRefusal { violations, stand_in: denies(read.map(ClusterPolicy::denying_all)) }
     })?;
@@ -70,7 +70,7 @@ pub(super) fn read_cluster_network_policy(fields: Fields, place: Place<'_>) -> R
     }
 }
 
-/// The `spec` of an object whose envelope holds, or what is wrong with that, and the `spec` if there is one.
+/// The `spec` of an object with a valid envelope, or the violations and the `spec`, if any.
 fn spec_of(mut fields: Fields, kind: Kind, place: Place<'_>) -> Result<Value, (Violations, Option<Value>)> {
     let spec = fields.take("spec");
     let mut report = Report::default();

@@ -78,7 +78,7 @@ impl Client {
         Self::read(&self.get_text(path)?)
     }
 
-    /// [`get`](Self::get) of what takes the daemon a while, because it asks others.
+    /// [`get`](Self::get) with a longer deadline, for requests that make the daemon query others.
     ///
     /// # Errors
     /// When there is no such answer.

@@ -66,7 +66,7 @@ impl PeerCredentials for TcpStream {
     }
 }
 
-/// The process at the other end, as the kernel tells.
+/// The peer process, by the kernel's credentials.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caller {
     /// Its user; `None` when the kernel does not say.

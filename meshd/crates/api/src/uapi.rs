@@ -42,7 +42,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The tunnel as WireGuard's tools see it.
 #[derive(Debug, Clone, Default)]
 pub struct Device {
-    /// This node's key; `None` where it is not to be told.
+    /// This node's key; `None` for clients that may not see it.
     pub private_key: Option<PrivateKey>,
     /// UDP port.
     pub listen_port: u16,
@@ -207,7 +207,7 @@ impl Request {
                 (b"get=1", None) => first = Some(Self::Get),
                 (b"set=1", None) => first = Some(Self::Set),
                 (_, None) => first = Some(Self::Unknown),
-                // `get` takes nothing; what `set` would change is not looked at.
+                // `get` has no arguments; those of `set` are ignored.
                 (_, Some(Self::Get)) => first = Some(Self::Unknown),
                 (_, Some(_)) => {}
             }

@@ -318,7 +318,7 @@ impl Attachments {
         let of_host_local = reserved.into_iter().map(|one| (one.address, one.holder)).filter(|(_, one)| is_there(one));
         let attached = table.attachments.iter();
         let attached = attached.flat_map(|(name, one)| one.addresses().map(|address| (address, Some(name.clone()))));
-        // What an attachment says of an address goes before what a file says.
+        // An attachment's claim to an address precedes a file's.
         let in_use: InUse =
             of_host_local.chain(attached).filter(|(_, holder)| holder.is_none() || holder.as_ref() != name).collect();
         Ok(change.history.choose(&sets, &request.ips, held, &in_use)?)
@@ -397,7 +397,7 @@ impl Attachments {
         Ok(true)
     }
 
-    /// Tries to read again what could not be read.
+    /// Retries unreadable files.
     fn read_again(&self) {
         let mut change = self.lock();
         let names: BTreeSet<String> = change.unread.keys().cloned().collect();
@@ -445,7 +445,7 @@ impl Attachments {
         })
     }
 
-    /// Forgets what was withdrawn while the daemon did not answer.
+    /// Removes attachments that were withdrawn while the daemon did not answer.
     fn honour_tombstones(&self) {
         let mut change = self.lock();
         let names = files::tombstones(&self.run_dir).unwrap_or_default();

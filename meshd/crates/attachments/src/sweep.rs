@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Attachments;
 
-/// How often it is looked. What is gone at two looks in a row is gone.
+/// The interval of checks. An attachment that is gone in two checks in a row is removed.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Forgets attachments that were withdrawn while the daemon did not answer, and those whose container is gone, until `stop`.
@@ -36,7 +36,7 @@ pub async fn sweep(attachments: Arc<Attachments>, stop: CancellationToken) {
     }
 }
 
-/// Frees what was gone `before` and still is; returns what else is gone now.
+/// Frees attachments that were gone `before` and still are; returns the others that are gone now.
 pub(super) fn look(attachments: &Attachments, before: &BTreeSet<AttachmentName>) -> BTreeSet<AttachmentName> {
     attachments.read_again();
     attachments.honour_tombstones();

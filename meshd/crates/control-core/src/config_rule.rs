@@ -23,7 +23,7 @@ const MAX_REPEATED: usize = 4096;
 pub(crate) struct ConfigReview<'a> {
     /// The configuration in force.
     pub(crate) before: Option<&'a Record<NetworkConfig>>,
-    /// Whether anything stands under `config`, readable or not.
+    /// Whether `config` exists, readable or not.
     pub(crate) present: bool,
     /// The subnets in force. Retained ones count: their nodes are about to put them back, or may live on them.
     pub(crate) subnets: &'a CowMap<SubnetKey, Record<SubnetLease>>,

@@ -49,11 +49,11 @@ pub struct ControlCore {
     lost_changes: Option<Instant>,
     /// Since when the log calls etcd unreachable.
     away_since: Option<Instant>,
-    /// The revision that was handed on last, of a complete picture.
+    /// The revision of the last complete set that was handed on.
     handed_on: Option<Revision>,
     /// A Kubernetes object was seen.
     kubernetes: bool,
-    /// Whether RUN says that this process holds the identity; `None`: it says what an earlier one left.
+    /// Whether RUN names this process as holder of the identity; `None`: it names an earlier one.
     noted: Option<bool>,
     /// The member in use, or used last.
     endpoint: Option<String>,
@@ -116,7 +116,7 @@ impl ControlCore {
         Arc::clone(&self.records)
     }
 
-    /// How this node stands, as it was shown last.
+    /// The last published status.
     #[must_use]
     pub const fn status(&self) -> &ControlStatus {
         &self.status
@@ -153,7 +153,7 @@ impl ControlCore {
         deadlines.into_iter().flatten().min()
     }
 
-    /// Takes in what happened; what to do now.
+    /// Processes an input and returns the effects, in order.
     pub fn step(&mut self, now: Instant, input: Input) -> Vec<Effect> {
         self.stepped = now;
         let mut out = Vec::new();
@@ -271,7 +271,7 @@ impl ControlCore {
         self.join(now, membership::Input::Store, out);
     }
 
-    /// Asks for the list that confirms what the last one lacked.
+    /// Requests the list that confirms the last one's missing keys.
     fn list_again(&self, out: &mut Vec<Effect>) {
         if self.store.awaits_list() {
             out.push(Effect::ListAgain);
@@ -313,7 +313,7 @@ impl ControlCore {
         }
     }
 
-    /// Whether a session stands whose list is in.
+    /// Whether there is a session and its list was read.
     const fn is_connected(&self) -> bool {
         self.session.is_some() && self.announced
     }
@@ -340,7 +340,7 @@ impl ControlCore {
         }
     }
 
-    /// Says what changed of what policies are made of.
+    /// Hands on changed inputs of policies.
     fn hand_on(&mut self, out: &mut Vec<Effect>) {
         let changes = self.store.take_objects();
         if !changes.is_empty() {
@@ -358,7 +358,7 @@ impl ControlCore {
     /// The problems of this node itself.
     fn problems(&self, now: Instant) -> Vec<Problem> {
         let mut problems = self.membership.problems(self.store.prefix());
-        // A config that cannot be read, or is refused, is named already, with what is wrong with it.
+        // An unreadable or refused config is already a problem with its cause.
         let config = Some(Key::CONFIG);
         if self.records.problems.iter().any(|problem| problem.key.as_deref() == config) {
             problems.retain(|problem| problem.code != ProblemCode::NoConfig);
@@ -445,7 +445,7 @@ fn log_membership(state: &MembershipState) {
     }
 }
 
-/// Says what a new configuration changes at once, and what only with the nodes' next subnets.
+/// Logs what a new configuration changes at once, and what only with the nodes' next subnets.
 fn log_config_change(before: &Records, after: &Records) {
     let (Some(old), Some(new)) = (&before.config, &after.config) else { return };
     if Arc::ptr_eq(&old.value, &new.value) {

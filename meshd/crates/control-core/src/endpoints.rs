@@ -22,7 +22,7 @@ pub type EndpointRecords = Arc<BTreeMap<String, Vec<u8>>>;
 const BATCH: usize = 100;
 /// Until the next attempt after etcd did not take a transaction.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long the store may take to show what was written.
+/// How long the store may take to show a write.
 const CATCH_UP: Duration = Duration::from_secs(10);
 
 /// The records of one node.
@@ -58,12 +58,12 @@ impl Endpoints {
         }
     }
 
-    /// Sets what etcd is to hold; `None`: not known yet, and no key is changed.
+    /// Sets the desired records; `None`: not known yet, and no key is changed.
     pub fn want(&mut self, wanted: Option<EndpointRecords>) {
         self.wanted = wanted;
     }
 
-    /// The next transaction, if etcd does not hold what is wanted. It gets exactly one answer.
+    /// The next transaction, if etcd differs from the desired records. It gets exactly one answer.
     pub fn next(&mut self, now: Instant, store: &Store) -> Option<Transaction> {
         if self.lineage != store.lineage_changes() {
             self.lineage = store.lineage_changes();

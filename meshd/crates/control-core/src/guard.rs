@@ -85,7 +85,7 @@ pub struct Doubt {
     pub sign: Sign,
     /// Its history so far.
     pub seen: Lineage,
-    /// Its revision when it was first listed: what was written later was written to this very etcd.
+    /// Its revision at the first list: later writes were made to this etcd.
     pub since: Revision,
 }
 
@@ -93,7 +93,7 @@ pub struct Doubt {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Evidence {
-    /// The history that what is in force comes from.
+    /// The etcd history of the records in force.
     pub lineage: Option<Lineage>,
     /// The etcd that was found instead.
     pub doubt: Option<Doubt>,
@@ -184,7 +184,7 @@ impl<T> Guard<T> {
         self.doubt.as_ref()
     }
 
-    /// The history that what is in force comes from.
+    /// The etcd history of the records in force.
     pub(crate) const fn lineage(&self) -> Option<&Lineage> {
         self.lineage.as_ref()
     }
@@ -207,7 +207,7 @@ impl<T> Guard<T> {
         let list = self.lists;
         if let Some(doubt) = &mut self.doubt {
             if doubt.seen.is_other(cluster) && !lineage.is_other(cluster) && revision >= lineage.revision {
-                // The etcd from before is back. What it lacks, this is the first list to show.
+                // The previous etcd is back. This is the first list of it that may lack keys.
                 lineage.revision = revision;
                 self.doubt = None;
                 for held in self.held.values_mut().filter(|held| held.reason == HoldReason::Doubt) {
@@ -292,7 +292,7 @@ impl<T> Guard<T> {
         self.held.remove(key)
     }
 
-    /// Whether a delete event is no evidence: an etcd in doubt may take away only what was written to it since.
+    /// Whether a delete event is no evidence: an etcd in doubt can withdraw only keys written to it since.
     fn doubts_deletion(&self, class: RecordClass, written: Revision) -> bool {
         self.doubt.is_some_and(|doubt| !class.is_written_by_nodes() && written <= doubt.since)
     }
@@ -320,7 +320,7 @@ impl<T> Guard<T> {
         true
     }
 
-    /// All keys of a list have been reported: what an earlier one lacked too is gone.
+    /// All keys of a list have been reported: keys that an earlier one lacked too are gone.
     pub(crate) fn confirm(&mut self, now: Instant) {
         let lists = self.lists;
         let twice = |held: &HeldRecord<T>| matches!(held.reason, HoldReason::SecondList { list } if list < lists);
@@ -332,8 +332,8 @@ impl<T> Guard<T> {
         }
     }
 
-    /// Decides on what has gone since the last call. `all`: hold everything; `left` counts the records of a class that
-    /// are left.
+    /// Decides on the keys gone since the last call. `all`: hold everything; `left` counts the remaining records of a
+    /// class.
     pub(crate) fn judge(&mut self, now: Instant, all: bool, left: impl Fn(RecordClass) -> usize) -> Judged {
         while self.recent.front().is_some_and(|recent| now.saturating_duration_since(recent.at) > WINDOW) {
             self.recent.pop_front();
@@ -349,7 +349,7 @@ impl<T> Guard<T> {
         let (nodes, policies) = (together(RecordClass::Node), together(RecordClass::Policy));
         let held_policy =
             |held: &HeldRecord<T>| held.class == RecordClass::Policy && matches!(held.reason, HoldReason::Mass { .. });
-        // A policy that is held without the pods and namespaces that it selects by says something else.
+        // A held policy without its pods and namespaces would select differently.
         let objects = policies || self.held.values().any(held_policy);
         for recent in &mut self.recent {
             let hold = match recent.class {
@@ -370,7 +370,7 @@ impl<T> Guard<T> {
         judged
     }
 
-    /// Ends the doubt once nothing is held for it. Returns what the etcd was doubted for, when that has just ended.
+    /// Ends the doubt once nothing is held for it. If it just ended, returns its sign.
     pub(crate) fn settle(&mut self) -> Option<Sign> {
         if self.held.values().any(|held| held.reason == HoldReason::Doubt) {
             return None;
@@ -380,7 +380,7 @@ impl<T> Guard<T> {
         Some(doubt.sign)
     }
 
-    /// Lets go of what went together long enough ago.
+    /// Releases mass deletions after their hold.
     pub(crate) fn tick(&mut self, now: Instant) -> Vec<String> {
         let over = |held: &HeldRecord<T>| matches!(held.reason, HoldReason::Mass { until } if until <= now);
         let keys: Vec<String> = self.held.iter().filter(|(_, held)| over(held)).map(|(key, _)| key.clone()).collect();
@@ -404,7 +404,7 @@ impl<T> Guard<T> {
         self.held.values().any(|held| matches!(held.reason, HoldReason::SecondList { .. }))
     }
 
-    /// The operator says that etcd is right: all that is held is let go of, and returned.
+    /// The operator accepts this etcd: releases and returns all held records.
     pub(crate) fn accept(&mut self) -> BTreeMap<String, HeldRecord<T>> {
         let held = std::mem::take(&mut self.held);
         self.settle();

@@ -37,7 +37,7 @@ impl fmt::Debug for Item {
 pub struct ReadObject {
     /// The parsed value.
     pub item: Item,
-    /// The value with nothing but what is read, for the cache and to compare: equal ones say the same.
+    /// The value reduced to the fields that are read, for the cache and comparison.
     pub canonical: Arc<[u8]>,
 }
 
@@ -73,12 +73,11 @@ pub struct ObjectRecord {
     pub held: bool,
 }
 
-/// The newest state of each key that changed; `None`: nothing is in force for it any more.
+/// The newest state of each changed key; `None`: withdrawn.
 pub type ObjectChanges = HashMap<Key, Option<ObjectRecord>>;
 
-/// Takes what changed. Called from the control plane's task: it must not wait.
+/// Receives changes. Called from the control plane's task, so it must not block.
 pub trait ObjectSink: ObjectReader {
-    /// Takes changes up to `revision`. `complete`: with all that was handed over before, they are a whole picture that
-    /// may be enforced.
+    /// Receives changes up to `revision`. `complete`: with all earlier changes, they are complete and may be enforced.
     fn changed(&self, changes: ObjectChanges, revision: Revision, complete: bool);
 }

@@ -40,9 +40,9 @@ use crate::types::WatchEvent;
 pub struct Store {
     /// Without a slash at its end; for the commands in remedies.
     prefix: String,
-    /// `None`: what policies are made of is not read.
+    /// `None`: inputs of policies are not read.
     reader: Option<Arc<dyn ObjectReader>>,
-    /// As etcd holds them. What the guard holds for a key is in force instead.
+    /// As etcd holds them. A record held by the guard is in force instead.
     keys: BTreeMap<String, StoredKey>,
     guard: Guard<StoredKey>,
     /// How many of `keys` are nodes' records, and policies.
@@ -110,13 +110,13 @@ pub struct Accepted {
 }
 
 impl Store {
-    /// An empty store of what is below `prefix`.
+    /// An empty store of the keys below `prefix`.
     #[must_use]
     pub fn new(prefix: &str) -> Self {
         Self { prefix: prefix.trim_end_matches('/').to_owned(), ..Self::default() }
     }
 
-    /// This store, which has not taken anything yet, with what policies are made of.
+    /// This store, still empty, with a reader for inputs of policies.
     #[must_use]
     pub fn with_reader(self, reader: Arc<dyn ObjectReader>) -> Self {
         Self { reader: Some(reader), ..self }
@@ -147,7 +147,7 @@ impl Store {
         self
     }
 
-    /// The store of an earlier run, with what that had seen of etcd.
+    /// The store of an earlier run, with its evidence about etcd.
     #[must_use]
     pub fn recall(mut self, evidence: Evidence) -> Self {
         if evidence.lineage.is_some() {
@@ -183,8 +183,8 @@ impl Store {
         self.revision
     }
 
-    /// Rises when a list is of another etcd history than the one before: of another cluster, or of one that went back. What
-    /// was learned of etcd until then (revisions, leases, calls under way) says nothing of this one.
+    /// Rises when a list comes from another etcd history than the previous one: another cluster, or one that went back.
+    /// Earlier revisions, leases and calls in flight are then void.
     pub(crate) const fn lineage_changes(&self) -> u64 {
         self.lineage_changes
     }
@@ -201,7 +201,7 @@ impl Store {
         self.audit_differences
     }
 
-    /// Takes a whole list: what is not in it is gone.
+    /// Applies a complete list: keys not in it are gone.
     pub(crate) fn on_list(&mut self, now: Instant, listing: KeyListing) -> Option<Arc<Records>> {
         let KeyListing { cluster, revision, entries } = listing;
         let older =
@@ -242,9 +242,9 @@ impl Store {
         self.apply(now, changes, Absence::Deleted)
     }
 
-    /// Compares a list that was read beside the watch, which has had time to bring everything in it. What differs
-    /// all the same was lost on the way: it is counted, put right, and its keys are returned. It is a second list for
-    /// what an earlier one lacked.
+    /// Compares a list that was read beside the watch, after the watch had time to catch up. Remaining differences were
+    /// lost: they are counted, corrected, and their keys returned. Also serves as the second list for keys that an
+    /// earlier one lacked.
     pub fn audited(
         &mut self,
         now: Instant,
@@ -273,7 +273,7 @@ impl Store {
         (self.apply(now, changes, Absence::Listed), lost)
     }
 
-    /// Lets go of what has been held long enough.
+    /// Releases records that were held long enough.
     pub fn tick(&mut self, now: Instant) -> Option<Arc<Records>> {
         let over = self.guard.tick(now);
         if over.is_empty() {
@@ -283,7 +283,7 @@ impl Store {
         self.publish(touched)
     }
 
-    /// The operator says that what etcd holds is right: nothing else stays in force.
+    /// The operator accepts this etcd: only its keys stay in force.
     pub fn accept(&mut self) -> (Accepted, Option<Arc<Records>>) {
         let mut accepted = Accepted::default();
         let mut touched = BTreeSet::new();
@@ -313,7 +313,7 @@ impl Store {
         std::mem::take(&mut self.history).into_iter().map(|(key, before)| HistoryQuery { key, before }).collect()
     }
 
-    /// Asks again for what was not answered, as far as it is still wanted.
+    /// Repeats unanswered queries that are still needed.
     pub(crate) fn want_again(&mut self, wanted: Vec<HistoryQuery>) {
         for HistoryQuery { key, before } in wanted {
             let still = |kept: &StoredKey| kept.unreadable && kept.good.is_none() && kept.mod_revision == before;
@@ -393,7 +393,7 @@ impl Store {
 
     /// The last good value of every key, for the cache; those whose withdrawal waits are among them.
     ///
-    /// `config` is the one in force: a restart must not forget what a refused one is measured against.
+    /// `config` is the one in force, so that a restart still judges a refused one by it.
     pub fn cached(&self) -> impl Iterator<Item = Entry> {
         let config = self.records.config.as_ref().map(|config| Entry {
             key: Key::Config.to_string(),
@@ -417,7 +417,7 @@ impl Store {
         config.into_iter().chain(others)
     }
 
-    /// Takes changes that happened together; a key stands in them once. `absence`: how the deletions among them are known.
+    /// Applies changes of one input, each key once. `absence`: the evidence for the deletions among them.
     fn apply(&mut self, now: Instant, changes: Vec<(String, Option<Entry>)>, absence: Absence) -> Option<Arc<Records>> {
         let mut touched = BTreeSet::new();
         let mut gone = Vec::new();
@@ -453,7 +453,7 @@ impl Store {
         self.publish(touched)
     }
 
-    /// Whether a value that etcd holds is to be in force; `before`: what it held under this key.
+    /// Whether a value in etcd is to be in force; `before`: the key's previous value.
     fn goes_into_force(&self, text: &str, kept: &StoredKey, before: Option<&StoredKey>) -> bool {
         let Some(class) = kept.class().filter(|_| self.guard.doubt().is_some()) else { return true };
         let known = match self.guard.held(text) {
@@ -469,7 +469,7 @@ impl Store {
         first || self.guard.counts(class, kept.mod_revision, same)
     }
 
-    /// Forgets what etcd held under a key.
+    /// Removes a key.
     fn remove(&mut self, text: &str) -> Option<StoredKey> {
         let kept = self.keys.remove(text)?;
         self.duplicates.remove(kept.key.as_ref());
@@ -487,7 +487,7 @@ impl Store {
         Some(kept)
     }
 
-    /// A key is gone; `kept` is what etcd held.
+    /// A key is gone; `kept` is its last value.
     fn absent(&mut self, now: Instant, text: String, kept: StoredKey, absence: Absence) -> Option<Key> {
         self.problems.remove(&text);
         self.history.remove(&text);
@@ -509,7 +509,7 @@ impl Store {
         }
     }
 
-    /// Puts into force what etcd holds under a key, or nothing.
+    /// Puts the value of a key in etcd, or its absence, in force.
     fn take_effect(&mut self, text: &str) -> Option<Key> {
         let key = Key::parse(text).ok()?;
         if key.rules().reader == Reader::Policy {

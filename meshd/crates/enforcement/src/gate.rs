@@ -73,9 +73,9 @@ reasons! {
     TableFull => "table_full",
     /// Flags or types that no end sends, or that do not cross routers.
     Invalid => "invalid",
-    /// An ICMP error about no flow of whom it goes to.
+    /// An ICMP error about no flow of its recipient.
     Unrelated => "unrelated",
-    /// There is no complete picture of the policies yet.
+    /// The policies are not complete yet.
     NotReady => "not_ready",
     /// The kernel was asked for a flow.
     Asked => "asked_conntrack",
@@ -165,7 +165,7 @@ impl PolicyGate {
         self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts and samples what is worth it. Returns whether the packet passes.
+    /// Counts the packet, and samples it if its verdict is new. Returns whether it passes.
     fn decide(
         &self,
         in_force: &ActivePolicy,
@@ -185,7 +185,7 @@ impl PolicyGate {
             Judgement::Drop(Dropped::Invalid) => (GateReason::Invalid, None),
             Judgement::Drop(Dropped::Unrelated) => (GateReason::Unrelated, None),
         };
-        // What policies refuse passes in audit mode, and so does what only has no flow because its first packet did.
+        // In audit mode, denied packets pass, and so do packets without a flow because their first packet was denied.
         let audited =
             in_force.mesh.audit && matches!(reason, GateReason::Refused | GateReason::NoFlow | GateReason::Cut);
         let reason = if audited { GateReason::Audited } else { reason };
@@ -210,10 +210,10 @@ const fn sampled(reason: GateReason) -> Option<SampledVerdict> {
 
 /// The tunnel's rules: the policies, except for flows from this node, which nftables has judged.
 ///
-/// - Processes of the node are judged at the far end only, whichever of the node's addresses they send from. One in the
-///   node's subnet would else count as an unknown pod's. No pod gains by it: nftables judges what the node forwards from
-///   such a source as an unknown pod's, and what comes for the node's own address goes to the node.
-/// - In audit mode nftables has reported what policies refuse a local pod to begin. The replies are no second event.
+/// - Processes of the node are judged at the far end only, whichever of the node's addresses they use. An address in
+///   the node's subnet would otherwise count as an unknown pod's. No pod gains by it: nftables judges forwarded packets
+///   from such a source as an unknown pod's.
+/// - In audit mode nftables has reported denied flows of local pods. Their replies are not reported again.
 impl Rules for ActivePolicy {
     fn generation(&self) -> u64 {
         self.classifier.generation()
@@ -239,7 +239,7 @@ impl Rules for ActivePolicy {
     }
 }
 
-/// Sees what local pods send into the tunnel.
+/// The hook for packets from local pods into the tunnel.
 pub(super) struct Egress {
     gate: Arc<PolicyGate>,
     in_force: Cached<Option<ActivePolicy>>,
@@ -272,12 +272,12 @@ impl Track for Egress {
     }
 }
 
-/// Judges what comes out of the tunnel.
+/// The hook that judges packets from the tunnel.
 pub(super) struct Ingress {
     gate: Arc<PolicyGate>,
     in_force: Cached<Option<ActivePolicy>>,
     conntrack: Option<Conntrack>,
-    /// Packets of the batch for which the kernel is asked, with what it said.
+    /// Packets of the batch with a conntrack query, and the answers.
     asked: Vec<(usize, Tuple, bool)>,
 }
 
@@ -296,7 +296,7 @@ impl Ingress {
             let Some(conntrack) = &mut self.conntrack else { continue };
             match conntrack.is_reply(tuple) {
                 Ok(answer) => *is_reply = answer,
-                // A socket that says what it should not is left for a new one.
+                // A socket with a malformed answer is replaced.
                 Err(_) => self.conntrack = None,
             }
         }

@@ -24,7 +24,7 @@ pub(super) struct Host {
     pub(super) bridged: bool,
     /// Hardware addresses of the bridges of this node's attachments.
     pub(super) bridges: BTreeSet<Mac>,
-    /// Some ports of such bridges that no attachment tells the addresses of.
+    /// Some ports of such bridges without an attachment.
     pub(super) strangers: Vec<String>,
     /// `allowedSources` that are not in force, each with the reason.
     pub(super) refused_sources: Vec<String>,
@@ -46,9 +46,8 @@ struct Looked {
 }
 
 impl Host {
-    /// Reads it in the network namespace of this thread, and has bridges of pods learn only from frames that rules see;
-    /// `ports` are the host's ends of the interfaces of its pods, `own` the node's subnets. What cannot be read is as
-    /// `before`.
+    /// Reads the state of this thread's network namespace, and makes pods' bridges learn only from frames that rules
+    /// see. `ports`: the host's ends of pods' interfaces; `own`: the node's subnets. Unreadable parts stay as `before`.
     pub(super) fn prepared(ports: &BTreeMap<String, PodPort>, own: &[IpNet], before: &Self) -> Self {
         let look = || {
             let mut netlink = Netlink::open()?;
@@ -103,7 +102,7 @@ fn stop_learning<'a>(netlink: &mut Netlink, bridges: impl Iterator<Item = &'a Li
     failed.collect()
 }
 
-/// Whether any of `ports` is a bridge's, and what other ports such bridges have.
+/// Whether any of `ports` is on a bridge, and the other ports of such bridges.
 fn bridges(links: &[Link], ports: &BTreeMap<String, PodPort>) -> (bool, Vec<String>) {
     let is_bridge = |index: u32| links.iter().any(|link| link.index == index && link.is_bridge);
     let is_pods = |name: &str| ports.get(name).is_some_and(|port| port.in_mesh);

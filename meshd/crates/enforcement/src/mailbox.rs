@@ -30,7 +30,7 @@ pub(super) struct PendingInput {
     pub(super) changes: ObjectChanges,
     /// Everything up to here is in this input and those before.
     pub(super) revision: Option<Revision>,
-    /// With those before, this is a whole picture.
+    /// With all earlier input, the inputs are complete.
     pub(super) complete: bool,
     pub(super) mesh: Option<Arc<MeshFacts>>,
     /// All attachments of this node.
@@ -116,7 +116,7 @@ impl Mailbox {
     }
 }
 
-/// Reads in the control plane's task: the policy thread gets what was read.
+/// Parses in the control plane's task: the policy thread gets parsed values.
 impl ObjectReader for Mailbox {
     fn read(&self, key: &Key, bytes: &[u8], rewritten: bool) -> Result<ReadObject, RefusedObject> {
         input::read(key, bytes, rewritten)

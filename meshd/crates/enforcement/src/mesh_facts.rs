@@ -19,7 +19,7 @@ pub struct MeshFacts {
     pub networks: Vec<IpNet>,
     /// This node's own subnets.
     pub own: Vec<IpNet>,
-    /// This node's overlay addresses: what comes for them is for a process here, or rewritten, and then nftables' to judge.
+    /// This node's overlay addresses: packets to them are for a process here, or subject to NAT and judged by nftables.
     pub overlay: Vec<IpAddr>,
     /// All nodes, this one included.
     pub nodes: CowMap<PeerId, Arc<NodeFacts>>,
@@ -27,7 +27,7 @@ pub struct MeshFacts {
     pub sources: CowMap<PeerId, Arc<NodeSource>>,
     /// Prefixes of outside peers.
     pub outside: CowMap<PeerName, Arc<[IpNet]>>,
-    /// Nothing is refused, what would be is reported.
+    /// Audit mode: denied packets pass and are reported.
     pub audit: bool,
 }
 

@@ -51,7 +51,7 @@ impl Worker {
         }
     }
 
-    /// Steps until no work has an outcome any more.
+    /// Steps until no work is left.
     fn step(&mut self, input: Input) {
         let mut input = Some(input);
         while let Some(happened) = input.take() {

@@ -67,8 +67,8 @@ impl Kernel {
         Ok(others.into_iter().filter(|dst| subnets.iter().any(|subnet| subnet.contains(dst))).collect())
     }
 
-    /// Whether containers are attached to this node, by the subnets that the caller knows as this node's and by what
-    /// the kernel still holds of an earlier run.
+    /// Whether containers are attached to this node, by the subnets that the caller knows and by the kernel state of an
+    /// earlier run.
     ///
     /// # Errors
     /// [`RtnetlinkError`].

@@ -29,9 +29,9 @@ use super::{
 /// Where the guard looks at packets that leave, behind routing.
 pub(crate) const GUARD_PRIORITY: i32 = 90;
 
-/// Counts what the source guard drops, by family.
+/// Drop counters of the source guard, by family.
 const SOURCE: [&str; 2] = ["source4", "source6"];
-/// Counts what the destination guard drops, by family.
+/// Drop counters of the destination guard, by family.
 const GUARD: [&str; 2] = ["guard4", "guard6"];
 
 /// The table for `desired`.

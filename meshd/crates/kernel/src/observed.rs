@@ -46,7 +46,7 @@ pub struct ObservedTun {
     pub up: bool,
 }
 
-/// A route, reduced to what we set.
+/// A route, reduced to the attributes that we set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KernelRoute {
     /// The destination.

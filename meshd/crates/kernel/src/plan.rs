@@ -48,7 +48,7 @@ pub(crate) const OUTSIDE_FLOOR_METRIC: u32 = 4_000_000_159;
 /// The main table's number.
 pub(crate) const MAIN_TABLE: u32 = 254;
 
-/// The steps of one pass, and what cannot be done.
+/// The steps of one pass, and its failures.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KernelPlan {
     /// In order.
@@ -126,7 +126,7 @@ struct WantedRoutes {
     probe_floor: Vec<KernelRoute>,
     probes: Vec<KernelRoute>,
     peers: Vec<KernelRoute>,
-    /// Of what cannot be done now: a route that is there with such a key is left as it is.
+    /// Keys of routes that cannot be set now: existing routes with these keys stay.
     held: BTreeSet<(IpNet, u32, u32)>,
 }
 
@@ -177,7 +177,7 @@ fn peer_routes(
             (RouteVia::Unreachable, _) => Ok(NextHop::Unreachable),
             (RouteVia::Tunnel, Some(tun)) => Ok(NextHop::Device { gateway: None, index: tun.index }),
             (RouteVia::Neighbour { via, dev }, Some(_)) => direct(dst, *via, dev, observed),
-            // Their source address is on the TUN device: one failure says so for all of them.
+            // Their source address is on the TUN device, whose failure is reported once.
             (RouteVia::Tunnel, None) | (RouteVia::Neighbour { .. }, None) => {
                 want_tun = true;
                 wanted.held.insert((dst, MAIN_TABLE, ROUTE_METRIC));
@@ -196,7 +196,7 @@ fn peer_routes(
                     src: route.src.filter(|_| !ends),
                 });
             }
-            // Fail closed: what is there may lead where it no longer should.
+            // Fail closed: an existing route may lead to the wrong place.
             Err(problem) => {
                 failures.push(Failure::new(format!("route to {dst}"), problem));
                 wanted.peers.push(KernelRoute { metric: ROUTE_METRIC, ..unreachable(dst, MAIN_TABLE) });

@@ -69,7 +69,7 @@ pub(super) struct Settled {
     met: Vec<Met>,
 }
 
-/// How well a pass knows what nftables holds.
+/// How certain a pass is of the ruleset.
 #[derive(Debug)]
 enum ReadRuleset {
     /// Our own table could not be read.
@@ -87,8 +87,8 @@ impl ReadRuleset {
 }
 
 impl Kernel {
-    /// Makes the kernel's state what `desired` says. A step that fails does not keep the others from being done, except
-    /// that what lets packets pass waits for the firewall.
+    /// Brings the kernel's state to `desired`. A failed step does not stop the others, except that steps that let
+    /// packets pass wait for the firewall.
     ///
     /// # Errors
     /// [`ReconcileError`], when the state could not be read.
@@ -107,16 +107,15 @@ impl Kernel {
         report.met = foreign::met(&self.options, desired, &observed.met);
         report.not_forwarding = sysctl::not_forwarding(desired, &observed.sysctls);
         Self::log_changes(&report);
-        // What changed besides routes and our table must be seen once to be known.
+        // Changes other than routes and our table must be read back once.
         if known && report.changes.iter().all(is_followed) {
             self.save_pass(desired, observed, &report);
         }
         Ok(report)
     }
 
-    /// Adds the fallback routes of `floor` that are missing, removes those of outside peers' prefixes that hold a
-    /// `protected` address, and changes nothing else: the first step of a pass, for when no more is known yet than what must not be reached in
-    /// the clear.
+    /// Adds the missing fallback routes of `floor`, removes those of external peers' prefixes that contain a
+    /// `protected` address, and changes nothing else. For starts, when only the prefixes of the mesh are known.
     ///
     /// # Errors
     /// [`ReconcileError`], when the routes could not be read.
@@ -131,9 +130,9 @@ impl Kernel {
         Ok(report)
     }
 
-    /// Makes of the kernel's state what differs between `desired` and what it was made last, without reading it: to be
-    /// called when nothing was heard of other changes since. It ends in a whole pass where more than routes and our
-    /// nftables table would have to change, or where the last pass left something undone.
+    /// Applies the difference between `desired` and the last applied state without reading the kernel: only valid if no
+    /// other change was reported since. Falls back to a full pass if more than routes and our nftables table must
+    /// change, or if the last pass had failures.
     ///
     /// # Errors
     /// [`ReconcileError`], when the state had to be read and could not be.
@@ -164,7 +163,7 @@ impl Kernel {
         Ok(report)
     }
 
-    /// Keeps what a pass has left, if it left nothing undone.
+    /// Saves the state after a pass without failures.
     fn save_pass(&self, desired: &Desired, observed: ObservedKernel, report: &PassReport) {
         if report.failures.is_empty() {
             let observed = ObservedKernel { routes: Vec::new(), table: None, ..observed };
@@ -232,7 +231,7 @@ impl Kernel {
         self.others_failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Other programs' rules as they were read last; `None`: never, or they are not so any more by our own doing.
+    /// Other programs' rules as last read; `None`: never, or changed by us since.
     fn others_rules(&self) -> MutexGuard<'_, Option<Foreign>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -243,7 +242,7 @@ impl Kernel {
         (known.monitor.changes().ok()? == TableChanges::None).then_some(known)
     }
 
-    /// Reads everything that a plan compares. What of nftables or of earlier settings cannot be read is a failure.
+    /// Reads all state that a plan compares. Unreadable parts of nftables or of saved settings become failures.
     async fn observe(
         &self,
         netlink: &Rtnetlink,

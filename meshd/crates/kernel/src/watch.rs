@@ -84,11 +84,11 @@ pub struct KernelWatch {
     volume: VolumeCounter,
 }
 
-/// How much was told of nftables since that was last said.
+/// Bytes of nftables messages since the last volume event.
 #[derive(Debug, Default)]
 struct VolumeCounter(usize);
 
-/// After so much it is said: a small part of what [`NftMonitor`](netfilter::NftMonitor) holds.
+/// The threshold of a volume event: a small part of the buffer of [`NftMonitor`](netfilter::NftMonitor).
 const VOLUME: usize = 4 << 20;
 /// The kernel's overhead per queued datagram in bytes.
 const DATAGRAM: usize = 1 << 10;
@@ -98,7 +98,7 @@ impl VolumeCounter {
         self.0 += datagrams * DATAGRAM + bytes;
     }
 
-    /// Whether it is to be said; it is taken for said.
+    /// Whether an event is due; resets the counter.
     fn take(&mut self) -> bool {
         let much = self.0 >= VOLUME;
         if much {
@@ -116,13 +116,13 @@ struct Sockets {
 
 /// Holds the longest batch of messages that the kernel sends at once.
 const BUFFER: usize = 64 * 1024;
-/// The kernel's buffer for what is not yet read, in bytes.
+/// The receive buffer in bytes.
 const SOCKET_BUFFER: usize = 1024 * 1024;
 /// Delay between attempts to reopen the sockets.
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
 /// Datagrams read before the events so far are handed out: a flood is news, not a reason to wait for its end.
 const DATAGRAMS_PER_LOOK: usize = 512;
-/// Datagrams read to empty a socket that has overrun: several times what its buffer holds.
+/// Datagrams read to empty an overrun socket: several times its buffer.
 const DATAGRAMS_PER_FLOOD: usize = 64 * 1024;
 
 /// LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF, IPV6_NETCONF.
@@ -233,8 +233,8 @@ enum Drained {
     Lost,
 }
 
-/// Reads what is there. Once messages were dropped, the kernel goes on dropping them silently until the socket is
-/// empty: so it is emptied before that is volume, and a change after the report is reported again.
+/// Reads all messages. After an overrun, the kernel silently drops messages until the socket is empty: so it is emptied
+/// before the overrun is reported, and a later change is reported again.
 fn drain(fd: i32, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> io::Result<Drained> {
     let mut lost = false;
     for read in 0..DATAGRAMS_PER_FLOOD {

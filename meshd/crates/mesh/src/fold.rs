@@ -105,8 +105,8 @@ pub(crate) struct Folded {
     pub(crate) problems: BTreeMap<RecordId, Vec<Problem>>,
 }
 
-/// Folds the `selected` records of `records` into what they hold for the node `me`. `endpoints` has those of all nodes
-/// that hold and are not selected, and gets those of the selected ones.
+/// Resolves the `selected` records of `records`, as seen from the node `me`. `endpoints` has those of all other valid
+/// nodes, and gets those of the selected ones.
 pub(crate) fn fold(records: &Records, me: &NodeId, selected: Selected<'_>, endpoints: &mut NodeEndpoints) -> Folded {
     let network = records.config.as_ref().map(|config| config.value.as_ref());
     let mut builder = Builder { records, me, network, endpoints, claims: Claims::default(), out: Folded::default() };
@@ -175,7 +175,7 @@ impl Builder<'_> {
         holding
     }
 
-    /// Why a node's record does not hold, and what to do.
+    /// Why a node's record is refused, and the remedy.
     fn node_refusal(&self, id: &NodeId, node: &NodeRecord) -> Option<(ProblemCode, String, String)> {
         let who = format!("nodes/{id}");
         if self.records.removed.contains_key(id) {
@@ -232,7 +232,7 @@ impl Builder<'_> {
         nodes: &BTreeMap<&NodeId, HoldingNode<'_>>,
     ) {
         if self.network.is_none() {
-            // Nothing can be said of a subnet without a network; that there is none is said elsewhere.
+            // Without a network, subnets cannot be judged; its absence is a problem of its own.
             return;
         }
         for (subnet, record) in in_precedence(subnets) {

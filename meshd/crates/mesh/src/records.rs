@@ -58,7 +58,7 @@ pub struct Records {
     pub revision: Revision,
     /// Whether this was read from etcd by this process (at any time), and not only from the cache on disk.
     pub synced: bool,
-    /// The configuration in force; not always the one that stands under `config`, see `problems`.
+    /// The configuration in force; not always the value of `config`, see `problems`.
     pub config: Option<Record<NetworkConfig>>,
     /// `nodes/ID`
     pub nodes: CowMap<NodeId, Record<NodeRecord>>,
@@ -102,7 +102,7 @@ impl Records {
     }
 }
 
-/// Bound of [`Records::problems`]; one more says how many were left out.
+/// Bound of [`Records::problems`]; one more counts the omitted ones.
 pub const MAX_PROBLEMS: usize = 200;
 
 /// A value in force, and the place it has in etcd's history.
@@ -116,8 +116,8 @@ pub struct Record<T: ?Sized> {
     pub mod_revision: Revision,
     /// The lease its key goes away with.
     pub lease: Option<LeaseId>,
-    /// Why the value is in force although etcd does not hold it (any more). It yields to any valid record that claims
-    /// the same. Subnets that overlap a valid one are left out already.
+    /// Why the value is in force although etcd does not hold it. It yields to any valid record with the same claim.
+    /// Subnets that overlap a valid one are already omitted.
     pub retained: Option<Retained>,
 }
 

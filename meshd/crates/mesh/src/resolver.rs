@@ -64,7 +64,7 @@ impl TopologyResolver {
         &self.records
     }
 
-    /// Takes in records; costs what differs from the one before. With another configuration all records are folded
+    /// Applies records, at the cost of their difference from the previous ones. Another configuration folds all records
     /// again.
     pub fn apply(&mut self, records: &Records) {
         let before = std::mem::replace(&mut self.records, records.clone());
@@ -76,7 +76,7 @@ impl TopologyResolver {
         } else {
             self.topology.network = network.cloned();
             self.reindex(&changed, &before);
-            // What is gone is among the changed, all the others are in the new records.
+            // Removed records are among the changed ones, all others in the new records.
             let all = all(records);
             all.into_iter().chain(changed).collect()
         };
@@ -113,7 +113,7 @@ impl TopologyResolver {
         }
     }
 
-    /// Folds the selected records and puts what they come to in the place of what they came to before.
+    /// Folds the selected records and replaces their earlier results.
     fn work_out(&mut self, selected: &BTreeSet<RecordId>, before: &Records) {
         let records = &self.records;
         let mut of_view = Selected::default();
@@ -198,8 +198,7 @@ const FIRST: RecordId = RecordId::Subnet(SubnetKey { v4: None, v6: None });
 /// All claims, granted or not.
 #[derive(Debug, Default)]
 struct Index {
-    /// By the hash of what is claimed: two things with one hash make records concern each other that need not, which
-    /// costs a little and changes nothing.
+    /// By the hash of the claim. A collision only links unrelated records, which costs a little.
     by_claim: BTreeSet<(u64, RecordId)>,
     v4: PrefixMap<Ipv4Net, Vec<RecordId>>,
     v6: PrefixMap<Ipv6Net, Vec<RecordId>>,

@@ -97,7 +97,7 @@ pub struct ExternalPeer {
     pub endpoint: Option<SocketAddr>,
     /// Seconds between keepalives.
     pub persistent_keepalive: Option<u16>,
-    /// Where it stands, for people.
+    /// Its site.
     pub site: Option<SiteName>,
 }
 
@@ -155,8 +155,8 @@ impl Topology {
         self.own_subnets.iter().flat_map(prefixes)
     }
 
-    /// The subnets that new attachments get addresses of: the one in use, or else all. Others that are this node's are kept
-    /// for what is attached already.
+    /// The subnets for addresses of new attachments: the one in use, or else all. This node's other subnets serve
+    /// existing attachments only.
     #[must_use]
     pub fn subnets_of_new(&self, in_use: Option<SubnetKey>) -> Vec<SubnetKey> {
         match in_use.filter(|in_use| self.own_subnets.contains(in_use)) {

@@ -36,8 +36,8 @@ impl DirectSources {
         self.0.values().filter_map(|held| held.until).min()
     }
 
-    /// Adds to `accepted`, the sources that the plan accepts, what it accepted until a moment ago. A prefix whose owner
-    /// is gone, or that has another one, is not accepted on: it would have two senders. `owners` says whose each prefix is.
+    /// Adds recently accepted sources to `accepted`, those of the plan. A prefix without its former owner is excluded:
+    /// it would have two senders. `owners` returns the owner of a prefix.
     pub(super) fn linger(&mut self, accepted: &mut Vec<PrefixOn>, owners: &CowMap<IpNet, PeerId>, now: Instant) {
         if accepted.is_empty() && self.0.is_empty() {
             return;

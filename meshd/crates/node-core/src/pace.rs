@@ -7,7 +7,7 @@ use mesh::kernel_state::OthersRules;
 
 /// Least time between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The same in multiples of what the last look took: at most a twentieth of a core goes into it.
+/// The same as a multiple of the last read's duration: at most a twentieth of a core.
 const SHARE: u32 = 20;
 
 /// When the next look is due, and when it may be at the soonest.

@@ -87,7 +87,7 @@ impl Batch {
         self.slots.len()
     }
 
-    /// Bytes of all packets, dropped ones included, with what is kept around them.
+    /// Bytes of all packets, dropped ones included, with their overhead.
     pub(super) fn used(&self) -> usize {
         self.used
     }
@@ -168,7 +168,7 @@ impl Batch {
         }
     }
 
-    /// The packet and, in front, what [`write_vnet`](Self::write_vnet) wrote: as a TUN device takes it.
+    /// The packet behind the header of [`write_vnet`](Self::write_vnet), in the form for a TUN device.
     pub(super) fn with_vnet(&self, at: usize) -> &[u8] {
         let slot = &self.slots[at];
         let start = slot.start as usize;
@@ -185,8 +185,7 @@ impl Batch {
         &mut self.spare()[HEADROOM - VNET_HEADER..][..VNET_HEADER + MAX_PACKET]
     }
 
-    /// Takes what was read into [`spare_with_vnet`](Self::spare_with_vnet) as a packet of `len` bytes without the
-    /// header.
+    /// Adds the content of [`spare_with_vnet`](Self::spare_with_vnet) as a packet of `len` bytes without the header.
     pub(super) fn push_with_vnet(&mut self, len: usize) {
         let header = self.spare()[HEADROOM - VNET_HEADER..].first_chunk().map_or(Vnet::NOTHING, Vnet::read);
         self.push(len, 0);
@@ -219,8 +218,7 @@ pub(super) struct Outgoing {
     runs: Vec<Run>,
 }
 
-/// Datagrams to one place that stand one behind the other, all of one length but the last, which may be shorter: what
-/// one GSO send can carry.
+/// Consecutive datagrams to one destination for one GSO send: of equal length, except that the last may be shorter.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Run {
     start: u32,
@@ -255,7 +253,7 @@ impl Run {
 
 /// Most runs of one [`Outgoing`].
 pub(super) const OUTGOING: usize = 256;
-/// Bytes of one [`Outgoing`]: what waited for a session that just came up fits in.
+/// Bytes of one [`Outgoing`]: enough for all pending packets of a new session.
 const OUTGOING_BYTES: usize = 512 * 1024;
 /// Most datagrams of a GSO send (`UDP_MAX_SEGMENTS` in `linux/udp.h`, as it was up to 6.8).
 const MAX_RUN: usize = 64;

@@ -78,7 +78,7 @@ pub(super) struct Tables {
     pub(super) overlay: Vec<IpAddr>,
 }
 
-/// A peer, with what of its configuration holds.
+/// A peer, with its accepted configuration.
 #[derive(Clone)]
 struct PeerSlot {
     peer: Arc<TunnelPeer>,
@@ -130,7 +130,7 @@ impl Tables {
         self.slot(position).map(|slot| slot.peer.name.to_string())
     }
 
-    /// Takes away what the peer called `name` holds; the peer stays.
+    /// Removes the claims of the peer `name`; the peer stays.
     fn unclaim(&mut self, name: &str) {
         let Some(slot) = self.by_name.get(name).and_then(|at| self.slot(*at)).cloned() else { return };
         if !slot.prefixes.is_empty() {
@@ -166,7 +166,7 @@ impl Tables {
         }
     }
 
-    /// Gives a peer what `config` has, and its `indices` in the place of those before. What is so already costs nothing.
+    /// Gives a peer the claims of `config`, and its new `indices`. Unchanged claims cost nothing.
     fn claim(&mut self, peer: &Arc<TunnelPeer>, config: &PeerConfig, before: &[u32], indices: &[(u32, PublicKey)]) {
         let position = match self.by_id.get(&peer.id) {
             Some(position) => *position,
@@ -213,7 +213,7 @@ impl Tables {
     }
 }
 
-/// Tables, and what was given to peers since.
+/// Tables, and the claims granted since.
 struct Settling<'a> {
     tables: &'a Tables,
     keys: HashMap<PublicKey, &'a String>,
@@ -243,7 +243,7 @@ struct AppliedTable {
 }
 
 impl Core {
-    /// A core that draws what is spread by chance from `rng`.
+    /// A core whose jitter comes from `rng`.
     pub(super) fn new(secret: StaticSecret, rng: StdRng) -> Self {
         let factory = Box::new(BoringtunFactory::new(secret.clone()));
         Self::with_engines(secret, rng, factory)
@@ -296,9 +296,8 @@ impl Core {
         }
     }
 
-    /// Makes the tables what `table` says. Peers that stay keep their sessions and endpoints; those that go lose
-    /// them before this returns. Costs what differs from the table before, unless peers contest each other's keys or
-    /// prefixes.
+    /// Applies `table`. Remaining peers keep their sessions and endpoints; removed ones lose them before this returns.
+    /// Costs as much as the difference from the previous table, unless peers contest keys or prefixes.
     pub(super) fn apply(
         &self,
         now: Instant,
@@ -483,7 +482,7 @@ impl Core {
         }
     }
 
-    /// Does what is due at one peer; returns whether there was one.
+    /// Runs the due actions of one peer; returns whether there was one.
     pub(super) fn run_deadlines(&self, now: Instant, drops: &Drops, out: &mut Outgoing) -> bool {
         let Some((at, id)) = self.alarms.take_due(now) else {
             return false;
@@ -516,8 +515,7 @@ impl Core {
         }
     }
 
-    /// Calls the peers with these names, as a start does: sessions of the run before are gone, and what peers send in them
-    /// is lost.
+    /// Initiates handshakes with these peers, for a start: earlier sessions are gone, and packets in them are lost.
     pub(super) fn call(&self, now: Instant, names: &[String], drops: &Drops, out: &mut Outgoing) {
         let tables = self.tables.get();
         for peer in names.iter().filter_map(|name| tables.named(name)) {

@@ -44,7 +44,7 @@ pub(super) enum Opened {
     Packet(usize),
     /// Authentic and empty.
     Keepalive,
-    /// Authentic, but what was inside is no IP packet.
+    /// Authentic, but the content is no IP packet.
     NotIp,
     /// Not from the peer, or not for the first time.
     Refused(DropReason),
@@ -57,7 +57,7 @@ pub(super) enum Handshaken {
     Respond(usize),
     /// An authentic response: a session is up, and the keepalive of this length confirms it.
     Established(usize),
-    /// A cookie was taken in (authentic as to content only, it says nothing about where the peer is).
+    /// A cookie was stored. Only its content is authentic; it does not prove the peer's address.
     Cookie,
     /// The message is invalid.
     Refused,
@@ -76,7 +76,7 @@ pub(super) enum Tick {
 
 /// Makes engines for peer keys.
 pub(super) trait EngineFactory: Send + Sync {
-    /// An engine for `peer`; `index` has 24 bits and stands in bits 8 to 31 of every index it gives out.
+    /// An engine for `peer`; `index` has 24 bits, the bits 8 to 31 of each of its session indices.
     fn make(&self, peer: &PublicKey, psk: Option<&PresharedKey>, index: u32) -> Box<dyn NoiseEngine>;
 }
 
@@ -125,9 +125,8 @@ struct Boringtun {
     tunn: Tunn,
     /// The last of our indices that was given out; the next one is one more in its lowest byte.
     last: u32,
-    /// Indices of the newest sessions that a message has confirmed, the newest first. The one that we send in is among
-    /// them, and the one that the peer sends in, which is another one after two handshakes have crossed. What is under
-    /// way in those before arrives too.
+    /// Indices of the newest confirmed sessions, newest first: among them ours for sending and the peer's, which differ
+    /// after crossed handshakes. Packets in flight in earlier sessions still arrive.
     used: ArrayVec<u32, USED>,
     /// Index of the session that was answered last: the peer may send in it already.
     answered: Option<u32>,
@@ -169,8 +168,8 @@ impl Boringtun {
         self.used.iter().chain(&self.answered).any(|used| place(*used) == place(index))
     }
 
-    /// Uses up indices whose sessions would take the place of ones in use, before an initiation is answered. What is made
-    /// for it is not sent; it may take the place of a call of ours, which the peer's makes needless.
+    /// Skips indices whose sessions would replace ones in use, before an initiation is answered. The messages created
+    /// for this are not sent; they may replace an initiation of ours, which the peer's makes needless.
     fn make_room(&mut self, out: &mut [u8]) {
         loop {
             let next = u32::from((self.last as u8).wrapping_add(1));

@@ -8,19 +8,18 @@ use std::time::Instant;
 
 use super::batch::Batch;
 
-/// Sees what was read from the TUN: after parsing, before routing, splitting and sealing.
+/// Sees packets from the TUN: after parsing, before routing, splitting and sealing.
 ///
-/// A slot may be a super-packet: TCP, or UDP, of up to 64 KiB that leaves as several packets with the same addresses,
-/// ports and traffic class. It is seen once, as a whole: its length is that of all its payload with one set of headers,
-/// and its TCP flags are the sum of what its segments bear (FIN is the last one's). Transport checksums may not be
-/// complete yet.
+/// A slot may be a super-packet: TCP or UDP of up to 64 KiB that leaves as several packets with the same addresses,
+/// ports and traffic class. The hook sees it once: its length is that of all its payload with one set of headers, and
+/// its TCP flags are the union of its segments' flags. Transport checksums may be incomplete.
 pub trait Track: Send {
     /// Looks at the packets, in the order in which the TUN gave them out.
     fn track(&mut self, now: Instant, batch: &mut Batch);
 }
 
-/// Sees what came out of the tunnel: after the checks that the source is the sending peer's and the destination
-/// this node's, before packets of one flow are joined and written to the TUN.
+/// Sees packets from the tunnel: after the checks of source (the sending peer's) and destination (this node's), before
+/// packets of one flow are merged and written to the TUN.
 ///
 /// Every packet is seen as its sender sealed it, each by itself: there are no super-packets here. One that is taken out
 /// is not joined with others. Checksums have not been looked at; the kernel does so, or joining did.

@@ -48,7 +48,7 @@ impl Admitted {
 
 /// Where admitted handshake messages go.
 pub(super) trait HandshakeQueue {
-    /// Takes the message, or says that there is no room.
+    /// Queues the message; returns false if there is no room.
     fn offer(&mut self, message: Admitted) -> bool;
 }
 
@@ -76,8 +76,7 @@ pub(super) struct Inbound {
     strangers: Strangers,
     /// Handshake messages that wait; counted up here and down by who works on them.
     pub(super) queued: Arc<AtomicUsize>,
-    /// Peer, place among what was received, and place in there of each transport message, sorted so that a peer's
-    /// stand together.
+    /// Of each transport message: peer, index of the received datagrams, and index in them; sorted by peer.
     order: Vec<(u32, u16, u16)>,
 }
 
@@ -95,9 +94,8 @@ impl Inbound {
         }
     }
 
-    /// Opens what `received` holds: inner packets that passed all checks stand undropped in `batch` afterwards,
-    /// answers to the network in `out`, handshake messages in `queue`. At most [`BATCH`] datagrams, which
-    /// together fit a batch.
+    /// Opens the datagrams in `received`, at most [`BATCH`] that together fit a batch. Afterwards, inner packets that
+    /// passed all checks are undropped in `batch`, replies to the network in `out`, and handshake messages in `queue`.
     pub(super) fn process(
         &mut self,
         now: Instant,
@@ -235,7 +233,7 @@ impl Inbound {
         }
     }
 
-    /// Lets pass what the sending peer may send and this node may be sent.
+    /// Checks inner source (the sending peer's) and destination (this node's).
     fn check(&self, tables: &Tables, batch: &mut Batch) {
         let mut last = None;
         for (slot, bytes) in batch.iter_mut() {

@@ -229,7 +229,7 @@ struct Handle {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// The kernel's counter when the device was opened: the device outlives tunnels.
     queue_drops_before: AtomicU64,
-    /// For what callers of the API cause to be sent.
+    /// Buffers for datagrams that API callers cause.
     caller: Mutex<CallerBuffers>,
 }
 
@@ -326,10 +326,10 @@ impl Tunnel {
         self.0.shell.sockets.port()
     }
 
-    /// Makes the peers what `table` says and returns what was left out of it. Peers that did not change, their
-    /// sessions and endpoints are not touched; those that are gone, and keys that are gone, lose their sessions before
-    /// this returns. Another pre-shared key ends that peer's sessions. May be called from any thread; takes time in
-    /// proportion to what differs from the table before, and some 50 µs for each new key.
+    /// Applies `table` and returns the refused claims. Unchanged peers keep their sessions and endpoints; removed peers
+    /// and keys lose their sessions before this returns. Another pre-shared key ends that peer's sessions. May be
+    /// called from any thread; costs as much as the difference from the previous table, and some 50 µs for each new
+    /// key.
     pub fn apply(&self, table: TunnelTable) -> Vec<RefusedClaim> {
         self.with_caller(|core, caller| core.apply(Instant::now(), table, &caller.drops, &mut caller.out))
     }
@@ -346,7 +346,7 @@ impl Tunnel {
         threads.iter().map(|at| shell.turns[*at].load(Ordering::Relaxed)).collect()
     }
 
-    /// How it stands with each peer, in no order.
+    /// The state of each peer, in no order.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerStatus> {
         let (now, wall) = (Instant::now(), SystemTime::now());
@@ -441,8 +441,7 @@ impl Tunnel {
         self.with_caller(|core, caller| core.restarted(Instant::now(), name, &caller.drops, &mut caller.out));
     }
 
-    /// The greatest time stamp that came in initiations of each key in the table: what the next start is to be given as
-    /// [`Options::seen`].
+    /// The latest timestamp in initiations of each key in the table, for [`Options::seen`] of the next start.
     #[must_use]
     pub fn seen_stamps(&self) -> HashMap<etcd_schema::PublicKey, Stamp> {
         self.0.shell.core.seen_stamps()
@@ -473,7 +472,7 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Stops the threads and closes device and sockets; the device stays. Returns when no packet moves any more.
+    /// Stops the threads and closes device and sockets; the device stays. Returns once no packet moves.
     pub fn shutdown(&self) {
         self.0.stop();
     }
@@ -493,8 +492,8 @@ fn queue_drops(device: &str) -> u64 {
     std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Whether each direction is to have a thread of its own. On a machine of few cores the other ones are needed for what
-/// sends and receives, and one thread for both directions saves them waking each other.
+/// Whether each direction has its own thread. With few cores, applications need the others, and one thread for both
+/// directions saves wakeups.
 fn two_data_threads() -> bool {
     std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 3)
 }

@@ -39,8 +39,8 @@ impl Outbound {
         }
     }
 
-    /// Seals what can be sealed of `batch` into `out`, keeps what must wait, and puts answers for the TUN into `back`.
-    /// When `out` is full it is given to `send`, which must leave it empty; no lock is held then.
+    /// Seals packets of `batch` into `out`, queues those that must wait for a handshake, and puts ICMP errors for the
+    /// TUN into `back`. A full `out` goes to `send`, which must empty it; no lock is held then.
     pub(super) fn process(
         &mut self,
         now: Instant,
@@ -126,7 +126,7 @@ impl Outbound {
         }
     }
 
-    /// Counts what was dropped, and tells senders what they can act on.
+    /// Counts drops, and sends ICMP errors that senders can act on.
     fn answer(&mut self, now: Instant, tables: &Tables, batch: &Batch, back: &mut Batch) {
         for slot in batch.slots() {
             let Some(reason) = slot.drop else { continue };

@@ -25,7 +25,7 @@ struct Lowered {
 }
 
 impl PathMtu {
-    /// A path that carries what the routes allow.
+    /// A path with the MTU of the route.
     pub(super) fn new(route: u16) -> Self {
         Self { route, lowered: None }
     }
@@ -64,7 +64,7 @@ impl PathMtu {
         before != (self.inner(), self.without_df())
     }
 
-    /// Forgets what was learned. Returns whether anything changed.
+    /// Forgets the learned MTU. Returns whether anything changed.
     pub(super) fn reset(&mut self) -> bool {
         let before = (self.inner(), self.without_df());
         self.lowered = None;

@@ -111,7 +111,7 @@ pub(super) struct PeerState {
 /// One of the peer's keys.
 struct KeyState {
     public: PublicKey,
-    /// 24 bits; how datagrams for this key's sessions are told apart.
+    /// 24 bits that identify datagrams for this key's sessions.
     index: u32,
     /// Made when first needed.
     engine: Option<Box<dyn NoiseEngine>>,
@@ -208,8 +208,7 @@ impl PeerState {
         self.keys.iter().map(|k| (k.index, k.public))
     }
 
-    /// Makes the state what `config` says, leaving sessions, endpoint and whatever else did not change alone.
-    /// `index` gives a free index for a new key.
+    /// Applies `config`, and keeps unchanged sessions and endpoint. `index` returns a free index for a new key.
     pub(super) fn reconfigure(
         &mut self,
         cx: &mut PeerContext<'_>,
@@ -253,7 +252,7 @@ impl PeerState {
         }
     }
 
-    /// Drops all sessions and what waits; nothing passes from now on.
+    /// Drops all sessions and pending packets; nothing passes from now on.
     pub(super) fn remove(&mut self, cx: &mut PeerContext<'_>) {
         self.removed = true;
         self.drop_waiting(cx, DropReason::OutPeerRemoved);
@@ -267,7 +266,7 @@ impl PeerState {
         self.path.inner()
     }
 
-    /// To be called once before the packets of a batch: what waited goes first.
+    /// Call once before the packets of a batch: pending packets go first.
     pub(super) fn begin_batch(&mut self, cx: &mut PeerContext<'_>) -> Option<usize> {
         self.flush(cx);
         self.sending_key()
@@ -333,7 +332,7 @@ impl PeerState {
         opened
     }
 
-    /// To be called once after the messages of a batch: sends what waited, and sets the alarm.
+    /// Call once after the messages of a batch: sends pending packets, and sets the alarm.
     pub(super) fn opened_batch(&mut self, cx: &mut PeerContext<'_>) {
         self.busy = true;
         self.flush(cx);
@@ -382,8 +381,8 @@ impl PeerState {
             Handshaken::Respond(len) => {
                 key.ticking = true;
                 key.unconfirmed = out.get(4..8).and_then(|i| i.first_chunk()).map(|i| u32::from_le_bytes(*i));
-                // It may have been recorded, and come from anywhere: the endpoint, and what is believed of the peer, wait
-                // for the first message of the session.
+                // It may be a replay from any address: the endpoint and the peer's state wait for the first message of
+                // the session.
                 cx.out.commit(len, from, Some(self.id), self.path.without_df());
                 self.rx_bytes += message.len() as u64;
                 self.tx_bytes += len as u64;
@@ -402,7 +401,7 @@ impl PeerState {
         Ok(())
     }
 
-    /// Does what is due.
+    /// Runs due actions.
     pub(super) fn on_alarm(&mut self, cx: &mut PeerContext<'_>) {
         self.due = None;
         if self.removed {
@@ -446,7 +445,7 @@ impl PeerState {
         }
     }
 
-    /// Takes in that this node has no such source address any more.
+    /// Notes that this node lost its source address.
     pub(super) fn source_failed(&mut self) {
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.source = None;
@@ -486,7 +485,7 @@ impl PeerState {
         self.keys.iter().filter_map(|k| k.established).max()
     }
 
-    /// Everywhere that the peer may be: where it was heard last, and where it is said to be.
+    /// All endpoints of the peer: the last heard one, and the configured ones.
     pub(super) fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.endpoint.map(|endpoint| endpoint.remote).into_iter().chain(self.candidates.iter().copied())
     }

@@ -7,8 +7,8 @@ use prefix_trie::PrefixMap;
 
 /// Which value owns an address: that of the longest prefix it lies in.
 ///
-/// Outbound it says to which peer a destination goes, inbound whether a source is the sending peer's. Both
-/// directions ask the same table, so that no address can be sent to one peer and accepted from another.
+/// Outbound it selects the peer of a destination, inbound it checks that a source is the sending peer's. Both
+/// directions use the same table, so no address can be sent to one peer and accepted from another.
 #[derive(Debug, Clone)]
 pub struct PrefixTable<T> {
     v4: PrefixMap<Ipv4Net, T>,

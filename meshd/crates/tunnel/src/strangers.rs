@@ -16,7 +16,7 @@ use super::core::Tables;
 /// Calls for such datagrams, in all.
 const CALLS: u32 = 50;
 const PER: Duration = Duration::from_secs(1);
-/// How long what is known of endpoints is used: one pass over all peers each time.
+/// How long the index of endpoints is used; rebuilding it is one pass over all peers.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// How many calls datagrams have led to that any host can send.

@@ -55,7 +55,7 @@ pub(super) struct AcceptedClaims {
 }
 
 impl AcceptedClaims {
-    /// Whether something was left out for another peer's sake: what this one gets hangs on that one, then.
+    /// Whether a claim was refused because of another peer, on which the result then depends.
     pub(super) fn is_contested(&self) -> bool {
         self.refused.iter().any(|refused| matches!(refused.reason, RefusedReason::Taken(_)))
     }
@@ -69,8 +69,8 @@ pub(super) trait Holders {
     fn of_prefix(&self, prefix: &IpNet) -> Option<String>;
 }
 
-/// Says what of `peer` holds beside what others have. `is_low_order` says of a key whether no secret can be agreed on
-/// with it.
+/// Decides which claims of `peer` are accepted beside those of others. `is_low_order` tests a key for which no shared
+/// secret exists.
 pub(super) fn accept(
     peer: &PeerConfig,
     own: &PublicKey,
@@ -85,7 +85,7 @@ pub(super) fn accept(
         } else if accepted.keys.contains(key) {
             continue;
         } else if accepted.keys.len() == MAX_KEYS {
-            // Whoever else may have it: what is said of this peer is to change with it alone.
+            // Reported even if another peer has the key: the result should depend on this peer alone.
             RefusedReason::TooManyKeys
         } else if let Some(owner) = holders.of_key(key) {
             RefusedReason::Taken(owner)

@@ -31,7 +31,7 @@ const TUN_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes read from the TUN after which they are sealed and sent. Two or three super-packets are enough to share a system
 /// call, stay in the cache, and do not keep the far side waiting for long.
 const TUN_BYTES: usize = 128 * 1024;
-/// `linux/errno.h`: file descriptor in bad state, which is what reads from a deleted TUN device give.
+/// `linux/errno.h`: file descriptor in bad state, the error of reads from a deleted TUN device.
 const EBADFD: i32 = 77;
 /// Alarms further away than this are looked at again then.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
@@ -80,7 +80,7 @@ impl ThreadContext {
         self.turns[at].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Sends what the core has sealed.
+    /// Sends sealed datagrams.
     pub(super) fn flush(&self, sender: &mut Sender, out: &mut Outgoing, drops: &Drops) {
         if out.is_empty() {
             out.clear();
@@ -110,7 +110,7 @@ impl ThreadContext {
         }
     }
 
-    /// Takes in what the sockets' error queues say about paths.
+    /// Reads path errors from the sockets' error queues.
     fn learn_paths(&self, drops: &Drops, out: &mut Outgoing) {
         let mut learned = ArrayVec::<(SocketAddr, u16), 64>::new();
         drain_errors(&self.sockets, |error| {
@@ -218,7 +218,7 @@ impl OutboundSide {
         }
     }
 
-    /// Takes one batch of what waits at the TUN.
+    /// Processes one batch from the TUN.
     fn turn(&mut self, shell: &ThreadContext, device: &Arc<Option<TunDevice>>) {
         let Some(tun) = &**device else { return };
         self.batch.clear();
@@ -246,7 +246,7 @@ impl OutboundSide {
     }
 }
 
-/// Reads what waits at the TUN into `batch`, up to [`TUN_BYTES`].
+/// Reads pending packets from the TUN into `batch`, up to [`TUN_BYTES`].
 fn fill(tun: &TunDevice, batch: &mut Batch) -> io::Result<()> {
     while batch.has_room() && batch.used() <= TUN_BYTES {
         match tun.read(batch.spare_with_vnet()) {
@@ -254,7 +254,7 @@ fn fill(tun: &TunDevice, batch: &mut Batch) -> io::Result<()> {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // What was read before is sent first; the error comes again.
+            // Packets already read are sent first; the error will recur.
             Err(_) if !batch.is_empty() => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -288,7 +288,7 @@ impl InboundSide {
         }
     }
 
-    /// Takes what one call receives at the socket of one family.
+    /// Processes the datagrams of one receive call on the socket of one family.
     fn turn(&mut self, shell: &ThreadContext, is_v4: bool) {
         let mut received = ArrayVec::<Received<'_>, RECEIVE>::new();
         let drops = Arc::clone(&self.worker.drops);
@@ -370,7 +370,7 @@ pub(super) fn write_merged(
         if group.count() == 1 || !matches!(errno, libc::EINVAL | libc::EIO | libc::EMSGSIZE) {
             shell.not_written(device, errno, group.count() as u64, drops);
         } else if write_apart(shell, device, batch, merger.slots(group), group, drops) {
-            // The kernel does not do what it promised.
+            // The kernel refuses an offload that it announced.
             let switch = if group.is_tcp() { &switches.tun_tcp } else { &switches.tun_udp };
             switch.refused(errno);
         }

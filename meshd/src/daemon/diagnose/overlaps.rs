@@ -82,7 +82,7 @@ fn leading(address: IpAddr, device: &str) -> Option<IpNet> {
 
 /// Addresses inside of the mesh's networks that are none of the mesh's, and networks of this machine around them.
 fn overlapping(device: &str, address: IpNet, mesh: &Prefixes<'_>, tun: &str, findings: &mut Vec<Finding>) {
-    // What is in this node's own subnet is its containers': their bridge, say.
+    // Addresses in this node's own subnet belong to its containers, such as their bridge.
     let own = mesh.own.iter().any(|own| own.contains(&address.addr()));
     let Some(network) = mesh.networks.iter().find(|net| overlap(net, &address)).filter(|_| device != tun && !own)
     else {

@@ -23,7 +23,7 @@ use crate::{
 
 /// How long a newcomer that found a record leaves the other keys alone: time for a live owner to answer.
 const GRACE: Duration = Duration::from_secs(1);
-/// Foreign incarnations that are told apart at one time.
+/// Most foreign incarnations tracked at one time.
 const MAX_FOREIGN: usize = 8;
 
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl AliveLane {
             }
             // The answer was quicker than the watch: the store does not show the put yet.
             Claim::Stood { revision: put_at, .. } if revision < put_at => return,
-            // It expired, or was deleted: what comes now is a new claim.
+            // It expired or was deleted: the next put is a new claim.
             Claim::Stood { .. } if found.is_none() => self.claim_anew(),
             Claim::Stood { .. } | Claim::Unproven { .. } => {}
         }

@@ -65,7 +65,7 @@ impl LeaseLane {
         self.held
     }
 
-    /// etcd does not know this lease any more.
+    /// etcd no longer knows this lease.
     pub(super) fn gone_if(&mut self, lease: Option<LeaseId>) {
         if lease.is_some() && self.held == lease {
             self.gone = self.held.take();

@@ -91,7 +91,7 @@ pub struct LocalFacts {
     pub readiness: Option<Readiness>,
 }
 
-/// How this node stands in the mesh.
+/// The state of this node in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MembershipState {
     /// Nothing was read from etcd yet.
@@ -132,8 +132,8 @@ pub enum MembershipState {
     },
     /// An operator removed this node from the mesh.
     Removed,
-    /// Another daemon runs with this identity and started earlier: this one must forward nothing. Ends when etcd holds no
-    /// record of another daemon any more.
+    /// Another daemon runs with this identity and started earlier: this one must forward nothing. Ends once etcd holds
+    /// no record of another daemon.
     Cloned {
         /// For the operator.
         reason: String,
@@ -143,7 +143,7 @@ pub enum MembershipState {
 /// An input of the lanes.
 #[derive(Debug, Clone)]
 pub enum Input {
-    /// A session with etcd stands, and the store has taken in its list.
+    /// A session with etcd is open, and its list is in the store.
     Connected,
     /// The session is gone.
     Disconnected,
@@ -153,7 +153,7 @@ pub enum Input {
     Facts(Box<LocalFacts>),
     /// Whether anything (a pod) has an address of this node's subnet.
     Attached(bool),
-    /// Subnets that were this node's before the one in use, and that nothing has an address of any more.
+    /// Earlier subnets of this node, without an attached address.
     Idle(BTreeSet<SubnetKey>),
     /// Time passed.
     Tick,
@@ -215,7 +215,7 @@ pub struct Membership {
     disconnected_at: Option<Instant>,
     holds_identity: bool,
     started: Instant,
-    /// The time of the last step: what fell due until then has been seen to.
+    /// The time of the last step: earlier deadlines are done.
     stepped: Instant,
     /// When the identity is this daemon's although etcd has not confirmed it; `None`: never, for another one had it.
     presumed_at: Option<Instant>,
@@ -284,14 +284,14 @@ impl Membership {
         }
     }
 
-    /// Takes in what happened; what to do now.
+    /// Processes an input and returns the calls to make.
     pub fn step(&mut self, now: Instant, input: Input, store: &Store) -> Vec<Effect> {
         self.stepped = now;
         let yielded = self.alive.yielded().is_some();
         let effects = self.advance(now, input, store);
         if yielded || self.alive.yielded().is_some() {
-            // Whatever ran here before: afterwards this is one more process that wants the identity. That the other's
-            // record is gone does not tell that its process is; only a record of our own that stands does.
+            // From now on, this process must claim the identity like any other: a missing record does not prove that
+            // the other process has ended, only our own lasting record does.
             self.identity.predecessor = None;
             self.holds_identity = false;
             self.presumed_at = None;
@@ -312,7 +312,7 @@ impl Membership {
         self.holds_identity
     }
 
-    /// Whether etcd confirms that no other daemon has the identity: what this node writes may be written.
+    /// Whether etcd confirms that no other daemon has the identity, so that this node may write its records.
     pub(crate) fn may_write(&self, now: Instant) -> bool {
         self.alive.yielded().is_none() && self.alive.may_write(now)
     }
@@ -382,7 +382,7 @@ impl Membership {
             self.state = MembershipState::Removed;
             return context.effects;
         }
-        // What is lost is seen without a connection too (a withheld record may be let go then).
+        // A loss is noticed without a connection too, such as when a held record is released.
         self.records.observe(&mut context);
         if self.connected {
             self.alive.act(&mut context);
@@ -406,7 +406,7 @@ impl Membership {
         context.effects
     }
 
-    /// How this node stands.
+    /// The state of this node.
     #[must_use]
     pub const fn state(&self) -> &MembershipState {
         &self.state
@@ -439,7 +439,7 @@ impl Membership {
         &self.identity.id
     }
 
-    /// Why etcd refuses what this node writes about itself, each reason once.
+    /// Why etcd refuses this node's records, each reason once.
     #[must_use]
     pub fn refusals(&self) -> BTreeSet<&str> {
         [self.alive.refusal(), self.lease.refusal(), self.records.refusal()].into_iter().flatten().collect()
@@ -480,7 +480,7 @@ impl Flight {
         Self { call: None, not_before: None, backoff: super::backoff::Backoff::new(first, max), refusal: None }
     }
 
-    /// The answer to a call under way is of no use any more.
+    /// Ignores the answer to a call in flight.
     fn abandon(&mut self) {
         self.call = None;
         self.succeeded();

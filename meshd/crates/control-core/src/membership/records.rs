@@ -24,9 +24,9 @@ const CATCH_UP: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct RecordsLane {
     flight: Flight,
-    /// The subnet in use; what stands in etcd decides whether it is ours.
+    /// The subnet in use; etcd decides whether it is ours.
     own: Option<SubnetKey>,
-    /// Why `own` is not ours any more.
+    /// Why `own` is no longer ours.
     lost: Option<String>,
     exhausted: Option<PoolExhausted>,
     /// The subnet that the transaction in flight claims.
@@ -36,7 +36,7 @@ pub(super) struct RecordsLane {
     /// The subnet that etcd granted, until the store shows it.
     granted: Option<SubnetKey>,
     relist: bool,
-    /// The subnet in use is ours, and not what the configuration deals out now.
+    /// The subnet in use is ours, but no longer matches the configuration.
     outdated: bool,
     /// The changes under `subnets/`, and the subnet in use, at which no [`surplus`] was found: thousands of keys are not
     /// looked through for every change of another one.
@@ -90,7 +90,7 @@ impl RecordsLane {
         if self.flight.call.is_some() || self.waits(context) {
             return;
         }
-        // New pods get addresses of the new block at once; what is attached keeps the old one.
+        // New pods get addresses of the new block at once; attached ones keep theirs.
         if let Some(block) = self.kubernetes_block(context)
             && self.own != Some(block)
         {
@@ -112,7 +112,7 @@ impl RecordsLane {
             }
         }
         if self.own.is_none() {
-            // A restart without cache: what is ours says so itself. A reservation comes first.
+            // A restart without cache: our keys name this node. A reservation has precedence.
             self.own = context
                 .store
                 .subnets()
@@ -210,8 +210,7 @@ impl RecordsLane {
                     self.flight.succeeded();
                     self.wait = Some(Wait::Revision { revision: committed.revision, until: now + CATCH_UP });
                 } else {
-                    // Something was written after the revision that this was based on (that is what `wait` is set
-                    // to): others are about, so spread.
+                    // Another node wrote after our revision (`wait` has the newer one): spread the retries.
                     self.flight.wait(now, rng);
                 }
             }
@@ -232,13 +231,13 @@ impl RecordsLane {
         true
     }
 
-    /// Nothing of what was asked of etcd, and answered, holds of the one that is there now.
+    /// Earlier calls and answers are void for the etcd that is there now.
     pub(super) fn lineage_changed(&mut self) {
         self.flight.abandon();
         (self.claims, self.uses, self.wait, self.granted, self.relist) = (None, None, None, None, false);
     }
 
-    /// A list of a new session is in, up to `revision`: what was answered and is later than that may be lost.
+    /// A list of a new session was read, up to `revision`: answered transactions of later revisions may be lost.
     pub(super) const fn listed(&mut self, revision: Revision) {
         if let Some(Wait::Revision { revision: awaited, .. }) = self.wait
             && self.flight.call.is_none()
@@ -285,7 +284,7 @@ impl RecordsLane {
     pub(super) fn state(&self, context: &Context<'_>) -> MembershipState {
         match (self.own, &self.lost, self.exhausted) {
             (Some(subnet), Some(reason), _) => MembershipState::SubnetLost { subnet, reason: reason.clone() },
-            // It stands in etcd, or the transaction that put it there was answered and the watch is about to bring it.
+            // It is in etcd, or its transaction was answered and the watch will deliver it.
             (Some(subnet), None, _) if self.granted == Some(subnet) || is_ours(context, &subnet) => {
                 MembershipState::Joined { subnet }
             }
@@ -320,8 +319,8 @@ enum Choice {
     Reserved(SubnetKey),
     /// A free subnet.
     Free(SubnetKey),
-    /// This node's cluster has no network, or Kubernetes has not said yet. Its record is there all the same: it says for
-    /// whom a block is.
+    /// This node's cluster has no network, or Kubernetes has not allocated a block. Its record is written all the same:
+    /// `meshd-sync` needs it to reserve one.
     None,
 }
 
@@ -353,7 +352,7 @@ fn freed(store: &Store) -> impl Iterator<Item = (&SubnetKey, Revision)> {
     store.subnets().filter(|(_, _, lease)| lease.freed.is_some()).map(|(key, kept, _)| (key, kept.mod_revision))
 }
 
-/// Whether Kubernetes says which subnet this node has.
+/// Whether Kubernetes allocates this node's subnet.
 fn is_by_kubernetes(context: &Context<'_>) -> bool {
     own_networks(context).is_some_and(|networks| networks.is_allocated_by_kubernetes())
 }
@@ -416,7 +415,7 @@ fn standing(context: &Context<'_>, own: &SubnetKey) -> Standing {
         }
         return Standing::Free;
     };
-    // The last good value of a record that cannot be read says whose it is; it is put right by its owner.
+    // The last good value of an unreadable record names its owner, who corrects it.
     match kept.get::<SubnetLease>().and_then(|lease| lease.node.as_ref()) {
         Some(node) if *node == context.identity.id => Standing::Ours,
         Some(node) => Standing::Lost(format!("it belongs to node {node}")),
@@ -452,7 +451,7 @@ fn take(context: &Context<'_>, config: &NetworkConfig, subnet: &SubnetKey, lease
     transaction
 }
 
-/// Brings `nodes/ID`, and our subnet's key, to what they should be; `None` when they are.
+/// The transaction that corrects `nodes/ID` and our subnet's key; `None` if they are correct.
 fn rewrite(
     context: &Context<'_>,
     config: &NetworkConfig,

@@ -20,7 +20,7 @@ pub(super) struct Duplicates {
 }
 
 impl Duplicates {
-    /// Notes that etcd holds `key` now; `holds` says what else it does.
+    /// Notes that etcd holds `key` now; `holds` tests other keys.
     pub(super) fn put(&mut self, key: Option<&Key>, holds: impl Fn(&Key) -> bool) {
         let Some(Key::Kubernetes(cluster, object)) = key else { return };
         if cluster.is_flat() {
@@ -38,7 +38,7 @@ impl Duplicates {
         }
     }
 
-    /// Notes that etcd does not hold `key` any more.
+    /// Notes that etcd no longer holds `key`.
     pub(super) fn remove(&mut self, key: Option<&Key>) {
         let Some(Key::Kubernetes(cluster, object)) = key else { return };
         if cluster.is_flat() {

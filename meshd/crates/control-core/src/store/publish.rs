@@ -96,7 +96,7 @@ impl Store {
     /// Decides which configuration is in force, see [`config_rule`](crate::config_rule).
     fn judge_config(&mut self, records: &mut Records) {
         let candidate = self.candidate();
-        // What is in force leaves nothing outside that it did not leave outside before: no subnet need be looked at.
+        // The configuration in force excludes no further subnets, so they need no check.
         if candidate.is_some() && records.config == candidate {
             self.config_problem = None;
             return;
@@ -114,12 +114,12 @@ impl Store {
         }
     }
 
-    /// The configuration that stands in etcd, if it can be read.
+    /// The configuration in etcd, if readable.
     fn candidate(&self) -> Option<Record<NetworkConfig>> {
         self.in_force(&Key::Config).and_then(Record::of)
     }
 
-    /// etcd is not the one that was known, and what is held for that.
+    /// The problem of an etcd in doubt, with the held records.
     fn doubt_problem(&self) -> Option<Problem> {
         let (doubt, known) = (self.guard.doubt()?, self.guard.lineage()?);
         let held = self.guard.all_held().filter(|(_, held)| held.reason == HoldReason::Doubt);

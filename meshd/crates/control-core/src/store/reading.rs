@@ -25,7 +25,7 @@ struct UnreadableValue {
     violations: Violations,
     /// The effect without an earlier value, in words.
     effect: String,
-    /// Its value stands for something all the same: it is kept for the next start.
+    /// The value has an effect although it is unreadable: it is cached for the next start.
     denies: bool,
     /// Policies are made of it.
     is_object: bool,
@@ -57,7 +57,7 @@ impl Store {
             unreadable: false,
             refused: None,
         };
-        // `Some`: it is handed on, as what it says or as gone.
+        // `Some`: a change to hand on, with the value or as withdrawn.
         let mut item = None;
         match key.as_ref().and_then(|key| self.read(key, &entry)) {
             None => {}
@@ -67,7 +67,7 @@ impl Store {
             }
             Some(Err(refused)) => {
                 kept.unreadable = true;
-                // The old value of a key that was deleted and put again says nothing.
+                // The old value of a key that was deleted and created again does not count.
                 let same = before.as_ref().filter(|before| before.create_revision == entry.create_revision);
                 kept.good = same.and_then(|before| before.good.clone());
                 let mut effect = "the last good value stays in force";
@@ -76,7 +76,7 @@ impl Store {
                     kept.refused = refused.denies.then_some(entry.value);
                     if refused.is_object {
                         item = Some(refused.stand_in);
-                        // What nodes write they correct themselves.
+                        // Nodes correct their own records.
                         let is_nodes = kept.class().is_some_and(RecordClass::is_written_by_nodes);
                         if entry.mod_revision > entry.create_revision && !is_nodes {
                             self.history.insert(text.clone(), entry.mod_revision);
@@ -184,7 +184,7 @@ impl Store {
         self.publish(BTreeSet::new())
     }
 
-    /// Puts into force what the guard holds for a key.
+    /// Puts the record that the guard holds for a key in force.
     pub(super) fn hand_on_held(&mut self, text: &str) -> Option<Key> {
         let kept = self.guard.held(text)?.record.as_ref()?;
         let key = kept.key.clone()?;

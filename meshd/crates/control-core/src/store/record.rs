@@ -79,7 +79,7 @@ impl StoredKey {
         good.or_else(|| self.refused.as_ref().map(|bytes| (bytes, self.mod_revision)))
     }
 
-    /// The node it belongs to, where it says so.
+    /// The node it belongs to, if stated.
     pub(super) fn owner(&self) -> Option<NodeId> {
         match &self.key {
             Some(Key::Node(id)) => Some(id.clone()),

@@ -127,7 +127,8 @@ impl PolicyInputs {
         let nobody = BTreeMap::new();
         let old = before.as_ref().map_or(&nobody, |before| &before.attachments);
         let mut changed = before.is_none();
-        // What may come from an interface depends on its attachment also where its addresses are of no subnet of this node.
+        // The permitted sources of an interface depend on its attachment, even if its addresses are in no subnet of
+        // this node.
         for (name, attached) in &table.attachments {
             let known = old.get(name);
             if !known.is_some_and(|known| Arc::ptr_eq(known, attached)) {
@@ -142,7 +143,7 @@ impl PolicyInputs {
         changed
     }
 
-    /// Takes all of them again: what of their addresses counts depends on this node's subnets. Nothing changes hands by it.
+    /// Applies all attachments again: which addresses count depends on this node's subnets. No owner changes.
     pub(super) fn retake_table(&mut self) {
         if let Some(table) = self.own.table.clone() {
             for (name, attached) in &table.attachments {
@@ -151,7 +152,7 @@ impl PolicyInputs {
         }
     }
 
-    /// Takes what etcd holds of an attachment of this node. Returns whether it changed anything.
+    /// Applies the record in etcd of an attachment of this node. Returns whether anything changed.
     pub(super) fn take_echo(&mut self, key: Key, create_revision: Option<Revision>) -> bool {
         match create_revision {
             Some(revision) => self.own.echoes.insert(key.clone(), revision),
@@ -159,7 +160,7 @@ impl PolicyInputs {
         };
         let Some(attached) = self.attachments.get_mut(&key) else { return false };
         let age = create_revision.unwrap_or(Revision::MAX);
-        // Its age tells which of several attachments says the labels: that of a pod with a uid says none.
+        // Its age decides which of several attachments supplies the labels; that of a pod with a uid supplies none.
         if attached.create_revision == age || attached.record.uid.is_some() {
             return false;
         }

@@ -27,7 +27,7 @@ use policy::nft::{REFUSED, Ruleset, packet_form};
 
 use super::frame::{Frame, REPORTS};
 
-/// The interface of a pod of this node, as its attachment says.
+/// The interface of a local pod, from its attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct PodPort {
     /// The pod's addresses, sorted.
@@ -65,8 +65,8 @@ pub(super) const fn link_local(&[a, b, c, d, e, f]: &Mac) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, pair([a ^ 2, b]), pair([c, 0xff]), pair([0xfe, d]), pair([e, f]))
 }
 
-/// Base chain of what comes in, by any interface. A chain of an earlier version, `anti_spoof`, has another priority: a
-/// base chain keeps the one that it was made with.
+/// Base chain for incoming packets of all interfaces. The chain `anti_spoof` of an earlier version has another
+/// priority, which a base chain cannot change.
 pub(super) const PRE_DEFRAG: &str = "pre_defrag";
 /// Chain for packets from attached pods' interfaces.
 pub(super) const ATTACHED: &str = "attached";
@@ -98,7 +98,7 @@ pub(super) const OTHERS_LINK_LOCAL: &str = "ip6 saddr @link_locals iifname . ip6
 /// Where it goes on, only answers to this node's flows pass.
 pub(super) const LINK_LOCAL: &str = "ip6 saddr fe80::/10 ip6 daddr fe80::/10 return";
 
-/// Named sets and maps, each with what it is declared as. Elements follow from frame and rules of pods.
+/// Named sets and maps with their declarations. Their elements come from the frame and the pods' rules.
 const SETS: [(&str, &str, &str); 12] = [
     ("set", "ports", "type ifname;"),
     ("set", "macs", "type ether_addr;"),
@@ -124,7 +124,7 @@ pub(super) fn set_names() -> impl Iterator<Item = &'static str> {
 
 /// A rule that reports a packet with a source that is not its sender's.
 pub(super) fn report(frame: &Frame) -> Option<String> {
-    // Before the first picture nothing is reported: the group is not known.
+    // Before the first complete set of inputs nothing is reported: the group is unknown.
     (frame.log_group != 0)
         .then(|| format!("limit rate {REPORTS}/second log group {} prefix \"meshd spoofed egress\"", frame.log_group))
 }
@@ -203,7 +203,7 @@ fn elements(frame: &Frame, ruleset: &Ruleset) -> Elements {
         }
     }
     for (mac, chains) in by_mac {
-        // Which of several pods with one hardware address it is, cannot be told.
+        // Several pods share the hardware address, so the sender is ambiguous.
         let chain = chains.first().filter(|_| chains.len() == 1).map_or(REFUSED[1], String::as_str);
         add("mac_egress", mac_text(&mac), format!(" : jump {chain}"));
         add("packet_mac_egress", mac_text(&mac), format!(" : jump {}", of_packets(chain)));

@@ -40,8 +40,7 @@ use super::{
 const CALLS: [&str; 2] =
     ["/proc/sys/net/bridge/bridge-nf-call-iptables", "/proc/sys/net/bridge/bridge-nf-call-ip6tables"];
 
-/// Whether what a bridge passes from port to port comes by nftables' `inet` chains, in the network namespace of this
-/// thread.
+/// Whether bridged packets traverse nftables' `inet` chains, in the network namespace of this thread.
 pub(crate) fn switched_judged() -> bool {
     CALLS.iter().all(|path| fs::read_to_string(path).is_ok_and(|value| value.trim() == "1"))
 }
@@ -66,7 +65,7 @@ const INFRASTRUCTURE: [&str; 5] = [
     "iifname != @attached ip protocol udp udp sport 67 udp dport 68 return",
 ];
 
-/// Ports whose pods policies isolate: what is not for their addresses is no flow that they could judge.
+/// Ports of isolated pods: packets for other addresses are no flow that policies could judge.
 pub(crate) fn isolated(frame: &Frame, ruleset: &Ruleset) -> BTreeSet<String> {
     let is_isolated = |address: &IpAddr| {
         frame.displaced.contains(address)
@@ -226,12 +225,12 @@ fn forward(frame: &Frame) -> Vec<String> {
     rules
 }
 
-/// The chains of a port, of what it sends and of its neighbour discovery.
+/// The chains of a port: for frames that it sends, and for its neighbour discovery.
 fn chains(port: &str) -> [String; 2] {
     ["port", "discovery"].map(|of| chain(of, port))
 }
 
-/// Names of interfaces may hold what names of chains may not.
+/// Interface names may contain characters that chain names may not.
 fn chain(of: &str, port: &str) -> String {
     let hex = |byte: u8| format!("{byte:02x}");
     let name: String = port
@@ -256,7 +255,7 @@ fn own_sources(port: &PodPort, discovery: &str, report: Option<String>) -> Vec<S
     if let Some(v4) = list(addresses(true).map(ToString::to_string).collect()) {
         rules.push(format!("arp saddr ip {{ {v4} }} return"));
     }
-    // Flows to groups have no answers that conntrack would know, and what policies refuse must not be known to it.
+    // Conntrack knows no replies of flows to groups, and must not know denied ones.
     rules.push(format!("{TO_GROUP} ether type {{ ip, ip6 }} notrack"));
     rules
         .extend(["ip daddr { 224.0.0.0/4, 255.255.255.255 } notrack", "ip6 daddr ff00::/8 notrack"].map(str::to_owned));
@@ -271,8 +270,8 @@ fn own_sources(port: &PodPort, discovery: &str, report: Option<String>) -> Vec<S
         rules.push(format!("ip6 saddr {{ {v6} }} return"));
     }
     rules.extend([NEIGHBOURS, DETECTION, ROUTERS, MLD, DHCP6].map(str::to_owned));
-    // To the node's own address there; only answers to its flows pass input. A pod without a hardware address of its own
-    // could not be told from its neighbours there.
+    // To the node's own address there; only replies to its flows pass input. A pod without its own hardware address
+    // could not be distinguished from its neighbours.
     rules.extend(port.mac.map(|_| LINK_LOCAL.to_owned()));
     rules.extend(report);
     rules.push("counter drop".to_owned());
@@ -295,7 +294,7 @@ fn own_discovery(port: &PodPort) -> Vec<String> {
             IpAddr::V4(_) => None,
         })
         .collect();
-    // Whose link-layer address is said is behind the ICMPv6 header: link-local ones, and the pod's own.
+    // The advertised address follows the ICMPv6 header: link-local ones, and the pod's own.
     let advertised = "icmpv6 type nd-neighbor-advert @th,64,16 & 0xffc0 != 0xfe80";
     let mut rules = vec![match &targets[..] {
         [] => format!("{advertised} counter drop"),
@@ -304,7 +303,7 @@ fn own_discovery(port: &PodPort) -> Vec<String> {
     let own = port.link_local().map(|address| format!("@th,64,128 != {} ", target(address))).unwrap_or_default();
     rules.push(format!("icmpv6 type nd-neighbor-advert {own}@th,64,128 @advertised counter drop"));
     let Some(mac) = port.mac else { return rules };
-    // No option, or the one that says the sender's link-layer address; detection of duplicates has a nonce.
+    // No option, or the sender's link-layer address; duplicate address detection has a nonce.
     let mac: String = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     rules.extend([
         "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 length 24 return".to_owned(),

@@ -26,12 +26,12 @@ const TIMEOUT: &str = "5m";
 pub(super) const HOOKS: [&str; 2] = ["forward", "input"];
 const FAMILIES: [(bool, &str, u8); 2] = [(true, "ip", 4), (false, "ip6", 6)];
 
-/// The chain that lets pass what is remembered.
+/// The chain that accepts cached flows.
 pub(super) fn recall(hook: &str) -> String {
     format!("recall_{hook}")
 }
 
-/// The chain that remembers what comes to the end of the rules.
+/// The chain that caches flows that the rules accepted.
 pub(super) fn remember(hook: &str) -> String {
     format!("remember_{hook}")
 }
@@ -45,7 +45,7 @@ fn set(hook: &str, digit: u8) -> String {
     format!("judged_{hook}{digit}")
 }
 
-/// The chains with their rules. In audit mode nothing is remembered: what comes to the end may have been denied.
+/// The chains with their rules. In audit mode nothing is cached: packets at the end may have been denied.
 pub(super) fn rules(audit: bool) -> Vec<(String, Vec<String>)> {
     let mut chains = Vec::new();
     for hook in HOOKS {
@@ -54,7 +54,7 @@ pub(super) fn rules(audit: bool) -> Vec<(String, Vec<String>)> {
             let ((condition, key), set) = (flow_key(v4), set(hook, digit));
             let later = format!("ct status confirmed {condition}");
             recalls.push(format!("{later} {key} @{set} accept"));
-            // What concerns no pod is others'.
+            // Packets without a pod at either end are not ours to judge.
             for end in ["original", "reply"] {
                 remembers.push(format!("{later} ct {end} {ip} saddr @pods{digit} add @{set} {{ {key} }}"));
             }

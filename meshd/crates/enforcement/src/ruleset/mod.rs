@@ -46,7 +46,7 @@ use self::{
     nft::{TableListing, apply, list},
 };
 
-/// The tables `inet NAME` and `bridge NAME`, and what of them is known to be in the kernel.
+/// The tables `inet NAME` and `bridge NAME`, and their known state in the kernel.
 #[derive(Debug)]
 pub(super) struct RuleTable {
     name: String,
@@ -59,7 +59,7 @@ pub(super) struct RuleTable {
 #[derive(Debug)]
 struct Closed {
     frame: Frame,
-    /// Monitors what others do to the tables from before they were closed.
+    /// Monitors foreign changes since before the tables were closed.
     monitor: NftMonitor,
 }
 
@@ -67,7 +67,7 @@ struct Closed {
 struct InstalledRuleset {
     frame: Frame,
     ruleset: Ruleset,
-    /// Monitors what others do to the tables from before they were put on.
+    /// Monitors foreign changes since before the tables were put.
     monitor: NftMonitor,
 }
 
@@ -107,7 +107,7 @@ impl RuleTable {
                 }
             }
             None => {
-                // What an earlier run left goes, and this comes, at once. Base chains stay where they are.
+                // Replaces the content of an earlier run at once. Base chains stay.
                 text.push_str(&base_chains(&table));
                 let listing = list("inet", &self.name)?;
                 if let Some(listing) = &listing {
@@ -132,14 +132,14 @@ impl RuleTable {
             Some(held) => held.monitor,
             None => NftMonitor::open(&self.name)?,
         };
-        // Whatever goes wrong from here on leaves `held` empty: what is there may not be what was thought.
+        // Any failure from here on leaves `held` empty: the kernel's content is uncertain.
         if monitor.changes()? != TableChanges::None {
             return Err(RulesetError::Tampered);
         }
         let mut seen = TableActivity::Ours;
         for text in [&ahead, &text].into_iter().filter(|text| !text.is_empty()) {
             seen = seen.max(apply_and_look(text, &mut monitor)?);
-            // Should the rest be refused, what closes the pods still stands.
+            // If the rest is refused, the closing rules remain.
             let is_ours = |closed: &mut Closed| matches!(closed.monitor.changes(), Ok(TableChanges::Transactions(1)));
             self.closed = self.closed.take().and_then(|mut closed| is_ours(&mut closed).then_some(closed));
         }
@@ -158,9 +158,9 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Lays rules that let nothing pass to or from this node's pods but what its own processes send, where no rules of
-    /// an earlier run stand: those stay in force until this run has a picture of its own. The table must not have been
-    /// [`put`](Self::put). Nothing is done where the same rules stand: another program's change is heard first.
+    /// Closes this node's pods to all but its own processes, unless rules of an earlier run exist: those stay in force
+    /// until this run has complete inputs. The table must not have been [`put`](Self::put). Does nothing if the same
+    /// rules are in place: foreign changes are reported first.
     pub(super) fn close(&mut self, frame: &Frame) -> Result<(), RulesetError> {
         if self.held.is_some() {
             return Ok(());
@@ -188,7 +188,7 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Whether the kernel still holds what was put. What others did to the tables is noted by this.
+    /// Whether the kernel still has our rules. Notes foreign changes.
     pub(super) fn is_whole(&mut self) -> Result<bool, RulesetError> {
         let Some(held) = &mut self.held else { return Ok(false) };
         let changes = held.monitor.changes();
@@ -199,8 +199,8 @@ impl RuleTable {
     }
 }
 
-/// The sets of all pods that have chains, and of pairs of addresses that are one pod's. What is in this node's subnets
-/// besides is a pod of which nothing is known.
+/// The sets of all pods with chains, and of address pairs of one pod. Other addresses in this node's subnets are
+/// unknown pods.
 fn pods(table: &str, old: Option<&Ruleset>, new: &Ruleset) -> String {
     let mut out = String::new();
     for (digit, map, kind) in [(4, "ingress4", "ipv4_addr"), (6, "ingress6", "ipv6_addr")] {
@@ -249,7 +249,7 @@ enum TableActivity {
     Others,
 }
 
-/// Applies a transaction; what was done to the tables since the monitor was asked last.
+/// Applies a transaction; returns the changes of the tables since the last read of the monitor.
 fn apply_and_look(text: &str, monitor: &mut NftMonitor) -> Result<TableActivity, RulesetError> {
     let before = Generation::now().ok();
     apply(text)?;
@@ -262,13 +262,13 @@ fn apply_and_look(text: &str, monitor: &mut NftMonitor) -> Result<TableActivity,
     })
 }
 
-/// Whether this holds the rules of a picture that was in force, not only those that close.
+/// Whether this has policy rules, not only the closing ones.
 fn is_open(listing: &TableListing) -> bool {
     let filled = |chain: &str| listing.chains.get(chain).is_some_and(|rules| *rules > 0);
     ["forward", "input", "refused_in", "refused_out"].into_iter().all(filled) && !listing.chains.contains_key(CLOSED)
 }
 
-/// Whether a table looks like what was put, as far as chains, numbers of rules, sets and maps go.
+/// Whether a table matches our rules by chains, numbers of rules, sets and maps.
 fn holds(listing: &TableListing, held: &InstalledRuleset) -> bool {
     let rules = |chain: &str| listing.chains.get(chain).copied();
     let base = base("x", &held.frame, false);
@@ -287,7 +287,7 @@ fn is_fixed(chain: &str) -> bool {
     BASE_CHAINS.iter().any(|(name, _)| *name == chain)
 }
 
-/// Takes away what is in a table besides its base chains.
+/// Commands that empty a table except its base chains.
 fn emptied(table: &str, listing: &TableListing) -> String {
     let mut out = String::new();
     let chains = || listing.chains.keys().filter(|name| !is_fixed(name));

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 /// Unanswered calls, over each of a peer's keys, that make it silent: the fourth goes out 15 s after the first.
 const UNANSWERED_CALLS: u32 = 4;
-/// A call that is longer ago says nothing of now.
+/// Attempts older than this do not count.
 const STALE_CALL: Duration = Duration::from_secs(300);
 
 /// Facts of the tunnel about a peer, from which [`crate::path`] decides the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TunnelSession {
-    /// There is a session (none lives beyond 180 s), and no data sent has been without any answer for 15 s. WireGuard
-    /// answers data within 10 s, with an empty message if there is nothing else. An idle peer without keepalive has no
-    /// session after 180 s and is not alive, which says nothing about the next packet.
+    /// There is a session (at most 180 s old), and no data has been unanswered for 15 s. WireGuard answers data within
+    /// 10 s, with an empty message if necessary. An idle peer without keepalive has no session after 180 s and is not
+    /// alive, which does not predict the next packet.
     pub alive: bool,
     /// Initiations sent, over all keys and endpoints, since something authentic came.
     pub calls: u32,
@@ -25,8 +25,8 @@ pub struct TunnelSession {
 }
 
 impl TunnelSession {
-    /// Whether the calls of the last minutes got no answer, the first of them 15 s ago or more, and every endpoint was
-    /// tried. A peer that was not called since it was last heard, or not recently, is not silent: nothing is known of it.
+    /// Whether recent handshake attempts got no answer, the first at least 15 s ago, at every endpoint. A peer without
+    /// recent attempts is not silent: its state is unknown.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         let each = UNANSWERED_CALLS.max(self.endpoints.saturating_add(1));

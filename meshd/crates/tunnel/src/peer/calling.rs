@@ -13,7 +13,7 @@ const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const REKEY_AFTER: Duration = Duration::from_secs(120);
 /// … and by the other side, if it wants one up, when nothing came of that.
 const REKEY_AFTER_AS_RESPONDER: Duration = Duration::from_secs(150);
-/// How often time passes in engines with something under way, and in those whose session merely stands.
+/// The timer interval of engines with a handshake in flight, and of those with an established session.
 const TICK: Duration = Duration::from_millis(250);
 const TICK_IDLE: Duration = Duration::from_secs(1);
 /// How far apart the ticks of peers that were called at once are drawn.
@@ -22,7 +22,7 @@ const TICK_SPREAD: Duration = Duration::from_millis(100);
 const STALE: Duration = Duration::from_millis(1500);
 /// First byte of an initiation.
 const INITIATION: u8 = 1;
-/// A peer that was heard this lately has a session with us, or has just lost it.
+/// A peer that was heard within this time has a session with us, or has just lost it.
 const HEARD_LATELY: Duration = Duration::from_secs(10);
 
 impl PeerState {
@@ -152,7 +152,7 @@ impl PeerState {
         }
     }
 
-    /// Lets time pass in an engine that was left alone for long, so that what it does next bears the right time.
+    /// Advances the clock of an engine that was idle for long, so that its next message has the right time.
     pub(super) fn catch_up(&mut self, cx: &mut PeerContext<'_>, at: usize) {
         let key = &self.keys[at];
         if key.engine.is_some() && cx.now.saturating_duration_since(key.ticked) > STALE {
@@ -257,8 +257,8 @@ impl PeerState {
             let calm = session && !self.busy && self.attempts == 0 && self.waiting.is_empty();
             cx.now + if calm { TICK_IDLE } else { TICK }
         });
-        // Retries follow the ticks, so a spread is what keeps peers from retrying all at once. An alarm that rings
-        // within it is as good as a new one: not every packet draws another.
+        // Retries follow the ticks, so jitter keeps peers from retrying all at once. An alarm within the jitter is
+        // kept, so that not every packet draws a new one.
         let tick = tick
             .filter(|tick| self.due.is_none_or(|due| *tick + TICK_SPREAD < due))
             .map(|tick| tick + cx.dice.draw(Duration::ZERO..TICK_SPREAD));

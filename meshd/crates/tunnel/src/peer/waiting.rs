@@ -47,7 +47,7 @@ impl PeerState {
         }
     }
 
-    /// Sends what waited, as far as there is room.
+    /// Sends pending packets while there is room.
     pub(super) fn flush(&mut self, cx: &mut PeerContext<'_>) {
         if self.waiting.is_empty() {
             return;
