@@ -6,8 +6,8 @@ use crate::{Violations, fields::Expected, id::is_label, violation::quoted};
 
 /// The Kubernetes cluster that an object belongs to. Cheap to clone.
 ///
-/// The objects of cluster `east` are below `k8s/east/`. The empty name stands for the keys without a cluster (`pods/…`,
-/// `networkpolicies/…`), which is also the default.
+/// The objects of cluster `east` are below `k8s/east/`. The empty name, the default, means keys without a cluster
+/// (`pods/…`, `networkpolicies/…`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Cluster(Option<Arc<str>>);
 

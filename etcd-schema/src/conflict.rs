@@ -90,8 +90,8 @@ pub fn node_conflicts(node: &NodeRecord, config: &NetworkConfig) -> Result<(), V
     report.finish(Some(()))
 }
 
-/// Judges a configuration against what is there: its networks may cover no prefix or endpoint of an accepted outside
-/// peer.
+/// Finds conflicts of a configuration with other records: its networks may cover no prefix or endpoint of an accepted
+/// external peer.
 ///
 /// # Errors
 /// Each thing that a network covers.
@@ -264,7 +264,7 @@ fn family_change<N: Copy + PartialEq>(
 struct Named {
     field: &'static str,
     network: IpNet,
-    /// Length of its subnets; `None`: any, as Kubernetes says.
+    /// Length of its subnets; `None`: any, if Kubernetes allocates.
     subnet_len: Option<u8>,
     /// The network as `config` has it, for people.
     text: String,

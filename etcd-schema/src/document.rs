@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::violation::{Report, Violations, join, quoted};
 
-/// Largest value that is read, in bytes: what etcd accepts in one request by default.
+/// Largest value in bytes: etcd's default limit of a request.
 pub const MAX_VALUE_BYTES: usize = 3 * 512 * 1024;
 
 /// How large one tree may be.

@@ -65,7 +65,7 @@ impl Fields {
         self.map.shift_remove(name).filter(|v| !v.is_null())
     }
 
-    /// Text as it stands.
+    /// Text, verbatim.
     pub fn text(&mut self, report: &mut Report, name: &str) -> Option<String> {
         match self.take(name)? {
             Value::String(s) => Some(s),
@@ -107,7 +107,7 @@ impl Fields {
         self.parsed(report, name, parse)
     }
 
-    /// Text that `parse` understands and that may not be left out; `what` says what belongs there.
+    /// A required text for `parse`; `what` describes it in messages.
     pub(crate) fn required<T>(
         &mut self,
         report: &mut Report,
@@ -134,7 +134,7 @@ impl Fields {
         }
     }
 
-    /// A whole number within `range`; `hint` is added to what must hold.
+    /// An integer within `range`; `hint` is added to the rule in messages.
     pub fn integer<T>(&mut self, report: &mut Report, name: &str, range: RangeInclusive<T>, hint: &str) -> Option<T>
     where
         T: TryFrom<u64> + PartialOrd + fmt::Display,
@@ -188,8 +188,7 @@ impl Fields {
         Some(out)
     }
 
-    /// As [`Self::texts`], each with its place in the list, where one entry at least must stand; `what` says what
-    /// belongs there.
+    /// Like [`Self::texts`], each with its index, with at least one entry; `what` describes them in messages.
     pub(crate) fn some_texts<T>(
         &mut self,
         report: &mut Report,
@@ -305,7 +304,7 @@ impl Writer {
     }
 }
 
-/// Unknown fields in `Debug`: their names only, since what we do not know may be secret.
+/// Unknown fields in `Debug`: their names only, since their values may be secret.
 pub(crate) struct NamesOf<'a>(pub(crate) &'a Map<String, Value>);
 
 impl fmt::Debug for NamesOf<'_> {

@@ -100,8 +100,8 @@ name_type! {
     "must be 1 to 253 of letters, digits, \"_\", \".\" and \"-\", beginning with a letter or digit"
 }
 name_type! {
-    /// Name of an attached pod: a Kubernetes name, or the container's id where the CNI plugin was told no name; each
-    /// has the form of a [`ContainerId`].
+    /// Name of an attached pod: a Kubernetes name, or the container's id if the runtime supplied no name; each has the
+    /// form of a [`ContainerId`].
     PodName, is_container_id,
     "must be 1 to 253 of letters, digits, \"_\", \".\" and \"-\", beginning with a letter or digit"
 }
@@ -112,7 +112,7 @@ name_type! {
 }
 
 impl KubernetesName {
-    /// The name of a namespace that `text` is, one DNS label, or what must hold.
+    /// Parses a namespace name, one DNS label, or returns the rule.
     pub(crate) fn read_label(text: &str) -> Result<Self, crate::fields::Expected> {
         if is_label(text) { Ok(Self(text.into())) } else { Err(NodeId::EXPECTED.into()) }
     }

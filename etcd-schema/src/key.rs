@@ -171,7 +171,7 @@ impl<'de> Deserialize<'de> for SubnetKey {
     }
 }
 
-/// A key, and what follows its directory.
+/// A key, and the part after its directory.
 #[derive(Clone, Copy)]
 pub(crate) struct Parts<'k> {
     key: &'k str,

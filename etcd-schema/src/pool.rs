@@ -11,7 +11,7 @@ use crate::{
     violation::Report,
 };
 
-/// How one family's pool stands in `config`.
+/// The fields of one family's pool in `config`.
 pub(crate) struct PoolFields {
     network: &'static str,
     subnet_len: &'static str,
@@ -183,7 +183,7 @@ pub(crate) fn read_pool<N: Prefix>(names: &PoolFields, fields: &mut Fields, repo
     let subnet_len = fields.integer(report, names.subnet_len, 1..=names.max_len, "");
     let min = fields.parsed(report, names.min, address::<N>);
     let max = fields.parsed(report, names.max, address::<N>);
-    // What is there and cannot be read is noted; a default in its place would only bring further notes that mislead.
+    // Invalid fields are noted; defaults in their place would only cause misleading further notes.
     if given != [subnet_len.is_some(), min.is_some(), max.is_some()] {
         return None;
     }

@@ -14,7 +14,7 @@ use crate::{
 /// A field that no version of the mesh that we know of reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownField {
-    /// Where it stands, such as `Backend.DirectRoutin`.
+    /// Its path, such as `Backend.DirectRoutin`.
     pub path: String,
     /// The field that it is nearest to, where it is near to one.
     pub meant: Option<&'static str>,

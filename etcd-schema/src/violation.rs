@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A value with more mistakes than this names the first ones and says how many follow.
+/// Most violations named for a value; the rest are counted.
 const MAX_NAMED: usize = 32;
 /// Longest piece of a value that is repeated in a message, in characters.
 const MAX_FOUND: usize = 64;

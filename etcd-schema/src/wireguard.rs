@@ -42,7 +42,7 @@ impl PublicKey {
         *high < 0x7f || (*high == 0x7f && (*low < 0xed || middle.iter().any(|b| *b != 0xff)))
     }
 
-    /// The key that `text` is in base64, or what must hold.
+    /// Parses a key in base64, or returns the rule.
     pub(crate) fn read(text: &str) -> Result<Self, Expected> {
         let key = Self(decode(text)?);
         if key.is_low_order() {
@@ -113,7 +113,7 @@ impl PresharedKey {
         Zeroizing::new(STANDARD.encode(*self.0))
     }
 
-    /// The key that `text` is in base64, or what must hold; never repeats `text`.
+    /// Parses a key in base64, or returns the rule; never repeats `text`.
     pub(crate) fn read(text: &str) -> Result<Self, Expected> {
         let mut bytes = decode(text)?;
         let key = Self::from_bytes(bytes);

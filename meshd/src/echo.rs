@@ -55,7 +55,7 @@ pub enum EchoError {
     /// A firewall at the kernel's output hook refused the packet.
     #[error("blocked by a firewall on this machine")]
     Barred,
-    /// The kernel has no way there, or somebody on the way said so.
+    /// No route: reported by the kernel, or by a host on the path.
     #[error("no route to host: {0}")]
     NoWay(#[source] io::Error),
     /// There is no socket to be had.
@@ -110,13 +110,13 @@ pub enum UdpPort {
     Closed,
     /// A firewall at the kernel's output hook refused the datagram.
     Barred,
-    /// Somebody on the way, or the kernel, said that there is no way.
+    /// No route: reported by a host on the path, or by the kernel.
     NoWay,
     /// Nothing came back, as from a WireGuard port that is open, and from one that a firewall hides.
     Silent,
 }
 
-/// Sends a datagram that is no message of any protocol, and hears what is said to it within `patience`.
+/// Sends a datagram that is no message of any protocol, and waits for a reply or an error for `patience`.
 ///
 /// # Errors
 /// When there is no socket to be had.
@@ -137,7 +137,7 @@ pub(crate) fn probe_udp(at: SocketAddr, patience: Duration) -> io::Result<UdpPor
 }
 
 fn open(to: IpAddr) -> io::Result<Socket> {
-    // With PROBE the kernel sets DF and goes by the interface's MTU, not by what it has learnt of the path.
+    // With PROBE the kernel sets DF and uses the interface's MTU, not the learned path MTU.
     if to.is_ipv4() {
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
         setsockopt(&socket, Ipv4MtuDiscover, &(libc::IP_PMTUDISC_PROBE as usize))?;
@@ -166,7 +166,7 @@ fn request(to: IpAddr, packet: u16, identifier: [u8; 2], token: [u8; TOKEN]) -> 
     message
 }
 
-/// Whether what came is the answer to the request.
+/// Whether a packet is the reply to the request.
 fn answers(to: IpAddr, received: &[u8], identifier: [u8; 2], token: [u8; TOKEN]) -> bool {
     // IPv4 comes with its header, IPv6 without.
     let (start, kind) = match to {

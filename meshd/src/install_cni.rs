@@ -31,7 +31,7 @@ const PLUGIN: &str = "meshd-cni";
 const CONFLIST: &str = "10-meshd.conflist";
 /// Plugins that Kubernetes runtimes expect and some distributions lack.
 const EXPECTED: [&str; 3] = ["loopback", "portmap", "bandwidth"];
-/// Where the daemon is when nothing is said.
+/// The daemon's default run directory.
 const RUN_DIR: &str = "/run/meshd";
 /// Where distributions' packages put plugins.
 const PACKAGED: &str = "/usr/lib/cni";
@@ -82,7 +82,7 @@ pub struct InstallCniFlags {
 pub enum Installed {
     /// All is in place, or away.
     Done,
-    /// The binary is in place; the daemon was not ready in time, says why.
+    /// The binary is installed, but the daemon was not ready in time, and why.
     NotReady(String),
 }
 
@@ -108,7 +108,7 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
     }
     match chain {
         Some((file, list)) => {
-            // Read before the wait, to fail early; what was written since stays.
+            // Read before the wait, to fail early; later changes are kept.
             let now = read_chain(file).unwrap_or(list);
             write_if_other(file, &chained(now, &flags.run_dir))?;
             // It would come first, and the chain would not be used.
@@ -122,14 +122,14 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
     Ok(Installed::Done)
 }
 
-/// Installs the plugin, and again whatever of it goes missing, until SIGTERM or SIGINT. What is installed stays.
+/// Installs the plugin and restores missing parts until SIGTERM or SIGINT. The plugin stays installed.
 ///
 /// # Errors
 /// When the signals cannot be caught. What keeps it from installing is logged, and tried again.
 pub async fn keep_cni_installed(flags: InstallCniFlags) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot install the handler for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot install the handler for SIGINT")?;
-    // Each look is a short one, so that a signal is heard.
+    // Each check is short, so that signals are handled.
     let flags = InstallCniFlags { timeout: 0, ..flags };
     let mut told = String::new();
     loop {

@@ -16,7 +16,7 @@ pub struct SubnetEnv {
     pub subnets: Vec<IpNet>,
     /// MTU of pods.
     pub mtu: u16,
-    /// The daemon masquerades what leaves the mesh, so that plugins need not.
+    /// The daemon masquerades traffic out of the mesh, so plugins need not.
     pub ip_masq: bool,
 }
 
@@ -48,7 +48,7 @@ impl SubnetEnv {
         text
     }
 
-    /// Writes the file whole, unless it says the same already.
+    /// Writes the file atomically, unless its content is the same.
     ///
     /// # Errors
     /// When it cannot be written.

@@ -22,7 +22,7 @@ use crate::{
 pub struct Attachment {
     /// The pod of the interface.
     pub pod: AttachedPod,
-    /// The pod's uid, when the plugin was told; joined with the Pod object's.
+    /// The pod's uid, if the runtime supplied it; joined with the Pod object's.
     pub uid: Option<String>,
     /// The interface's addresses, 1 to [`Self::MAX_ADDRESSES`], each once.
     pub addresses: Vec<IpAddr>,

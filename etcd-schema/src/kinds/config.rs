@@ -20,14 +20,14 @@ use crate::{
 /// Value of `config`.
 #[derive(Clone, PartialEq)]
 pub struct NetworkConfig {
-    /// `Networks`, by cluster; or `Network`, `IPv6Network` and what belongs to them, which are of no cluster. At least
-    /// one network, and none overlaps another.
+    /// `Networks`, by cluster; or `Network`, `IPv6Network` and their fields, which belong to no cluster. At least one
+    /// network, without overlaps.
     pub clusters: BTreeMap<Cluster, ClusterNetworks>,
     /// `Backend`
     pub backend: BackendConfig,
     /// `LeaseTTL` in seconds: how long a node that is away keeps its subnet (default 7 days).
     pub lease_ttl: Duration,
-    /// `policyMode`: whether what policies refuse is dropped.
+    /// `policyMode`: whether denied packets are dropped.
     pub policy_mode: PolicyMode,
     /// Fields we do not know, kept over a rewrite; those of `Backend` are an object under `Backend`, and those of a
     /// family that is not enabled stay here as they were written.
@@ -93,7 +93,7 @@ pub enum PolicyMode {
     /// Denied packets are dropped (the default).
     #[default]
     Enforce,
-    /// Nothing is dropped for policies' sake; what would be is reported.
+    /// Denied packets pass and are reported.
     Audit,
 }
 
@@ -241,7 +241,7 @@ impl Default for BackendConfig {
 }
 
 impl BackendConfig {
-    /// Smallest `MTU`: IPv6 needs links of 1280 (RFC 8200); IPv4 alone gets by with what every host must reassemble, 576.
+    /// Smallest `MTU`: IPv6 needs links of 1280 (RFC 8200); IPv4 alone only 576, which every host must reassemble.
     #[must_use]
     pub const fn least_mtu(ipv6: bool) -> u16 {
         if ipv6 { 1280 } else { 576 }

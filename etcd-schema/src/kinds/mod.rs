@@ -84,7 +84,7 @@ pub enum RecordClass {
 }
 
 impl RecordClass {
-    /// Whether nodes write these keys themselves: what an older etcd holds of them, their owner corrects.
+    /// Whether nodes write these keys themselves: their owner corrects outdated values of an older etcd.
     #[must_use]
     pub const fn is_written_by_nodes(self) -> bool {
         matches!(self, Self::Node | Self::Attachment)

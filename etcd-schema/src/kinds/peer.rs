@@ -33,7 +33,7 @@ pub struct OutsidePeer {
     pub preshared_key: Option<PresharedKey>,
     /// Seconds between keepalives; `None` sends none.
     pub persistent_keepalive: Option<u16>,
-    /// Where it stands, for people.
+    /// Its site.
     pub site: Option<SiteName>,
     /// Fields we do not know, kept over a rewrite.
     pub extra: Map<String, Value>,

@@ -13,13 +13,13 @@ use crate::{
 
 /// Value of `removed/ID`: `{"name", "publicKeys", "time"}`.
 ///
-/// The key alone says that the node is removed, so each field may be left out (`{}` is a valid value). Unknown fields
-/// are ignored.
+/// The key alone marks the node as removed, so each field is optional (`{}` is a valid value). Unknown fields are
+/// ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Removed {
     /// The node's name when it was removed, if it had a readable record.
     pub name: Option<NodeName>,
-    /// Keys that no node may use while this stands.
+    /// Keys that no node may use while this record exists.
     pub public_keys: Vec<PublicKey>,
     /// RFC 3339, for people.
     pub time: String,

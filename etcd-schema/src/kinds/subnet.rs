@@ -73,7 +73,7 @@ const KNOWN_FREED: &[&str] = &["cluster", "at"];
 const MAX_BACKEND_TYPE: usize = 64;
 
 impl SubnetLease {
-    /// The lease of a node of ours, with what flannel's readers want to know of it.
+    /// The lease of a mesh node, with the fields for Flannel's readers.
     ///
     /// `BackendData` is filled in for wireguard only, for each family that has a public address.
     #[must_use]

@@ -42,7 +42,7 @@ impl WantedFlows {
     }
 }
 
-/// The chains that let one of these flows not through, each with what opens it; in the network namespace of this thread.
+/// The chains that drop one of these flows, each with the remedy; in the network namespace of this thread.
 #[must_use]
 pub fn findings(wanted: &WantedFlows) -> Vec<Finding> {
     // Without the elements of named sets, of which there may be very many.
@@ -86,7 +86,7 @@ pub fn findings(wanted: &WantedFlows) -> Vec<Finding> {
         };
         for packet in [flow(pod, peer, None, Some(device.clone())), flow(peer, pod, Some(device.clone()), None)] {
             for dropped in ruleset.dropping("forward", &packet, &own) {
-                // One of both families tells enough.
+                // One family is enough.
                 if !shut.iter().any(|(known, _)| *known == dropped) {
                     shut.push((dropped, packet.clone()));
                 }
@@ -171,7 +171,7 @@ fn not_forwarded(dropped: &Taken, packet: &ProbePacket, networks: &[IpNet]) -> F
     )
 }
 
-/// Whether what `iptables -S` printed drops at the end of INPUT and has no rule with the port.
+/// Whether INPUT in the output of `iptables -S` drops by default and has no rule with the port.
 fn closes(listing: &str, port: u16) -> bool {
     let input: Vec<&str> = listing.lines().filter(|line| line.starts_with("-A INPUT")).collect();
     let drops = listing.lines().any(|line| line.trim() == "-P INPUT DROP")

@@ -53,8 +53,8 @@ pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
     findings
 }
 
-/// Cause and remedy of an interface whose own setting keeps the kernel from forwarding what arrives on it. IPv6 has such a
-/// setting for all interfaces only.
+/// Cause and remedy of an interface whose setting prevents forwarding of arriving packets. IPv6 has such a setting for
+/// all interfaces only.
 pub(crate) fn not_forwarding(interface: &str) -> (String, String) {
     let key = format!("net.ipv4.conf.{interface}.forwarding");
     (

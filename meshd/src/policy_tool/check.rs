@@ -11,13 +11,12 @@ pub enum ValueError {
     /// The key or the value is not of its form.
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    /// The configuration holds, and asks for what this version does not have.
+    /// The configuration is valid, but needs a backend that this version lacks.
     #[error("Backend.Type: \"{0}\" is not supported by this version; use \"wireguard\"")]
     Backend(BackendKind),
 }
 
-/// Judges `value` under `relative`, a key without its prefix, by itself. The summary of a policy is what it was
-/// understood as.
+/// Validates `value` under `relative`, a key without its prefix. The summary of a policy is its parsed form.
 ///
 /// # Errors
 /// When either does not hold.

@@ -24,7 +24,7 @@ pub enum ReadError {
     Content {
         /// Its path.
         file: String,
-        /// Where, and what is wrong.
+        /// The place and the violation.
         problem: String,
     },
 }

@@ -44,9 +44,9 @@ pub struct FailedExpectation {
     pub expected: String,
     /// The actual verdict.
     pub got: String,
-    /// Why, as `policy explain` says.
+    /// The reason, as in `policy explain`.
     pub reason: String,
-    /// The world's own words on what it is about.
+    /// The world's own description.
     pub why: Option<String>,
 }
 

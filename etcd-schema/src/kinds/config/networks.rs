@@ -21,7 +21,7 @@ use crate::{
 /// Field of `config` with the networks of several clusters.
 pub(crate) const NETWORKS: &str = "Networks";
 
-/// Field of `config`, and of an entry of `Networks`, that says who allocates subnets.
+/// Field of `config`, and of an entry of `Networks`: the allocator of subnets.
 pub(super) const ALLOCATE: &str = "Allocate";
 
 /// Fields of an entry.

@@ -17,7 +17,7 @@ pub struct Ping {
     pub peer: String,
     /// How packets reach that.
     pub path: Path,
-    /// Largest packet that this is said to carry, in bytes.
+    /// The MTU of this layer in bytes, as configured or learned.
     pub mtu: Option<u16>,
     /// From the outermost to the innermost.
     pub layers: Vec<Layer>,
@@ -31,7 +31,7 @@ pub struct Layer {
     pub layer: LayerKind,
     /// The tested address.
     pub address: String,
-    /// Whether packets get through here; `None`: it cannot be told.
+    /// Whether packets pass; `None` if unknown.
     pub passes: Option<bool>,
     /// Seconds until the answer, where something was asked and answered.
     pub round_trip: Option<f64>,
@@ -55,7 +55,7 @@ pub enum LayerKind {
     Direct,
     /// The node's overlay address.
     Overlay,
-    /// A pod, or what is behind an outside peer.
+    /// A pod, or a host behind an external peer.
     Pod,
 }
 
@@ -101,7 +101,7 @@ pub struct Echoed {
     pub text: String,
 }
 
-/// `GET /v1/doctor`: what the daemon finds.
+/// `GET /v1/doctor`: the daemon's findings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Diagnosis {

@@ -34,7 +34,7 @@ pub struct FlowSample {
     pub source: IpAddr,
     /// The source pod, `NS/NAME` or `CLUSTER:NS/NAME`, if known.
     pub source_pod: Option<String>,
-    /// To whom.
+    /// The destination address.
     pub destination: IpAddr,
     /// The destination pod, if known.
     pub destination_pod: Option<String>,

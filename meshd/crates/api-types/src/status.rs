@@ -52,7 +52,7 @@ pub struct Status {
 pub struct PeerCounts {
     /// By a plain route on a common subnet.
     pub direct: usize,
-    /// By the tunnel, as far as is known: those that nothing was sent to of late count as reached.
+    /// Reached through the tunnel; idle peers count as reached.
     pub wireguard: usize,
     /// Nothing gets there.
     pub unreachable: usize,
@@ -85,7 +85,7 @@ pub struct PolicyStatus {
     pub pods: usize,
     /// Policies in force.
     pub policies: usize,
-    /// Packets at the tunnel's end by what became of them; only what occurred.
+    /// Packets at the tunnel's end by verdict, without zeros.
     pub verdicts: Vec<DropCount>,
 }
 
@@ -99,7 +99,7 @@ pub struct Explained {
     pub egress: ExplainedEnd,
     /// The destination's end.
     pub ingress: ExplainedEnd,
-    /// Objects of `--offline` that do not hold, and what was made of them.
+    /// Invalid objects of `--offline`, and their effect.
     #[serde(default)]
     pub problems: Vec<String>,
 }
@@ -139,7 +139,7 @@ pub struct Policy {
     /// The Kubernetes cluster that it is of; empty: a flat key's, for the pods of all clusters.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cluster: String,
-    /// `valid`, or what stands for a value that cannot be read: `isolates`, `isolatesNamespace`.
+    /// `valid`, or the effect of an unreadable value: `isolates`, `isolatesNamespace`.
     pub state: String,
     /// The directions that it speaks of: `ingress`, `egress`.
     pub directions: Vec<String>,
@@ -227,7 +227,7 @@ pub struct Etcd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum DaemonState {
-    /// No picture of the mesh yet.
+    /// The mesh is not known yet.
     Starting,
     /// There is a valid config; this node has no subnet yet.
     Joining,
@@ -371,7 +371,7 @@ pub struct Peer {
 }
 
 impl Route {
-    /// The floor under a network: what has no better route ends there.
+    /// The fallback route of a network, for packets without a better route.
     #[must_use]
     pub const fn nowhere(dst: IpNet) -> Self {
         Self {

@@ -190,9 +190,9 @@ impl Folder {
         }
     }
 
-    /// Replaces a file: a reader finds the old content or the new. What had the name before is not opened. Processes may
-    /// replace one file concurrently, threads of one process may not. A process that dies meanwhile leaves
-    /// `.new.PID.NAME`, which no reader takes for the file.
+    /// Replaces a file: a reader finds the old content or the new. The previous entry of that name is not opened.
+    /// Processes may replace one file concurrently, threads of one process may not. A process that dies meanwhile
+    /// leaves `.new.PID.NAME`, which no reader opens.
     ///
     /// # Errors
     /// What the system says; the file is then as it was.
@@ -225,7 +225,7 @@ impl Folder {
     }
 }
 
-/// The name under which this process writes what replaces the file.
+/// The temporary name under which this process writes the new content.
 fn beside(name: &str) -> String {
     format!(".new.{}.{name}", process::id())
 }

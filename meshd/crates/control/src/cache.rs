@@ -138,7 +138,7 @@ impl CachedRecords {
     }
 }
 
-/// Writes what is not too much, and counts all of it.
+/// Writes up to a limit, and counts all bytes.
 struct Measured<'f> {
     file: &'f mut dyn Write,
     length: &'f mut usize,
@@ -162,7 +162,7 @@ fn file(state_dir: &Path) -> PathBuf {
     state_dir.join(FOLDER).join(FILE)
 }
 
-/// The file. What is written has its entries as [`Lines`], so that a large mesh is not held a second time.
+/// The file. Written entries are [`Lines`], so that a large mesh is not copied in memory.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Document<E> {

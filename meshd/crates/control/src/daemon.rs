@@ -46,7 +46,7 @@ pub struct Options {
     pub facts: LocalFacts,
     /// Whether anything is attached to this node's subnet; changes go through [`Control::attached`].
     pub attached: bool,
-    /// Reads what policies are made of, and takes what changed.
+    /// The reader of policies' inputs, which receives their changes.
     pub objects: Option<Arc<dyn ObjectSink>>,
     /// Mean time between two lists that prove that the watch loses nothing; 10 minutes by default.
     pub audit_interval: Duration,
@@ -55,19 +55,19 @@ pub struct Options {
 /// The control plane of this node, running. Dropping it stops it; its keys stay in etcd.
 #[derive(Debug)]
 pub struct Control {
-    /// Every record in force. Starts with what the cache held (`Records::synced` is then false), or empty.
+    /// All records in force. Starts with the cache (`Records::synced` is then false), or empty.
     pub records: watch::Receiver<Arc<Records>>,
-    /// How this node stands.
+    /// The status of this node.
     pub status: watch::Receiver<ControlStatus>,
     /// The facts that this node publishes.
     pub facts: watch::Sender<LocalFacts>,
     /// Whether anything is attached to this node's subnet.
     pub attached: watch::Sender<bool>,
-    /// Subnets that were this node's before the one in use, and that nothing is attached to any more.
+    /// Earlier subnets of this node, without attachments.
     pub idle: watch::Sender<BTreeSet<SubnetKey>>,
     /// This node's `endpoints/` records; those in etcd are left alone until they are known.
     pub endpoints: watch::Sender<Option<EndpointRecords>>,
-    /// Takes the operator's word that what etcd holds is right.
+    /// Lets an operator accept this etcd.
     pub etcd_acceptor: EtcdAcceptor,
     /// The cache that the records started with.
     pub cached: Option<CacheInfo>,
@@ -80,7 +80,7 @@ pub struct Control {
 pub struct EtcdAcceptor(mpsc::Sender<oneshot::Sender<Accepted>>);
 
 impl EtcdAcceptor {
-    /// Accepts what etcd holds; `None`: the control plane has ended. Blocks until that is done: not for async code.
+    /// Accepts this etcd; `None`: the control plane has ended. Blocks until done: not for async code.
     #[must_use]
     pub fn accept(&self) -> Option<Accepted> {
         let (answer, answered) = oneshot::channel();
@@ -148,7 +148,7 @@ pub(crate) fn start_at_pace(options: Options, pace: Option<WatchIntervals>) -> R
     Ok(Control { records, status, facts, attached, idle, endpoints, etcd_acceptor, cached, cancel, task: Some(task) })
 }
 
-/// The state machine as it starts, with what the cache holds.
+/// The initial state machine, with the cache's content.
 fn core(options: &Options, identity: Identity) -> (ControlCore, Option<CacheInfo>) {
     let cached = CachedRecords::load(options.state.path()).unwrap_or_else(|error| {
         warn!(%error, "cache not used");

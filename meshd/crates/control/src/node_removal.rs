@@ -22,7 +22,7 @@ const MOST_SUBNETS: usize = 100;
 pub struct Removal {
     /// The node.
     pub id: NodeId,
-    /// Its name, where a record told it.
+    /// Its name, if its record is readable.
     pub name: Option<NodeName>,
     /// The subnets that are free again.
     pub subnets: Vec<SubnetKey>,
@@ -30,7 +30,7 @@ pub struct Removal {
     pub public_keys: Vec<PublicKey>,
     /// Whether it had been removed before; anything left of it is gone now.
     pub repeated: bool,
-    /// Pods that were attached there, `NAMESPACE/NAME`, by what etcd says: they are cut off.
+    /// Pods attached there, `NAMESPACE/NAME`, by their records in etcd: they are cut off.
     pub pods: Vec<String>,
 }
 

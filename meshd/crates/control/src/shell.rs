@@ -56,7 +56,7 @@ pub(crate) struct Shell {
     /// The waiting caller of an acceptance.
     pub(crate) accepting: Option<oneshot::Sender<Accepted>>,
     pub(crate) state: Arc<StateDir>,
-    /// The write of the cache under way, which says how long it took.
+    /// The cache write in flight; returns its duration.
     pub(crate) writing: Option<JoinHandle<Duration>>,
     pub(crate) run_dir: PathBuf,
     pub(crate) identity: Identity,

@@ -120,7 +120,7 @@ impl<K: Ord + Clone, V: Clone> CowMap<K, V> {
                 chunk.insert(at, (key, value));
                 self.len += 1;
                 if chunk.len() > CHUNK {
-                    // What is put in order fills chunks, instead of leaving half of each free.
+                    // Ordered insertion fills chunks, instead of leaving half of each free.
                     let half = if number + 1 == chunks.len() && at == CHUNK { CHUNK } else { CHUNK / 2 };
                     let rest = Arc::make_mut(&mut chunks[number]).split_off(half);
                     chunks.insert(number + 1, Arc::new(rest));
@@ -160,8 +160,8 @@ impl<K: Ord + Clone, V: Clone> CowMap<K, V> {
         Some(&mut chunk[at].1)
     }
 
-    /// Makes the value of `key` what `value` says, `None`: there is none. Says whether that is another one; if not, this
-    /// stays the same version.
+    /// Sets the value of `key`, or removes it (`None`). Returns whether it changed; if not, this stays the same
+    /// version.
     pub fn set(&mut self, key: K, value: Option<V>) -> bool
     where
         V: PartialEq,
@@ -186,8 +186,8 @@ impl<K: Ord, V: PartialEq> CowMap<K, V> {
         }
         let (mut new, mut old) = (Cursor::new(self), Cursor::new(before));
         loop {
-            // Two cursors come to the beginning of a chunk that both versions have at the same time: what is before it in
-            // one of them is before it in the other, too.
+            // Both cursors reach a shared chunk's beginning at the same time: the same keys precede it in both
+            // versions.
             while new.at == 0 && old.at == 0 && new.shares_chunk(&old) {
                 new.number += 1;
                 old.number += 1;

@@ -63,7 +63,7 @@ pub struct ForeignChain {
 pub enum FirewallProgram {
     /// Docker's engine sets the policy of FORWARD to DROP.
     Docker,
-    /// firewalld rejects what no zone or policy allows.
+    /// firewalld rejects packets that no zone or policy allows.
     Firewalld,
     /// ufw's default for routed packets is to drop.
     Ufw,
@@ -202,7 +202,7 @@ async fn translate_matches(table: &str, options: &'static [&'static str], listed
                 Ok(output) if output.status.success() => {
                     add.extend(iptables::items(&String::from_utf8_lossy(&output.stdout), family, table, called));
                 }
-                // Their listing alone says less, and claims nothing.
+                // Their listing alone shows less, so nothing is concluded.
                 Ok(output) => tracing::debug!(program, status = %output.status, "iptables' rules not read"),
                 Err(error) => tracing::debug!(program, %error, "iptables' rules not read"),
             }
@@ -275,7 +275,7 @@ fn accepts(accepted: &AcceptedPrefixes, networks: &[IpNet]) -> bool {
     all(&accepted.sources) && all(&accepted.destinations)
 }
 
-/// Adds the edits that bring foreign tables to what is desired.
+/// Adds the changes of foreign tables.
 pub(super) fn plan(options: &Options, desired: &Desired, observed: &ObservedKernel, plan: &mut KernelPlan) {
     let mut tables: BTreeMap<(&str, &str), Vec<&ForeignChain>> = BTreeMap::new();
     for chain in &observed.foreign {

@@ -107,7 +107,7 @@ impl OwnPorts {
     }
 }
 
-/// A link, reduced to what matters here.
+/// A link, reduced to the attributes in use.
 #[derive(Debug, Clone)]
 pub struct KernelLink {
     /// Of the interface.
@@ -254,9 +254,9 @@ impl Rtnetlink {
         }
     }
 
-    /// Whether the kernel forwards to `to` what comes from `from` by the interface with index `by`, or the error number
-    /// that it gives instead: the look-up that a packet meets, with rules, reverse path filter and, for IPv4, the
-    /// interface's `forwarding`.
+    /// Whether the kernel forwards a packet from `from` to `to` that arrives on the interface with index `by`, or its
+    /// error number. The look-up is that of a packet, with rules, reverse path filter and, for IPv4, the interface's
+    /// `forwarding`.
     pub async fn forwards(&self, from: IpAddr, by: u32, to: IpAddr) -> Result<Result<(), i32>, RtnetlinkError> {
         let mut request = look_up(to);
         request.header.source_prefix_length = request.header.destination_prefix_length;
@@ -377,7 +377,7 @@ impl Rtnetlink {
 
     pub(crate) async fn remove_route(&self, route: &KernelRoute, protocol: u8) -> Result<(), FailureCause> {
         let mut message = route_message(route, protocol);
-        // What tells it apart is enough: the rest is only compared.
+        // The key attributes are enough: the rest is only compared.
         message.header.scope = RouteScope::NoWhere;
         message.attributes.retain(|a| !matches!(a, RouteAttribute::Metrics(_) | RouteAttribute::PrefSource(_)));
         done(self.handle.route().del(message).execute().await, &[libc::ESRCH, libc::ENOENT, libc::ENODEV])

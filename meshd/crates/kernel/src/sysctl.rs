@@ -109,7 +109,7 @@ impl From<StateError> for Failure {
     }
 }
 
-/// Reads what [`plan`] needs.
+/// Reads the input of [`plan`].
 pub(super) fn observe(
     options: &Options,
     desired: &Desired,
@@ -238,7 +238,7 @@ fn push(sysctls: &Sysctls, key: &str, value: &str, keep: bool, opens: bool, plan
     let Some(earlier) = sysctls.values.get(key) else {
         return;
     };
-    // The earlier value could not be kept; the failure of reading the others says so.
+    // The earlier value cannot be saved; the failure of reading the file is reported.
     let unkept = keep && sysctls.saved_unreadable;
     if earlier != value && !unkept {
         plan.changes.push(KernelChange::Sysctl(Setting {
@@ -265,12 +265,12 @@ pub(crate) fn apply(state_dir: &Path, setting: &Setting) -> Result<(), FailureCa
     write(&setting.key, &setting.value).map_err(|e| failed(e.to_string()))
 }
 
-/// Gives back earlier values where ours still stand, and forgets them. Returns what was done and what failed.
+/// Restores earlier values where ours are still set, and forgets them. Returns changes and failures.
 pub(crate) fn restore(state_dir: &Path) -> Result<(Vec<String>, Vec<Failure>), StateError> {
     let mut saved = load(state_dir)?;
     let mut done = Vec::new();
     let mut failures = Vec::new();
-    // Forwarding first: while it is on, an interface with `accept_ra` 1 would lose what it was advertised.
+    // Forwarding first: while it is on, an interface with `accept_ra` 1 would lose its advertised routes.
     let mut keys: Vec<String> = saved.keys().cloned().collect();
     // `cleanup` runs as root, and the daemon's user owns the file.
     if let Some(key) = keys.iter().find(|key| !is_below_net(key)) {

@@ -31,7 +31,7 @@ pub struct CanonicalObject {
     pub value: Vec<u8>,
     /// Its resource version.
     pub resource_version: String,
-    /// Its shape is not the expected one, and the value is what came.
+    /// The object has an unexpected form; the value is verbatim.
     pub verbatim: bool,
 }
 
@@ -209,8 +209,7 @@ struct CanonicalNodeStatus {
     addresses: Vec<NodeAddress>,
 }
 
-/// Reads an object that the API server prints as `json` in a list or a watch of `kind` at `api_version`; in a list, the
-/// items themselves do not say what they are.
+/// Reads an object from a list or a watch of `kind` at `api_version`; items of a list lack kind and version.
 ///
 /// # Errors
 /// When it has no name that can be part of a key.
@@ -307,8 +306,8 @@ impl<'a> ObjectPlace<'a> {
         self.write(metadata, spec, status)
     }
 
-    /// An object of that name that the nodes refuse: of a policy's spec it says whom that selects, so that they close these
-    /// pods, and that something is missing.
+    /// A shortened object that nodes refuse. Of a policy's spec it keeps the subject, so that nodes close these pods,
+    /// and an unknown field.
     fn shortened(&self, json: &str) -> Vec<u8> {
         let spec = || {
             let mut spec = serde_json::from_str::<SpecOnly>(json).ok()?.spec?;

@@ -23,7 +23,7 @@ use etcd_schema::Readiness;
 pub use self::object::NodeConditions;
 use crate::mesh_nodes::MeshNode;
 
-/// How long a node must be unready before its Node says so: a daemon's restart takes a moment.
+/// How long a node must be unready before its Node's conditions change: a daemon's restart takes a moment.
 const UNREADY: Duration = Duration::from_secs(15);
 /// The same without a sign of life: that of a daemon which was killed lasts 30 s.
 const SILENT: Duration = Duration::from_secs(60);
@@ -57,7 +57,7 @@ pub struct Untaint {
 /// A change of conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Conditioned {
-    /// They say this, each since the given time if the object said the same of it before.
+    /// Set them, each with the given transition time if its status is unchanged.
     Say(NetworkHealth, [Option<String>; 2]),
     /// The node has left the mesh: they go.
     Clear,
@@ -80,7 +80,7 @@ pub enum NetworkHealth {
 /// Why a node's network does not work, as `reason` of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConditionReason {
-    /// Its daemon says so.
+    /// Its daemon reports it.
     NotReady,
     /// Its daemon gives no sign of life.
     NotRunning,
@@ -112,7 +112,7 @@ struct WatchedNode {
     object: NodeConditions,
     /// Since when its node has not been ready, and why.
     unready: Option<(Duration, ConditionReason)>,
-    /// Since when no node of the mesh is this one, although its object says that one was.
+    /// Since when no mesh node matches this Node, although its object has our conditions.
     left: Option<Duration>,
     /// When it was patched last, and the object's resource version then.
     patched: Option<(Duration, String)>,
@@ -205,7 +205,7 @@ impl Conditions {
                 }
                 None => lasts(node.left, SILENT),
             };
-            // Without word of what came of the last patch, another would say the same.
+            // While the outcome of the last patch is unknown, another would repeat it.
             let rested = node.patched.as_ref().is_none_or(|(at, version)| {
                 let unheard = node.object.resource_version() == version;
                 now.saturating_sub(*at) >= if unheard { UNHEARD } else { SPACING }
@@ -227,7 +227,7 @@ impl Conditions {
 enum MatchedNode<'a> {
     None,
     One(&'a MeshNode),
-    /// Which of them cannot be told.
+    /// Several nodes match.
     Several,
 }
 

@@ -72,7 +72,7 @@ pub enum Input {
         /// UID of `kube-system`, read after the last page.
         uid: Option<String>,
     },
-    /// Events follow from where the list ended or the last event stood.
+    /// Events follow from the end of the list or the last event.
     Watching {
         /// The watched kind.
         kind: ObjectKind,
@@ -130,7 +130,7 @@ pub enum Effect {
     ReadConfirm,
     /// Something an operator should know.
     Notice(Notice),
-    /// The term is over: nothing of it may be written any more.
+    /// The term is over: it may write nothing more.
     Resign(Resigned),
 }
 
@@ -172,9 +172,9 @@ struct KindProgress {
     /// Read up to here.
     resource_version: u64,
     listing: Option<PendingList>,
-    /// A list is complete, so an event that says "deleted" is to be believed.
+    /// A list is complete, so a "deleted" event is trusted.
     listed: bool,
-    /// Whether what happens is heard now; else since when it is not, in seconds since 1970.
+    /// `None` while events arrive; else since when they do not, in seconds since 1970.
     lost_at: Option<u64>,
     /// When a line of the watch or a complete list last came.
     heard_at: Option<Duration>,
@@ -236,8 +236,8 @@ enum Stored {
 }
 
 impl Copier {
-    /// Begins a term. `fence` is the create_revision of the leader key, and `etcd` what lies below the cluster's root,
-    /// listed after that key was written.
+    /// Begins a term. `fence` is the create_revision of the leader key, and `etcd` a list of the cluster's keys, read
+    /// after that key was written.
     #[must_use]
     pub fn new(keys: ClusterKeys, holder: String, fence: Revision, etcd: &KeyListing, now: Now) -> Self {
         let mut known = HashMap::new();
@@ -305,13 +305,13 @@ impl Copier {
         }
     }
 
-    /// The same for a trial run, which writes nothing: [`Self::planned`] says what it would.
+    /// The same for a trial run, which writes nothing: [`Self::planned`] returns the changes.
     #[must_use]
     pub fn trial(keys: ClusterKeys, etcd: &KeyListing, now: Now) -> Self {
         Self { dry: true, ..Self::new(keys, String::new(), 0, etcd, now) }
     }
 
-    /// Takes what happened, and returns the calls to make.
+    /// Processes an input and returns the calls to make.
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
         let mut effects = Vec::new();
         if self.over {

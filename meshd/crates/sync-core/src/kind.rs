@@ -108,7 +108,7 @@ impl ClusterKeys {
         self.key(KubernetesKey::State)
     }
 
-    /// An operator's token, which releases what is held.
+    /// The key of the operator's token, which releases held changes.
     #[must_use]
     pub fn confirm(&self) -> String {
         self.key(KubernetesKey::Confirm)

@@ -21,13 +21,13 @@ pub struct MeshNode {
     pub id: NodeId,
     /// Its name, which another may have too.
     pub name: String,
-    /// The cluster that it says it is of.
+    /// The cluster in its record.
     pub cluster: Cluster,
     /// Its addresses on the underlay.
     pub addresses: Vec<IpAddr>,
     /// Its daemon gives a sign of life.
     pub runs: bool,
-    /// The daemon acts on what lies below `k8s/`.
+    /// The daemon acts on keys below `k8s/`.
     pub reads_kubernetes: bool,
     /// `None`: its daemon does not run, is older, or has just started.
     pub readiness: Option<Readiness>,
@@ -75,7 +75,7 @@ pub fn mesh_nodes(lists: &[KeyListing]) -> Vec<MeshNode> {
     nodes.collect()
 }
 
-/// A node writes what it likes, and it goes to all who watch Node objects.
+/// A node may write any text, and every watcher of Node objects gets it.
 fn shortened(readiness: Readiness) -> Readiness {
     match readiness {
         Readiness::Ready => Readiness::Ready,

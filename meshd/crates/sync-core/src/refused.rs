@@ -66,8 +66,8 @@ impl Refused {
         self.path.split_once('/').map_or(DEFAULT_NAMESPACE, |(namespace, _)| namespace)
     }
 
-    /// The Event. The same refusal of the same object has the same name, so it is made once. `instance` is the process
-    /// that says it, and `time` now, in RFC 3339.
+    /// The Event. The same refusal of the same object has the same name, so it is created once. `instance` is the
+    /// reporting process, and `time` now, in RFC 3339.
     #[must_use]
     pub fn event(&self, instance: &str, time: &str) -> Value {
         let name = self.path.rsplit('/').next().unwrap_or_default();

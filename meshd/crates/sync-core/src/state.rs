@@ -24,7 +24,7 @@ pub struct SyncState {
     /// Findings that wait for an operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<Held>,
-    /// Policies do not wait for nodes any more: the first ones did.
+    /// The first policies were copied: later ones do not wait for nodes.
     #[serde(default)]
     pub copies_policies: bool,
 }

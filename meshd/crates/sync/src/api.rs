@@ -185,8 +185,8 @@ impl Api {
         Ok(Page { resource_version: metadata.resource_version, next, items })
     }
 
-    /// Where ClusterNetworkPolicies are. A list of one definition says for certain when there is none; a path that is not
-    /// found may only not be served yet.
+    /// The API of ClusterNetworkPolicies. Only a list of definitions proves that there is none; a path that is not
+    /// found may not be served yet.
     pub(crate) async fn policy_definition(&self) -> Result<PolicyDefinition, ApiError> {
         let plural = ObjectKind::ClusterNetworkPolicy.plural();
         let parameters = ListParams::default().fields(&format!("metadata.name={plural}.{POLICY_GROUP}"));

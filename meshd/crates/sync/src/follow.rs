@@ -28,7 +28,7 @@ pub(crate) struct WatchEvents {
     pub(crate) kind: ObjectKind,
     pub(crate) serial: u64,
     pub(crate) input: Input,
-    /// The Nodes in `input`, with what the copy leaves out.
+    /// The Nodes in `input`, with fields that the copy omits.
     pub(crate) nodes: Vec<NodeConditions>,
 }
 

@@ -176,7 +176,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Asks whether the API server is there: a connection to one that stands still does not end.
+/// Checks that the API server answers: a connection to a hung one does not end.
 async fn ask(api: Arc<Api>, answers: mpsc::Sender<Input>) {
     let mut period = interval(ASK_PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -211,7 +211,7 @@ impl NodesReader {
         let (mut failing, mut blocks_failing) = (false, false);
         loop {
             period.tick().await;
-            // Before the lists: what was complete then is in them.
+            // Read before the lists: they contain all that was complete then.
             let complete = *self.complete.borrow();
             let input = match list(&self.session, &mesh_nodes::LISTED).await {
                 Ok(lists) => {
@@ -273,7 +273,7 @@ async fn list(session: &Session, prefixes: &[&str]) -> Result<Vec<KeyListing>, C
     Ok(lists)
 }
 
-/// Makes a patch. What fails is made again once the next look finds the object unchanged.
+/// Sends a patch. A failed one is sent again once the next check finds the object unchanged.
 async fn patch_node(api: Arc<Api>, patch: Patch, deadline: Duration) {
     let end = Instant::now() + deadline;
     let Patch { node, conditions, untaint } = &patch;
@@ -314,7 +314,7 @@ impl Drop for AbortOnDrop {
 }
 
 impl Term<'_> {
-    /// Takes what a follower heard of Nodes; returns what the copy is made of.
+    /// Processes a follower's Node events; returns the copier's input.
     fn hear(&mut self, heard: WatchEvents) -> Option<Input> {
         let WatchEvents { input, nodes, .. } = self.followers.accept(heard)?;
         nodes.into_iter().for_each(|node| self.conditions.applied(node));
@@ -327,7 +327,7 @@ impl Term<'_> {
         Some(input)
     }
 
-    /// Patches Nodes, unless what is copied is not this cluster's.
+    /// Patches Nodes, unless the copy is of another cluster.
     fn patch_nodes(&mut self, input: &Input) {
         match input {
             Input::Nodes(nodes) => self.conditions.mesh(nodes.clone()),
@@ -343,7 +343,7 @@ impl Term<'_> {
         }
     }
 
-    /// Has Events made on objects that nodes refuse. With many at once, some are told of at the next list.
+    /// Creates Events on objects that nodes refuse. With many at once, some follow at the next list.
     fn tell_owners(&self, input: &Input) {
         let objects = match input {
             Input::Page { objects, .. } => objects.as_slice(),

@@ -9,7 +9,7 @@ pub fn with_causes(error: &dyn Error) -> String {
     followed_by(error.to_string(), error.source())
 }
 
-/// As [`with_causes`], where another text stands for the error itself.
+/// Like [`with_causes`], with another text for the error itself.
 #[must_use]
 pub fn followed_by(mut text: String, mut cause: Option<&dyn Error>) -> String {
     while let Some(error) = cause {

@@ -22,7 +22,8 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c == '\n' || is_printable(c), |c, out| out.extend(c.escape_default()))
 }
 
-/// The same JSON, with what must not reach a terminal written as `\u202e`. JSON itself only asks for that below U+0020.
+/// The same JSON, with characters that must not reach a terminal escaped like `\u202e`. JSON itself requires that below
+/// U+0020 only.
 #[must_use]
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     escaped(

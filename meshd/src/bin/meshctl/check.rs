@@ -42,7 +42,7 @@ struct Unknown {
     text: String,
 }
 
-/// Prints what the value says, or why it does not hold.
+/// Prints the summary of the value, or its violations.
 pub(crate) fn run(output: Output, key: &str, file: &Path, prefix: &str) -> anyhow::Result<u8> {
     let checked = check(key, file, prefix)?;
     if let (Some(error), Output::Table) = (&checked.error, output) {

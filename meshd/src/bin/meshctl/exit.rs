@@ -33,7 +33,7 @@ pub(crate) struct Remedied {
     pub(crate) remedy: String,
 }
 
-/// The lines of an error. Other line breaks are those of what a user or etcd has inserted.
+/// The lines of an error. Other line breaks come from inserted text of users or etcd.
 pub(crate) fn lines(error: &anyhow::Error) -> Vec<String> {
     if let Some(Mistakes(mistakes)) = error.downcast_ref() {
         return mistakes.clone();

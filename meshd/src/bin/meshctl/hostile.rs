@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{doctor, output::text_of, ping, policy, show};
 
-/// Words of tables themselves; what else is a string in these answers may come from others.
+/// Words of the tables themselves; any other string in these answers may be untrusted.
 const OURS: [&str; 14] = [
     "degraded",
     "unreachable",

@@ -96,7 +96,7 @@ fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
 #[serde(rename_all = "camelCase")]
 struct RemovalOutput {
     id: String,
-    /// Where a record told it.
+    /// The name, if its record is readable.
     name: Option<String>,
     /// Free again.
     subnets: Vec<String>,

@@ -180,7 +180,7 @@ fn echo(client: &Client, address: IpAddr, size: u16) -> anyhow::Result<Echoed> {
     Ok(client.get_slowly(&format!("/v1/echo?address={address}&size={size}"))?)
 }
 
-/// The longest length up to `most` for which `answered` says yes, if those up to it are answered and those beyond are not.
+/// The greatest answered length up to `most`, found by bisection: smaller ones are assumed answered, greater ones not.
 fn longest(most: u16, answered: &mut impl FnMut(u16) -> anyhow::Result<bool>) -> anyhow::Result<Option<u16>> {
     if answered(most)? {
         return Ok(Some(most));

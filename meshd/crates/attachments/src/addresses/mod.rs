@@ -89,7 +89,7 @@ fn by(holder: &Option<AttachmentName>) -> String {
 }
 
 impl History {
-    /// After a start: the addresses of `last` were the last ones that [`allocate`](Self::allocated) was told of.
+    /// After a start: `last` are the addresses that were allocated last.
     #[must_use]
     pub fn after(last: impl IntoIterator<Item = IpAddr>) -> Self {
         let mut history = Self::default();

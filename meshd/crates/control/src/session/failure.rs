@@ -21,7 +21,7 @@ impl From<Error> for CallFailure {
     }
 }
 
-/// Numbers of the gRPC status codes that are told apart here.
+/// Numbers of the gRPC status codes in use.
 mod code {
     pub(super) const INVALID_ARGUMENT: i32 = 3;
     pub(super) const NOT_FOUND: i32 = 5;
@@ -94,7 +94,7 @@ pub(super) fn classify(failure: CallFailure) -> CallError {
     }
 }
 
-/// An error with what caused it: "transport error" or "tcp connect error" alone explain nothing.
+/// An error with its causes: "transport error" or "tcp connect error" alone explain nothing.
 fn with_causes(error: &Error) -> String {
     match error {
         Error::GRpcStatus(status) => followed_by(status.message().to_owned(), std::error::Error::source(status)),

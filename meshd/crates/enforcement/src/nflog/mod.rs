@@ -30,7 +30,7 @@ use super::{
     samples::{JudgedPacket, Why},
 };
 
-/// Holds what the kernel sends at once.
+/// Size of a read buffer: the most that the kernel sends at once.
 const BUFFER: usize = 128 << 10;
 /// The receive buffer in bytes; samples beyond it are lost.
 const WAITING: usize = 1 << 20;

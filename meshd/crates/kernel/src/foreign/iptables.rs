@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-/// The chains and rules of `table` in what `iptables-save` or `ip6tables-save` printed; `family`: `ip` or `ip6`. The table is
-/// called `called` in them.
+/// The chains and rules of `table` in the output of `iptables-save` or `ip6tables-save`; `family`: `ip` or `ip6`. The
+/// table gets the name `called`.
 pub(super) fn items(save: &str, family: &str, table: &str, called: &str) -> Vec<Value> {
     let mut items = Vec::new();
     let of_table = save.lines().skip_while(|line| line.strip_prefix('*') != Some(table)).skip(1);

@@ -43,7 +43,7 @@ fn judge(tool: &str, listing: &str, prefixes: &[IpNet]) -> Option<ForeignDrop> {
     let mut drops = policy;
     for rule in &rules {
         match (rule.matches.as_slice(), rule.target.as_str()) {
-            // What every packet meets ends the chain.
+            // A rule without conditions ends the chain.
             ([], "ACCEPT") => {
                 drops = false;
                 break;
@@ -110,7 +110,7 @@ impl LegacyRule {
                 }
                 "-j" | "-g" => {
                     rule.target = words.next().unwrap_or_default().to_owned();
-                    // What follows are the target's own options.
+                    // The target's own options follow.
                     break;
                 }
                 // Comments match everything.

@@ -23,7 +23,7 @@ pub enum ListingError {
     Shape,
 }
 
-/// A foreign chain's rules, as far as they tell whose it is and what becomes of a packet at its end.
+/// The parts of a foreign chain's rules that reveal its owner and its default.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ForeignRules {
     /// Its last rule takes every packet and does not let it through.
@@ -87,8 +87,8 @@ pub struct AcceptedPrefixes {
     pub destinations: Vec<IpNet>,
 }
 
-/// The rules of a table that is not ours, without those of `accept_chain`, which are. A rule that sends a prefix to a chain
-/// and nowhere else, as firewalld does for a zone's sources, stands for both directions.
+/// The prefixes that a foreign table accepts, without the rules of our `accept_chain`. A rule that only sends a prefix
+/// to a chain, as firewalld does for a zone's sources, counts for both directions.
 pub fn accepted<'v>(listed: impl Iterator<Item = &'v Value>, accept_chain: &str) -> AcceptedPrefixes {
     let mut accepted = AcceptedPrefixes::default();
     for rule in listed {
@@ -190,7 +190,7 @@ fn element(kind: SetKind, value: &Value) -> Option<Element> {
     }
 }
 
-/// A prefix as nft prints it: an address alone, `prefix`, or, for what is no prefix to it, a `range`.
+/// A prefix as nft prints it: a single address, `prefix`, or `range`.
 fn prefix(value: &Value) -> Option<IpNet> {
     if let Some(address) = value.as_str() {
         return Some(IpNet::from(address.parse::<IpAddr>().ok()?));

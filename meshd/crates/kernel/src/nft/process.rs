@@ -48,7 +48,7 @@ impl Nft {
         Self { program }
     }
 
-    /// `nft -j ARGS`, its standard output. `None` where what was asked for does not exist.
+    /// The standard output of `nft -j ARGS`; `None` if the object does not exist.
     pub async fn list(&self, args: &[&str]) -> Result<Option<Vec<u8>>, NftTableError> {
         match self.run([&["-j"], args].concat(), "".to_owned()).await {
             Ok(json) => Ok(Some(json)),

@@ -81,7 +81,7 @@ pub struct Chain {
     pub rules: Vec<NftRule>,
 }
 
-/// Where packets enter a base chain. Its policy is always `accept`: what is dropped is dropped by a rule that counts.
+/// Hook and priority of a base chain. Its policy is always `accept`: packets are dropped by rules with counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseChain {
     /// `filter`, `nat` or `route`.
@@ -99,7 +99,7 @@ impl BaseChain {
     }
 }
 
-/// A rule: its text in nft's language and what it is for.
+/// A rule: its nft text and its purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NftRule {
     text: String,
@@ -187,8 +187,8 @@ impl NftTransaction {
     }
 }
 
-/// The difference between a table and what the kernel holds, in two steps: what routes of this pass need goes first,
-/// what routes of the last pass needed goes once they are replaced.
+/// The difference between a table and the kernel's, in two steps: additions that this pass's routes need come first,
+/// removals once the old routes are replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TableDiff {
     /// Before any route changes.
@@ -266,7 +266,7 @@ impl NftTable {
         self.sets.iter().any(set_differs) || self.chains.iter().any(chain_differs)
     }
 
-    /// The table is ours alone: what else is in it is from another version, or was put there by mistake.
+    /// The table is ours alone: any other content is from another version, or a mistake.
     fn remove_strangers(&self, name: &str, observed: &ObservedTable, diff: &mut TableDiff) {
         let chains: Vec<_> = observed
             .chains
@@ -455,8 +455,8 @@ fn element_commands(verb: &str, table: &str, set: &str, elements: &BTreeSet<Elem
     }
 }
 
-/// The prefixes that lie in no other of them. Neighbours are not merged: an element then stands for something that
-/// an operator knows, and the change of one does not rewrite another.
+/// The prefixes without those contained in others. Adjacent ones are not merged: each element is one that an operator
+/// knows, and changes independently.
 fn outermost(prefixes: impl IntoIterator<Item = IpNet>) -> Vec<IpNet> {
     let mut sorted: Vec<IpNet> = prefixes.into_iter().collect();
     sorted.sort_by_key(|p| (p.network(), p.prefix_len()));

@@ -42,7 +42,7 @@ pub struct Taken {
     pub chain: String,
     /// The chain whose rule or policy drops or rewrites it.
     pub at: String,
-    /// Chains that the base chain jumps to: whose it is can be told by them.
+    /// Chains that the base chain jumps to, which reveal its owner.
     pub jumps: Vec<String>,
 }
 
@@ -252,7 +252,7 @@ impl ProbePacket {
         })
     }
 
-    /// Whether it meets a rule's condition; what is no condition is met.
+    /// Whether the packet meets a rule's condition; other statements count as met.
     fn meets(&self, expression: &Value) -> Certainty {
         if let Some(xt) = expression.get("xt").filter(|xt| xt["type"] == "match") {
             return match xt["name"].as_str() {

@@ -45,7 +45,7 @@ struct NodeCondition {
 }
 
 impl NodeCondition {
-    /// Whether it says what `wanted` does, whenever it began to.
+    /// Whether it equals `wanted`, except for the transition time.
     fn says(&self, wanted: &Self) -> bool {
         (&self.r#type, &self.status, &self.reason, &self.message)
             == (&wanted.r#type, &wanted.status, &wanted.reason, &wanted.message)

@@ -141,10 +141,11 @@ impl Copier {
         let held = self.held();
         let since = self.written_at.map(|at| now.monotonic.saturating_sub(at));
         let due = match (&self.state, since) {
-            // Nothing is written before it says what the copy is of.
+            // Nothing is written before the state names the cluster.
             (Stored::Absent, _) => self.refusals.is_empty(),
             (Stored::Unreadable { .. }, _) => false,
-            // Before the API server has answered, it would take back what an operator may be about to confirm.
+            // Before the API server has answered, a write would withdraw a finding that an operator may be about to
+            // confirm.
             (Stored::Present { .. }, None) => self.uid.is_some() || !self.refusals.is_empty(),
             (Stored::Present { state, .. }, Some(since)) => {
                 state.held != held

@@ -37,7 +37,7 @@ pub(super) enum CopyRefusal {
     NoCluster,
     /// The cluster has another UID.
     OtherCluster { found: String, wanted: String },
-    /// The list is older than what was read before. Its own version is left out: it grows with each list.
+    /// The list is older than an earlier one. Its own version is omitted: it grows with each list.
     Stale { carried: u64 },
 }
 
@@ -121,7 +121,7 @@ impl Copier {
         before.cloned().unwrap_or_else(|| CopyRefusal::Stale { carried: newest.unwrap_or_default() })
     }
 
-    /// Everything that waits, as the state tells it.
+    /// All held changes, for the state.
     pub(super) fn held(&self) -> Vec<Held> {
         let mut held: Vec<Held> = Vec::new();
         for refusal in self.refusals.values() {
@@ -145,8 +145,8 @@ impl Copier {
         let silent = self.silent;
         for kind in ObjectKind::ALL {
             let progress = self.of(kind);
-            // A watch that was opened may be of a server that stands still, and what it said may not have been heard
-            // yet: only what comes after the wait shows that they were gone all the time.
+            // An open watch may be of a hung server, and its events may still be in flight: only an event after the
+            // wait proves that the objects were gone all the time.
             let due = progress.hold.as_ref().is_some_and(|hold| progress.heard_at >= Some(hold.until));
             if due && !silent && progress.lost_at.is_none() {
                 self.release(now, kind, effects);
@@ -163,7 +163,7 @@ impl Copier {
         self.make_room(now, effects);
     }
 
-    /// Does what the token stands for; each stands for one finding, so an old one does nothing.
+    /// Applies a confirmation. A token belongs to one finding, so an old one has no effect.
     pub(super) fn confirm(&mut self, now: Now, confirm: Option<&Entry>, effects: &mut Vec<Effect>) {
         let Some(confirm) = confirm else { return };
         let token = token_of(confirm);

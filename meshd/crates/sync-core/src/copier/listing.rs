@@ -55,11 +55,11 @@ impl Copier {
         progress.listed = true;
         progress.heard_at = Some(now.monotonic);
         progress.resource_version = progress.resource_version.max(listing.resource_version.unwrap_or_default());
-        // The list is all there is: what waited is in it or is over.
+        // The list is complete: pending objects are in it or gone.
         let waited: Vec<_> = self.pending.keys().filter(|(of, _)| *of == kind).cloned().collect();
         let since = waited.iter().filter_map(|key| self.pending.remove(key)).map(|pending| pending.since).min();
         for (path, value) in listing.changed {
-            // What was under way when the page came may be done by now.
+            // Changes in flight when the page was read may be done by now.
             self.want(now, (kind, path), value);
         }
         if let Some(since) = since {
@@ -73,7 +73,7 @@ impl Copier {
         self.delete_absent(now, kind, absent, total, effects);
     }
 
-    /// Deletes what a complete list lacks, unless that is so much that the list is to be doubted.
+    /// Deletes objects that a complete list lacks, unless there are so many that the list is in doubt.
     fn delete_absent(
         &mut self,
         now: Now,

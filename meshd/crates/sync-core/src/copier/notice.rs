@@ -39,7 +39,7 @@ pub enum Notice {
     },
     /// Policies wait for nodes that do not read them.
     PoliciesHeld {
-        /// How many, for which nodes, and what to do.
+        /// The number, the nodes and the remedy.
         reason: String,
     },
     /// The API server's data is refused, and nothing is written.
@@ -56,7 +56,7 @@ pub enum Notice {
     },
     /// The value of `state` is not one.
     UnreadableState,
-    /// An operator's token stands for nothing that waits.
+    /// An operator's token matches no finding.
     UnknownToken {
         /// The token.
         token: String,
@@ -85,7 +85,7 @@ pub enum Resigned {
 }
 
 impl Notice {
-    /// Whether the copy stands still, or part of it.
+    /// Whether the copy is paused, wholly or partly.
     #[must_use]
     pub const fn is_error(&self) -> bool {
         matches!(

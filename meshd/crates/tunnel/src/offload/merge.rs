@@ -25,7 +25,7 @@ use super::{
 };
 use crate::batch::{BATCH, Batch, MAX_PACKET};
 
-/// Most packets of a group: what the kernel takes of UDP (`UDP_MAX_SEGMENTS`, once 64), and parts of one write.
+/// Most packets of a group: the kernel's limit for UDP (`UDP_MAX_SEGMENTS`, once 64), and of parts of one write.
 pub(in super::super) const MAX_GROUP: usize = 64;
 /// Groups that may grow at a time; with more flows than that in a batch, the oldest group is closed.
 const OPEN: usize = 64;
@@ -266,8 +266,8 @@ impl PacketGroup {
         head[self.checksum_field()].copy_from_slice(&checksum);
     }
 
-    /// Writes what in the headers tells of a packet of `len` bytes, but for the transport checksum; returns the sum over
-    /// the pseudo-header.
+    /// Writes the length fields of the headers for a packet of `len` bytes, but not the transport checksum; returns the
+    /// sum over the pseudo-header.
     fn write_lengths(&self, head: &mut [u8], len: usize) -> u64 {
         let transport = usize::from(self.transport);
         let transport_len = (len - transport) as u16;

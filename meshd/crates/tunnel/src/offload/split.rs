@@ -47,7 +47,7 @@ pub(in super::super) struct Segments {
     identification: u16,
     sequence: u32,
     flags: u8,
-    /// The sum of pseudo-header and transport header, without what changes from one segment to the next.
+    /// The sum of pseudo-header and transport header, without the fields that differ between segments.
     constant: u64,
 }
 
@@ -154,7 +154,7 @@ impl Segments {
         self.at += payload;
         self.nth = self.nth.wrapping_add(1);
 
-        // The padding lies over what comes next.
+        // The padding overlaps the next part.
         let padding = len.next_multiple_of(PADDING) - len;
         let mut kept = [0; PADDING];
         kept[..padding].copy_from_slice(&bytes[self.at..self.at + padding]);

@@ -23,7 +23,7 @@ pub struct OffloadSettings {
     pub tun_offload: OffloadSetting,
 }
 
-/// How it stands with an offload.
+/// The state of an offload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum OffloadState {
@@ -33,7 +33,7 @@ pub enum OffloadState {
     SetOff,
     /// Off: this kernel does not have it.
     Missing,
-    /// Off since the kernel refused to do what it had promised.
+    /// Off: the kernel refused an offload that it had announced.
     Refused,
 }
 
@@ -52,7 +52,7 @@ impl OffloadState {
     }
 }
 
-/// How it stands with each offload.
+/// The state of each offload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OffloadStatus {
     /// See [`OffloadSettings::udp_gso`].

@@ -29,7 +29,7 @@ pub(in super::super) struct Vnet {
     pub(in super::super) header_len: u16,
     /// Payload bytes of each segment but the last.
     pub(in super::super) gso_size: u16,
-    /// Where what the checksum covers starts, and how far behind that its field is.
+    /// Start of the checksummed bytes, and the offset of the checksum field from there.
     pub(in super::super) checksum_start: u16,
     pub(in super::super) checksum_offset: u16,
 }
@@ -59,7 +59,7 @@ impl Vnet {
         Self { needs_checksum: true, gso_type, header_len, gso_size, checksum_start: transport, checksum_offset }
     }
 
-    /// Whether it is to be segmented, and as what.
+    /// The kind of segmentation, if any.
     pub(in super::super) fn kind(&self) -> Result<Option<GsoKind>, UnknownGso> {
         match self.gso_type & !GSO_ECN {
             GSO_NONE => Ok(None),

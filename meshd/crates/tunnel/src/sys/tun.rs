@@ -17,11 +17,10 @@ use super::super::offload::{Switches, VNET_HEADER};
 #[derive(Debug)]
 pub(in super::super) struct TunDevice(File);
 
-/// Packets that may wait in the device's queue. A burst of one TCP stream fills the kernel's default of 500, and what
-/// finds it full is lost.
+/// Length of the device's queue in packets. A burst of one TCP stream overflows the kernel's default of 500.
 const QUEUE: i32 = 4096;
 
-// `linux/if_tun.h`: what the one who reads can do himself.
+// `linux/if_tun.h`: offloads that the reader of the device supports.
 const TUN_F_CSUM: libc::c_ulong = 0x01;
 const TUN_F_TSO4: libc::c_ulong = 0x02;
 const TUN_F_TSO6: libc::c_ulong = 0x04;
@@ -89,7 +88,7 @@ impl TunDevice {
         Self(fd.into())
     }
 
-    /// Tells the kernel what it may leave to us.
+    /// Announces our offloads to the kernel.
     pub(in super::super) fn offload(&self, switches: &Switches) -> io::Result<()> {
         // SAFETY: the descriptor is open, and the argument is a number.
         let set = |flags| unsafe { ioctls::tun_set_offload(self.0.as_raw_fd(), flags) };

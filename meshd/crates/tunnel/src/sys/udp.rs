@@ -26,10 +26,9 @@ use super::{
 const SOCKET_BUFFER: i32 = 7 * 1024 * 1024;
 /// Messages received in one call.
 pub(in super::super) const RECEIVE: usize = 64;
-/// The same while they are large, each being many datagrams: what they hold then is still in the cache when it is
-/// opened. Where one call ends, a super-packet of the sender's ends too, and becomes two writes to the TUN, two steps
-/// through the kernel behind it and two acknowledgements. A sender's batch of three TCP super-packets is four messages,
-/// since a GSO send carries less than one.
+/// The same for large messages of many datagrams: their content is still in the cache when it is opened. The end of a
+/// call splits a super-packet into two writes to the TUN, two steps through the kernel and two acknowledgements. A
+/// sender's batch of three TCP super-packets is four messages, since a GSO send carries less than one.
 const RECEIVE_LARGE: usize = 4;
 /// Bytes of a large message.
 const LARGE: usize = 4096;
@@ -201,7 +200,7 @@ enum SendOutcome {
 
 impl Sender {
     pub(in super::super) fn new() -> Self {
-        // One more than are sent in a call, for what has to be sent again by itself.
+        // One more than a call sends, for a datagram that is sent again by itself.
         let headers = SEND + 1;
         Self {
             headers: zeroed(headers),
@@ -212,8 +211,8 @@ impl Sender {
         }
     }
 
-    /// Sends all datagrams of `out` in order, each run in one piece while `gso` is on, tells `failed` of how many of a
-    /// run were not sent as they should have been, and clears `out`.
+    /// Sends all datagrams of `out` in order, each run in one piece while `gso` is on, reports to `failed` how many of
+    /// a run were not sent, and clears `out`.
     pub(in super::super) fn send(
         &mut self,
         sockets: &UdpSockets,
@@ -239,7 +238,7 @@ impl Sender {
             let lifted = without_df && set_fragmentation(fd, v4, true).is_ok();
             for number in numbers {
                 let run = &out.runs()[number];
-                // What is to be fragmented cannot be cut.
+                // Datagrams that may be fragmented cannot use GSO.
                 if gso.is_on() && run.count() > 1 && !without_df {
                     self.push(fd, out, number, out.bytes(run), run.count(), gso, &mut failed);
                 } else {
@@ -301,7 +300,7 @@ impl Sender {
                 self.send_one(fd, done, run, failed)
             };
             if outcome == SendOutcome::Full {
-                // Whoever waits longer holds up what is for other peers.
+                // Waiting longer would delay other peers' datagrams.
                 for (number, count) in &self.messages[done..] {
                     failed(&out.runs()[usize::from(*number)], SendError::Full, usize::from(*count));
                 }
@@ -312,8 +311,8 @@ impl Sender {
         self.messages.clear();
     }
 
-    /// Sends the run of header `at`, which the kernel refused, again, and if it does so again each datagram by itself.
-    /// The kernel does not do what it promised if those go.
+    /// Sends the run of header `at` again after the kernel refused it, then each datagram by itself. If those succeed,
+    /// the kernel has refused an announced offload.
     fn send_run_again(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -396,7 +395,7 @@ impl Sender {
         }
     }
 
-    /// Sends what header `at` says, or returns the error's number.
+    /// Sends the message of header `at`, or returns the error number.
     fn send_header(&self, fd: BorrowedFd<'_>, at: usize) -> Result<(), i32> {
         // SAFETY: header `at` was set for the batch that is being sent; every pointer in it is to memory of this object
         // or of that batch.
@@ -463,8 +462,8 @@ impl ReceiveBuffers {
         }
     }
 
-    /// Receives what waits at the socket of one family, up to [`RECEIVE`] messages, into `into`, which has room for
-    /// them. `lost` counts datagrams that were truncated or lost. `gro` is switched off when the kernel fails at it.
+    /// Receives up to [`RECEIVE`] pending messages of one family's socket into `into`, which has room for them. `lost`
+    /// counts datagrams that were truncated or lost. `gro` is switched off if the kernel fails at it.
     pub(in super::super) fn receive<'a, const N: usize>(
         &'a mut self,
         sockets: &UdpSockets,
@@ -498,8 +497,8 @@ impl ReceiveBuffers {
             )
         };
         let count = usize::try_from(count).unwrap_or_else(|_| {
-            // Errors are "nothing there", or those of datagrams sent earlier, which the error queue tells better; none of
-            // these are among either.
+            // Most errors mean "no message", or belong to datagrams sent earlier, which the error queue reports. These
+            // two are the kernel's refusal of GRO.
             let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
             if matches!(errno, libc::EINVAL | libc::EIO) && gro.is_on() {
                 for fd in sockets.fds().into_iter().flatten() {

@@ -16,7 +16,7 @@ pub(in super::super) struct PathError {
     pub(in super::super) mtu: u32,
 }
 
-/// Empties the sockets' error queues and tells `report` of paths that carry less than was sent.
+/// Empties the sockets' error queues and calls `report` for paths with a lower MTU than was sent.
 pub(in super::super) fn drain_errors(sockets: &UdpSockets, mut report: impl FnMut(PathError)) {
     for socket in [&sockets.v4, &sockets.v6].into_iter().flatten() {
         // An error may stand at the socket without one in the queue; reading it clears it.
