@@ -45,7 +45,7 @@ pub(super) fn add(call: &Invocation<'_>) -> Result<Value, CniError> {
     Ok(added?.to_json(call.config.version))
 }
 
-/// An attachment that is there is not this ADD's to take back when it fails.
+/// Refuses an ADD for an existing interface: its failure must not revert another ADD.
 fn refuse_existing(netlink: &mut Netlink, name: &AttachmentName, namespace: &NetworkNamespace) -> Result<(), CniError> {
     let host_name = interface::host_name(name);
     let inside = namespace.enter(|netlink| netlink.link(&name.ifname))?;
@@ -93,13 +93,13 @@ fn with_addresses(
     )?;
     // The interface is made while the daemon puts policy in force.
     let prepared = interface::prepare(netlink, &plan)?;
-    // Nothing reaches the container before: its addresses lead nowhere yet.
+    // Until here nothing reaches the container: there is no route to its addresses.
     attaching.in_force()?;
     interface::open(netlink, &plan, network, &prepared)?;
     Ok(AddResult { dns: given.dns, ..prepared.result(&plan) })
 }
 
-/// The addresses that the daemon has allocated, or that the IPAM plugin gives now.
+/// The addresses from the daemon, or from the IPAM plugin, which is called here.
 fn given(call: &Invocation<'_>, begun: &Begun) -> Result<AddResult, CniError> {
     let Some(delegate) = call.delegate()? else {
         let addresses = begun.addresses.as_deref().ok_or_else(|| {

@@ -52,13 +52,13 @@ pub(super) struct NodeIdentity {
 #[derive(Debug, Default)]
 pub(super) struct NodeState {
     pub(super) topology: Topology,
-    /// The records give this node a subnet. It may use one without that, while its key is being put back.
+    /// The records give this node a subnet. While its key is being restored, the node uses it without that.
     pub(super) subnet_holds: bool,
-    /// Nodes that show a sign of life in etcd.
+    /// Nodes with a liveness record in etcd.
     pub(super) alive: CowMap<NodeId, Record<Alive>>,
     pub(super) plan: Option<Plan>,
     pub(super) own_endpoints: Vec<std::net::SocketAddr>,
-    /// Records that could not be taken in.
+    /// Problems of records.
     pub(super) record_problems: Arc<Vec<Problem>>,
     /// Problems of this machine: the kernel's, the tunnel's.
     pub(super) problems: Vec<Problem>,
@@ -86,12 +86,12 @@ pub(super) struct ApiState {
     pub(super) in_force: Mutex<NodeState>,
     pub(super) attachments: Arc<Attachments>,
     pub(super) watchdog: Arc<Watchdog>,
-    /// For asking members about themselves.
+    /// For queries to single etcd members.
     pub(super) etcd: EtcdOptions,
     pub(super) state_dir: PathBuf,
-    /// For WireGuard's own tools, when root uses them.
+    /// For `wg`, if root runs it.
     pub(super) private_key: PrivateKey,
-    /// Addresses and sockets of the API that cannot be served, by code. They hold up no packet.
+    /// Problems of API addresses and sockets that cannot be served, by code. No packet depends on them.
     pub(super) warnings: Mutex<BTreeMap<ProblemCode, Problem>>,
 }
 

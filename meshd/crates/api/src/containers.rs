@@ -18,11 +18,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{connection::Caller, server::Source};
 
-/// Longest request, in bytes: labels are all that can be long in it.
+/// Longest request in bytes; only labels can be long.
 const MAX_REQUEST: usize = 256 << 10;
-/// For how long after its start the daemon may still be finding out its subnets.
+/// How long after its start the daemon may lack its subnets.
 const STARTING: Duration = Duration::from_secs(3);
-/// Between two looks whether it knows them.
+/// The interval of checks for them.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// State behind the requests.
@@ -37,9 +37,9 @@ struct Served {
 type Shared = State<Arc<Served>>;
 
 pub(super) fn router(source: Arc<dyn Source>, attachments: Arc<Attachments>, pod_wait: Duration) -> Router {
-    let one = post(begin).put(attach).delete(detach).get(one);
+    let one = post(begin).put(attach).delete(detach).get(show);
     Router::new()
-        .route("/v1/attachments", get(all))
+        .route("/v1/attachments", get(list))
         .route("/v1/attachments/{container}/{ifname}", one)
         .route("/v1/attachments-ready", get(ready).post(ready_with))
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
@@ -100,14 +100,14 @@ async fn detach(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn one(State(served): Shared, Path(name): Path<(String, String)>) -> Result<Json<Attached>, RefusedRequest> {
+async fn show(State(served): Shared, Path(name): Path<(String, String)>) -> Result<Json<Attached>, RefusedRequest> {
     let name = attachment(name);
     let found = served.attachments.table().borrow().attachments.get(&name).cloned();
     let found = found.ok_or(AttachError::Unknown(name))?;
     Ok(Json(Attached::clone(&found)))
 }
 
-async fn all(State(served): Shared) -> Json<Vec<Attached>> {
+async fn list(State(served): Shared) -> Json<Vec<Attached>> {
     let table = served.attachments.table().borrow().clone();
     Json(table.attachments.values().map(|attached| Attached::clone(attached)).collect())
 }
@@ -132,7 +132,7 @@ async fn ready_with(
     .await
 }
 
-/// Does something that may wait for host-local's lock.
+/// Runs work that may block on host-local's lock.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RefusedRequest> + Send + 'static,
 ) -> Result<T, RefusedRequest> {

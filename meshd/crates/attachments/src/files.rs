@@ -102,7 +102,7 @@ pub(super) fn tombstones(run_dir: &Path) -> Result<Vec<AttachmentName>, FileErro
 }
 
 /// Removes a tombstone, if there is one.
-pub(super) fn bury(run_dir: &Path, name: &AttachmentName) -> Result<(), AttachError> {
+pub(super) fn remove_tombstone(run_dir: &Path, name: &AttachmentName) -> Result<(), AttachError> {
     remove_file(run_dir, &tombstone_file(name))
 }
 

@@ -230,15 +230,15 @@ impl Attachments {
         self.table.subscribe()
     }
 
-    /// The seam to enforcement.
+    /// The interface to enforcement.
     #[must_use]
     pub fn enforcement(&self) -> AttachmentAcks {
         AttachmentAcks { table: self.table.subscribe(), progress: self.progress.clone() }
     }
 
-    /// Records that an ADD has begun, and allocates the addresses that it asks for, in this `network`. One of the same name
-    /// that broke off is forgotten, but for its addresses, if they are as requested. Without a request nothing is allocated
-    /// and nothing returned.
+    /// Records that an ADD has begun, and allocates its requested addresses in this `network`. An interrupted ADD of
+    /// the same name is replaced; its addresses are reused if they match the request. Without a request nothing is
+    /// allocated, and `None` returned.
     ///
     /// # Errors
     /// [`AttachError`]
@@ -264,8 +264,8 @@ impl Attachments {
             None => None,
             Some(request) => Some(self.choose(&change, &table, Some(name), request, network, &before)?),
         };
-        // A DEL that was earlier than this ADD.
-        files::bury(&self.run_dir, name)?;
+        // The tombstone of a DEL before this ADD.
+        files::remove_tombstone(&self.run_dir, name)?;
         let begun = Attached {
             container_id: name.container_id.clone(),
             ifname: name.ifname.clone(),
@@ -304,7 +304,7 @@ impl Attachments {
         held: &[IpAddr],
     ) -> Result<Vec<IpNet>, AttachError> {
         let sets = range_sets(&request.ranges, &network.subnets, &network.overlay)?;
-        // An attachment that could not be read has addresses, too. No other file has any.
+        // An unreadable attachment has unknown addresses, which could be among the free ones. Other files have none.
         let is_record = |file: &str| recorded_by(file).is_some_and(|name| check_name(&name).is_ok());
         let unread = change.unread.iter().find(|(file, error)| matches!(error, FileError::Io(_)) && is_record(file));
         if let Some((file, FileError::Io(error))) = unread {
@@ -324,7 +324,7 @@ impl Attachments {
         Ok(change.history.choose(&sets, &request.ips, held, &in_use)?)
     }
 
-    /// Records how it ended. Returns the generation of the table that has it.
+    /// Records the end of an ADD. Returns the generation of the table that contains it.
     ///
     /// # Errors
     /// [`AttachError`]
@@ -388,7 +388,7 @@ impl Attachments {
 
     fn detach_in(&self, change: &mut TableChange, name: &AttachmentName) -> Result<bool, AttachError> {
         files::remove(&self.run_dir, name)?;
-        files::bury(&self.run_dir, name)?;
+        files::remove_tombstone(&self.run_dir, name)?;
         let table = self.table.borrow().clone();
         let mut next = AttachmentTable::clone(&table);
         let Some(detached) = next.attachments.remove(name) else { return Ok(false) };

@@ -158,7 +158,7 @@ impl ControlCore {
         self.stepped = now;
         let mut out = Vec::new();
         if !matches!(input, Input::Started) {
-            self.take(now, input, &mut out);
+            self.dispatch(now, input, &mut out);
             self.report(now, &mut out);
             self.write_endpoints(now, &mut out);
             if self.cache.begin(now, self.store.lists() > 0, self.is_connected(), self.lease_ttl()) {
@@ -174,7 +174,7 @@ impl ControlCore {
         out
     }
 
-    fn take(&mut self, now: Instant, input: Input, out: &mut Vec<Effect>) {
+    fn dispatch(&mut self, now: Instant, input: Input, out: &mut Vec<Effect>) {
         match input {
             Input::Started => {}
             Input::Connected { member, session } => {
@@ -188,12 +188,12 @@ impl ControlCore {
             Input::Changed(events) => {
                 let records = self.store.changed(now, events);
                 self.publish(records, out);
-                self.join(now, membership::Input::Store, out);
+                self.step_membership(now, membership::Input::Store, out);
             }
             Input::Audited { listing, deleted_since } => self.audited(now, listing, &deleted_since, out),
             Input::Answer(call, answer, session) => {
                 suspect(failure(&answer), session, out);
-                self.join(now, membership::Input::Answer(call, answer), out);
+                self.step_membership(now, membership::Input::Answer(call, answer), out);
             }
             Input::EndpointsWritten(answer, session) => {
                 suspect(answer.as_ref().err(), session, out);
@@ -203,16 +203,16 @@ impl ControlCore {
                 let records = self.look_back.answered(now, &mut self.store, answer);
                 self.publish(records, out);
             }
-            Input::Facts(facts) => self.join(now, membership::Input::Facts(facts), out),
-            Input::Attached(attached) => self.join(now, membership::Input::Attached(attached), out),
-            Input::Idle(idle) => self.join(now, membership::Input::Idle(idle), out),
+            Input::Facts(facts) => self.step_membership(now, membership::Input::Facts(facts), out),
+            Input::Attached(attached) => self.step_membership(now, membership::Input::Attached(attached), out),
+            Input::Idle(idle) => self.step_membership(now, membership::Input::Idle(idle), out),
             Input::EndpointsWanted(wanted) => self.endpoints.want(wanted),
             Input::Accept => self.accept(now, out),
             Input::CacheWritten(took) => self.cache.written(took),
             Input::Tick => {
                 let records = self.store.tick(now);
                 self.publish(records, out);
-                self.join(now, membership::Input::Tick, out);
+                self.step_membership(now, membership::Input::Tick, out);
             }
         }
     }
@@ -228,7 +228,7 @@ impl ControlCore {
         self.announced = true;
         self.error = Some(format!("{member}: {error}"));
         self.unreachable = Some(unreachable::etcd_unreachable(member, error));
-        self.join(now, membership::Input::Disconnected, out);
+        self.step_membership(now, membership::Input::Disconnected, out);
     }
 
     fn on_list(&mut self, now: Instant, listing: KeyListing, out: &mut Vec<Effect>) {
@@ -247,9 +247,9 @@ impl ControlCore {
             self.announced = true;
             self.known_until = None;
             self.unreachable = None;
-            self.join(now, membership::Input::Connected, out);
+            self.step_membership(now, membership::Input::Connected, out);
         }
-        self.join(now, membership::Input::Store, out);
+        self.step_membership(now, membership::Input::Store, out);
     }
 
     fn audited(&mut self, now: Instant, listing: KeyListing, deleted_since: &BTreeSet<String>, out: &mut Vec<Effect>) {
@@ -268,7 +268,7 @@ impl ControlCore {
         }
         self.publish(records, out);
         self.list_again(out);
-        self.join(now, membership::Input::Store, out);
+        self.step_membership(now, membership::Input::Store, out);
     }
 
     /// Requests the list that confirms the last one's missing keys.
@@ -283,12 +283,12 @@ impl ControlCore {
         info!(withdrawn = accepted.withdrawn, changed = accepted.changed, "operator accepted the content of etcd");
         self.publish(records, out);
         self.cache.changed_now();
-        self.join(now, membership::Input::Store, out);
+        self.step_membership(now, membership::Input::Store, out);
         out.push(Effect::Accepted(accepted));
     }
 
     /// Steps this node's own records.
-    fn join(&mut self, now: Instant, input: membership::Input, out: &mut Vec<Effect>) {
+    fn step_membership(&mut self, now: Instant, input: membership::Input, out: &mut Vec<Effect>) {
         let before = self.membership.state().clone();
         for effect in self.membership.step(now, input, &self.store) {
             match effect {

@@ -435,7 +435,7 @@ impl Store {
         if absence == Absence::Listed {
             self.guard.confirm(now);
         }
-        // What goes while `config` is missing is an accident until someone says otherwise, however few they are.
+        // While `config` is missing, any withdrawal counts as an accident until an operator accepts it.
         let present = self.keys.get(Key::CONFIG).is_some_and(|kept| kept.good.is_some());
         let all = self.records.config.is_some() && !present;
         let judged = self.guard.judge(now, all, |class| self.counts.get(class));
@@ -524,7 +524,7 @@ impl Store {
         self.standing(&Key::Removed(id.clone()).to_string()).is_some()
     }
 
-    /// The record under a key that is in force, readable or not: the one held, else etcd's.
+    /// The record in force under a key, readable or not: the held one, else etcd's.
     fn standing(&self, text: &str) -> Option<&StoredKey> {
         match self.guard.held(text) {
             Some(held) => held.record.as_ref(),
@@ -545,7 +545,7 @@ impl Store {
     }
 }
 
-/// The directory of a key that is in none of ours.
+/// The directory of a key if it is unknown.
 fn unknown_directory(text: &str, kept: &StoredKey) -> Option<Box<str>> {
     match kept.key.is_none().then(|| Key::parse(text))? {
         Err(KeyError::Unknown { directory, .. }) => directory,

@@ -63,7 +63,7 @@ reasons! {
     Refused => "refused",
     /// Would have been refused, but for audit mode.
     Audited => "audited",
-    /// A packet of no flow, that does not begin one.
+    /// A packet that belongs to no flow and begins none.
     NoFlow => "no_flow",
     /// A packet of a flow that policies have cut.
     Cut => "cut",
@@ -77,7 +77,7 @@ reasons! {
     Unrelated => "unrelated",
     /// The policies are not complete yet.
     NotReady => "not_ready",
-    /// The kernel was asked for a flow.
+    /// A flow was queried in the kernel.
     Asked => "asked_conntrack",
 }
 
@@ -103,7 +103,7 @@ impl PolicyGate {
         }
     }
 
-    /// Judges by this from each hook's next batch on.
+    /// Judges by `in_force` from each hook's next batch on.
     pub(super) fn set(&self, mut in_force: ActivePolicy) {
         let before = self.in_force.get();
         let alike =
@@ -141,7 +141,7 @@ impl PolicyGate {
         self.has_flows.store(!table.is_empty(), Ordering::Relaxed);
     }
 
-    /// Takes up a flow that the kernel knows between a local pod and something else; `rules` know whose addresses they are.
+    /// Inserts a flow of a local pod that the kernel knows; `rules` know the addresses' owners.
     pub(super) fn insert_known(&self, rules: &Classifier, known: &KnownFlow, own: &[IpNet], now: Instant) {
         let is_own = |address: IpAddr| own.iter().any(|net| net.contains(&address));
         let origin = match (is_own(known.tuple.source), is_own(known.tuple.destination)) {
@@ -149,7 +149,7 @@ impl PolicyGate {
             (false, true) => Origin::Remote,
             _ => return,
         };
-        // One that is rewritten is nftables' to judge.
+        // Flows with NAT are judged by nftables.
         if known.rewritten {
             return;
         }
@@ -258,7 +258,7 @@ impl Track for Egress {
         table.fetch(batch.slots().iter().filter_map(|slot| slot.packet.as_ref()));
         for (slot, bytes) in batch.iter_mut() {
             let (None, Some(packet)) = (slot.drop, &slot.packet) else { continue };
-            // The node's own; answers to it pass anyway.
+            // From the node itself: replies to it pass anyway.
             if in_force.mesh.overlay.contains(&packet.source) {
                 continue;
             }
@@ -286,7 +286,7 @@ impl Ingress {
         Self { in_force: gate.in_force.cached(), gate, conntrack: None, asked: Vec::new() }
     }
 
-    /// Asks the kernel, with no lock held.
+    /// Queries the kernel's conntrack, with no lock held.
     fn ask(&mut self) {
         if self.conntrack.is_none() {
             self.conntrack = Conntrack::open().ok();
@@ -319,7 +319,7 @@ impl Judge for Ingress {
         for (at, (slot, bytes)) in batch.iter_mut().enumerate() {
             let peer = slot.peer();
             let (None, Some(packet)) = (slot.drop, &slot.packet) else { continue };
-            // A process of this node, or rewritten to a pod's address, and judged behind that.
+            // To a process of this node, or subject to NAT to a pod's address, and judged after it.
             if in_force.mesh.overlay.contains(&packet.destination) {
                 continue;
             }

@@ -74,7 +74,7 @@ pub(super) struct Inbound {
     judge: Box<dyn Judge>,
     admission: Admission,
     strangers: Strangers,
-    /// Handshake messages that wait; counted up here and down by who works on them.
+    /// Queued handshake messages; incremented here and decremented by the handshake thread.
     pub(super) queued: Arc<AtomicUsize>,
     /// Of each transport message: peer, index of the received datagrams, and index in them; sorted by peer.
     order: Vec<(u32, u16, u16)>,
@@ -118,7 +118,7 @@ impl Inbound {
         }
     }
 
-    /// Tells transport messages from handshakes and rubbish.
+    /// Sorts datagrams: transport messages, handshake messages, malformed ones.
     fn sort(
         &mut self,
         now: Instant,
@@ -161,7 +161,7 @@ impl Inbound {
         self.order.sort_unstable();
     }
 
-    /// A datagram came that is for no session of ours: the peer that it comes from may not know of our restart.
+    /// Handles a datagram of an unknown session: its sender may not know of our restart.
     fn stranger(&mut self, now: Instant, tables: &Arc<Tables>, from: SocketAddr, out: &mut Outgoing) {
         if self.admission.is_loaded(now) {
             return;

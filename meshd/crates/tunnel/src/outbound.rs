@@ -24,8 +24,8 @@ pub(super) struct Outbound {
     icmp: icmp::Limit,
 }
 
-/// The peer of packets that go nowhere.
-const NOBODY: u32 = u32::MAX;
+/// Stands for the missing peer of a packet that is dropped.
+const NO_PEER: u32 = u32::MAX;
 
 impl Outbound {
     pub(super) fn new(now: Instant, core: Arc<Core>, track: Box<dyn Track>) -> Self {
@@ -74,14 +74,14 @@ impl Outbound {
             let (None, Some(packet)) = (slot.drop, &slot.packet) else {
                 continue;
             };
-            // Packets that wait together mostly go to the same address.
+            // Pending packets mostly have the same destination.
             let peer = match last {
                 Some((address, peer)) if address == packet.destination => peer,
-                _ => tables.prefixes.get(packet.destination).unwrap_or(NOBODY),
+                _ => tables.prefixes.get(packet.destination).unwrap_or(NO_PEER),
             };
             last = Some((packet.destination, peer));
             slot.peer = peer;
-            if peer == NOBODY {
+            if peer == NO_PEER {
                 slot.drop = Some(if is_for_one_host(packet.destination) {
                     DropReason::OutNoPeer
                 } else {
@@ -151,7 +151,7 @@ impl Outbound {
     }
 }
 
-/// A super-packet that is being cut, and where it is in its batch.
+/// A super-packet that is being split, and its index in the batch.
 struct Segmenting {
     at: usize,
     segments: Segments,
@@ -166,8 +166,8 @@ struct Sealing<'a, 'b> {
 }
 
 impl Sealing<'_, '_> {
-    /// Seals the packets at the positions that `rest` gives, the rest of `cut` first. Returns whether it stopped because
-    /// nothing more fits the outgoing buffer; both say then where to go on.
+    /// Seals the rest of `cut`, then the packets at the indexes in `rest`. Returns whether it stopped at a full
+    /// outgoing buffer; both then hold the rest.
     fn packets<'i>(
         &mut self,
         batch: &mut Batch,
@@ -196,7 +196,7 @@ impl Sealing<'_, '_> {
         }
     }
 
-    /// Seals one packet, or begins to cut it.
+    /// Seals one packet, or begins to split it.
     fn packet(&mut self, batch: &mut Batch, at: usize) -> Result<Option<Segmenting>, DropReason> {
         let slot = batch.slots()[at];
         let kind = slot.vnet.kind().map_err(|_| DropReason::OutMalformed)?;
@@ -220,7 +220,7 @@ impl Sealing<'_, '_> {
         }
     }
 
-    /// Seals the segments of a super-packet; returns whether it stopped because nothing more fits.
+    /// Seals the segments of a super-packet; returns whether it stopped at a full buffer.
     fn segments(&mut self, batch: &mut Batch, cut: &mut Segmenting) -> Result<bool, DropReason> {
         let bytes = batch.bytes_and_padding_mut(cut.at);
         while let Some(len) = cut.segments.next_len() {
