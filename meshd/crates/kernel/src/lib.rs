@@ -83,7 +83,7 @@ pub struct Options {
 /// [`Options::route_protocol`], unless set.
 pub const ROUTE_PROTOCOL: u8 = 158;
 
-/// The mark of probes. None of its bits is one that other programs act upon; docs/operations.md has the table.
+/// The mark of probes. By default no other program acts on its bits: `tests/others.rs` lists theirs.
 pub(crate) const PROBE_MARK: u32 = 0x1046;
 
 /// [`Options::table_name`], unless set.

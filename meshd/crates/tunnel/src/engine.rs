@@ -1,4 +1,30 @@
 //! The WireGuard protocol for one pair of keys, behind a trait.
+//!
+//! Where boringtun deviates from the protocol, and the consequence here:
+//!
+//! - Only one core at a time can use a session, so a direction of one peer is as fast as one core. The tunnel works in
+//!   batches, with two threads from four cores on.
+//! - The replay window has 1024 packets (others: 8192). One thread seals and sends, so only the network can reorder
+//!   packets beyond it.
+//! - Received counters from 2^64 - 2^13 on are refused before boringtun adds to them.
+//! - Payloads are not padded. The tunnel pads to 16 bytes, never beyond the route's MTU.
+//! - Eight bits of an index count handshakes, so an observer of datagrams can count a peer's handshakes. The upper 24
+//!   bits are random and unique in the node.
+//! - A cookie's MAC covers the source address without its port: hosts behind one NAT share a cookie.
+//! - One load counter for all sources would let one flooder put all of them in cookie mode. Admission is decided before
+//!   boringtun, per source.
+//! - Persistent keepalive ends after 90 s without an answer, which would cut off a node behind NAT. Keepalive and
+//!   handshake initiation are the tunnel's own.
+//! - Timestamps of initiations are the clock at the creation of the `Tunn`, plus the elapsed time. After the clock has
+//!   gone back, peers refuse them until it has caught up; a meshd peer that refuses one initiates itself.
+//! - Received timestamps are forgotten with the `Tunn`. The tunnel keeps them, and refuses initiations that are not
+//!   newer.
+//! - An initiation replaces our own in flight. Pending packets trigger another one after 5 s.
+//! - There are 8 sessions; a new one replaces the oldest, even one in use. An index is skipped if its session would
+//!   replace one of the four newest confirmed ones, the last answered one, or the current sending one. Packets in
+//!   flight for longer than two renewals, at least 10 s, are lost.
+//! - An answered but unconfirmed session may take the sending slot. Here none gets it.
+//! - The pre-shared key inside a `Tunn` is not wiped and shows in its `Debug`, which is never printed.
 
 use std::sync::Arc;
 

@@ -85,7 +85,7 @@ fn what_an_earlier_version_left_is_replaced() {
     });
 }
 
-/// The bits that other programs act upon by default: docs/operations.md.
+/// The bits that other programs act upon by default; docs/operations.md names the programs.
 #[test]
 fn the_mark_of_probes_meets_nobody_elses_bits() {
     for (whose, bits) in [
