@@ -35,8 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts to get it.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Makes the interface `port` a port of the bridge `name`, which is made, and given the first address of each subnet, when
-/// it is not there, and sets both up.
+/// Makes the interface `port` a port of the bridge `name`, which is made, and given the first address of each subnet,
+/// when it is not there, and sets both up.
 ///
 /// # Errors
 /// [`Code::InvalidConfig`] when `name` is something else; [`Code::TryAgainLater`]; what the kernel refuses.

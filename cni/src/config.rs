@@ -278,7 +278,8 @@ pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
 }
 
-/// The addresses that the runtime asks for by `runtimeConfig.ips` or `args.cni.ips`, which IPAM plugins read themselves.
+/// The addresses that the runtime asks for by `runtimeConfig.ips` or `args.cni.ips`, which IPAM plugins read
+/// themselves.
 ///
 /// # Errors
 /// [`Code::InvalidConfig`] when one of them is no address.

@@ -153,8 +153,8 @@ impl DaemonClient {
         self.request("DELETE", &path(name), None::<&()>).map(drop)
     }
 
-    /// Withdraws an attachment without the daemon: removes its file, and leaves a tombstone for a daemon that has read it
-    /// already, or has only stopped answering. Without the daemon's folder there is nothing to withdraw.
+    /// Withdraws an attachment without the daemon: removes its file, and leaves a tombstone for a daemon that has read
+    /// it already, or has only stopped answering. Without the daemon's folder there is nothing to withdraw.
     ///
     /// # Errors
     /// When the tombstone cannot be written, or the file cannot be removed; also when a link or anything else is in the

@@ -34,8 +34,8 @@ pub enum Code {
     NoSubnet,
     /// 102: the node daemon answered something else than this plugin understands: they are of different versions.
     DaemonDiffers,
-    /// 103: no address: none is left, the requested one is in use, or the IPAM plugin failed, whose own code and message
-    /// are in the message.
+    /// 103: no address: none is left, the requested one is in use, or the IPAM plugin failed, whose own code and
+    /// message are in the message.
     NoAddress,
     /// 104: the kernel refused.
     Kernel,

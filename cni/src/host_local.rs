@@ -46,8 +46,8 @@ pub fn folder(run_dir: &Path) -> PathBuf {
     run_dir.join(IPAM)
 }
 
-/// All addresses given out below `run_dir`, read under each network's lock where this user may open it. Without the lock a
-/// file may be half-written, and then has no holder.
+/// All addresses given out below `run_dir`, read under each network's lock where this user may open it. Without the
+/// lock a file may be half-written, and then has no holder.
 ///
 /// # Errors
 /// When a folder is there and cannot be read, or is a link: the addresses in a folder that was moved are in use.

@@ -5,12 +5,12 @@ use crate::{config::Config, daemon::PodReference, environment::Environment};
 /// The namespace of pods without a stated one.
 const DEFAULT_NAMESPACE: &str = "default";
 
-/// The pod behind an attachment: by the runtime's arguments if it is a Kubernetes pod, else by the configuration, else by
-/// the container's ID.
+/// The pod behind an attachment: by the runtime's arguments if it is a Kubernetes pod, else by the configuration, else
+/// by the container's ID.
 ///
-/// Podman 3 gives the container's name as `K8S_POD_NAMESPACE` and as `K8S_POD_NAME`, later versions as the latter alone:
-/// a runtime's own name, which need not be valid in Kubernetes and is ignored. Without a UID, equal names are taken for
-/// that, and so are any if the configuration has a `pod`.
+/// Podman 3 gives the container's name as `K8S_POD_NAMESPACE` and as `K8S_POD_NAME`, later versions as the latter
+/// alone: a runtime's own name, which need not be valid in Kubernetes and is ignored. Without a UID, equal names are
+/// taken for that, and so are any if the configuration has a `pod`.
 #[must_use]
 pub fn pod(environment: &Environment, config: &Config) -> PodReference {
     let argument = |name| environment.arg(name).map(str::to_owned);

@@ -191,8 +191,8 @@ impl Prepared {
     }
 }
 
-/// Has the kernel forward IPv4 packets that arrive on an interface of the host, whatever its default for new ones is. For
-/// IPv6 it has one setting for all of them.
+/// Has the kernel forward IPv4 packets that arrive on an interface of the host, whatever its default for new ones is.
+/// For IPv6 it has one setting for all of them.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -297,8 +297,8 @@ fn link_local(address: Ipv6Addr) -> IpNet {
     IpNet::new(address.into(), 64).unwrap_or_else(|_| IpNet::from(IpAddr::from(address)))
 }
 
-/// A hardware address of this attachment's own, the same every time, from the range that is free for local use. Set by us,
-/// it is left alone by udev, which would else give the host's end another one after containers have learnt it.
+/// A hardware address of this attachment's own, the same every time, from the range that is free for local use. Set by
+/// us, it is left alone by udev, which would else give the host's end another one after containers have learnt it.
 pub(crate) fn mac(name: &AttachmentName, which: u8) -> Mac {
     let [_, _, a, b, c, d, e, f] = hash(name, which).to_be_bytes();
     [(a & 0xfc) | 2, b, c, d, e, f]

@@ -19,8 +19,8 @@ use crate::{
 
 /// The plugin whose `ranges` the daemon understands, too.
 const HOST_LOCAL: &str = "host-local";
-/// Addresses at the start of a subnet that containers do not get: its own, which is the node's overlay address in IPv4 and
-/// the routers' anycast address in IPv6, and the next one, which a bridge takes.
+/// Addresses at the start of a subnet that containers do not get: its own, which is the node's overlay address in IPv4
+/// and the routers' anycast address in IPv6, and the next one, which a bridge takes.
 const RESERVED: u8 = 2;
 
 /// Where addresses come from.
@@ -32,8 +32,8 @@ pub enum AddressSource<'a> {
     Plugin(&'a str),
 }
 
-/// Where this configuration has addresses from. `host-local` without a `dataDir` of its own is the daemon with that plugin's
-/// configuration: two stores for one subnet would give an address out twice.
+/// Where this configuration has addresses from. `host-local` without a `dataDir` of its own is the daemon with that
+/// plugin's configuration: two stores for one subnet would give an address out twice.
 #[must_use]
 pub fn source(config: &Config) -> AddressSource<'_> {
     match config.ipam.get("type").and_then(Value::as_str) {
@@ -154,8 +154,8 @@ fn resolver(text: &str) -> Map<String, Value> {
     dns
 }
 
-/// The configuration for an IPAM plugin: the network's own. A host-local without ranges gets those of `network`, which is
-/// not needed to give addresses back.
+/// The configuration for an IPAM plugin: the network's own. A host-local without ranges gets those of `network`, which
+/// is not needed to give addresses back.
 ///
 /// # Errors
 /// [`Code::NoSubnet`] when the subnets have no address to give.

@@ -71,7 +71,8 @@ pub(crate) fn interface_address(text: &str) -> Result<IpNet, Expected> {
     Ok(net)
 }
 
-/// A prefix that is routed to one peer, or comes from one pod: no host bits, no default route, nothing that hosts use for themselves.
+/// A prefix that is routed to one peer, or comes from one pod: no host bits, no default route, nothing that hosts use
+/// for themselves.
 pub(crate) fn routed_prefix(text: &str) -> Result<IpNet, Expected> {
     let net = match text.parse::<IpNet>() {
         Ok(net) => net,

@@ -1,5 +1,5 @@
-//! How fast pods come and go: 2,000 pairs of ADD and DEL on one node, 8 at a time and then a few one by one. Beside each
-//! pair, under the same load: what host-local takes for its addresses, and a bare `ip link delete`.
+//! How fast pods come and go: 2,000 pairs of ADD and DEL on one node, 8 at a time and then a few one by one. Beside
+//! each pair, under the same load: what host-local takes for its addresses, and a bare `ip link delete`.
 //!
 //! ```text
 //!   east1 (pods) ── switch ── router ── etcd
@@ -154,8 +154,8 @@ impl Bench<'_> {
         row("a bare `ip link delete` of a veth pair", &|pair| pair.bare);
         row("DEL beyond that", &|pair| pair.del.saturating_sub(pair.bare));
         row("a second bare deletion beyond the first", &|pair| pair.bare_again.saturating_sub(pair.bare));
-        // A deletion waits for the kernel's grace periods, now longer and now shorter: what differs from pair to pair is mostly
-        // that, so the tails are compared as well.
+        // A deletion waits for the kernel's grace periods, now longer and now shorter: what differs from pair to pair
+        // is mostly that, so the tails are compared as well.
         let less = p99(&|pair| pair.del).saturating_sub(p99(&|pair| pair.bare));
         println!("| {at_once} at a time, p99 of DEL less p99 of a bare one | {} |", millis(less));
     }

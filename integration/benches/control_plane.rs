@@ -4,7 +4,8 @@
 //!   host ── router ── store        the other nodes are records: they have no machines
 //! ```
 //!
-//! `BENCH_QUICK=1` takes a tenth of everything. What is looked at is what a node does to its kernel: a route per subnet.
+//! `BENCH_QUICK=1` takes a tenth of everything. What is looked at is what a node does to its kernel: a route per
+//! subnet.
 
 use std::{
     env, fs, thread,

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! UDP goes every 5 ms, first only from the far pod to the one behind the daemon that restarts, then both ways beside a
-//! TCP connection, which must live. An interruption is the longest time between two packets that arrived, so it includes
-//! the daemon's own start. `BENCH_QUICK=1` restarts a few times only.
+//! TCP connection, which must live. An interruption is the longest time between two packets that arrived, so it
+//! includes the daemon's own start. `BENCH_QUICK=1` restarts a few times only.
 
 use std::{
     env,

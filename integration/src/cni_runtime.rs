@@ -263,8 +263,8 @@ impl CniRuntime {
         })
     }
 
-    /// Runs the first plugin with this command, up to before step number `step`; `at` says there how it goes on. DEL gets
-    /// the result of an ADD that is known.
+    /// Runs the first plugin with this command, up to before step number `step`; `at` says there how it goes on. DEL
+    /// gets the result of an ADD that is known.
     ///
     /// # Panics
     /// When it cannot be started or watched.

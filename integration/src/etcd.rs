@@ -215,8 +215,8 @@ impl Etcd {
         file
     }
 
-    /// Replaces the only member by one made from a snapshot: with `token` as another cluster, without as one of the same
-    /// id.
+    /// Replaces the only member by one made from a snapshot: with `token` as another cluster, without as one of the
+    /// same id.
     pub fn restore(&self, snapshot: &Path, token: Option<&str>) {
         self.stop();
         self.remove_data();

@@ -183,8 +183,8 @@ impl MeshdNode {
         *slot = Some(self.host.spawn_with_env(program, &command, &env));
     }
 
-    /// `SIGKILL`: the daemon has no chance to tidy up. A child that it was just forking holds its lock a moment longer; when
-    /// this returns, another daemon can take it.
+    /// `SIGKILL`: the daemon has no chance to tidy up. A child that it was just forking holds its lock a moment longer;
+    /// when this returns, another daemon can take it.
     pub fn kill9(&self) {
         self.expect_end();
         self.with_process(Process::kill9);

@@ -43,8 +43,8 @@ pub struct PingReport {
     destination: String,
     /// How many were to be sent.
     pub sent: u32,
-    /// Sequence number (from 1) and round-trip time of each answer, in the order of arrival; of one that came after `ping`
-    /// had ended, the time since the start.
+    /// Sequence number (from 1) and round-trip time of each answer, in the order of arrival; of one that came after
+    /// `ping` had ended, the time since the start.
     pub answers: Vec<(u32, Duration)>,
     /// What `ping` printed, errors too.
     pub text: String,
@@ -128,7 +128,8 @@ impl Ping {
             answers: output.stdout.lines().filter_map(answer).collect(),
             text: output.describe(),
         };
-        // Without any answer `ping` has waited for as long as it was told, but may have had no processor to take what came.
+        // Without any answer `ping` has waited for as long as it was told, but may have had no processor to take what
+        // came.
         let end = if report.answers.is_empty() { Instant::now() } else { Instant::now() + self.wait };
         while report.lost() > 0 {
             let Some(number) = listener.next_by(end) else { break };

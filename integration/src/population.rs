@@ -11,8 +11,8 @@ pub const LARGE_CONFIG: &str = r#"{"Network": "10.64.0.0/10", "SubnetLen": 24, "
 
 /// The records of a registered node without a daemon. Each number below 8,192 is another one.
 ///
-/// It is at a site of its own, has the subnet with its number, counted from 10.64.1.0/24, and an endpoint in 198.18.0.0/15,
-/// which is kept for benchmarks (RFC 2544).
+/// It is at a site of its own, has the subnet with its number, counted from 10.64.1.0/24, and an endpoint in
+/// 198.18.0.0/15, which is kept for benchmarks (RFC 2544).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PaperNode(u16);
 

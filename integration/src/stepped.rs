@@ -67,8 +67,8 @@ pub struct Steps {
     pub status: ExitStatus,
 }
 
-/// Runs a program, with all its threads and without its children, up to before step number `step`, and asks `at` there what
-/// to do with it.
+/// Runs a program, with all its threads and without its children, up to before step number `step`, and asks `at` there
+/// what to do with it.
 ///
 /// # Errors
 /// When it cannot be started or watched.

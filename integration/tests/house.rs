@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, process::Command};
 
 use serde_json::Value;
 
-/// Each crate of the workspace with those that it may name, the lowest first. A new edge is a decision: it must not make
-/// a pure crate depend on a shell, nor one shell on another without need.
+/// Each crate of the workspace with those that it may name, the lowest first. A new edge is a decision: it must not
+/// make a pure crate depend on a shell, nor one shell on another without need.
 const ALLOWED: [(&str, &[&str]); 27] = [
     ("atomic-file", &[]),
     ("cow-map", &[]),

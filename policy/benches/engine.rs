@@ -313,8 +313,8 @@ fn flows(count: u32) {
     });
 }
 
-/// The table behind one lock that both directions take once per batch: what a packet costs with the other direction at rest,
-/// and at work. A direction works twenty times as long on a batch as it holds the lock.
+/// The table behind one lock that both directions take once per batch: what a packet costs with the other direction at
+/// rest, and at work. A direction works twenty times as long on a batch as it holds the lock.
 fn shared() {
     let classifier = Engine::new().commit(1);
     let now = Instant::now();
@@ -363,8 +363,8 @@ fn shared() {
     });
 }
 
-/// Prints the mean time in nanoseconds that `round` says, of many rounds: what else the machine does shows in the median, and
-/// in the least it does not.
+/// Prints the mean time in nanoseconds that `round` says, of many rounds: what else the machine does shows in the
+/// median, and in the least it does not.
 fn several(what: &str, mut round: impl FnMut() -> f64) {
     let mut means: Vec<f64> = (0..15).map(|_| round()).collect();
     means.sort_by(f64::total_cmp);

@@ -1,5 +1,5 @@
-//! What the API server takes is taken: each field of the CRD of ClusterNetworkPolicy (network-policy-api v0.3.0), and the
-//! blocks of NetworkPolicy's `ipBlock`.
+//! What the API server takes is taken: each field of the CRD of ClusterNetworkPolicy (network-policy-api v0.3.0), and
+//! the blocks of NetworkPolicy's `ipBlock`.
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 

@@ -228,7 +228,8 @@ fn a_cluster_with_other_names_for_its_nodes_keeps_its_labels() {
 }
 
 proptest! {
-    /// However it came about: an attachment has the labels of its Pod object exactly if it may be of that object's node.
+    /// However it came about: an attachment has the labels of its Pod object exactly if it may be of that object's
+    /// node.
     #[test]
     fn attachments_are_joined_as_if_all_were_told_at_once(
         steps in prop::collection::vec((0..7_u8, 0..3_usize, 0..4_usize, 0..4_usize), 1..60),

@@ -41,8 +41,8 @@ pub struct Begun {
     /// This node's place in the mesh.
     #[serde(flatten)]
     pub network: Network,
-    /// The allocated addresses, each with the prefix length of its subnet; `None` if none were requested, or by a daemon
-    /// that allocates none.
+    /// The allocated addresses, each with the prefix length of its subnet; `None` if none were requested, or by a
+    /// daemon that allocates none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addresses: Option<Vec<IpNet>>,
 }

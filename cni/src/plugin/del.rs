@@ -19,8 +19,8 @@ pub(super) fn del(call: &Invocation<'_>) -> Result<(), CniError> {
     if made_here(call, &name) { remove(call, &name) } else { withdraw(call, &name) }
 }
 
-/// Whether this plugin has made the interface: ADD's result, which every DEL from 0.4.0 on brings along, lists the host's
-/// end by its name then. Without a result it may have, and its ADD may have broken off.
+/// Whether this plugin has made the interface: ADD's result, which every DEL from 0.4.0 on brings along, lists the
+/// host's end by its name then. Without a result it may have, and its ADD may have broken off.
 fn made_here(call: &Invocation<'_>, name: &AttachmentName) -> bool {
     let Some(result) = &call.config.prev_result else { return true };
     let host_name = interface::host_name(name);
@@ -28,8 +28,8 @@ fn made_here(call: &Invocation<'_>, name: &AttachmentName) -> bool {
     interfaces.into_iter().flatten().any(|interface| interface.get("name").is_some_and(|name| *name == host_name))
 }
 
-/// Removes the interface, and then withdraws the attachment with its addresses: the next container that gets them is not
-/// judged as this one, and finds no interface that has them still.
+/// Removes the interface, and then withdraws the attachment with its addresses: the next container that gets them is
+/// not judged as this one, and finds no interface that has them still.
 pub(super) fn remove(call: &Invocation<'_>, name: &AttachmentName) -> Result<(), CniError> {
     let mut netlink = Netlink::open()?;
     netlink.delete(&interface::host_name(name))?;

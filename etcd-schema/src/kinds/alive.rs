@@ -22,8 +22,8 @@ pub struct Alive {
     pub start_revision: Option<u64>,
     /// Random, one per process.
     pub incarnation: u64,
-    /// Directories of keys that this daemon acts on and that version 0.1.0 did not know: [`Self::KUBERNETES`]. Older daemons
-    /// do not write it. It is not part of `nodes/ID`, whose unknown fields an older daemon keeps.
+    /// Directories of keys that this daemon acts on and that version 0.1.0 did not know: [`Self::KUBERNETES`]. Older
+    /// daemons do not write it. It is not part of `nodes/ID`, whose unknown fields an older daemon keeps.
     pub reads: Vec<String>,
     /// Whether pods' packets go as they should here; `None`: an older daemon, or one that has just started.
     pub readiness: Option<Readiness>,
@@ -116,8 +116,8 @@ impl Alive {
     /// Whether this record's process started before the one of `other`. Decides which of two clones keeps the identity:
     /// it is a function of the two records alone, so both come to the same answer.
     ///
-    /// etcd's revision at the start is a clock that both share. Where one of them does not say it, or it is the same, the
-    /// start counts decide: that of a copied state directory is at least one higher. The incarnation breaks ties.
+    /// etcd's revision at the start is a clock that both share. Where one of them does not say it, or it is the same,
+    /// the start counts decide: that of a copied state directory is at least one higher. The incarnation breaks ties.
     #[must_use]
     pub fn started_before(&self, other: &Self) -> bool {
         match (self.start_revision, other.start_revision) {

@@ -1,9 +1,9 @@
 //! The kinds of records: one file each, and the tables of them.
 //!
-//! A file has the kind's rules, its value, and how that shows in `check`. A new kind is its file, a line in `keys!` below
-//! and, unless it is an object of a Kubernetes cluster, one in `values!`; then its reader:
-//! [`View::set`](../mesh/records/struct.View.html) for the mesh, `policy::objects` for policies. Parsing of keys, cache,
-//! withdrawals, last good values and `check` go by the rules.
+//! A file has the kind's rules, its value, and how that shows in `check`. A new kind is its file, a line in `keys!`
+//! below and, unless it is an object of a Kubernetes cluster, one in `values!`; then its reader:
+//! [`View::set`](../mesh/records/struct.View.html) for the mesh, `policy::objects` for policies. Parsing of keys,
+//! cache, withdrawals, last good values and `check` go by the rules.
 
 mod alive;
 mod attachment;

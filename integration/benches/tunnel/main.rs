@@ -4,9 +4,9 @@
 //!   pod ── host ── router ── host ── pod      one such pair of hosts per subject, the router is common
 //! ```
 //!
-//! Subjects take turns, so that whatever else the machine does strikes all of them; see `turns.rs`. `cargo bench --workspace
-//! --bench tunnel -- NAME…` runs the cells of these names, or whose name contains one of the words; without words, all of
-//! them. `--list` prints the names. The variables that change a run are in `settings.rs`.
+//! Subjects take turns, so that whatever else the machine does strikes all of them; see `turns.rs`. `cargo bench
+//! --workspace --bench tunnel -- NAME…` runs the cells of these names, or whose name contains one of the words; without
+//! words, all of them. `--list` prints the names. The variables that change a run are in `settings.rs`.
 
 mod crowd;
 mod echo;

@@ -26,8 +26,8 @@ struct Turn<T> {
     taken: Vec<Taken<T>>,
 }
 
-/// Takes turns until `wanted` were undisturbed, puts the figures of those that count into `comparison`, with the subjects in
-/// their order, and returns what else they brought: for each turn, for each subject.
+/// Takes turns until `wanted` were undisturbed, puts the figures of those that count into `comparison`, with the
+/// subjects in their order, and returns what else they brought: for each turn, for each subject.
 pub(crate) fn take<S, T>(
     comparison: &mut Comparison,
     wanted: u32,

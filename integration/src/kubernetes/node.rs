@@ -36,8 +36,8 @@ impl fmt::Display for ProxyMode {
     }
 }
 
-/// A node. Its files are this machine's as they are now; what is written to them is kept in memory, across reboots, and is
-/// gone with it. Only root's view of it is complete: `sh` runs there.
+/// A node. Its files are this machine's as they are now; what is written to them is kept in memory, across reboots, and
+/// is gone with it. Only root's view of it is complete: `sh` runs there.
 pub struct KubernetesNode {
     host: Host,
     folder: PathBuf,

@@ -30,7 +30,8 @@ const COMMAND: Duration = Duration::from_secs(120);
 /// Between two looks whether a command has ended.
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
-/// A network namespace of a Lab, mounted so that `ip netns exec` finds it. Cloning gives another handle to the same one.
+/// A network namespace of a Lab, mounted so that `ip netns exec` finds it. Cloning gives another handle to the same
+/// one.
 ///
 /// Only the network is separate: files, `/sys` and processes are the machine's.
 #[derive(Clone)]
@@ -247,7 +248,8 @@ impl Namespace {
         Process::start(self, program.as_ref(), args, env)
     }
 
-    /// `ip monitor` of these objects, with what it has to say about namespaces of other Labs, which come and go, left out.
+    /// `ip monitor` of these objects, with what it has to say about namespaces of other Labs, which come and go, left
+    /// out.
     ///
     /// # Panics
     /// When it cannot be started.
@@ -256,16 +258,16 @@ impl Namespace {
         self.spawn("sh", &["-c", &format!("exec ip monitor {objects} 2>/dev/null")])
     }
 
-    /// Writes what matches `filter` (tcpdump's language; empty is all) on all interfaces, the first 2 KiB of each packet,
-    /// to a file that is returned, from now until the process is dropped or ended.
+    /// Writes what matches `filter` (tcpdump's language; empty is all) on all interfaces, the first 2 KiB of each
+    /// packet, to a file that is returned, from now until the process is dropped or ended.
     ///
     /// # Panics
     /// When tcpdump does not start.
     #[track_caller]
     pub fn capture(&self, filter: &str) -> (Process, PathBuf) {
         let file = self.lab().folder().join(format!("{}.pcap", self.next_interface(&format!("{}-", self.name()))));
-        // In immediate mode each packet takes a slot of the snapshot length in the buffer: with tcpdump's own 256 KiB in
-        // 2 MiB there are eight, which is a loss as soon as tcpdump has to wait for a processor.
+        // In immediate mode each packet takes a slot of the snapshot length in the buffer: with tcpdump's own 256 KiB
+        // in 2 MiB there are eight, which is a loss as soon as tcpdump has to wait for a processor.
         let options = "-i any -U --immediate-mode -s 2048 -B 8192 -Z root -w";
         let file_name = file.to_string_lossy();
         let words: Vec<&str> = options.split(' ').chain([&*file_name, filter]).collect();

@@ -151,8 +151,8 @@ impl Process {
         self.await_exit(deadline)
     }
 
-    /// `SIGSTOP`: it stands still until [`cont`](Self::cont). Each thread stops only when it next has a processor, which on a
-    /// busy machine takes a while: until then it would still answer.
+    /// `SIGSTOP`: it stands still until [`cont`](Self::cont). Each thread stops only when it next has a processor,
+    /// which on a busy machine takes a while: until then it would still answer.
     ///
     /// # Panics
     /// When one does not stop.

@@ -20,8 +20,8 @@ const REQUEST_V6: u8 = 128;
 /// Header and a payload of 56 bytes, as `ping` sends it.
 const MESSAGE: usize = 64;
 
-/// A row of echo requests that does not wait for answers before it goes on, so that a slow answer does not hide how slow
-/// the next would have been.
+/// A row of echo requests that does not wait for answers before it goes on, so that a slow answer does not hide how
+/// slow the next would have been.
 #[derive(Debug, Clone)]
 pub struct Echoes {
     from: Namespace,

@@ -61,8 +61,8 @@ impl Forgeries {
         Self { messages: messages.collect() }
     }
 
-    /// Sends this many a second for `length` from inside `place`, from 256 addresses counted from `first`, all of which must
-    /// be local there. Returns how many were sent.
+    /// Sends this many a second for `length` from inside `place`, from 256 addresses counted from `first`, all of which
+    /// must be local there. Returns how many were sent.
     ///
     /// # Panics
     /// When the system refuses a socket.

@@ -59,8 +59,8 @@ impl Handshakes {
         self.keys.iter().map(|key| PublicKey::from(key).to_bytes())
     }
 
-    /// Lets all of them initiate at once from inside `place`, each from an address of its own, counted from `first`, all of
-    /// which must be local there. Ends when all have a session, or after `limit`.
+    /// Lets all of them initiate at once from inside `place`, each from an address of its own, counted from `first`,
+    /// all of which must be local there. Ends when all have a session, or after `limit`.
     ///
     /// # Panics
     /// When the system refuses.

@@ -67,7 +67,8 @@ impl Lane {
 
     /// The fate of an IP packet in a frame of `length` bytes that is given to the line at `now`.
     pub fn packet(&mut self, now: Instant, length: usize) -> Fate {
-        // As many draws for each packet whatever the settings, so that one setting does not change what another strikes.
+        // As many draws for each packet whatever the settings, so that one setting does not change what another
+        // strikes.
         let (lost, overtakes, jitter) = (self.draw(), self.draw(), self.draw());
         if lost < self.impairment.loss {
             return Fate::Lost;

@@ -32,8 +32,8 @@ use crate::{
 const ROOM: usize = 9216;
 /// How long a thread sleeps when nothing is due; then it looks whether it is to stop.
 const IDLE: Duration = Duration::from_millis(10);
-/// While packets leave one after the other, they are carried in batches this far apart: a wake-up for each would cost more
-/// than the packet, and a line of 500 Mbit/s has one every 24 µs.
+/// While packets leave one after the other, they are carried in batches this far apart: a wake-up for each would cost
+/// more than the packet, and a line of 500 Mbit/s has one every 24 µs.
 const GRAIN: Duration = Duration::from_micros(200);
 /// Packets that may be under way in one direction; what comes on top is lost.
 const UNDER_WAY: usize = 1 << 16;

@@ -32,8 +32,9 @@ const DRAIN: Duration = Duration::from_secs(60);
 /// It looks at what comes in and is addressed to the namespace, or to everyone. A frame from one neighbour to another,
 /// here only because a switch has forgotten where that one is, goes no further and is not looked at.
 ///
-/// Dropping it fails the scenario when there was one, so it need only be kept; [`take_violations`](Self::take_violations)
-/// is for scenarios that expect one. It also fails when it could not keep up and frames escaped it.
+/// Dropping it fails the scenario when there was one, so it need only be kept;
+/// [`take_violations`](Self::take_violations) is for scenarios that expect one. It also fails when it could not keep up
+/// and frames escaped it.
 #[must_use = "a sniffer watches as long as it lives"]
 pub struct Sniffer {
     name: String,

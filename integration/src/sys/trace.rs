@@ -77,8 +77,8 @@ pub(crate) fn entered(thread: Pid) -> io::Result<Option<Entered>> {
 impl Entered {
     /// Whether it connects to a socket in the file system.
     pub(crate) fn connects_to_path(&self, thread: Pid) -> bool {
-        // SAFETY: the address is one of the traced program's; the kernel reads there, and fails where nothing is. The word
-        // that it returns is -1 only where the call has failed: no address family is 65535.
+        // SAFETY: the address is one of the traced program's; the kernel reads there, and fails where nothing is. The
+        // word that it returns is -1 only where the call has failed: no address family is 65535.
         let word = || unsafe {
             libc::ptrace(libc::PTRACE_PEEKDATA, thread.as_raw(), self.arguments[1] as *mut u8, ptr::null_mut::<u8>())
         };

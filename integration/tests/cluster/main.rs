@@ -1,5 +1,6 @@
-//! A whole Kubernetes cluster whose network is meshd, installed by the chart: a control plane, and three nodes at two sites,
-//! each with containerd, kubelet and kube-proxy. `make kubernetes` runs it; `cargo test` alone does not. `make conformance` runs the suites of others.
+//! A whole Kubernetes cluster whose network is meshd, installed by the chart: a control plane, and three nodes at two
+//! sites, each with containerd, kubelet and kube-proxy. `make kubernetes` runs it; `cargo test` alone does not. `make
+//! conformance` runs the suites of others.
 //!
 //! ```text
 //!   east1 ─┐ site east                  site west

@@ -52,7 +52,8 @@ pub(crate) fn measure(probe: &Probe, what: &str, answered: bool, change: &dyn Fn
     took
 }
 
-/// Everything of a namespace goes with it, also from etcd; a policy of another namespace that named it lets it in no more.
+/// Everything of a namespace goes with it, also from etcd; a policy of another namespace that named it lets it in no
+/// more.
 #[track_caller]
 fn namespace_deleted(cluster: &Cluster, url: &str) {
     cluster.create_namespace("guests");

@@ -12,8 +12,8 @@ use crate::{
 
 /// Longest run of a suite.
 const LONG: Duration = Duration::from_secs(4 * 3600);
-/// Tests of Kubernetes about a cloud's load balancers, nodes that reboot or have no network, and other families; and of a
-/// pod that is evicted for its use of a disk, which these nodes do not measure.
+/// Tests of Kubernetes about a cloud's load balancers, nodes that reboot or have no network, and other families; and of
+/// a pod that is evicted for its use of a disk, which these nodes do not measure.
 const NOT_HERE: &str = r"LoadBalancer|Disruptive|SCTP|IPv6|DualStack|Feature:|Serial|Slow|Flaky|evicted pods";
 /// Tests of network-policy-api that a kernel without SCTP cannot run, and those with checks that begin with it.
 const SCTP: &str = ".*/.*/(SCTP|TierGress|PortRange|InlineCIDRPeers)";

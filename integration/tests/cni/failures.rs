@@ -71,7 +71,8 @@ fn del_succeeds_when_daemon_state_and_mesh_are_gone() {
         drop((network.pod(&format!("{name}-one")), network.pod(&format!("{name}-two"))));
         (name, network)
     });
-    // Another network's plugins delete what they did not make, as a runtime whose configuration was replaced has them do.
+    // Another network's plugins delete what they did not make, as a runtime whose configuration was replaced has them
+    // do.
     let namespace = networks[0].1.namespace("replaced");
     networks[0].1.add("replaced", &namespace).unwrap_or_else(|failure| panic!("{failure}"));
     let bridge = json!({"type": "bridge", "bridge": "cni0", "ipam": node.host_local()});

@@ -1,4 +1,5 @@
-//! The race at a pod's start: three senders flood its address from before its ADD, and nothing gets in that policy refuses.
+//! The race at a pod's start: three senders flood its address from before its ADD, and nothing gets in that policy
+//! refuses.
 //!
 //! ```text
 //!   east1 (near, the pod) ─┐

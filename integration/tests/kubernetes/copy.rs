@@ -121,7 +121,8 @@ fn an_api_server_that_comes_back_empty_deletes_nothing() {
     assert_eq!(cluster.copied(), before);
     assert_eq!(cluster.state().unwrap()["uid"], uid);
 
-    // An operator means it. What is gone with the old cluster is still doubted: it waits a minute, or for its own token.
+    // An operator means it. What is gone with the old cluster is still doubted: it waits a minute, or for its own
+    // token.
     assert_eq!(cluster.meshctl(&["sync", "confirm", "east", "delete-pods-1"]).code(), Some(5), "no such finding");
     let confirm = || cluster.meshctl(&["sync", "confirm", "east"]);
     let confirmed = confirm();

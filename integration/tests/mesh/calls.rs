@@ -79,8 +79,8 @@ fn a_start_calls_those_that_were_talked_to() {
     await_session(near, far);
 }
 
-/// The far end sends in a session that the near end has lost. The near end does not know that they talked, and etcd tells
-/// the far end nothing.
+/// The far end sends in a session that the near end has lost. The near end does not know that they talked, and etcd
+/// tells the far end nothing.
 #[test]
 fn a_datagram_of_a_lost_session_is_followed_by_a_call() {
     let mesh = mesh("call-stranger");

@@ -230,8 +230,8 @@ fn wg_shows_the_tunnel_and_cannot_change_it() {
     assert!(!Path::new(&format!("/var/run/wireguard/{device}.sock")).exists());
 }
 
-/// As systemd starts it: another user, two capabilities, a device file that everyone may open. Arguments: the folder for
-/// these, the daemon, its command line.
+/// As systemd starts it: another user, two capabilities, a device file that everyone may open. Arguments: the folder
+/// for these, the daemon, its command line.
 const AS_SERVICE: &str = r#"
 folder=$1; shift
 before=

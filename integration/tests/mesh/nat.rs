@@ -41,7 +41,8 @@ fn a_node_behind_a_nat_is_reached_after_a_long_silence() {
         let home = || node.peer("home1").unwrap();
         assert!(home()["endpoint"].as_str().is_some_and(|at| at.starts_with("100.64.0.2:")), "{}", home());
         for address in mesh.pod("home1").addresses() {
-            // A daemon that waits for a processor for longer than the NAT remembers is forgotten all the same: once more.
+            // A daemon that waits for a processor for longer than the NAT remembers is forgotten all the same: once
+            // more.
             await_ok(&format!("the first packet to {address} to get in"), SOON, || {
                 // Keepalives, one a second, are all that is heard.
                 let before = home()["rx"].as_u64().unwrap();

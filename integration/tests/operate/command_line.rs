@@ -29,7 +29,8 @@ fn tool(name: &str, args: &[&str]) -> Said {
 /// As a user without rights, who may not even enter the folder that the tools were built in.
 fn as_nobody(folder: &Path, name: &str, args: &[&str]) -> Said {
     let copy: PathBuf = folder.join(name);
-    // By another process: a file that is open for writing here, or in a child that another test begins now, cannot be run.
+    // By another process: a file that is open for writing here, or in a child that another test begins now, cannot be
+    // run.
     assert!(Command::new("cp").arg(binary(name)).arg(&copy).status().unwrap().success());
     run(Command::new(copy).args(args).uid(NOBODY).gid(NOBODY).current_dir("/"))
 }

@@ -105,7 +105,8 @@ fn a_node_joins_with_its_role_and_cannot_write_what_is_others() {
         }
     }
     assert!(put("node", &format!("nodes/{id}")).success(), "its own it may");
-    // Which subnet a node draws is not known beforehand, so that all of them are open to it; unless it has a reservation.
+    // Which subnet a node draws is not known beforehand, so that all of them are open to it; unless it has a
+    // reservation.
     assert!(!put("closed", "subnets/10.244.8.0-24").success());
     with_role.await_status("its record to be its own again", SOON, |status| status["state"] == "running");
     // What it wrote is no peer: every status names it from here on.

@@ -1,5 +1,5 @@
-//! Containers on a machine with the package, whose daemon is not root: addresses, attachments and records are freed all the
-//! same. No host-local is there.
+//! Containers on a machine with the package, whose daemon is not root: addresses, attachments and records are freed all
+//! the same. No host-local is there.
 //!
 //! ```text
 //!   east1: machine with systemd, containers ── switch ── router ── etcd

@@ -1,5 +1,5 @@
-//! The DaemonSet of `deploy/kubernetes`: its containers run as a kubelet would, on machines with systemd, and pods come to the
-//! mesh by the plugin that they install.
+//! The DaemonSet of `deploy/kubernetes`: its containers run as a kubelet would, on machines with systemd, and pods come
+//! to the mesh by the plugin that they install.
 //!
 //! ```text
 //!   east-1 (DaemonSet, pod) ── switch ── router ── switch ── west-1 (DaemonSet, pod)

@@ -1,8 +1,8 @@
 //! A hundred changes a second, and not one packet judged by what was never so.
 //!
-//! Every packet's verdict has to be one that a naive reading of the specification gives at a revision between the last one that
-//! the judging node had reported in force before the packet was sent, and the newest when it arrived. A packet that
-//! does not arrive has one sent behind it that is always let through: it was judged before that one came.
+//! Every packet's verdict has to be one that a naive reading of the specification gives at a revision between the last
+//! one that the judging node had reported in force before the packet was sent, and the newest when it arrived. A packet
+//! that does not arrive has one sent behind it that is always let through: it was judged before that one came.
 
 use std::{
     collections::HashMap,

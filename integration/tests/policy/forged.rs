@@ -110,8 +110,8 @@ fn marks_that_others_write_let_nothing_pass_that_policies_deny() {
     east1.host().nft("delete table inet other");
 }
 
-/// An ICMP error passes if policies allow the flow that it quotes, and it comes from an end of that flow or from whom they
-/// let send such a packet by itself.
+/// An ICMP error passes if policies allow the flow that it quotes, and it comes from an end of that flow or from whom
+/// they let send such a packet by itself.
 #[test]
 fn an_error_passes_only_as_its_flow_does_and_from_an_end_of_it() {
     let mesh = mesh("policy-forged-errors", 1);
@@ -173,7 +173,8 @@ fn an_error_passes_only_as_its_flow_does_and_from_an_end_of_it() {
     });
 }
 
-/// An entry of conntrack is no verdict: what policies deny they deny in both directions of a flow that was entered by hand.
+/// An entry of conntrack is no verdict: what policies deny they deny in both directions of a flow that was entered by
+/// hand.
 #[test]
 fn conntrack_entries_that_others_make_open_no_flow_that_is_denied() {
     let mesh = mesh("policy-forged-conntrack", 1);

@@ -143,8 +143,8 @@ fn a_pod_is_itself(bridged: &Bridged, bridge: &str) {
     no_pod_takes_a_link_local_address(bridged, bridge);
 }
 
-/// `third` sends frames with the hardware address of `neighbour` to groups that end at the bridge, which learns from some of
-/// them before any rule sees them: what `db` sends the neighbour goes to the neighbour alone.
+/// `third` sends frames with the hardware address of `neighbour` to groups that end at the bridge, which learns from
+/// some of them before any rule sees them: what `db` sends the neighbour goes to the neighbour alone.
 #[track_caller]
 fn assert_groups_attract_nothing(bridged: &Bridged, [at_neighbour, at_third]: [&mut Capture; 2], round: u8) {
     let [db, neighbour, third] = &bridged.pods;
@@ -253,7 +253,8 @@ fn link_local_is_the_nodes(bridged: &Bridged, bridge: &str) {
     assert!(!listener.hears(b"link-local"), "the node's overlay address hears a pod by its link-local address");
 }
 
-/// The link-local address that follows from a neighbour's hardware address, or from the bridge's, is not a pod's to use.
+/// The link-local address that follows from a neighbour's hardware address, or from the bridge's, is not a pod's to
+/// use.
 fn no_pod_takes_a_link_local_address(bridged: &Bridged, bridge: &str) {
     let Bridged { mesh, pods: [db, neighbour, third] } = bridged;
     let node = mesh.node("east1").host();

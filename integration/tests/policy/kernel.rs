@@ -260,8 +260,8 @@ fn a_pod_reaches_itself_by_a_service_whatever_policies_say() {
     behind.assert_not_reached(client);
 }
 
-/// What `nft list` prints, in an order of its own: nft's is that in which things were made. Counters are left out, and so
-/// are verdicts that nftables remembers.
+/// What `nft list` prints, in an order of its own: nft's is that in which things were made. Counters are left out, and
+/// so are verdicts that nftables remembers.
 fn lines(listing: &str) -> Vec<&str> {
     let constant = |line: &'_ str| line.find("counter packets").unwrap_or(line.len());
     let lines = listing.lines().filter(|line| !line.contains(" expires "));

@@ -114,8 +114,8 @@ fn a_container_gets_no_labels_of_a_pod_on_another_node() {
     }
 }
 
-/// kubelet gives the runtime the hash of a static pod's manifest for its UID; its mirror object has another, and the hash
-/// in annotations.
+/// kubelet gives the runtime the hash of a static pod's manifest for its UID; its mirror object has another, and the
+/// hash in annotations.
 #[test]
 fn an_attachment_without_its_pod_is_named_until_the_mirror_object_comes() {
     const HASH: &str = "5f4dcc3b5aa765d61d8327deb882cf99";

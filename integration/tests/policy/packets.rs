@@ -179,8 +179,8 @@ fn a_borrowed_address_opens_nothing() {
     let ear = Ear::on(db, UDP);
     let packet = |port: u16| ipv4(friend.v4(), db.v4(), UDP, &udp(port, 5432, b"from a friend"));
     assert_arrives(&ear, friend, &packet(1));
-    // By a pod of another node, whose own node stops it; by one of the same node; by another node itself, whose key does
-    // not cover the address; by the friend's neighbour node, direct.
+    // By a pod of another node, whose own node stops it; by one of the same node; by another node itself, whose key
+    // does not cover the address; by the friend's neighbour node, direct.
     for (port, from) in [
         (2, world.client() as &Namespace),
         (3, &world.neighbour),

@@ -22,7 +22,8 @@ fn flows(node: &MeshdNode) -> Vec<Value> {
     printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// Waits until this mode is in force. What config says does not come with the policies: their revision says nothing of it.
+/// Waits until this mode is in force. What config says does not come with the policies: their revision says nothing of
+/// it.
 #[track_caller]
 pub(crate) fn await_mode(node: &MeshdNode, mode: &str) {
     node.await_status(&format!("to {mode}"), SOON, |status| status["policy"]["mode"] == mode);
@@ -90,7 +91,8 @@ fn the_log_group_can_be_moved_and_marks_of_others_stay() {
     await_flow(east1, "refused", |flow| flow["at"] == "nftables" && flow["verdict"] == "denied");
 }
 
-/// Another program's rules log into the daemon's group with its prefix. It can say what it likes there: nothing follows.
+/// Another program's rules log into the daemon's group with its prefix. It can say what it likes there: nothing
+/// follows.
 #[test]
 fn what_others_log_with_the_daemons_prefix_changes_no_verdict() {
     let mesh = mesh("policy-nflog-forged", 1);

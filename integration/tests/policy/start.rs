@@ -20,8 +20,8 @@ use integration::{
     topology::{CONFIG, Mesh, TwoSites},
 };
 
-/// An `nft` that refuses what a switch says: `pods` the rules of pods, `all` every change of policies, `everything` every
-/// call.
+/// An `nft` that refuses what a switch says: `pods` the rules of pods, `all` every change of policies, `everything`
+/// every call.
 pub(crate) struct Nft {
     folder: PathBuf,
 }

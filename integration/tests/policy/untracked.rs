@@ -232,7 +232,8 @@ fn answers_by_the_tunnel_pass_and_nothing_new_does() {
     }
 }
 
-/// Later fragments have no ports. Conntrack puts fragments together; where it does not, they pass no rules that deny any.
+/// Later fragments have no ports. Conntrack puts fragments together; where it does not, they pass no rules that deny
+/// any.
 #[test]
 fn later_fragments_that_are_not_tracked_pass_no_rules_that_deny() {
     let mesh = mesh("policy-untracked-fragments", 1);

@@ -1,5 +1,5 @@
-//! The rules that the engine makes of generated worlds, in a real kernel, with real packets, against a naive reading of the
-//! specification.
+//! The rules that the engine makes of generated worlds, in a real kernel, with real packets, against a naive reading of
+//! the specification.
 //!
 //! ```text
 //!   outside ── router: forwards everything back to outside, through the rules
@@ -87,7 +87,8 @@ fn router(lab: &Lab) -> (Host, Wire) {
     (router, Wire::on(&outside, far))
 }
 
-/// An Ethernet frame with the first packet of a flow, whose last four bytes are its number. Every second one is not tracked.
+/// An Ethernet frame with the first packet of a flow, whose last four bytes are its number. Every second one is not
+/// tracked.
 fn first_packet(flow: &Flow, number: u32) -> Vec<u8> {
     let source_port = 1024 + u16::try_from(number % 60_000).unwrap();
     let ports = || [source_port.to_be_bytes(), flow.port.unwrap_or(0).to_be_bytes()].concat();

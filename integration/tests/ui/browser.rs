@@ -39,7 +39,8 @@ impl Browser {
     pub(crate) fn start(host: &Host, profiles: &Path, [width, height]: [u16; 2]) -> Self {
         let driver = host.spawn("chromedriver", &["--port=9515"]);
         await_ok("chromedriver to listen", SOON, || ask(host, "GET", "/status", &Value::Null));
-        // It gives up a browser that takes a minute to start. The next one needs a profile that no other may still hold.
+        // It gives up a browser that takes a minute to start. The next one needs a profile that no other may still
+        // hold.
         let mut attempt = 0;
         let session = await_ok("a browser", BROWSER, || {
             attempt += 1;

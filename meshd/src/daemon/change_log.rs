@@ -1,5 +1,6 @@
-//! Logs what changes: problems when they appear and when they are gone, peers when they become unreachable or reachable,
-//! and when their path changes. An outage of the whole mesh is one line, and flapping peers do not fill the log.
+//! Logs what changes: problems when they appear and when they are gone, peers when they become unreachable or
+//! reachable, and when their path changes. An outage of the whole mesh is one line, and flapping peers do not fill the
+//! log.
 
 use std::{
     collections::BTreeMap,
@@ -82,7 +83,8 @@ pub(super) async fn log_changes(published: SharedState, stop: CancellationToken)
     }
 }
 
-/// Whether the log has lines of another kind about such a problem: those of each peer, and those of each attempt to connect.
+/// Whether the log has lines of another kind about such a problem: those of each peer, and those of each attempt to
+/// connect.
 fn has_own_lines(code: ProblemCode) -> bool {
     matches!(code, ProblemCode::PeersUnreachable | ProblemCode::EtcdUnreachable)
 }

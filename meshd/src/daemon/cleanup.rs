@@ -65,7 +65,8 @@ fn remove_idle_bridges(run_dir: &Path) {
     }
 }
 
-/// The subnets that this node had when it last wrote them down: in its cache, for plugins. Neither file has to be there.
+/// The subnets that this node had when it last wrote them down: in its cache, for plugins. Neither file has to be
+/// there.
 fn known_subnets(settings: &CleanupSettings) -> Vec<IpNet> {
     let env = settings.run_dir.join("subnet.env");
     let mut subnets = subnets_in_cache(&settings.state_dir).unwrap_or_else(|error| {

@@ -68,7 +68,8 @@ mod tests {
         names.addresses().iter().map(|(address, of)| format!("{address} {of}")).collect()
     }
 
-    /// As with a DNS that does not answer: the time of one look-up, not of all of them, is what the first rules wait for.
+    /// As with a DNS that does not answer: the time of one look-up, not of all of them, is what the first rules wait
+    /// for.
     #[tokio::test]
     async fn all_names_are_looked_up_at_the_same_time() {
         let all = &Barrier::new(3);

@@ -16,8 +16,9 @@ pub struct ListedRoute {
     pub advertised: bool,
 }
 
-/// All unicast routes of the main table, of both families, in the network namespace of this thread; none where the kernel
-/// does not say. `/proc/net/ipv6_route` would show those of all tables. Blocks: not for a thread that runs tasks.
+/// All unicast routes of the main table, of both families, in the network namespace of this thread; none where the
+/// kernel does not say. `/proc/net/ipv6_route` would show those of all tables. Blocks: not for a thread that runs
+/// tasks.
 #[must_use]
 pub(crate) fn main_table() -> Vec<ListedRoute> {
     wait_for(read()).unwrap_or_default()

@@ -95,8 +95,8 @@ pub struct RunFlags {
     /// none: disabled [default: none]
     #[arg(long, env = "MESHD_UI_ADDR", value_name = "IP:PORT|none")]
     pub ui_addr: Option<String>,
-    /// Seconds, 0 to 9, that a container's start waits for its Pod object if meshd-sync copies this node's cluster. Until
-    /// the object is in etcd, policies that may select the pod refuse its traffic [default: 5]
+    /// Seconds, 0 to 9, that a container's start waits for its Pod object if meshd-sync copies this node's cluster.
+    /// Until the object is in etcd, policies that may select the pod refuse its traffic [default: 5]
     #[arg(long, env = "MESHD_POD_WAIT", value_name = "SECONDS")]
     pub pod_wait: Option<u64>,
     /// Ignored; accepted for configurations of earlier versions

@@ -1,6 +1,5 @@
-//! Any packets through a flow table: no panic, never more flows than there is room for, and a packet that passed as part
-//! of a flow passes again.
-//! Run with `cargo +nightly fuzz run flow` in `policy/`.
+//! Any packets through a flow table: no panic, never more flows than there is room for, and a packet that passed as
+//! part of a flow passes again. Run with `cargo +nightly fuzz run flow` in `policy/`.
 #![no_main]
 
 use std::time::Instant;

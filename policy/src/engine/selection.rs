@@ -1,7 +1,7 @@
 //! Set membership: namespaces, classes of pods, interned selectors, and the indexes that keep a change small.
 //!
-//! A *class* is all pods of one namespace with the same labels. A *group* is the namespaces that one selector matches. A
-//! *set* is a group with a selector of pods, used as a policy's subject or as a peer. A set without pod labels has
+//! A *class* is all pods of one namespace with the same labels. A *group* is the namespaces that one selector matches.
+//! A *set* is a group with a selector of pods, used as a policy's subject or as a peer. A set without pod labels has
 //! *namespaces* as members, all others have classes, so a namespace with many pods is one entry. Membership is kept in
 //! both directions.
 //!

@@ -249,9 +249,9 @@ impl FlowTable {
         self.judge(rules, packet, bytes, Origin::Remote, kernel, now)
     }
 
-    /// Notes a packet that a local pod sends into the tunnel, which the kernel has let pass. Only packets of a flow that
-    /// policy has cut are dropped. The kernel's rules may be a moment older or newer than `rules`: a packet that `rules`
-    /// refuse passes without a flow, and `rules` judge the reply.
+    /// Notes a packet that a local pod sends into the tunnel, which the kernel has let pass. Only packets of a flow
+    /// that policy has cut are dropped. The kernel's rules may be a moment older or newer than `rules`: a packet that
+    /// `rules` refuse passes without a flow, and `rules` judge the reply.
     pub fn outbound(&mut self, rules: &impl Rules, packet: &Packet, bytes: &[u8], now: Instant) -> Judgement {
         let now = self.ticks(now);
         match self.judge(rules, packet, bytes, Origin::Local, ConntrackAnswer::SaidNo, now) {

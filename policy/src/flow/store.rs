@@ -113,8 +113,8 @@ impl FlowStore {
         &mut self.entries[place as usize]
     }
 
-    /// `None`: there is no room, even after a look for expired flows, or its source has begun too many. The key must not
-    /// be there yet.
+    /// `None`: there is no room, even after a look for expired flows, or its source has begun too many. The key must
+    /// not be there yet.
     pub(super) fn insert(&mut self, entry: FlowEntry, now: u32) -> Option<u32> {
         /// Flows that are looked at for one that has expired when a new one finds no room.
         const LOOK: usize = 16;

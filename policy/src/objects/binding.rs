@@ -18,8 +18,8 @@ pub struct Binding<N, O> {
 
 /// Binds `objects` to `nodes`: a Node object is the node whose record has its name and one of its InternalIPs.
 ///
-/// Any node can write both into its record, so several that match one object, or several objects that match one node, are
-/// left unbound: the age of a record does not tell which of them is right.
+/// Any node can write both into its record, so several that match one object, or several objects that match one node,
+/// are left unbound: the age of a record does not tell which of them is right.
 pub fn bind<'a, N: Ord + Clone, O: Ord + Clone>(
     nodes: impl IntoIterator<Item = (N, &'a str, &'a [IpAddr])>,
     objects: impl IntoIterator<Item = (O, &'a str, &'a [IpAddr])>,

@@ -2,8 +2,8 @@
 //! clusters.
 //!
 //! `Networks` replaces Flannel's fields, so that a daemon that does not know it misses `Network` and refuses the whole
-//! value. If it took `Network` alone, it would route packets to the other networks outside the mesh. For the same reason
-//! an entry may have no unknown field.
+//! value. If it took `Network` alone, it would route packets to the other networks outside the mesh. For the same
+//! reason an entry may have no unknown field.
 
 use std::collections::BTreeMap;
 

@@ -79,8 +79,8 @@ pub(super) fn reach(nodes: &[MeshdNode], pods: &[CniPod], laptop: &Host, east: [
     act.good("the pod is reachable by every path");
 }
 
-/// What kube-proxy's nftables mode makes of a Service with this one endpoint, on one node. With policy Cluster the pod sees
-/// the node, with Local who asks.
+/// What kube-proxy's nftables mode makes of a Service with this one endpoint, on one node. With policy Cluster the pod
+/// sees the node, with Local who asks.
 fn node_ports(node: &MeshdNode, pod: IpAddr) {
     let [cluster, local] = NODE_PORTS;
     node.host().nft(&format!(

@@ -109,9 +109,9 @@ impl Datagrams {
         })
     }
 
-    /// The highest rate at which at most `loss` (from 0 to 1) of the datagrams are lost, and what it looked like: doubles
-    /// the rate from `from` on until too much is lost, then halves the interval between `steps` times. None when `from` is
-    /// too much already.
+    /// The highest rate at which at most `loss` (from 0 to 1) of the datagrams are lost, and what it looked like:
+    /// doubles the rate from `from` on until too much is lost, then halves the interval between `steps` times. None
+    /// when `from` is too much already.
     #[must_use]
     pub fn highest_rate(&self, from: f64, loss: f64, length: Duration, steps: u32) -> Option<DatagramReport> {
         let carries = |rate: f64| Some(self.send(rate, length)).filter(|report| report.carried(loss));
@@ -233,8 +233,8 @@ impl DatagramReport {
         self.received as f64 / self.sending.as_secs_f64()
     }
 
-    /// The part of what was to be sent that did not arrive, from 0 to 1. What the sender had no time to send is lost too:
-    /// the machine could not carry it.
+    /// The part of what was to be sent that did not arrive, from 0 to 1. What the sender had no time to send is lost
+    /// too: the machine could not carry it.
     #[must_use]
     pub fn loss(&self) -> f64 {
         1.0 - self.received as f64 / (self.wanted as f64).max(1.0)

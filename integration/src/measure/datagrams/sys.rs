@@ -48,8 +48,8 @@ pub(super) fn send(socket: &UdpSocket, buffers: &mut Buffers, count: usize) -> i
     check(result)
 }
 
-/// Receives what is there, up to a batch, and waits for the first as long as the socket's read timeout says. Returns how
-/// many came; none after the timeout.
+/// Receives what is there, up to a batch, and waits for the first as long as the socket's read timeout says. Returns
+/// how many came; none after the timeout.
 pub(super) fn receive(socket: &UdpSocket, buffers: &mut Buffers) -> io::Result<usize> {
     let mut parts = buffers.parts();
     let mut messages = messages(&mut parts);

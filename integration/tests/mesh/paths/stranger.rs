@@ -67,8 +67,8 @@ fn mac_of(host: &integration::Host, interface: &str) -> String {
     mac.expect("a MAC address").to_owned()
 }
 
-/// Two homes with the same network that were given the same site name by mistake. Each has a stranger with the address of
-/// the other home's node.
+/// Two homes with the same network that were given the same site name by mistake. Each has a stranger with the address
+/// of the other home's node.
 ///
 /// ```text
 ///   home1 192.168.1.11 ─┬─ LAN    ╔════════════╗    LAN ─┬─ home2 192.168.1.12

@@ -1,5 +1,6 @@
-//! Beside programs that rewrite what leaves a host: the rules of kube-proxy, in both of its modes, and of portmap. Probes
-//! pass as they are, whether those rules came before the daemon or after it. Rules that take their mark are named.
+//! Beside programs that rewrite what leaves a host: the rules of kube-proxy, in both of its modes, and of portmap.
+//! Probes pass as they are, whether those rules came before the daemon or after it. Rules that take their mark are
+//! named.
 //!
 //! The rules are as these programs write them, with the marks that they write by default.
 

@@ -18,8 +18,8 @@ use integration::{
 use super::{await_gone, await_named};
 use crate::SOON;
 
-/// Takes connections at `listener` on `host` and passes them on to etcd there; what comes back says that it is of an older
-/// release. Debian has one release alone, and others do not run beside it.
+/// Takes connections at `listener` on `host` and passes them on to etcd there; what comes back says that it is of an
+/// older release. Debian has one release alone, and others do not run beside it.
 fn older(host: &Host, address: &'static str) {
     let listener = host.enter(|| TcpListener::bind((address, 2378))).unwrap();
     let host = host.clone();

@@ -218,7 +218,8 @@ pub struct Etcd {
     pub endpoint: Option<String>,
     /// Seconds since etcd last answered; `None`: never since the start.
     pub age: Option<f64>,
-    /// The newest revision that this node has seen. [`Status::revision`] is behind it while nothing of the mesh changes.
+    /// The newest revision that this node has seen. [`Status::revision`] is behind it while nothing of the mesh
+    /// changes.
     #[serde(default)]
     pub revision: i64,
 }

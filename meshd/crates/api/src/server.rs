@@ -37,8 +37,8 @@ pub trait Source: Send + Sync + 'static {
     fn routes(&self) -> Vec<Route>;
     /// `GET /v1/policies`. May wait for the policy thread.
     fn policies(&self) -> Vec<Policy>;
-    /// `GET /v1/policies/NAME`: the policy `NAMESPACE/NAME`, or the ClusterNetworkPolicy `NAME`. May wait for the policy
-    /// thread.
+    /// `GET /v1/policies/NAME`: the policy `NAMESPACE/NAME`, or the ClusterNetworkPolicy `NAME`. May wait for the
+    /// policy thread.
     fn policy(&self, name: &str) -> Option<ShownPolicy>;
     /// `GET /v1/policy/explain`. May wait for the policy thread.
     ///
@@ -108,8 +108,8 @@ pub enum ServeError {
     },
 }
 
-/// Serves `source` and `attached` at `path` until `stop`. The socket's mode is 0660. An ADD waits for its Pod object for
-/// `pod_wait` at most.
+/// Serves `source` and `attached` at `path` until `stop`. The socket's mode is 0660. An ADD waits for its Pod object
+/// for `pod_wait` at most.
 ///
 /// A socket that an earlier process left is replaced: the caller holds the lock of the state directory, so that process
 /// has ended.

@@ -112,8 +112,8 @@ pub(super) fn last_allocated(run_dir: &Path) -> Vec<IpAddr> {
     String::from_utf8_lossy(&read).lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// Writes the last allocated addresses down. Without them the order after a start is another one; that is no reason to fail
-/// an ADD.
+/// Writes the last allocated addresses down. Without them the order after a start is another one; that is no reason to
+/// fail an ADD.
 pub(super) fn write_last_allocated(run_dir: &Path, addresses: impl Iterator<Item = IpAddr>) {
     let text: String = addresses.map(|address| format!("{address}\n")).collect();
     if let Err(error) = put(run_dir, LAST, text.as_bytes()) {

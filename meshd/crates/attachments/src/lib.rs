@@ -101,7 +101,8 @@ pub struct AckProgress {
     pub generation: u64,
     /// The kernel refuses newer rules.
     pub refused: bool,
-    /// Of these, no Pod object is in force, although one is to be expected: policies judge them by an unknown pod's rules.
+    /// Of these, no Pod object is in force, although one is to be expected: policies judge them by an unknown pod's
+    /// rules.
     pub without_pod: Arc<BTreeSet<AttachmentName>>,
 }
 
@@ -477,8 +478,8 @@ impl Attachments {
         let _ = progress.wait_for(reached).await;
     }
 
-    /// Waits until the Pod object of this attachment, which policy is [in force](Self::in_force) for, is in force too; at
-    /// once where none is to be expected.
+    /// Waits until the Pod object of this attachment, which policy is [in force](Self::in_force) for, is in force too;
+    /// at once where none is to be expected.
     pub async fn pod_in_force(&self, name: &AttachmentName) {
         let mut progress = self.progress.subscribe();
         let known = |held: &Option<AckProgress>| held.as_ref().is_none_or(|held| !held.without_pod.contains(name));

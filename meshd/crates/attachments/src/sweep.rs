@@ -19,7 +19,8 @@ use super::Attachments;
 /// The interval of checks. An attachment that is gone in two checks in a row is removed.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Forgets attachments that were withdrawn while the daemon did not answer, and those whose container is gone, until `stop`.
+/// Forgets attachments that were withdrawn while the daemon did not answer, and those whose container is gone, until
+/// `stop`.
 pub async fn sweep(attachments: Arc<Attachments>, stop: CancellationToken) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -71,7 +72,8 @@ fn reserved_by_host_local(run_dir: &Path) -> Vec<(String, AttachmentName)> {
     reserved.into_iter().filter_map(|one| Some((one.network, one.holder?))).collect()
 }
 
-/// Files of host-local reserve nothing once their container is gone. A daemon that is not root leaves them to the plugin.
+/// Files of host-local reserve nothing once their container is gone. A daemon that is not root leaves them to the
+/// plugin.
 fn remove_host_locals_files(run_dir: &Path, reserved: &[(String, AttachmentName)], gone: &BTreeSet<AttachmentName>) {
     let with_gone = reserved.iter().filter(|(_, holder)| gone.contains(holder)).map(|(network, _)| network);
     for network in with_gone.collect::<BTreeSet<_>>() {

@@ -1,8 +1,8 @@
 //! The control plane of one node as a state machine: inputs from etcd and this node → effects.
 //!
-//! [`ControlCore::step`] joins the parts of this crate. After each input, in this order: records in force are published,
-//! this node's own records are brought up to date by [`Membership`] and [`Endpoints`], status is shown, the cache is
-//! written when it is time to, and what policies are made of is handed on.
+//! [`ControlCore::step`] joins the parts of this crate. After each input, in this order: records in force are
+//! published, this node's own records are brought up to date by [`Membership`] and [`Endpoints`], status is shown, the
+//! cache is written when it is time to, and what policies are made of is handed on.
 
 mod interface;
 

@@ -190,8 +190,8 @@ impl<T> Guard<T> {
     }
 
     /// A whole list arrives. `went_back`: it holds a key whose last write is older than the one known. To be called
-    /// before its keys are reported; [`confirm`](Self::confirm) comes after them. Returns whether it is of another history
-    /// than the list before.
+    /// before its keys are reported; [`confirm`](Self::confirm) comes after them. Returns whether it is of another
+    /// history than the list before.
     pub(crate) fn list_begins(&mut self, cluster: Option<ClusterId>, revision: Revision, went_back: bool) -> bool {
         let seen = self.doubt.map(|doubt| doubt.seen).or(self.lineage);
         self.take_list(cluster, revision, went_back);
@@ -297,8 +297,8 @@ impl<T> Guard<T> {
         self.doubt.is_some_and(|doubt| !class.is_written_by_nodes() && written <= doubt.since)
     }
 
-    /// The key is gone; `record` was in force, by a write at revision `written`. Returns whether it is held from now on, else [`judge`](Self::judge)
-    /// decides.
+    /// The key is gone; `record` was in force, by a write at revision `written`. Returns whether it is held from now
+    /// on, else [`judge`](Self::judge) decides.
     pub(crate) fn absent(
         &mut self,
         now: Instant,

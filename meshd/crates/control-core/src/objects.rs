@@ -68,8 +68,8 @@ pub struct ObjectRecord {
     pub item: Item,
     /// Revision at which its key came into being: of two pods with one address the newer one has it.
     pub create_revision: Revision,
-    /// etcd does not hold it, or not with this value, and it stays in force for want of evidence: it yields an address to
-    /// whatever claims it by a record that etcd holds.
+    /// etcd does not hold it, or not with this value, and it stays in force for want of evidence: it yields an address
+    /// to whatever claims it by a record that etcd holds.
     pub held: bool,
 }
 

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use mesh::records::{LeaseId, Revision};
 use serde::{Deserialize, Serialize};
 
-/// The id of an etcd cluster; it comes with every response. A cluster that was made from a backup has another one, unless
-/// it was made with the same member URLs and the same token.
+/// The id of an etcd cluster; it comes with every response. A cluster that was made from a backup has another one,
+/// unless it was made with the same member URLs and the same token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ClusterId(u64);
@@ -54,7 +54,8 @@ pub struct KeyListing {
 /// A key as etcd holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The key below the prefix, without the slash between: `subnets/10.244.3.0-24`. Bytes that are not UTF-8 are escaped.
+    /// The key below the prefix, without the slash between: `subnets/10.244.3.0-24`. Bytes that are not UTF-8 are
+    /// escaped.
     pub key: String,
     /// The value.
     pub value: Arc<[u8]>,

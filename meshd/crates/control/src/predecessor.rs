@@ -14,8 +14,8 @@ use super::state_dir::FILE_MODE;
 
 const FILE: &str = "incarnation";
 
-/// The incarnation of the process before this one; `None`: this is the first since the boot, or a copy. The note names the
-/// node and the boot: a RUN that another node's state came to, or that outlived a boot, proves nothing.
+/// The incarnation of the process before this one; `None`: this is the first since the boot, or a copy. The note names
+/// the node and the boot: a RUN that another node's state came to, or that outlived a boot, proves nothing.
 pub(super) fn load(run_dir: &Path, identity: &Identity) -> Option<u64> {
     let note = atomic_file::read(&run_dir.join(FILE), 256).ok()?;
     let words: Vec<&str> = str::from_utf8(&note).ok()?.split_whitespace().collect();

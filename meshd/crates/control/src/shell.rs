@@ -1,5 +1,5 @@
-//! The task around [`ControlCore`]: takes to it what happens, and does what it decides. A call has a short-lived task of its
-//! own.
+//! The task around [`ControlCore`]: takes to it what happens, and does what it decides. A call has a short-lived task
+//! of its own.
 
 use std::{
     collections::BTreeSet,

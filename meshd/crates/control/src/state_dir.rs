@@ -167,8 +167,8 @@ fn lock_error(dir: &Path, error: FileError) -> StateDirError {
     io_error(&dir.join(LOCK))(error.into())
 }
 
-/// The node's id, made at the first start. Half an id, as a crash or a hand may leave it, is a valid id of another node:
-/// so the first start that finds or makes the id keeps its checksum beside it.
+/// The node's id, made at the first start. Half an id, as a crash or a hand may leave it, is a valid id of another
+/// node: so the first start that finds or makes the id keeps its checksum beside it.
 fn node_id(dir: &Path) -> Result<NodeId, StateDirError> {
     let (path, sum_path) = (dir.join("node-id"), dir.join("node-id.sum"));
     match atomic_file::read(&path, MAX_FILE) {
@@ -182,7 +182,8 @@ fn node_id(dir: &Path) -> Result<NodeId, StateDirError> {
                     return Err(StateDirError::NodeIdChanged { path, id, sum });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    // An operator wrote the id, or an older daemon. A read-only disk must not keep the node from starting.
+                    // An operator wrote the id, or an older daemon. A read-only disk must not keep the node from
+                    // starting.
                     if let Err(error) = write_checksum(&sum_path, &sum) {
                         warn!(file = %sum_path.display(), %error, "cannot write the checksum of the node id; a \
                             damaged id would go unnoticed: free disk space, or \

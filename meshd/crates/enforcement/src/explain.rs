@@ -50,9 +50,10 @@ impl Enforcement {
 }
 
 impl ActivePolicy {
-    /// Explains what both ends say of a flow: egress, then ingress. An address of this machine in the node's own subnets,
-    /// such as a bridge's, is the node's own, although the policies take it for an unknown pod's: as a source, and as the
-    /// destination of what this machine's pods and processes send. What the tunnel brings for it is judged as a pod's.
+    /// Explains what both ends say of a flow: egress, then ingress. An address of this machine in the node's own
+    /// subnets, such as a bridge's, is the node's own, although the policies take it for an unknown pod's: as a source,
+    /// and as the destination of what this machine's pods and processes send. What the tunnel brings for it is judged
+    /// as a pod's.
     fn explain(&self, flow: &Flow) -> [Explanation; 2] {
         let [mut egress, mut ingress] = self.classifier.explain_connection(flow);
         let Some(node) = self.mesh.own_node() else { return [egress, ingress] };
@@ -98,8 +99,8 @@ mod tests {
     use super::*;
     use crate::{MeshFacts, mesh_facts::NodeFacts};
 
-    /// The node east1 with 10.244.3.0/24, its bridge's 10.244.3.1 and the pod 10.244.3.7; 10.244.5.7 is a pod of another
-    /// one. No pod may begin or take anything.
+    /// The node east1 with 10.244.3.0/24, its bridge's 10.244.3.1 and the pod 10.244.3.7; 10.244.5.7 is a pod of
+    /// another one. No pod may begin or take anything.
     fn in_force() -> ActivePolicy {
         let mut engine = Engine::new();
         engine.set_networks(vec!["10.244.0.0/16".parse().unwrap()].into());

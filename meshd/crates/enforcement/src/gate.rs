@@ -359,8 +359,8 @@ mod tests {
     use super::*;
     use crate::MeshFacts;
 
-    /// A node with the subnet 10.244.3.0/24, the pod 10.244.3.7 and the gateway 10.244.3.1 of its bridge. Pods may begin
-    /// nothing; no policy isolates ingress.
+    /// A node with the subnet 10.244.3.0/24, the pod 10.244.3.7 and the gateway 10.244.3.1 of its bridge. Pods may
+    /// begin nothing; no policy isolates ingress.
     struct Node {
         engine: Engine,
         in_force: ActivePolicy,

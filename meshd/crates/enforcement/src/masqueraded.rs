@@ -36,9 +36,9 @@ pub(super) struct Suspect {
 }
 
 impl Suspect {
-    /// The node that may have masqueraded the first packet of a flow that the destination's policies refuse: another one,
-    /// whose address the source is, and of whose pods at least one may begin that flow. Without such a pod, the packet
-    /// would have been refused with its own source too.
+    /// The node that may have masqueraded the first packet of a flow that the destination's policies refuse: another
+    /// one, whose address the source is, and of whose pods at least one may begin that flow. Without such a pod, the
+    /// packet would have been refused with its own source too.
     pub(super) fn of(in_force: &ActivePolicy, flow: &Flow) -> Option<Self> {
         let ActivePolicy { classifier, mesh, .. } = in_force;
         let End::Node(name) = classifier.end(flow.source) else { return None };

@@ -109,7 +109,8 @@ impl Traces {
         if !attached.is_empty() {
             return AttachedRoutes::Routes(attached);
         }
-        // Of another cluster's, too: a node that has moved to another network may have left containers in the one before.
+        // Of another cluster's, too: a node that has moved to another network may have left containers in the one
+        // before.
         let unknown: Vec<&IpNet> =
             self.networks.iter().filter(|network| !subnets.iter().any(|subnet| network.contains(subnet))).collect();
         let lost: Vec<IpNet> = self

@@ -29,8 +29,8 @@ pub enum CleanupError {
 
 impl Kernel {
     /// Removes routes and rules by protocol number, the TUN device, tagged rules in foreign chains, and the nftables
-    /// table, and gives back kernel settings that still have the value we gave them. Does what it can when half of it is
-    /// missing; a second run finds nothing.
+    /// table, and gives back kernel settings that still have the value we gave them. Does what it can when half of it
+    /// is missing; a second run finds nothing.
     ///
     /// # Errors
     /// [`CleanupError`], when not even the state could be read.

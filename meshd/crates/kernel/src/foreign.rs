@@ -178,8 +178,8 @@ fn is_met(chain: &Value) -> bool {
     }
 }
 
-/// Puts the rules of an iptables table in the place of their listings, which lack the arguments of its matches and targets,
-/// and adds those of the old table. `options`: those that select the table.
+/// Puts the rules of an iptables table in the place of their listings, which lack the arguments of its matches and
+/// targets, and adds those of the old table. `options`: those that select the table.
 async fn translate_matches(table: &str, options: &'static [&'static str], listed: &mut Vec<Value>) {
     for (family, names, [new, old]) in [
         ("ip", "ip_tables_names", ["iptables-nft-save", "iptables-legacy-save"]),
@@ -252,8 +252,8 @@ fn forward_chains(accept_name: &str, rules: &ListedRuleset) -> Vec<ForeignChain>
     found
 }
 
-/// The chains that drop mesh packets and hold no rule of ours, or will not after this pass; without those whose owner has
-/// rules for the mesh's networks.
+/// The chains that drop mesh packets and hold no rule of ours, or will not after this pass; without those whose owner
+/// has rules for the mesh's networks.
 pub(crate) fn unanswered(desired: &Desired, foreign: &[ForeignChain]) -> Vec<ForeignDrop> {
     foreign
         .iter()

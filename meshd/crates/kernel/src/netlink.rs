@@ -238,8 +238,8 @@ impl Rtnetlink {
         Ok(routes)
     }
 
-    /// The interface by which a packet of this machine to an address would leave, by all rules and tables; `None`: nothing
-    /// leads there.
+    /// The interface by which a packet of this machine to an address would leave, by all rules and tables; `None`:
+    /// nothing leads there.
     pub async fn way_to(&self, address: IpAddr) -> Result<Option<u32>, RtnetlinkError> {
         let request = look_up(address);
         let mut answers = Box::pin(self.handle.route().get(request).execute());

@@ -39,8 +39,9 @@ pub struct UnderlayFamily {
     pub name: InterfaceName,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Its addresses of this family with their prefix lengths, of global scope, neither deprecated, tentative, temporary
-    /// nor link-local. In the order in which others should try them: by RFC 6724's precedence, then the oldest first.
+    /// Its addresses of this family with their prefix lengths, of global scope, neither deprecated, tentative,
+    /// temporary nor link-local. In the order in which others should try them: by RFC 6724's precedence, then the
+    /// oldest first.
     pub addresses: Vec<IpNet>,
     /// The next hop of its default route.
     pub gateway: Option<IpAddr>,

@@ -131,8 +131,8 @@ const RTNLGRP: [u32; 10] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25];
 const RTM_NEWNETCONF: u16 = 80;
 
 impl Kernel {
-    /// Begins to watch links, addresses, routes, rules, neighbours and nftables. Routes that this one changes itself are
-    /// no news.
+    /// Begins to watch links, addresses, routes, rules, neighbours and nftables. Routes that this one changes itself
+    /// are no news.
     ///
     /// # Errors
     /// When the sockets cannot be opened.

@@ -16,8 +16,8 @@ const DISTURBED: Duration = Duration::from_secs(150);
 const RECOVERY: Duration = Duration::from_secs(150);
 
 impl MeshSim {
-    /// The history of this seed: 30 to 50 nodes that start, two and a half minutes of faults, and the time until all is at
-    /// rest.
+    /// The history of this seed: 30 to 50 nodes that start, two and a half minutes of faults, and the time until all is
+    /// at rest.
     ///
     /// # Panics
     /// When an invariant is broken.

@@ -1,5 +1,5 @@
-//! Seeded simulations of a whole mesh: the decisions of all its nodes, on one model of etcd, and on models of the kernel,
-//! of networks and of operators that do what they like.
+//! Seeded simulations of a whole mesh: the decisions of all its nodes, on one model of etcd, and on models of the
+//! kernel, of networks and of operators that do what they like.
 //!
 //! ```text
 //! Etcd ⇄ ControlCore ─▶ NodeCore ─▶ tunnel's table, kernel's routes and guard ─▶ packets traced from pod to pod
@@ -15,8 +15,8 @@
 //! 3. no two nodes lease one prefix, nor does a node's tunnel give one to two peers;
 //! 4. a plan that follows changes equals one from nothing; a peer whose records are the same keeps its place.
 //!
-//! After the faults, everything comes to rest: each node has its subnet, no problem is left, every pod reaches every other
-//! one, over a direct path where there is one.
+//! After the faults, everything comes to rest: each node has its subnet, no problem is left, every pod reaches every
+//! other one, over a direct path where there is one.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a simulation's own steps may unwrap")]

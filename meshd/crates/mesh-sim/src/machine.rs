@@ -101,8 +101,8 @@ pub(crate) struct KernelModel {
 }
 
 impl KernelModel {
-    /// Makes it what is desired, in the order of the daemon's steps: rules that open nothing before routes, and what only
-    /// direct routes need before those. Returns whether all was taken.
+    /// Makes it what is desired, in the order of the daemon's steps: rules that open nothing before routes, and what
+    /// only direct routes need before those. Returns whether all was taken.
     pub(crate) fn apply(&mut self, desired: &Desired, rng: &mut StdRng) -> bool {
         self.floor = desired.floor.clone();
         let rules = self.refuses != KernelRefusal::Rules;

@@ -200,8 +200,8 @@ impl ProblemLog {
     pub fn update(&mut self, now: impl IntoIterator<Item = Problem>) -> Vec<LogLine> {
         let now: BTreeSet<Problem> = now.into_iter().collect();
         let before = std::mem::take(&mut self.0);
-        // Of the same key with another cause: it appeared, and the one before is not gone. Without a key, the cause says
-        // which one it is.
+        // Of the same key with another cause: it appeared, and the one before is not gone. Without a key, the cause
+        // says which one it is.
         let stays = |old: &Problem| {
             now.contains(old) || old.key.is_some() && now.iter().any(|new| (new.code, &new.key) == (old.code, &old.key))
         };

@@ -21,8 +21,8 @@ use crate::nfnetlink::{NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES, NFT_MSG_NEWGEN, N
 const NFT_MSG_DELRULE: u16 = 8;
 /// Holds any datagram of notifications.
 const BUFFER: usize = 64 << 10;
-/// Bytes of the socket's receive buffer; the kernel accounts twice as much. It also holds every element of other programs'
-/// transactions, half a million of them. A longer transaction is reported as an overrun.
+/// Bytes of the socket's receive buffer; the kernel accounts twice as much. It also holds every element of other
+/// programs' transactions, half a million of them. A longer transaction is reported as an overrun.
 const WAITING: usize = 64 << 20;
 
 /// Changes of the tables since the last read.

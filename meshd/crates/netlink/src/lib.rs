@@ -188,8 +188,8 @@ impl Netlink {
         self.change(format!("bridge {name}"), RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Turns off the learning of hardware addresses from frames to link-local groups (01:80:c2:00:00:0x) on a bridge. The
-    /// bridge learns from these before its rules can drop them, so that a port could claim another port's address.
+    /// Turns off the learning of hardware addresses from frames to link-local groups (01:80:c2:00:00:0x) on a bridge.
+    /// The bridge learns from these before its rules can drop them, so that a port could claim another port's address.
     ///
     /// # Errors
     /// [`NetlinkError`]
@@ -307,7 +307,8 @@ impl Netlink {
         Ok(self.raw_routes()?.iter().filter_map(message::unicast_route).filter(|route| route.index == index).collect())
     }
 
-    /// Sets the MTU of those routes that `wanted` picks, and leaves all else of them as it is. Returns how many differed.
+    /// Sets the MTU of those routes that `wanted` picks, and leaves all else of them as it is. Returns how many
+    /// differed.
     ///
     /// # Errors
     /// [`NetlinkError`]
@@ -354,8 +355,8 @@ impl Netlink {
         self.request(what.to_owned(), message, NLM_F_DUMP)
     }
 
-    /// Sends a request and takes in everything up to its end. What cannot be decoded is passed over: it is of a kind that
-    /// nothing here asks for.
+    /// Sends a request and takes in everything up to its end. What cannot be decoded is passed over: it is of a kind
+    /// that nothing here asks for.
     fn request(
         &mut self,
         what: String,

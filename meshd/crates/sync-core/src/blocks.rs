@@ -1,4 +1,5 @@
-//! Address blocks of a cluster's nodes, below `subnets/`: reservations for their podCIDRs, and blocks of nodes that are gone.
+//! Address blocks of a cluster's nodes, below `subnets/`: reservations for their podCIDRs, and blocks of nodes that are
+//! gone.
 //!
 //! [`NodeBlocks`] is given what etcd holds and returns transactions. Every transaction is fenced by the leader key and
 //! compares everything that it was derived from, so a stale view writes nothing.
@@ -33,8 +34,8 @@ use policy::objects::{KubernetesNode, Object, bind, read};
 pub use self::text::keys_within;
 use crate::{ClusterKeys, MeshNode, Now, Refused};
 
-/// How long a node without a Node object shows no sign of life before its blocks are free. `alive/ID` outlives a daemon by
-/// up to 30 s.
+/// How long a node without a Node object shows no sign of life before its blocks are free. `alive/ID` outlives a daemon
+/// by up to 30 s.
 const GONE: Duration = Duration::from_secs(20);
 /// How long etcd was observed before an absence means anything.
 const OBSERVED: Duration = Duration::from_secs(60);
@@ -127,7 +128,8 @@ pub struct NodeBlocks {
     began: Duration,
     /// Nodes that were bound to a Node object in this term. A node that names no cluster is of this one only if it was.
     seen: BTreeMap<NodeId, KubernetesName>,
-    /// Nodes that ran without ever being bound to a Node object in this term: that none has their name now says nothing.
+    /// Nodes that ran without ever being bound to a Node object in this term: that none has their name now says
+    /// nothing.
     strangers: BTreeSet<NodeId>,
     /// Nodes without a Node object that show no sign of life, since when.
     gone: BTreeMap<NodeId, Duration>,

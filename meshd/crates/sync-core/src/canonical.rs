@@ -1,8 +1,8 @@
 //! Objects of the API server → keys and canonical values: the fields that policies need, in a fixed order.
 //!
 //! A value is what `kubectl get -o json` prints with most of it left out, so the reader of keys that operators put
-//! themselves reads it too. What is not of the expected shape is kept as it came: the reader on the nodes refuses it, and
-//! fails closed.
+//! themselves reads it too. What is not of the expected shape is kept as it came: the reader on the nodes refuses it,
+//! and fails closed.
 
 use std::collections::BTreeMap;
 

@@ -2,12 +2,12 @@
 //!
 //! A Node that is one of the mesh gets the conditions `NetworkUnavailable`, from which Kubernetes makes a taint, and
 //! `meshd.io/NetworkReady`; once its node is ready, it loses the taint `meshd.io/agent-not-ready` that kubelet may have
-//! registered it with. Others' changes of these are undone. A Node outside the mesh is left as it is; one that has left it
-//! loses the conditions.
+//! registered it with. Others' changes of these are undone. A Node outside the mesh is left as it is; one that has left
+//! it loses the conditions.
 //!
-//! What is not known changes nothing: an etcd that is away, a term that has just begun, a daemon that was restarted just
-//! now. Nor do nodes become unavailable while more than a third of them are: then more likely what they have in common is
-//! wrong, and a cluster whose nodes are all tainted schedules nothing.
+//! What is not known changes nothing: an etcd that is away, a term that has just begun, a daemon that was restarted
+//! just now. Nor do nodes become unavailable while more than a third of them are: then more likely what they have in
+//! common is wrong, and a cluster whose nodes are all tainted schedules nothing.
 
 mod object;
 #[cfg(test)]
@@ -231,8 +231,8 @@ enum MatchedNode<'a> {
     Several,
 }
 
-/// By name and an InternalIP, as the policy engine binds them. A node that was made again under its name and address has an
-/// older record beside its own, until that is removed or expires: of several, the one that runs is it.
+/// By name and an InternalIP, as the policy engine binds them. A node that was made again under its name and address
+/// has an older record beside its own, until that is removed or expires: of several, the one that runs is it.
 fn find<'a>(mesh: &'a [MeshNode], object: &NodeConditions) -> MatchedNode<'a> {
     let is_it = |node: &&MeshNode| {
         node.name == object.name && node.addresses.iter().any(|address| object.internal_ips.contains(address))

@@ -1,8 +1,9 @@
 //! One term of leadership: what the API server says → transactions.
 //!
-//! Every transaction compares the create_revision of the leader key, so nothing of an earlier term can be written once a
-//! later one has begun. Whatever leaves a doubt about etcd's content, a lost answer or a condition that failed, ends the
-//! term: the next one begins with a list of etcd and of the API server, and what is still on its way can no longer happen.
+//! Every transaction compares the create_revision of the leader key, so nothing of an earlier term can be written once
+//! a later one has begun. Whatever leaves a doubt about etcd's content, a lost answer or a condition that failed, ends
+//! the term: the next one begins with a list of etcd and of the API server, and what is still on its way can no longer
+//! happen.
 
 mod flush;
 mod gate;

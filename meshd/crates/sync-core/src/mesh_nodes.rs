@@ -33,8 +33,8 @@ pub struct MeshNode {
     pub readiness: Option<Readiness>,
 }
 
-/// The nodes among these keys, which are those below [`LISTED`] and may be more. Those that an operator removed are left out, and records that cannot be read: the other
-/// nodes refuse both.
+/// The nodes among these keys, which are those below [`LISTED`] and may be more. Those that an operator removed are
+/// left out, and records that cannot be read: the other nodes refuse both.
 #[must_use]
 pub fn mesh_nodes(lists: &[KeyListing]) -> Vec<MeshNode> {
     let entries = || lists.iter().flat_map(|list| &list.entries);

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 /// `text` as one word for a POSIX shell. A text of harmless characters stays as it is, any other is put in quotes; one
-/// that does not print is written `$'\033'` (POSIX.1-2024, bash, zsh, ksh, busybox). A shell without that, such as dash,
-/// takes it for other text, and still for one word: no quote or expansion is left in it.
+/// that does not print is written `$'\033'` (POSIX.1-2024, bash, zsh, ksh, busybox). A shell without that, such as
+/// dash, takes it for other text, and still for one word: no quote or expansion is left in it.
 #[must_use]
 pub fn quote(text: &str) -> Cow<'_, str> {
     let is_harmless = |b: u8| b.is_ascii_alphanumeric() || b"/:.,-_+@%".contains(&b);

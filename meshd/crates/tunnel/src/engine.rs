@@ -156,9 +156,9 @@ struct Boringtun {
     used: ArrayVec<u32, USED>,
     /// Index of the session that was answered last: the peer may send in it already.
     answered: Option<u32>,
-    /// Index of the session that the crate sends in, which it does not tell: the newest one that was confirmed. Its place
-    /// is sent in whatever is there, so that no session may take it that was only answered: the initiation may have been
-    /// recorded, and the response lost.
+    /// Index of the session that the crate sends in, which it does not tell: the newest one that was confirmed. Its
+    /// place is sent in whatever is there, so that no session may take it that was only answered: the initiation may
+    /// have been recorded, and the response lost.
     current: u32,
     /// When the session in each place was made, in ticks: the crate's measure of which one is newer.
     made: [u64; SESSIONS as usize],

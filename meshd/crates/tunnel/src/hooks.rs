@@ -1,8 +1,9 @@
 //! Hooks for batches of inner packets.
 //!
 //! Both hooks are called once per batch, by the one thread of their direction, while no lock of the tunnel is held, and
-//! only for non-empty batches; `now` is the time of the batch. Every slot that is not yet dropped has its [`packet`](super::batch::Slot::packet) parsed. A hook removes a
-//! packet with [`Slot::drop`](super::batch::Slot::drop); it cannot change or add any.
+//! only for non-empty batches; `now` is the time of the batch. Every slot that is not yet dropped has its
+//! [`packet`](super::batch::Slot::packet) parsed. A hook removes a packet with
+//! [`Slot::drop`](super::batch::Slot::drop); it cannot change or add any.
 
 use std::time::Instant;
 

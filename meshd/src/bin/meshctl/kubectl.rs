@@ -1,4 +1,5 @@
-//! `kubectl meshd …`: meshctl in the pod of a node's daemon, for those who have kubectl's rights and no shell on the node.
+//! `kubectl meshd …`: meshctl in the pod of a node's daemon, for those who have kubectl's rights and no shell on the
+//! node.
 //!
 //! Commands that read local files, or need neither daemon nor etcd, run here.
 
@@ -26,8 +27,8 @@ const LOCAL: [&str; 5] = ["check", "completions", "etcd-roles", "help", "man"];
 
 /// Run meshctl in the pod of a node's meshd, through the API server.
 ///
-/// All other arguments are meshctl's; see: kubectl meshd help. check, etcd-roles, policy test and policy explain --offline
-/// run on this machine.
+/// All other arguments are meshctl's; see: kubectl meshd help. check, etcd-roles, policy test and policy explain
+/// --offline run on this machine.
 #[derive(Parser)]
 #[command(name = "kubectl meshd", bin_name = "kubectl meshd", disable_help_subcommand = true)]
 struct Plugin {

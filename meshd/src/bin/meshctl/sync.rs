@@ -25,8 +25,8 @@ pub(crate) enum SyncCommand {
     Status(SyncTarget),
     /// Confirm what meshd-sync holds back: many deletions at once, another cluster or an older one
     ///
-    /// Without a token, it confirms the one finding that waits. It connects to etcd by the settings file of meshd; flags
-    /// override it. The user or certificate needs the rights of `meshctl etcd-roles --operator`.
+    /// Without a token, it confirms the one finding that waits. It connects to etcd by the settings file of meshd;
+    /// flags override it. The user or certificate needs the rights of `meshctl etcd-roles --operator`.
     ///
     /// Example: meshctl sync confirm east
     Confirm {

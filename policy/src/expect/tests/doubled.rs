@@ -1,4 +1,5 @@
-//! Every world of `tests/worlds/`, as it is and in two clusters at once, by the classifier and by the rules of nftables.
+//! Every world of `tests/worlds/`, as it is and in two clusters at once, by the classifier and by the rules of
+//! nftables.
 //!
 //! The second cluster has the first one's objects with the same names; one bit of each address differs, in the objects
 //! and in what is asked, so that a block of addresses holds the second one's as it holds the first one's.

@@ -53,8 +53,8 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// Serves the page and what it asks of `source` at `address`, a loopback one, until `stop`. An address that cannot be had
-/// is tried for again and again; `tell` hears why, and `None` once it is had.
+/// Serves the page and what it asks of `source` at `address`, a loopback one, until `stop`. An address that cannot be
+/// had is tried for again and again; `tell` hears why, and `None` once it is had.
 pub fn page(
     address: SocketAddr,
     source: Arc<dyn Source>,

@@ -20,8 +20,8 @@ use ipnet::IpNet;
 pub(crate) use range::range_sets;
 pub use range::{Range, RangeSet};
 
-/// The most addresses whose order is kept. Those that became free before count as free since ever, which is the same order
-/// for ranges with no more addresses than this.
+/// The most addresses whose order is kept. Those that became free before count as free since ever, which is the same
+/// order for ranges with no more addresses than this.
 const MAX_FREED: usize = 65_536;
 
 /// The order in which addresses became free.
@@ -104,8 +104,8 @@ impl History {
         self.last.into_iter().flatten()
     }
 
-    /// Chooses one address from each set: a requested one, one that the attachment has already (`held`), or the one that
-    /// has been free the longest. Nothing is noted until [`allocated`](Self::allocated).
+    /// Chooses one address from each set: a requested one, one that the attachment has already (`held`), or the one
+    /// that has been free the longest. Nothing is noted until [`allocated`](Self::allocated).
     ///
     /// # Errors
     /// [`AddressError`], if one set has no address or a requested one cannot be had. There is no partial choice.

@@ -11,9 +11,9 @@
 //! ```
 //!
 //! Invariant: a key under `subnets/` is written only in a transaction that compares one of two things: that the key is
-//! absent, or was given up, and nothing under `subnets/` changed since the revision of the choice; or that this very key,
-//! which is ours, did not change. So a subnet never has two owners. A call without a response can be repeated once the
-//! store has been listed again: of two such transactions, at most one takes effect.
+//! absent, or was given up, and nothing under `subnets/` changed since the revision of the choice; or that this very
+//! key, which is ours, did not change. So a subnet never has two owners. A call without a response can be repeated once
+//! the store has been listed again: of two such transactions, at most one takes effect.
 //!
 //! If etcd was replaced or restored, the lanes drop all earlier revisions, leases and calls.
 
@@ -305,8 +305,8 @@ impl Membership {
         effects
     }
 
-    /// Whether this daemon may act as the node: send, answer, make routes. Not before etcd has had the chance to show that
-    /// another daemon has the identity; from then on until one proves to have it.
+    /// Whether this daemon may act as the node: send, answer, make routes. Not before etcd has had the chance to show
+    /// that another daemon has the identity; from then on until one proves to have it.
     #[must_use]
     pub const fn holds_identity(&self) -> bool {
         self.holds_identity
@@ -418,7 +418,8 @@ impl Membership {
         self.records.subnet()
     }
 
-    /// When [`step`](Self::step) wants to be called at the latest; in the past if something fell due since the last step.
+    /// When [`step`](Self::step) wants to be called at the latest; in the past if something fell due since the last
+    /// step.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let presumed = self.presumed_at.filter(|_| !self.holds_identity && self.alive.yielded().is_none());

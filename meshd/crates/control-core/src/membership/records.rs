@@ -38,8 +38,8 @@ pub(super) struct RecordsLane {
     relist: bool,
     /// The subnet in use is ours, but no longer matches the configuration.
     outdated: bool,
-    /// The changes under `subnets/`, and the subnet in use, at which no [`surplus`] was found: thousands of keys are not
-    /// looked through for every change of another one.
+    /// The changes under `subnets/`, and the subnet in use, at which no [`surplus`] was found: thousands of keys are
+    /// not looked through for every change of another one.
     without_surplus: Option<(u64, Option<SubnetKey>)>,
     /// The block that Kubernetes gives this node, as of that many changes under `subnets/`.
     block: Option<(u64, Option<SubnetKey>)>,
@@ -102,7 +102,8 @@ impl RecordsLane {
                 Standing::Ours | Standing::Free => None,
             };
             let free = self.lost.is_none() && !is_ours(context, &own);
-            // One that was drawn before Kubernetes allocated may be another node's podCIDR, and both would wait for ever.
+            // One that was drawn before Kubernetes allocated may be another node's podCIDR, and both would wait for
+            // ever.
             let moves = self.lost.is_some()
                 || free && (reservation(context).is_some() || is_outdated(context, &own))
                 || is_by_kubernetes(context) && is_outdated(context, &own);
@@ -123,8 +124,8 @@ impl RecordsLane {
         }
     }
 
-    /// The newest block that a `meshd-sync` reserves for this node, if the configuration wants it to: that of its cluster,
-    /// or any for a node that names none.
+    /// The newest block that a `meshd-sync` reserves for this node, if the configuration wants it to: that of its
+    /// cluster, or any for a node that names none.
     fn kubernetes_block(&mut self, context: &Context<'_>) -> Option<SubnetKey> {
         let networks = own_networks(context).filter(ClusterNetworks::is_allocated_by_kubernetes)?;
         let own_cluster = &context.facts.cluster;
@@ -492,8 +493,8 @@ fn rewrite(
 }
 
 /// Keys that are this node's beside the one in use: leased ones, and where Kubernetes allocates, earlier blocks without
-/// attachments; with their mod_revision, few at a time. They come from a state directory that was lost, or a reservation
-/// made for a node that had a lease.
+/// attachments; with their mod_revision, few at a time. They come from a state directory that was lost, or a
+/// reservation made for a node that had a lease.
 fn surplus(context: &Context<'_>, in_use: Option<&SubnetKey>) -> Vec<(String, Revision)> {
     let kubernetes = is_by_kubernetes(context);
     context

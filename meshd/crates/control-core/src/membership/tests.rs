@@ -855,8 +855,8 @@ fn a_copy_of_a_node_yields_and_changes_nothing() {
     assert!(!sim.nodes[1].acted, "it never acts as the node");
 }
 
-/// What a process may do before it has written anything: with what it finds under `alive/ID`, and the process that ran here
-/// before it.
+/// What a process may do before it has written anything: with what it finds under `alive/ID`, and the process that ran
+/// here before it.
 #[test]
 fn a_restart_acts_as_the_node_at_once_and_a_possible_copy_waits_for_etcd() {
     let start = Instant::now();
@@ -886,7 +886,8 @@ fn a_restart_acts_as_the_node_at_once_and_a_possible_copy_waits_for_etcd() {
             let case = (predecessor, found, reads_etcd);
             assert_eq!(membership.holds_identity(), at_once && reads_etcd, "{case:?}");
             assert!(!membership.may_write(start), "{case:?}");
-            // Without a word from etcd it goes on all the same: sooner where only a restart is likely, and etcd names no other.
+            // Without a word from etcd it goes on all the same: sooner where only a restart is likely, and etcd names
+            // no other.
             let names_another = reads_etcd && found.is_some_and(|found| Some(found) != predecessor);
             let limit = if predecessor.is_some() && !names_another { RESUMED } else { UNCONFIRMED };
             if !membership.holds_identity() {

@@ -1,5 +1,5 @@
-//! Kubernetes objects that have a flat key and one below `k8s/CLUSTER/`, too: most likely the flat one is left over from
-//! before the copy of the cluster, and policies of both apply.
+//! Kubernetes objects that have a flat key and one below `k8s/CLUSTER/`, too: most likely the flat one is left over
+//! from before the copy of the cluster, and policies of both apply.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,7 @@
 //! Reads values, and decides which value of a key is its last good one.
 //!
-//! One rule for all kinds of records: a value that cannot be read leaves the earlier one of its key in force, unless the
-//! key was deleted in between. Without an earlier one, what stands for the value is the reader's to say.
+//! One rule for all kinds of records: a value that cannot be read leaves the earlier one of its key in force, unless
+//! the key was deleted in between. Without an earlier one, what stands for the value is the reader's to say.
 
 use std::{collections::BTreeSet, sync::Arc};
 

@@ -21,8 +21,8 @@ pub(crate) struct StoredKey {
     /// The last value that could be read: the present one unless `unreadable`.
     pub(super) good: Option<Good>,
     pub(super) unreadable: bool,
-    /// The present value of a policy or a removal that could never be read, and denies all the same: it does so after the
-    /// next start too.
+    /// The present value of a policy or a removal that could never be read, and denies all the same: it does so after
+    /// the next start too.
     pub(super) refused: Option<Arc<[u8]>>,
 }
 

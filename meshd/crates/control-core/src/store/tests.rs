@@ -396,7 +396,8 @@ fn everything_deleted_goes_in_the_end_when_nobody_returns() {
     );
 }
 
-/// Whatever else the cache holds, the configuration in it was in force: without it a start would have no fallback routes.
+/// Whatever else the cache holds, the configuration in it was in force: without it a start would have no fallback
+/// routes.
 #[test]
 fn a_config_in_force_stays_in_force_after_a_restart_beside_a_subnet_outside_of_it() {
     let now = Instant::now();

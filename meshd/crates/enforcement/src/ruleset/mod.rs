@@ -76,8 +76,8 @@ impl RuleTable {
         Self { name, held: None, closed: None }
     }
 
-    /// Makes the kernel hold this; nothing is done where it does. Rules change in one transaction, behind one that makes
-    /// the sets that they refer to; only where the table has other sets of these names, at once with those.
+    /// Makes the kernel hold this; nothing is done where it does. Rules change in one transaction, behind one that
+    /// makes the sets that they refer to; only where the table has other sets of these names, at once with those.
     pub(super) fn put(&mut self, frame: &Frame, mut ruleset: Ruleset) -> Result<(), RulesetError> {
         let table = format!("inet {}", self.name);
         let (mut ahead, mut text) = (String::new(), String::new());
@@ -146,7 +146,8 @@ impl RuleTable {
         let held = InstalledRuleset { frame: frame.clone(), ruleset, monitor };
         let intact = match seen {
             TableActivity::Ours => true,
-            // Messages of other tables may have displaced those of ours: chains, sets and numbers of rules are compared.
+            // Messages of other tables may have displaced those of ours: chains, sets and numbers of rules are
+            // compared.
             TableActivity::Unclear => list("inet", &self.name)?.is_some_and(|listing| holds(&listing, &held)),
             TableActivity::Others => false,
         };

@@ -205,8 +205,8 @@ fn nothing_leaves_in_the_clear_but_by_a_direct_route() {
     });
 }
 
-/// Routes are flushed, and a default route leads to a router on the interface of a direct peer: neither a pod's packets, nor
-/// the node's own, nor probes go there.
+/// Routes are flushed, and a default route leads to a router on the interface of a direct peer: neither a pod's
+/// packets, nor the node's own, nor probes go there.
 #[test]
 fn flushed_routes_send_nothing_to_a_router() {
     isolated(|| async {
@@ -308,8 +308,8 @@ fn probes_pass_before_a_direct_route_does() {
     });
 }
 
-/// Whatever rules others have, a probe leaves as it is, and so does an echo: neither is of a connection, nor of one that
-/// another rule has rewritten before.
+/// Whatever rules others have, a probe leaves as it is, and so does an echo: neither is of a connection, nor of one
+/// that another rule has rewritten before.
 #[test]
 fn no_nat_rule_applies_to_probes() {
     isolated(|| async {

@@ -184,7 +184,8 @@ fn foreign_drops_are_named_with_their_remedy() {
         }
         let remedy = &report.foreign_drops[1].remedy;
         assert!(remedy.contains("10.244.0.0/16") && !remedy.contains("fd42"), "{remedy}");
-        // Where the owner's own words are followed, it is not named any longer. ufw and firewalld would make these rules.
+        // Where the owner's own words are followed, it is not named any longer. ufw and firewalld would make these
+        // rules.
         assert!(Command::new("sh").args(["-c", remedy]).status().unwrap().success(), "{remedy}");
         run("ip6tables-nft -N ufw6-user-forward");
         run("ip6tables-nft -A FORWARD -j ufw6-user-forward");
@@ -321,8 +322,8 @@ fn rules_that_drop_probes_are_named() {
     });
 }
 
-/// The route of probes and the guard go by their mark. What other programs write there is named, in iptables' words and in
-/// nftables', with the command that ends it.
+/// The route of probes and the guard go by their mark. What other programs write there is named, in iptables' words and
+/// in nftables', with the command that ends it.
 #[test]
 fn rules_that_rewrite_the_mark_of_probes_are_named() {
     isolated(|| async {

@@ -198,8 +198,8 @@ fn a_damaged_file_of_earlier_values_stops_nothing_else() {
     });
 }
 
-/// IPv4 is forwarded by the setting of the interface that a packet arrives on: ours forward, and where the underlay's does
-/// not, that is named.
+/// IPv4 is forwarded by the setting of the interface that a packet arrives on: ours forward, and where the underlay's
+/// does not, that is named.
 #[test]
 fn our_interfaces_forward_whatever_the_default_is() {
     isolated(|| async {

@@ -302,7 +302,8 @@ fn what_is_an_operators_another_clusters_or_a_strangers_is_not_given_up() {
             put_object(&mut etcd, name, number, &[]);
         }
     }
-    // A subnet that the node had before it joined its cluster, a reservation, and a machine that never had a Node object.
+    // A subnet that the node had before it joined its cluster, a reservation, and a machine that never had a Node
+    // object.
     etcd.lease("subnets/10.244.1.0-24", "a");
     etcd.put("subnets/10.42.2.0-24", &json!({"Node": "b"}).to_string());
     etcd.lease("subnets/10.42.4.0-24", "s");

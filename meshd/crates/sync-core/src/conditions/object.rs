@@ -7,7 +7,8 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{ConditionReason, Conditioned, NetworkHealth, Patch, Untaint};
 
-/// The taint that kubelet may register a node with, so that no pod comes before the network: with the effect NoSchedule.
+/// The taint that kubelet may register a node with, so that no pod comes before the network: with the effect
+/// NoSchedule.
 pub(super) const TAINT: &str = "meshd.io/agent-not-ready";
 /// Kubernetes' own condition, from which its node controller makes a taint.
 const UNAVAILABLE: &str = "NetworkUnavailable";

@@ -1,5 +1,5 @@
-//! Policies wait until every daemon of the mesh acts on what lies below `k8s/`: else they look as if they were in force, and
-//! are not on some nodes.
+//! Policies wait until every daemon of the mesh acts on what lies below `k8s/`: else they look as if they were in
+//! force, and are not on some nodes.
 //!
 //! Only the first ones wait. A node of an older version that comes later stops no copy, since what is copied would grow
 //! stale on all nodes. A node without a running daemon passes no packets, and keeps no policy waiting.

@@ -1,5 +1,5 @@
-//! Super-packets of any kind are cut into whole packets that hold the same payload. Run with `cargo +nightly fuzz run cut` in
-//! `meshd/`.
+//! Super-packets of any kind are cut into whole packets that hold the same payload. Run with `cargo +nightly fuzz run
+//! cut` in `meshd/`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -64,7 +64,8 @@ impl PeerState {
     }
 
     /// Takes in that a datagram for a session that we do not have came from where the peer is, or an initiation of the
-    /// peer's that is not newer than one before, from anywhere: calls the peer where it was last, unless a session opened something lately or it was called within the last 5 seconds. Returns whether it is called.
+    /// peer's that is not newer than one before, from anywhere: calls the peer where it was last, unless a session
+    /// opened something lately or it was called within the last 5 seconds. Returns whether it is called.
     pub(in super::super) fn stranger(&mut self, cx: &mut PeerContext<'_>) -> bool {
         let now = cx.now;
         let within = |at: Option<Instant>, limit| at.is_some_and(|at| now.saturating_duration_since(at) < limit);

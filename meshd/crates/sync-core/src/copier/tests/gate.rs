@@ -46,7 +46,8 @@ fn policies_wait_until_every_node_reads_them() {
     assert_eq!(etcd.objects(), api.canonical());
     term.advance(2, &mut etcd);
     assert!(etcd.state().held.is_empty());
-    // A node without a daemon keeps none waiting, and an old node that comes later stops nothing, in this term or the next.
+    // A node without a daemon keeps none waiting, and an old node that comes later stops nothing, in this term or the
+    // next.
     term.write(Input::Nodes(behind.to_vec()), &mut etcd);
     api.put(ObjectKind::NetworkPolicy, "shop/web", "2");
     term.deliver_all(&api, &mut etcd);

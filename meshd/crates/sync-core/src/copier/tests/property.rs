@@ -1,4 +1,5 @@
-//! Whatever happens on the way, in the end etcd holds what the API server does, and nothing is deleted without evidence.
+//! Whatever happens on the way, in the end etcd holds what the API server does, and nothing is deleted without
+//! evidence.
 
 use control_core::types::{CallError, Transaction, Write};
 use proptest::prelude::*;
