@@ -39,7 +39,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// when it is not there, and sets both up.
 ///
 /// # Errors
-/// [`Code::InvalidConfig`] when `name` is something else; [`Code::TryAgainLater`]; what the kernel refuses.
+/// [`Code::InvalidConfig`] when `name` is something else; [`Code::TryAgainLater`]; the kernel's error.
 pub fn join(netlink: &mut Netlink, run_dir: &Path, name: &str, network: &Network, port: u32) -> Result<(), CniError> {
     let _lock = lock(run_dir)?;
     match netlink.create_bridge(name, own_mac(name), u32::from(network.mtu)) {
@@ -81,7 +81,7 @@ pub fn join(netlink: &mut Netlink, run_dir: &Path, name: &str, network: &Network
 /// names.
 ///
 /// # Errors
-/// [`Code::TryAgainLater`]; what the kernel refuses.
+/// [`Code::TryAgainLater`]; the kernel's error.
 pub fn remove_idle(netlink: &mut Netlink, run_dir: &Path, name: Option<&str>) -> Result<Vec<String>, CniError> {
     let wanted = |bridge: &Link| name.is_none_or(|name| bridge.name == name);
     let exists = match name {

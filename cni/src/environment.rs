@@ -129,7 +129,7 @@ pub fn is_identifier(text: &str) -> bool {
 /// Whether the kernel takes it as the name of an interface.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The violation.
 pub fn check_interface(name: &str) -> Result<(), &'static str> {
     if name.is_empty() || name.len() > 15 || matches!(name, "." | "..") {
         return Err("must have 1 to 15 bytes and not be . or ..");

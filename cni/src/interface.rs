@@ -93,7 +93,7 @@ pub fn host_name(name: &AttachmentName) -> String {
 /// Makes the pair and all that is inside the container. On failure nothing is left.
 ///
 /// # Errors
-/// What the kernel refuses; [`Code::InvalidEnvironment`] when there is such an interface already.
+/// The kernel's error; [`Code::InvalidEnvironment`] when there is such an interface already.
 pub fn prepare(netlink: &mut Netlink, plan: &InterfacePlan<'_>) -> Result<Prepared, CniError> {
     let host_name = host_name(plan.name);
     let here = VethEnd { name: &host_name, mac: mac(plan.name, 1) };
@@ -122,7 +122,7 @@ pub fn prepare(netlink: &mut Netlink, plan: &InterfacePlan<'_>) -> Result<Prepar
 /// Opens the way to the container.
 ///
 /// # Errors
-/// What the kernel refuses.
+/// The kernel's error.
 pub fn open(
     netlink: &mut Netlink,
     plan: &InterfacePlan<'_>,

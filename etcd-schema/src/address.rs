@@ -9,7 +9,7 @@ use crate::fields::Expected;
 /// An address of one host.
 ///
 /// # Errors
-/// What must hold.
+/// The violated rule.
 pub fn unicast(text: &str) -> Result<IpAddr, Expected> {
     let address: IpAddr = text.parse().map_err(|_| "must be an IP address, such as 192.0.2.7 or 2001:db8::7")?;
     host_address(address)?;

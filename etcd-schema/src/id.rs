@@ -25,7 +25,7 @@ macro_rules! name_type {
             /// The name that `text` is.
             ///
             /// # Errors
-            /// What must hold.
+            /// The violated rule.
             pub fn read(text: &str) -> Result<Self, crate::fields::Expected> {
                 if $check(text) {
                     Ok(Self(text.into()))

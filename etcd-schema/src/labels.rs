@@ -20,7 +20,7 @@ const MAX_UID: usize = 128;
 /// A Kubernetes UID, opaque text.
 ///
 /// # Errors
-/// What must hold.
+/// The violated rule.
 pub fn uid(text: &str) -> Result<String, Expected> {
     let plain = (1..=MAX_UID).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     if plain { Ok(text.to_owned()) } else { Err(format!("must be 1 to {MAX_UID} printable characters").into()) }

@@ -84,7 +84,7 @@ impl Report {
     /// `value` when nothing was noted and there is one.
     ///
     /// # Errors
-    /// What was noted. A `None` without a note is a mistake of this crate; it is reported as an unreadable value.
+    /// The noted violations. A `None` without any is a bug of this crate, reported as an unreadable value.
     pub fn finish<T>(mut self, value: Option<T>) -> Result<T, Violations> {
         if self.unnamed > 0 {
             let more = self.unnamed;

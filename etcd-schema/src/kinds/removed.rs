@@ -68,7 +68,7 @@ impl Removed {
 /// The form of RFC 3339; days of the month are not counted.
 ///
 /// # Errors
-/// What must hold.
+/// The violated rule.
 pub fn timestamp(text: &str) -> Result<String, Expected> {
     const FORM: &str = "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z";
     let number = |from: usize, to: usize, range: std::ops::RangeInclusive<u32>| {

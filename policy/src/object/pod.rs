@@ -47,7 +47,7 @@ pub struct PodObject {
 /// `{ns, name, ip | ips, labels, node, hostNetwork, phase, ports: [{name, protocol, containerPort}]}`.
 ///
 /// # Errors
-/// What is wrong with the fields that are used.
+/// Violations in the used fields.
 pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), ObjectViolations> {
     let mut report = ObjectReport::default();
     let root = At { path: String::new(), value: object };
@@ -75,7 +75,7 @@ pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), Objec
 /// The name and labels of the Namespace that `object` is.
 ///
 /// # Errors
-/// What is wrong with the fields that are used.
+/// Violations in the used fields.
 pub fn namespace_from(object: &Value) -> Result<(Arc<str>, Labels), ObjectViolations> {
     let mut report = ObjectReport::default();
     let root = At { path: String::new(), value: object };

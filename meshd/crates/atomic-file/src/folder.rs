@@ -89,7 +89,7 @@ impl Folder {
     /// Opens a directory by the operator's path; links on that path are followed.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(open(path, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?))
     }
@@ -97,7 +97,7 @@ impl Folder {
     /// Opens a directory in this one.
     ///
     /// # Errors
-    /// [`FileError::Odd`] when it is a link or anything else; what the system says.
+    /// [`FileError::Odd`] when it is a link or anything else; the system's error.
     pub fn folder(&self, name: &str) -> Result<Self, FileError> {
         self.expect(name, SFlag::S_IFDIR, FOLDER)?;
         Ok(Self(openat(&self.0, name, NO_LINK | OFlag::O_DIRECTORY, Mode::empty())?))
@@ -117,7 +117,7 @@ impl Folder {
     /// The names of its entries.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn names(&self) -> io::Result<Vec<OsString>> {
         let entries = fs::read_dir(format!("/proc/self/fd/{}", self.0.as_raw_fd()))?;
         entries.map(|entry| Ok(entry?.file_name())).collect()
@@ -168,7 +168,7 @@ impl Folder {
     /// Creates a file.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AlreadyExists`] whatever it is that has the name; what the system says.
+    /// [`io::ErrorKind::AlreadyExists`] whatever it is that has the name; the system's error.
     pub fn create(&self, name: &str, mode: u32) -> Result<File, FileError> {
         let flags = NO_LINK | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
         Ok(openat(&self.0, one_component(name)?, flags, Mode::from_bits_truncate(mode))?.into())
@@ -195,7 +195,7 @@ impl Folder {
     /// leaves `.new.PID.NAME`, which no reader opens.
     ///
     /// # Errors
-    /// What the system says; the file is then as it was.
+    /// The system's error; the file is then as it was.
     pub fn replace(&self, name: &str, mode: u32, bytes: &[u8]) -> Result<(), FileError> {
         let beside = beside(name);
         self.remove(&beside)?;
@@ -210,7 +210,7 @@ impl Folder {
     /// Removes a file, or the link that has the name. Returns whether there was one.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn remove(&self, name: &str) -> Result<bool, FileError> {
         match unlinkat(&self.0, one_component(name)?, UnlinkatFlags::NoRemoveDir) {
             Ok(()) => Ok(true),

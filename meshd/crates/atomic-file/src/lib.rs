@@ -19,7 +19,7 @@ pub use self::folder::{FileError, Folder};
 /// links on the way to its directory are followed.
 ///
 /// # Errors
-/// What the system says; [`io::ErrorKind::InvalidInput`] with a [`FileError`] for anything but such a file.
+/// The system's error; [`io::ErrorKind::InvalidInput`] with a [`FileError`] for anything but such a file.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let name = path.file_name().and_then(OsStr::to_str).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(Folder::open(parent(path))?.read(name, most)?)
@@ -29,7 +29,7 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// Two writers of one path at a time must be kept apart by the caller.
 ///
 /// # Errors
-/// What the system says; `path` is then as it was, except when only its directory could not be synced.
+/// The system's error; `path` is then as it was, except when only its directory could not be synced.
 pub fn write(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     write_by(path, mode, |file| file.write_all(bytes))
 }
@@ -37,7 +37,7 @@ pub fn write(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
 /// [`write()`] for content that is not held in one piece: `content` writes it.
 ///
 /// # Errors
-/// What the system says, or `content`; `path` is then as it was, except when only its directory could not be synced.
+/// The system's error, or that of `content`; `path` is then as it was, except when only its directory could not be synced.
 pub fn write_by(path: &Path, mode: u32, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let beside = beside(path)?;
     let written = write_new(&beside, mode, content).and_then(|()| fs::rename(&beside, path));

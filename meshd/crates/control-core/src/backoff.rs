@@ -6,8 +6,8 @@ use rand::Rng;
 
 /// Delays that grow from attempt to attempt, each drawn uniformly from zero to the current ceiling.
 ///
-/// The spread over the whole interval (and not only around the ceiling) is what keeps many nodes that
-/// lost the same etcd member at the same moment from coming back at the same moment.
+/// Jitter over the entire interval, not only around the ceiling, keeps nodes that lost one etcd member together from
+/// returning together.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,

@@ -12,7 +12,7 @@ const SHARE: u32 = 1000;
 /// Longest time that a change waits for its write.
 const INTERVAL_MAX: Duration = Duration::from_secs(30);
 
-/// Longest time between two writes while etcd is there: the age of a cache tells what it may be used for.
+/// Longest time between two writes while etcd is reachable: the age of a cache limits its use.
 const REFRESH: Duration = Duration::from_secs(600);
 
 /// Decides when to write, at most a [`SHARE`] of the time.
@@ -20,13 +20,13 @@ const REFRESH: Duration = Duration::from_secs(600);
 pub(crate) struct CacheSchedule {
     /// Something is not on disk.
     dirty: bool,
-    /// Whether etcd was read: before that there is nothing newer than what is on disk.
+    /// Whether etcd was read: before that, nothing is newer than the cache on disk.
     read: bool,
     last: Option<Instant>,
     created: Instant,
     /// When it is written again although nothing changed.
     refresh_at: Option<Instant>,
-    /// How long the last write took, what was done for it on the caller's task included.
+    /// The duration of the last write, including work on the caller's task.
     took: Duration,
     writing: bool,
 }
@@ -78,7 +78,7 @@ impl CacheSchedule {
 
     /// Whether to write now; it is under way then. `read`: etcd was read since the start.
     pub(crate) fn begin(&mut self, now: Instant, read: bool, connected: bool, lease_ttl: Option<Duration>) -> bool {
-        // What etcd does not confirm must be seen to grow old.
+        // Unconfirmed records must age.
         self.refresh_at = self
             .last
             .filter(|_| connected)

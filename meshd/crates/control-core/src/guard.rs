@@ -126,7 +126,7 @@ pub(crate) enum HoldReason {
 pub(crate) struct HeldRecord<T> {
     pub(crate) class: RecordClass,
     pub(crate) reason: HoldReason,
-    /// The record; `None`: the key was not there, and what etcd in doubt holds of it is not in force.
+    /// The record; `None`: the key did not exist, and its value in an etcd in doubt is not in force.
     pub(crate) record: Option<T>,
 }
 

@@ -46,7 +46,7 @@ impl EtcdModel {
         }
     }
 
-    /// Goes back to what it was at `backup`, as a restore does: leases last their whole time again.
+    /// Restores `backup`: leases get their full time again.
     pub fn restore(&mut self, backup: &Self, now: Instant) {
         // etcd's lease ids are drawn at random: those of the time since do not come again.
         *self = Self { next_lease: self.next_lease, cluster: self.cluster, ..backup.clone() };

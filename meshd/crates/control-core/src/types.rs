@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct ClusterId(u64);
 
 impl ClusterId {
-    /// The cluster with this id; `None` for 0, which is how a response says nothing of it.
+    /// The cluster with this id; `None` for 0, which means absent in a response.
     #[must_use]
     pub const fn new(id: u64) -> Option<Self> {
         if id == 0 { None } else { Some(Self(id)) }
@@ -43,7 +43,7 @@ impl fmt::Display for ClusterId {
 /// Every key below a prefix, at one revision.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyListing {
-    /// The cluster that answered, where it says so.
+    /// The answering cluster, if stated.
     pub cluster: Option<ClusterId>,
     /// The revision.
     pub revision: Revision,
@@ -135,7 +135,7 @@ pub struct Committed {
 pub struct Granted {
     /// Its id.
     pub lease: LeaseId,
-    /// The time that etcd keeps it without a keepalive; at least what was asked for.
+    /// The time that etcd keeps it without a keepalive; at least the requested one.
     pub ttl: Duration,
 }
 

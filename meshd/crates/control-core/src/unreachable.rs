@@ -5,7 +5,7 @@ use std::time::Duration;
 use etcd_schema::NodeId;
 use mesh::problem::{Problem, ProblemCode};
 
-/// How long it is said that an audit found differences, from the last time that one did.
+/// How long the differences of an audit are reported.
 pub(crate) const LOST_CHANGES_SHOWN: Duration = Duration::from_secs(24 * 3600);
 
 /// The kind of failure, recognized by an error's text: the client crate keeps only the text of errors from the TLS
@@ -24,7 +24,7 @@ enum FailureKind {
     Other,
 }
 
-/// How the text of an error begins that says that no connection can be made with these files.
+/// The beginning of an error's text about unusable TLS files.
 const TLS_FILES: &str = "TLS files rejected";
 
 /// In this order: a certificate that is refused often breaks the connection too.
@@ -62,7 +62,7 @@ const WORDS: [(FailureKind, &[&str]); 9] = [
     (FailureKind::Silent, &["no answer within", "timed out", "no sign of life", "went without an answer", "deadline"]),
 ];
 
-/// The problem of having no connection, by what came of the last attempt.
+/// The problem of a missing connection, by the error of the last attempt.
 pub fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
     Problem {
         code: ProblemCode::EtcdUnreachable,
@@ -72,7 +72,7 @@ pub fn etcd_unreachable(endpoint: &str, error: &str) -> Problem {
     }
 }
 
-/// The problem of an etcd that is reached and does not take what `node` writes.
+/// The problem of an etcd that refuses the writes of `node`.
 pub(crate) fn etcd_refuses(reason: &str, node: &NodeId) -> Problem {
     let remedy = if reason.contains("database space exceeded") {
         "etcdctl compact $(etcdctl endpoint status -w json | grep -o '\"revision\":[0-9]*' | head -n 1 | cut -d : -f 2) && \

@@ -117,7 +117,7 @@ impl CachedRecords {
     /// Replaces the cache in `state_dir` whole.
     ///
     /// # Errors
-    /// What the system says, or that it is too long; the one before then stays.
+    /// The system's error, or that it is too long; the previous file stays.
     pub fn save(&self, state_dir: &Path) -> Result<(), CacheError> {
         let path = file(state_dir);
         let at = || path.display().to_string();

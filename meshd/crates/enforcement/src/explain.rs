@@ -50,10 +50,9 @@ impl Enforcement {
 }
 
 impl ActivePolicy {
-    /// Explains what both ends say of a flow: egress, then ingress. An address of this machine in the node's own
-    /// subnets, such as a bridge's, is the node's own, although the policies take it for an unknown pod's: as a source,
-    /// and as the destination of what this machine's pods and processes send. What the tunnel brings for it is judged
-    /// as a pod's.
+    /// Explains a flow at both ends: egress, then ingress. An address of this machine in the node's own subnets, such
+    /// as a bridge's, is the node's own, although the policies see an unknown pod: as a source, and as the destination
+    /// of packets of this machine. Packets from the tunnel to it are judged as a pod's.
     fn explain(&self, flow: &Flow) -> [Explanation; 2] {
         let [mut egress, mut ingress] = self.classifier.explain_connection(flow);
         let Some(node) = self.mesh.own_node() else { return [egress, ingress] };

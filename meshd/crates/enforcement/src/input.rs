@@ -24,7 +24,7 @@ impl PolicyRecord {
 pub(super) fn read(key: &Key, bytes: &[u8], rewritten: bool) -> Result<ReadObject, RefusedObject> {
     let refused = |violations| RefusedObject { violations, stand_in: None, effect: "it has no effect".to_owned() };
     match key {
-        // A cluster's API server has accepted what is below its prefix: it is in force there at its first write.
+        // A cluster's API server has accepted the objects below its prefix: they are in force from their first write.
         Key::Kubernetes(cluster, key) => match objects::read(key, bytes, rewritten || !cluster.is_flat()) {
             Ok(reading) => {
                 Ok(ReadObject { item: PolicyRecord::item(reading.object), canonical: reading.canonical.into() })

@@ -68,7 +68,7 @@ impl fmt::Display for Suspect {
     }
 }
 
-/// The suspects of late, each with where its last refused packet went and when.
+/// The recent suspects, each with destination and time of its last refused packet.
 #[derive(Debug, Default)]
 pub(super) struct Suspects(BTreeMap<Arc<str>, (Suspect, String, Instant)>);
 

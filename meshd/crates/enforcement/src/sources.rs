@@ -40,7 +40,7 @@ pub struct NodeSource {
     pub aliases: Arc<SourceAliases>,
 }
 
-/// Keeps them up to date; a change costs what it concerns.
+/// Keeps the sources up to date; a change costs as much as its scope.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     inputs: SourceInputs,
@@ -139,7 +139,7 @@ impl SourceInputs {
         changed
     }
 
-    /// Addresses that a node publishes, is heard from, or has.
+    /// Addresses that a node publishes, is authenticated from, or has.
     fn claimed(&self, owner: &PeerId) -> BTreeSet<IpAddr> {
         let mut claimed: BTreeSet<IpAddr> =
             self.proven.get(owner).into_iter().flat_map(|of| of.iter().copied()).collect();

@@ -13,9 +13,9 @@ use super::sysctl::Setting;
 /// A step. Logs and `meshctl` show its `Display`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KernelChange {
-    /// Our table, what this pass's routes need.
+    /// Our table: additions that this pass's routes need.
     FirewallBefore(NftTransaction),
-    /// Our table, what only the last pass's routes needed.
+    /// Our table: removals, once the last pass's routes are gone.
     FirewallAfter(NftTransaction),
     /// The TUN device's MTU.
     Mtu {

@@ -19,7 +19,7 @@ pub struct Cleanup {
     pub failures: Vec<Failure>,
 }
 
-/// Why a cleanup could not look for what is there. What it had not come to is left as it was.
+/// A cleanup that could not read the kernel's state. The remaining state is unchanged.
 #[derive(Debug, Error)]
 pub enum CleanupError {
     /// Reading links, routes or rules failed.
@@ -29,8 +29,8 @@ pub enum CleanupError {
 
 impl Kernel {
     /// Removes routes and rules by protocol number, the TUN device, tagged rules in foreign chains, and the nftables
-    /// table, and gives back kernel settings that still have the value we gave them. Does what it can when half of it
-    /// is missing; a second run finds nothing.
+    /// table, and restores sysctls that still have our values. Continues if parts are missing; a second run finds
+    /// nothing.
     ///
     /// # Errors
     /// [`CleanupError`], when not even the state could be read.

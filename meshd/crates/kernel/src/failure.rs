@@ -70,7 +70,7 @@ impl Failure {
         Self { what, problem }
     }
 
-    /// Whether a route, or what one stands on, may be missing or be an earlier one.
+    /// Whether a route, or its prerequisite, may be missing or outdated.
     #[must_use]
     pub fn may_concern_routes(&self) -> bool {
         !matches!(

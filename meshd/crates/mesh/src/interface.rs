@@ -8,8 +8,8 @@ use thiserror::Error;
 /// The name of a network interface: 1 to 15 printable ASCII bytes, without `/`, `"`, `\`, `*` or white space, and
 /// neither `.` nor `..`.
 ///
-/// The kernel allows a little more. What is refused here would be a pattern or an escape in an nftables rule, or
-/// would name another file below `/proc/sys/net`.
+/// The kernel allows a little more. Refused are patterns and escapes in nftables rules, and names of other files below
+/// `/proc/sys/net`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InterfaceName(String);
 

@@ -17,7 +17,7 @@ pub struct Desired {
     pub overlay: Vec<IpAddr>,
     /// The routes by destination, in the main table.
     pub routes: CowMap<IpNet, PeerRoute>,
-    /// Fallback routes: everything the mesh claims is unreachable unless another route says otherwise.
+    /// Fallback routes: all prefixes of the mesh are unreachable without another route.
     pub floor: Floor,
     /// Where probes go, in the probe table, which ends in an `unreachable` default for both families.
     pub probes: Vec<ProbeRoute>,
@@ -25,8 +25,8 @@ pub struct Desired {
     pub firewall: Firewall,
     /// The families that this node forwards. `false` leaves the host's setting as it is.
     pub forwarding: Forwarding,
-    /// Interfaces that carry the outer packets and direct routes: reverse path filtering is loosened there, and what
-    /// they learn by router advertisement outlives forwarding.
+    /// Interfaces of outer packets and direct routes: reverse path filtering is loosened there, and routes learned by
+    /// router advertisement survive forwarding.
     pub underlay: Vec<InterfaceName>,
     /// The one of them that carries IPv4. Whether it forwards is the operator's setting: it is named where it does not.
     pub underlay4: Option<InterfaceName>,
@@ -123,7 +123,7 @@ pub struct Firewall {
     pub direct: Vec<PrefixVia>,
     /// Sources that may come in the clear, and by which interface: every eligible peer's prefixes.
     pub accepted: Vec<PrefixOn>,
-    /// Masquerades what this node's own subnets send out of the mesh.
+    /// Masquerades packets from this node's own subnets out of the mesh.
     pub ip_masq: bool,
     /// The UDP port that this node's probes leave from: the listen port + 1. `None` where no probes are sent.
     pub probe_port: Option<u16>,
@@ -166,7 +166,7 @@ pub enum SeenOthers {
     Unchanged,
     /// They were read, or failed to be.
     Read,
-    /// They may have changed, and were not to be read: what was read last counts.
+    /// Not read although they may have changed: the last reading counts.
     Kept,
 }
 

@@ -200,8 +200,7 @@ impl ProblemLog {
     pub fn update(&mut self, now: impl IntoIterator<Item = Problem>) -> Vec<LogLine> {
         let now: BTreeSet<Problem> = now.into_iter().collect();
         let before = std::mem::take(&mut self.0);
-        // Of the same key with another cause: it appeared, and the one before is not gone. Without a key, the cause
-        // says which one it is.
+        // The same key with another cause: the problem stays. Without a key, the cause identifies it.
         let stays = |old: &Problem| {
             now.contains(old) || old.key.is_some() && now.iter().any(|new| (new.code, &new.key) == (old.code, &old.key))
         };

@@ -19,7 +19,7 @@ pub const NFTA_TABLE: u16 = 1;
 /// Bytes of a netlink header.
 const HEADER: usize = 16;
 
-/// The messages of a datagram: type and what follows the header.
+/// The messages of a datagram: type and payload.
 pub fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     messages_from(datagram).map(|(kind, _, body)| (kind, body))
 }

@@ -16,7 +16,7 @@ pub const LOAD_DEADLINE: Duration = Duration::from_secs(60);
 /// How often a program is looked at that has closed its output and has not exited.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Why `nft` did not do what it was asked.
+/// A failed run of `nft`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NftError {
@@ -51,7 +51,7 @@ impl NftError {
         }
     }
 
-    /// Whether `nft` says that what was named does not exist.
+    /// Whether `nft` reports that the object does not exist.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { message } if message.contains("No such file or directory"))
@@ -107,7 +107,7 @@ fn communicate(child: &mut Child, input: &str, end: Instant, deadline: Duration)
     // The threads are not joined: a child of the program may keep the pipes open when the program is killed.
     if let Some(mut stdin) = child.stdin.take() {
         let input = input.to_owned();
-        // A broken pipe means that the program has exited already: its status says why.
+        // A broken pipe means that the program has already exited: its status has the reason.
         thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
     }
     let stdout = read(child.stdout.take());
@@ -131,7 +131,7 @@ fn read(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<io::Result<V
     thread::spawn(move || {
         let mut bytes = Vec::new();
         let read = pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut bytes));
-        // At the deadline there is no receiver any more.
+        // After the deadline there is no receiver.
         let _ = send.send(read.map(|_| bytes));
     });
     receive

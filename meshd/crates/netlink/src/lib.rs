@@ -25,7 +25,7 @@ use nix::errno::Errno;
 /// A hardware address.
 pub type Mac = [u8; 6];
 
-/// Why the kernel did not do what it was asked for.
+/// A failed request.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
 pub struct NetlinkError {
@@ -36,7 +36,7 @@ pub struct NetlinkError {
 }
 
 impl NetlinkError {
-    /// Whether the kernel said this.
+    /// Whether the kernel returned this error.
     #[must_use]
     pub fn is(&self, errno: Errno) -> bool {
         self.source.raw_os_error() == Some(errno as i32)
@@ -355,8 +355,7 @@ impl Netlink {
         self.request(what.to_owned(), message, NLM_F_DUMP)
     }
 
-    /// Sends a request and takes in everything up to its end. What cannot be decoded is passed over: it is of a kind
-    /// that nothing here asks for.
+    /// Sends a request and reads all responses. Undecodable ones are skipped: no caller requests their kind.
     fn request(
         &mut self,
         what: String,

@@ -17,7 +17,7 @@ use netlink_packet_route::{
 
 use super::{Link, Mac, UnicastRoute};
 
-/// Length that the first message in `bytes` says it has; `None` when no whole header is left.
+/// The stated length of the first message in `bytes`; `None` without a complete header.
 pub(super) fn length(bytes: &[u8]) -> Option<usize> {
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
     (length >= 16).then_some(length)
@@ -159,7 +159,7 @@ pub(super) fn unicast_route(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Op
     Some(UnicastRoute { dst, gateway, index: index?, mtu })
 }
 
-/// The same route with another MTU. What the kernel only reports is left out.
+/// The same route with another MTU, without attributes that the kernel only reports.
 pub(super) fn with_mtu(mut message: RouteMessage, mtu: u32) -> RouteMessage {
     let mut metrics = vec![RouteMetric::Mtu(mtu)];
     message.attributes.retain(|attribute| match attribute {

@@ -61,7 +61,7 @@ pub struct Packet {
     pub total_len: u16,
     /// Upper-layer protocol. `None`: a later IPv6 fragment whose extension headers went with the first one.
     pub protocol: Option<u8>,
-    /// Where this stands in a fragmented packet.
+    /// Its place in a fragmented packet.
     pub fragment: Fragment,
     /// Ports, flags and the like, where they are in this packet.
     pub transport: Transport,
@@ -133,7 +133,7 @@ pub enum ParseError {
     /// A header or the stated length runs past the buffer or the packet.
     #[error("shorter than its headers say")]
     Truncated,
-    /// A length field says less than the header it stands in needs.
+    /// A length field is smaller than its own header.
     #[error("a length field contradicts the header")]
     Length,
     /// Too many, repeated or misplaced IPv6 extension headers.
@@ -148,7 +148,7 @@ pub enum ParseError {
 }
 
 impl Packet {
-    /// Reads the packet at the start of `bytes`; what lies beyond its stated length is ignored.
+    /// Reads the packet at the start of `bytes`; bytes beyond its stated length are ignored.
     ///
     /// # Errors
     /// When it is not a well-formed IP packet, or one that says different things to different readers.

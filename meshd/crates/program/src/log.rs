@@ -94,8 +94,8 @@ where
     }
 }
 
-/// Whether standard error is the stream that systemd connected to its journal. A variable that was inherited with
-/// another standard error says nothing.
+/// Whether standard error is the stream that systemd connected to its journal. A variable inherited with another
+/// standard error does not count.
 fn is_journal() -> bool {
     let Ok(stderr) = nix::sys::stat::fstat(io::stderr().as_fd()) else { return false };
     env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))

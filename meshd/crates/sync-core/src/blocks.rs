@@ -63,7 +63,7 @@ pub enum BlockNotice {
         node: KubernetesName,
         /// Its block.
         block: String,
-        /// The key that stands in its way.
+        /// The key that conflicts.
         by: String,
         /// The owner, in messages.
         owner: String,
@@ -128,8 +128,7 @@ pub struct NodeBlocks {
     began: Duration,
     /// Nodes that were bound to a Node object in this term. A node that names no cluster is of this one only if it was.
     seen: BTreeMap<NodeId, KubernetesName>,
-    /// Nodes that ran without ever being bound to a Node object in this term: that none has their name now says
-    /// nothing.
+    /// Nodes that ran without a Node object in this term: a missing one proves nothing for them.
     strangers: BTreeSet<NodeId>,
     /// Nodes without a Node object that show no sign of life, since when.
     gone: BTreeMap<NodeId, Duration>,
@@ -242,8 +241,8 @@ impl NodeBlocks {
         BlockStep { transaction, notices: fresh }
     }
 
-    /// Nodes of the mesh with their Node objects. A node without a subnet or a sign of life keeps no other from being a
-    /// Node: it is what a deleted one leaves.
+    /// Nodes of the mesh with their Node objects. A node without a subnet or a liveness record makes no match
+    /// ambiguous: it is the leftover of a deleted one.
     fn bind<'v>(
         &self,
         view: &'v BlockRecords<'_>,
@@ -372,7 +371,7 @@ impl NodeBlocks {
                     let by_operator = lease.kubernetes_node.is_none() && !view.leased.contains(key);
                     lease.node.as_ref() == Some(id) && !by_operator
                 });
-                // What lies outside is no share of this program's.
+                // Keys outside are not this program's to write.
                 let in_share = view.networks_of(id).or_else(|| view.networks(&self.cluster));
                 let in_share = in_share.is_some_and(|networks| networks.contain(key));
                 if !owned || !in_share || draft.transaction.writes.len() >= MOST_CHANGES {
@@ -394,7 +393,7 @@ impl NodeBlocks {
         let named = view.nodes.values().filter(|node| node.cluster == self.cluster);
         let named = named.filter(|node| !self.strangers.contains(&node.id));
         let named = named.filter_map(|node| Some((node.id.clone(), node.name.parse().ok()?)));
-        // What a node was, also without a record.
+        // The former node, even without a record.
         let reserved = view.subnets.values().filter_map(|(lease, _)| {
             let lease = lease.as_ref()?;
             let (_, name) = lease.kubernetes_node.as_ref().filter(|(cluster, _)| *cluster == self.cluster)?;
@@ -503,7 +502,7 @@ fn block_of(cidrs: &[IpNet]) -> Result<Option<SubnetKey>, String> {
     if cidrs.is_empty() {
         return Ok(None);
     }
-    // The key says what may be a node's subnet.
+    // The key's rules decide which subnets are valid.
     match Key::parse(&Key::Subnet(block).to_string()) {
         Ok(_) => Ok(Some(block)),
         Err(error) => Err(error.to_string()),

@@ -152,7 +152,7 @@ impl Api {
     /// Reads how the API server is reached: from this file, or as a pod of the cluster, or as kubectl does.
     ///
     /// # Errors
-    /// What is wrong with it; the API server is not asked.
+    /// The violation; the API server is not called.
     pub(crate) async fn new(kubeconfig: Option<&Path>) -> anyhow::Result<Self> {
         let mut config = match kubeconfig {
             Some(file) => {

@@ -5,8 +5,8 @@ use std::{net::SocketAddr, time::SystemTime};
 use etcd_schema::PublicKey;
 use mesh::path::TunnelSession;
 
-/// Something that happened. Subscribers that fall behind lose the oldest and are told so; what counts can then be read
-/// from [`Tunnel::peers`](super::Tunnel::peers).
+/// An event. A subscriber that falls behind loses the oldest events and gets an error;
+/// [`Tunnel::peers`](super::Tunnel::peers) then has the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TunnelEvent {
     /// A handshake was completed: there is a new session with this peer.
@@ -32,14 +32,14 @@ pub enum TunnelEvent {
     },
     /// The TUN device is gone; nothing passes until [`Tunnel::reopen_tun`](super::Tunnel::reopen_tun).
     TunGone,
-    /// A thread of the tunnel panicked: a bug. The tunnel does not work any more, and the daemon should end.
+    /// A thread of the tunnel panicked: a bug. The tunnel has stopped working, and the daemon should end.
     Failed {
         /// The thread's name.
         thread: &'static str,
     },
 }
 
-/// How it stands with one peer.
+/// The state of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStatus {
     /// Its name.

@@ -95,7 +95,7 @@ impl SeenStamps {
         self.lock().insert(*key, stamp);
     }
 
-    /// All of them, without those of keys that `is_known` does not know any more.
+    /// All timestamps, without those of keys that `is_known` no longer knows.
     pub(super) fn retain(&self, is_known: impl Fn(&PublicKey) -> bool) -> HashMap<PublicKey, Stamp> {
         let mut seen = self.lock();
         seen.retain(|key, _| is_known(key));

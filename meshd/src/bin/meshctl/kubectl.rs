@@ -96,7 +96,7 @@ fn is_local(arguments: &[OsString]) -> bool {
 /// A pod of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct DaemonPod {
-    /// Sorts before what is not.
+    /// Ready pods sort first.
     not_ready: bool,
     node: String,
     namespace: String,

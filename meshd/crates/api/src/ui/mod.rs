@@ -53,8 +53,8 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// Serves the page and what it asks of `source` at `address`, a loopback one, until `stop`. An address that cannot be
-/// had is tried for again and again; `tell` hears why, and `None` once it is had.
+/// Serves the page and its data from `source` at `address`, a loopback one, until `stop`. Retries an address that
+/// cannot be bound; `tell` gets the reason, and `None` once it is bound.
 pub fn page(
     address: SocketAddr,
     source: Arc<dyn Source>,

@@ -29,7 +29,7 @@ pub type SessionNumber = u64;
 pub enum Input {
     /// The start, with the cache's content.
     Started,
-    /// A session stands; nothing is known through it yet.
+    /// A session is open; nothing was read yet.
     Connected {
         /// The member of etcd.
         member: String,
@@ -43,7 +43,7 @@ pub enum Input {
         /// Why.
         error: String,
     },
-    /// Every key, as it stood at one revision.
+    /// All keys at one revision.
     Listed(KeyListing),
     /// Changes of whole revisions, in order.
     Changed(Vec<WatchEvent>),
@@ -64,11 +64,11 @@ pub enum Input {
     Facts(Box<LocalFacts>),
     /// Whether anything has an address of this node's subnet.
     Attached(bool),
-    /// Subnets that were this node's before the one in use, and that nothing has an address of any more.
+    /// Earlier subnets of this node, without an attached address.
     Idle(BTreeSet<SubnetKey>),
     /// This node's `endpoints/` records; `None`: not known yet.
     EndpointsWanted(Option<EndpointRecords>),
-    /// The operator says that what etcd holds is right.
+    /// The operator accepts this etcd.
     Accept,
     /// The cache was written, or could not be, in this time.
     CacheWritten(Duration),
@@ -81,7 +81,7 @@ pub enum Input {
 pub enum Effect {
     /// Records in force.
     Publish(Arc<Records>),
-    /// How this node stands.
+    /// The status of this node.
     Status(Box<ControlStatus>),
     /// Make this call on the session in use.
     Call(CallId, Call),
@@ -96,7 +96,7 @@ pub enum Effect {
     },
     /// A call went without an answer, or is to be taken for lost: this session is given up, if it is the one in use.
     Suspect(SessionNumber),
-    /// The last list lacked what only another one confirms.
+    /// Request the list that confirms the last one's missing keys.
     ListAgain,
     /// Changed inputs of policies up to this revision. `complete`: with all earlier ones, the inputs are complete.
     HandOn {
@@ -115,10 +115,10 @@ pub enum Effect {
     Accepted(Accepted),
 }
 
-/// How this node stands with etcd and in the mesh.
+/// This node's status with etcd and in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlStatus {
-    /// Whether a session stands and everything up to it is known.
+    /// Whether a session is open and its list was read.
     pub connected: bool,
     /// The member in use, or used last.
     pub endpoint: Option<String>,
@@ -173,7 +173,7 @@ pub struct CacheContent {
 
 /// Initial state of a control plane.
 pub struct Start {
-    /// Empty, or what the cache held.
+    /// Empty, or the cache's content.
     pub store: Store,
     /// This node's.
     pub membership: Membership,

@@ -197,8 +197,8 @@ pub(super) fn write_address(storage: &mut libc::sockaddr_storage, address: Socke
 
 pub(super) fn read_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
     let storage: *const libc::sockaddr_storage = storage;
-    // SAFETY: a sockaddr_storage is large enough and aligned for either address type, and the family that it states
-    // says which one the kernel wrote.
+    // SAFETY: a sockaddr_storage is large enough and aligned for either address type, and its family states which one
+    // the kernel wrote.
     unsafe {
         match c_int::from((*storage).ss_family) {
             libc::AF_INET => {
