@@ -28,7 +28,7 @@ impl ConfigChange {
     }
 }
 
-/// Judges an outside peer against the network configuration: neither its `allowedIPs` nor its endpoint may lie in the
+/// Judges an external peer against the network configuration: neither its `allowedIPs` nor its endpoint may lie in the
 /// cluster networks, nor its endpoint in its own `allowedIPs`.
 ///
 /// # Errors

@@ -84,7 +84,7 @@ name_type! {
     "must be 1 to 63 of a-z, 0-9 and \"-\", beginning and ending with a letter or digit"
 }
 name_type! {
-    /// Name of an outside peer: a DNS label.
+    /// Name of an external peer: a DNS label.
     PeerName, is_label,
     "must be 1 to 63 of a-z, 0-9 and \"-\", beginning and ending with a letter or digit"
 }

@@ -2,7 +2,7 @@
 //!
 //! A file has the kind's rules, its value, and how that shows in `check`. A new kind is its file, a line in `keys!`
 //! below and, unless it is an object of a Kubernetes cluster, one in `values!`; then its reader:
-//! [`View::set`](../mesh/records/struct.View.html) for the mesh, `policy::objects` for policies. Parsing of keys,
+//! [`Records::set`](../mesh/records/struct.Records.html) for the mesh, `policy::objects` for policies. Parsing of keys,
 //! cache, withdrawals, last good values and `check` go by the rules.
 
 mod alive;

@@ -16,7 +16,7 @@ use crate::{
     violation::Report,
 };
 
-/// Where an outside peer is reached.
+/// Where an external peer is reached.
 pub type Endpoint = SocketAddr;
 
 /// Value of `peers/NAME`: `{"publicKey","allowedIPs","endpoint","presharedKey","persistentKeepalive","site"}`.

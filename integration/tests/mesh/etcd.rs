@@ -28,7 +28,7 @@ const KEYS: [&str; 3] = [
     "yAnz5TF+lXXJte14tji3zlMNftft3gn3EH9Gw0CpNkA=",
 ];
 
-/// An outside peer that never calls.
+/// An external peer that never calls.
 fn outside_peer(number: usize) -> String {
     json!({"publicKey": KEYS[number], "allowedIPs": [format!("10.9.{number}.0/24")]}).to_string()
 }

@@ -21,7 +21,7 @@ use crate::{
     problems,
 };
 
-/// Addresses of outside peers.
+/// Addresses of external peers.
 const OUTSIDE: [&str; 3] = ["10.9.0.1", "10.50.3.7", "fd09::1"];
 
 /// Whether the kernel refuses to send to each of these.

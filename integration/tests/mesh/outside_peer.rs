@@ -35,7 +35,7 @@ pub(crate) fn add_abroad(sites: &TwoSites, hosts: u8) -> Abroad {
     abroad
 }
 
-/// An outside peer: its record in etcd and its program.
+/// An external peer: its record in etcd and its program.
 pub(crate) struct OutsidePeer {
     pub(crate) name: String,
     pub(crate) host: Host,
@@ -121,7 +121,7 @@ pub(crate) fn record(public_key: &str, addresses: &[String], more: &Value) -> St
     record.to_string()
 }
 
-/// Waits until every node has the outside peer in its tunnel.
+/// Waits until every node has the external peer in its tunnel.
 #[track_caller]
 pub(crate) fn await_known(mesh: &Mesh, name: &str) {
     for node in &mesh.nodes {

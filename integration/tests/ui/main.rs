@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   east1 ─┐                                ┌─ west1
-//!    Chromium├─ switch ──── router ──── switch ┤       laptop: an outside peer that has never called
+//!    Chromium├─ switch ──── router ──── switch ┤       laptop: an external peer that has never called
 //!   east2 ─┘                                └─ west2
 //! ```
 

@@ -54,7 +54,7 @@ pub(super) async fn install_fallback_routes(kernel: &Kernel, settings: &FloorSet
 }
 
 /// Prefixes that are refused together where one of them covers a protected address: a network of the configuration
-/// (`None`), or those of an outside peer.
+/// (`None`), or those of an external peer.
 type Claim = (Option<PeerId>, Vec<IpNet>);
 
 fn floor_of(claims: Vec<Claim>, protected: &[(IpAddr, String)]) -> Floor {

@@ -51,7 +51,7 @@ struct PingTarget {
 }
 
 impl ApiState {
-    /// Asks every layer between here and `target`: a node's or outside peer's name, its id, or an address of the mesh.
+    /// Asks every layer between here and `target`: a node's or external peer's name, its id, or an address of the mesh.
     pub(super) fn reach(&self, target: &str) -> Result<Ping, QuestionError> {
         let asked = self.look_up(target)?;
         let overlay: Vec<Layer> =

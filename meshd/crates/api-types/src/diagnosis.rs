@@ -13,7 +13,7 @@ use crate::status::Path;
 pub struct Ping {
     /// The requested target.
     pub target: String,
-    /// The node or outside peer that it belongs to.
+    /// The node or external peer that it belongs to.
     pub peer: String,
     /// How packets reach that.
     pub path: Path,

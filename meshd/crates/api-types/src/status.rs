@@ -28,7 +28,7 @@ pub struct Status {
     pub revision: i64,
     /// etcd.
     pub etcd: Etcd,
-    /// The other nodes and outside peers, by how packets reach them.
+    /// The other nodes and external peers, by how packets reach them.
     #[serde(default)]
     pub peers: PeerCounts,
     /// In one word.
@@ -47,7 +47,7 @@ pub struct Status {
     pub uptime: u64,
 }
 
-/// Numbers of other nodes and outside peers.
+/// Numbers of other nodes and external peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PeerCounts {
     /// By a plain route on a common subnet.
@@ -328,22 +328,22 @@ impl<'de> Deserialize<'de> for Path {
     }
 }
 
-/// An element of `GET /v1/peers`: another node, or an outside peer.
+/// An element of `GET /v1/peers`: another node, or an external peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Peer {
     /// Its name.
     pub name: String,
-    /// Its identity; the name again for an outside peer.
+    /// Its identity; the name again for an external peer.
     pub id: String,
     /// Its site.
     pub site: Option<String>,
     /// Its prefixes.
     pub subnets: Vec<IpNet>,
-    /// Its own addresses in the mesh; of an outside peer those prefixes that are a single address.
+    /// Its own addresses in the mesh; of an external peer those prefixes that are a single address.
     #[serde(default)]
     pub overlay: Vec<IpAddr>,
-    /// Whether it is an outside peer.
+    /// Whether it is an external peer.
     #[serde(default)]
     pub outside: bool,
     /// Whether it shows a sign of life in etcd; `None` for peers that never do: outside ones, and Flannel's.

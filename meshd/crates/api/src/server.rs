@@ -79,7 +79,7 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// When that cannot be told yet.
     fn source_conflict(&self, prefix: &IpNet) -> Result<Option<String>, String>;
-    /// A wg-quick file for the outside peer `name`, if there is such a peer.
+    /// A wg-quick file for the external peer `name`, if there is such a peer.
     fn outside_peer_config(&self, name: &str) -> Option<String>;
 }
 

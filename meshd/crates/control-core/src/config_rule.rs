@@ -27,7 +27,7 @@ pub(crate) struct ConfigReview<'a> {
     pub(crate) present: bool,
     /// The subnets in force. Retained ones count: their nodes are about to put them back, or may live on them.
     pub(crate) subnets: &'a CowMap<SubnetKey, Record<SubnetLease>>,
-    /// The outside peers in force.
+    /// The external peers in force.
     pub(crate) peers: &'a CowMap<PeerName, Record<OutsidePeer>>,
     /// The nodes' records in force.
     pub(crate) nodes: &'a CowMap<NodeId, Record<NodeRecord>>,
@@ -115,7 +115,7 @@ impl ConfigReview<'_> {
         })
     }
 
-    /// Whether `new` leaves alone the outside peers that the mesh has accepted. A peer that was written after `new`
+    /// Whether `new` leaves alone the external peers that the mesh has accepted. A peer that was written after `new`
     /// is judged against it, and not the other way round: so nodes that saw both at once agree with those that did not.
     fn covered_peers(&self, before: &Record<NetworkConfig>, new: &Record<NetworkConfig>) -> Result<(), Violations> {
         let accepted = self.peers.iter().filter(|(_, peer)| {

@@ -317,7 +317,7 @@ mod tests {
         assert!(CachedRecords::load(dir.path()).unwrap().is_none());
         cached().save(dir.path()).unwrap();
         assert_eq!(CachedRecords::load(dir.path()).unwrap(), Some(cached()));
-        // It holds outside peers' pre-shared keys.
+        // It holds external peers' pre-shared keys.
         assert_eq!(fs::metadata(file(dir.path())).unwrap().permissions().mode() & 0o777, 0o600);
     }
 

@@ -25,7 +25,7 @@ pub struct MeshFacts {
     pub nodes: CowMap<PeerId, Arc<NodeFacts>>,
     /// The addresses that other nodes' overlay addresses also count as.
     pub sources: CowMap<PeerId, Arc<NodeSource>>,
-    /// Prefixes of outside peers.
+    /// Prefixes of external peers.
     pub outside: CowMap<PeerName, Arc<[IpNet]>>,
     /// Audit mode: denied packets pass and are reported.
     pub audit: bool,

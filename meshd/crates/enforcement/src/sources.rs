@@ -185,7 +185,7 @@ mod tests {
         r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd42:244::/48", "IPv6SubnetLen": 64}"#;
     const OWN: &str = "192.0.2.99";
 
-    /// What nodes and outside peers say, and where nodes are heard from. This node is `me`.
+    /// What nodes and external peers say, and where nodes are heard from. This node is `me`.
     #[derive(Debug, Default, Clone)]
     struct Fixture {
         records: Records,

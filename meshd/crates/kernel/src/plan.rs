@@ -42,7 +42,7 @@ pub(crate) const ROUTE_METRIC: u32 = 158;
 /// The metric of the networks' fallback routes and of the probe table's `unreachable` default: behind any other route.
 pub(crate) const FLOOR_METRIC: u32 = 4_000_000_158;
 
-/// The metric of the fallback routes of outside peers' prefixes.
+/// The metric of the fallback routes of external peers' prefixes.
 pub(crate) const OUTSIDE_FLOOR_METRIC: u32 = 4_000_000_159;
 
 /// The main table's number.
@@ -86,7 +86,7 @@ pub fn plan(options: &Options, desired: &Desired, observed: &ObservedKernel) -> 
     plan
 }
 
-/// The steps that add the fallback routes of `floor` where ours are these routes, and remove those of outside peers'
+/// The steps that add the fallback routes of `floor` where ours are these routes, and remove those of external peers'
 /// prefixes that hold one of the addresses that must stay reachable.
 pub(super) fn floor(floor: &Floor, protected: &[IpAddr], routes: &[KernelRoute]) -> Vec<KernelChange> {
     let mut changes = Vec::new();

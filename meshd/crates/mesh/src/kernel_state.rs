@@ -49,8 +49,8 @@ impl Desired {
 pub struct Floor {
     /// The mesh's networks.
     pub networks: Vec<IpNet>,
-    /// Prefixes of outside peers. Their fallback routes have a metric of their own: pods of this node have addresses in
-    /// the networks only, which decides whether containers are attached.
+    /// Prefixes of external peers. Their fallback routes have a metric of their own: pods of this node have addresses
+    /// in the networks only, which decides whether containers are attached.
     pub outside: Vec<IpNet>,
 }
 
@@ -115,7 +115,7 @@ pub struct ProbeRoute {
 /// The desired nftables table. Prefixes may nest and repeat: the wider one counts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Firewall {
-    /// The mesh networks and the prefixes of outside peers.
+    /// The mesh networks and the prefixes of external peers.
     pub networks: Vec<IpNet>,
     /// This node's own subnets and overlay addresses.
     pub own: Vec<IpNet>,

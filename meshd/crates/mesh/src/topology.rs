@@ -21,7 +21,7 @@ pub enum PeerId {
     Node(NodeId),
     /// A lease without `Node`, as flannel writes it.
     Lease(SubnetKey),
-    /// An outside peer, by its name.
+    /// An external peer, by its name.
     Outside(PeerName),
 }
 
@@ -133,7 +133,7 @@ pub struct Topology {
     pub own_subnets: Vec<SubnetKey>,
     /// The other owners below `subnets/`.
     pub members: CowMap<PeerId, Arc<NodePeer>>,
-    /// Outside peers that hold.
+    /// External peers that hold.
     pub outside: CowMap<PeerName, Arc<ExternalPeer>>,
     /// Records that do not hold, each with its reason; sorted.
     pub problems: Arc<Vec<Problem>>,

@@ -179,7 +179,7 @@ proptest! {
     }
 
     /// At no step of a pass does a destination that the mesh has before and after fall out of it: while a prefix, of
-    /// the mesh or of an outside peer, is claimed on both sides, a packet to it meets a route of ours.
+    /// the mesh or of an external peer, is claimed on both sides, a packet to it meets a route of ours.
     #[test]
     fn no_step_leaves_the_mesh_without_a_route(from in any_desired(), to in any_desired()) {
         let options = options();
