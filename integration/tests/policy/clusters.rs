@@ -15,7 +15,7 @@ const PORT: u16 = 5432;
 const PODS: [(&str, &str, usize, &str); 4] =
     [("east", "east1", 0, "db"), ("east", "east2", 1, "web"), ("west", "west1", 0, "web"), ("west", "west2", 1, "db")];
 
-fn put(mesh: &Mesh, cluster: &str, key: &str, mut object: Value) {
+pub(crate) fn put(mesh: &Mesh, cluster: &str, key: &str, mut object: Value) {
     let name = key.rsplit('/').next().unwrap();
     object["metadata"]["name"] = name.into();
     mesh.etcd.put(&format!("/meshd/k8s/{cluster}/{key}"), &object.to_string());
@@ -29,7 +29,7 @@ fn put_node(mesh: &Mesh, (cluster, node, number, _): (&str, &str, usize, &str)) 
 }
 
 /// A Pod object of `cluster` with the addresses of the pod on `at`.
-fn put_pod(mesh: &Mesh, cluster: &str, (name, app): (&str, &str), at: &str) {
+pub(crate) fn put_pod(mesh: &Mesh, cluster: &str, (name, app): (&str, &str), at: &str) {
     let ips: Vec<Value> = mesh.pod(at).addresses().iter().map(|ip| json!({"ip": ip})).collect();
     let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "labels": {"app": app}},
         "spec": {"nodeName": at}, "status": {"phase": "Running", "podIPs": ips}});

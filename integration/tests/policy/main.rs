@@ -15,6 +15,7 @@ mod identity;
 mod kernel;
 mod masqueraded;
 mod names;
+mod node_peers;
 mod nodes;
 mod objects;
 mod packets;

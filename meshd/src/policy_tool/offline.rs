@@ -113,7 +113,7 @@ impl OfflineWorld {
                     .filter_map(|entry| entry.get("address")?.as_str()?.parse().ok())
                     .collect();
                 self.engine.put_node(name()?.into(), addresses);
-                return Ok(());
+                (KubernetesKey::Node(named(name()?)?), false)
             }
             _ => return Ok(()),
         };

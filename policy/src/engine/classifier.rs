@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     ClassRules, Compiled, NamespaceRules, ObjectName, PodInfo, SourceAliases,
+    nodes::NodeAddresses,
     rules::{FlowTarget, PeerKind, PeerRules, PeerView, PolicyId, Tiers, Union},
     storage::{AddressTable, Chunked, Owner},
 };
@@ -146,6 +147,7 @@ pub struct Classifier {
     pub(super) classes: Chunked<ClassRules>,
     pub(super) policies: Chunked<Option<Arc<Compiled>>>,
     pub(super) node_addresses: Arc<HashMap<IpAddr, Arc<str>>>,
+    pub(super) node_sets: Arc<NodeAddresses>,
     pub(super) sources: Arc<HashMap<IpAddr, Arc<SourceAliases>>>,
     pub(super) networks: Arc<[IpNet]>,
     pub(super) policies_per_direction: [usize; 2],
@@ -300,7 +302,10 @@ impl Classifier {
                 None => PeerKind::UnknownPod,
             },
             Located::Unknown => PeerKind::UnknownPod,
-            Located::Address => PeerKind::Address,
+            Located::Address => {
+                let nodes = (side == Side::Egress).then(|| self.node_sets.get(&address)).flatten();
+                PeerKind::Address { nodes: nodes.map(Box::as_ref).unwrap_or_default() }
+            }
         };
         let aliases = match side {
             Side::Ingress => self.sources.get(&address).map(Arc::as_ref),

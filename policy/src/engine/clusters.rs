@@ -146,6 +146,11 @@ impl Clusters {
         self.changed.take()
     }
 
+    /// What the mesh's node `name` is to a cluster.
+    pub(super) fn of(&self, name: &Arc<str>) -> Option<&ClusterNode> {
+        self.nodes.get(name)
+    }
+
     /// The name in the mesh of a node of a cluster.
     pub(super) fn node(&self, cluster: &Cluster, name: &Arc<str>) -> Option<&Arc<str>> {
         self.names.get(&(cluster.clone(), Arc::clone(name)))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     ObjectName, PolicyName,
+    nodes::NodeSets,
     rules::{PeerRef, PortSet, Tiers, Union},
     selection::Selection,
 };
@@ -30,12 +31,23 @@ impl Compiled {
 
     /// The sets that it uses: of its peers, and its subject.
     pub(super) fn sets(&self) -> impl Iterator<Item = u32> {
-        let peers = self.sides.iter().flatten().flatten().flat_map(|rule| &rule.peers);
-        let sets = peers.filter_map(|peer| match peer {
+        let sets = self.peers().filter_map(|peer| match peer {
             PeerRef::Set(set) => Some(*set),
             _ => None,
         });
         sets.chain([self.subject])
+    }
+
+    /// The sets of Nodes among its peers.
+    pub(super) fn node_sets(&self) -> impl Iterator<Item = u32> {
+        self.peers().filter_map(|peer| match peer {
+            PeerRef::Nodes(set) => Some(*set),
+            _ => None,
+        })
+    }
+
+    fn peers(&self) -> impl Iterator<Item = &PeerRef> {
+        self.sides.iter().flatten().flatten().flat_map(|rule| &rule.peers)
     }
 }
 
@@ -114,13 +126,19 @@ pub(super) fn own_namespace(policy: &ObjectName) -> Selector {
     Selector::labels([(NAMESPACE_NAME, &*policy.namespace)]).in_cluster(policy.cluster.as_str())
 }
 
-pub(super) fn compile_cluster(rule: &ClusterRule, cluster: &str, selection: &mut Selection) -> CompiledRule {
+pub(super) fn compile_cluster(
+    rule: &ClusterRule,
+    cluster: &str,
+    selection: &mut Selection,
+    nodes: &mut NodeSets,
+) -> CompiledRule {
     let peers = match &rule.peers {
         None => vec![PeerRef::Anyone],
         Some(peers) => peers
             .iter()
             .map(|peer| match peer {
                 ClusterPeer::Network(block) => PeerRef::Block(Arc::new(block.clone())),
+                ClusterPeer::Nodes(selector) => PeerRef::Nodes(nodes.acquire(&selector.in_cluster(cluster))),
                 ClusterPeer::Pods { namespaces, pods } => {
                     PeerRef::Set(selection.acquire_set(&namespaces.peers_of(cluster), pods.clone()))
                 }

@@ -9,6 +9,7 @@ mod compiled;
 mod explain;
 mod input;
 mod leading;
+pub(crate) mod nodes;
 mod pods;
 pub(crate) mod rules;
 pub(crate) mod selection;
@@ -28,6 +29,7 @@ use crate::nft::SetCache;
 use crate::object::{Action, ClusterPolicy, ClusterRule, Labels, PodObject, Rule, Selector, Tier};
 pub(crate) use compiled::{ClassRules, Compiled, CompiledRule, NamespaceRules};
 use compiled::{compile, compile_cluster, own_namespace};
+use nodes::NodeSets;
 use pods::Pods;
 use rules::{PeerRules, RuleEntry, Tiers, Union};
 use selection::Selection;
@@ -48,6 +50,7 @@ type Selected = Box<[u32]>;
 pub struct Engine {
     pub(crate) selection: Selection,
     pub(crate) pods: Pods,
+    pub(crate) nodes: NodeSets,
     pub(crate) policies: Slab<Arc<Compiled>>,
     by_name: HashMap<ObjectName, u32>,
     cluster_by_name: HashMap<ObjectName, u32>,
@@ -84,6 +87,7 @@ impl Engine {
         Self {
             selection: Selection::new(),
             pods: Pods::default(),
+            nodes: NodeSets::default(),
             policies: Slab::default(),
             by_name: HashMap::new(),
             cluster_by_name: HashMap::new(),
@@ -169,6 +173,18 @@ impl Engine {
     /// subnets of the cluster's nodes.
     pub fn set_cluster(&mut self, name: &Arc<str>, node: Option<ClusterNode>) {
         self.pods.set_cluster(name, node);
+        self.nodes.touch();
+    }
+
+    /// The Node object `name`, which `nodes` peers mean by its labels. [`Self::set_cluster`] says which node of the mesh it
+    /// is; one without a cluster is the node of its name.
+    pub fn put_node_object(&mut self, name: ObjectName, labels: &Labels, internal_ips: Box<[IpAddr]>) {
+        self.nodes.set_object(name, Some((labels, internal_ips)));
+    }
+
+    /// There is no such Node object.
+    pub fn delete_node_object(&mut self, name: ObjectName) {
+        self.nodes.set_object(name, None);
     }
 
     /// What another node's overlay address also counts as where it is a source; none: only as itself.
@@ -191,6 +207,7 @@ impl Engine {
     pub fn set_networks(&mut self, networks: Arc<[IpNet]>) {
         self.networks = Arc::clone(&networks);
         self.pods.set_networks(networks, &mut self.selection);
+        self.nodes.touch();
         self.set_cache.everything = true;
         self.world_changed = self.generation + 1;
     }
@@ -231,7 +248,9 @@ impl Engine {
     pub fn put_cluster_policy(&mut self, name: ObjectName, policy: &ClusterPolicy) {
         let cluster = name.cluster.as_str();
         let mut side = |rules: &[ClusterRule]| {
-            let compiled = rules.iter().map(|rule| compile_cluster(rule, cluster, &mut self.selection)).collect();
+            let compiled =
+                rules.iter().map(|rule| compile_cluster(rule, cluster, &mut self.selection, &mut self.nodes));
+            let compiled = compiled.collect();
             (!rules.is_empty()).then_some(compiled)
         };
         let sides = [side(&policy.ingress), side(&policy.egress)];
@@ -275,6 +294,12 @@ impl Engine {
         if std::mem::take(&mut self.pods.host_changed) {
             self.nodes_changed();
         }
+        if let Some(changed) = self.nodes.settle(&self.pods, &self.networks) {
+            self.set_cache.nodes = true;
+            if changed {
+                self.world_changed = self.generation + 1;
+            }
+        }
         let has_policies = self.policies_per_direction.map(|count| count > 0);
         if std::mem::replace(&mut self.had_policies, has_policies) != has_policies {
             self.world_changed = self.generation + 1;
@@ -304,6 +329,7 @@ impl Engine {
             classes: self.class_rules.clone(),
             policies: self.published.clone(),
             node_addresses: Arc::clone(node_addresses),
+            node_sets: Arc::clone(self.nodes.addresses()),
             sources: Arc::clone(&self.sources),
             networks: Arc::clone(&self.networks),
             policies_per_direction: self.policies_per_direction,
@@ -317,6 +343,7 @@ impl Engine {
     fn nodes_changed(&mut self) {
         self.world_changed = self.generation + 1;
         self.node_addresses = None;
+        self.nodes.touch();
         self.set_cache.everything = true;
     }
 
@@ -357,6 +384,7 @@ impl Engine {
             subjects.swap_remove(at);
         }
         policy.sets().for_each(|set| self.selection.release_set(set));
+        policy.node_sets().for_each(|set| self.nodes.release(set));
     }
 
     fn recompile_namespaces(&mut self) {

@@ -117,6 +117,11 @@ impl Pods {
         self.clusters.set(name, node);
     }
 
+    /// What a node of the mesh is to a cluster, if it is in one.
+    pub(crate) fn cluster_node(&self, name: &Arc<str>) -> Option<&ClusterNode> {
+        self.clusters.of(name)
+    }
+
     /// Joins those pods again that nodes of clusters which changed make a difference to.
     pub(crate) fn settle_clusters(&mut self, selection: &mut Selection) {
         let Some(changed) = self.clusters.take_changed() else { return };

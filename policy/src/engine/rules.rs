@@ -22,6 +22,8 @@ pub(crate) enum PeerRef {
     Anyone,
     /// The pods of a set.
     Set(u32),
+    /// Addresses of the Nodes of a set.
+    Nodes(u32),
     /// Addresses.
     Block(Arc<Block>),
 }
@@ -30,7 +32,7 @@ pub(crate) enum PeerRef {
 pub(crate) fn blocks(peers: &[PeerRef]) -> impl Iterator<Item = &Block> {
     peers.iter().filter_map(|peer| match peer {
         PeerRef::Block(block) => Some(block.as_ref()),
-        PeerRef::Anyone | PeerRef::Set(_) => None,
+        PeerRef::Anyone | PeerRef::Set(_) | PeerRef::Nodes(_) => None,
     })
 }
 
@@ -100,11 +102,12 @@ pub(crate) struct PeerView<'c> {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PeerKind<'c> {
-    /// No pod: only blocks speak of it.
-    Address,
+    /// No pod: only blocks speak of it, and sets of Nodes, marks of which it is in.
+    Address { nodes: &'c [u32] },
     /// A pod: the sets that its namespace and itself are in, sorted marks.
     Pod { namespace: &'c [u32], own: &'c [u32] },
-    /// A pod of which nothing is known, not even its namespace: it is in the set of all pods, and may be in any other.
+    /// A pod of which nothing is known, not even its namespace: it is in the set of all pods, and may be in any other. It
+    /// may be a node, too, that is not known yet.
     UnknownPod,
 }
 
@@ -115,9 +118,18 @@ impl PeerView<'_> {
     /// Whether it is in the set, and whether it only may be.
     pub(crate) fn in_set(&self, set: u32) -> Option<bool> {
         match self.kind {
-            PeerKind::Address => None,
+            PeerKind::Address { .. } => None,
             PeerKind::UnknownPod => Some(set != ALL_PODS),
             PeerKind::Pod { namespace, own } => find_mark(namespace, set).or_else(|| find_mark(own, set)),
+        }
+    }
+
+    /// Whether it is a Node of the set, and whether it only may be.
+    fn in_nodes(&self, set: u32) -> Option<bool> {
+        match self.kind {
+            PeerKind::Address { nodes } => find_mark(nodes, set),
+            PeerKind::UnknownPod => Some(true),
+            PeerKind::Pod { .. } => None,
         }
     }
 
@@ -126,6 +138,7 @@ impl PeerView<'_> {
         match peer {
             PeerRef::Anyone => Some(false),
             PeerRef::Set(set) => self.in_set(*set),
+            PeerRef::Nodes(set) => self.in_nodes(*set),
             PeerRef::Block(block) => self.in_block(block),
         }
     }
@@ -159,6 +172,8 @@ pub(crate) struct PeerRules {
     /// Sorted by set; each with its entries' range in `entries`.
     sets: Box<[(u32, u32, u32)]>,
     entries: Box<[RuleEntry]>,
+    /// By set of Nodes.
+    nodes: Box<[(u32, RuleEntry)]>,
     blocks: Option<Box<Blocks>>,
 }
 
@@ -166,11 +181,13 @@ impl PeerRules {
     pub(crate) fn new(list: Vec<(PeerRef, RuleEntry)>) -> Self {
         let mut anyone = Vec::new();
         let mut by_set = Vec::new();
+        let mut nodes = Vec::new();
         let mut blocks = Vec::new();
         for (peer, entry) in list {
             match peer {
                 PeerRef::Anyone => anyone.push(entry),
                 PeerRef::Set(set) => by_set.push((set, entry)),
+                PeerRef::Nodes(set) => nodes.push((set, entry)),
                 PeerRef::Block(block) => blocks.push((block, entry)),
             }
         }
@@ -189,6 +206,7 @@ impl PeerRules {
             anyone: anyone.into(),
             sets: sets.into(),
             entries: entries.into(),
+            nodes: nodes.into(),
             blocks: (!blocks.is_empty()).then(|| Box::new(Blocks::new(blocks))),
         }
     }
@@ -200,7 +218,7 @@ impl PeerRules {
         }
         let entries = |(start, end): (u32, u32)| &self.entries[start as usize..end as usize];
         match peer.kind {
-            PeerKind::Address => {}
+            PeerKind::Address { .. } => {}
             PeerKind::Pod { namespace, own } if self.sets.len() > 4 * (namespace.len() + own.len()) + 8 => {
                 for mark in namespace.iter().chain(own) {
                     let (set, unknown) = marked(*mark);
@@ -220,6 +238,13 @@ impl PeerRules {
                         return;
                     }
                 }
+            }
+        }
+        for (set, entry) in &self.nodes {
+            if let Some(unsure) = peer.in_nodes(*set)
+                && visit(std::slice::from_ref(entry), unsure)
+            {
+                return;
             }
         }
         if let Some(blocks) = &self.blocks {

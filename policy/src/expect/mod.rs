@@ -1,7 +1,8 @@
 //! Test worlds as data: policies with expected verdicts.
 //!
 //! A world is a JSON object: `name`, optional `why` and `tags`, `namespaces` (name → labels), `pods`, `nodes` (name →
-//! `{ips, labels}`; `ips` also count as `proven` and `published`, see [`SourceAliases`]), `policies`, `clusterPolicies`,
+//! `{ips, labels}`; `ips` also count as `proven` and `published`, see [`SourceAliases`]; the InternalIPs of its Node object
+//! are `internal`, without it `ips`; with `"object": false` there is no such object), `policies`, `clusterPolicies`,
 //! `clusters` (name → an object with the five fields before, those of a cluster: its nodes may list their `subnets`, and
 //! without them have exactly their pods' addresses), and one of
 //!

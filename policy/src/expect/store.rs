@@ -152,6 +152,7 @@ impl WorldObjects {
                 self.engine.delete_namespace(&cluster, &text("ns")?.into());
                 Ok(())
             }
+            "put_node" => self.put_node(&cluster, text("name")?, part("node")?),
             other => Err(problem("op", format!("{other}: no such operation"))),
         }
     }
@@ -189,12 +190,23 @@ impl WorldObjects {
             self.engine.set_source(*overlay, Arc::clone(&aliases));
         }
         self.engine.put_node(name_in_mesh(cluster, name), addresses.as_slice().into());
+        let object = ObjectName::new("", name).of(cluster);
+        if node.get("object") == Some(&Value::Bool(false)) {
+            self.engine.delete_node_object(object);
+        } else {
+            let labels = labels_from("nodes", node.get("labels").unwrap_or(&Value::Null))?;
+            let internal = if node.get("internal").is_some() { all("internal")? } else { addresses.clone() };
+            self.engine.put_node_object(object, &labels, internal.into());
+        }
         let subnet = |net: &Value| {
             let net = net.as_str().and_then(|text| text.parse().ok());
             net.ok_or_else(|| problem("nodes", format!("{net:?}: no subnet")))
         };
-        let subnets = list(node, "subnets")?.iter().map(subnet).collect::<Result<Vec<IpNet>, Problem>>()?;
+        let mut subnets = list(node, "subnets")?.iter().map(subnet).collect::<Result<Vec<IpNet>, Problem>>()?;
         let lists_subnets = node.get("subnets").is_some();
+        if let Some(before) = self.nodes.get(&(cluster.clone(), name.into())).filter(|_| !lists_subnets) {
+            subnets.clone_from(&before.subnets);
+        }
         self.nodes.insert((cluster.clone(), name.into()), Node { addresses, subnets, lists_subnets });
         self.put_cluster_node(cluster, name);
         Ok(())

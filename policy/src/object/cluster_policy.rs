@@ -96,6 +96,8 @@ pub enum ClusterPeer {
         /// The pods within them.
         pods: Selector,
     },
+    /// Nodes by their labels, as destinations only.
+    Nodes(Selector),
     /// Addresses, also those of pods.
     Network(Block),
 }
@@ -290,7 +292,7 @@ fn read_rule(at: &At<'_>, egress: bool, report: &mut ObjectReport) -> Option<Clu
         report.add(&at.path, "an empty list", "leave it out for every protocol");
     }
     limited(&fields.path("protocols"), listed.len(), report);
-    let addresses = read_peers.iter().any(|peer| matches!(peer, ClusterPeer::Network(_)));
+    let addresses = read_peers.iter().any(|peer| matches!(peer, ClusterPeer::Network(_) | ClusterPeer::Nodes(_)));
     let ports =
         (!listed.is_empty()).then(|| listed.iter().filter_map(|at| read_protocol(at, addresses, report)).collect());
     if report.count() == before {
@@ -305,7 +307,12 @@ fn read_rule(at: &At<'_>, egress: bool, report: &mut ObjectReport) -> Option<Clu
 
 fn read_peer(at: &At<'_>, egress: bool, peers: &mut Vec<ClusterPeer>, report: &mut ObjectReport) {
     let Some(fields) = at.object(report) else { return };
-    let known: &[&str] = if egress { &["namespaces", "pods", "networks"] } else { &["namespaces", "pods"] };
+    let known: &[&str] = if egress { &["namespaces", "pods", "nodes", "networks"] } else { &["namespaces", "pods"] };
+    if egress && let Some(at) = fields.get("domainNames") {
+        let reason = "the addresses of a name are each resolver's own, and change: write networks";
+        report.add(at.path, "not supported", reason);
+        return;
+    }
     fields.only(known, report);
     let found: Vec<_> = known.iter().filter_map(|name| Some((*name, fields.get(name)?))).collect();
     let [(name, at)] = found.as_slice() else {
@@ -318,6 +325,7 @@ fn read_peer(at: &At<'_>, egress: bool, peers: &mut Vec<ClusterPeer>, report: &m
             peers.extend(namespaces.map(|namespaces| ClusterPeer::Pods { namespaces, pods: Selector::default() }));
         }
         "pods" => peers.extend(read_pods(at, report).map(|(namespaces, pods)| ClusterPeer::Pods { namespaces, pods })),
+        "nodes" => peers.extend(selector::read(at, report).map(ClusterPeer::Nodes)),
         _ => {
             let networks = at.list(report).unwrap_or_default();
             if networks.is_empty() {
@@ -355,7 +363,7 @@ fn read_protocol(at: &At<'_>, addresses: bool, report: &mut ObjectReport) -> Opt
         "sctp" => Protocol::Sctp,
         _ => {
             if addresses {
-                report.add(&at.path, describe(at.value), "networks have no named ports: write port numbers");
+                report.add(&at.path, describe(at.value), "networks and nodes have no named ports: write port numbers");
             }
             // The API server takes any text; a name that no container has matches nothing.
             return Some(PortMatch { protocol: None, ports: Ports::Named(at.text(report)?.into()) });

@@ -82,6 +82,7 @@ impl Display for ClusterPeer {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pods { namespaces, pods } => write!(f, "pods {pods} in namespaces {namespaces}"),
+            Self::Nodes(nodes) => write!(f, "nodes {nodes}"),
             Self::Network(block) => write!(f, "{block}"),
         }
     }

@@ -198,7 +198,9 @@ pub fn put(engine: &mut Engine, cluster: &Cluster, key: &KubernetesKey, object: 
     match object {
         Object::Namespace(labels) => engine.put_namespace(cluster, &name.name, labels),
         Object::Pod(pod) => engine.put_pod(name, pod, age),
-        Object::Node(_) => {}
+        Object::Node(node) => {
+            engine.put_node_object(name, &plain_labels(&node.labels), node.internal_ips.as_slice().into());
+        }
         Object::NetworkPolicy(policy) => engine.put_policy(name, &policy),
         Object::ClusterNetworkPolicy(policy) => engine.put_cluster_policy(name, &policy),
     }
@@ -210,6 +212,7 @@ pub fn delete(engine: &mut Engine, cluster: &Cluster, key: &KubernetesKey) {
     match key {
         KubernetesKey::Namespace(_) => engine.delete_namespace(cluster, &name.name),
         KubernetesKey::Pod(..) => engine.delete_pod(&name),
+        KubernetesKey::Node(_) => engine.delete_node_object(name),
         KubernetesKey::NetworkPolicy(..) => engine.delete_policy(&name),
         KubernetesKey::ClusterNetworkPolicy(_) => engine.delete_cluster_policy(&name),
         _ => {}

@@ -11,7 +11,7 @@ use policy::{
 };
 use serde_json::{Map, Value, json};
 
-use super::model::{Pod, World};
+use super::model::{NodeObject, Pod, World};
 
 /// Numbers from a seed (splitmix64).
 pub(crate) struct Dice {
@@ -231,6 +231,9 @@ fn cluster_policy(dice: &mut Dice) -> Value {
                     let mut networks = vec![dice.pick(&BLOCKS), dice.pick(&BLOCKS)];
                     networks.dedup();
                     list.push(json!({"networks": networks}));
+                } else if name == "egress" && dice.chance(25) {
+                    addresses = true;
+                    list.push(json!({"nodes": selector(dice, true)}));
                 } else {
                     list.push(pods(dice));
                 }
@@ -263,6 +266,9 @@ fn overlays() -> [IpAddr; 4] {
     ["10.0.2.0", "10.0.3.0", "fd00::2:ffff", "10.0.1.12"].map(|text| text.parse().unwrap())
 }
 
+/// Addresses of nodes, of the overlay and below it. Pods may have them, too.
+const NODE_ADDRESSES: [&str; 6] = ["10.0.0.0", "10.0.1.0", "fd00::1:ffff", "192.0.2.1", "192.0.2.2", "192.0.2.3"];
+
 /// Where a packet may come from: a node, too.
 pub(crate) fn source(dice: &mut Dice) -> IpAddr {
     if dice.chance(30) { dice.pick(&overlays()) } else { address(dice) }
@@ -270,6 +276,7 @@ pub(crate) fn source(dice: &mut Dice) -> IpAddr {
 
 pub(crate) fn address(dice: &mut Dice) -> IpAddr {
     match dice.roll(12) {
+        0 if dice.chance(60) => dice.pick(&NODE_ADDRESSES).parse().unwrap(),
         0 => "203.0.113.7".parse().unwrap(),
         1 => "203.0.113.8".parse().unwrap(),
         2 => "2001:db8::1".parse().unwrap(),
@@ -304,7 +311,9 @@ impl Both {
         if dice.clusters && (self.world.subnets.is_empty() || dice.chance(7)) {
             self.give_node(dice);
         }
-        match dice.roll(16) {
+        match dice.roll(18) {
+            16 => self.put_mesh_node(dice),
+            17 => self.put_node_object(dice),
             14 | 15 => self.move_node(dice),
             0 | 1 => {
                 let (cluster, name, mut labels) = (dice.cluster(), format!("n{}", dice.roll(4)), labels(dice));
@@ -379,8 +388,40 @@ impl Both {
                 cluster => self.world.subnets.insert(net, cluster.to_owned()),
             };
         }
+        self.world.places.insert(format!("m{number}"), cluster.clone());
         let node = ClusterNode { cluster: named(&cluster), name: "worker".into(), subnets: subnets.into() };
         self.engine.set_cluster(&format!("m{number}").into(), Some(node));
+    }
+
+    /// A node of the mesh comes, has other addresses, or goes.
+    fn put_mesh_node(&mut self, dice: &mut Dice) {
+        let name = format!("m{}", dice.roll(3));
+        let addresses: Vec<IpAddr> = dice.some(3, |dice| dice.pick(&NODE_ADDRESSES).parse().unwrap());
+        if addresses.is_empty() {
+            self.engine.delete_node(&name);
+            self.world.mesh_nodes.remove(&name);
+        } else {
+            self.engine.put_node(name.as_str().into(), addresses.as_slice().into());
+            self.world.mesh_nodes.insert(name, addresses);
+        }
+    }
+
+    /// A Node object comes, changes, or goes.
+    fn put_node_object(&mut self, dice: &mut Dice) {
+        let (cluster, name) = (dice.cluster(), dice.pick(&["worker", "worker", "m0", "m2"]));
+        let key = ObjectName::new("", name).of(&named(&cluster));
+        if dice.chance(25) {
+            self.engine.delete_node_object(key);
+            self.world.node_objects.remove(&(cluster, name.to_owned()));
+            return;
+        }
+        let mut labels = labels(dice);
+        if dice.chance(20) {
+            labels.insert("meshd.io/cluster".into(), "west".into());
+        }
+        let internal: Vec<IpAddr> = dice.some(2, |dice| dice.pick(&NODE_ADDRESSES).parse().unwrap());
+        self.engine.put_node_object(key, &known(&labels), internal.as_slice().into());
+        self.world.node_objects.insert((cluster, name.to_owned()), NodeObject { labels, internal });
     }
 
     fn forget_pod(&mut self, cluster: &str, namespace: &str, name: &str) {

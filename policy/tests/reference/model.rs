@@ -19,6 +19,12 @@ pub(crate) struct Pod {
     pub age: u64,
 }
 
+#[derive(Debug, Clone)]
+pub(crate) struct NodeObject {
+    pub labels: Map<String, Value>,
+    pub internal: Vec<IpAddr>,
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct World {
     /// By cluster and name.
@@ -32,6 +38,12 @@ pub(crate) struct World {
     pub subnets: BTreeMap<IpNet, String>,
     /// By overlay address: what is proven of the node, and what it publishes.
     pub nodes: BTreeMap<IpAddr, (Vec<IpAddr>, Vec<IpAddr>)>,
+    /// Addresses of the mesh's nodes, by name.
+    pub mesh_nodes: BTreeMap<String, Vec<IpAddr>>,
+    /// Their clusters.
+    pub places: BTreeMap<String, String>,
+    /// By cluster and name.
+    pub node_objects: BTreeMap<(String, String), NodeObject>,
 }
 
 /// `None`: not known.
@@ -138,6 +150,51 @@ impl World {
             None => asked.tier("Baseline", &|| vec![Decision::Allow]),
         });
         decisions.into_iter().max() == Some(Decision::Allow)
+    }
+
+    /// Whether `address` is that of a Node that `selector` means in a policy of `cluster`.
+    fn node_selects(&self, cluster: &str, selector: &Value, address: IpAddr) -> Maybe {
+        let mut is = Some(false);
+        let mut add = |one: Maybe| {
+            is = match (is, one) {
+                (Some(true), _) | (_, Some(true)) => Some(true),
+                (Some(false), Some(false)) => Some(false),
+                _ => None,
+            };
+        };
+        for ((of, name), NodeObject { labels, internal }) in &self.node_objects {
+            let selected = selects(Some(selector), |key| {
+                Some(match key {
+                    "meshd.io/cluster" => Some(of.clone()),
+                    key => labels.get(key).and_then(Value::as_str).map(ToOwned::to_owned),
+                })
+            });
+            if selected == Some(true) && (cluster.is_empty() || cluster == of) {
+                add(Some(internal.contains(&address)));
+                for (mesh, addresses) in &self.mesh_nodes {
+                    if self.node_object_of(mesh) == (of.clone(), name.clone()) && addresses.contains(&address) {
+                        let number = mesh.trim_start_matches('m');
+                        let subnets = [format!("10.0.{number}.0/24"), format!("fd00::{number}:0/112")];
+                        let inside = subnets.iter().any(|net| net.parse::<IpNet>().unwrap().contains(&address));
+                        add(if inside && !of.is_empty() { Some(true) } else { None });
+                    }
+                }
+            }
+        }
+        for (mesh, addresses) in &self.mesh_nodes {
+            if !self.node_objects.contains_key(&self.node_object_of(mesh)) && addresses.contains(&address) {
+                add(None);
+            }
+        }
+        is
+    }
+
+    /// Which Node object a node of the mesh is, if there is such a one.
+    fn node_object_of(&self, mesh: &str) -> (String, String) {
+        match self.places.get(mesh).map_or("", String::as_str) {
+            "" => (String::new(), mesh.to_owned()),
+            cluster => (cluster.to_owned(), "worker".to_owned()),
+        }
     }
 
     fn pod_label<'p>(&self, pod: &'p Pod) -> impl Fn(&str) -> Option<Option<String>> + 'p {
@@ -335,6 +392,10 @@ impl Asked<'_> {
         if let Some(networks) = peer.get("networks") {
             let inside = |text: &Value| text.as_str().unwrap().parse::<IpNet>().unwrap().contains(&self.peer_address);
             return Some(networks.as_array().unwrap().iter().any(inside));
+        }
+        if let Some(selector) = peer.get("nodes") {
+            let is = self.world.node_selects(cluster, selector, self.peer_address);
+            return if self.peer.is_some() { Some(false) } else { is };
         }
         let Some(pod) = self.peer else { return Some(false) };
         let (namespaces, pods) = match peer.get("pods") {

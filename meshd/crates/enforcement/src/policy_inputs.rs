@@ -350,6 +350,11 @@ impl PolicyInputs {
                 Some(PolicyRecord::Object(Object::Node(node))) => Some(node),
                 _ => None,
             });
+            let object = KubernetesKey::Node(name.clone());
+            match node.clone().map(Object::Node) {
+                Some(node) => objects::put(&mut self.engine, &cluster, &object, node, age(0, false)),
+                None => objects::delete(&mut self.engine, &cluster, &object),
+            }
             changed |= self.clusters.take(&cluster, &name, node);
         }
         changed

@@ -15,7 +15,7 @@ use crate::{
     engine::{
         Engine,
         rules::{ALL_PODS, PeerRef, blocks},
-        storage::{Owner, marked},
+        storage::{Owner, find_mark, marked},
     },
     object::Protocol,
 };
@@ -28,6 +28,8 @@ pub(crate) struct SetCache {
     pub(crate) changed: std::collections::HashSet<u32>,
     /// Whether networks or nodes changed since.
     pub(crate) everything: bool,
+    /// Whether Node objects or selectors of them changed since.
+    pub(crate) nodes: bool,
     /// Whether what nodes' overlay addresses count as changed since.
     pub(crate) sources: bool,
 }
@@ -58,9 +60,14 @@ impl Engine {
         let cache = &mut self.set_cache;
         let changed = std::mem::take(&mut cache.changed);
         let everything = std::mem::take(&mut cache.everything);
-        let sources = std::mem::take(&mut cache.sources);
+        let (sources, nodes) = (std::mem::take(&mut cache.sources), std::mem::take(&mut cache.nodes));
         cache.made.retain(|(peers, of), _| {
-            let of_changed = |peer: &PeerRef| matches!(peer, PeerRef::Set(set) if changed.contains(set));
+            let of_changed = |peer: &PeerRef| match peer {
+                PeerRef::Set(set) => changed.contains(set),
+                // Whose an address is may have changed with any pod.
+                PeerRef::Nodes(_) => nodes || !changed.is_empty(),
+                PeerRef::Anyone | PeerRef::Block(_) => false,
+            };
             // Who is known at all, or has a port of some name, may depend on every pod.
             let of_all = matches!(of, SetOf::Known { .. } | SetOf::Named { .. }) && !changed.is_empty();
             let of_sources =
@@ -106,6 +113,7 @@ impl Engine {
                     self.pod_addresses(*peer_set(peer), true, |address| ranges.add_address(address));
                 }
                 PeerRef::Set(set) => self.pod_addresses(*set, sure, |address| ranges.add_address(address)),
+                PeerRef::Nodes(set) => self.addresses_of_nodes(*set, sure, |address| ranges.add_address(address)),
                 PeerRef::Anyone | PeerRef::Block(_) => {}
             }
         }
@@ -141,6 +149,15 @@ impl Engine {
     /// Addresses of the pods that surely are in a set, or of those that only may be.
     fn pod_addresses(&self, set: u32, sure: bool, mut each: impl FnMut(IpAddr)) {
         self.members(set, sure, |pod| self.pods.owned(pod, &mut each));
+    }
+
+    /// Addresses of the Nodes that surely are in a set, or of those that only may be.
+    fn addresses_of_nodes(&self, set: u32, sure: bool, mut each: impl FnMut(IpAddr)) {
+        for (address, sets) in &**self.nodes.addresses() {
+            if find_mark(sets, set) == Some(!sure) && self.owner(*address).is_none() {
+                each(*address);
+            }
+        }
     }
 
     fn members(&self, set: u32, sure: bool, mut each: impl FnMut(u32)) {
@@ -185,6 +202,8 @@ impl Engine {
         for peer in peers {
             match peer {
                 PeerRef::Set(set) => self.members(*set, sure, |index| pod(index, &|_| true)),
+                // Nodes have no named ports.
+                PeerRef::Nodes(_) => {}
                 PeerRef::Anyone | PeerRef::Block(_) if !sure => {}
                 PeerRef::Anyone => self.members(ALL_PODS, true, |index| pod(index, &|_| true)),
                 PeerRef::Block(block) => {
@@ -201,7 +220,7 @@ impl Engine {
 const fn peer_set(peer: &PeerRef) -> &u32 {
     match peer {
         PeerRef::Set(set) => set,
-        PeerRef::Anyone | PeerRef::Block(_) => &ALL_PODS,
+        PeerRef::Anyone | PeerRef::Nodes(_) | PeerRef::Block(_) => &ALL_PODS,
     }
 }
 
@@ -240,6 +259,7 @@ impl Draft<'_> {
         for peer in peers {
             match peer {
                 PeerRef::Set(set) => self.engine.selection.hash_set(*set, &mut hasher),
+                PeerRef::Nodes(set) => ("nodes", self.engine.nodes.selector(*set)).hash(&mut hasher),
                 other => other.hash(&mut hasher),
             }
         }

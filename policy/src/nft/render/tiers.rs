@@ -165,14 +165,14 @@ impl Draft<'_> {
             return if sureness == Match3::Unsure { Vec::new() } else { vec![Vec::new()] };
         }
         let mut ends = Vec::new();
-        let pods = peers.iter().any(|peer| matches!(peer, PeerRef::Set(_)));
+        let pods = peers.iter().any(|peer| matches!(peer, PeerRef::Set(_) | PeerRef::Nodes(_)));
         let source = side == Side::Ingress && peers.iter().any(|peer| matches!(peer, PeerRef::Block(_)));
         for v4 in [true, false] {
             let relevant = pods
                 || (source && self.crossing[usize::from(v4)])
                 || peers.iter().any(|peer| match peer {
                     PeerRef::Block(block) => block.cidr.network().is_ipv4() == v4,
-                    PeerRef::Anyone | PeerRef::Set(_) => true,
+                    PeerRef::Anyone | PeerRef::Set(_) | PeerRef::Nodes(_) => true,
                 });
             if !relevant {
                 continue;
@@ -188,8 +188,12 @@ impl Draft<'_> {
             if let Some(set) = self.set(peers, SetOf::Unsure { v4, source }, false) {
                 ends.push(vec![Match::Peer { set, v4, not: false }]);
             }
-            // Pods of which nothing is known: they are in the set of all pods, and may be in any other.
-            let others = peers.iter().any(|peer| matches!(peer, PeerRef::Set(set) if *set != ALL_PODS));
+            // Pods of which nothing is known: they are in the set of all pods, and may be in any other, or be nodes.
+            let others = peers.iter().any(|peer| match peer {
+                PeerRef::Set(set) => *set != ALL_PODS,
+                PeerRef::Nodes(_) => true,
+                PeerRef::Anyone | PeerRef::Block(_) => false,
+            });
             if others
                 && let Some(mesh) = self.set(&[PeerRef::Anyone], SetOf::Mesh { v4 }, false)
                 && let Some(known) = self.set(&[PeerRef::Anyone], SetOf::Known { v4 }, true)

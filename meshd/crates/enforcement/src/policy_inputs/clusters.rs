@@ -249,7 +249,12 @@ mod tests {
     }
 
     fn node(address: &str) -> Option<PolicyRecord> {
-        let json = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "worker"},
+        labelled(address, "none")
+    }
+
+    fn labelled(address: &str, zone: &str) -> Option<PolicyRecord> {
+        let metadata = serde_json::json!({"name": "worker", "labels": {"zone": zone}});
+        let json = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata,
             "status": {"addresses": [{"type": "InternalIP", "address": address}]}});
         let key = KubernetesKey::Node("worker".parse().unwrap());
         Some(PolicyRecord::Object(read(&key, json.to_string().as_bytes(), false).unwrap().object))
@@ -391,6 +396,38 @@ mod tests {
         put(&mut world, vec![("k8s/east/nodes/worker", None)]);
         assert_eq!(at(&mut world, 1), "UnknownPod");
         assert!(!receives(&mut world, 1));
+    }
+
+    /// Of egress of the pod on the first node to a node's address.
+    fn sends(world: &mut PolicyInputs, to: &str) -> bool {
+        let (source, destination) = ("10.244.1.7".parse().unwrap(), to.parse().unwrap());
+        world.commit().verdict(Side::Egress, &Flow { source, destination, protocol: 6, port: Some(80) }).allowed
+    }
+
+    #[test]
+    fn policies_mean_nodes_by_their_objects_and_overlay_addresses() {
+        let mut world = world(&[EAST, WEST]);
+        let spec = serde_json::json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
+            "egress": [{"action": "Deny", "to": [{"nodes": {"matchLabels": {"zone": "a"}}}]}]});
+        let policy = Object::ClusterNetworkPolicy(Arc::new(policy::object::ClusterPolicy::parse(&spec).unwrap()));
+        put(&mut world, vec![("k8s/east/clusternetworkpolicies/p", Some(PolicyRecord::Object(policy)))]);
+        let mut with_overlay = mesh(&[EAST, WEST]);
+        let facts = Arc::make_mut(with_overlay.mesh.as_mut().unwrap());
+        let east = PeerId::Node("n1".parse().unwrap());
+        let mut node = NodeFacts::clone(&facts.nodes[&east]);
+        node.addresses.push("10.244.1.0".parse().unwrap());
+        facts.nodes.set(east, Some(Arc::new(node)));
+        world.apply_pending(with_overlay);
+        let denied = |world: &mut PolicyInputs| {
+            ["192.0.2.1", "10.244.1.0", "198.51.100.1"].map(|address| !sends(world, address))
+        };
+        assert_eq!(denied(&mut world), [false; 3]);
+        put(&mut world, vec![("k8s/east/nodes/worker", labelled("192.0.2.1", "a"))]);
+        assert_eq!(denied(&mut world), [true, true, false]);
+        put(&mut world, vec![("k8s/west/nodes/worker", labelled("198.51.100.1", "a"))]);
+        assert_eq!(denied(&mut world), [true, true, false]);
+        put(&mut world, vec![("k8s/east/nodes/worker", labelled("192.0.2.1", "b"))]);
+        assert_eq!(denied(&mut world), [false; 3]);
     }
 
     #[test]
