@@ -34,7 +34,7 @@ use enforcement::{self, Enforcement};
 use ipnet::IpNet;
 use kernel::{self, Kernel};
 use keys::PrivateKey;
-use mesh::address::prefixes;
+use mesh::{address::prefixes, backend::judged_by_tunnel};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tunnel::{self, Tunnel};
@@ -80,7 +80,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<RunOutcome> {
     let attachments = Arc::new(attachments);
     let enforcement = Enforcement::start(enforcement::Options {
         node: id.clone(),
-        tun: settings.interface.to_string(),
+        judged_by_tunnel: judged_by_tunnel(settings.interface.as_str()),
         table: kernel::policy_table(&kernel.options().table_name),
         last_subnets: last_pods(cached_subnets(&state), &attachments),
         log_group: settings.policy_log_group,

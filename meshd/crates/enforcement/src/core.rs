@@ -150,7 +150,7 @@ struct CandidatePolicy {
 /// The state of the policy thread.
 #[derive(Debug)]
 pub(super) struct PolicyCore {
-    tun: String,
+    judged_by_tunnel: Vec<String>,
     log_group: u16,
     /// Where this node's pods were in an earlier run: closed until policies are in force.
     last_subnets: Vec<IpNet>,
@@ -174,9 +174,9 @@ pub(super) struct PolicyCore {
 
 impl PolicyCore {
     pub(super) fn new(now: Instant, options: Options) -> Self {
-        let Options { node, tun, table: _, last_subnets, log_group } = options;
+        let Options { node, judged_by_tunnel, table: _, last_subnets, log_group } = options;
         Self {
-            tun,
+            judged_by_tunnel,
             log_group,
             last_subnets,
             world: PolicyInputs::new(node),
@@ -325,7 +325,7 @@ impl PolicyCore {
             bridges: self.seen.bridges.clone(),
             displaced: self.world.displaced(),
             switched_judged: self.seen.switched_judged,
-            ..Frame::of(&mesh, &self.tun, deny_unknown_pods(&classifier, &mesh.own))
+            ..Frame::of(&mesh, &self.judged_by_tunnel, deny_unknown_pods(&classifier, &mesh.own))
         };
         frame.isolated = isolated(&frame, &ruleset);
         self.stage = Stage::Putting(CandidatePolicy { began, classifier, mesh });

@@ -85,8 +85,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Options {
     /// This node.
     pub node: NodeId,
-    /// The TUN device.
-    pub tun: String,
+    /// Devices whose packets the tunnel has judged: rules of nftables let them pass.
+    pub judged_by_tunnel: Vec<String>,
     /// The nftables table, of family `inet`, that holds policies and nothing else.
     pub table: String,
     /// Where this node's pods were when it ran last, subnets and single addresses: closed until policies are in force,

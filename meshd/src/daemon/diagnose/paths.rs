@@ -76,7 +76,7 @@ pub(super) fn narrow_paths(peers: &[(String, Peer)], mtu: u16, prefix: &str, fin
 }
 
 pub(super) fn narrow_interfaces(underlay: &[Carrier], mtu: u16, findings: &mut Vec<Finding>) {
-    let overhead = PathKind::Wireguard.backend().overhead;
+    let overhead = PathKind::largest_overhead();
     for Carrier { name, mtu: link } in underlay {
         if u32::from(mtu) + u32::from(overhead) > *link {
             findings.push(Finding::new(

@@ -64,7 +64,7 @@ impl Machine {
         let now = Instant::now();
         let options = Options {
             node: "own".parse().unwrap(),
-            tun: "meshd0".to_owned(),
+            judged_by_tunnel: vec!["meshd0".to_owned()],
             table: "meshd_policy".to_owned(),
             last_subnets: vec!["10.244.9.0/24".parse().unwrap()],
             log_group: 1,

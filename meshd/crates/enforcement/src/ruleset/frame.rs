@@ -19,8 +19,8 @@ use super::{
 /// Inputs of the rules outside the pods' chains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Frame {
-    /// The TUN device.
-    pub(crate) tun: String,
+    /// Devices whose packets the tunnel has judged.
+    pub(crate) judged_by_tunnel: Vec<String>,
     /// The mesh's networks.
     pub(crate) networks: Vec<IpNet>,
     /// This node's own subnets.
@@ -46,9 +46,9 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    pub(crate) fn of(mesh: &MeshFacts, tun: &str, unknown_closed: [bool; 2]) -> Self {
+    pub(crate) fn of(mesh: &MeshFacts, judged_by_tunnel: &[String], unknown_closed: [bool; 2]) -> Self {
         Self {
-            tun: tun.to_owned(),
+            judged_by_tunnel: judged_by_tunnel.to_vec(),
             networks: mesh.networks.clone(),
             own: mesh.own.clone(),
             overlay: mesh.overlay.clone(),
@@ -143,11 +143,12 @@ pub(super) fn base(table: &str, frame: &Frame, flush: bool) -> String {
             list.push(text);
         }
     };
-    let tun = &frame.tun;
     // The tunnel's end has judged these. What was rewritten, at either end, had this node's own address there; what
     // conntrack does not track cannot have been.
-    rule("forward", format!("iifname \"{tun}\" ct status ! dnat ct status ! snat return"));
-    rule("forward", format!("iifname \"{tun}\" {UNTRACKED} return"));
+    for device in &frame.judged_by_tunnel {
+        rule("forward", format!("iifname \"{device}\" ct status ! dnat ct status ! snat return"));
+        rule("forward", format!("iifname \"{device}\" {UNTRACKED} return"));
+    }
     for text in [NEIGHBOURS, LISTENERS] {
         rule("forward", text.to_owned());
     }
@@ -268,5 +269,22 @@ fn family(frame: &Frame, v4: bool, rule: &mut impl FnMut(&'static str, String)) 
                  {ip} saddr {{ {networks} }} {ip} saddr != {{ {own} }} drop"
             ),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_devices_that_the_tunnel_judges_bypass_the_rules() {
+        let bypasses = |judged_by_tunnel: &[&str]| {
+            let judged_by_tunnel = judged_by_tunnel.iter().map(|device| (*device).to_owned()).collect();
+            let text = base("t", &Frame { judged_by_tunnel, ..Frame::default() }, false);
+            text.lines().filter(|line| line.contains("iifname") && line.ends_with("return")).count()
+        };
+        let without = bypasses(&[]);
+        assert_eq!((bypasses(&["meshd0"]), bypasses(&["meshd0", "vx0"])), (without + 2, without + 4));
+        assert!(!base("t", &Frame::default(), false).contains("iifname \"meshd0\""));
     }
 }

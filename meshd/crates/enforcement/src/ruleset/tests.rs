@@ -32,7 +32,7 @@ fn run(program: &str, args: &[&str]) -> String {
 
 fn frame(closed: bool) -> Frame {
     Frame {
-        tun: "meshd0".to_owned(),
+        judged_by_tunnel: vec!["meshd0".to_owned()],
         networks: vec!["10.244.0.0/16".parse().unwrap(), "fd42:244::/48".parse().unwrap()],
         own: vec!["10.244.1.0/24".parse().unwrap(), "fd42:244:0:1::/64".parse().unwrap()],
         overlay: vec!["10.244.1.0".parse().unwrap(), "fd42:244:0:1:ffff:ffff:ffff:ffff".parse().unwrap()],
