@@ -17,7 +17,7 @@ use control::Control;
 use enforcement::{Enforcement, FactsOfMesh};
 use etcd_schema::{NodeId, PublicKey};
 use kernel::{Kernel, KernelEvents, Underlay};
-use mesh::topology::PeerId;
+use mesh::{path::PathAgents, topology::PeerId};
 use node_core::{Effects, Input, NodeCore};
 use prober::Prober;
 use tokio::{
@@ -66,7 +66,6 @@ impl NodeLoop {
     pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<RunOutcome> {
         let mut records = self.control.records.clone();
         let mut status = self.control.status.clone();
-        let mut paths = self.prober.states();
         let mut tunnel_events = self.tunnel.subscribe();
         let mut kernel_events = watch_kernel(&self.kernel, Arc::clone(&self.enforcement), stop.clone())?;
         let mut sweep = interval(SWEEP);
@@ -107,7 +106,7 @@ impl NodeLoop {
                 _ = sweep.tick() => self.sweep().await,
                 changed = records.changed() => changed.context("control plane ended unexpectedly")?,
                 changed = status.changed() => changed.context("control plane ended unexpectedly")?,
-                changed = paths.changed() => changed.context("prober ended unexpectedly")?,
+                () = self.prober.path_changed() => {}
                 event = tunnel_events.recv() => self.tunnel_event(event).await,
                 events = kernel_events.recv() => {
                     self.kernel_events(events.context("kernel watch ended unexpectedly")?).await;
@@ -127,13 +126,12 @@ impl NodeLoop {
                 self.step(Input::Records(Arc::clone(&newest))).await;
                 seen = newest;
             }
-            let states = paths.borrow_and_update().clone();
-            self.step(Input::Paths(states)).await;
         }
     }
 
     /// A pass, over what is the case now.
     async fn pass(&mut self) {
+        self.read_earlier_neighbours().await;
         let names = self.etcd_names.addresses();
         let local = underlay::local(&self.settings, &self.underlay, names, !self.endpoints.is_empty());
         self.step(Input::Local(Box::new(local))).await;
@@ -148,7 +146,9 @@ impl NodeLoop {
     async fn step(&mut self, input: Input) {
         let mut input = Some(input);
         while let Some(happened) = input.take() {
-            let Effects { at_once, work } = self.core.step(Instant::now(), happened);
+            let core = &mut self.core;
+            let step = |agents: &mut PathAgents| core.step(Instant::now(), happened, agents);
+            let Effects { at_once, work } = self.prober.with_agents(step);
             for effect in at_once {
                 self.perform(effect).await;
             }

@@ -242,7 +242,7 @@ mod tests {
     use keys::PrivateKey;
     use mesh::{
         backend::PathKind,
-        path::{DirectState, TunnelSession},
+        path::{DirectState, PathAgents, TunnelSession},
         plan::{Local, Observed, UnderlayLink, plan},
         topology::NodePeer,
     };
@@ -291,8 +291,10 @@ mod tests {
             ip_masq: true,
             forward_accept: false,
         };
-        let observed = Observed { paths: BTreeMap::from([((id, Family::V4), state)]), ..Observed::default() };
-        routes(&topology, &plan(&topology, &local, &observed), tunnel, "meshd0")
+        let (now, mut agents, observed) = (std::time::Instant::now(), PathAgents::default(), Observed::default());
+        let _ = plan(now, &topology, &local, &observed, &mut agents);
+        agents.drive(now, &(id, Family::V4), state);
+        routes(&topology, &plan(now, &topology, &local, &observed, &mut agents), tunnel, "meshd0")
             .into_iter()
             .filter(|route| route.peer == "b")
             .map(|route| (route.dst.to_string(), route.path, route.dev))

@@ -8,13 +8,7 @@ use std::{
 };
 
 use enforcement::ProvenAddresses;
-use etcd_schema::NodeId;
-use mesh::{
-    address::Family,
-    path::DirectState,
-    target::{PathStates, Targets},
-    topology::PeerId,
-};
+use mesh::{address::Family, path::PathId, topology::PeerId};
 
 /// How long an endpoint is believed of a node that goes direct: what it sends then says nothing of its endpoint. As long as
 /// a session of WireGuard lives.
@@ -26,7 +20,7 @@ pub(super) struct Proven {
     /// The address that the last authentic packet in the tunnel came from, and when one last came, as far as is known here.
     heard: BTreeMap<PeerId, (IpAddr, Instant)>,
     /// The addresses of direct paths in use.
-    direct: BTreeMap<(NodeId, Family), IpAddr>,
+    direct: BTreeMap<PathId, IpAddr>,
     addresses: ProvenAddresses,
 }
 
@@ -54,11 +48,8 @@ impl Proven {
         self.settle(now, all);
     }
 
-    /// The states of the paths to `targets`.
-    pub(super) fn follow(&mut self, now: Instant, states: &PathStates, targets: &Targets) {
-        let in_use = states.iter().filter(|(_, state)| **state == DirectState::Direct);
-        let direct: BTreeMap<(NodeId, Family), IpAddr> =
-            in_use.filter_map(|(id, _)| Some((id.clone(), targets.peers.get(id)?.next_hop))).collect();
+    /// The next hops of the direct paths in use.
+    pub(super) fn follow(&mut self, now: Instant, direct: BTreeMap<PathId, IpAddr>) {
         if direct == self.direct {
             return;
         }
@@ -94,8 +85,6 @@ fn owner(name: &str) -> Option<PeerId> {
 
 #[cfg(test)]
 mod tests {
-    use mesh::{path::NotDirect, target::Target};
-
     use super::*;
 
     fn of(proven: &Proven) -> Vec<String> {
@@ -114,26 +103,16 @@ mod tests {
         assert_eq!(of(&proven), ["203.0.113.1"]);
         proven.heard(now, "nodes/a", at("[::ffff:203.0.113.2]:1"));
         assert_eq!(of(&proven), ["203.0.113.2"], "it roamed");
-        let id: (NodeId, Family) = ("a".parse().unwrap(), Family::V4);
-        let target = Target {
-            overlay: "10.244.1.0".parse().unwrap(),
-            next_hop: "192.0.2.7".parse().unwrap(),
-            port: 51821,
-            keys: Vec::new(),
-            interface: (1, "eth0".to_owned()),
-            was_direct: false,
-        };
-        let targets = Targets { own: BTreeMap::new(), peers: [(id.clone(), target)].into() };
-        let states = |state| PathStates::from([(id.clone(), state)]);
-        proven.follow(now, &states(DirectState::Tunnel(NotDirect::Unproven)), &targets);
+        let direct = || BTreeMap::from([(("a".parse().unwrap(), Family::V4), "192.0.2.7".parse().unwrap())]);
+        proven.follow(now, BTreeMap::new());
         assert_eq!(of(&proven), ["203.0.113.2"]);
-        proven.follow(now, &states(DirectState::Direct), &targets);
+        proven.follow(now, direct());
         assert_eq!(of(&proven), ["192.0.2.7", "203.0.113.2"]);
         // In direct use the tunnel is silent: where the node was heard long ago says nothing of where it is.
         let later = now + FRESH;
         proven.resync(later, vec![("nodes/a".to_owned(), at("203.0.113.2:1"), now)]);
         assert_eq!(of(&proven), ["192.0.2.7"]);
-        proven.follow(later, &states(DirectState::Silent), &targets);
+        proven.follow(later, BTreeMap::new());
         assert_eq!(of(&proven), ["203.0.113.2"]);
         proven.resync(later, Vec::new());
         assert!(of(&proven).is_empty(), "the tunnel has no such peer any more");

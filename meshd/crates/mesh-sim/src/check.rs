@@ -130,7 +130,8 @@ impl MeshSim {
         (running.planned_records, running.planned_stance) = (std::sync::Arc::clone(&running.records), Some(stance));
         if stance == Stance::Acts && self.rng.random_range(0..ORACLE) == 0 {
             let running = self.processes[node].as_ref().unwrap();
-            let mut fresh = plan(running.node.mesh().topology(), running.node.local(), &passed.observed);
+            let (topology, local) = (running.node.mesh().topology(), running.node.local());
+            let mut fresh = plan(self.now, topology, local, &passed.observed, &mut running.agents.clone());
             fresh.kernel.firewall.accepted.clone_from(&passed.plan.kernel.firewall.accepted);
             assert_eq!(
                 fresh.kernel, passed.plan.kernel,
@@ -174,20 +175,21 @@ impl MeshSim {
     fn check_proofs(&self, node: usize, passed: &PassResult) {
         let (seed, id) = (self.seed, &self.machines[node].id);
         let running = self.processes[node].as_ref().unwrap();
+        let targets = running.agents.targets();
         for route in passed.plan.kernel.routes.values() {
             let RouteVia::Neighbour { via, dev } = &route.via else { continue };
             let Some(PeerId::Node(owner)) = passed.plan.owners.get(&route.dst) else {
                 panic!("seed {seed}: {id}: {} has no owner and goes direct", route.dst);
             };
             let path = (owner.clone(), Family::V4);
-            let target = running.node.targets().peers.get(&path);
+            let target = targets.peers.get(&path);
             assert_eq!(
                 target.map(|target| target.next_hop),
                 Some(*via),
                 "seed {seed}: {id}: {} is not probed",
                 route.dst
             );
-            let proven = running.echoed.contains(&path) || running.resumed.contains(&path);
+            let proven = running.echoed.contains(&path) || running.resumed.contains(via);
             let state = running.agents.state(&path);
             let holds = proven && state == Some(DirectState::Direct);
             assert!(holds, "seed {seed}: {id}: {} goes direct unproven: {state:?}", route.dst);

@@ -17,10 +17,9 @@ use ipnet::IpNet;
 use mesh::{
     address::Family,
     kernel_state::{PrefixOn, RouteVia, SeenOthers},
-    path::{MacAddress, PathAgents},
+    path::{MacAddress, PathAgents, PathId},
     plan::{Local, Observed, Plan, UnderlayLink},
     records::{Records, Revision},
-    target::PathId,
     tunnel_table::TunnelTable,
 };
 use node_core::{Done, Effect, Effects, Input, NodeCore, NodeStart, Reconciled, Stance, Work};
@@ -49,9 +48,9 @@ pub(crate) struct Process {
     pub(crate) guarded: bool,
     /// When something of each peer's came through the tunnel.
     pub(crate) heard: HashMap<NodeId, Instant>,
-    /// Paths over which an echo has come back, and those that were in use before this process started.
+    /// Paths over which an echo has come back, and next hops that were in use before this process started.
     pub(crate) echoed: BTreeSet<PathId>,
-    pub(crate) resumed: BTreeSet<PathId>,
+    pub(crate) resumed: BTreeSet<IpAddr>,
     /// The records that the last table was made of.
     pub(crate) planned_records: Arc<Records>,
     pub(crate) planned_stance: Option<Stance>,
@@ -93,18 +92,16 @@ impl Process {
             RouteVia::Neighbour { via, .. } => Some((route.dst, *via)),
             _ => None,
         });
-        let observed = Observed { direct_at_start: direct.collect(), ..Observed::default() };
+        let direct: Vec<(IpNet, IpAddr)> = direct.collect();
+        let observed = Observed::default();
         let link = UnderlayLink {
             name: "eth0".parse().unwrap(),
             index: 2,
             mtu: 1500,
             addresses: vec![IpNet::new(machine.address.into(), 24).unwrap()],
         };
-        let accepted: Vec<PrefixOn> = observed
-            .direct_at_start
-            .iter()
-            .map(|(prefix, _)| PrefixOn { prefix: *prefix, dev: link.name.clone() })
-            .collect();
+        let accepted: Vec<PrefixOn> =
+            direct.iter().map(|(prefix, _)| PrefixOn { prefix: *prefix, dev: link.name.clone() }).collect();
         let local = Local {
             site: machine.facts.site.as_ref().map(ToString::to_string),
             underlay: BTreeMap::from([(Family::V4, link)]),
@@ -122,7 +119,8 @@ impl Process {
             incarnation,
             node: NodeCore::new(now, start),
             control,
-            agents: PathAgents::default(),
+            resumed: direct.iter().map(|(_, via)| *via).collect(),
+            agents: PathAgents::after(direct),
             planned_records: Arc::clone(&records),
             records,
             status,
@@ -135,11 +133,15 @@ impl Process {
             guarded: false,
             heard: HashMap::new(),
             echoed: BTreeSet::new(),
-            resumed: BTreeSet::new(),
             planned_stance: None,
         };
-        process.node.step(now, Input::Records(Arc::clone(&process.records)));
+        process.take(now, Input::Records(Arc::clone(&process.records)));
         process
+    }
+
+    /// Steps the node, which only takes note.
+    pub(crate) fn take(&mut self, now: Instant, input: Input) {
+        self.node.step(now, input, &mut self.agents);
     }
 
     /// When something is due.
@@ -156,35 +158,30 @@ impl Process {
         neighbours: &HashMap<IpAddr, MacAddress>,
         rng: &mut StdRng,
     ) -> Option<PassResult> {
-        let observations = [Input::Status(Box::new(self.status.clone())), Input::Paths(self.agents.states())];
-        self.agents.take_changed();
-        for input in observations {
-            self.node.step(now, input);
+        self.take(now, Input::Status(Box::new(self.status.clone())));
+        if self.agents.resumes() {
+            self.agents.set_neighbours(neighbours.iter().map(|(address, mac)| ((2, *address), *mac)).collect());
         }
         let mut observed = Observed::default();
         let mut input = Input::Pass;
         loop {
             // What the plan of this step would be made with.
-            match &input {
-                Input::Done(Done::Policies { .. }) => observed = self.node.mesh().observed().clone(),
-                Input::Done(Done::TargetsSet(states)) => observed.paths.clone_from(states),
-                _ => {}
+            if let Input::Done(Done::Policies { .. }) = &input {
+                observed = self.node.mesh().observed().clone();
             }
-            let Effects { at_once, work } = self.node.step(now, input);
+            let Effects { at_once, work } = self.node.step(now, input, &mut self.agents);
             let mut plan = None;
             for effect in at_once {
-                match effect {
-                    Effect::RoutesApplied => {
-                        self.agents.routes_applied(now);
-                    }
-                    Effect::Show(outcome) => plan = outcome.plan,
-                    _ => {}
+                if let Effect::Show(outcome) = effect {
+                    plan = outcome.plan;
                 }
             }
             match work {
-                Some(work) => input = Input::Done(self.work(now, work, machine, neighbours, rng)),
+                Some(work) => input = Input::Done(self.work(work, machine, rng)),
                 None => {
                     let plan = plan?;
+                    let targets = self.agents.targets();
+                    self.echoed.retain(|path| targets.peers.contains_key(path));
                     let before = std::mem::replace(&mut self.table, plan.tunnel.clone());
                     return Some(PassResult { observed, plan, before });
                 }
@@ -192,29 +189,12 @@ impl Process {
         }
     }
 
-    fn work(
-        &mut self,
-        now: Instant,
-        work: Work,
-        machine: &mut Machine,
-        neighbours: &HashMap<IpAddr, MacAddress>,
-        rng: &mut StdRng,
-    ) -> Done {
+    fn work(&mut self, work: Work, machine: &mut Machine, rng: &mut StdRng) -> Done {
         match work {
             Work::ReopenTun => Done::TunReopened(true),
             Work::AwaitPolicies(_) => {
                 self.guarded |= machine.kernel.refuses != KernelRefusal::Policies;
                 Done::Policies { guarded: self.guarded }
-            }
-            Work::SetTargets { targets, neighbours: on } => {
-                self.agents.set_targets(now, targets.clone(), |target| {
-                    neighbours.get(&target.next_hop).copied().filter(|_| !on.is_empty())
-                });
-                self.echoed.retain(|path| targets.peers.contains_key(path));
-                let was_direct = targets.peers.iter().filter(|(_, target)| target.was_direct);
-                self.resumed.extend(was_direct.map(|(path, _)| path.clone()));
-                self.agents.take_changed();
-                Done::TargetsSet(self.agents.states())
             }
             Work::ApplyTable(_) => Done::TableApplied(Vec::new()),
             Work::Reconcile { desired, .. } => {

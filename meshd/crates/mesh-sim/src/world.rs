@@ -13,9 +13,8 @@ use control_core::{
     types::{CallError, KeyListing, Transaction, WatchEvent, Write},
 };
 use mesh::{
-    path::{MacAddress, Surroundings},
+    path::{MacAddress, PathId},
     records::Revision,
-    target::PathId,
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
@@ -343,7 +342,7 @@ impl MeshSim {
         match effect {
             Effect::Publish(records) => {
                 self.history.withdraws(self.seed, &running.records, &records);
-                running.node.step(self.now, node_core::Input::Records(std::sync::Arc::clone(&records)));
+                running.take(self.now, node_core::Input::Records(std::sync::Arc::clone(&records)));
                 running.records = records;
             }
             Effect::Status(status) => running.status = *status,
@@ -395,13 +394,12 @@ impl MeshSim {
         let process = running.number;
         let mut sent = Vec::new();
         let mut called = Vec::new();
+        let targets = running.agents.targets();
         for (path, at) in running.agents.due(now) {
-            let next_hop = running.agents.targets().peers.get(&path).map(|target| target.next_hop);
-            let around = Surroundings {
-                heard_in_tunnel: running.heard.get(&path.0).copied(),
-                neighbour: next_hop.and_then(|next_hop| neighbours.get(&next_hop).copied()),
-            };
-            let due = running.agents.poll(at, &path, around, self.rng.random());
+            let next_hop = targets.peers.get(&path).map(|target| target.next_hop);
+            running.agents.on_neighbour(&path, next_hop.and_then(|next_hop| neighbours.get(&next_hop).copied()));
+            running.heard.get(&path.0).into_iter().for_each(|heard| running.agents.on_authenticated(&path, *heard));
+            let due = running.agents.poll(at, &path, self.rng.random());
             if due.call {
                 called.push(path.0.clone());
             }
@@ -416,7 +414,7 @@ impl MeshSim {
         for (path, nonce) in sent {
             let Some(other) = self.find(|machine| machine.id == path.0) else { continue };
             let answers = self.link(node, other)
-                && self.processes[other].as_ref().is_some_and(|peer| !peer.node.targets().own.is_empty());
+                && self.processes[other].as_ref().is_some_and(|peer| !peer.agents.targets().own.is_empty());
             if answers && !(self.faults && self.rng.random_range(0..20) == 0) {
                 let mac = self.machines[other].mac;
                 let back = self.millis(1..20);
@@ -443,8 +441,7 @@ impl MeshSim {
 
     fn pass_if_changed(&mut self, node: usize) {
         let running = self.processes[node].as_mut().unwrap();
-        let paths = running.agents.states();
-        if paths != running.node.mesh().observed().paths {
+        if running.agents.has_changed() {
             self.pass(node);
         }
         self.schedule(node);

@@ -22,6 +22,5 @@ pub mod plan;
 pub mod problem;
 pub mod records;
 pub mod resolver;
-pub mod target;
 pub mod topology;
 pub mod tunnel_table;

@@ -2,23 +2,27 @@
 //!
 //! ```text
 //! records, underlay ─▶ Candidates ─┐
-//! probes, neighbours ─▶ PathAgents ┼─▶ choose ─▶ ChosenPath { via, reach, reason } ─▶ planner: routes
-//! calls of the tunnel ─▶ Session ──┘                                               └▶ status, peers, alerts
+//! probes, neighbours ──────────────┼▶ PathAgent ─▶ ChosenPath { via, reach, reason } ─▶ planner: routes
+//! the tunnel's packets, its MTU ───┘                          ▲                       └▶ status, peers, alerts
+//!                                       TunnelSession ────────┘
 //! ```
 //!
-//! The prober executes what the agents ask for, kernel and tunnel what the plan says; the API shows the chosen path.
+//! The prober executes what the agents ask for, kernel and tunnel what the plan says; the API shows the chosen path with
+//! the state of its session at that moment.
 
-mod agents;
+mod agent;
 mod direct;
 mod session;
+mod target;
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-pub use agents::{Due, PathAgents};
-pub use direct::{DirectState, MacAddress, NotDirect, Surroundings};
+pub use agent::{Candidates, Due, LinkCandidate, PathAgents};
+pub use direct::{DirectState, MacAddress, NotDirect};
 pub use session::TunnelSession;
+pub use target::{PathId, Target, Targets};
 
 use crate::{
     address::Family,
@@ -55,17 +59,6 @@ pub fn eligible(
         let peer = theirs.clone().find(|peer| peer.trunc() == own.trunc() && peer.addr() != own.addr())?;
         Some(DirectLink { own: *own, next_hop: peer.addr() })
     })
-}
-
-/// What could carry packets to a peer in one family, by the records of both and by this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidates {
-    /// Why nothing may, although the peer has prefixes.
-    pub unusable: Option<Arc<str>>,
-    /// The subnet that both share.
-    pub link: Option<DirectLink>,
-    /// At least one of both ends has an endpoint for handshakes.
-    pub callable: bool,
 }
 
 /// The path to one peer in one family.
@@ -148,19 +141,17 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The path by these candidates, where a direct one is in `state`; what the tunnel knows is added by
+/// The path in `family` by these candidates, where a direct one is in `state`; what the tunnel knows is added by
 /// [`ChosenPath::with_session`].
-#[must_use]
-pub fn choose(candidates: &Candidates, state: Option<DirectState>) -> ChosenPath {
+fn choose(candidates: &Candidates, family: Family, state: Option<DirectState>) -> ChosenPath {
     let path = |via, reach, reason| ChosenPath { via, reach, reason };
-    let tunnel = via(PathKind::Wireguard, candidates.link);
+    let link = candidates.links.get(&family).map(|candidate| candidate.link);
+    let tunnel = via(PathKind::Wireguard, link);
     if let Some(why) = &candidates.unusable {
         return path(Via::Nowhere, Reach::Unreachable, Reason::Unusable(Arc::clone(why)));
     }
-    match (candidates.link.is_some(), state) {
-        (true, Some(DirectState::Direct)) => {
-            path(via(PathKind::HostGw, candidates.link), Reach::Confirmed, Reason::Best)
-        }
+    match (link.is_some(), state) {
+        (true, Some(DirectState::Direct)) => path(via(PathKind::HostGw, link), Reach::Confirmed, Reason::Best),
         (true, Some(DirectState::Silent)) => path(tunnel, Reach::Unreachable, Reason::NoAnswer),
         _ if !candidates.callable => path(Via::Nowhere, Reach::Unreachable, Reason::NoEndpoint),
         (true, Some(DirectState::Tunnel(NotDirect::Failed))) => path(tunnel, Reach::Unconfirmed, Reason::EchoLost),
@@ -185,13 +176,18 @@ impl ChosenPath {
         Self { via: Via::Nowhere, reach: Reach::Unreachable, reason }
     }
 
+    /// The path of a peer that only the tunnel leads to, before anything is known of its session.
+    pub(crate) fn tunnelled() -> Self {
+        choose(&Candidates { callable: true, ..Candidates::default() }, Family::V4, None)
+    }
+
     /// The path of a peer outside the mesh: `None` if the tunnel does not have it.
     #[must_use]
     pub fn external(session: Option<&TunnelSession>) -> Self {
         if session.is_none() {
             return Self::nowhere(Reason::Refused);
         }
-        choose(&Candidates { unusable: None, link: None, callable: true }, None).with_session(session)
+        Self::tunnelled().with_session(session)
     }
 
     /// The same path with what the tunnel knows of the session that carries it.

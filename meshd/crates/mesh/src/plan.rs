@@ -1,10 +1,11 @@
-//! From the topology to the desired state of kernel, tunnel and prober.
+//! From the topology to the desired state of kernel and tunnel.
 //!
 //! A [`Planner`] keeps the plan and recomputes the parts that a change affects: one member, or all of them after a
 //! global change.
 //!
 //! A packet to a pod goes direct or through the tunnel, or is dropped: every prefix of the topology gets exactly one
-//! route, and the floor covers the rest of the network. Which path a peer has is decided in [`crate::path`].
+//! route, and the floor covers the rest of the network. Which path a peer has is decided by its agent in
+//! [`crate::path`]: the planner tells the agents what could carry packets, and asks them.
 
 mod direct_peers;
 mod inputs;
@@ -13,7 +14,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cow_map::CowMap;
@@ -22,16 +23,14 @@ use ipnet::IpNet;
 
 use crate::{
     address::Family,
-    backend::PathKind,
     interface::InterfaceName,
     kernel_state,
-    path::{ChosenPath, Via},
+    path::{Candidates, ChosenPath, PathAgents, Via},
     plan::{
-        direct_peers::DirectPeers,
+        direct_peers::DirectPeer,
         inputs::{Common, FamilyPlan, Inputs},
     },
     problem::Problem,
-    target::{PathStates, Targets},
     topology::{ExternalPeer, NodePeer, PeerId, Topology},
     tunnel_table,
 };
@@ -68,19 +67,13 @@ pub struct UnderlayLink {
     pub addresses: Vec<IpNet>,
 }
 
-/// What has been observed of peers.
+/// What is known of earlier plans, and of earlier runs.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
-    /// The state of eligible paths.
-    pub paths: PathStates,
-    /// Largest inner packet per tunnel peer, where it is below the device's MTU.
-    pub inner_mtu: BTreeMap<String, u16>,
     /// Where tunnel peers were heard from in an earlier run, by name. Does not change while the daemon runs.
     pub roamed: Arc<BTreeMap<String, SocketAddr>>,
     /// What this machine keeps out of the clear now.
     pub programmed: kernel_state::Floor,
-    /// Paths that were direct in the kernel when the daemon started, by next hop and prefix.
-    pub direct_at_start: Vec<(IpNet, IpAddr)>,
 }
 
 /// What everything must become.
@@ -90,8 +83,6 @@ pub struct Plan {
     pub kernel: kernel_state::Desired,
     /// Peers and own addresses of the tunnel.
     pub tunnel: tunnel_table::TunnelTable,
-    /// Paths to be probed.
-    pub probes: Targets,
     /// The path of each member and family that has a prefix, and why that one.
     pub paths: CowMap<(PeerId, Family), ChosenPath>,
     /// Who may send with a source of each prefix: the members that can be spoken to.
@@ -104,16 +95,17 @@ pub struct Plan {
 
 /// The plan for `topology` on this machine, without anything planned before.
 #[must_use]
-pub fn plan(topology: &Topology, local: &Local, observed: &Observed) -> Plan {
-    Planner::default().plan(topology, local, observed)
+pub fn plan(now: Instant, topology: &Topology, local: &Local, observed: &Observed, agents: &mut PathAgents) -> Plan {
+    Planner::default().plan(now, topology, local, observed, agents)
 }
 
-/// Keeps the plan up to date. What it says depends on what it is given last, and on nothing before.
+/// Keeps the plan up to date. What it says depends on what it is given last, and on nothing before. It is one agents'
+/// only planner.
 #[derive(Debug, Default)]
 pub struct Planner {
     /// What the last plan was made for, unless it was empty.
     seen: Option<LastInputs>,
-    near: DirectPeers,
+    direct_peers: BTreeMap<(PeerId, Family), DirectPeer>,
     paths: CowMap<(PeerId, Family), ChosenPath>,
     owners: CowMap<IpNet, PeerId>,
     peers: CowMap<String, Arc<tunnel_table::PeerConfig>>,
@@ -124,8 +116,6 @@ pub struct Planner {
 struct LastInputs {
     frame: PlanFrame,
     members: CowMap<PeerId, Arc<NodePeer>>,
-    paths: PathStates,
-    inner_mtu: BTreeMap<String, u16>,
 }
 
 /// What concerns every member.
@@ -136,36 +126,33 @@ struct PlanFrame {
     own_subnets: Vec<SubnetKey>,
     outside: CowMap<PeerName, Arc<ExternalPeer>>,
     roamed: Arc<BTreeMap<String, SocketAddr>>,
-    direct_at_start: Vec<(IpNet, IpAddr)>,
-    /// Largest inner packet of outside peers, who are planned with the frame.
-    outside_mtu: Vec<(String, u16)>,
 }
 
 impl Planner {
-    /// The paths that are to be probed. Their states, as [`Observed::paths`], decide what [`Self::plan`] makes of the same
-    /// topology.
-    pub fn targets(&mut self, topology: &Topology, local: &Local, observed: &Observed) -> Targets {
-        let inputs = Inputs { topology, local, observed };
-        if inputs.admitted().is_err() {
-            return Targets::default();
-        }
-        self.near.update(&inputs);
-        self.near.targets(&inputs.overlay())
-    }
-
-    /// The plan for `topology` on this machine. Costs what differs from the last one.
-    pub fn plan(&mut self, topology: &Topology, local: &Local, observed: &Observed) -> Plan {
+    /// The plan for `topology` on this machine, by the paths that the agents choose of these candidates. Costs what differs
+    /// from the last one.
+    pub fn plan(
+        &mut self,
+        now: Instant,
+        topology: &Topology,
+        local: &Local,
+        observed: &Observed,
+        agents: &mut PathAgents,
+    ) -> Plan {
         let inputs = Inputs { topology, local, observed };
         match inputs.admitted() {
-            Ok(problem) => self.whole(&inputs, problem.into_iter().collect()),
-            Err(problem) => self.empty(&inputs, problem.into_iter().collect()),
+            Ok(problem) => self.whole(now, &inputs, problem.into_iter().collect(), agents),
+            Err(problem) => self.empty(&inputs, problem.into_iter().collect(), agents),
         }
     }
 
     /// Nothing may be carried: no paths and no peers. The floor and the guard stay under what was in force, and lie under
     /// every network that covers nothing of the underlay, or pods' packets would leave in the clear by the default route.
-    fn empty(&mut self, inputs: &Inputs<'_>, problems: Vec<Problem>) -> Plan {
+    fn empty(&mut self, inputs: &Inputs<'_>, problems: Vec<Problem>, agents: &mut PathAgents) -> Plan {
         *self = Self::default();
+        agents.set_own(BTreeMap::new());
+        agents.retain(|_| false);
+        agents.take_changed();
         let mtu = inputs.mtu();
         let floor = inputs.floor_of_empty();
         Plan {
@@ -178,7 +165,6 @@ impl Planner {
                 Vec::new(),
             ),
             tunnel: tunnel_table::TunnelTable { mtu, ..tunnel_table::TunnelTable::default() },
-            probes: Targets::default(),
             paths: CowMap::default(),
             owners: CowMap::default(),
             mtu,
@@ -186,39 +172,52 @@ impl Planner {
         }
     }
 
-    fn whole(&mut self, inputs: &Inputs<'_>, mut problems: Vec<Problem>) -> Plan {
-        let Inputs { topology, observed, .. } = *inputs;
+    fn whole(
+        &mut self,
+        now: Instant,
+        inputs: &Inputs<'_>,
+        mut problems: Vec<Problem>,
+        agents: &mut PathAgents,
+    ) -> Plan {
+        let topology = inputs.topology;
         let mtu = inputs.mtu();
         let outside = inputs.accepted_outside(&mut problems);
         let overlay = inputs.overlay();
         let frame = inputs.frame();
-        let seen = self.seen.take().filter(|seen| seen.frame == frame);
         let common = Common { inputs, outside: &outside, overlay: &overlay, mtu };
+        // External peers are planned with the frame.
+        let seen = self.seen.take().filter(|seen| seen.frame == frame && !agents.has_changed_outside());
+        agents.set_own(overlay.clone());
         if seen.is_none() {
-            *self = Self { near: std::mem::take(&mut self.near), ..Self::default() };
-            self.plan_outside(&common);
+            *self = Self::default();
+            let accepted = |name: &PeerName| outside.iter().any(|(other, _)| *other == name);
+            agents.retain(|peer| match peer {
+                PeerId::Outside(name) => accepted(name),
+                PeerId::Node(_) | PeerId::Lease(_) => topology.members.get(peer).is_some(),
+            });
+            self.plan_outside(now, &common, agents);
         }
-        self.near.update(inputs);
-        let before = seen.as_ref().map(|seen| seen.members.clone()).unwrap_or_default();
+        let before = seen.map(|seen| seen.members).unwrap_or_default();
         let mut changed: BTreeSet<PeerId> = topology.members.changes(&before).into_iter().cloned().collect();
-        changed.extend(seen.iter().flat_map(|seen| seen.observed_otherwise(observed)));
-        self.replan(&before, &changed, &common);
-        self.seen = Some(LastInputs {
-            frame,
-            members: topology.members.clone(),
-            paths: observed.paths.clone(),
-            inner_mtu: observed.inner_mtu.clone(),
-        });
+        for peer in &changed {
+            self.set_candidates(now, peer, inputs, agents);
+        }
+        if !overlay.is_empty() {
+            agents.forget_earlier();
+        }
+        changed.extend(agents.take_changed().into_iter().filter(|peer| !matches!(peer, PeerId::Outside(_))));
+        self.replan(&before, &changed, &common, agents);
+        self.seen = Some(LastInputs { frame, members: topology.members.clone() });
         let mut firewall = inputs.firewall();
-        for (at, near) in self.near.iter() {
-            firewall.accepted.extend(near.prefixes.iter().cloned());
+        for (at, peer) in &self.direct_peers {
+            firewall.accepted.extend(peer.prefixes.iter().cloned());
             if let Some(ChosenPath { via: Via::Link(_, link), .. }) = self.paths.get(at) {
                 let direct = |on: &kernel_state::PrefixOn| kernel_state::PrefixVia {
                     prefix: on.prefix,
                     dev: on.dev.clone(),
                     via: link.next_hop,
                 };
-                firewall.direct.extend(near.prefixes.iter().map(direct));
+                firewall.direct.extend(peer.prefixes.iter().map(direct));
             }
         }
         let floor = kernel_state::Floor {
@@ -226,6 +225,7 @@ impl Planner {
             outside: outside.iter().flat_map(|(_, peer)| peer.allowed_ips.iter().copied()).collect(),
         };
         let addresses: Vec<IpAddr> = overlay.values().copied().collect();
+        let probes = self.direct_peers.values().filter_map(|peer| peer.probe.clone());
         Plan {
             tunnel: tunnel_table::TunnelTable {
                 peers: self.peers.clone(),
@@ -233,8 +233,7 @@ impl Planner {
                 overlay: addresses.clone(),
                 mtu,
             },
-            kernel: inputs.desired(mtu, addresses, self.routes.clone(), firewall, floor, self.near.probe_routes()),
-            probes: self.near.targets(&overlay),
+            kernel: inputs.desired(mtu, addresses, self.routes.clone(), firewall, floor, probes.collect()),
             paths: self.paths.clone(),
             owners: self.owners.clone(),
             mtu,
@@ -242,8 +241,30 @@ impl Planner {
         }
     }
 
+    /// Tells a member's agent what could carry packets to it; the member may be gone.
+    fn set_candidates(&mut self, now: Instant, peer: &PeerId, inputs: &Inputs<'_>, agents: &mut PathAgents) {
+        let member = inputs.topology.members.get(peer).map(Arc::as_ref);
+        match member {
+            Some(member) => agents.set_candidates(now, peer, inputs.candidates(peer, member)),
+            None => agents.on_removed(peer),
+        }
+        for family in Family::BOTH {
+            let at = (peer.clone(), family);
+            match member.and_then(|member| inputs.direct_peer(peer, member, family)) {
+                Some(direct) => drop(self.direct_peers.insert(at, direct)),
+                None => drop(self.direct_peers.remove(&at)),
+            }
+        }
+    }
+
     /// Plans these members again, of which some are gone.
-    fn replan(&mut self, before: &CowMap<PeerId, Arc<NodePeer>>, changed: &BTreeSet<PeerId>, common: &Common<'_>) {
+    fn replan(
+        &mut self,
+        before: &CowMap<PeerId, Arc<NodePeer>>,
+        changed: &BTreeSet<PeerId>,
+        common: &Common<'_>,
+        agents: &PathAgents,
+    ) {
         // A prefix may have gone from one of them to another: what is given is not taken afterwards.
         let mut released: BTreeSet<IpNet> = BTreeSet::new();
         for owner in changed {
@@ -254,7 +275,7 @@ impl Planner {
         for owner in changed {
             let member = common.inputs.topology.members.get(owner).map(Arc::as_ref);
             for family in Family::BOTH {
-                let here = member.and_then(|member| common.of_family(owner, member, family));
+                let here = member.and_then(|member| common.of_family(owner, member, family, agents));
                 let at = (owner.clone(), family);
                 match here {
                     Some(FamilyPlan { chosen, routes }) => {
@@ -289,14 +310,17 @@ impl Planner {
     }
 
     /// Plans the outside peers; everything else is planned after it.
-    fn plan_outside(&mut self, common: &Common<'_>) {
+    fn plan_outside(&mut self, now: Instant, common: &Common<'_>, agents: &mut PathAgents) {
         for (name, peer) in common.outside {
-            let who = PeerId::Outside((*name).clone()).to_string();
+            let owner = PeerId::Outside((*name).clone());
+            let who = owner.to_string();
+            agents.set_candidates(now, &owner, Candidates { callable: true, ..Candidates::default() });
             for net in &peer.allowed_ips {
-                let Some(src) = common.overlay.get(&Family::of_net(net)) else { continue };
-                let via = Via::Tun(PathKind::Wireguard);
-                let mtu = common.inputs.route_mtu(&who, via, common.mtu);
-                let via = common.inputs.route_via(via, Family::of_net(net));
+                let family = Family::of_net(net);
+                let chosen = common.overlay.get(&family).zip(agents.path(&owner, family));
+                let Some((src, ChosenPath { via, .. })) = chosen else { continue };
+                let mtu = common.route_mtu(agents.inner_mtu(&owner), via);
+                let via = common.inputs.route_via(via, family);
                 let route = kernel_state::PeerRoute { dst: *net, via, mtu, src: Some(*src) };
                 self.routes.insert(*net, route);
             }
@@ -313,25 +337,6 @@ impl Planner {
             };
             self.peers.insert(who, Arc::new(config));
         }
-    }
-}
-
-impl LastInputs {
-    /// The members of whom something else is observed now.
-    fn observed_otherwise(&self, observed: &Observed) -> BTreeSet<PeerId> {
-        let mut owners = BTreeSet::new();
-        if self.paths != observed.paths {
-            let ids = self.paths.keys().chain(observed.paths.keys());
-            let others = ids.filter(|id| self.paths.get(*id) != observed.paths.get(*id));
-            owners.extend(others.map(|(id, _)| PeerId::Node(id.clone())));
-        }
-        if self.inner_mtu != observed.inner_mtu {
-            let names = self.inner_mtu.keys().chain(observed.inner_mtu.keys());
-            let others = names.filter(|name| self.inner_mtu.get(*name) != observed.inner_mtu.get(*name));
-            let owner = |name: &String| PeerId::named(name).filter(|owner| !matches!(owner, PeerId::Outside(_)));
-            owners.extend(others.filter_map(owner));
-        }
-        owners
     }
 }
 

@@ -4,15 +4,24 @@
 //! input. A pass:
 //!
 //! ```text
-//! Pass ─▶ [TUN gone: ReopenTun] ─▶ AwaitPolicies ─▶ [other targets: SetTargets] ─▶ plan
-//!      ─▶ [other table: ApplyTable] ─▶ [differs, or a look: Reconcile] ─▶ SubnetEnv ─▶ Show
+//! Pass ─▶ [TUN gone: ReopenTun] ─▶ AwaitPolicies ─▶ plan ─▶ [other table: ApplyTable]
+//!      ─▶ [differs, or a look: Reconcile] ─▶ SubnetEnv ─▶ Show
+//! ```
+//!
+//! Paths are chosen by the agents, which the prober and this core share: each step is given them.
+//!
+//! ```text
+//! plan ─▶ candidates ─▶ PathAgents ─▶ paths, probes
 //! ```
 //!
 //! Invariants: routes and peers come only of records that may be acted on, and after rules that no packet on them
 //! passes unjudged. Until then the kernel stays as an earlier run left it: its fallback routes keep pods' packets from
 //! leaving in the clear.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use control_core::{
     core::{CacheInfo, ControlStatus},
@@ -23,10 +32,10 @@ use mesh::{
     address::prefixes,
     interface::InterfaceName,
     kernel_state::{Desired, SeenOthers},
+    path::PathAgents,
     plan::{Local, Plan},
     problem::Problem,
     records::Records,
-    target::Targets,
     tunnel_table::TunnelTable,
 };
 
@@ -55,8 +64,6 @@ pub struct NodeCore {
     pods: Vec<InterfaceName>,
     /// Peers to call as soon as the tunnel has them.
     to_call: Vec<String>,
-    /// What the prober has.
-    targets: Targets,
     /// What the tunnel has, and what of that it refused.
     table: Option<TunnelTable>,
     tunnel_problems: Vec<Problem>,
@@ -90,10 +97,6 @@ enum PassStage {
     AwaitingPolicies {
         due: bool,
     },
-    SettingTargets {
-        due: bool,
-        targets: Targets,
-    },
     ApplyingTable {
         due: bool,
         plan: Box<Plan>,
@@ -118,7 +121,6 @@ impl NodeCore {
             status: None,
             pods: Vec::new(),
             to_call: talking,
-            targets: Targets::default(),
             table: None,
             tunnel_problems: Vec::new(),
             desired: None,
@@ -153,12 +155,6 @@ impl NodeCore {
         self.table.as_ref()
     }
 
-    /// What the prober has.
-    #[must_use]
-    pub const fn targets(&self) -> &Targets {
-        &self.targets
-    }
-
     /// When a [`Pass`](Input::Pass) is wanted at the latest. A deadline that was due when the last pass began and is
     /// still there could not be served, as while this node may not act: it waits for a second, or the loop would not rest.
     #[must_use]
@@ -179,7 +175,7 @@ impl NodeCore {
     }
 
     /// Takes in what happened; what to do now. An outcome that no work awaits changes nothing.
-    pub fn step(&mut self, now: Instant, input: Input) -> Effects {
+    pub fn step(&mut self, now: Instant, input: Input, agents: &mut PathAgents) -> Effects {
         self.stepped = now;
         let mut out = Effects::default();
         let done = match input {
@@ -192,7 +188,7 @@ impl NodeCore {
             }
             Input::Done(done) => done,
             other => {
-                self.observe(now, other, &mut out);
+                self.observe(now, other, agents, &mut out);
                 return out;
             }
         };
@@ -206,17 +202,11 @@ impl NodeCore {
                 self.may_act(now, due, &mut out);
             }
             (PassStage::AwaitingPolicies { due }, Done::Policies { guarded: true }) => {
-                self.set_targets(now, due, &mut out)
+                self.plan(now, due, agents, &mut out);
             }
             (PassStage::AwaitingPolicies { .. }, Done::Policies { guarded: false }) => {
                 self.retry_at = Some(now + RETRY);
                 wait(problems::pods_not_guarded(), &mut out);
-            }
-            (PassStage::SettingTargets { due, targets }, Done::TargetsSet(states)) => {
-                self.mesh.observed.paths = states;
-                self.targets = targets;
-                out.at_once.push(Effect::TellEnforcement);
-                self.plan(now, due, &mut out);
             }
             (PassStage::ApplyingTable { due, plan }, Done::TableApplied(refused)) => {
                 self.tunnel_problems = refused;
@@ -225,7 +215,10 @@ impl NodeCore {
                 self.reconcile(now, due, plan, &mut out);
             }
             (PassStage::Reconciling { plan, began, look }, Done::Reconciled(reconciled)) => {
-                self.reconciled(now, began, look, reconciled, &mut out);
+                if reconciled.routes {
+                    agents.routes_applied(now);
+                }
+                self.reconciled(now, began, look, reconciled);
                 self.desired = Some(plan.kernel.clone());
                 self.keep_subnet_env(plan, &mut out);
             }
@@ -235,14 +228,13 @@ impl NodeCore {
         out
     }
 
-    fn observe(&mut self, now: Instant, input: Input, out: &mut Effects) {
+    fn observe(&mut self, now: Instant, input: Input, agents: &mut PathAgents, out: &mut Effects) {
         match input {
             Input::Records(records) => self.apply_records(&records, out),
             Input::Status(status) => self.status = Some(*status),
-            Input::Paths(states) => self.mesh.observed.paths = states,
             Input::Local(local) => self.local = *local,
             Input::Pods(interfaces) => self.pods = interfaces,
-            Input::PeerMtus(mtus) => self.peer_mtus(mtus),
+            Input::PeerMtus(mtus) => self.peer_mtus(&mtus, agents),
             Input::TunGone => self.tun_gone = true,
             Input::OthersChanged { settings } => {
                 self.others.changed(if settings { now + SETTINGS_SETTLE } else { now });
@@ -268,10 +260,9 @@ impl NodeCore {
     }
 
     /// Only what is below the device's MTU: else a larger one that comes with a new config would not reach the routes.
-    fn peer_mtus(&mut self, mut mtus: std::collections::BTreeMap<String, u16>) {
+    fn peer_mtus(&self, mtus: &BTreeMap<String, u16>, agents: &mut PathAgents) {
         let Some(table) = &self.table else { return };
-        mtus.retain(|_, mtu| *mtu < table.mtu);
-        self.mesh.observed.inner_mtu = mtus;
+        agents.on_mtu(|peer| mtus.get(&peer.to_string()).copied().filter(|mtu| *mtu < table.mtu));
     }
 
     fn begin(&mut self, now: Instant, out: &mut Effects) {
@@ -313,21 +304,12 @@ impl NodeCore {
         }
     }
 
-    fn set_targets(&mut self, now: Instant, due: bool, out: &mut Effects) {
-        let targets = self.mesh.targets(&self.local);
-        if targets == self.targets {
-            return self.plan(now, due, out);
+    fn plan(&mut self, now: Instant, due: bool, agents: &mut PathAgents, out: &mut Effects) {
+        let revision = agents.revision();
+        let mut plan = Box::new(self.mesh.plan(now, &self.local, agents));
+        if agents.revision() != revision {
+            out.at_once.push(Effect::TellEnforcement);
         }
-        // A path that was in use before a restart stays in use: its state must be known before routes are made.
-        let resumes = !self.mesh.observed.direct_at_start.is_empty();
-        let links = self.local.underlay.iter().filter(|_| resumes);
-        let neighbours = links.map(|(family, link)| (link.index, *family)).collect();
-        self.stage = PassStage::SettingTargets { due, targets: targets.clone() };
-        out.work = Some(Work::SetTargets { targets, neighbours });
-    }
-
-    fn plan(&mut self, now: Instant, due: bool, out: &mut Effects) {
-        let mut plan = Box::new(self.mesh.plan(now, &self.local));
         plan.kernel.pods.clone_from(&self.pods);
         if self.table.as_ref() == Some(&plan.tunnel) {
             self.call(&plan, out);
@@ -354,8 +336,8 @@ impl NodeCore {
         self.stage = PassStage::Reconciling { plan, began: now, look };
     }
 
-    fn reconciled(&mut self, now: Instant, began: Instant, look: bool, reconciled: Reconciled, out: &mut Effects) {
-        let Reconciled { problems, failed, no_tun, routes, others } = reconciled;
+    fn reconciled(&mut self, now: Instant, began: Instant, look: bool, reconciled: Reconciled) {
+        let Reconciled { problems, failed, no_tun, routes: _, others } = reconciled;
         match others {
             Some(SeenOthers::Read) => self.others.read(began, now),
             Some(SeenOthers::Kept) => self.others.left_out(),
@@ -366,9 +348,6 @@ impl NodeCore {
         self.tun_gone |= no_tun;
         if failed {
             self.retry_at = Some(now + RETRY);
-        }
-        if routes {
-            out.at_once.push(Effect::RoutesApplied);
         }
     }
 

@@ -1,22 +1,16 @@
 //! Inputs, effects and initial state of the node's state machine.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use control_core::core::{CacheInfo, ControlStatus};
 use etcd_schema::{NodeId, SubnetKey};
 use ipnet::IpNet;
 use mesh::{
-    address::Family,
     interface::InterfaceName,
     kernel_state::{Desired, OthersRules, PrefixOn, SeenOthers},
     plan::{Local, Observed, Plan},
     problem::Problem,
     records::Records,
-    target::{PathStates, Targets},
     topology::PeerId,
     tunnel_table::TunnelTable,
 };
@@ -26,7 +20,7 @@ use mesh::{
 pub struct NodeStart {
     /// Who it is.
     pub id: NodeId,
-    /// What is known of peers from an earlier run.
+    /// What is known from an earlier run.
     pub observed: Observed,
     /// Sources that an earlier run accepted direct.
     pub accepted: Vec<PrefixOn>,
@@ -46,8 +40,6 @@ pub enum Input {
     Records(Arc<Records>),
     /// How this node stands with etcd.
     Status(Box<ControlStatus>),
-    /// The states of probed paths.
-    Paths(PathStates),
     /// This machine: settings, underlay, addresses of etcd.
     Local(Box<Local>),
     /// The host's ends of attached pods' interfaces.
@@ -92,8 +84,6 @@ pub enum Effect {
     Call(Vec<String>),
     /// Policies learn of the mesh as [`NodeCore::mesh`](crate::NodeCore::mesh) shows it.
     TellEnforcement,
-    /// The prober learns that the kernel has the routes of its path states.
-    RoutesApplied,
     /// The underlay is read; [`Input::Local`] follows.
     ReadUnderlay,
     /// Whether containers hold addresses of this node's subnets is read, for the control plane.
@@ -123,14 +113,6 @@ pub enum Work {
     ReopenTun,
     /// Waits until policies are in force or refused, at most so long.
     AwaitPolicies(Duration),
-    /// Gives the prober its targets, with the neighbours on these interfaces and families as long as there are paths to
-    /// resume.
-    SetTargets {
-        /// The targets.
-        targets: Targets,
-        /// Interfaces by index.
-        neighbours: BTreeSet<(u32, Family)>,
-    },
     /// Gives the tunnel its table.
     ApplyTable(TunnelTable),
     /// Makes the kernel's state what is desired.
@@ -172,8 +154,6 @@ pub enum Done {
         /// They do.
         guarded: bool,
     },
-    /// The states of the targets' paths.
-    TargetsSet(PathStates),
     /// What the tunnel refused.
     TableApplied(Vec<Problem>),
     /// What a pass over the kernel's state came to.

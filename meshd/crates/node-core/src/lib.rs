@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! Records ─▶ resolver ─────┐
-//! ControlStatus ─▶ stance ─┼▶ mesh that it may act on ─▶ targets, plan ─▶ kernel, tunnel, prober
-//! underlay, paths ─────────┘
+//! ControlStatus ─▶ stance ─┼▶ mesh that it may act on ─▶ candidates, plan ─▶ kernel, tunnel
+//! underlay, path agents ───┘
 //! ```
 //!
 //! Values without I/O, clock or randomness; the daemon's main loop carries out what they say.

@@ -8,10 +8,10 @@ use etcd_schema::{Alive, NodeId};
 use mesh::{
     address::{overlap, prefixes},
     kernel_state::PrefixOn,
+    path::PathAgents,
     plan::{Local, Observed, Plan, Planner},
     records::{Record, Records},
     resolver::TopologyResolver,
-    target::Targets,
     topology::{PeerId, Topology},
 };
 
@@ -44,8 +44,7 @@ pub struct MeshState {
     alive: CowMap<NodeId, Record<Alive>>,
     /// Boot and start of each node as they were last seen, also while it shows no sign of life.
     starts: HashMap<NodeId, (String, u64)>,
-    /// What is observed of peers.
-    pub(crate) observed: Observed,
+    observed: Observed,
 }
 
 impl MeshState {
@@ -140,22 +139,13 @@ impl MeshState {
         }
     }
 
-    /// The paths that are to be probed. Their states, as [`Observed::paths`], decide what [`Self::plan`] makes of the mesh.
-    pub(crate) fn targets(&mut self, local: &Local) -> Targets {
-        self.planner.targets(&self.topology, local, &self.observed)
-    }
-
     /// What everything must become.
-    pub(crate) fn plan(&mut self, now: Instant, local: &Local) -> Plan {
-        let mut plan = self.planner.plan(&self.topology, local, &self.observed);
+    pub(crate) fn plan(&mut self, now: Instant, local: &Local, agents: &mut PathAgents) -> Plan {
+        let mut plan = self.planner.plan(now, &self.topology, local, &self.observed, agents);
         if self.cloned {
             plan.tunnel.peers = CowMap::default();
         } else {
             self.accepted.linger(&mut plan.kernel.firewall.accepted, &plan.owners, now);
-        }
-        if !plan.probes.own.is_empty() {
-            // From here on the agents' own states count.
-            self.observed.direct_at_start.clear();
         }
         self.observed.programmed = plan.kernel.floor.clone();
         plan
@@ -166,7 +156,7 @@ impl MeshState {
         self.accepted.next_deadline()
     }
 
-    /// What is observed of peers.
+    /// What is known of earlier plans.
     #[must_use]
     pub const fn observed(&self) -> &Observed {
         &self.observed

@@ -22,14 +22,10 @@ use etcd_schema::NodeId;
 use keys::PrivateKey;
 use mesh::{
     address::Family,
-    path::{MacAddress, PathAgents, Surroundings},
-    target::{PathId, PathStates, Target, Targets},
+    path::{MacAddress, PathAgents, PathId, Targets},
 };
 use socket::{ProbeMeta, ProbeSocket};
-use tokio::{
-    sync::{Notify, watch},
-    time::sleep_until,
-};
+use tokio::{sync::Notify, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::probe::{LENGTH, MessageKind, ProbeKey};
@@ -77,14 +73,14 @@ pub struct Prober {
     _stop: tokio_util::sync::DropGuard,
 }
 
-/// The path agents, between the node that says what there is to probe and the task that probes it.
+/// The path agents, which the node plans with and the task probes for.
 #[derive(Debug)]
 struct Paths {
     agents: Mutex<PathAgents>,
-    /// Changed under the lock of the agents only, so that no older states come after newer ones.
-    states: watch::Sender<PathStates>,
-    /// The targets are others, or new ones may be probed.
-    retargeted: Notify,
+    /// A probe or its loss has changed a path.
+    changed: Notify,
+    /// The node has been at the agents: targets and deadlines may be others.
+    planned: Notify,
 }
 
 impl Paths {
@@ -92,27 +88,28 @@ impl Paths {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Publishes the states, if they have changed.
-    fn publish(&self, agents: &mut PathAgents) {
-        if !agents.take_changed() {
-            return;
+    /// Does something with the agent of a path.
+    fn with<T>(&self, id: &PathId, change: impl FnOnce(&mut PathAgents) -> T) -> T {
+        let mut agents = self.lock();
+        let (before, waits) = (agents.state(id), agents.has_changed());
+        let result = change(&mut agents);
+        let after = agents.state(id);
+        if before != after {
+            tracing::debug!(peer = %id.0, family = ?id.1, ?before, ?after, "path changed");
         }
-        let now = agents.states();
-        self.states.send_if_modified(|states| {
-            log_changes(states, &now);
-            let changed = *states != now;
-            *states = now;
-            changed
-        });
+        if agents.has_changed() && !waits {
+            self.changed.notify_one();
+        }
+        result
     }
 }
 
 impl Prober {
-    /// Binds the sockets and starts the task.
+    /// Binds the sockets and starts the task that probes for `agents`.
     ///
     /// # Errors
     /// When no family's socket can be bound.
-    pub fn start<W: ProbeEnv>(options: Options, world: Arc<W>) -> io::Result<Self> {
+    pub fn start<W: ProbeEnv>(options: Options, agents: PathAgents, world: Arc<W>) -> io::Result<Self> {
         let bound = Family::BOTH.map(|family| ProbeSocket::bind(family, options.port, options.mark));
         if let [Err(error), Err(_)] = bound {
             return Err(error);
@@ -120,17 +117,14 @@ impl Prober {
         let sockets = bound.map(|bound| {
             bound.inspect_err(|error| tracing::info!(%error, "cannot open the probe socket of one address family")).ok()
         });
-        let paths = Arc::new(Paths {
-            agents: Mutex::default(),
-            states: watch::Sender::new(PathStates::new()),
-            retargeted: Notify::new(),
-        });
+        let paths = Arc::new(Paths { agents: Mutex::new(agents), changed: Notify::new(), planned: Notify::new() });
         let stop = CancellationToken::new();
         let task = Task {
             options,
             world,
             sockets,
             paths: Arc::clone(&paths),
+            revision: 0,
             targets: Targets::default(),
             peers: HashMap::new(),
             neighbours: HashMap::new(),
@@ -139,30 +133,20 @@ impl Prober {
         Ok(Self { paths, _stop: stop.drop_guard() })
     }
 
-    /// Replaces what is probed, and returns the state of each path of `targets`; paths that stay keep theirs. `neighbours`
-    /// are those of each interface, by its index, that decide whether a path that was direct before this start stays so.
-    pub fn set_targets(&self, targets: Targets, neighbours: &HashMap<u32, Neighbours>) -> PathStates {
+    /// Does something with the agents; what is probed follows. The task waits meanwhile: for a computation only.
+    pub fn with_agents<T>(&self, work: impl FnOnce(&mut PathAgents) -> T) -> T {
         let mut agents = self.paths.lock();
-        let known = |target: &Target| neighbours.get(&target.interface.0)?.get(&target.next_hop).copied();
-        agents.set_targets(Instant::now(), targets, known);
-        self.paths.publish(&mut agents);
-        self.paths.retargeted.notify_one();
-        agents.states()
-    }
-
-    /// The kernel has the probe routes of the targets: new ones are probed from now on. Before, a probe would take the
-    /// route of an earlier next hop, whose echo would prove nothing about the new one.
-    pub fn routes_applied(&self) {
-        let mut agents = self.paths.lock();
-        if agents.routes_applied(Instant::now()) {
-            self.paths.retargeted.notify_one();
+        let before = (agents.revision(), agents.next_timer());
+        let result = work(&mut agents);
+        if (agents.revision(), agents.next_timer()) != before {
+            self.paths.planned.notify_one();
         }
+        result
     }
 
-    /// The state of each path, as it changes.
-    #[must_use]
-    pub fn states(&self) -> watch::Receiver<PathStates> {
-        self.paths.states.subscribe()
+    /// Waits until a path is another one than the node has planned with.
+    pub async fn path_changed(&self) {
+        self.paths.changed.notified().await;
     }
 }
 
@@ -180,6 +164,7 @@ struct Task<W> {
     sockets: [Option<ProbeSocket>; 2],
     paths: Arc<Paths>,
     /// What the agents probe, as far as this task knows.
+    revision: u64,
     targets: Targets,
     /// The peers of `targets` by their overlay addresses.
     peers: HashMap<IpAddr, ProbedPeer>,
@@ -198,18 +183,23 @@ impl<W: ProbeEnv> Task<W> {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = paths.retargeted.notified() => self.follow_targets(),
+                () = paths.planned.notified() => self.follow_targets(),
                 () = readable(self.sockets[0].as_ref(), resting[0]) => resting[0] = self.receive(0).await,
                 () = readable(self.sockets[1].as_ref(), resting[1]) => resting[1] = self.receive(1).await,
                 () = sleep_until(next.into()) => self.poll().await,
             }
-            paths.publish(&mut paths.lock());
         }
     }
 
     /// Derives the keys of new targets, and forgets those of others.
     fn follow_targets(&mut self) {
-        let targets = self.paths.lock().targets().clone();
+        let (revision, targets) = {
+            let agents = self.paths.lock();
+            if agents.revision() == self.revision {
+                return;
+            }
+            (agents.revision(), agents.targets())
+        };
         let mut before: HashMap<PathId, ProbedPeer> =
             self.peers.drain().map(|(_, peer)| (peer.id.clone(), peer)).collect();
         for (id, target) in &targets.peers {
@@ -222,7 +212,7 @@ impl<W: ProbeEnv> Task<W> {
             });
             self.peers.insert(target.overlay, peer);
         }
-        self.targets = targets;
+        (self.revision, self.targets) = (revision, targets);
     }
 
     /// What the kernel holds for the next hop; not older than [`NEIGHBOURS_FRESH`].
@@ -250,13 +240,18 @@ impl<W: ProbeEnv> Task<W> {
     }
 
     async fn poll_one(&mut self, id: &PathId, now: Instant) {
-        let mut around = Surroundings { heard_in_tunnel: None, neighbour: None };
-        let needed = self.paths.lock().needs_surroundings(now, id);
-        if needed {
-            around.neighbour = self.neighbour(id, now).await;
-            around.heard_in_tunnel = self.world.heard_in_tunnel(&id.0);
-        }
-        let due = self.paths.lock().poll(now, id, around, rand::random());
+        let in_doubt = self.paths.lock().is_in_doubt(now, id);
+        let around = match in_doubt {
+            true => Some((self.neighbour(id, now).await, self.world.heard_in_tunnel(&id.0))),
+            false => None,
+        };
+        let due = self.paths.with(id, |agents| {
+            if let Some((neighbour, heard)) = around {
+                agents.on_neighbour(id, neighbour);
+                heard.into_iter().for_each(|at| agents.on_authenticated(id, at));
+            }
+            agents.poll(now, id, rand::random())
+        });
         if due.call {
             self.world.call_in_tunnel(&id.0);
         }
@@ -325,16 +320,7 @@ impl<W: ProbeEnv> Task<W> {
             self.neighbours.remove(&(interface, id.1));
             neighbour = self.neighbour(id, now).await;
         }
-        self.paths.lock().on_echo(now, id, nonce, neighbour);
-    }
-}
-
-fn log_changes(before: &PathStates, after: &PathStates) {
-    for (id, state) in after {
-        let old = before.get(id);
-        if old != Some(state) {
-            tracing::debug!(peer = %id.0, family = ?id.1, before = ?old, after = ?state, "path changed");
-        }
+        self.paths.with(id, |agents| agents.on_echo(now, id, nonce, neighbour));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Effects and work of [`NodeCore`](node_core::NodeCore), carried out.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     net::IpAddr,
     path::Path,
     time::{Duration, Instant},
@@ -14,10 +14,9 @@ use mesh::{
     tunnel_table::TunnelTable,
 };
 use node_core::{Done, Effect, PassOutcome, Reconciled, SubnetEnvChange, Work};
-use prober::Neighbours;
 use tokio::time::timeout;
 
-use super::{NodeLoop, found, reads::read_neighbours};
+use super::{NodeLoop, found};
 use crate::{
     daemon::{
         published::{Carrier, NodeState},
@@ -32,7 +31,6 @@ impl NodeLoop {
             Effect::Restarted(peer) => self.tunnel.restarted(&peer.to_string()),
             Effect::Call(peers) => self.tunnel.call(&peers),
             Effect::TellEnforcement => self.tell_enforcement(),
-            Effect::RoutesApplied => self.prober.routes_applied(),
             Effect::ReadUnderlay => self.read_underlay().await,
             Effect::ReadAttached { subnet, earlier } => self.read_attached(subnet, earlier).await,
             Effect::Show(outcome) => self.show(*outcome),
@@ -43,10 +41,6 @@ impl NodeLoop {
         match work {
             Work::ReopenTun => Done::TunReopened(self.reopen_tun()),
             Work::AwaitPolicies(at_most) => Done::Policies { guarded: self.await_policies(at_most).await },
-            Work::SetTargets { targets, neighbours } => {
-                let neighbours = self.neighbours(&neighbours).await;
-                Done::TargetsSet(self.prober.set_targets(targets, &neighbours))
-            }
             Work::ApplyTable(table) => Done::TableApplied(self.apply_table(table)),
             Work::Reconcile { desired, look, others } => Done::Reconciled(self.reconcile(&desired, look, others).await),
             Work::SubnetEnv(change) => Done::SubnetEnv(self.keep_subnet_env(change)),
@@ -56,7 +50,7 @@ impl NodeLoop {
     /// Tells enforcement what the mesh looks like, and where its nodes are proven to be.
     fn tell_enforcement(&mut self) {
         let mesh = self.core.mesh();
-        self.memory.proven.follow(Instant::now(), &mesh.observed().paths, self.core.targets());
+        self.memory.proven.follow(Instant::now(), self.prober.with_agents(|agents| agents.next_hops()));
         let addresses: Vec<IpAddr> = underlay::own_addresses(&self.underlay).collect();
         let (known, me) = ((mesh.resolver().records(), mesh.topology()), (&self.id, &self.settings.node));
         self.enforcement.mesh(self.facts_of_mesh.of(known, self.memory.proven.addresses(), me, &addresses));
@@ -113,15 +107,6 @@ impl NodeLoop {
             }
         }
         applied.borrow().guarded
-    }
-
-    /// The neighbours on these interfaces.
-    async fn neighbours(&self, on: &BTreeSet<(u32, Family)>) -> HashMap<u32, Neighbours> {
-        let mut all: HashMap<u32, Neighbours> = HashMap::new();
-        for (interface, family) in on {
-            all.entry(*interface).or_default().extend(read_neighbours(&self.kernel, *interface, *family).await);
-        }
-        all
     }
 
     /// Gives the tunnel its table. Returns what it refuses of it.

@@ -1,7 +1,7 @@
 //! Reads of the main loop: underlay, attached containers, neighbours, counters.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
 };
 
@@ -77,6 +77,20 @@ impl NodeLoop {
             // What is published stays: a cable that is out for a moment moves no node.
             Err(error) => tracing::warn!(%error, "cannot read the underlay"),
         }
+    }
+
+    /// Reads the neighbours as long as they decide on paths of an earlier run.
+    pub(super) async fn read_earlier_neighbours(&self) {
+        if !self.prober.with_agents(|agents| agents.resumes()) {
+            return;
+        }
+        let mut known = HashMap::new();
+        for family in Family::BOTH {
+            let Some(link) = underlay::of(&self.underlay, family) else { continue };
+            let neighbours = read_neighbours(&self.kernel, link.index, family).await;
+            known.extend(neighbours.into_iter().map(|(address, mac)| ((link.index, address), mac)));
+        }
+        self.prober.with_agents(|agents| agents.set_neighbours(known));
     }
 
     pub(super) async fn read_mtus(&mut self) {

@@ -19,6 +19,7 @@ use keys::PrivateKey;
 use mesh::{
     address::{Family, prefixes},
     kernel_state::PrefixOn,
+    path::PathAgents,
     plan::Observed,
     problem::{Problem, ProblemCode},
     topology::PeerId,
@@ -74,11 +75,12 @@ impl NodeLoop {
         let (endpoints, public_key) = (underlay::endpoints(&settings, &underlay), private_key.public());
         let facts = facts(&settings, public_key, &underlay, &endpoints);
         let world = NodeProbeEnv { kernel: Arc::clone(&kernel), tunnel: tunnel.clone() };
-        let prober = start_prober(settings.listen_port, &id, &private_key, world)?;
         let memory = PeerMemory::load(&settings.state_dir, handshakes);
         let direct_at_start = kernel.direct_routes().await.context("cannot read routes")?;
         let accepted: Vec<PrefixOn> = accepted_earlier(&direct_at_start, &underlay).collect();
-        let observed = Observed { direct_at_start, roamed: Arc::new(memory.roamed().clone()), ..Observed::default() };
+        let agents = PathAgents::after(direct_at_start);
+        let prober = start_prober(settings.listen_port, &id, &private_key, agents, world)?;
+        let observed = Observed { roamed: Arc::new(memory.roamed().clone()), ..Observed::default() };
         let attached = kernel.foreign_routes_within(&cached_subnets(&state)).await.context("cannot read routes")?;
         enforce(&attachments, Arc::clone(&enforcement));
         let control = control::start(control::Options {
@@ -140,12 +142,13 @@ fn start_prober(
     listen_port: u16,
     id: &NodeId,
     private_key: &PrivateKey,
+    agents: PathAgents,
     world: NodeProbeEnv,
 ) -> anyhow::Result<Prober> {
     let port = listen_port + 1;
     let (mark, own_id) = (world.kernel.options().probe_mark, id.clone());
     let options = prober::Options { port, mark, own_id, private_key: private_key.clone() };
-    Prober::start(options, Arc::new(world))
+    Prober::start(options, agents, Arc::new(world))
         .with_context(|| format!("cannot bind UDP port {port}: probes use the port after --listen-port"))
 }
 

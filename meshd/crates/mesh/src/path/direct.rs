@@ -71,11 +71,11 @@ pub enum NotDirect {
 
 /// What is known of the rest of the world when a probe is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Surroundings {
+pub(super) struct Surroundings {
     /// When something authentic of the peer's last came through the tunnel.
-    pub heard_in_tunnel: Option<Instant>,
+    pub(super) heard_in_tunnel: Option<Instant>,
     /// Link-layer address that the kernel has for the next hop, when it holds.
-    pub neighbour: Option<MacAddress>,
+    pub(super) neighbour: Option<MacAddress>,
 }
 
 /// The state machine of one peer and family that is eligible for direct.

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 
 #[test]
@@ -23,12 +25,13 @@ fn link() -> DirectLink {
 
 /// A peer on this node's subnet.
 fn near() -> Candidates {
-    Candidates { unusable: None, link: Some(link()), callable: true }
+    let candidate = LinkCandidate { link: link(), prefixes: Vec::new(), target: None };
+    Candidates { unusable: None, callable: true, links: [(Family::V4, candidate)].into() }
 }
 
 /// A peer elsewhere.
 fn far() -> Candidates {
-    Candidates { link: None, ..near() }
+    Candidates { links: BTreeMap::new(), ..near() }
 }
 
 /// One that has been called for a minute without an answer.
@@ -52,8 +55,8 @@ const STATES: [Option<DirectState>; 5] = [
 fn only_a_proven_link_is_direct() {
     for candidates in [near(), far(), Candidates { callable: false, ..near() }] {
         for state in STATES {
-            let path = choose(&candidates, state);
-            let proven = candidates.link.is_some() && state == Some(DirectState::Direct);
+            let path = choose(&candidates, Family::V4, state);
+            let proven = !candidates.links.is_empty() && state == Some(DirectState::Direct);
             assert_eq!(path.via == Via::Link(PathKind::HostGw, link()), proven, "{candidates:?} {state:?}");
         }
     }
@@ -63,7 +66,7 @@ fn only_a_proven_link_is_direct() {
 fn an_unusable_peer_has_no_path_and_its_record_says_why() {
     let candidates = Candidates { unusable: Some("its key belongs to a".into()), ..near() };
     for state in STATES {
-        let path = choose(&candidates, state).with_session(Some(&SILENT));
+        let path = choose(&candidates, Family::V4, state).with_session(Some(&SILENT));
         assert_eq!((path.via, path.reach), (Via::Nowhere, Reach::Unreachable));
         assert_eq!(path.reason.to_string(), "its key belongs to a");
     }
@@ -71,13 +74,13 @@ fn an_unusable_peer_has_no_path_and_its_record_says_why() {
 
 #[test]
 fn a_tunnel_that_does_not_answer_is_unreachable_but_still_called() {
-    let path = choose(&far(), None).with_session(Some(&SILENT));
+    let path = choose(&far(), Family::V4, None).with_session(Some(&SILENT));
     assert_eq!(
         path,
         ChosenPath { via: Via::Tun(PathKind::Wireguard), reach: Reach::Unreachable, reason: Reason::NoHandshake }
     );
     assert_eq!(path.kind(), None);
-    let direct = choose(&near(), Some(DirectState::Direct)).with_session(Some(&SILENT));
+    let direct = choose(&near(), Family::V4, Some(DirectState::Direct)).with_session(Some(&SILENT));
     assert_eq!(direct.kind(), Some(PathKind::HostGw), "the direct path needs no session");
 }
 
@@ -95,19 +98,22 @@ fn a_peer_is_silent_once_every_key_and_endpoint_was_called_for_fifteen_seconds()
 #[test]
 fn a_session_that_answers_confirms_the_tunnel() {
     let alive = TunnelSession { alive: true, ..TunnelSession::default() };
-    assert_eq!(choose(&far(), None).reach, Reach::Unconfirmed);
-    assert_eq!(choose(&far(), None).with_session(Some(&alive)).reach, Reach::Confirmed);
-    assert_eq!(choose(&far(), None).with_session(Some(&TunnelSession::default())).reach, Reach::Unconfirmed);
+    assert_eq!(choose(&far(), Family::V4, None).reach, Reach::Unconfirmed);
+    assert_eq!(choose(&far(), Family::V4, None).with_session(Some(&alive)).reach, Reach::Confirmed);
+    assert_eq!(
+        choose(&far(), Family::V4, None).with_session(Some(&TunnelSession::default())).reach,
+        Reach::Unconfirmed
+    );
     let none = Candidates { callable: false, ..far() };
-    assert_eq!(choose(&none, None).with_session(Some(&alive)).reason, Reason::NoEndpoint);
+    assert_eq!(choose(&none, Family::V4, None).with_session(Some(&alive)).reason, Reason::NoEndpoint);
 }
 
 #[test]
 fn the_worse_family_speaks_for_the_peer() {
-    let direct = choose(&near(), Some(DirectState::Direct));
-    let lost = choose(&near(), Some(DirectState::Tunnel(NotDirect::Failed)));
-    let silent = choose(&near(), Some(DirectState::Silent));
-    let no_handshake = choose(&far(), None).with_session(Some(&SILENT));
+    let direct = choose(&near(), Family::V4, Some(DirectState::Direct));
+    let lost = choose(&near(), Family::V4, Some(DirectState::Tunnel(NotDirect::Failed)));
+    let silent = choose(&near(), Family::V4, Some(DirectState::Silent));
+    let no_handshake = choose(&far(), Family::V4, None).with_session(Some(&SILENT));
     let both = |v4: &ChosenPath, v6: &ChosenPath| worse([(Family::V4, v4.clone()), (Family::V6, v6.clone())]);
     assert_eq!(both(&direct, &direct), (None, direct.clone()));
     assert_eq!(both(&direct, &lost), (Some(Family::V6), lost.clone()));

@@ -17,7 +17,7 @@ use crate::{
     backend::PathKind,
     interface::InterfaceName,
     kernel_state,
-    path::{Candidates, ChosenPath, DirectLink, Via, choose, eligible},
+    path::{Candidates, ChosenPath, DirectLink, LinkCandidate, PathAgents, Via, eligible},
     problem::{Problem, ProblemCode},
     topology::{ExternalPeer, NodePeer, PeerId, Topology, is_supported},
     tunnel_table::{self, CALL_OUT_KEEPALIVE},
@@ -43,15 +43,21 @@ pub(super) struct FamilyPlan {
 }
 
 impl Common<'_> {
-    pub(super) fn of_family(&self, owner: &PeerId, member: &NodePeer, family: Family) -> Option<FamilyPlan> {
-        let prefixes: Vec<IpNet> = member.prefixes().filter(|net| Family::of_net(net) == family).collect();
+    pub(super) fn of_family(
+        &self,
+        owner: &PeerId,
+        member: &NodePeer,
+        family: Family,
+        agents: &PathAgents,
+    ) -> Option<FamilyPlan> {
+        let prefixes = prefixes_of(member, family);
         if prefixes.is_empty() {
             return None;
         }
         let inputs = self.inputs;
-        let chosen = inputs.choose(owner, member, family);
+        let chosen = agents.path(owner, family)?;
         let routes = self.overlay.get(&family).map(|src| {
-            let mtu = inputs.route_mtu(&owner.to_string(), chosen.via, self.mtu);
+            let mtu = self.route_mtu(agents.inner_mtu(owner), chosen.via);
             let route = |dst: &IpNet| kernel_state::PeerRoute {
                 dst: *dst,
                 via: inputs.route_via(chosen.via, family),
@@ -61,6 +67,15 @@ impl Common<'_> {
             prefixes.iter().map(route).collect()
         });
         Some(FamilyPlan { routes: routes.unwrap_or_default(), chosen })
+    }
+
+    /// One MTU on every path, so that a path change does not change it; less where the tunnel carries less.
+    pub(super) fn route_mtu(&self, inner: Option<u16>, via: Via) -> Option<u16> {
+        match via {
+            Via::Link(..) => Some(self.mtu),
+            Via::Tun(_) => inner.filter(|inner| *inner < self.mtu),
+            Via::Nowhere => None,
+        }
     }
 
     pub(super) fn peer(&self, name: &str, member: &NodePeer) -> tunnel_table::PeerConfig {
@@ -97,6 +112,11 @@ impl Common<'_> {
             || self.outside.iter().any(|(_, peer)| peer.allowed_ips.iter().any(inside));
         (!of_mesh).then_some(at)
     }
+}
+
+/// The prefixes of one family.
+pub(super) fn prefixes_of(member: &NodePeer, family: Family) -> Vec<IpNet> {
+    member.prefixes().filter(|net| Family::of_net(net) == family).collect()
 }
 
 /// What a plan follows from.
@@ -160,15 +180,12 @@ impl<'a> Inputs<'a> {
     }
 
     pub(super) fn frame(&self) -> PlanFrame {
-        let outside_mtu = self.observed.inner_mtu.range("peers/".to_owned().."peers0".to_owned());
         PlanFrame {
             local: self.local.clone(),
             network: self.topology.network.clone(),
             own_subnets: self.topology.own_subnets.clone(),
             outside: self.topology.outside.clone(),
             roamed: Arc::clone(&self.observed.roamed),
-            direct_at_start: self.observed.direct_at_start.clone(),
-            outside_mtu: outside_mtu.map(|(name, mtu)| (name.clone(), *mtu)).collect(),
         }
     }
 
@@ -179,8 +196,7 @@ impl<'a> Inputs<'a> {
         configured.map_or_else(
             || {
                 let interface = self.local.underlay.values().map(|link| link.mtu).min().unwrap_or(1500).min(1500);
-                let overhead = PathKind::ALL.iter().map(|kind| kind.backend().overhead).max().unwrap_or(0);
-                u16::try_from(interface).unwrap_or(1500).saturating_sub(overhead).max(MIN_MTU)
+                u16::try_from(interface).unwrap_or(1500).saturating_sub(PathKind::largest_overhead()).max(MIN_MTU)
             },
             |mtu| mtu.get(),
         )
@@ -216,18 +232,18 @@ impl<'a> Inputs<'a> {
         )
     }
 
-    fn choose(&self, owner: &PeerId, member: &NodePeer, family: Family) -> ChosenPath {
-        let link = self.link(member, family);
-        let state = match (owner, link) {
-            (PeerId::Node(id), Some(_)) => self.observed.paths.get(&(id.clone(), family)).copied(),
-            _ => None,
-        };
-        let candidates = Candidates {
+    /// What could carry packets to `member`.
+    pub(super) fn candidates(&self, owner: &PeerId, member: &NodePeer) -> Candidates {
+        let links = Family::BOTH.into_iter().filter_map(|family| {
+            let link = self.link(member, family)?;
+            let target = self.target(owner, member, family, link);
+            Some((family, LinkCandidate { link, prefixes: prefixes_of(member, family), target }))
+        });
+        Candidates {
             unusable: member.unusable.as_deref().map(Arc::from),
-            link,
             callable: !member.endpoints.is_empty() || self.local.has_endpoint,
-        };
-        choose(&candidates, state)
+            links: links.collect(),
+        }
     }
 
     pub(super) fn route_via(&self, via: Via, family: Family) -> kernel_state::RouteVia {
@@ -239,15 +255,6 @@ impl<'a> Inputs<'a> {
             // still lets its probes in.
             Via::Tun(_) => kernel_state::RouteVia::Tunnel,
             Via::Nowhere => kernel_state::RouteVia::Unreachable,
-        }
-    }
-
-    /// One MTU on every path, so that a path change does not change it; less where the tunnel carries less.
-    pub(super) fn route_mtu(&self, peer: &str, via: Via, mtu: u16) -> Option<u16> {
-        match via {
-            Via::Link(..) => Some(mtu),
-            Via::Tun(_) => self.observed.inner_mtu.get(peer).copied().filter(|inner| *inner < mtu),
-            Via::Nowhere => None,
         }
     }
 

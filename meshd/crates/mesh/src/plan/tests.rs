@@ -5,7 +5,7 @@ use etcd_schema::NodeId;
 
 use crate::{
     kernel_state::{Floor, RouteVia},
-    path::{DirectState, NotDirect, Reach, Reason},
+    path::{DirectState, NotDirect, PathAgents, Reach, Reason},
 };
 
 fn net(text: &str) -> IpNet {
@@ -63,8 +63,20 @@ fn local() -> Local {
     }
 }
 
-fn paths(state: DirectState) -> Observed {
-    Observed { paths: BTreeMap::from([(("bb".parse().unwrap(), Family::V4), state)]), ..Observed::default() }
+/// The plan with paths of which nothing is known.
+fn plan(topology: &Topology, local: &Local, observed: &Observed) -> Plan {
+    super::plan(Instant::now(), topology, local, observed, &mut PathAgents::default())
+}
+
+/// The plan with the IPv4 path to the node bb in this state.
+fn plan_while(state: DirectState, topology: &Topology, local: &Local) -> (Plan, PathAgents) {
+    let (now, mut agents, observed) = (Instant::now(), PathAgents::default(), Observed::default());
+    let _ = super::plan(now, topology, local, &observed, &mut agents);
+    let id = ("bb".parse().unwrap(), Family::V4);
+    if agents.state(&id).is_some() {
+        agents.drive(now, &id, state);
+    }
+    (super::plan(now, topology, local, &observed, &mut agents), agents)
 }
 
 fn route<'a>(plan: &'a Plan, dst: &str) -> &'a kernel_state::PeerRoute {
@@ -73,9 +85,10 @@ fn route<'a>(plan: &'a Plan, dst: &str) -> &'a kernel_state::PeerRoute {
 
 #[test]
 fn an_unproven_neighbour_is_reached_through_the_tunnel_and_probed() {
-    let plan = plan(&topology(DUAL), &local(), &Observed::default());
+    let mut agents = PathAgents::default();
+    let plan = super::plan(Instant::now(), &topology(DUAL), &local(), &Observed::default(), &mut agents);
     assert_eq!(route(&plan, "10.244.2.0/24").via, RouteVia::Tunnel);
-    let target = &plan.probes.peers[&("bb".parse().unwrap(), Family::V4)];
+    let target = &agents.targets().peers[&("bb".parse().unwrap(), Family::V4)];
     assert_eq!((target.overlay, target.next_hop, target.port), (ip("10.244.2.0"), ip("192.168.1.2"), 51821));
     assert_eq!(plan.kernel.probes.len(), 1, "the other site is not probed");
     assert!(plan.kernel.firewall.direct.is_empty());
@@ -90,7 +103,7 @@ fn what_an_eligible_neighbour_sends_direct_is_accepted_before_it_is_sent_to() {
 
 #[test]
 fn a_proven_neighbour_is_direct_per_family_and_with_the_same_mtu() {
-    let plan = plan(&topology(DUAL), &local(), &paths(DirectState::Direct));
+    let (plan, _) = plan_while(DirectState::Direct, &topology(DUAL), &local());
     let direct = route(&plan, "10.244.2.0/24");
     let via = RouteVia::Neighbour { via: ip("192.168.1.2"), dev: "eth0".parse().unwrap() };
     assert_eq!((&direct.via, direct.mtu, direct.src), (&via, Some(1420), Some(ip("10.244.1.0"))));
@@ -107,8 +120,8 @@ fn any_of_the_published_addresses_leads_direct() {
     let bb = Arc::make_mut(topology.members.get_mut(&PeerId::Node("bb".parse().unwrap())).unwrap());
     bb.addresses = vec![net("172.16.0.2/24"), net("10.0.0.2/16")];
     bb.endpoints = vec!["172.16.0.2:51820".parse().unwrap(), "10.0.0.2:51820".parse().unwrap()];
-    let plan = plan(&topology, &local, &paths(DirectState::Direct));
-    assert_eq!(plan.probes.peers[&("bb".parse().unwrap(), Family::V4)].next_hop, ip("10.0.0.2"));
+    let (plan, agents) = plan_while(DirectState::Direct, &topology, &local);
+    assert_eq!(agents.targets().peers[&("bb".parse().unwrap(), Family::V4)].next_hop, ip("10.0.0.2"));
     let via = RouteVia::Neighbour { via: ip("10.0.0.2"), dev: "eth0".parse().unwrap() };
     assert_eq!(route(&plan, "10.244.2.0/24").via, via);
     // And the tunnel calls it there first.
@@ -119,10 +132,10 @@ fn any_of_the_published_addresses_leads_direct() {
 #[test]
 fn without_direct_routing_nothing_is_sent_accepted_or_probed() {
     let config = DUAL.replace('}', r#", "Backend": {"Type": "wireguard", "DirectRouting": false}}"#);
-    let plan = plan(&topology(&config), &local(), &paths(DirectState::Direct));
+    let (plan, agents) = plan_while(DirectState::Direct, &topology(&config), &local());
     assert_eq!(route(&plan, "10.244.2.0/24").via, RouteVia::Tunnel);
     assert!(plan.kernel.firewall.accepted.is_empty() && plan.kernel.firewall.direct.is_empty());
-    assert!(plan.probes.peers.is_empty());
+    assert!(agents.targets().peers.is_empty());
 }
 
 #[test]
@@ -139,7 +152,7 @@ fn every_prefix_has_one_route_and_the_floor_lies_under_all() {
 
 #[test]
 fn a_silent_neighbour_goes_nowhere_but_the_tunnel() {
-    let plan = plan(&topology(DUAL), &local(), &paths(DirectState::Silent));
+    let (plan, _) = plan_while(DirectState::Silent, &topology(DUAL), &local());
     assert_eq!(route(&plan, "10.244.2.0/24").via, RouteVia::Tunnel);
     let chosen = &plan.paths[&(PeerId::Node("bb".parse().unwrap()), Family::V4)];
     assert_eq!((chosen.reach, &chosen.reason), (Reach::Unreachable, &Reason::NoAnswer));
@@ -262,8 +275,11 @@ fn mtu_follows_the_interface_or_the_config() {
 
 #[test]
 fn a_lower_path_mtu_lowers_that_peers_routes_only() {
-    let observed = Observed { inner_mtu: BTreeMap::from([("nodes/cc".to_owned(), 1340)]), ..Observed::default() };
-    let plan = plan(&topology(DUAL), &local(), &observed);
+    let (topology, local, observed) = (topology(DUAL), local(), Observed::default());
+    let (now, mut agents, mut planner) = (Instant::now(), PathAgents::default(), Planner::default());
+    planner.plan(now, &topology, &local, &observed, &mut agents);
+    agents.on_mtu(|peer| (peer.to_string() == "nodes/cc").then_some(1340));
+    let plan = planner.plan(now, &topology, &local, &observed, &mut agents);
     assert_eq!(route(&plan, "10.244.3.0/24").mtu, Some(1340));
     assert_eq!(route(&plan, "10.244.2.0/24").mtu, None);
 }
@@ -308,7 +324,7 @@ enum Step {
     Gone(u8),
     Path {
         n: u8,
-        state: Option<u8>,
+        state: u8,
     },
     Mtu {
         name: String,
@@ -330,7 +346,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (n.clone(), proptest::collection::vec(2u8..12, 0..3), any::<bool>(), any::<bool>(), any::<bool>())
             .prop_map(|(n, subnets, east, called, usable)| Step::Member { n, subnets, east, called, usable }),
         2 => n.clone().prop_map(Step::Gone),
-        3 => (n.clone(), proptest::option::of(0u8..4)).prop_map(|(n, state)| Step::Path { n, state }),
+        3 => (n.clone(), 0u8..3).prop_map(|(n, state)| Step::Path { n, state }),
         2 => (n, any::<bool>(), proptest::option::of(1280u16..1430))
             .prop_map(|(n, node, mtu)| Step::Mtu { name: if node { format!("nodes/n{n}") } else { format!("peers/p{}", n - 10) }, mtu }),
         1 => (0u8..3, any::<bool>()).prop_map(|(n, there)| Step::Outside { n, there }),
@@ -341,7 +357,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn take(step: &Step, topology: &mut Topology, local: &mut Local, observed: &mut Observed) {
+fn take(step: &Step, topology: &mut Topology, local: &mut Local, agents: &mut PathAgents, now: &mut Instant) {
     let node = |n: &u8| -> NodeId { format!("n{n}").parse().unwrap() };
     match step {
         Step::Member { n, subnets, east, called, usable } => {
@@ -368,23 +384,18 @@ fn take(step: &Step, topology: &mut Topology, local: &mut Local, observed: &mut 
         }
         Step::Gone(n) => drop(topology.members.remove(&PeerId::Node(node(n)))),
         Step::Path { n, state } => {
-            let state = state.map(|state| match state {
+            let state = match state {
                 0 => DirectState::Direct,
                 1 => DirectState::Silent,
-                2 => DirectState::Tunnel(NotDirect::Failed),
-                _ => DirectState::Tunnel(NotDirect::Unproven),
-            });
-            match state {
-                Some(state) => observed.paths.insert((node(n), Family::V4), state),
-                None => observed.paths.remove(&(node(n), Family::V4)),
+                _ => DirectState::Tunnel(NotDirect::Failed),
             };
+            let id = (node(n), Family::V4);
+            // It fell silent: only an echo ends that here.
+            if agents.state(&id).is_some_and(|now| now != DirectState::Silent) {
+                *now = agents.drive(*now, &id, state);
+            }
         }
-        Step::Mtu { name, mtu } => {
-            match mtu {
-                Some(mtu) => observed.inner_mtu.insert(name.clone(), *mtu),
-                None => observed.inner_mtu.remove(name),
-            };
-        }
+        Step::Mtu { name, mtu } => agents.on_mtu(|peer| mtu.filter(|_| peer.to_string() == *name)),
         Step::Outside { n, there } => {
             let outside = Arc::new(ExternalPeer {
                 public_key: key(100 + n),
@@ -414,17 +425,18 @@ proptest! {
     fn what_was_planned_before_makes_no_difference(
         rounds in proptest::collection::vec(proptest::collection::vec(step(), 1..5), 1..12),
     ) {
-        let (mut topology, mut local, mut observed) = (topology(DUAL), local(), Observed::default());
-        let mut planner = Planner::default();
+        let (mut topology, mut local, observed) = (topology(DUAL), local(), Observed::default());
+        let (mut now, mut agents, mut planner) = (Instant::now(), PathAgents::default(), Planner::default());
         for steps in rounds {
             for step in &steps {
-                take(step, &mut topology, &mut local, &mut observed);
+                take(step, &mut topology, &mut local, &mut agents, &mut now);
             }
-            let (kept, fresh) = (planner.plan(&topology, &local, &observed), plan(&topology, &local, &observed));
+            let kept = planner.plan(now, &topology, &local, &observed, &mut agents);
+            let (mut same, revision) = (agents.clone(), agents.revision());
+            let fresh = super::plan(now, &topology, &local, &observed, &mut same);
+            prop_assert_eq!(same.revision(), revision, "the candidates are not those from nothing");
             prop_assert_eq!(&kept.kernel, &fresh.kernel, "after {:?}", steps);
             prop_assert_eq!(&kept.tunnel, &fresh.tunnel);
-            prop_assert_eq!(&kept.probes, &fresh.probes);
-            prop_assert_eq!(&planner.targets(&topology, &local, &observed), &fresh.probes);
             prop_assert_eq!(&kept.paths, &fresh.paths);
             prop_assert_eq!(&kept.owners, &fresh.owners);
             prop_assert_eq!((kept.mtu, &kept.problems), (fresh.mtu, &fresh.problems));

@@ -10,7 +10,7 @@ use etcd_schema::{Alive, NodeId, SubnetKey};
 use mesh::{
     address::Family,
     kernel_state::{OthersRules, PrefixOn, RouteVia},
-    path::DirectState,
+    path::{DirectState, MacAddress},
     plan::Observed,
     problem::ProblemCode,
     records::{Record, Records},
@@ -27,7 +27,6 @@ const SECOND: Duration = Duration::from_secs(1);
 enum Did {
     Reopened,
     AwaitedPolicies(Duration),
-    SetTargets { resumes: bool },
     AppliedTable { peers: usize },
     Reconciled { look: bool, others: OthersRules },
     WroteSubnetEnv,
@@ -35,7 +34,6 @@ enum Did {
     Restarted(PeerId),
     Called(Vec<String>),
     ToldEnforcement,
-    RoutesApplied,
     ReadUnderlay,
     ReadAttached(usize),
     ReadEarlier(SubnetKey),
@@ -45,12 +43,12 @@ enum Did {
 struct Shell {
     now: Instant,
     core: NodeCore,
+    agents: PathAgents,
     did: Vec<Did>,
     outcome: PassOutcome,
     tun: bool,
     guarded: bool,
     kernel: fn() -> Reconciled,
-    direct: DirectState,
     subnet_env: Option<Problem>,
     tunnel: Vec<Problem>,
 }
@@ -80,12 +78,12 @@ impl Shell {
         Self {
             now,
             core: NodeCore::new(now, start),
+            agents: PathAgents::default(),
             did: Vec::new(),
             outcome: PassOutcome::default(),
             tun: true,
             guarded: true,
             kernel: kernel_well,
-            direct: DirectState::Direct,
             subnet_env: None,
             tunnel: Vec::new(),
         }
@@ -129,13 +127,12 @@ impl Shell {
     fn step(&mut self, input: Input) {
         let mut input = Some(input);
         while let Some(happened) = input.take() {
-            let Effects { at_once, work } = self.core.step(self.now, happened);
+            let Effects { at_once, work } = self.core.step(self.now, happened, &mut self.agents);
             for effect in at_once {
                 let did = match effect {
                     Effect::Restarted(owner) => Did::Restarted(owner),
                     Effect::Call(peers) => Did::Called(peers),
                     Effect::TellEnforcement => Did::ToldEnforcement,
-                    Effect::RoutesApplied => Did::RoutesApplied,
                     Effect::ReadUnderlay => Did::ReadUnderlay,
                     Effect::ReadAttached { subnet, earlier } => {
                         self.did.extend(earlier.into_iter().map(Did::ReadEarlier));
@@ -159,10 +156,6 @@ impl Shell {
         match work {
             Work::ReopenTun => (Did::Reopened, Done::TunReopened(self.tun)),
             Work::AwaitPolicies(at_most) => (Did::AwaitedPolicies(at_most), Done::Policies { guarded: self.guarded }),
-            Work::SetTargets { targets, neighbours } => {
-                let states = targets.peers.keys().map(|path| (path.clone(), self.direct)).collect();
-                (Did::SetTargets { resumes: !neighbours.is_empty() }, Done::TargetsSet(states))
-            }
             Work::ApplyTable(table) => {
                 (Did::AppliedTable { peers: table.peers.len() }, Done::TableApplied(self.tunnel.clone()))
             }
@@ -190,16 +183,15 @@ fn the_first_pass_guards_the_pods_before_it_makes_peers_and_routes() {
         [
             Did::ToldEnforcement,
             Did::AwaitedPolicies(POLICIES_FIRST),
-            Did::SetTargets { resumes: false },
             Did::ToldEnforcement,
             Did::AppliedTable { peers: 2 },
             Did::Reconciled { look: true, others: OthersRules::Read },
-            Did::RoutesApplied,
             Did::WroteSubnetEnv,
         ]
     );
     let plan = shell.outcome.plan.as_ref().unwrap();
     assert_eq!((plan.paths.len(), shell.core.table()), (2, Some(&plan.tunnel)));
+    assert_eq!(shell.agents.due(shell.now).len(), 2, "the kernel has the routes of their probes");
     assert_eq!(shell.core.next_deadline(), None);
     // A pass over what is in force touches nothing.
     shell.pass();
@@ -255,7 +247,7 @@ fn rules_that_are_refused_keep_routes_away_and_are_tried_again() {
     assert_eq!(shell.did(), [Did::ToldEnforcement, Did::AwaitedPolicies(Duration::ZERO)]);
     shell.guarded = true;
     shell.pass_after(RETRY);
-    assert!(shell.did().contains(&Did::RoutesApplied));
+    assert!(shell.did().contains(&Did::WroteSubnetEnv) && shell.agents.next_timer().is_some());
     assert_eq!((shell.problems(), shell.core.next_deadline()), (vec![], None));
 }
 
@@ -270,7 +262,7 @@ fn what_the_kernel_refuses_is_a_problem_until_a_later_pass_has_put_it_there() {
     };
     shell.hears(records(3), joined());
     shell.pass();
-    assert!(!shell.did().contains(&Did::RoutesApplied), "the prober's paths are not in force");
+    assert_eq!(shell.agents.next_timer(), None, "probes would take another path");
     assert_eq!(shell.problems(), [ProblemCode::KernelRefused]);
     // The same again, because it is tried again: with a look at what the kernel has.
     shell.pass_after(RETRY);
@@ -292,7 +284,6 @@ fn what_the_kernel_refuses_is_a_problem_until_a_later_pass_has_put_it_there() {
             Did::ToldEnforcement,
             Did::AwaitedPolicies(Duration::ZERO),
             Did::Reconciled { look: true, others: OthersRules::Read },
-            Did::RoutesApplied,
             Did::WroteSubnetEnv
         ]
     );
@@ -396,10 +387,8 @@ fn a_peer_that_goes_and_comes_back_leaves_and_enters_tunnel_and_routes() {
     shell.hears(records(2), joined());
     shell.pass();
     let did = shell.did();
-    assert!(
-        did.contains(&Did::SetTargets { resumes: false }) && did.contains(&Did::AppliedTable { peers: 1 }),
-        "{did:?}"
-    );
+    assert!(did.contains(&Did::AppliedTable { peers: 1 }), "{did:?}");
+    assert_eq!(shell.agents.targets().peers.len(), 1);
     assert!(did.contains(&Did::Reconciled { look: false, others: OthersRules::Read }), "{did:?}");
     shell.hears(records(3), joined());
     shell.pass();
@@ -410,15 +399,13 @@ fn a_peer_that_goes_and_comes_back_leaves_and_enters_tunnel_and_routes() {
 #[test]
 fn a_path_that_changes_changes_routes_and_not_the_targets() {
     let mut shell = Shell::at_rest();
-    let n2: NodeId = "n2".parse().unwrap();
-    let path = (n2, Family::V4);
-    let mut states = shell.core.mesh().observed().paths.clone();
-    states.insert(path, DirectState::Silent);
-    shell.step(Input::Paths(states));
+    let path = ("n2".parse().unwrap(), Family::V4);
+    let revision = shell.agents.revision();
+    shell.now = shell.agents.drive(shell.now, &path, DirectState::Direct);
     shell.pass();
     let did = shell.did();
     assert!(did.contains(&Did::Reconciled { look: false, others: OthersRules::Read }), "{did:?}");
-    assert!(!did.contains(&Did::SetTargets { resumes: false }), "{did:?}");
+    assert_eq!(shell.agents.revision(), revision);
     let routes = &shell.outcome.plan.as_ref().unwrap().kernel.routes;
     assert_eq!(routes.values().filter(|route| route.via == RouteVia::Tunnel).count(), 1);
 }
@@ -462,14 +449,20 @@ fn a_peer_whose_daemon_restarted_is_called() {
 }
 
 #[test]
-fn paths_of_the_run_before_are_resumed_by_the_neighbours_that_the_kernel_knows() {
+fn paths_of_the_run_before_are_resumed_in_the_first_plan() {
     let via: IpAddr = "192.0.2.2".parse().unwrap();
-    let observed = Observed { direct_at_start: vec![("10.244.2.0/24".parse().unwrap(), via)], ..Observed::default() };
-    let accepted = vec![PrefixOn { prefix: "10.244.2.0/24".parse().unwrap(), dev: "eth0".parse().unwrap() }];
-    let mut shell = Shell::new(NodeStart { observed, accepted, ..start() });
-    shell.hears(records(2), joined());
+    let prefix = "10.244.2.0/24".parse().unwrap();
+    let accepted = vec![PrefixOn { prefix, dev: "eth0".parse().unwrap() }];
+    let mut shell = Shell::new(NodeStart { accepted, ..start() });
+    shell.agents = PathAgents::after(vec![(prefix, via)]);
+    shell.agents.set_neighbours([((2, via), MacAddress([2; 6]))].into());
     shell.pass();
-    assert!(shell.did().contains(&Did::SetTargets { resumes: true }));
+    assert!(shell.agents.resumes(), "nothing is planned yet");
+    shell.hears(records(3), joined());
+    shell.pass();
+    let routes = &shell.outcome.plan.as_ref().unwrap().kernel.routes;
+    assert_eq!(routes.values().filter(|route| matches!(route.via, RouteVia::Neighbour { .. })).count(), 1);
+    assert!(!shell.agents.resumes());
 }
 
 #[test]
@@ -536,28 +529,30 @@ fn problems_of_tunnel_underlay_and_files_are_shown_together() {
 fn only_what_is_below_the_mtu_of_the_device_is_a_peers_own() {
     let mut shell = Shell::new(start());
     let mtus = |mtu: u16| BTreeMap::from([("nodes/n2".to_owned(), mtu)]);
+    let n2 = PeerId::Node("n2".parse().unwrap());
     shell.step(Input::PeerMtus(mtus(1280)));
-    assert!(shell.core.mesh().observed().inner_mtu.is_empty(), "there is no device yet");
     shell.hears(records(3), joined());
     shell.pass();
+    assert_eq!(shell.agents.inner_mtu(&n2), None, "there was no device yet");
     let whole = shell.core.table().unwrap().mtu;
     shell.step(Input::PeerMtus(mtus(whole)));
-    assert!(shell.core.mesh().observed().inner_mtu.is_empty());
+    assert_eq!(shell.agents.inner_mtu(&n2), None);
     shell.step(Input::PeerMtus(mtus(whole - 1)));
-    assert_eq!(shell.core.mesh().observed().inner_mtu.len(), 1);
+    assert_eq!(shell.agents.inner_mtu(&n2), Some(whole - 1));
 }
 
 #[test]
 fn an_outcome_that_was_not_asked_for_changes_nothing() {
     let mut core = NodeCore::new(Instant::now(), start());
-    let now = Instant::now();
-    core.step(now, Input::Records(Arc::new(records(3))));
-    core.step(now, Input::Status(Box::new(joined())));
-    let Effects { work: Some(Work::AwaitPolicies(_)), .. } = core.step(now, Input::Pass) else { panic!() };
+    let (now, mut agents) = (Instant::now(), PathAgents::default());
+    core.step(now, Input::Records(Arc::new(records(3))), &mut agents);
+    core.step(now, Input::Status(Box::new(joined())), &mut agents);
+    let awaits = core.step(now, Input::Pass, &mut agents);
+    assert!(matches!(awaits.work, Some(Work::AwaitPolicies(_))));
     for stray in [Input::Done(Done::TunReopened(true)), Input::Done(Done::SubnetEnv(None)), Input::Pass] {
-        let Effects { at_once, work } = core.step(now, stray);
+        let Effects { at_once, work } = core.step(now, stray, &mut agents);
         assert!(at_once.is_empty() && work.is_none());
     }
-    let Effects { work, .. } = core.step(now, Input::Done(Done::Policies { guarded: true }));
-    assert!(matches!(work, Some(Work::SetTargets { .. })), "{work:?}");
+    let Effects { work, .. } = core.step(now, Input::Done(Done::Policies { guarded: true }), &mut agents);
+    assert!(matches!(work, Some(Work::ApplyTable(_))), "{work:?}");
 }

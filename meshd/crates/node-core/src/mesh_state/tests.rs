@@ -1,8 +1,8 @@
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use etcd_schema::{Key, SubnetLease};
 use ipnet::IpNet;
-use mesh::{kernel_state::RouteVia, path::DirectState};
+use mesh::{address::Family, kernel_state::RouteVia, path::DirectState};
 
 use super::{
     fixtures::{alive, joined, local, record, records, status, subnet},
@@ -39,12 +39,13 @@ fn nothing_is_done_before_etcd_or_a_usable_cache_was_read_and_the_identity_is_co
 #[test]
 fn a_clone_has_no_peers_and_no_subnet_and_keeps_its_fallback_routes() {
     let now = Instant::now();
-    let mut core = acting(now);
-    let plan = core.plan(now, &local());
+    let (mut core, mut agents) = (acting(now), PathAgents::default());
+    let plan = core.plan(now, &local(), &mut agents);
     assert_eq!((plan.tunnel.peers.len(), plan.tunnel.local.len()), (2, 1));
     core.act_on(&status(MembershipState::Cloned { reason: "x".into() }, Some(subnet(1))));
-    let plan = core.plan(now, &local());
+    let plan = core.plan(now, &local(), &mut agents);
     assert_eq!((plan.tunnel.peers.len(), plan.tunnel.local.len(), plan.kernel.routes.len()), (0, 0, 0));
+    assert!(agents.targets().peers.is_empty());
     assert_eq!(plan.kernel.floor.networks, ["10.244.0.0/16".parse::<IpNet>().unwrap()]);
     assert!(plan.kernel.firewall.accepted.is_empty());
 }
@@ -120,12 +121,13 @@ fn starts_of_nodes_that_are_gone_are_not_kept_for_ever() {
 
 #[test]
 fn sources_of_a_direct_peer_are_accepted_for_a_while_after_they_leave_the_plan() {
-    let now = Instant::now();
-    let mut core = acting(now);
-    let targets = core.targets(&local());
-    assert_eq!(targets.peers.len(), 2);
-    core.observed.paths = targets.peers.keys().map(|path| (path.clone(), DirectState::Direct)).collect();
-    let plan = core.plan(now, &local());
+    let mut now = Instant::now();
+    let (mut core, mut agents) = (acting(now), PathAgents::default());
+    core.plan(now, &local(), &mut agents);
+    for peer in ["n2", "n3"] {
+        now = agents.drive(now, &(peer.parse().unwrap(), Family::V4), DirectState::Direct);
+    }
+    let plan = core.plan(now, &local(), &mut agents);
     let direct = |plan: &Plan| {
         plan.kernel.routes.values().filter(|route| matches!(route.via, RouteVia::Neighbour { .. })).count()
     };
@@ -138,48 +140,41 @@ fn sources_of_a_direct_peer_are_accepted_for_a_while_after_they_leave_the_plan()
     moved.nodes.insert(id, record(record_of, 3));
     core.apply_records(&moved, false);
     core.act_on(&joined());
-    let targets = core.targets(&local());
-    core.observed.paths.retain(|path, _| targets.peers.contains_key(path));
-    let plan = core.plan(now, &local());
+    let plan = core.plan(now, &local(), &mut agents);
     assert_eq!((direct(&plan), plan.kernel.firewall.accepted.len()), (1, 2));
     assert_eq!(core.next_deadline(), Some(now + 10 * SECOND));
-    assert_eq!(core.plan(now + 10 * SECOND, &local()).kernel.firewall.accepted.len(), 1);
+    assert_eq!(core.plan(now + 10 * SECOND, &local(), &mut agents).kernel.firewall.accepted.len(), 1);
     assert_eq!(core.next_deadline(), None);
     // One whose subnet goes to another node is not accepted on.
     let mut gone = records(3);
     gone.subnets.remove(&subnet(2));
     core.apply_records(&gone, false);
     core.act_on(&joined());
-    let plan = core.plan(now + 11 * SECOND, &local());
+    let plan = core.plan(now + 11 * SECOND, &local(), &mut agents);
     let accepted: Vec<IpNet> = plan.kernel.firewall.accepted.iter().map(|on| on.prefix).collect();
     assert!(!accepted.contains(&"10.244.2.0/24".parse().unwrap()), "{accepted:?}");
 }
 
 #[test]
-fn what_an_earlier_run_sent_direct_is_accepted_and_resumed_until_the_agents_know() {
+fn what_an_earlier_run_sent_direct_is_accepted_for_a_while() {
     let now = Instant::now();
-    let via: IpAddr = "192.0.2.2".parse().unwrap();
-    let prefix: IpNet = "10.244.2.0/24".parse().unwrap();
-    let observed = Observed { direct_at_start: vec![(prefix, via)], ..Observed::default() };
-    let accepted = PrefixOn { prefix, dev: "eth0".parse().unwrap() };
-    let mut core = MeshState::new(now, "n1".parse().unwrap(), observed, [accepted]);
+    let accepted = PrefixOn { prefix: "10.244.2.0/24".parse().unwrap(), dev: "eth0".parse().unwrap() };
+    let mut core = MeshState::new(now, "n1".parse().unwrap(), Observed::default(), [accepted]);
     assert_eq!(core.next_deadline(), Some(now + 10 * SECOND));
     core.apply_records(&records(2), false);
     core.act_on(&joined());
-    assert!(core.targets(&local()).peers.values().all(|target| target.was_direct));
-    core.plan(now, &local());
-    assert!(core.observed.direct_at_start.is_empty());
+    core.plan(now, &local(), &mut PathAgents::default());
     assert_eq!(core.observed.programmed.networks.len(), 1);
 }
 
 #[test]
 fn without_a_configuration_what_was_kept_out_of_the_clear_stays_so() {
     let now = Instant::now();
-    let mut core = acting(now);
-    core.plan(now, &local());
+    let (mut core, mut agents) = (acting(now), PathAgents::default());
+    core.plan(now, &local(), &mut agents);
     core.apply_records(&Records { config: None, ..records(3) }, false);
     core.act_on(&status(MembershipState::NoConfig, None));
-    let plan = core.plan(now, &local());
+    let plan = core.plan(now, &local(), &mut agents);
     assert_eq!((plan.kernel.floor.networks.len(), plan.kernel.firewall.networks.len()), (1, 1));
     assert_eq!(plan.kernel.routes.len(), 0);
 }

@@ -1,10 +1,10 @@
-//! Paths to probe, and the results of the probes.
+//! Links to probe.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use etcd_schema::{NodeId, PublicKey};
 
-use crate::{address::Family, path::DirectState};
+use crate::address::Family;
 
 /// One peer and family.
 pub type PathId = (NodeId, Family);
@@ -22,8 +22,6 @@ pub struct Target {
     pub keys: Vec<PublicKey>,
     /// The interface that the path runs over: index and name.
     pub interface: (u32, String),
-    /// Packets went direct when this daemon started.
-    pub was_direct: bool,
 }
 
 impl Target {
@@ -41,6 +39,3 @@ pub struct Targets {
     /// The eligible peers.
     pub peers: BTreeMap<PathId, Target>,
 }
-
-/// The state of each eligible path.
-pub type PathStates = BTreeMap<PathId, DirectState>;
