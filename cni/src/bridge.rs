@@ -24,7 +24,7 @@ use crate::{
     daemon::Network,
     environment::AttachmentName,
     error::{CniError, Code},
-    interface::{forward, mac, quiet},
+    link::{forward, mac, quiet},
     namespace::sysctl,
 };
 

@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 use crate::{
     environment::Environment,
     error::{CniError, Code, WireError},
-    plugin::log,
+    log::log,
     version::CniVersion,
 };
 

@@ -24,6 +24,7 @@ use crate::{
     daemon::Network,
     environment::AttachmentName,
     error::{CniError, Code},
+    link::{forward, hash, mac, mac_text, quiet},
     namespace::{NetworkNamespace, sysctl},
     result,
 };
@@ -191,31 +192,6 @@ impl Prepared {
     }
 }
 
-/// Has the kernel forward IPv4 packets that arrive on an interface of the host, whatever its default for new ones is.
-/// For IPv6 it has one setting for all of them.
-///
-/// # Errors
-/// When the kernel refuses.
-pub(crate) fn forward(interface: &str) -> Result<(), NetlinkError> {
-    sysctl(&forwarding(interface), "1")
-}
-
-/// Whether it does; also where the kernel has no such setting.
-pub(crate) fn forwards(interface: &str) -> bool {
-    let value = std::fs::read_to_string(format!("/proc/sys/net/{}", forwarding(interface)));
-    value.map_or(true, |value| value.trim() != "0")
-}
-
-fn forwarding(interface: &str) -> String {
-    format!("ipv4/conf/{interface}/forwarding")
-}
-
-/// As people write it.
-#[must_use]
-pub fn mac_text(mac: &Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 fn routed(plan: &InterfacePlan<'_>) -> (Vec<IpNet>, Vec<UnicastRoute>) {
     let addresses: Vec<IpNet> = plan.addresses.iter().map(|address| IpNet::from(address.addr())).collect();
     let gateway = |v4: bool| if v4 { IpAddr::from(GATEWAY_V4) } else { GATEWAY_V6.into() };
@@ -285,33 +261,8 @@ fn is_own_gateway(gateway: &IpAddr) -> bool {
     *gateway == GATEWAY_V4 || *gateway == GATEWAY_V6
 }
 
-/// Nobody on the wire gives this interface routes or addresses.
-pub(crate) fn quiet(ifname: &str) -> Result<(), NetlinkError> {
-    sysctl(&format!("ipv6/conf/{ifname}/accept_ra"), "0")?;
-    sysctl(&format!("ipv6/conf/{ifname}/autoconf"), "0")?;
-    sysctl(&format!("ipv4/conf/{ifname}/accept_redirects"), "0")?;
-    sysctl(&format!("ipv6/conf/{ifname}/accept_redirects"), "0")
-}
-
 fn link_local(address: Ipv6Addr) -> IpNet {
     IpNet::new(address.into(), 64).unwrap_or_else(|_| IpNet::from(IpAddr::from(address)))
-}
-
-/// A hardware address of this attachment's own, the same every time, from the range that is free for local use. Set by
-/// us, it is left alone by udev, which would else give the host's end another one after containers have learnt it.
-pub(crate) fn mac(name: &AttachmentName, which: u8) -> Mac {
-    let [_, _, a, b, c, d, e, f] = hash(name, which).to_be_bytes();
-    [(a & 0xfc) | 2, b, c, d, e, f]
-}
-
-/// FNV-1a over the attachment's name.
-fn hash(name: &AttachmentName, which: u8) -> u64 {
-    let bytes = [which].into_iter().chain(name.container_id.bytes()).chain([b'@']).chain(name.ifname.bytes());
-    let hash =
-        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    // The lower bits of names that differ in their last letter only would else differ little.
-    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    mixed ^ (mixed >> 33)
 }
 
 fn gone(name: &str) -> CniError {

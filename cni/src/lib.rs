@@ -23,6 +23,8 @@ pub mod host_local;
 pub mod identity;
 pub mod interface;
 pub mod ipam;
+pub mod link;
+mod log;
 pub mod namespace;
 pub mod plugin;
 pub mod result;

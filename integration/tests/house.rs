@@ -1,8 +1,13 @@
-//! The crates know each other in one direction only.
+//! The crates know each other in one direction only, and so do the modules of a crate.
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
-use std::{collections::BTreeMap, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -110,5 +115,226 @@ fn crates_name_only_those_below_them() {
                 "{name} is not below the crate that names it"
             );
         }
+    }
+}
+
+/// Modules of one folder that name each other in a circle: these are left. The list only shrinks.
+const CIRCLES: [&[&str]; 6] = [
+    &["api::containers", "api::metrics", "api::server", "api::uapi"],
+    &["enforcement::ruleset::anti_spoof", "enforcement::ruleset::frame"],
+    &["etcd-schema::check", "etcd-schema::key", "etcd-schema::kinds", "etcd-schema::pool", "etcd-schema::unknown"],
+    &["etcd-schema::fields", "etcd-schema::id", "etcd-schema::labels"],
+    &["kernel::change", "kernel::foreign", "kernel::netlink", "kernel::observed", "kernel::plan", "kernel::sysctl"],
+    &["meshd::daemon::peer_config", "meshd::daemon::peers", "meshd::daemon::published"],
+];
+
+#[test]
+fn modules_of_a_crate_make_no_circles() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut crates = vec![root.join("policy"), root.join("cni"), root.join("etcd-schema"), root.join("meshd")];
+    crates.extend(fs::read_dir(root.join("meshd/crates")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut found: Vec<Vec<String>> = Vec::new();
+    for own in crates {
+        let name = own.file_name().unwrap().to_str().unwrap();
+        for circle in Modules::read(&own.join("src")).circles() {
+            found.push(circle.iter().map(|module| format!("{name}::{}", module.join("::"))).collect());
+        }
+    }
+    found.sort();
+    assert_eq!(found, CIRCLES);
+}
+
+/// Reads an import as rustc would: a circle is found where its modules hide behind their folder's re-exports, too.
+#[test]
+fn a_circle_is_found_through_re_exports_and_not_in_tests() {
+    let modules = |texts: &[(&str, &str)]| {
+        let texts =
+            texts.iter().map(|(path, text)| (path.split("::").map(str::to_owned).collect(), (*text).to_owned()));
+        Modules::of(texts.collect())
+    };
+    let circles = |texts: &[(&str, &str)]| modules(texts).circles().len();
+    assert_eq!(circles(&[("a", "use crate::b::{c, d::E};"), ("b", "fn f() -> crate::a::T {}")]), 1);
+    assert_eq!(circles(&[("a", "use crate::b;"), ("b", "#[cfg(test)]\nmod tests {\n    use crate::a;\n}")]), 0);
+    let folder = "mod a;\nmod b;\npub(crate) use a::{One, Two};";
+    let (a, b) = (("f::a", "use super::b::X;"), ("f::b", "use super::{Two, other};"));
+    assert_eq!(circles(&[("f", folder), a, b]), 1);
+    assert_eq!(circles(&[("f", "mod a;\nmod b;"), a, b]), 0, "Two is the folder's own");
+    assert_eq!(circles(&[("f", "use a::One;"), ("f::a", "use super::Own;")]), 0, "a folder and its content");
+}
+
+/// The path of a module inside its crate.
+type ModulePath = Vec<String>;
+
+/// The modules of a crate, each with the paths that its code names, test code left out.
+struct Modules {
+    named: BTreeMap<ModulePath, Vec<ModulePath>>,
+    /// Names that a module has from its children.
+    imported: BTreeMap<ModulePath, BTreeMap<String, ModulePath>>,
+}
+
+impl Modules {
+    fn read(folder: &Path) -> Self {
+        let mut texts = BTreeMap::new();
+        let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
+        while let Some(below) = folders.pop() {
+            for entry in fs::read_dir(&below).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let module = path.with_extension("");
+                let module = module.strip_prefix(folder).unwrap().iter().map(|part| part.to_str().unwrap().to_owned());
+                let mut module: ModulePath = module.collect();
+                let test = |part: &String| ["tests", "testing", "fixtures", "bin"].contains(&part.as_str());
+                if path.extension().is_none_or(|extension| extension != "rs") || module.iter().any(test) {
+                    continue;
+                }
+                module.pop_if(|last| ["mod", "lib", "main"].contains(&last.as_str()));
+                texts.insert(module, fs::read_to_string(&path).unwrap());
+            }
+        }
+        Self::of(texts)
+    }
+
+    fn of(texts: BTreeMap<ModulePath, String>) -> Self {
+        let named: BTreeMap<ModulePath, Vec<ModulePath>> =
+            texts.into_iter().map(|(module, text)| (module, paths(&without_tests(&text)))).collect();
+        let mut imported: BTreeMap<ModulePath, BTreeMap<String, ModulePath>> = BTreeMap::new();
+        for (module, paths) in &named {
+            for path in paths {
+                let path = path.strip_prefix(&["self".to_owned()]).unwrap_or(path);
+                let [child, .., name] = path else { continue };
+                let child = [module.as_slice(), std::slice::from_ref(child)].concat();
+                if named.contains_key(&child) {
+                    imported.entry(module.clone()).or_default().insert(name.clone(), child);
+                }
+            }
+        }
+        Self { named, imported }
+    }
+
+    /// The module that `path` leads to when `from` names it.
+    fn resolve(&self, from: &ModulePath, path: &[String]) -> Option<ModulePath> {
+        let mut at = from.clone();
+        let mut rest = path.iter().peekable();
+        match rest.peek()?.as_str() {
+            "crate" => {
+                at.clear();
+                rest.next();
+            }
+            "self" => drop(rest.next()),
+            "super" => {
+                while rest.next_if(|part| *part == "super").is_some() {
+                    at.pop();
+                }
+            }
+            first => {
+                let child = [at.as_slice(), &[first.to_owned()]].concat();
+                self.named.get(&child)?;
+            }
+        }
+        for part in rest {
+            let child = [at.as_slice(), std::slice::from_ref(part)].concat();
+            if self.named.contains_key(&child) {
+                at = child;
+            } else if let Some(child) = self.imported.get(&at).and_then(|names| names.get(part)) {
+                at.clone_from(child);
+            } else {
+                break;
+            }
+        }
+        Some(at)
+    }
+
+    /// Sets of modules beside each other that name one another, or what is below them, in a circle.
+    fn circles(&self) -> BTreeSet<Vec<ModulePath>> {
+        let mut edges: BTreeMap<ModulePath, BTreeSet<ModulePath>> = BTreeMap::new();
+        for (module, paths) in &self.named {
+            for to in paths.iter().filter_map(|path| self.resolve(module, path)) {
+                let common = module.iter().zip(&to).take_while(|(one, other)| one == other).count();
+                if common < module.len() && common < to.len() {
+                    edges.entry(module[..=common].to_vec()).or_default().insert(to[..=common].to_vec());
+                }
+            }
+        }
+        let reached = |from: &ModulePath| {
+            let (mut reached, mut open) = (BTreeSet::new(), vec![from]);
+            while let Some(at) = open.pop() {
+                open.extend(edges.get(at).into_iter().flatten().filter(|next| reached.insert((*next).clone())));
+            }
+            reached
+        };
+        let reached: BTreeMap<&ModulePath, BTreeSet<ModulePath>> =
+            edges.keys().map(|module| (module, reached(module))).collect();
+        let circle = |module: &ModulePath| {
+            let back = |other: &&ModulePath| reached.get(other).is_some_and(|reached| reached.contains(module));
+            reached[module].iter().filter(back).cloned().collect::<Vec<_>>()
+        };
+        edges.keys().map(circle).filter(|circle| !circle.is_empty()).collect()
+    }
+}
+
+/// The code without comments, strings and the tests at its end.
+fn without_tests(text: &str) -> String {
+    let mut code = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        // A module that is declared is in a file of its own; one with a body is the end of the file.
+        let body = |next: &&str| next.contains("mod ") && next.ends_with('{');
+        if line.starts_with("#[cfg(") && line.contains("test") && lines.peek().is_some_and(body) {
+            break;
+        }
+        code.push_str(line.split("//").next().unwrap_or_default());
+        code.push('\n');
+    }
+    code
+}
+
+/// The paths that code names: those of imports, and those with `crate`, `super` or `self` in front.
+fn paths(code: &str) -> Vec<ModulePath> {
+    let mut paths = Vec::new();
+    for (at, _) in code.match_indices("use ") {
+        let begins = code[..at].rsplit('\n').next().unwrap_or_default().trim();
+        if begins.is_empty() || begins.starts_with("pub") {
+            let tree: String = code[at + 4..].chars().take_while(|c| *c != ';').filter(|c| *c != '\n').collect();
+            expand("", &tree, &mut paths);
+        }
+    }
+    let word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    for part in code.split(|c: char| !word(c)) {
+        if ["crate::", "super::", "self::"].iter().any(|start| part.starts_with(start)) {
+            paths.push(split(part));
+        }
+    }
+    paths
+}
+
+fn split(path: &str) -> ModulePath {
+    path.split("::").map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
+}
+
+/// The paths of a tree of imports: `a::{b, c::{d as e}}` is `a::b` and `a::c::d`.
+fn expand(prefix: &str, tree: &str, into: &mut Vec<ModulePath>) {
+    let Some((head, inner)) = tree.split_once('{') else {
+        let path = format!("{prefix}{}", tree.split(" as ").next().unwrap_or_default());
+        return into.push(split(&path));
+    };
+    let (prefix, inner) =
+        (format!("{prefix}{}", head.trim()), inner.rsplit_once('}').map_or(inner, |(inner, _)| inner));
+    let (mut depth, mut start) = (0, 0);
+    for (at, c) in inner.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                expand(&prefix, &inner[start..at], into);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if !inner[start..].trim().is_empty() {
+        expand(&prefix, &inner[start..], into);
     }
 }

@@ -67,3 +67,4 @@ pub mod nft;
 pub mod object;
 pub mod objects;
 pub mod service;
+mod set;

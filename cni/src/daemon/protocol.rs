@@ -112,7 +112,7 @@ mod optional_mac {
     use netlink::Mac;
     use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer, de::Error as _};
 
-    use crate::{config::parse_mac, interface::mac_text};
+    use crate::{config::parse_mac, link::mac_text};
 
     pub(super) fn serialize<S: Serializer>(mac: &Option<Mac>, serializer: S) -> Result<S::Ok, S::Error> {
         mac.as_ref().map(mac_text).serialize(serializer)

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use netlink::{Mac, Netlink};
 use serde_json::Value;
 
-use super::{Invocation, del, log};
+use super::{Invocation, del};
 use crate::{
     config::{self, Mode},
     daemon::{Attach, Begin, BeginAdd, Begun, DaemonClient, Network},
@@ -15,6 +15,7 @@ use crate::{
     identity,
     interface::{self, InterfacePlan},
     ipam::{self, AddressSource},
+    log::log,
     namespace::NetworkNamespace,
     result::AddResult,
 };

@@ -6,11 +6,12 @@ use ipnet::IpNet;
 use netlink::{Netlink, UnicastRoute};
 use serde_json::Value;
 
-use super::{Invocation, log};
+use super::Invocation;
 use crate::{
     daemon::{Attach, Begin, BeginAdd, DaemonClient, Network},
     error::{CniError, Code},
     identity,
+    log::log,
     namespace::NetworkNamespace,
     result::AddResult,
     version::CniVersion,

@@ -9,8 +9,8 @@ use crate::{
     config::Mode,
     daemon::DaemonClient,
     error::{CniError, Code},
-    interface::{self, mac_text},
-    ipam,
+    interface, ipam,
+    link::{forwards, mac_text},
     namespace::NetworkNamespace,
     result::{AddResult, Interface},
 };
@@ -114,7 +114,7 @@ fn outside(call: &Invocation<'_>, host_name: &str, made: &AddResult) -> Result<(
         Mode::Bridge(bridge) => bridge.as_str(),
         Mode::Routed => host_name,
     };
-    if made.ips.iter().any(|ip| ip.address.addr().is_ipv4()) && !interface::forwards(receives) {
+    if made.ips.iter().any(|ip| ip.address.addr().is_ipv4()) && !forwards(receives) {
         return Err(differs(format!(
             "net.ipv4.conf.{receives}.forwarding is 0: the host does not forward its packets"
         )));

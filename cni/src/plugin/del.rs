@@ -3,7 +3,7 @@
 use netlink::Netlink;
 use serde_json::Value;
 
-use super::{Invocation, log};
+use super::Invocation;
 use crate::{
     bridge,
     config::Mode,
@@ -11,6 +11,7 @@ use crate::{
     environment::AttachmentName,
     error::{CniError, Code},
     interface,
+    log::log,
 };
 
 /// Detaches a container.

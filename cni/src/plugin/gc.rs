@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use netlink::Netlink;
 
-use super::{Invocation, del, log};
+use super::{Invocation, del};
 use crate::{
     bridge,
     config::{Mode, ValidAttachment},
@@ -13,6 +13,7 @@ use crate::{
     environment::AttachmentName,
     error::{CniError, Code},
     ipam,
+    log::log,
     version::CniVersion,
 };
 

@@ -122,13 +122,6 @@ fn versions(stdin: &[u8]) -> Value {
     json!({"cniVersion": asked, "supportedVersions": CniVersion::ALL})
 }
 
-/// Writes to the runtime's log; standard output is for the runtime itself.
-pub(crate) fn log(text: &str) {
-    use std::io::Write as _;
-    // Nobody is left to tell when standard error is gone.
-    let _ = writeln!(std::io::stderr(), "meshd-cni: {text}");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

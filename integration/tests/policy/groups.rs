@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use cni::interface::mac_text;
+use cni::link::mac_text;
 use integration::{CniPod, CniRuntime, MeshdNode, Namespace, Pod, Wire, await_ok};
 use serde_json::{Value, json};
 

@@ -1,16 +1,18 @@
 //! An immutable snapshot of all policies and pods that judges single flows.
 
-use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
 use super::{
-    ClassRules, Compiled, NamespaceRules, ObjectName, PodInfo, SourceAliases,
+    ClassRules, Compiled, NamespaceRules, PodInfo, SourceAliases,
+    named_ports::NamedPorts,
     nodes::NodeAddresses,
-    rules::{FlowTarget, PeerKind, PeerRules, PeerView, PolicyId, Tiers, Union},
+    policy_name::{PolicyId, PolicyName},
+    rules::{FlowTarget, PeerKind, PeerRules, PeerView, Tiers, Union},
     storage::{AddressTable, Chunked, Owner},
 };
-use crate::object::{Action, NamedPort, Protocol, Tier};
+use crate::object::{Action, Protocol};
 
 /// A flow, as its first packet shows it: after any rewriting of the destination, before any of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,36 +104,6 @@ pub enum End {
     Node(Arc<str>),
     /// None of these.
     Outside,
-}
-
-/// What a policy is, and its name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PolicyName {
-    /// Its kind.
-    pub kind: PolicyKind,
-    /// Its namespace and name.
-    pub name: ObjectName,
-}
-
-/// Kinds of policies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PolicyKind {
-    /// networking.k8s.io/v1
-    NetworkPolicy,
-    /// policy.networking.k8s.io
-    ClusterNetworkPolicy(Tier),
-}
-
-impl fmt::Display for PolicyName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            PolicyKind::NetworkPolicy => write!(f, "NetworkPolicy {}", self.name),
-            PolicyKind::ClusterNetworkPolicy(Tier::Admin) => write!(f, "ClusterNetworkPolicy {} (Admin)", self.name),
-            PolicyKind::ClusterNetworkPolicy(Tier::Baseline) => {
-                write!(f, "ClusterNetworkPolicy {} (Baseline)", self.name)
-            }
-        }
-    }
 }
 
 /// The compiled world at one revision.
@@ -316,23 +288,8 @@ impl Classifier {
 
     pub(super) fn named_ports(&self, located: Located) -> NamedPorts<'_> {
         match located {
-            Located::Pod(owner) => NamedPorts { pods: Some((&self.pods, owner.pod)) },
-            Located::Unknown | Located::Address => NamedPorts { pods: None },
-        }
-    }
-}
-
-/// Named ports of a destination, looked up when a rule asks for them only: most do not.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NamedPorts<'c> {
-    pods: Option<(&'c Chunked<Option<Arc<PodInfo>>>, u32)>,
-}
-
-impl<'c> NamedPorts<'c> {
-    pub(crate) fn get(self) -> &'c [NamedPort] {
-        match self.pods.and_then(|(pods, pod)| pods.get(pod)?.as_ref()) {
-            Some(pod) => &pod.ports,
-            None => &[],
+            Located::Pod(owner) => NamedPorts::of(&self.pods, owner.pod),
+            Located::Unknown | Located::Address => NamedPorts::NONE,
         }
     }
 }

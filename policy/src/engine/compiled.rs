@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::{
-    ObjectName, PolicyName,
+    ObjectName,
     nodes::NodeSets,
+    policy_name::PolicyName,
     rules::{PeerRef, PortSet, Tiers, Union},
     selection::Selection,
 };

@@ -4,8 +4,9 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use super::{
     Classifier, Compiled, End,
-    classifier::{Cause, Flow, Located, PolicyName, Side, Verdict, port},
-    rules::{FlowTarget, PolicyId, blocks},
+    classifier::{Cause, Flow, Located, Side, Verdict, port},
+    policy_name::{PolicyId, PolicyName},
+    rules::{FlowTarget, blocks},
 };
 use crate::object::Action;
 

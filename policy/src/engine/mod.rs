@@ -9,10 +9,13 @@ mod compiled;
 mod explain;
 mod input;
 mod leading;
+mod named_ports;
 pub(crate) mod nodes;
 mod pods;
+mod policy_name;
 pub(crate) mod rules;
 pub(crate) mod selection;
+pub(crate) mod set_cache;
 mod sources;
 pub(crate) mod storage;
 
@@ -25,7 +28,6 @@ use std::{
 use etcd_schema::Cluster;
 use ipnet::IpNet;
 
-use crate::nft::SetCache;
 use crate::object::{Action, ClusterPolicy, ClusterRule, Labels, PodObject, Rule, Selector, Tier};
 pub(crate) use compiled::{ClassRules, Compiled, CompiledRule, NamespaceRules};
 use compiled::{compile, compile_cluster, own_namespace};
@@ -33,13 +35,14 @@ use nodes::NodeSets;
 use pods::Pods;
 use rules::{PeerRules, RuleEntry, Tiers, Union};
 use selection::Selection;
+use set_cache::SetCache;
 use storage::{Chunked, Slab, marked};
 
-pub use classifier::{Cause, Classifier, Connection, End, Flow, PolicyKind, PolicyName, Side, Verdict};
+pub use classifier::{Cause, Classifier, Connection, End, Flow, Side, Verdict};
 pub use explain::{Explanation, NearMiss, SourceNode};
 pub use input::{Age, ClusterNode, ClusterPolicyState, Misplaced, ObjectName, PodInterface, PolicyState};
 pub use pods::PodInfo;
-pub use rules::PolicyId;
+pub use policy_name::{PolicyId, PolicyKind, PolicyName};
 pub use sources::SourceAliases;
 
 /// Policies by their version, and whether each only may select; what a compiled form is shared by.

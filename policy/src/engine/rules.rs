@@ -6,14 +6,12 @@ use ipnet::IpNet;
 
 use super::{
     SourceAliases,
-    classifier::NamedPorts,
+    named_ports::NamedPorts,
+    policy_name::PolicyId,
+    selection::ALL_PODS,
     storage::{find_mark, marked},
 };
 use crate::object::{Action, Block, PortMatch, Ports, Protocol};
-
-/// A policy of a classifier; good for that one only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PolicyId(pub(crate) u32);
 
 /// Who a rule speaks of, with selectors interned.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,9 +108,6 @@ pub(crate) enum PeerKind<'c> {
     /// may be a node, too, that is not known yet.
     UnknownPod,
 }
-
-/// The set of all pods.
-pub(crate) const ALL_PODS: u32 = 0;
 
 impl PeerView<'_> {
     /// Whether it is in the set, and whether it only may be.

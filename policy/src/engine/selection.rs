@@ -18,12 +18,15 @@ use etcd_schema::Cluster;
 
 use super::{
     leading::{is_virtual, leading_labels, leading_of_namespaces},
-    rules::{ALL_PODS, PolicyId},
+    policy_name::PolicyId,
     storage::{Slab, add_mark, mark, marked, remove_mark},
 };
 use crate::object::{CLUSTER, Labels, NAMESPACE_NAME, Selector, Truth};
 
 type Fixed = BuildHasherDefault<DefaultHasher>;
+
+/// The set of all pods.
+pub(crate) const ALL_PODS: u32 = 0;
 
 /// Namespaces with no more classes than this are searched one by one.
 const FEW: usize = 8;

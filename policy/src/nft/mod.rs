@@ -30,7 +30,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use crate::{engine::Side, object::Protocol};
 use text::{Form, port_sets};
 
-pub(crate) use render::SetCache;
+pub use crate::set::{AddressSetKind, Set, SetElement};
 pub use text::{ALLOWED, REFUSED, Transactions, flow_key, packet_form, transactions};
 
 /// A pod of this node whose traffic the kernel judges.
@@ -109,51 +109,6 @@ impl Ruleset {
     pub fn kernel_maps(&self) -> impl Iterator<Item = String> + '_ {
         self.maps.keys().flat_map(|name| Form::BOTH.map(|form| form.name(name)))
     }
-}
-
-/// A named set.
-#[derive(Debug, Clone)]
-pub struct Set {
-    /// The kind of its addresses.
-    pub kind: AddressSetKind,
-    /// Its elements, in order, none inside another.
-    pub elements: Arc<[SetElement]>,
-    /// Hash of the elements.
-    pub(crate) content: u64,
-    /// Tells its name in the kernel from those of earlier copies, see [`transactions`].
-    pub(crate) copy: u32,
-}
-
-impl PartialEq for Set {
-    fn eq(&self, other: &Self) -> bool {
-        self.kind == other.kind
-            && (Arc::ptr_eq(&self.elements, &other.elements)
-                || (self.content == other.content && self.elements == other.elements))
-    }
-}
-
-impl Eq for Set {}
-
-/// Kinds of sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum AddressSetKind {
-    /// Ranges of IPv4 addresses.
-    V4,
-    /// Ranges of IPv6 addresses.
-    V6,
-    /// IPv4 addresses, each with a protocol and a port.
-    V4Port,
-    /// IPv6 addresses, each with a protocol and a port.
-    V6Port,
-}
-
-/// An element of a set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SetElement {
-    /// From the first to the last, both included.
-    Range(IpAddr, IpAddr),
-    /// An address, with a protocol and a port.
-    Port(IpAddr, Protocol, u16),
 }
 
 /// A chain's rules in order.

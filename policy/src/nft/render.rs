@@ -8,11 +8,14 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{ChainRule, LocalPod, Match, RuleChain, Ruleset, Then};
 use crate::{
-    engine::{Engine, PodInfo, Side, rules::PeerRef, storage::Owner},
+    engine::{
+        Engine, PodInfo, Side,
+        rules::PeerRef,
+        set_cache::{Made, SetOf},
+        storage::Owner,
+    },
     object::Tier,
 };
-pub(crate) use sets::SetCache;
-use sets::{Made, SetOf};
 
 impl Engine {
     /// The ruleset for these pods as of the last [`commit`](Self::commit).

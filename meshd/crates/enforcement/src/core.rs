@@ -29,8 +29,7 @@ use policy::{
 use super::{
     ActivePolicy, Applied, MeshFacts, Options,
     host::Host,
-    mailbox::PendingInput,
-    policy_inputs::PolicyInputs,
+    policy_inputs::{PendingInput, PolicyInputs},
     ruleset::{Frame, PodPort, RulesetError, isolated},
     unmatched::Unmatched,
 };

@@ -65,9 +65,9 @@ use tunnel::{Judge, Track};
 use self::{
     gate::PolicyGate,
     host::Host,
-    mailbox::{Mailbox, Query},
+    mailbox::Mailbox,
     nflog::Reports,
-    policy_inputs::PolicyInputs,
+    policy_inputs::{PolicyInputs, Query},
     unmatched::Unmatched,
     worker::{Shown, Worker},
 };

@@ -10,35 +10,13 @@ use control_core::objects::{ObjectChanges, ObjectReader, ObjectSink, ReadObject,
 use etcd_schema::Key;
 use mesh::records::Revision;
 
-use super::{MeshFacts, input, policy_inputs::PolicyInputs};
-
-/// Something to look up in the world, in the policy thread.
-pub(super) struct Query(pub(super) Box<dyn FnOnce(&PolicyInputs) + Send>);
-
-impl std::fmt::Debug for Query {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Query")
-    }
-}
+use super::{
+    MeshFacts, input,
+    policy_inputs::{PendingInput, Query},
+};
 
 /// Most questions that wait.
 const MAX_QUESTIONS: usize = 64;
-
-/// Input since it was last emptied.
-#[derive(Debug, Default)]
-pub(super) struct PendingInput {
-    pub(super) changes: ObjectChanges,
-    /// Everything up to here is in this input and those before.
-    pub(super) revision: Option<Revision>,
-    /// With all earlier input, the inputs are complete.
-    pub(super) complete: bool,
-    pub(super) mesh: Option<Arc<MeshFacts>>,
-    /// All attachments of this node.
-    pub(super) attachments: Option<Arc<AttachmentTable>>,
-    /// Somebody may have changed the kernel's ruleset.
-    pub(super) look: bool,
-    pub(super) questions: Vec<Query>,
-}
 
 #[derive(Debug, Default)]
 struct MailboxState {
@@ -135,16 +113,6 @@ impl ObjectSink for Mailbox {
         pending.revision = Some(revision);
         pending.complete |= complete;
         self.arrived.notify_one();
-    }
-}
-
-impl PendingInput {
-    fn is_empty(&self) -> bool {
-        self.revision.is_none()
-            && self.mesh.is_none()
-            && self.attachments.is_none()
-            && !self.look
-            && self.questions.is_empty()
     }
 }
 

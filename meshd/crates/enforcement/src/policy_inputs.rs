@@ -2,6 +2,7 @@
 
 mod clusters;
 mod local_attachments;
+mod pending;
 #[cfg(test)]
 mod tests;
 
@@ -23,8 +24,9 @@ use policy::{
     objects::{self, Object},
 };
 
+pub(super) use self::pending::{PendingInput, Query};
 use self::{clusters::ClusterNodes, local_attachments::LocalAttachments};
-use super::{MeshFacts, NodeFacts, input::PolicyRecord, mailbox::PendingInput};
+use super::{MeshFacts, NodeFacts, input::PolicyRecord};
 
 /// All that policies are made of.
 #[derive(Debug)]

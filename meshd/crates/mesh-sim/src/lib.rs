@@ -23,6 +23,7 @@
 
 mod check;
 mod faults;
+mod history;
 mod machine;
 mod process;
 mod world;

@@ -18,7 +18,7 @@ use mesh::{
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use crate::{check::EtcdHistory, machine::Machine, process::Process};
+use crate::{history::EtcdHistory, machine::Machine, process::Process};
 
 /// The configuration of the mesh.
 pub(crate) const CONFIG: &str = r#"{"Network": "10.244.0.0/16", "SubnetLen": 24, "LeaseTTL": 40}"#;

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use super::peer::PeerIndex;
+use super::peer_index::PeerIndex;
 
 /// Alarms of all peers, the earliest first. Locked when an alarm is set, which a peer with traffic does a few times a
 /// second at most.

@@ -6,8 +6,8 @@ use packet::Packet;
 
 use super::{
     drops::DropReason,
-    offload::{VNET_HEADER, Vnet},
-    peer::PeerIndex,
+    peer_index::PeerIndex,
+    vnet::{VNET_HEADER, Vnet},
 };
 
 /// Bytes kept free in front of every inner packet: room for the `virtio_net_hdr` that a TUN device wants.

@@ -20,8 +20,9 @@ use super::{
     core::Core,
     drops::Drops,
     inbound::{Admitted, HandshakeQueue, Inbound, Received},
-    offload::{Joinable, Merger, Segments, Vnet, split},
+    offload::{Joinable, Merger, Segments, split},
     outbound::Outbound,
+    vnet::Vnet,
 };
 
 pub(super) struct FuzzNode {

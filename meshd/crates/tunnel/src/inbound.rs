@@ -12,12 +12,13 @@ use std::{
 use super::{
     admission::{Admission, AdmissionVerdict},
     batch::{BATCH, Batch, Endpoint, HEADROOM, Outgoing, SourceAddress},
-    core::{Core, Tables},
+    core::Core,
     drops::{DropReason, Drops},
     engine::Opened,
     hooks::Judge,
     shared::Cached,
     strangers::Strangers,
+    tables::Tables,
 };
 
 /// Datagrams as they came from a socket: one, or several that the kernel handed over together.

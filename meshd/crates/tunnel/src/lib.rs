@@ -81,6 +81,7 @@ mod offload;
 mod outbound;
 mod path;
 mod peer;
+mod peer_index;
 mod prefix;
 mod shared;
 mod stamps;
@@ -91,8 +92,10 @@ mod strangers;
 #[expect(unsafe_code, reason = "system calls")]
 mod sys;
 mod table;
+mod tables;
 #[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "a shell reads the clock"))]
 mod threads;
+mod vnet;
 
 #[cfg(test)]
 mod tests;

@@ -4,13 +4,14 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use super::{
     batch::{BATCH, Batch, HEADROOM, OVERHEAD, Outgoing},
-    core::{Core, Tables},
+    core::Core,
     drops::{DropReason, Drops},
     hooks::Track,
     icmp,
     offload::{Segments, split},
     peer::{PeerContext, PeerState, Sent},
     shared::Cached,
+    tables::Tables,
 };
 
 /// State of the outbound thread between batches.

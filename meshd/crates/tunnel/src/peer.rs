@@ -28,15 +28,12 @@ use super::{
     event::TunnelEvent,
     initiation::Initiation,
     path::PathMtu,
+    peer_index::PeerIndex,
     stamps::SeenStamps,
 };
 
 /// Data unanswered for this long means the peer is not there (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT).
 const UNANSWERED: Duration = Duration::from_secs(15);
-
-/// Names a peer for as long as it is in the table, across tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct PeerIndex(pub(super) u32);
 
 /// A peer, shared between the threads.
 pub(super) struct TunnelPeer {

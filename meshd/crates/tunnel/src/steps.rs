@@ -8,8 +8,9 @@ use super::{
     batch::{Batch, PADDING},
     fuzzing::Pair,
     inbound::Received,
-    offload::{Joinable, Merger, Segments, VNET_HEADER, Vnet, vnet::GsoKind},
+    offload::{Joinable, Merger, Segments},
     sys::RECEIVE,
+    vnet::{GsoKind, VNET_HEADER, Vnet},
 };
 
 /// A super-packet on its way from one node to another, in memory. The steps follow each other in the order of the methods.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::core::Tables;
+use super::tables::Tables;
 
 /// Calls for such datagrams, in all.
 const CALLS: u32 = 50;

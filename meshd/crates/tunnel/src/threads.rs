@@ -20,10 +20,11 @@ use super::{
     drops::{DropReason, Drops},
     event::TunnelEvent,
     inbound::{Admitted, HandshakeQueue, Inbound, Received},
-    offload::{Joinable, Merger, Switches, VNET_HEADER, Vnet, merge, merge::PacketGroup},
+    offload::{Joinable, Merger, Switches, merge, merge::PacketGroup},
     outbound::Outbound,
     shared::{Cached, Shared},
     sys::{Lost, RECEIVE, ReceiveBuffers, SendError, Sender, TunDevice, UdpSockets, Waker, drain_errors, wait},
+    vnet::{VNET_HEADER, Vnet},
 };
 
 /// After an error of the TUN that is neither "nothing there" nor "gone".

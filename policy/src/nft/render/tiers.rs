@@ -6,12 +6,13 @@ use super::{
     super::{ChainRule, Match, RuleChain, Then},
     Draft, PodChain,
     ports::resolve,
-    sets::SetOf,
 };
 use crate::{
     engine::{
         Compiled, CompiledRule, ObjectName, Side,
-        rules::{ALL_PODS, PeerRef, PortSet},
+        rules::{PeerRef, PortSet},
+        selection::ALL_PODS,
+        set_cache::SetOf,
     },
     object::Action,
 };

@@ -208,7 +208,7 @@ mod tests {
     };
 
     use super::{super::PolicyInputs, *};
-    use crate::{NodeFacts, input::PolicyRecord, mailbox::PendingInput, mesh_facts::Published};
+    use crate::{NodeFacts, input::PolicyRecord, mesh_facts::Published, policy_inputs::PendingInput};
 
     /// A node of the mesh: its id, the name in its record, its underlay address, and its subnet's number.
     type Node<'a> = (&'a str, &'a str, &'a str, u8);

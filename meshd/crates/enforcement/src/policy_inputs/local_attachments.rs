@@ -209,7 +209,7 @@ mod tests {
     use policy::{engine::End, object::PodObject, objects::Object};
 
     use super::*;
-    use crate::{MeshFacts, NodeFacts, input::PolicyRecord, mailbox::PendingInput};
+    use crate::{MeshFacts, NodeFacts, input::PolicyRecord, policy_inputs::PendingInput};
 
     const KEY: &str = "endpoints/own/c1/eth0";
 

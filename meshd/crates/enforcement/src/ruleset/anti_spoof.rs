@@ -20,7 +20,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use cni::interface::mac_text;
+use cni::link::mac_text;
 use ipnet::IpNet;
 use netlink::Mac;
 use policy::nft::{REFUSED, Ruleset, packet_form};

@@ -28,7 +28,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use cni::interface::mac_text;
+use cni::link::mac_text;
 use policy::{engine::Side, nft::Ruleset};
 
 use super::{

@@ -19,11 +19,11 @@ mod tests;
 
 use packet::{Fragment, Packet, Transport};
 
-use super::{
-    checksum::{finish, finish_nonzero, fold, pseudo_header, sum},
+use super::checksum::{finish, finish_nonzero, fold, pseudo_header, sum};
+use crate::{
+    batch::{BATCH, Batch, MAX_PACKET},
     vnet::{GsoKind, Vnet},
 };
-use crate::batch::{BATCH, Batch, MAX_PACKET};
 
 /// Most packets of a group: the kernel's limit for UDP (`UDP_MAX_SEGMENTS`, once 64), and of parts of one write.
 pub(in super::super) const MAX_GROUP: usize = 64;

@@ -10,11 +10,11 @@ mod tests;
 
 use packet::{Packet, Transport};
 
-use super::{
-    checksum::{finish, finish_nonzero, pseudo_header, sum, word},
+use super::checksum::{finish, finish_nonzero, pseudo_header, sum, word};
+use crate::{
+    batch::PADDING,
     vnet::{GsoKind, Vnet},
 };
-use crate::batch::PADDING;
 
 /// Longest headers of a super-packet: those of IPv4 and TCP with all options, or of IPv6 with some extensions.
 const MAX_HEADER: usize = 192;

@@ -11,7 +11,7 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use super::super::offload::{Switches, VNET_HEADER};
+use crate::{offload::Switches, vnet::VNET_HEADER};
 
 /// A queue of a TUN device. The device is persistent: it stays, with its addresses and routes, when this is closed.
 #[derive(Debug)]

@@ -15,9 +15,10 @@ use super::super::{
     core::Core,
     drops::Drops,
     inbound::{Admitted, HANDSHAKES, HandshakeQueue, Inbound, Received},
-    offload::{Joinable, Merger, VNET_HEADER, Vnet},
+    offload::{Joinable, Merger},
     outbound::Outbound,
     sys::count_allocations::allocations,
+    vnet::{VNET_HEADER, Vnet},
     *,
 };
 

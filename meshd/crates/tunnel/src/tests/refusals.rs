@@ -13,10 +13,11 @@ use super::{
     super::{
         batch::{Batch, HEADROOM},
         core::Core,
-        offload::{Merger, Switches, VNET_HEADER},
+        offload::{Merger, Switches},
         shared::Shared,
         sys::{TunDevice, UdpSockets, Waker},
         threads::{ThreadContext, write_merged},
+        vnet::VNET_HEADER,
         *,
     },
     superpackets::stream,

@@ -18,11 +18,11 @@ use super::super::{
     OffloadSetting, OffloadSettings,
     batch::PADDING,
     offload::{
-        Segments, Switches, VNET_HEADER, Vnet,
+        Segments, Switches,
         packets::{Like, any_packet, checksum},
-        vnet::GsoKind,
     },
     sys::{TunDevice, wait},
+    vnet::{GsoKind, VNET_HEADER, Vnet},
 };
 
 fn ip(args: &str) {

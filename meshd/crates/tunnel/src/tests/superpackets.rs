@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use super::{
     super::{
-        offload::{Vnet, packets::Like, vnet::GsoKind},
+        offload::packets::Like,
         sys::count_allocations::held,
+        vnet::{GsoKind, Vnet},
         *,
     },
     harness::{Node, Wire, packet, pair, peer, settle, table},

@@ -1,7 +1,7 @@
 //! `struct virtio_net_hdr` (`linux/virtio_net.h`), which precedes every packet of a TUN device.
 
 /// Its length without the fields that only virtio 1 has.
-pub(in super::super) const VNET_HEADER: usize = 10;
+pub(super) const VNET_HEADER: usize = 10;
 
 const NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
@@ -13,7 +13,7 @@ const GSO_ECN: u8 = 0x80;
 
 /// The protocol of a super-packet's segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) enum GsoKind {
+pub(super) enum GsoKind {
     Tcp4,
     Tcp6,
     Udp,
@@ -21,26 +21,26 @@ pub(in super::super) enum GsoKind {
 
 /// The offload header of an unfinished packet, in either direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(in super::super) struct Vnet {
+pub(super) struct Vnet {
     /// The transport checksum is to be completed: its field holds the sum over the pseudo-header only.
-    pub(in super::super) needs_checksum: bool,
+    pub(super) needs_checksum: bool,
     gso_type: u8,
     /// Length of all headers; a hint only.
-    pub(in super::super) header_len: u16,
+    pub(super) header_len: u16,
     /// Payload bytes of each segment but the last.
-    pub(in super::super) gso_size: u16,
+    pub(super) gso_size: u16,
     /// Start of the checksummed bytes, and the offset of the checksum field from there.
-    pub(in super::super) checksum_start: u16,
-    pub(in super::super) checksum_offset: u16,
+    pub(super) checksum_start: u16,
+    pub(super) checksum_offset: u16,
 }
 
 /// A segmentation that was never asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) struct UnknownGso;
+pub(super) struct UnknownGso;
 
 impl Vnet {
     /// A whole packet with its checksum.
-    pub(in super::super) const NOTHING: Self = Self {
+    pub(super) const NOTHING: Self = Self {
         needs_checksum: false,
         gso_type: GSO_NONE,
         header_len: 0,
@@ -50,7 +50,7 @@ impl Vnet {
     };
 
     /// A super-packet whose transport header starts at `transport`.
-    pub(in super::super) fn gso(kind: GsoKind, header_len: u16, gso_size: u16, transport: u16) -> Self {
+    pub(super) fn gso(kind: GsoKind, header_len: u16, gso_size: u16, transport: u16) -> Self {
         let (gso_type, checksum_offset) = match kind {
             GsoKind::Tcp4 => (GSO_TCPV4, 16),
             GsoKind::Tcp6 => (GSO_TCPV6, 16),
@@ -60,7 +60,7 @@ impl Vnet {
     }
 
     /// The kind of segmentation, if any.
-    pub(in super::super) fn kind(&self) -> Result<Option<GsoKind>, UnknownGso> {
+    pub(super) fn kind(&self) -> Result<Option<GsoKind>, UnknownGso> {
         match self.gso_type & !GSO_ECN {
             GSO_NONE => Ok(None),
             GSO_TCPV4 => Ok(Some(GsoKind::Tcp4)),
@@ -71,7 +71,7 @@ impl Vnet {
     }
 
     /// Reads the header. Its numbers are in the machine's byte order.
-    pub(in super::super) fn read(bytes: &[u8; VNET_HEADER]) -> Self {
+    pub(super) fn read(bytes: &[u8; VNET_HEADER]) -> Self {
         let number = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         Self {
             needs_checksum: bytes[0] & NEEDS_CSUM != 0,
@@ -84,7 +84,7 @@ impl Vnet {
     }
 
     /// Writes the header.
-    pub(in super::super) fn write(&self, bytes: &mut [u8; VNET_HEADER]) {
+    pub(super) fn write(&self, bytes: &mut [u8; VNET_HEADER]) {
         bytes[0] = if self.needs_checksum { NEEDS_CSUM } else { 0 };
         bytes[1] = self.gso_type;
         let numbers = [self.header_len, self.gso_size, self.checksum_start, self.checksum_offset];
