@@ -6,9 +6,10 @@
 //!
 //! - With `"Allocate": "kubernetes"`, a block is reserved for the running node that is bound to the Node object, if the
 //!   block is free. A block that another node owns is never taken: its owner may live on it.
-//! - A node whose Node object was deleted and that shows no sign of life for `GONE` gives up its blocks. The key says
-//!   so, and a node draws such a block when no other is left. Its record stays until its lease ends: a program that may
-//!   write `nodes/` can replace any node's key, so `meshd-sync` may not.
+//! - A node whose Node object was deleted and that shows no sign of life for `GONE` gives up its blocks. So does one that
+//!   shows none for `REPLACED` while one other node runs that is its Node and waits for its first block: the machine was
+//!   installed again. The key says so, and a node draws such a block when no other is left. Its record stays until its lease ends: a program that
+//!   may write `nodes/` can replace any node's key, so `meshd-sync` may not.
 
 mod text;
 
@@ -37,6 +38,8 @@ use crate::{ClusterKeys, MeshNode, Now, Refused};
 /// How long a node without a Node object shows no sign of life before its blocks are free. `alive/ID` outlives a daemon
 /// by up to 30 s.
 const GONE: Duration = Duration::from_secs(20);
+/// The same for a node in whose place another one runs as its Node: longer than a machine takes to start again.
+const REPLACED: Duration = Duration::from_secs(300);
 /// How long etcd was observed before an absence means anything.
 const OBSERVED: Duration = Duration::from_secs(60);
 /// Changes in one transaction; etcd takes 128 operations.
@@ -92,8 +95,9 @@ impl fmt::Display for BlockNotice {
                 let ids: Vec<&str> = ids.iter().map(NodeId::as_str).collect();
                 write!(
                     f,
-                    "no block for Node {node}: several nodes of the mesh have its name and an address ({}); remove those \
-                     that are not that Node: meshctl node remove ID",
+                    "no block for Node {node}: several nodes of the mesh have its name and an address ({}); one that has \
+                     not run for 5 minutes gives way to a new one that runs; remove others that are not that Node: \
+                     meshctl node remove ID",
                     ids.join(", ")
                 )
             }
@@ -130,9 +134,25 @@ pub struct NodeBlocks {
     seen: BTreeMap<NodeId, KubernetesName>,
     /// Nodes that ran without a Node object in this term: a missing one proves nothing for them.
     strangers: BTreeSet<NodeId>,
-    /// Nodes without a Node object that show no sign of life, since when.
+    /// Nodes without a Node object, or replaced as their Node, that show no sign of life, since when.
     gone: BTreeMap<NodeId, Duration>,
     noticed: BTreeSet<BlockNotice>,
+}
+
+/// A node of the mesh that may be gone for good.
+#[derive(Debug)]
+struct Departed {
+    /// Its Node.
+    name: KubernetesName,
+    /// The running node that is this Node now; `None`: the Node was deleted.
+    replaced_by: Option<NodeId>,
+}
+
+impl Departed {
+    /// How long it shows no sign of life before its blocks are free.
+    const fn wait(&self) -> Duration {
+        if self.replaced_by.is_some() { REPLACED } else { GONE }
+    }
 }
 
 /// A value with the revision of its key's last write.
@@ -213,7 +233,7 @@ impl NodeBlocks {
         let view = BlockRecords::of(&self.cluster, nodes, lists);
         let mut draft = TransactionDraft::default();
         let mut notices = BTreeSet::new();
-        let bound = self.bind(&view, &mut notices);
+        let (bound, replaced) = self.bind(&view, &mut notices);
         self.seen.extend(bound.iter().map(|(id, name)| ((*id).clone(), (*name).clone())));
         self.seen.retain(|id, _| view.nodes.contains_key(id));
         self.strangers.retain(|id| view.nodes.contains_key(id) && !self.seen.contains_key(id));
@@ -227,7 +247,7 @@ impl NodeBlocks {
             }
         }
         let mut freeing = TransactionDraft::default();
-        self.free(now, complete, &view, &mut freeing);
+        self.free(now, complete, &view, replaced, &mut freeing);
         // In transactions of their own: one that etcd denies keeps no other back.
         if draft.transaction.writes.is_empty() {
             draft = freeing;
@@ -241,13 +261,13 @@ impl NodeBlocks {
         BlockStep { transaction, notices: fresh }
     }
 
-    /// Nodes of the mesh with their Node objects. A node without a subnet or a liveness record makes no match
+    /// Nodes of the mesh with their Node objects, and nodes in whose place another runs. A node without a subnet or a liveness record makes no match
     /// ambiguous: it is the leftover of a deleted one.
     fn bind<'v>(
         &self,
         view: &'v BlockRecords<'_>,
         notices: &mut BTreeSet<BlockNotice>,
-    ) -> BTreeMap<&'v NodeId, &'v KubernetesName> {
+    ) -> (BTreeMap<&'v NodeId, &'v KubernetesName>, BTreeMap<NodeId, Departed>) {
         let ours = view.nodes.values().filter(|node| node.cluster.is_flat() || node.cluster == self.cluster);
         let published: Vec<(&NodeId, &str, Vec<IpAddr>)> = ours
             .filter(|node| node.runs || view.owned(&node.id).next().is_some())
@@ -258,14 +278,35 @@ impl NodeBlocks {
             published.iter().map(|(id, name, addresses)| (*id, *name, addresses.as_slice())),
             objects.map(|(name, object)| (name, name.as_str(), object.internal_ips.as_slice())),
         );
+        let mut replaced = BTreeMap::new();
         for (name, ids) in &binding.objects {
+            if let Some(by) = self.successor(view, name, ids) {
+                let departed = || Departed { name: (*name).clone(), replaced_by: Some(by.clone()) };
+                let silent = ids.iter().filter(|id| !view.alive.contains(**id));
+                replaced.extend(silent.map(|id| ((*id).clone(), departed())));
+            }
             let by_kubernetes = |id: &&NodeId| view.networks_of(id).is_some_and(|of| of.is_allocated_by_kubernetes());
             if ids.iter().any(by_kubernetes) {
                 let ids = ids.iter().map(|id| (*id).clone()).collect();
                 notices.insert(BlockNotice::Ambiguous { node: (*name).clone(), ids });
             }
         }
-        binding.bound
+        (binding.bound, replaced)
+    }
+
+    /// The only one of these that runs, if it can have been installed in place of the others: it waits for its first
+    /// block. One that has a subnet, or was another Node, only says that it is this Node.
+    fn successor<'v>(
+        &self,
+        view: &BlockRecords<'_>,
+        name: &KubernetesName,
+        ids: &BTreeSet<&'v NodeId>,
+    ) -> Option<&'v NodeId> {
+        let mut running = ids.iter().filter(|id| view.alive.contains(**id));
+        let by = *running.next().filter(|_| running.next().is_none())?;
+        let waits =
+            view.networks_of(by).is_some_and(|of| of.is_allocated_by_kubernetes()) && view.owned(by).next().is_none();
+        (waits && self.seen.get(by).is_none_or(|seen| seen == name)).then_some(by)
     }
 
     /// Reserves the block of a Node for its node, if Kubernetes allocates and the node does not have it.
@@ -304,10 +345,10 @@ impl NodeBlocks {
                 Some(lease) if lease.freed.is_some() && *key == block => present = *at,
                 Some(lease) if lease.freed.is_some() => given_up.push((key, *at)),
                 Some(lease) if *key == block && owner == Some(id) => {
-                    if lease.kubernetes_node == reserved.kubernetes_node {
+                    if lease.kubernetes_node == reserved.kubernetes_node && !view.is_superseded(id, *at) {
                         return Ok(());
                     }
-                    // The node drew it, or put it back after etcd lost it.
+                    // The node drew it, put it back after etcd lost it, or had another block since.
                     present = *at;
                     reserved = SubnetLease { kubernetes_node: reserved.kubernetes_node, ..lease.clone() };
                 }
@@ -343,9 +384,18 @@ impl NodeBlocks {
         Ok(())
     }
 
-    /// Gives up the blocks of nodes whose Node object was deleted and whose daemon is gone.
-    fn free(&mut self, now: Now, complete: bool, view: &BlockRecords<'_>, draft: &mut TransactionDraft) {
-        let candidates = self.deleted(view);
+    /// Gives up the blocks of nodes whose daemon is gone, and whose Node object was deleted or is another node's now.
+    fn free(
+        &mut self,
+        now: Now,
+        complete: bool,
+        view: &BlockRecords<'_>,
+        replaced: BTreeMap<NodeId, Departed>,
+        draft: &mut TransactionDraft,
+    ) {
+        let mut candidates = replaced;
+        let deleted = self.deleted(view).into_iter();
+        candidates.extend(deleted.map(|(id, name)| (id, Departed { name, replaced_by: None })));
         self.gone.retain(|id, _| candidates.contains_key(id) && !view.alive.contains(id));
         // Signs of life of the others are the proof that etcd has any.
         let others = || view.nodes.keys().filter(|id| !candidates.contains_key(*id));
@@ -361,9 +411,9 @@ impl NodeBlocks {
         if !complete || now.monotonic.saturating_sub(self.began) < OBSERVED {
             return;
         }
-        for (id, name) in silent {
+        for (id, departed) in silent {
             let since = self.gone.get(id).copied().unwrap_or(now.monotonic);
-            if now.monotonic.saturating_sub(since) < GONE {
+            if now.monotonic.saturating_sub(since) < departed.wait() {
                 continue;
             }
             for (key, (lease, revision)) in &view.subnets {
@@ -378,7 +428,13 @@ impl NodeBlocks {
                     continue;
                 }
                 draft.compare(Compare::CreateRevision { key: Key::Alive(id.clone()).to_string(), equals: 0 });
-                draft.compare(Compare::CreateRevision { key: self.node_key(name), equals: 0 });
+                // The Node is as gone as it was, or as much the other node's.
+                let object_at = view.objects.get(&departed.name).map_or(0, |(_, at)| *at);
+                draft.unchanged(self.node_key(&departed.name), object_at);
+                if let Some(by) = &departed.replaced_by {
+                    let record_at = view.records.get(by).copied().unwrap_or_default();
+                    draft.unchanged(Key::Node(by.clone()).to_string(), record_at);
+                }
                 let record_at = view.records.get(id).copied().unwrap_or_default();
                 draft.unchanged(Key::Node(id.clone()).to_string(), record_at);
                 draft.unchanged(Key::Subnet(*key).to_string(), *revision);
@@ -402,7 +458,10 @@ impl NodeBlocks {
         let seen = self.seen.iter().map(|(id, name)| (id.clone(), name.clone()));
         let mut all: BTreeMap<NodeId, KubernetesName> = reserved.chain(seen).collect();
         all.extend(named);
-        all.retain(|_, name| !view.objects.contains_key(name));
+        // A node that was renamed is the Node of its new name.
+        let renamed = |id: &NodeId| view.nodes.get(id).and_then(|node| node.name.parse::<KubernetesName>().ok());
+        let exists = |name: &KubernetesName| view.objects.contains_key(name);
+        all.retain(|id, name| !exists(name) && !renamed(id).is_some_and(|name| exists(&name)));
         all
     }
 
@@ -469,6 +528,14 @@ impl<'a> BlockRecords<'a> {
     fn owned(&self, id: &NodeId) -> impl Iterator<Item = (&SubnetKey, &SubnetLease)> {
         let leases = self.subnets.iter().filter_map(|(key, (lease, _))| Some((key, lease.as_ref()?)));
         leases.filter(move |(_, lease)| lease.node.as_ref() == Some(id))
+    }
+
+    /// Whether a node has a reserved block that was written after this revision: it takes the newest one.
+    fn is_superseded(&self, id: &NodeId, at: Revision) -> bool {
+        self.subnets.values().any(|(lease, other)| {
+            let reserved = lease.as_ref().filter(|lease| lease.kubernetes_node.is_some());
+            *other > at && reserved.is_some_and(|lease| lease.node.as_ref() == Some(id))
+        })
     }
 
     /// The networks of the cluster that the node names.

@@ -136,7 +136,8 @@ impl RecordsLane {
                     && lease.kubernetes_node.as_ref().is_some_and(|(of, _)| own_cluster.is_flat() || of == own_cluster)
                     && networks.contain(key)
             });
-            let newest = blocks.max_by_key(|(key, kept, _)| (kept.create_revision, **key)).map(|(key, ..)| *key);
+            // A block that the Node gets again keeps its key: sync writes it again.
+            let newest = blocks.max_by_key(|(key, kept, _)| (kept.mod_revision, **key)).map(|(key, ..)| *key);
             self.block = Some((changes, newest));
         }
         self.block.and_then(|(_, block)| block)

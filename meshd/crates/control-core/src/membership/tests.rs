@@ -1298,6 +1298,21 @@ fn a_node_waits_for_its_block_and_never_draws() {
     assert!(entry.lease.is_none() && String::from_utf8_lossy(&entry.value).contains("west/node-1"), "{entry:?}");
 }
 
+/// The key of a block that the Node gets again is as old as it was.
+#[test]
+fn a_block_that_is_reserved_again_is_the_newest() {
+    let mut sim = Sim::new(13, 1);
+    sim.nodes[0].facts.cluster = "west".parse().unwrap();
+    sim.nodes[0].attached = true;
+    sim.operator_puts("config", BY_KUBERNETES);
+    sim.start(0);
+    for block in ["10.42.0.32-28", "10.42.0.64-28", "10.42.0.32-28"] {
+        reserve(&mut sim, block, 0);
+        sim.run(sim.elapsed() + Duration::from_secs(10));
+        assert_eq!(*state_of(&sim, 0), MembershipState::Joined { subnet: block.parse().unwrap() });
+    }
+}
+
 #[test]
 fn a_changed_block_is_used_at_once_and_the_old_one_goes_with_its_last_attachment() {
     let mut sim = Sim::new(12, 1);

@@ -1,6 +1,7 @@
+mod property;
+
 use control_core::types::Committed;
 use mesh::records::LeaseId;
-use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -426,6 +427,97 @@ fn a_block_that_the_node_drew_or_put_back_becomes_its_reservation() {
     assert_eq!(lease.kubernetes_node, Some(("east".parse().unwrap(), "one".parse().unwrap())));
 }
 
+/// The node takes the reserved block that was written last: so it goes back to an earlier one, too.
+#[test]
+fn a_podcidr_that_a_node_gets_again_is_written_last() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", CONFIG);
+    put_node(&mut etcd, "a", "one", 1);
+    for cidr in ["10.42.1.0/24", "10.42.2.0/24", "10.42.1.0/24", "10.42.2.0/24"] {
+        put_object(&mut etcd, "one", 1, &[cidr]);
+        settle(&mut blocks, &mut etcd, at(1));
+        let reserved = etcd.keys.values().filter(|entry| entry.key.starts_with("subnets/"));
+        let last = reserved.max_by_key(|entry| entry.mod_revision).unwrap();
+        assert_eq!(last.key, format!("subnets/{}", cidr.replace('/', "-")));
+        // The node writes its own fields into the earlier one.
+        let other = etcd.keys.keys().find(|key| key.starts_with("subnets/") && **key != last.key).cloned();
+        if let Some(other) = other {
+            let value = String::from_utf8(etcd.keys[&other].value.to_vec()).unwrap();
+            etcd.put(&other, &value);
+            settle(&mut blocks, &mut etcd, at(2));
+            let wanted = &etcd.keys[&format!("subnets/{}", cidr.replace('/', "-"))];
+            assert!(wanted.mod_revision > etcd.keys[&other].mod_revision, "{cidr}");
+        }
+    }
+}
+
+/// The machine was installed again: a new id under the same name and address, while the Node object stays.
+#[test]
+fn a_node_that_stays_silent_gives_way_to_a_new_one_in_its_place() {
+    let mut etcd = Etcd::default();
+    let mut blocks = begin(&mut etcd);
+    etcd.put("config", CONFIG);
+    for (id, name, number) in [("old", "one", 1), ("b", "two", 2)] {
+        put_node(&mut etcd, id, name, number);
+        put_object(&mut etcd, name, number, &[&format!("10.42.{number}.0/24")]);
+    }
+    settle(&mut blocks, &mut etcd, at(100));
+    put_node(&mut etcd, "new", "one", 1);
+    let owned = pairs(&[("10.42.1.0-24", "old"), ("10.42.2.0-24", "b")]);
+    // Never while it is alive.
+    (101..900).step_by(10).for_each(|second| drop(settle(&mut blocks, &mut etcd, at(second))));
+    assert_eq!(etcd.blocks(), owned);
+    etcd.delete("alive/old");
+    settle(&mut blocks, &mut etcd, at(900));
+    // It was away for a moment.
+    etcd.put("alive/old", ALIVE);
+    settle(&mut blocks, &mut etcd, at(1100));
+    etcd.delete("alive/old");
+    settle(&mut blocks, &mut etcd, at(1101));
+    settle(&mut blocks, &mut etcd, at(1400));
+    assert_eq!(etcd.blocks(), owned);
+    // Of two that run, and where subnets are drawn, which one is the Node is not known.
+    let mut several = etcd.clone();
+    put_node(&mut several, "thief", "one", 1);
+    let mut drawn = etcd.clone();
+    drawn.put("config", &CONFIG.replace("kubernetes", "mesh"));
+    for mut other in [several, drawn] {
+        settle(&mut blocks, &mut other, at(1402));
+        assert_eq!(other.blocks(), owned);
+    }
+    settle(&mut blocks, &mut etcd, at(1403));
+    let free = step(&mut blocks, &etcd, at(1704), true).transaction.unwrap();
+    // It comes back in the last moment.
+    let mut back = etcd.clone();
+    back.put("alive/old", ALIVE);
+    assert!(!back.commit(&free).succeeded);
+    settle(&mut blocks, &mut etcd, at(1705));
+    assert_eq!(etcd.blocks(), pairs(&[("10.42.1.0-24", "new"), ("10.42.2.0-24", "b")]));
+}
+
+/// A node of the mesh says that it is the one that is down.
+#[test]
+fn a_node_that_has_a_subnet_or_was_another_node_replaces_none() {
+    for gives_up in [false, true] {
+        let mut etcd = Etcd::default();
+        let mut blocks = begin(&mut etcd);
+        etcd.put("config", CONFIG);
+        for (id, name, number) in [("victim", "one", 1), ("thief", "two", 2), ("b", "three", 3)] {
+            put_node(&mut etcd, id, name, number);
+            put_object(&mut etcd, name, number, &[&format!("10.42.{number}.0/24")]);
+        }
+        settle(&mut blocks, &mut etcd, at(100));
+        etcd.delete("alive/victim");
+        put_node(&mut etcd, "thief", "one", 1);
+        if gives_up {
+            etcd.delete("subnets/10.42.2.0-24");
+        }
+        (101..1000).step_by(10).for_each(|second| drop(settle(&mut blocks, &mut etcd, at(second))));
+        assert_eq!(etcd.blocks()[0], ("10.42.1.0-24".into(), "victim".into()), "{gives_up}");
+    }
+}
+
 /// Two clusters have a Node of this name and address, which one machine cannot be.
 #[test]
 fn a_node_of_another_cluster_gets_no_second_block() {
@@ -473,98 +565,4 @@ fn nothing_is_written_after_the_term_or_on_a_stale_view() {
         assert!(!changed.commit(&transaction).succeeded, "change {number}");
     }
     assert!(etcd.commit(&transaction).succeeded);
-}
-
-/// What may happen: a Node object with a block, its end, a node's record or sign of life, their ends, time.
-#[derive(Debug, Clone)]
-enum Happens {
-    Object(u8, u8),
-    NoObject(u8),
-    Node(u8, u8),
-    Alive(u8),
-    Dead(u8),
-    Step(u64),
-}
-
-fn happens() -> impl Strategy<Value = Happens> {
-    prop_oneof![
-        (0..4u8, 0..6u8).prop_map(|(name, block)| Happens::Object(name, block)),
-        (0..4u8).prop_map(Happens::NoObject),
-        (0..5u8, 0..4u8).prop_map(|(id, name)| Happens::Node(id, name)),
-        (0..5u8).prop_map(Happens::Alive),
-        (0..5u8).prop_map(Happens::Dead),
-        (1..40u64).prop_map(Happens::Step),
-    ]
-}
-
-const CIDRS: [&str; 6] =
-    ["10.42.0.0/24", "10.42.1.0/24", "10.42.0.0/23", "10.42.1.128/25", "10.43.0.0/24", "10.42.8.0/24"];
-
-proptest! {
-    /// Against a naive reading: whose block each may be, and whose blocks may be given up.
-    #[test]
-    fn no_block_of_a_living_owner_moves_and_every_node_gets_its_own(history in prop::collection::vec(happens(), 1..60)) {
-        let mut etcd = Etcd::default();
-        let mut blocks = begin(&mut etcd);
-        etcd.put("config", CONFIG);
-        let mut now = 100;
-        // What the naive model knows: objects by name with their block, nodes by id with their name.
-        let (mut objects, mut names) = (BTreeMap::new(), BTreeMap::new());
-        for what in history {
-            match what {
-                Happens::Object(name, block) => {
-                    put_object(&mut etcd, &format!("w{name}"), name, &[CIDRS[usize::from(block)]]);
-                    objects.insert(name, block);
-                }
-                Happens::NoObject(name) => {
-                    etcd.delete(&format!("k8s/east/nodes/w{name}"));
-                    objects.remove(&name);
-                }
-                Happens::Node(id, name) => {
-                    put_node(&mut etcd, &format!("n{id}"), &format!("w{name}"), name);
-                    names.insert(id, name);
-                }
-                Happens::Alive(id) => etcd.put(&format!("alive/n{id}"), ALIVE),
-                Happens::Dead(id) => etcd.delete(&format!("alive/n{id}")),
-                Happens::Step(seconds) => now += seconds,
-            }
-            loop {
-                let before = etcd.clone();
-                let Some(transaction) = step(&mut blocks, &etcd, at(now), true).transaction else { break };
-                prop_assert!(etcd.commit(&transaction).succeeded);
-                for (block, owner) in before.blocks() {
-                    let is = etcd.blocks().into_iter().find(|(is, _)| *is == block);
-                    let moved = is.as_ref() != Some(&(block.clone(), owner.clone()));
-                    if moved && owner != "-" {
-                        prop_assert!(!etcd.keys.contains_key(&format!("alive/{owner}")), "{} was taken from {}", block, owner);
-                        let name = names.get(&owner[1..].parse::<u8>().unwrap());
-                        prop_assert!(name.is_none_or(|name| !objects.contains_key(name)), "{} of {} is no deleted Node's", block, owner);
-                    }
-                }
-            }
-            let keys: Vec<SubnetKey> = etcd.blocks().iter().map(|(block, _)| block.parse().unwrap()).collect();
-            for (i, a) in keys.iter().enumerate() {
-                prop_assert!(keys[i + 1..].iter().all(|b| !a.overlaps(b)), "{:?}", keys);
-            }
-            // Every Node that is a running node's has its block, unless another's is in its way.
-            let owners: BTreeSet<String> = etcd.blocks().into_iter().map(|(_, owner)| owner).collect();
-            for (name, block) in &objects {
-                let is_alive = |id: u8| etcd.keys.contains_key(&format!("alive/n{id}"));
-                let counts = |id: u8| is_alive(id) || owners.contains(&format!("n{id}"));
-                let ids: Vec<u8> = names.iter().filter(|(id, of)| *of == name && counts(**id)).map(|(id, _)| *id).collect();
-                let within = CIDRS[usize::from(*block)].starts_with("10.42.");
-                let &[id] = &ids[..] else { continue };
-                if !within || !is_alive(id) {
-                    continue;
-                }
-                let wanted: SubnetKey = CIDRS[usize::from(*block)].replace('/', "-").parse().unwrap();
-                let (mine, owned): (Vec<_>, Vec<_>) = etcd
-                    .blocks()
-                    .into_iter()
-                    .filter(|(key, owner)| owner != "-" && wanted.overlaps(&key.parse().unwrap()))
-                    .partition(|(key, owner)| *owner == format!("n{id}") && key.parse() == Ok(wanted));
-                prop_assert!(mine.len() == 1 || !owned.is_empty(), "{:?} of n{} in {:?}", wanted, id, etcd.blocks());
-            }
-        }
-    }
 }
