@@ -62,7 +62,8 @@ impl ConfigReview<'_> {
         }
         if let Some(outside) = outside {
             let violations = self.before.and_then(|before| {
-                let leased: Vec<SubnetKey> = self.subnets.keys().copied().collect();
+                let leased = self.subnets.iter().filter(|(_, record)| is_leased(record));
+                let leased: Vec<SubnetKey> = leased.map(|(key, _)| *key).collect();
                 config_change(&before.value, &new.value, &leased).err()
             });
             let cause = violations.map_or_else(
@@ -96,7 +97,7 @@ impl ConfigReview<'_> {
     /// The first leased subnet that `new` would leave outside, if any.
     fn left_outside(&self, new: Option<&NetworkConfig>) -> Option<SubnetKey> {
         let counts = |key: &SubnetKey, record: &Record<SubnetLease>| match self.before {
-            Some(before) => (record.lease.is_some() || record.value.node.is_some()) && before.value.covers(key),
+            Some(before) => is_leased(record) && before.value.covers(key),
             None => record.lease.is_some() && record.value.node.is_some(),
         };
         self.subnets
@@ -146,4 +147,9 @@ impl ConfigReview<'_> {
             |json| format!("put it back under `config`; the value in force is {json}"),
         )
     }
+}
+
+/// Whether a node has it: neither a block that a node gave up nor a reservation for a host.
+fn is_leased(record: &Record<SubnetLease>) -> bool {
+    record.lease.is_some() || record.value.node.is_some()
 }

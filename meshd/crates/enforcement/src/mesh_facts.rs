@@ -17,6 +17,8 @@ use super::sources::{NodeSource, ProvenAddresses, Sources};
 pub struct MeshFacts {
     /// The mesh's networks.
     pub networks: Vec<IpNet>,
+    /// Clusters with networks of their own.
+    pub clusters: BTreeSet<Cluster>,
     /// This node's own subnets.
     pub own: Vec<IpNet>,
     /// This node's overlay addresses: packets to them are for a process here, or subject to NAT and judged by nftables.
@@ -113,6 +115,7 @@ impl FactsOfMesh {
         self.nodes.set(PeerId::Node(id.clone()), Some(Arc::new(me)));
         MeshFacts {
             networks: topology.networks().collect(),
+            clusters: topology.network.iter().flat_map(|config| config.clusters.keys().cloned()).collect(),
             own,
             overlay,
             nodes: self.nodes.clone(),

@@ -500,6 +500,18 @@ fn networks_of_clusters_come_beside_those_that_are_leased() {
 }
 
 #[test]
+fn a_block_that_was_given_up_is_no_reason_against_a_config() {
+    let (mut source, now) = (Source::default(), Instant::now());
+    source.put("config", r#"{"Network": "10.0.0.0/16"}"#);
+    source.put("subnets/10.0.1.0-24", &value("subnets/x", 1));
+    source.put("subnets/10.0.2.0-24", r#"{"Freed": {"cluster": "east", "at": 7}}"#);
+    let mut store = listed(&source, now);
+    store.changed(now, vec![source.put("config", r#"{"Network": "10.1.0.0/16"}"#)]);
+    let cause = store.records().problems[0].cause.clone();
+    assert!(cause.contains("10.0.1.0/24") && !cause.contains("10.0.2.0/24"), "{cause}");
+}
+
+#[test]
 fn a_backend_that_is_not_there_is_refused() {
     let now = Instant::now();
     let vxlan = r#"{"Network": "10.0.0.0/16", "Backend": {"Type": "vxlan"}, "LeaseTTL": 60}"#;

@@ -132,8 +132,11 @@ impl ClusterNodes {
         let mut found = BTreeMap::new();
         for (owner, place) in binding.bound {
             let claimed = mesh.nodes.get(owner).and_then(|node| node.published.as_ref()).map(|own| &own.cluster);
-            if let Some(claimed) = claimed.filter(|claimed| !claimed.is_flat() && **claimed != place.0) {
-                disputed.claims.insert(format!("{} (of {claimed}; {})", name(owner), key(place)));
+            // One that names none leases subnets of the networks of no cluster: right where its cluster has none.
+            let counts = |claimed: &Cluster| !claimed.is_flat() || mesh.clusters.contains(&place.0);
+            if let Some(claimed) = claimed.filter(|claimed| **claimed != place.0 && counts(claimed)) {
+                let says = if claimed.is_flat() { "no cluster".to_owned() } else { claimed.to_string() };
+                disputed.claims.insert(format!("{} (of {says}; {})", name(owner), key(place)));
             }
             found.insert(owner.clone(), place.clone());
         }
@@ -177,7 +180,7 @@ impl ClusterNodes {
                     "nodes say another cluster of themselves than their Node objects: {nodes}; policies go by the Node \
                      objects"
                 ),
-                "correct --cluster on those nodes: they lease subnets from the networks of the cluster that it names",
+                "correct --cluster (MESHD_CLUSTER) on those nodes: they lease subnets from the networks of the cluster that it names",
             )
         });
         shared.into_iter().chain(disputed).chain(labelled).chain(claimed).collect()
@@ -428,6 +431,18 @@ mod tests {
         assert_eq!(denied(&mut world), [true, true, false]);
         put(&mut world, vec![("k8s/east/nodes/worker", labelled("192.0.2.1", "b"))]);
         assert_eq!(denied(&mut world), [false; 3]);
+    }
+
+    #[test]
+    fn a_node_that_names_no_cluster_is_reported_where_its_cluster_has_networks() {
+        let mut world = world(&[EAST, WEST]);
+        assert!(world.cluster_problems().is_empty());
+        let mut facts = mesh(&[EAST, WEST]);
+        Arc::make_mut(facts.mesh.as_mut().unwrap()).clusters = ["".parse().unwrap(), "east".parse().unwrap()].into();
+        world.apply_pending(facts);
+        let problems = world.cluster_problems();
+        assert_eq!((problems.len(), problems[0].code), (1, ProblemCode::ClusterMismatch));
+        assert!(problems[0].cause.contains("n1 (of no cluster; k8s/east/nodes/worker)"), "{problems:?}");
     }
 
     #[test]
