@@ -80,7 +80,7 @@ impl NodeLoop {
         let _ = timeout(ETCD_FIRST, known).await;
         let mut seen = records.borrow_and_update().clone();
         self.step(Input::Records(Arc::clone(&seen))).await;
-        self.etcd_names.look_up(&self.settings.etcd.endpoints).await;
+        self.etcd_names.look_up(&self.settings.etcd.reread().endpoints).await;
         let mut told_ready = false;
         loop {
             self.pass().await;
@@ -193,7 +193,7 @@ impl NodeLoop {
     async fn sweep(&mut self) {
         self.enforcement.ruleset_changed();
         self.step(Input::Sweep).await;
-        self.etcd_names.look_up(&self.settings.etcd.endpoints).await;
+        self.etcd_names.look_up(&self.settings.etcd.reread().endpoints).await;
         self.read_mtus().await;
         self.memory.resync(Instant::now(), &self.tunnel);
         self.keep_handshakes();

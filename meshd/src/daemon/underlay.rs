@@ -82,7 +82,7 @@ pub(super) fn local(
         underlay: links.collect(),
         has_endpoint,
         listen_port: settings.listen_port,
-        protected: protected(&settings.etcd.endpoints, underlay, etcd_addresses),
+        protected: protected(&settings.etcd.reread().endpoints, underlay, etcd_addresses),
         ip_masq: settings.ip_masq,
         forward_accept: settings.forward_accept,
     }

@@ -323,7 +323,7 @@ impl FloorSettings {
         Self {
             interface: interface_or_default(run.interface, &mut mistakes),
             iface,
-            etcd_endpoints: run.etcd.endpoints.unwrap_or_default(),
+            etcd_endpoints: run.etcd.given_endpoints(),
             state_dir: run.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             log: Log::from_flags(run.log_level, run.log_format, &mut mistakes),
             mistakes,
@@ -336,7 +336,7 @@ impl FloorSettings {
         Self {
             interface: settings.interface.clone(),
             iface: settings.iface.clone(),
-            etcd_endpoints: settings.etcd.endpoints.clone(),
+            etcd_endpoints: settings.etcd.reread().endpoints,
             state_dir: settings.state_dir.clone(),
             log: settings.log,
             mistakes: Vec::new(),
@@ -358,7 +358,7 @@ pub fn load_etcd(flags: EtcdFlags, file: Option<PathBuf>) -> Result<EtcdOptions,
     };
     mistakes.retain(|mistake| match mistake.key() {
         Some(key) => key.starts_with("etcd-"),
-        None => flags.endpoints.is_none(),
+        None => flags.endpoints.is_none() && flags.endpoints_file.is_none(),
     });
     let mut mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
     let below = if flags.has_identity() { file.etcd.without_identity() } else { file.etcd };

@@ -220,6 +220,24 @@ fn an_operators_command_reaches_etcd_as_the_file_says_and_not_as_the_node() {
 }
 
 #[test]
+fn the_members_come_from_one_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, members) = (folder.path().join("meshd.toml"), folder.path().join("endpoints"));
+    fs::write(&members, "https://e:2379\nhttps://f:2379\n").unwrap();
+    fs::write(&file, format!("node = 'a'\netcd-endpoints-file = '{}'\n", members.display())).unwrap();
+    let options = load_etcd(EtcdFlags::default(), Some(file.clone())).unwrap();
+    assert_eq!(options.endpoints, ["https://e:2379", "https://f:2379"]);
+    let flags = EtcdFlags { endpoints: Some(vec!["https://g:1".to_owned()]), ..EtcdFlags::default() };
+    assert_eq!(load_etcd(flags.clone(), Some(file.clone())).unwrap().endpoints, ["https://g:1"], "flags win");
+    let both = EtcdFlags { endpoints_file: Some(members.clone()), ..flags };
+    let error = load_etcd(both, Some(file.clone())).unwrap_err().to_string();
+    assert!(error.contains("--etcd-endpoints-file: give one of them"), "{error}");
+    fs::remove_file(&members).unwrap();
+    let error = load_etcd(EtcdFlags::default(), Some(file)).unwrap_err().to_string();
+    assert!(error.contains("--etcd-endpoints-file") && error.contains("No such file"), "{error}");
+}
+
+#[test]
 fn a_switch_takes_a_value_and_counts_before_the_file() {
     use clap::Parser as _;
     #[derive(clap::Parser)]

@@ -60,6 +60,7 @@ impl Settings {
             ("--etcd-certfile", tls.cert.as_deref(), Content::Certificates),
             ("--etcd-keyfile", tls.key.as_deref(), Content::PrivateKey),
             ("--etcd-password-file", password, Content::Text),
+            ("--etcd-endpoints-file", self.etcd.endpoints_file.as_deref(), Content::Text),
         ];
         let mut trial = Trial { warnings: self.obsolete.iter().map(ToString::to_string).collect(), ..Trial::default() };
         let mut usable = true;

@@ -13,6 +13,9 @@ use zeroize::Zeroizing;
 pub struct EtcdOptions {
     /// Members, each `http://HOST:PORT`, `https://HOST:PORT` or `HOST:PORT` (https when `tls` is set, else http).
     pub endpoints: Vec<String>,
+    /// File that `endpoints` were read from, see [`endpoints_in`]. Read again for each connection; a running daemon
+    /// connects again when it changes.
+    pub endpoints_file: Option<PathBuf>,
     /// Prefix of every key, `/meshd` by default; a slash at its end is dropped.
     pub prefix: String,
     /// TLS files. Read anew for each connection; one that has changed makes a running daemon connect anew.
@@ -155,7 +158,25 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// The members in a file, separated by commas or white space.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn endpoints_in(file: &Path) -> io::Result<Vec<String>> {
+    let text = fs::read_to_string(file)?;
+    let endpoints = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|endpoint| !endpoint.is_empty());
+    Ok(endpoints.map(str::to_owned).collect())
+}
+
 impl EtcdOptions {
+    /// The options with the members that the file has now; with the ones known, if it is unreadable or has a mistake.
+    #[must_use]
+    pub fn reread(&self) -> Self {
+        let file = self.endpoints_file.as_deref();
+        let read = file.and_then(|file| Some(Self { endpoints: endpoints_in(file).ok()?, ..self.clone() }));
+        read.filter(|read| read.check().is_ok()).unwrap_or_else(|| self.clone())
+    }
+
     /// The members and the prefix (without a slash at its end), checked.
     ///
     /// # Errors
@@ -262,6 +283,7 @@ mod tests {
     fn options(endpoints: &[&str]) -> EtcdOptions {
         EtcdOptions {
             endpoints: endpoints.iter().map(|&e| e.to_owned()).collect(),
+            endpoints_file: None,
             prefix: "/meshd/".into(),
             tls: TlsFiles::default(),
             user: None,
@@ -291,6 +313,24 @@ mod tests {
         assert_eq!(prefix, "/meshd");
         tls.endpoints = vec!["http://127.0.0.1:1".into()];
         assert!(matches!(tls.check().unwrap_err()[..], [EtcdOptionsError::PlaintextWithTls(_)]));
+    }
+
+    #[test]
+    fn the_file_of_members_is_read_again_and_a_mistake_in_it_changes_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut options = options(&["https://a:1"]);
+        options.endpoints_file = Some(file.path().to_owned());
+        for (text, members) in [
+            ("https://a:1,https://b:2\n", &["https://a:1", "https://b:2"][..]),
+            ("https://c:3\nhttps://[fd00::1]:4\n", &["https://c:3", "https://[fd00::1]:4"]),
+            ("https://d:4,nonsense", &["https://a:1"]),
+            (" \n", &["https://a:1"]),
+        ] {
+            fs::write(file.path(), text).unwrap();
+            assert_eq!(options.reread().endpoints, members, "{text:?}");
+        }
+        drop(file);
+        assert_eq!(options.reread().endpoints, ["https://a:1"]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use etcd_client::{
 };
 use mesh::records::{LeaseId, Revision};
 
-pub(crate) use self::dialer::CredentialFiles;
+pub(crate) use self::dialer::ConnectionFiles;
 pub use self::dialer::{Dialer, NoMember, OpenError};
 use self::failure::{CallFailure, bounded, classify, within_deadline};
 use super::etcd_options::EtcdMember;

@@ -23,7 +23,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::session::{CALL_DEADLINE, CredentialFiles, Dialer, OpenError, Session, Watch, WatchMessage, same_cluster};
+use super::{
+    etcd_options::EtcdMember,
+    session::{CALL_DEADLINE, ConnectionFiles, Dialer, OpenError, Session, Watch, WatchMessage, same_cluster},
+};
 
 /// Failures in a row between two warnings: some minutes.
 const REMINDER: usize = 100;
@@ -97,7 +100,7 @@ pub(crate) struct Watcher {
     out: mpsc::Sender<StoreInput>,
     requests: mpsc::Receiver<WatcherRequest>,
     /// What the present session was opened with.
-    files: CredentialFiles,
+    files: ConnectionFiles,
     /// Whether a session served since the last failure was reported.
     served: bool,
     backoff: Backoff,
@@ -150,7 +153,7 @@ impl Audit {
 enum SessionEnd {
     Failed(CallError),
     Suspected,
-    /// There are other certificates, or another password, and they are good.
+    /// There are other certificates, another password or other members, and they are good.
     Renewed,
     /// Nobody listens any more.
     Closed,
@@ -176,14 +179,17 @@ impl Watcher {
 
     /// Runs until nobody listens.
     pub(crate) async fn run(mut self) {
-        let mut members = self.dialer.members().to_vec();
-        // Nodes spread over the members, and over the order in which they try them.
-        members.shuffle(&mut self.rng);
+        let mut members = self.members();
+        let mut turn = 0;
         let mut generation = 0u64;
         let mut failures = 0usize;
-        for turn in (0..members.len()).cycle() {
+        loop {
+            if self.dialer.reread_members() {
+                (members, turn) = (self.members(), 0);
+            }
+            let member = &members[turn % members.len()];
+            turn += 1;
             generation += 1;
-            let member = &members[turn];
             self.files = self.dialer.files();
             let error = match self.dialer.open(member, generation).await {
                 Ok(session) => match self.serve(&session).await {
@@ -212,6 +218,13 @@ impl Watcher {
                 return;
             }
         }
+    }
+
+    /// Nodes spread over the members, and over the order in which they try them.
+    fn members(&mut self) -> Vec<EtcdMember> {
+        let mut members = self.dialer.members().to_vec();
+        members.shuffle(&mut self.rng);
+        members
     }
 
     async fn serve(&mut self, session: &Session) -> SessionEnd {
@@ -356,11 +369,11 @@ impl Watcher {
         };
         match tried.await {
             Ok(_) => {
-                info!(endpoint = %session.member(), "etcd credentials changed; reconnecting");
+                info!(endpoint = %session.member(), "etcd credentials or endpoints changed; reconnecting");
                 true
             }
             Err(error) => {
-                warn!(endpoint = %session.member(), %error, "new etcd credentials rejected; keeping the current \
+                warn!(endpoint = %session.member(), %error, "new etcd credentials or endpoints rejected; keeping the current \
                     connection");
                 false
             }

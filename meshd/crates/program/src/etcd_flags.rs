@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, builder::BoolishValueParser};
-use control::etcd_options::{Credentials, EtcdOptions, TlsFiles};
+use control::etcd_options::{Credentials, EtcdOptions, TlsFiles, endpoints_in};
 use serde::Deserialize;
+
+const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
 
 /// How etcd is reached.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
@@ -16,6 +18,10 @@ pub struct EtcdFlags {
     #[arg(long = "etcd-endpoints", env = "MESHD_ETCD_ENDPOINTS", value_name = "URL,URL", value_delimiter = ',')]
     #[serde(rename = "etcd-endpoints")]
     pub endpoints: Option<Vec<String>>,
+    /// File with the members, in place of --etcd-endpoints; read again for each connection
+    #[arg(long = "etcd-endpoints-file", env = "MESHD_ETCD_ENDPOINTS_FILE", value_name = "FILE")]
+    #[serde(rename = "etcd-endpoints-file")]
+    pub endpoints_file: Option<PathBuf>,
     /// Prefix of all keys of this mesh in etcd; the same on every node [default: /meshd]
     #[arg(long = "etcd-prefix", env = "MESHD_ETCD_PREFIX", value_name = "PREFIX")]
     #[serde(rename = "etcd-prefix")]
@@ -65,8 +71,14 @@ impl EtcdFlags {
     /// These flags, and `below` where they say nothing.
     #[must_use]
     pub fn over(self, below: Self) -> Self {
+        // The members come from one place.
+        let (endpoints, endpoints_file) = match (self.endpoints, self.endpoints_file) {
+            (None, None) => (below.endpoints, below.endpoints_file),
+            given => given,
+        };
         Self {
-            endpoints: self.endpoints.or(below.endpoints),
+            endpoints,
+            endpoints_file,
             prefix: self.prefix.or(below.prefix),
             cafile: self.cafile.or(below.cafile),
             certfile: self.certfile.or(below.certfile),
@@ -77,9 +89,27 @@ impl EtcdFlags {
         }
     }
 
+    /// The members that they name, none where the file cannot be read.
+    #[must_use]
+    pub fn given_endpoints(&self) -> Vec<String> {
+        let read = || endpoints_in(self.endpoints_file.as_deref()?).ok();
+        self.endpoints.clone().or_else(read).unwrap_or_default()
+    }
+
     /// What they say of etcd; each mistake is added to `mistakes`.
     pub fn check(self, mistakes: &mut Vec<String>) -> EtcdOptions {
-        let endpoints = self.endpoints.unwrap_or_else(|| vec!["http://127.0.0.1:2379".to_owned()]);
+        let endpoints = match (self.endpoints, &self.endpoints_file) {
+            (Some(endpoints), None) => endpoints,
+            (None, Some(file)) => endpoints_in(file).unwrap_or_else(|error| {
+                mistakes.push(format!("--etcd-endpoints-file {}: {error}", file.display()));
+                vec![DEFAULT_ENDPOINT.to_owned()]
+            }),
+            (None, None) => vec![DEFAULT_ENDPOINT.to_owned()],
+            (Some(endpoints), Some(_)) => {
+                mistakes.push("--etcd-endpoints and --etcd-endpoints-file: give one of them".to_owned());
+                endpoints
+            }
+        };
         let user = match (self.username, self.password_file) {
             (Some(user), Some(file)) => match Credentials::in_file(user, file.clone()) {
                 Ok(credentials) => Some(credentials),
@@ -107,6 +137,7 @@ impl EtcdFlags {
         }
         let options = EtcdOptions {
             endpoints: endpoints.iter().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()).collect(),
+            endpoints_file: self.endpoints_file,
             prefix: self.prefix.unwrap_or_else(|| "/meshd".to_owned()),
             tls: TlsFiles { ca: self.cafile, cert: self.certfile, key: self.keyfile },
             user,

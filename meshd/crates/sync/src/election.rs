@@ -151,8 +151,9 @@ pub(crate) async fn give_up(session: &Session, keys: &ClusterKeys, fence: Revisi
 }
 
 /// A session with the next member that answers, beginning with number `next`.
-pub(crate) async fn open(dialer: &Dialer, keys: &ClusterKeys, next: &mut usize) -> Result<Session, String> {
+pub(crate) async fn open(dialer: &mut Dialer, keys: &ClusterKeys, next: &mut usize) -> Result<Session, String> {
     let mut last = String::new();
+    dialer.reread_members();
     for _ in dialer.members() {
         let member = &dialer.members()[*next % dialer.members().len()];
         *next += 1;

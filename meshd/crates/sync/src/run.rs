@@ -45,7 +45,7 @@ pub struct Options {
 /// # Errors
 /// When the options cannot be used. A server that does not answer is tried again.
 pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()> {
-    let (api, dialer) = connect(&options).await?;
+    let (api, mut dialer) = connect(&options).await?;
     let keys = ClusterKeys::new(&options.cluster);
     let holder = format!("{}-{:08x}", host_name(), rand::random::<u32>());
     tracing::info!(cluster = %options.cluster, holder, "started");
@@ -62,7 +62,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> anyhow::Result<()
         let led = tokio::select! {
             () = stop.cancelled() => break,
             led = async {
-                let session = election::open(&dialer, &keys, &mut next).await?;
+                let session = election::open(&mut dialer, &keys, &mut next).await?;
                 shown.send_modify(|shown| shown.reaches_etcd = true);
                 if std::mem::take(&mut etcd_failing) {
                     tracing::info!(member = %session.member(), "etcd answers again");

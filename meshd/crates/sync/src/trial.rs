@@ -23,9 +23,9 @@ const DEADLINE: Duration = Duration::from_secs(300);
 /// # Errors
 /// When one of the servers does not answer, or what the API server says would be refused.
 pub async fn try_out(options: &Options) -> anyhow::Result<Vec<String>> {
-    let (api, dialer) = run::connect(options).await?;
+    let (api, mut dialer) = run::connect(options).await?;
     let keys = ClusterKeys::new(&options.cluster);
-    let session = election::open(&dialer, &keys, &mut 0).await.map_err(|error| anyhow::anyhow!("etcd: {error}"))?;
+    let session = election::open(&mut dialer, &keys, &mut 0).await.map_err(|error| anyhow::anyhow!("etcd: {error}"))?;
     let listing = session.list_below(keys.root()).await.context("cannot list etcd")?;
     let begun = Instant::now();
     let mut copier = Copier::trial(keys, &listing, term::now(begun));

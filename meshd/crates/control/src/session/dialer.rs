@@ -19,15 +19,14 @@ const SYSTEM_CA_BUNDLES: [&str; 3] =
 /// Opens sessions: checked options.
 #[derive(Debug, Clone)]
 pub struct Dialer {
+    options: EtcdOptions,
     members: Vec<EtcdMember>,
     prefix: Arc<str>,
-    tls: TlsFiles,
-    user: Option<Credentials>,
 }
 
 /// The files of a dialer as they were at one time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CredentialFiles(Vec<Option<(u64, SystemTime, u64)>>);
+pub(crate) struct ConnectionFiles(Vec<Option<(u64, SystemTime, u64)>>);
 
 /// Why a session could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +74,17 @@ impl Dialer {
     /// Everything that is wrong with them.
     pub fn new(options: &EtcdOptions) -> Result<Self, Vec<EtcdOptionsError>> {
         let (members, prefix) = options.check()?;
-        Ok(Self { members, prefix: prefix.into(), tls: options.tls.clone(), user: options.user.clone() })
+        Ok(Self { options: options.clone(), members, prefix: prefix.into() })
+    }
+
+    /// Reads the file of the members again, if they came from one. Whether there are others now.
+    pub fn reread_members(&mut self) -> bool {
+        let options = self.options.reread();
+        let Ok((members, _)) = options.check() else { return false };
+        self.options = options;
+        let changed = members != self.members;
+        self.members = members;
+        changed
     }
 
     /// The members, at least one.
@@ -96,7 +105,7 @@ impl Dialer {
     /// When a file cannot be read or the member does not answer in time.
     pub async fn open(&self, member: &EtcdMember, generation: u64) -> Result<Session, OpenError> {
         let mut options = self.connect_options(member).await?;
-        if let Some(user) = &self.user {
+        if let Some(user) = &self.options.user {
             let password = user.password().map_err(|source| OpenError::File {
                 path: user.file().map_or_else(String::new, |file| file.display().to_string()),
                 source,
@@ -119,19 +128,20 @@ impl Dialer {
 
     async fn connect_options(&self, member: &EtcdMember) -> Result<ConnectOptions, OpenError> {
         let options = ConnectOptions::new().with_connect_timeout(CALL_DEADLINE).with_require_leader(true);
-        Ok(if member.is_tls() { options.with_tls(tls_options(&self.tls).await?) } else { options })
+        Ok(if member.is_tls() { options.with_tls(tls_options(&self.options.tls).await?) } else { options })
     }
 
     /// Changes when one of the files that a session is opened with does.
-    pub(crate) fn files(&self) -> CredentialFiles {
-        let tls = [&self.tls.ca, &self.tls.cert, &self.tls.key].map(|file| file.as_deref());
-        let password = self.user.as_ref().and_then(Credentials::file);
+    pub(crate) fn files(&self) -> ConnectionFiles {
+        let tls = &self.options.tls;
+        let files = [&tls.ca, &tls.cert, &tls.key, &self.options.endpoints_file].map(|file| file.as_deref());
+        let password = self.options.user.as_ref().and_then(Credentials::file);
         let stamp = |file: &Path| {
             let data = fs::metadata(file).ok()?;
             // A renewed file has another number where it is renamed into place, and another time where it is rewritten.
             Some((data.ino(), data.modified().ok()?, data.len()))
         };
-        CredentialFiles(tls.into_iter().chain([password]).map(|file| file.and_then(stamp)).collect())
+        ConnectionFiles(files.into_iter().chain([password]).map(|file| file.and_then(stamp)).collect())
     }
 
     /// A session with the first member that answers, for a tool that makes a few calls and ends.

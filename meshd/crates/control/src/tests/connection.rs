@@ -66,6 +66,23 @@ async fn a_hung_or_dead_member_is_left_for_a_live_one() {
 }
 
 #[tokio::test]
+async fn members_that_a_file_names_later_are_tried_too() {
+    let etcd = Etcd::start_cluster(3).await;
+    etcd.put("config", CONFIG).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), etcd.url(0)).unwrap();
+    let node = Node::new("a");
+    let mut control = node.start_by_file(&etcd, file.path());
+    connected(&mut control, |endpoint| endpoint == etcd.url(0)).await;
+    std::fs::write(file.path(), format!("{}\n{}\n", etcd.url(1), etcd.url(2))).unwrap();
+    etcd.signal(0, Signal::SIGKILL);
+    let second = connected(&mut control, |endpoint| endpoint != etcd.url(0)).await;
+    etcd.write_through(etcd.member(&second));
+    eventually("a leader again", async || etcd.try_put("peers/one", &peer(11)).await.ok()).await;
+    sees_peer(&mut control, "one").await;
+}
+
+#[tokio::test]
 async fn nothing_is_lost_in_a_gap_and_nothing_unchanged_comes_again() {
     let etcd = Etcd::start().await;
     etcd.put("config", CONFIG).await;
@@ -141,6 +158,7 @@ async fn a_silent_watch_is_noticed() {
 async fn a_member_that_is_not_there_is_said_to_be_so() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let options = EtcdOptions {
+        endpoints_file: None,
         endpoints: vec![format!("http://{free}")],
         prefix: PREFIX.into(),
         tls: TlsFiles::default(),

@@ -141,6 +141,7 @@ impl Etcd {
 
     pub(super) fn options(&self) -> EtcdOptions {
         EtcdOptions {
+            endpoints_file: None,
             endpoints: self.members.iter().map(|member| member.url.clone()).collect(),
             prefix: PREFIX.into(),
             tls: self.tls.clone(),

@@ -1,6 +1,6 @@
 //! Nodes that join, stop, restart, are removed, cloned or cut off.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use control_core::{
     core::ControlStatus,
@@ -15,7 +15,7 @@ use super::etcd::{Etcd, eventually};
 use crate::{
     Control, Options,
     daemon::start_at_pace,
-    etcd_options::EtcdOptions,
+    etcd_options::{EtcdOptions, endpoints_in},
     node_removal::{Live, remove_node},
     state_dir::StateDir,
     watcher::WatchIntervals,
@@ -65,6 +65,12 @@ impl Node {
     /// Reaches `etcd` at another URL.
     pub(super) fn start_through(&self, etcd: &Etcd, url: &str, attached: bool) -> Control {
         self.start_with(EtcdOptions { endpoints: vec![url.into()], ..etcd.options() }, attached)
+    }
+
+    /// Reaches `etcd` by the members in a file.
+    pub(super) fn start_by_file(&self, etcd: &Etcd, file: &Path) -> Control {
+        let endpoints = endpoints_in(file).unwrap();
+        self.start_with(EtcdOptions { endpoints, endpoints_file: Some(file.into()), ..etcd.options() }, false)
     }
 
     pub(super) fn start_with(&self, etcd: EtcdOptions, attached: bool) -> Control {
