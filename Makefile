@@ -92,7 +92,7 @@ cluster-programs: deps api-server
 	@scripts/install-deps --cluster
 	scripts/install-kubernetes cluster
 	scripts/install-helm
-	cargo build --bins -p meshd -p cni -p sync
+	cargo build --workspace --bins
 
 api-server: deps
 	@scripts/install-kubernetes

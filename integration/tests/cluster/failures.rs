@@ -41,7 +41,7 @@ fn sync_killed(cluster: &Cluster, probe: &Probe) {
 
 /// What changes meanwhile follows afterwards; traffic goes on.
 fn etcd_killed(cluster: &Cluster, probe: &Probe) {
-    cluster.etcd.stop();
+    cluster.etcd().stop();
     let since = now();
     label(cluster, "pod client -n shop app=other");
     await_ok("requests without etcd", SOON, || {
@@ -49,15 +49,15 @@ fn etcd_killed(cluster: &Cluster, probe: &Probe) {
         assert!(later.iter().all(|(_, answered)| *answered), "{later:?}");
         if later.len() > 50 { Ok(()) } else { Err(format!("{}", later.len())) }
     });
-    measure(probe, "a label taken away while etcd was down, once it is back", false, &|| cluster.etcd.start_again());
+    measure(probe, "a label taken away while etcd was down, once it is back", false, &|| cluster.etcd().start_again());
     measure(probe, "the label again", true, &|| label(cluster, "pod client -n shop app=buyer"));
 }
 
 fn api_server_killed(cluster: &Cluster, url: &str) {
-    let before = cluster.etcd.get_prefix(&format!("/meshd/k8s/{NAME}/pods/"));
+    let before = cluster.etcd().get_prefix(&format!("/meshd/k8s/{NAME}/pods/"));
     cluster.api.kill_server();
     cluster.node("east1").sh(&format!("{} curl -sS -m 3 http://{url}", inside(cluster)));
-    assert_eq!(cluster.etcd.get_prefix(&format!("/meshd/k8s/{NAME}/pods/")), before);
+    assert_eq!(cluster.etcd().get_prefix(&format!("/meshd/k8s/{NAME}/pods/")), before);
     cluster.api.start_server_again();
     let probe = cluster.probe("shop", "client", url);
     toggle(cluster, &probe, "after the API server was killed");
@@ -65,7 +65,7 @@ fn api_server_killed(cluster: &Cluster, url: &str) {
 
 /// A server without any object: nothing is deleted in the mesh.
 fn api_server_empty(cluster: &mut Cluster, url: &str) {
-    let copied = || cluster.etcd.get_prefix(&format!("/meshd/k8s/{NAME}/"));
+    let copied = || cluster.etcd().get_prefix(&format!("/meshd/k8s/{NAME}/"));
     let keys = |pairs: Vec<(String, String)>| -> Vec<String> {
         pairs
             .into_iter()

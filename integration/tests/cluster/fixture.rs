@@ -36,7 +36,8 @@ pub(crate) struct Cluster {
     /// Before the rest, because their logs say more when all still runs.
     pub(crate) nodes: Vec<KubernetesNode>,
     pub(crate) api: KubernetesApi,
-    pub(crate) etcd: Etcd,
+    /// The mesh's, unless the chart brings it.
+    etcd: Option<Etcd>,
     /// Fails the scenario when an address of a pod passes the router in clear text.
     pub(crate) sniffer: Sniffer,
     pub(crate) sites: TwoSites,
@@ -52,12 +53,25 @@ impl Cluster {
     /// With this network.
     pub(crate) fn start_with(title: &str, proxy_mode: ProxyMode, config: &str) -> Self {
         let begin = Instant::now();
+        let cluster = Self::boot_all(title, proxy_mode, Some(config));
+        cluster.install();
+        cluster.await_nodes_ready();
+        println!("{title}: the nodes are Ready after {:.1?}", begin.elapsed());
+        cluster
+    }
+
+    /// Starts control plane and nodes, which have no network; with a `config`, an etcd for the mesh too.
+    pub(crate) fn boot_all(title: &str, proxy_mode: ProxyMode, config: Option<&str>) -> Self {
+        let begin = Instant::now();
         let (images, _) = (images(), helm());
         let mut sites = TwoSites::with_hosts(title, 1);
         sites.east.add_host(&sites.lab);
         let sniffer = sites.router.sniff(&[POD_NETWORK.parse().unwrap()]);
-        let etcd = sites.start_etcd(1);
-        etcd.put("/meshd/config", config);
+        let etcd = config.map(|config| {
+            let etcd = sites.start_etcd(1);
+            etcd.put("/meshd/config", config);
+            etcd
+        });
         let api = KubernetesApi::start_for_nodes(&sites.store, CONTROL_PLANE, &NODES);
         println!("{title}: the control plane is ready after {:.1?}", begin.elapsed());
         let mut cluster = Self { nodes: Vec::new(), api, etcd, sniffer, sites, proxy_mode };
@@ -65,10 +79,13 @@ impl Cluster {
         for node in &cluster.nodes {
             node.await_booted();
         }
-        cluster.install();
-        cluster.await_nodes_ready();
-        println!("{title}: the nodes are Ready after {:.1?}", begin.elapsed());
         cluster
+    }
+
+    /// The mesh's etcd.
+    #[track_caller]
+    pub(crate) fn etcd(&self) -> &Etcd {
+        self.etcd.as_ref().expect("the chart brought etcd")
     }
 
     /// A new node on the host of this name.
@@ -90,18 +107,29 @@ impl Cluster {
     /// Installs the chart's releases: as docs/kubernetes.md has it for two sites, meshd-sync with the first.
     fn install(&self) {
         for (release, site) in RELEASES.into_iter().zip(["east", "west"]) {
+            let image = Self::image_values();
             let values = format!(
-                r#"{{"image": {{"repository": "{REPOSITORY}", "tag": "{TAG}", "pullPolicy": "Never"}},
+                r#"{{{image},
                     "etcd": {{"endpoints": ["http://{CONTROL_PLANE}:2379"], "allowPlaintext": true}},
                     "site": "{site}", "nodeSelector": {{"topology.kubernetes.io/zone": "{site}"}},
-                    "sync": {{"enabled": {}, "cluster": "{NAME}", "kubernetesServiceHost": "{CONTROL_PLANE}",
-                        "kubernetesServicePort": "6443"}}}}"#,
+                    "sync": {{"enabled": {}, "cluster": "{NAME}"}},
+                    "kubernetesServiceHost": "{CONTROL_PLANE}", "kubernetesServicePort": "6443"}}"#,
                 site == "east",
             );
-            let file = self.sites.lab.folder().join(format!("{release}.json"));
-            fs::write(&file, values).unwrap();
-            self.helm(&["upgrade", "--install", release, &chart(), "-n", "kube-system", "-f", &file.to_string_lossy()]);
+            self.install_release(release, &values);
         }
+    }
+
+    /// Installs a release with these values, or upgrades it to them.
+    pub(crate) fn install_release(&self, release: &str, values: &str) {
+        let file = self.sites.lab.folder().join(format!("{release}.json"));
+        fs::write(&file, values).unwrap();
+        self.helm(&["upgrade", "--install", release, &chart(), "-n", "kube-system", "-f", &file.to_string_lossy()]);
+    }
+
+    /// The chart's values for the image of this build.
+    pub(crate) fn image_values() -> String {
+        format!(r#""image": {{"repository": "{REPOSITORY}", "tag": "{TAG}", "pullPolicy": "Never"}}"#)
     }
 
     /// Runs helm.
@@ -134,6 +162,16 @@ impl Cluster {
     /// Waits until all nodes are Ready, with meshd and meshd-sync on them.
     #[track_caller]
     pub(crate) fn await_nodes_ready(&self) {
+        self.await_ready();
+        for release in RELEASES {
+            self.kubectl(&format!("-n kube-system rollout status ds/{release} --timeout=100s"));
+        }
+        self.kubectl("-n kube-system rollout status deployment/meshd-east-sync --timeout=100s");
+    }
+
+    /// Waits until all nodes are Ready.
+    #[track_caller]
+    pub(crate) fn await_ready(&self) {
         await_ok("all nodes to be Ready", SOON, || {
             let nodes = self.api.list("nodes");
             let ready = |node: &&Value| condition(node, "Ready") == Some("True");
@@ -143,10 +181,6 @@ impl Cluster {
             }
             Err(format!("{names:?} of {}\n{}", nodes.len(), self.kubectl("-n kube-system get pods -o wide")))
         });
-        for release in RELEASES {
-            self.kubectl(&format!("-n kube-system rollout status ds/{release} --timeout=100s"));
-        }
-        self.kubectl("-n kube-system rollout status deployment/meshd-east-sync --timeout=100s");
     }
 
     /// Runs meshctl in the daemon's container on a node.

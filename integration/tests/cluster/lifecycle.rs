@@ -50,7 +50,7 @@ fn nodes_restart_and_are_replaced() {
 
 /// Waits until all pods reach each other.
 #[track_caller]
-fn await_mesh_of_pods(cluster: &Cluster) {
+pub(crate) fn await_mesh_of_pods(cluster: &Cluster) {
     let pods = cluster.await_pods("shop", NODES.len());
     for (from, _) in &pods {
         for (to, address) in &pods {

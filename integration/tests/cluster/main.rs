@@ -11,6 +11,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
+mod etcd;
 mod failures;
 mod fixture;
 mod lifecycle;

@@ -72,7 +72,7 @@ fn namespace_deleted(cluster: &Cluster, url: &str) {
 
 /// The copied keys that are about a namespace.
 fn keys(cluster: &Cluster, namespace: &str) -> Vec<String> {
-    let keys = cluster.etcd.get_prefix(&format!("/meshd/k8s/{NAME}/")).into_iter().map(|(key, _)| key);
+    let keys = cluster.etcd().get_prefix(&format!("/meshd/k8s/{NAME}/")).into_iter().map(|(key, _)| key);
     keys.filter(|key| key.split('/').any(|part| part == namespace)).collect()
 }
 

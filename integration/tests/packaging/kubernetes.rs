@@ -38,10 +38,15 @@ fn manifest() -> Vec<Value> {
     serde_saphyr::from_multiple(&fs::read_to_string(file).unwrap()).unwrap()
 }
 
+/// The daemon's own.
+fn daemon_set(manifest: &[Value]) -> Value {
+    let is_daemon = |document: &&Value| document["kind"] == "DaemonSet" && document["metadata"]["name"] == "meshd";
+    manifest.iter().find(is_daemon).unwrap().clone()
+}
+
 /// The pod that the DaemonSet makes.
 fn pod() -> Value {
-    let set = manifest().into_iter().find(|document| document["kind"] == "DaemonSet").unwrap();
-    set["spec"]["template"]["spec"].clone()
+    daemon_set(&manifest())["spec"]["template"]["spec"].clone()
 }
 
 fn list<'v>(value: &'v Value, field: &str) -> impl Iterator<Item = &'v Value> {
@@ -56,7 +61,7 @@ fn text(value: &Value) -> &str {
 fn image(to: &Path) {
     let folder = to.with_extension("root");
     let script = format!(
-        "mkdir -p {folder}/binaries && cd {folder} && cp {binaries}/meshd {binaries}/meshctl {binaries}/meshd-sync {binaries}/meshd-cni binaries/ \
+        "mkdir -p {folder}/binaries && cd {folder} && cp {binaries}/meshd {binaries}/meshctl {binaries}/meshd-sync {binaries}/meshd-etcd {binaries}/meshd-cni binaries/ \
          && strip binaries/* && {scripts}/image-root binaries root $(dpkg --print-architecture) && tar -C root -cf {to} . && rm -r {folder}",
         folder = folder.display(),
         binaries = binary("meshd").parent().unwrap().display(),
@@ -196,6 +201,7 @@ fn the_daemon_set_brings_pods_onto_the_mesh() {
             other: BTreeMap::from([
                 ("MESHD_SITE", Some(site.to_owned())),
                 ("MESHD_ETCD_ENDPOINTS", Some(etcd.endpoints())),
+                ("MESHD_ETCD_ENDPOINTS_FILE", None),
                 ("MESHD_ETCD_ALLOW_PLAINTEXT", Some("true".to_owned())),
                 ("MESHD_ETCD_CAFILE", None),
                 ("MESHD_ETCD_CERTFILE", None),
@@ -262,12 +268,12 @@ fn the_daemon_set_brings_pods_onto_the_mesh() {
 #[test]
 fn the_manifest_holds_together() {
     let documents = manifest();
-    let kinds: Vec<&str> = documents.iter().map(|document| text(&document["kind"])).collect();
-    assert_eq!(kinds, ["ServiceAccount", "DaemonSet"]);
-    let set = &documents[1];
+    let set = &daemon_set(&documents);
     assert_eq!(set["spec"]["selector"]["matchLabels"], set["spec"]["template"]["metadata"]["labels"]);
     let pod = pod();
-    assert_eq!(pod["serviceAccountName"], documents[0]["metadata"]["name"]);
+    let account = documents.iter().find(|it| it["kind"] == "ServiceAccount" && it["metadata"]["name"] == "meshd");
+    assert_eq!(account.unwrap()["automountServiceAccountToken"], false);
+    assert_eq!((&pod["serviceAccountName"], &pod["automountServiceAccountToken"]), (&"meshd".into(), &false.into()));
     let help = Command::new(binary("meshd")).args(["run", "--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     for container in list(&pod, "initContainers").chain(list(&pod, "containers")) {

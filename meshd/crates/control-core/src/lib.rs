@@ -20,6 +20,7 @@ pub mod membership;
 #[cfg(any(test, feature = "testing"))]
 pub mod model;
 pub mod objects;
+pub mod roles;
 pub mod store;
 pub mod types;
 pub mod unreachable;

@@ -21,9 +21,11 @@ mod digest;
 mod kind;
 pub mod mesh_nodes;
 mod refused;
+mod role;
 pub mod state;
 
 pub use copier::{Copier, Effect, Input, Notice, Now, Planned, Resigned, Standoff};
 pub use kind::{ClusterKeys, ObjectKind};
 pub use mesh_nodes::{MeshNode, mesh_nodes};
 pub use refused::{Refused, refused};
+pub use role::sync_role;

@@ -2,14 +2,10 @@
 
 use clap::Args;
 use control::etcd_options::check_prefix;
+use control_core::roles::{self, Grant, Role};
 use etcd_schema::{Cluster, NodeId};
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
-use sync_core::{
-    ClusterKeys,
-    blocks::{self, keys_within},
-    mesh_nodes,
-};
+use sync_core::sync_role;
 use text::quote;
 
 use crate::{
@@ -49,25 +45,6 @@ pub(crate) struct EtcdRoles {
     /// the node starts. For one node only
     #[arg(long, value_name = "SUBNET-KEY")]
     subnet: Option<String>,
-}
-
-/// A role and what it may do.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Role {
-    name: String,
-    /// What it is for.
-    purpose: String,
-    grants: Vec<Grant>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Grant {
-    /// read, write or readwrite, as etcdctl has it.
-    permission: String,
-    key: String,
-    /// All keys that begin so, and not the one alone.
-    prefix: bool,
 }
 
 impl EtcdRoles {
@@ -111,49 +88,10 @@ impl EtcdRoles {
     }
 
     fn roles(&self, prefix: &str, nodes: &[NodeId], subnet: Option<&str>, cluster: Option<&Cluster>) -> Vec<Role> {
-        let grant = |permission: &str, key: &str, whole: bool| Grant {
-            permission: permission.to_owned(),
-            key: format!("{prefix}/{key}"),
-            prefix: whole,
-        };
-        let operator = self.operator.then(|| Role {
-            name: "meshd-operator".to_owned(),
-            purpose: "writes config, peers, policies and pods; removes nodes".to_owned(),
-            grants: vec![grant("readwrite", "", true)],
-        });
-        let reader = self.reader.then(|| Role {
-            name: "meshd-reader".to_owned(),
-            purpose: "reads everything, including pre-shared keys of external peers".to_owned(),
-            grants: vec![grant("read", "", true)],
-        });
-        let sync = cluster.map(|cluster| Role {
-            name: format!("meshd-sync-{cluster}"),
-            purpose: format!(
-                "meshd-sync of cluster {cluster}: writes its copy and its share of subnets, reads the nodes"
-            ),
-            grants: std::iter::once(grant("readwrite", ClusterKeys::new(cluster).root(), true))
-                .chain(mesh_nodes::LISTED.into_iter().chain(blocks::LISTED).map(|key| grant("read", key, true)))
-                .chain(self.network.iter().flat_map(keys_within).map(|key| grant("readwrite", &key, true)))
-                .collect(),
-        });
-        let nodes = nodes.iter().map(|id| {
-            let subnets = match subnet {
-                Some(subnet) => grant("readwrite", &format!("subnets/{subnet}"), false),
-                // A node does not know beforehand which one it will draw.
-                None => grant("readwrite", "subnets/", true),
-            };
-            Role {
-                name: format!("meshd-node-{id}"),
-                purpose: format!("node {id}: reads the mesh, writes its own records"),
-                grants: vec![
-                    grant("read", "", true),
-                    subnets,
-                    grant("readwrite", &format!("nodes/{id}"), false),
-                    grant("readwrite", &format!("alive/{id}"), false),
-                    grant("readwrite", &format!("endpoints/{id}/"), true),
-                ],
-            }
-        });
+        let operator = self.operator.then(|| roles::operator(prefix));
+        let reader = self.reader.then(|| roles::reader(prefix));
+        let sync = cluster.map(|cluster| sync_role(prefix, cluster, &self.network));
+        let nodes = nodes.iter().map(|id| roles::node(prefix, id, subnet));
         operator.into_iter().chain(reader).chain(sync).chain(nodes).collect()
     }
 }
@@ -164,7 +102,12 @@ fn commands(roles: &[Role]) -> String {
         text += &format!("# {}\netcdctl role add {}\n", role.purpose, role.name);
         for Grant { permission, key, prefix } in &role.grants {
             let prefix = if *prefix { "--prefix=true " } else { "" };
-            text += &format!("etcdctl role grant-permission {prefix}{} {permission} {}\n", role.name, quote(key));
+            text += &format!(
+                "etcdctl role grant-permission {prefix}{} {} {}\n",
+                role.name,
+                permission.as_str(),
+                quote(key)
+            );
         }
     }
     text += "# then create a user for each role; NAME is the CN of its certificate: etcdctl user add NAME \

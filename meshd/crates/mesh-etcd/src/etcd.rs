@@ -1,0 +1,229 @@
+//! Calls to the members.
+
+use std::{
+    future::Future,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use control_core::roles::{self, Role};
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, Identity, MemberAddOptions, Permission, TlsOptions,
+    Txn, TxnOp, UserAddOptions,
+};
+use etcd_schema::{Cluster, NetworkConfig};
+use tokio::time::timeout;
+
+use crate::{
+    certificates::{KeyedCertificate, NODE, ROOT},
+    plan::SeenMember,
+};
+
+/// How long a call may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Longer for what reads or writes all data.
+const LONG_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Reaches members with all rights.
+pub(crate) struct Members {
+    pub(crate) root: KeyedCertificate,
+    /// PEM.
+    pub(crate) authority: String,
+}
+
+/// What a look at the members brought.
+pub(crate) struct Look {
+    /// As etcd lists them; `None`: no majority answers.
+    pub(crate) members: Option<Vec<SeenMember>>,
+    /// Those that answer: URL and id, the leader last.
+    pub(crate) answering: Vec<(String, u64)>,
+}
+
+impl Members {
+    async fn client(&self, url: &str) -> anyhow::Result<Client> {
+        let identity = Identity::from_pem(&self.root.certificate, &self.root.key);
+        let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(&self.authority)).identity(identity);
+        let options = ConnectOptions::new().with_tls(tls).with_connect_timeout(DEADLINE);
+        within(DEADLINE, Client::connect([url], Some(options))).await
+    }
+
+    /// Asks all `urls`; those of one member may be among them more than once.
+    pub(crate) async fn look(&self, urls: &[String]) -> Look {
+        let mut look = Look { members: None, answering: Vec::new() };
+        let mut leader = 0;
+        for url in urls {
+            let asked = async {
+                let mut client = self.client(url).await?;
+                let status = within(DEADLINE, client.status()).await?;
+                Ok::<_, anyhow::Error>((client, status))
+            };
+            let (mut client, status) = match asked.await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tracing::debug!(url, error = format!("{error:#}"), "member does not answer");
+                    continue;
+                }
+            };
+            let Some(id) = status.header().map(etcd_client::ResponseHeader::member_id) else { continue };
+            if look.answering.iter().any(|(_, known)| *known == id) {
+                continue;
+            }
+            leader = status.leader();
+            look.answering.push((url.clone(), id));
+            if look.members.is_none()
+                && let Ok(list) = within(DEADLINE, client.member_list()).await
+            {
+                look.members = Some(list.members().iter().map(seen).collect());
+            }
+        }
+        look.answering.sort_by_key(|(_, id)| *id == leader);
+        for member in look.members.iter_mut().flatten() {
+            member.is_healthy = look.answering.iter().any(|(_, id)| *id == member.id);
+        }
+        look
+    }
+
+    /// Adds a learner.
+    pub(crate) async fn add(&self, url: &str, peer_urls: Vec<String>) -> anyhow::Result<()> {
+        let options = MemberAddOptions::new().with_is_learner();
+        let mut client = self.client(url).await?;
+        within(DEADLINE, client.member_add(peer_urls, Some(options))).await.map(drop)
+    }
+
+    /// Makes a learner a voting member; `false`: it does not have all data yet.
+    pub(crate) async fn promote(&self, url: &str, id: u64) -> anyhow::Result<bool> {
+        let mut client = self.client(url).await?;
+        match timeout(DEADLINE, client.member_promote(id)).await {
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(Error::GRpcStatus(status))) if status.message().contains("in sync") => Ok(false),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => bail!("no answer within {} s", DEADLINE.as_secs()),
+        }
+    }
+
+    pub(crate) async fn remove(&self, url: &str, id: u64) -> anyhow::Result<()> {
+        let mut client = self.client(url).await?;
+        within(DEADLINE, client.member_remove(id)).await.map(drop)
+    }
+
+    pub(crate) async fn update(&self, url: &str, id: u64, peer_urls: Vec<String>) -> anyhow::Result<()> {
+        let mut client = self.client(url).await?;
+        within(DEADLINE, client.member_update(id, peer_urls)).await.map(drop)
+    }
+
+    /// Puts `config` unless there is one, and returns the one in force.
+    pub(crate) async fn config(
+        &self,
+        url: &str,
+        prefix: &str,
+        config: Option<&NetworkConfig>,
+    ) -> anyhow::Result<Option<NetworkConfig>> {
+        let key = format!("{prefix}/config");
+        let mut client = self.client(url).await?;
+        if let Some(config) = config {
+            let absent = [Compare::create_revision(key.as_str(), CompareOp::Equal, 0)];
+            let put = [TxnOp::put(key.as_str(), config.to_json(), None)];
+            let done = within(DEADLINE, client.txn(Txn::new().when(absent).and_then(put))).await?;
+            if done.succeeded() {
+                tracing::info!(key, config = %String::from_utf8_lossy(&config.to_json()), "network put");
+            }
+        }
+        let found = within(DEADLINE, client.get(key.as_str(), None)).await?;
+        let Some(found) = found.kvs().first() else { return Ok(None) };
+        match NetworkConfig::parse(found.value()) {
+            Ok(config) => Ok(Some(config)),
+            Err(error) => bail!("{key} in etcd: {error}"),
+        }
+    }
+
+    /// Gives every user its role, and has etcd ask for them.
+    pub(crate) async fn users(
+        &self,
+        url: &str,
+        prefix: &str,
+        cluster: &Cluster,
+        config: Option<&NetworkConfig>,
+    ) -> anyhow::Result<()> {
+        let networks: Vec<_> = config.into_iter().flat_map(NetworkConfig::networks).collect();
+        let mut client = self.client(url).await?;
+        let sync = sync_core::sync_role(prefix, cluster, &networks);
+        self.user(&mut client, NODE, &roles::nodes(prefix)).await?;
+        self.user(&mut client, &sync.name.clone(), &sync).await?;
+        let root = Role { name: ROOT.to_owned(), purpose: String::new(), grants: Vec::new() };
+        self.user(&mut client, ROOT, &root).await?;
+        within(DEADLINE, client.auth_enable()).await.map(drop).context("users cannot be asked for")
+    }
+
+    async fn user(&self, client: &mut Client, name: &str, role: &Role) -> anyhow::Result<()> {
+        let context = || format!("user {name}");
+        let options = UserAddOptions::new().with_no_pwd();
+        unless_there(client.user_add(name, "", Some(options)).await).with_context(context)?;
+        if role.name != ROOT {
+            unless_there(client.role_add(role.name.as_str()).await).with_context(context)?;
+        }
+        for grant in &role.grants {
+            let permission = match grant.permission {
+                roles::Permission::Read => Permission::read(grant.key.as_str()),
+                roles::Permission::ReadWrite => Permission::read_write(grant.key.as_str()),
+            };
+            let permission = if grant.prefix { permission.with_prefix() } else { permission };
+            within(DEADLINE, client.role_grant_permission(role.name.as_str(), permission))
+                .await
+                .with_context(context)?;
+        }
+        within(DEADLINE, client.user_grant_role(name, role.name.as_str())).await.map(drop).with_context(context)
+    }
+
+    /// Gives space of the data file back to the disk. The member answers nothing meanwhile.
+    pub(crate) async fn defragment(&self, url: &str) -> anyhow::Result<()> {
+        let mut client = self.client(url).await?;
+        let status = within(DEADLINE, client.status()).await?;
+        // Twice the size of what it holds: not worth the pause before.
+        if status.db_size() < 2 * status.raft_used_db_size() {
+            return Ok(());
+        }
+        within(LONG_DEADLINE, client.defragment()).await.map(drop)
+    }
+
+    /// All data, as `etcdctl snapshot save` has it, piece by piece to `take`.
+    pub(crate) async fn snapshot(
+        &self,
+        url: &str,
+        mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut client = self.client(url).await?;
+        let begun = SystemTime::now();
+        let mut stream = within(DEADLINE, client.snapshot()).await?;
+        while let Some(piece) = within(LONG_DEADLINE, stream.message()).await? {
+            take(piece.blob())?;
+        }
+        tracing::info!(url, milliseconds = begun.elapsed().unwrap_or_default().as_millis(), "snapshot taken");
+        Ok(())
+    }
+}
+
+fn seen(member: &etcd_client::Member) -> SeenMember {
+    SeenMember {
+        id: member.id(),
+        name: member.name().to_owned(),
+        peer_urls: member.peer_urls().to_vec(),
+        is_learner: member.is_learner(),
+        is_healthy: false,
+    }
+}
+
+/// What was asked for is there already.
+fn unless_there<T>(answer: Result<T, Error>) -> anyhow::Result<()> {
+    match answer {
+        Ok(_) => Ok(()),
+        Err(Error::GRpcStatus(status)) if status.message().contains("already exists") => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T, Error>>) -> anyhow::Result<T> {
+    match timeout(deadline, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => bail!("no answer within {} s", deadline.as_secs()),
+    }
+}
