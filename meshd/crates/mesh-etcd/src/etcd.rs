@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use control_core::roles::{self, Role};
+use control_core::roles::{self, Grant, Role};
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, Identity, MemberAddOptions, Permission, TlsOptions,
     Txn, TxnOp, UserAddOptions,
@@ -90,7 +90,8 @@ impl Members {
         within(DEADLINE, client.member_add(peer_urls, Some(options))).await.map(drop)
     }
 
-    /// Makes a learner a voting member; `false`: it does not have all data yet.
+    /// Makes a learner a voting member; `false`: it does not have all data yet. Asks the leader: another member would pass the
+    /// request on without its user.
     pub(crate) async fn promote(&self, url: &str, id: u64) -> anyhow::Result<bool> {
         let mut client = self.client(url).await?;
         match timeout(DEADLINE, client.member_promote(id)).await {
@@ -154,22 +155,36 @@ impl Members {
         within(DEADLINE, client.auth_enable()).await.map(drop).context("users cannot be asked for")
     }
 
+    /// Writes only what is missing: each write makes etcd refuse the requests of all users that are under way.
     async fn user(&self, client: &mut Client, name: &str, role: &Role) -> anyhow::Result<()> {
         let context = || format!("user {name}");
-        let options = UserAddOptions::new().with_no_pwd();
-        unless_there(client.user_add(name, "", Some(options)).await).with_context(context)?;
         if role.name != ROOT {
-            unless_there(client.role_add(role.name.as_str()).await).with_context(context)?;
-        }
-        for grant in &role.grants {
-            let permission = match grant.permission {
-                roles::Permission::Read => Permission::read(grant.key.as_str()),
-                roles::Permission::ReadWrite => Permission::read_write(grant.key.as_str()),
+            let held = match client.role_get(role.name.as_str()).await {
+                Ok(found) => found.permissions(),
+                Err(Error::GRpcStatus(status)) if status.message().contains("not found") => {
+                    unless_there(client.role_add(role.name.as_str()).await).with_context(context)?;
+                    Vec::new()
+                }
+                Err(error) => return Err(error).with_context(context),
             };
-            let permission = if grant.prefix { permission.with_prefix() } else { permission };
-            within(DEADLINE, client.role_grant_permission(role.name.as_str(), permission))
-                .await
-                .with_context(context)?;
+            for permission in role.grants.iter().map(permission) {
+                if !held.iter().any(|it| same(it, &permission)) {
+                    let granted = client.role_grant_permission(role.name.as_str(), permission);
+                    within(DEADLINE, granted).await.with_context(context)?;
+                }
+            }
+        }
+        let roles = match client.user_get(name).await {
+            Ok(found) => found.roles().to_vec(),
+            Err(Error::GRpcStatus(status)) if status.message().contains("not found") => {
+                let options = UserAddOptions::new().with_no_pwd();
+                unless_there(client.user_add(name, "", Some(options)).await).with_context(context)?;
+                Vec::new()
+            }
+            Err(error) => return Err(error).with_context(context),
+        };
+        if roles.contains(&role.name) {
+            return Ok(());
         }
         within(DEADLINE, client.user_grant_role(name, role.name.as_str())).await.map(drop).with_context(context)
     }
@@ -210,6 +225,19 @@ fn seen(member: &etcd_client::Member) -> SeenMember {
         is_learner: member.is_learner(),
         is_healthy: false,
     }
+}
+
+fn permission(grant: &Grant) -> Permission {
+    let key = grant.key.as_str();
+    let permission = match grant.permission {
+        roles::Permission::Read => Permission::read(key),
+        roles::Permission::ReadWrite => Permission::read_write(key),
+    };
+    if grant.prefix { permission.with_prefix() } else { permission }
+}
+
+fn same(a: &Permission, b: &Permission) -> bool {
+    (a.get_type(), a.key(), a.is_prefix()) == (b.get_type(), b.key(), b.is_prefix())
 }
 
 /// What was asked for is there already.

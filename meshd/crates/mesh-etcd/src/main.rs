@@ -144,7 +144,7 @@ fn json(text: &str) -> Result<Value, String> {
 }
 
 impl SetupFlags {
-    fn options(self) -> setup::Options {
+    fn options(self, awaits_nodes: bool) -> setup::Options {
         setup::Options {
             kubeconfig: self.kubeconfig,
             namespace: self.namespace,
@@ -156,6 +156,7 @@ impl SetupFlags {
             cluster: self.cluster,
             config: self.config,
             patience: self.timeout,
+            awaits_nodes,
         }
     }
 }
@@ -202,12 +203,12 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Member(flags) => match member::start(&flags.options())? {},
         Command::Setup(flags) => {
-            runtime()?.block_on(setup::reconcile(&flags.options()))?;
+            runtime()?.block_on(setup::reconcile(&flags.options(true)))?;
             tracing::info!("etcd is set up");
             Ok(())
         }
         Command::Maintain { setup, snapshots, keep } => {
-            runtime()?.block_on(maintain::maintain(&setup.options(), &snapshots, keep))
+            runtime()?.block_on(maintain::maintain(&setup.options(false), &snapshots, keep))
         }
     }
 }

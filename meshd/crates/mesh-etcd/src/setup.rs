@@ -34,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) config: Option<Value>,
     /// How long to wait for what is not there yet.
     pub(crate) patience: Duration,
+    /// Whether to wait, too, for nodes that could run the members that are missing.
+    pub(crate) awaits_nodes: bool,
 }
 
 /// The members, as wanted.
@@ -71,6 +73,10 @@ pub(crate) async fn reconcile(options: &Options) -> anyhow::Result<Reconciled> {
         let step = next_step(&options.wanted, &seen, &format!("{:04x}", rand::random::<u16>()));
         let (waits_for, is_enough) = match &step {
             Step::Done(None) => return Ok(Reconciled { members, answering: look.answering }),
+            Step::Done(Some(said)) if !options.awaits_nodes => {
+                tracing::warn!("{said}");
+                return Ok(Reconciled { members, answering: look.answering });
+            }
             Step::Done(Some(said)) => (Some(said.clone()), true),
             Step::Await(said) => (Some(said.clone()), false),
             step => {
@@ -135,6 +141,7 @@ async fn carry_out(
     step: &Step,
 ) -> anyhow::Result<()> {
     let url = || look.answering.first().map(|(url, _)| url.as_str()).context("no member answers");
+    let leader = || look.answering.last().map(|(url, _)| url.as_str()).context("no member answers");
     tracing::info!(step = ?step, "step");
     match step {
         Step::Record(record) => {
@@ -149,7 +156,7 @@ async fn carry_out(
         }
         Step::Add { peer_urls } => members.add(url()?, peer_urls.clone()).await?,
         Step::Promote { id } => {
-            if !members.promote(url()?, *id).await? {
+            if !members.promote(leader()?, *id).await? {
                 sleep(PAUSE).await;
             }
         }
