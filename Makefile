@@ -96,4 +96,5 @@ cluster-programs: deps api-server
 
 api-server: deps
 	@scripts/install-kubernetes
+	@scripts/install-etcd
 	@scripts/install-kubernetes definitions

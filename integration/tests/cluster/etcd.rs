@@ -5,12 +5,11 @@ use serde_json::{Value, json};
 
 use crate::{
     SOON,
-    fixture::{Cluster, NODES, images, name},
+    fixture::{Cluster, NODES, RELEASE, images, name},
     policies::policy,
     workload::{PORT, pod},
 };
 
-const RELEASE: &str = "meshd";
 /// A key of this scenario's own, that no part of the mesh minds.
 const MARKER: &str = "/scenario";
 
@@ -73,8 +72,10 @@ fn the_chart_alone_brings_a_network_and_keeps_its_etcd() {
 
 fn install(cluster: &Cluster, members: usize, restore: &str) {
     let image = Cluster::image_values();
-    let values = format!(r#"{{{image}, "etcd": {{"members": {members}, "restore": "{restore}"}}}}"#);
-    cluster.install_release(RELEASE, &values);
+    let sites = r#"{"east": {"nodeSelector": {"topology.kubernetes.io/zone": "east"}},
+        "west": {"nodeSelector": {"topology.kubernetes.io/zone": "west"}}}"#;
+    let values = format!(r#"{{{image}, "sites": {sites}, "etcd": {{"members": {members}, "restore": "{restore}"}}}}"#);
+    cluster.install_release(&values);
 }
 
 #[track_caller]

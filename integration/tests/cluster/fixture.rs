@@ -28,8 +28,10 @@ pub(crate) const NAME: &str = "lab";
 const POD_NETWORK: &str = "10.244.0.0/16";
 pub(crate) const DNS: &str = "10.96.0.10";
 pub(crate) const NODES: [&str; 3] = ["east1", "east2", "west1"];
-/// Of the chart: one for each site.
-pub(crate) const RELEASES: [&str; 2] = ["meshd-east", "meshd-west"];
+/// Of the chart.
+pub(crate) const RELEASE: &str = "meshd";
+/// Of the daemons: one for each site.
+pub(crate) const DAEMON_SETS: [&str; 2] = ["meshd-east", "meshd-west"];
 
 /// A cluster that is ready for pods.
 pub(crate) struct Cluster {
@@ -104,27 +106,25 @@ impl Cluster {
         KubernetesNode::boot(host, &self.api, &options)
     }
 
-    /// Installs the chart's releases: as docs/kubernetes.md has it for two sites, meshd-sync with the first.
+    /// Installs the chart: as docs/kubernetes.md has it for two sites.
     fn install(&self) {
-        for (release, site) in RELEASES.into_iter().zip(["east", "west"]) {
-            let image = Self::image_values();
-            let values = format!(
-                r#"{{{image},
-                    "etcd": {{"endpoints": ["http://{CONTROL_PLANE}:2379"], "allowPlaintext": true}},
-                    "site": "{site}", "nodeSelector": {{"topology.kubernetes.io/zone": "{site}"}},
-                    "sync": {{"enabled": {}, "cluster": "{NAME}"}},
-                    "kubernetesServiceHost": "{CONTROL_PLANE}", "kubernetesServicePort": "6443"}}"#,
-                site == "east",
-            );
-            self.install_release(release, &values);
-        }
+        let sites = ["east", "west"]
+            .map(|site| format!(r#""{site}": {{"nodeSelector": {{"topology.kubernetes.io/zone": "{site}"}}}}"#));
+        let values = format!(
+            r#"{{{}, "etcd": {{"endpoints": ["http://{CONTROL_PLANE}:2379"], "allowPlaintext": true}},
+                "sites": {{{}}}, "sync": {{"cluster": "{NAME}"}},
+                "kubernetesServiceHost": "{CONTROL_PLANE}", "kubernetesServicePort": "6443"}}"#,
+            Self::image_values(),
+            sites.join(", "),
+        );
+        self.install_release(&values);
     }
 
-    /// Installs a release with these values, or upgrades it to them.
-    pub(crate) fn install_release(&self, release: &str, values: &str) {
-        let file = self.sites.lab.folder().join(format!("{release}.json"));
+    /// Installs the release with these values, or upgrades it to them.
+    pub(crate) fn install_release(&self, values: &str) {
+        let file = self.sites.lab.folder().join("values.json");
         fs::write(&file, values).unwrap();
-        self.helm(&["upgrade", "--install", release, &chart(), "-n", "kube-system", "-f", &file.to_string_lossy()]);
+        self.helm(&["upgrade", "--install", RELEASE, &chart(), "-n", "kube-system", "-f", &file.to_string_lossy()]);
     }
 
     /// The chart's values for the image of this build.
@@ -163,10 +163,10 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn await_nodes_ready(&self) {
         self.await_ready();
-        for release in RELEASES {
-            self.kubectl(&format!("-n kube-system rollout status ds/{release} --timeout=100s"));
+        for set in DAEMON_SETS {
+            self.kubectl(&format!("-n kube-system rollout status ds/{set} --timeout=100s"));
         }
-        self.kubectl("-n kube-system rollout status deployment/meshd-east-sync --timeout=100s");
+        self.kubectl("-n kube-system rollout status deployment/meshd-sync --timeout=100s");
     }
 
     /// Waits until all nodes are Ready.

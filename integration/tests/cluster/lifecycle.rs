@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     SOON,
-    fixture::{Cluster, IMAGE, NODES, RELEASES, images, name},
+    fixture::{Cluster, DAEMON_SETS, IMAGE, NODES, RELEASE, images, name},
     workload::{PORT, Probe, container, now, pod},
 };
 
@@ -82,11 +82,11 @@ fn an_upgrade_interrupts_traffic_for_moments_only() {
     let pairs = [("east1", "west1"), ("west1", "east2"), ("east1", "east2"), ("east2", "east2")];
     let probes = pairs.map(|(from, to)| cluster.probe("shop", from, &url(to)));
     let since = now();
-    for release in RELEASES {
-        cluster.kubectl(&format!("-n kube-system rollout restart ds/{release}"));
+    for set in DAEMON_SETS {
+        cluster.kubectl(&format!("-n kube-system rollout restart ds/{set}"));
     }
-    for release in RELEASES {
-        cluster.kubectl(&format!("-n kube-system rollout status ds/{release} --timeout=100s"));
+    for set in DAEMON_SETS {
+        cluster.kubectl(&format!("-n kube-system rollout status ds/{set} --timeout=100s"));
     }
     let until = now();
     for ((from, to), probe) in pairs.into_iter().zip(&probes) {
@@ -121,9 +121,7 @@ fn an_uninstall_leaves_no_pod_that_cannot_be_deleted() {
         });
     };
     gone("early");
-    for release in RELEASES {
-        cluster.helm(&["uninstall", release, "-n", "kube-system", "--wait"]);
-    }
+    cluster.helm(&["uninstall", RELEASE, "-n", "kube-system", "--wait"]);
     // The pods that are left keep the plugin from being removed, and the network from being cleaned up.
     let (cleanup, remove) = (
         "cleanup --state-dir /host/var/lib/meshd --run-dir /host/run/meshd",

@@ -12,6 +12,7 @@ mod conditions;
 mod copy;
 mod definition;
 mod enforced;
+mod etcd;
 mod leaders;
 
 use std::time::Duration;

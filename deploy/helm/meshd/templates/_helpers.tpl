@@ -2,16 +2,9 @@
 {{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
 {{- end }}
 
-{{- /* Whether this release brings an etcd: "true" or "". */}}
-{{- define "meshd.ownEtcd" -}}
-{{- if not (or .Values.etcd.endpoints .Values.etcd.of) }}true{{ end }}
-{{- end }}
-
-{{- /* Name of the etcd that a release of this chart brings, this one or another; "" with etcd.endpoints. */}}
+{{- /* Name of the etcd that this release brings; "" with etcd.endpoints. */}}
 {{- define "meshd.etcdName" -}}
-{{- if .Values.etcd.endpoints }}
-{{- if .Values.etcd.of }}{{ fail "give one of etcd.endpoints and etcd.of" }}{{ end }}
-{{- else }}{{ default .Release.Name .Values.etcd.of }}-etcd{{ end }}
+{{- if not .Values.etcd.endpoints }}{{ .Release.Name }}-etcd{{ end }}
 {{- end }}
 
 {{- define "meshd.cluster" -}}
@@ -71,7 +64,7 @@
       - secret: {name: {{ . }}-{{ $.user }}}
       - configMap: {name: {{ . }}, items: [{key: endpoints, path: endpoints}]}
 {{- else }}
-{{- with $root.Values.etcd.secretName }}
+{{- with ternary (default $root.Values.etcd.secretName $root.Values.etcd.syncSecretName) $root.Values.etcd.secretName (eq .user "sync") }}
 - {name: etcd, secret: {secretName: {{ . }}, defaultMode: 256}}
 {{- end }}
 {{- end }}

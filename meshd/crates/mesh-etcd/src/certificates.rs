@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use etcd_schema::Cluster;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
@@ -48,6 +49,11 @@ impl Subject {
     /// A client: a user of etcd.
     pub(crate) fn client(common_name: impl Into<String>) -> Self {
         Self { common_name: common_name.into(), names: BTreeSet::new() }
+    }
+
+    /// meshd-sync of a cluster.
+    pub(crate) fn sync(cluster: &Cluster) -> Self {
+        Self::client(format!("meshd-sync-{cluster}"))
     }
 
     /// All members together: clients reach them by address, each member reaches itself by loopback.

@@ -11,7 +11,7 @@ use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, Identity, MemberAddOptions, Permission, TlsOptions,
     Txn, TxnOp, UserAddOptions,
 };
-use etcd_schema::{Cluster, NetworkConfig};
+use etcd_schema::{Cluster, ClusterNetworks, NetworkConfig};
 use tokio::time::timeout;
 
 use crate::{
@@ -142,14 +142,19 @@ impl Members {
         &self,
         url: &str,
         prefix: &str,
-        cluster: &Cluster,
+        clusters: &[&Cluster],
         config: Option<&NetworkConfig>,
     ) -> anyhow::Result<()> {
-        let networks: Vec<_> = config.into_iter().flat_map(NetworkConfig::networks).collect();
         let mut client = self.client(url).await?;
-        let sync = sync_core::sync_role(prefix, cluster, &networks);
         self.user(&mut client, NODE, &roles::nodes(prefix)).await?;
-        self.user(&mut client, &sync.name.clone(), &sync).await?;
+        for cluster in clusters {
+            // One without networks of its own has those of no cluster.
+            let networks =
+                config.and_then(|config| config.of_cluster(cluster).or_else(|| config.of_cluster(&Cluster::default())));
+            let networks: Vec<_> = networks.into_iter().flat_map(ClusterNetworks::networks).collect();
+            let role = sync_core::sync_role(prefix, cluster, &networks);
+            self.user(&mut client, &role.name, &role).await?;
+        }
         let root = Role { name: ROOT.to_owned(), purpose: String::new(), grants: Vec::new() };
         self.user(&mut client, ROOT, &root).await?;
         within(DEADLINE, client.auth_enable()).await.map(drop).context("users cannot be asked for")

@@ -86,8 +86,11 @@ struct SetupFlags {
     #[arg(long, value_name = "NODE/FILE")]
     restore: Option<SnapshotName>,
     /// Name of this cluster in the mesh, for the user of meshd-sync
-    #[arg(long, env = "MESHD_CLUSTER", value_name = "NAME")]
+    #[arg(long, env = "MESHD_CLUSTER", value_name = "NAME", value_parser = cluster)]
     cluster: Cluster,
+    /// Names of other clusters of the mesh, for a user of meshd-sync each; their Secrets are NAME-sync-CLUSTER
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = cluster)]
+    other_clusters: Vec<Cluster>,
     /// Prefix of all keys of the mesh
     #[arg(long, env = "MESHD_ETCD_PREFIX", value_name = "PREFIX", default_value = "/meshd")]
     etcd_prefix: String,
@@ -139,6 +142,11 @@ fn members(text: &str) -> Result<usize, String> {
     }
 }
 
+fn cluster(text: &str) -> Result<Cluster, String> {
+    let cluster: Cluster = text.parse().map_err(|error: etcd_schema::Violations| error.to_string())?;
+    if cluster.is_flat() { Err("the name is empty".to_owned()) } else { Ok(cluster) }
+}
+
 fn json(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
 }
@@ -154,6 +162,7 @@ impl SetupFlags {
             names: self.san,
             prefix: self.etcd_prefix.trim_end_matches('/').to_owned(),
             cluster: self.cluster,
+            other_clusters: self.other_clusters,
             config: self.config,
             patience: self.timeout,
             awaits_nodes,
@@ -226,7 +235,9 @@ mod tests {
             EtcdCli::try_parse_from([&["meshd-etcd", "setup", "--cluster", "east"], more].concat()).is_ok()
         };
         assert!(setup(&[]) && setup(&["--members", "3", "--restore", "n1/x.db", "--config", "{}"]));
-        for wrong in [["--members", "2"], ["--restore", "x.db"], ["--config", "{"], ["--timeout", "soon"]] {
+        for wrong in
+            [["--members", "2"], ["--restore", "x.db"], ["--config", "{"], ["--timeout", "soon"], ["--cluster", ""]]
+        {
             assert!(!setup(&wrong), "{wrong:?}");
         }
     }

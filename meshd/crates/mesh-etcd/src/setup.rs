@@ -30,6 +30,7 @@ pub(crate) struct Options {
     pub(crate) names: Vec<String>,
     pub(crate) prefix: String,
     pub(crate) cluster: Cluster,
+    pub(crate) other_clusters: Vec<Cluster>,
     /// The mesh's `config`, put if there is none.
     pub(crate) config: Option<Value>,
     /// How long to wait for what is not there yet.
@@ -114,8 +115,10 @@ async fn certificates(objects: &Objects, options: &Options, nodes: &[FoundNode])
     let names = addresses.iter().map(ToString::to_string).chain(options.names.iter().cloned());
     objects.certificate(&authority, "server", &Subject::members(names)).await?;
     objects.certificate(&authority, "node", &Subject::client(NODE)).await?;
-    let sync = format!("meshd-sync-{}", options.cluster);
-    objects.certificate(&authority, "sync", &Subject::client(sync)).await?;
+    objects.certificate(&authority, "sync", &Subject::sync(&options.cluster)).await?;
+    for cluster in &options.other_clusters {
+        objects.certificate(&authority, &format!("sync-{cluster}"), &Subject::sync(cluster)).await?;
+    }
     let root = objects.certificate(&authority, "root", &Subject::client(ROOT)).await?;
     Ok(Members { root, authority: authority.certificate })
 }
@@ -178,7 +181,8 @@ async fn network_and_users(
         nodes.iter().flat_map(|node| node.pod_cidrs.iter().map(|cidr| (node.seen.name.as_str(), *cidr))).collect();
     let wanted = options.config.as_ref().map(|config| network(config, &pod_cidrs)).transpose()?;
     let config = members.config(url, &options.prefix, wanted.as_ref()).await?;
-    members.users(url, &options.prefix, &options.cluster, config.as_ref()).await
+    let clusters: Vec<&Cluster> = std::iter::once(&options.cluster).chain(&options.other_clusters).collect();
+    members.users(url, &options.prefix, &clusters, config.as_ref()).await
 }
 
 /// The `config` to put: subnets are Kubernetes' where it allocates podCIDRs, unless the value says otherwise.
@@ -186,6 +190,7 @@ fn network(config: &Value, pod_cidrs: &[(&str, IpNet)]) -> anyhow::Result<Networ
     let mut config = config.clone();
     if let Some(fields) = config.as_object_mut()
         && !fields.contains_key("Allocate")
+        && ["Network", "IPv6Network"].iter().any(|network| fields.contains_key(*network))
         && !pod_cidrs.is_empty()
     {
         fields.insert("Allocate".to_owned(), "kubernetes".into());
@@ -223,6 +228,8 @@ mod tests {
         assert!(!allocate(&config, &[]).unwrap().contains("kubernetes"));
         let own = json!({"Network": "10.42.0.0/16", "Allocate": "mesh"});
         assert!(!allocate(&own, &["10.1.0.0/24"]).unwrap().contains("kubernetes"), "as the value says");
+        let of_clusters = json!({"Networks": [{"cidr": "10.42.0.0/16", "cluster": "east"}]});
+        assert!(!allocate(&of_clusters, &["10.42.3.0/24"]).unwrap().contains("kubernetes"), "each entry says it");
         let error = allocate(&config, &["10.43.0.0/24"]).unwrap_err().to_string();
         assert!(error.contains("node n1 has podCIDR 10.43.0.0/24, outside of 10.42.0.0/16"), "{error}");
         let error = allocate(&json!({"Network": "x"}), &[]).unwrap_err().to_string();

@@ -65,7 +65,7 @@ pub fn print_error(text: &str) {
 }
 
 /// The crates that log by the level that is set; see the test that finds a missing one.
-const OWN_CRATES: [&str; 11] = [
+const OWN_CRATES: [&str; 12] = [
     "meshd",
     "api",
     "attachments",
@@ -73,6 +73,7 @@ const OWN_CRATES: [&str; 11] = [
     "control_core",
     "enforcement",
     "kernel",
+    "meshd_etcd",
     "prober",
     "program",
     "sync",
