@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use crate::SOON;
 
-/// What differs between the runs of a setup.
 const NO_RESTORE: &str = "";
+/// `config` as the chart has it.
+const NETWORK: &str = r#"{"Network": "10.42.0.0/16"}"#;
 
 struct Bed {
     api: KubernetesApi,
@@ -68,7 +69,7 @@ impl Bed {
     }
 
     fn maintain(&self) -> Output {
-        let args = self.command("maintain", NO_RESTORE, "{}");
+        let args = self.command("maintain", NO_RESTORE, NETWORK);
         let program = binary("meshd-etcd").to_string_lossy().into_owned();
         let command: Vec<&str> = std::iter::once(program.as_str()).chain(args.iter().map(String::as_str)).collect();
         self.host.run_with_input(&command, "")
@@ -156,7 +157,7 @@ fn programs() -> PathBuf {
 fn setup_brings_a_member_users_and_the_network_and_a_snapshot_brings_them_back() {
     let bed = Bed::start();
     // Setup may come before the first node.
-    let setup = bed.spawn_setup(NO_RESTORE, r#"{"Network": "10.42.0.0/16"}"#);
+    let setup = bed.spawn_setup(NO_RESTORE, NETWORK);
     setup.await_log("no node may run a member", SOON);
     bed.register("cp");
     bed.await_pod("cp-");
@@ -192,7 +193,7 @@ fn setup_brings_a_member_users_and_the_network_and_a_snapshot_brings_them_back()
     assert!(bed.etcdctl("root", &["put", "/meshd/peers/later", "{}"]).success());
 
     // The snapshot, in another member's folder; the pod is the DaemonSet's to restart.
-    let restore = bed.spawn_setup(&format!("cp/{file}"), "{}");
+    let restore = bed.spawn_setup(&format!("cp/{file}"), NETWORK);
     restore.await_log("step=Restart", SOON);
     drop(member);
     assert_ne!(bed.record(), first);

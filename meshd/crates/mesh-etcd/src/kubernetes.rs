@@ -24,12 +24,10 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::{
     certificates::{Authority, KeyedCertificate, Subject, serves},
     plan::SeenNode,
-    record::MembersRecord,
+    record::{MEMBER_LABEL, MembersRecord},
 };
 
-/// Label of the nodes with a member; the DaemonSet selects them.
-pub(crate) const MEMBER_LABEL: &str = "meshd.io/etcd";
-/// Its value.
+/// Value of the label of nodes with a member.
 const MEMBER: &str = "member";
 /// Key of the ConfigMap with the members.
 pub(crate) const RECORD_KEY: &str = "members";

@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use crate::record::{Folders, Member, MembersRecord, Ports};
+use crate::record::{Folders, MEMBER_LABEL, Member, MembersRecord, Ports};
 
 /// Where a member finds what it needs.
 pub(crate) struct Options {
@@ -33,7 +33,7 @@ pub(crate) enum StartError {
     #[error(
         "member {name} has joined, but its data is not in {folder}: put it back; with other members alive, take the label \
          {label} off node {node}, and the node becomes another member; else restore a snapshot",
-        label = crate::kubernetes::MEMBER_LABEL
+        label = MEMBER_LABEL
     )]
     DataLost { name: String, node: String, folder: PathBuf },
     #[error("cannot run {program}: {source}")]

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use crate::record::{Member, MembersRecord, Ports, SnapshotName, urls};
+use crate::record::{MEMBER_LABEL, Member, MembersRecord, Ports, SnapshotName, urls};
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -101,9 +101,7 @@ pub(crate) fn next_step(wanted: &Wanted, seen: &Seen, suffix: &str) -> Step {
     match (ailing, grows) {
         (Some(member), false) => Step::Done(Some(format!(
             "member {} on {} does not answer; if its data is lost, take the label {} off the node",
-            member.name,
-            member.node,
-            crate::kubernetes::MEMBER_LABEL
+            member.name, member.node, MEMBER_LABEL
         ))),
         (Some(member), true) => Step::Await(format!("member {} does not answer", member.name)),
         (None, false) => Step::Done(None),

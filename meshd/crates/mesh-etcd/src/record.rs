@@ -8,6 +8,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+/// Label of the nodes with a member; the DaemonSet selects them.
+pub(crate) const MEMBER_LABEL: &str = "meshd.io/etcd";
+
 /// All members. Written by `setup` and `maintain`, read by each member as it starts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
