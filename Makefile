@@ -49,6 +49,7 @@ lint: deps ## Format, lints, documentation, scripts
 	scripts/language
 	scripts/install-peers --lint
 	PATH="$$(realpath "$${CARGO_TARGET_DIR:-target}")/tools/bin:$$PATH" cargo deny --log-level error check bans licenses sources
+	scripts/chart --check
 	for script in scripts/* .ci/run $$(git ls-files "integration/*.sh"); do bash -n "$$script"; done
 
 fmt: ## Format the code
@@ -64,7 +65,7 @@ man: build ## Write manual pages and shell completions to target/man and target/
 		for shell in bash zsh fish; do release/$$tool completions $$shell >completions/$$tool.$$shell; done
 	done
 
-chart: ## Render deploy/kubernetes from the Helm chart and check both (builds helm: minutes)
+chart: ## Render deploy/kubernetes from the Helm chart and check both (builds helm once: minutes)
 	@scripts/chart
 
 kubernetes: cluster-programs ## Scenarios on a whole cluster in network namespaces (builds its programs once: minutes; NAME=… runs one)

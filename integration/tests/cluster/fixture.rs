@@ -222,8 +222,8 @@ fn chart() -> String {
 }
 
 fn helm() -> PathBuf {
-    // …/target/PROFILE/meshd
-    let helm = binary("meshd").ancestors().nth(2).unwrap().join("tools/bin/helm");
+    let script = Command::new(repository().join("scripts/install-helm")).arg("--path").output().unwrap();
+    let helm = PathBuf::from(String::from_utf8_lossy(&script.stdout).trim());
     assert!(helm.exists(), "helm is not built; run: scripts/install-helm");
     helm
 }

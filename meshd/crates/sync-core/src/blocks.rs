@@ -32,7 +32,7 @@ use mesh::{
 };
 use policy::objects::{KubernetesNode, Object, bind, read};
 
-pub use self::text::keys_within;
+pub(crate) use self::text::keys_within;
 use crate::{ClusterKeys, MeshNode, Now, Refused};
 
 /// How long a node without a Node object shows no sign of life before its blocks are free. `alive/ID` outlives a daemon

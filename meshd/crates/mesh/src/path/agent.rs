@@ -329,7 +329,7 @@ impl PathAgents {
             .collect()
     }
 
-    /// Whether [`Self::take_changed`] names peers.
+    /// Whether `take_changed` names peers.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         !self.changed.is_empty()

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 /// The beginnings of the keys below `subnets/` of all subnets inside `network`. For IPv4, no other subnet's key starts
 /// with them; for IPv6, those of a larger network may.
 #[must_use]
-pub fn keys_within(network: &IpNet) -> Vec<String> {
+pub(crate) fn keys_within(network: &IpNet) -> Vec<String> {
     match network.trunc() {
         IpNet::V4(net) => {
             let octets = net.addr().octets();
