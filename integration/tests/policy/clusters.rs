@@ -134,6 +134,17 @@ fn told(mesh: &Mesh) {
         let flows = east1.meshctl(&["flows"]).stdout;
         if flows.contains("west:shop/web") { Ok(()) } else { Err(flows) }
     });
+    // How far the copy of a cluster is.
+    let state = json!({"currentAt": 0, "counts": {"pods": 2}, "held": []});
+    mesh.etcd.put("/meshd/k8s/east/state", &state.to_string());
+    await_ok("status to show the copy", SOON, || {
+        let copies = east1.status()["copies"].clone();
+        let is_shown = copies[0]["cluster"] == "east" && copies[0]["objects"]["pods"] == 2;
+        if is_shown && copies[0]["ageSeconds"].as_u64() > Some(60) { Ok(()) } else { Err(copies.to_string()) }
+    });
+    let shown = east1.meshctl(&["status"]).stdout;
+    assert!(shown.contains("copy      cluster east: ") && shown.contains(" old, 2 pods"), "{shown}");
+    mesh.etcd.del("/meshd/k8s/east/state");
     // The same object flat is reported, with the command that deletes it.
     let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
     put(mesh, "east", "namespaces/shop", object.clone());

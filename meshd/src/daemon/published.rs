@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use api::{Check, Device, DevicePeer, Figures, Source};
@@ -230,6 +230,7 @@ impl Source for ApiState {
             state: state(&control, &in_force, degrading),
             problems: problems.iter().map(Into::into).collect(),
             policy: self.policy(),
+            copies: copies(&control),
             drops,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime: self.started.elapsed().as_secs(),
@@ -397,6 +398,18 @@ fn one_for_etcd(problems: &mut Vec<Problem>) {
         }
         None => problems[unreachable].cause.push_str("; the last known state stays in force"),
     }
+}
+
+/// Copies of Kubernetes clusters, with their age by the clock of this machine.
+fn copies(control: &ControlStatus) -> Vec<api_types::CopyStatus> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let copies = control.copies.iter().map(|(cluster, state)| api_types::CopyStatus {
+        cluster: cluster.to_string(),
+        age_seconds: now.saturating_sub(state.current_at),
+        objects: state.objects.clone(),
+        held: state.held,
+    });
+    copies.collect()
 }
 
 fn state(control: &ControlStatus, in_force: &NodeState, problems: bool) -> api_types::DaemonState {

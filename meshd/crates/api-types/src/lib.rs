@@ -11,6 +11,6 @@ pub use diagnosis::{Diagnosis, Echoed, Families, Finding, Layer, LayerKind, Ping
 pub use flow_sample::{FlowSample, SampledVerdict};
 pub use question::{Question, QuestionError};
 pub use status::{
-    DaemonState, DropCount, Etcd, EtcdAccepted, Explained, ExplainedEnd, Path, Peer, PeerCounts, Policy, PolicyStatus,
-    ReportedProblem, Route, ShownPolicy, Status,
+    CopyStatus, DaemonState, DropCount, Etcd, EtcdAccepted, Explained, ExplainedEnd, Path, Peer, PeerCounts, Policy,
+    PolicyStatus, ReportedProblem, Route, ShownPolicy, Status,
 };

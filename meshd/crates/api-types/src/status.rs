@@ -1,6 +1,9 @@
 //! Response types of the API. Fields may be added; they are never removed, and keep their meaning.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use mesh::backend::PathKind;
@@ -38,6 +41,9 @@ pub struct Status {
     /// How far policies are in force on this node.
     #[serde(default)]
     pub policy: PolicyStatus,
+    /// Copies of Kubernetes clusters in etcd.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<CopyStatus>,
     /// Packets dropped since the start, by reason; only reasons that occurred.
     pub drops: Vec<DropCount>,
     /// Version of the daemon.
@@ -45,6 +51,20 @@ pub struct Status {
     /// Seconds since the daemon started.
     #[serde(default)]
     pub uptime: u64,
+}
+
+/// How far `meshd-sync` has copied a Kubernetes cluster. Nothing fails closed by its age.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CopyStatus {
+    /// The cluster.
+    pub cluster: String,
+    /// Seconds since the copy was known to be complete, by the clocks of this node and of `meshd-sync`.
+    pub age_seconds: u64,
+    /// Objects of each kind, by its plural.
+    pub objects: BTreeMap<String, u64>,
+    /// Findings that wait for `meshctl sync confirm`.
+    pub held: usize,
 }
 
 /// Numbers of other nodes and external peers.

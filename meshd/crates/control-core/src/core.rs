@@ -7,7 +7,7 @@
 mod interface;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -82,6 +82,7 @@ impl ControlCore {
             holds_identity: false,
             problems: Vec::new(),
             no_kubernetes_objects: false,
+            copies: BTreeMap::new(),
             lists: 0,
             audit_differences: 0,
         };
@@ -400,6 +401,7 @@ impl ControlCore {
             holds_identity: self.membership.holds_identity(),
             problems: self.problems(now),
             no_kubernetes_objects: self.store.lists() > 0 && !self.kubernetes,
+            copies: self.store.copies().clone(),
             lists: self.store.lists(),
             audit_differences: self.store.audit_differences(),
         };

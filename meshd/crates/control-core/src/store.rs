@@ -11,6 +11,7 @@
 //!
 //! Two lists of the same content change nothing: records are compared by revision, lease and value.
 
+mod copies;
 mod duplicates;
 mod publish;
 mod reading;
@@ -22,10 +23,11 @@ use std::{
     time::Instant,
 };
 
-use etcd_schema::{Key, KeyError, KubernetesKey, NodeId, Reader, RecordClass, SubnetKey, SubnetLease};
+use etcd_schema::{Cluster, Key, KeyError, KubernetesKey, NodeId, Reader, RecordClass, SubnetKey, SubnetLease};
 use mesh::problem::Problem;
 use mesh::records::{Records, Revision};
 
+pub use self::copies::CopyState;
 use self::duplicates::Duplicates;
 pub(crate) use self::record::StoredKey;
 use super::{
@@ -59,6 +61,8 @@ pub struct Store {
     lists: u64,
     /// How often a key under `subnets/` was put or deleted.
     subnet_changes: u64,
+    /// Of Kubernetes clusters.
+    copies: BTreeMap<Cluster, CopyState>,
     audit_differences: u64,
     records: Arc<Records>,
     /// Inputs of policies that changed since they were last handed on.
@@ -360,6 +364,11 @@ impl Store {
         })
     }
 
+    /// How far the copies of Kubernetes clusters are.
+    pub(crate) const fn copies(&self) -> &BTreeMap<Cluster, CopyState> {
+        &self.copies
+    }
+
     /// Rises whenever [`subnets`](Self::subnets) may be others than before.
     pub(crate) const fn subnet_changes(&self) -> u64 {
         self.subnet_changes
@@ -473,6 +482,9 @@ impl Store {
     fn remove(&mut self, text: &str) -> Option<StoredKey> {
         let kept = self.keys.remove(text)?;
         self.duplicates.remove(kept.key.as_ref());
+        if let Some(Key::Kubernetes(cluster, KubernetesKey::State)) = &kept.key {
+            self.copies.remove(cluster);
+        }
         if let Some(count) = self.counts.of(kept.class()) {
             *count -= 1;
         }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use api::{Client, ClientError};
-use api_types::{DaemonState, DropCount, Path, Peer, PeerCounts, Route, Status};
+use api_types::{CopyStatus, DaemonState, DropCount, Path, Peer, PeerCounts, Route, Status};
 use etcd_schema::PeerName;
 
 use crate::{
@@ -81,14 +81,32 @@ pub(crate) fn status_text(status: &Status) -> String {
             counted(policy.pods, "pod", "pods"),
             policy.revision
         ),
+    ];
+    lines.extend(status.copies.iter().map(copy));
+    lines.extend([
         format!("drops     {}", drops(&status.drops)),
         format!("state     {}", toned(state_name(status.state), state_tone(status.state))),
-    ];
+    ]);
     for problem in &status.problems {
         lines.push(format!("problem   {}: {}", toned(&problem.code, Tone::Bad), problem.cause));
         lines.push(format!("  remedy  {}", problem.remedy));
     }
     lines.join("\n") + "\n"
+}
+
+/// One line on the copy of a cluster: `meshd-sync` writes its state every 10 s.
+fn copy(copy: &CopyStatus) -> String {
+    let age = format!("{} old", duration(copy.age_seconds));
+    let tone = if copy.age_seconds > 60 { Tone::Bad } else { Tone::Good };
+    let objects = copy.objects.iter().map(|(kind, count)| format!(", {count} {kind}"));
+    let held = match copy.held {
+        0 => String::new(),
+        held => {
+            let waiting = toned(&counted(held, "finding waits", "findings wait"), Tone::Bad);
+            format!("; {waiting} for meshctl sync confirm {}", copy.cluster)
+        }
+    };
+    format!("copy      cluster {}: {}{}{held}", copy.cluster, toned(&age, tone), objects.collect::<String>())
 }
 
 fn peer_counts(peers: &PeerCounts) -> String {
@@ -249,6 +267,19 @@ mod tests {
         let config = config_of(&Client::new(folder.path()), &"laptop".parse().expect("a name"));
         assert_eq!(config.expect("the third answer"), "[Interface]");
         daemon.join().expect("three requests");
+    }
+
+    #[test]
+    fn a_copy_shows_its_age_and_counts() {
+        let objects = BTreeMap::from([("networkpolicies".to_owned(), 3), ("pods".to_owned(), 120)]);
+        let mut east = CopyStatus { cluster: "east".to_owned(), age_seconds: 4, objects, held: 0 };
+        assert_eq!(copy(&east), "copy      cluster east: 4s old, 3 networkpolicies, 120 pods");
+        (east.age_seconds, east.held) = (3720, 1);
+        let said = copy(&east);
+        assert!(
+            said.contains("1h 2m old") && said.ends_with("1 finding waits for meshctl sync confirm east"),
+            "{said}"
+        );
     }
 
     fn route(dst: &str, path: Path, peer: &str) -> Route {

@@ -1,12 +1,12 @@
 //! Inputs, effects and initial state of the control plane's state machine.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use etcd_schema::SubnetKey;
+use etcd_schema::{Cluster, SubnetKey};
 use mesh::{
     problem::Problem,
     records::{Records, Revision},
@@ -17,7 +17,7 @@ use crate::{
     guard::Evidence,
     membership::{Call, CallAnswer, CallId, LocalFacts, Membership, MembershipState},
     objects::ObjectChanges,
-    store::{Accepted, Store},
+    store::{Accepted, CopyState, Store},
     types::{CallError, Committed, Entry, KeyListing, Transaction, WatchEvent},
 };
 
@@ -138,6 +138,8 @@ pub struct ControlStatus {
     pub problems: Vec<Problem>,
     /// Whether etcd was read, and has never had a Kubernetes object since the start.
     pub no_kubernetes_objects: bool,
+    /// How far the copies of Kubernetes clusters are.
+    pub copies: BTreeMap<Cluster, CopyState>,
     /// Lists read so far.
     pub lists: u64,
     /// Records that an audit found changed and the watch had not brought: a fault of etcd or of this program.

@@ -5,13 +5,13 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use etcd_schema::{Key, KeyError, Reader, RecordClass, Value, Violations};
+use etcd_schema::{Key, KeyError, KubernetesKey, Reader, RecordClass, Value, Violations};
 use mesh::problem::{Problem, ProblemCode};
 use mesh::records::{Records, Revision};
 use text::quote;
 
 use super::{
-    HistoryQuery, Store,
+    CopyState, HistoryQuery, Store,
     record::{Good, StoredKey, fingerprint},
     unknown_directory,
 };
@@ -47,6 +47,11 @@ impl Store {
             }
         };
         let before = self.remove(&text);
+        if let Some(Key::Kubernetes(cluster, KubernetesKey::State)) = &key
+            && let Some(state) = CopyState::parse(&entry.value)
+        {
+            self.copies.insert(cluster.clone(), state);
+        }
         let mut kept = StoredKey {
             create_revision: entry.create_revision,
             mod_revision: entry.mod_revision,

@@ -125,7 +125,7 @@ fn mesh(count: u8) -> Source {
 
 /// The IPv4 network of no cluster.
 fn ipv4(records: &Records) -> Option<ipnet::Ipv4Net> {
-    let networks = records.config.as_ref()?.value.of_cluster(&etcd_schema::Cluster::default())?.ipv4;
+    let networks = records.config.as_ref()?.value.of_cluster(&Cluster::default())?.ipv4;
     networks.map(|pool| pool.network)
 }
 
@@ -497,6 +497,25 @@ fn networks_of_clusters_come_beside_those_that_are_leased() {
         assert_eq!(store.records().config.as_ref().unwrap().value.networks().count(), 2, "{without}");
         assert!(!store.records().problems.is_empty(), "{without}");
     }
+}
+
+#[test]
+fn the_state_of_a_copy_is_known_as_long_as_it_is_there() {
+    let (mut source, now) = (mesh(1), Instant::now());
+    let mut store = listed(&source, now);
+    assert!(store.copies().is_empty());
+    let state = |current_at: u64| {
+        format!(r#"{{"uid": "u", "currentAt": {current_at}, "counts": {{"pods": 7}}, "held": [{{"token": "t"}}]}}"#)
+    };
+    store.changed(now, vec![source.put("k8s/east/state", &state(12)), source.put("k8s/west/state", "{}")]);
+    let east = "east".parse().unwrap();
+    let expected = CopyState { current_at: 12, objects: [("pods".to_owned(), 7)].into(), held: 1 };
+    assert_eq!(store.copies(), &[(east, expected)].into());
+    assert!(store.records().problems.is_empty(), "{:?}", store.records().problems);
+    store.changed(now, vec![source.put("k8s/east/state", &state(22))]);
+    assert_eq!(store.copies().values().next().unwrap().current_at, 22);
+    store.changed(now, vec![source.delete("k8s/east/state")]);
+    assert!(store.copies().is_empty());
 }
 
 #[test]

@@ -61,6 +61,7 @@ pub(crate) fn status(state: MembershipState, subnet: Option<SubnetKey>) -> Contr
         holds_identity: true,
         problems: Vec::new(),
         no_kubernetes_objects: false,
+        copies: Default::default(),
         lists: 1,
         audit_differences: 0,
     }
