@@ -84,6 +84,8 @@ pub enum Installed {
     Done,
     /// The binary is installed, but the daemon was not ready in time, and why.
     NotReady(String),
+    /// All is in place, but the runtime uses another configuration: why, and the remedy.
+    Unused(String),
 }
 
 /// Installs the plugin, or removes it.
@@ -117,9 +119,28 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
         None => {
             fs::create_dir_all(&flags.conf_dir).with_context(|| flags.conf_dir.display().to_string())?;
             write_if_other(&flags.conf_dir.join(CONFLIST), &own_conflist(flags))?;
+            if let Some(other) = earlier_configuration(&flags.conf_dir) {
+                let reason = "the container runtime uses it, and pods get no interface of meshd";
+                let remedy = "delete it, or name it with --chain";
+                let other = other.display();
+                return Ok(Installed::Unused(format!("{other} sorts before {CONFLIST}: {reason}; {remedy}")));
+            }
         }
     }
     Ok(Installed::Done)
+}
+
+/// A configuration that runtimes prefer to the plugin's own, unless it leads to that one, as those of Multus do.
+fn earlier_configuration(folder: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_earlier = |path: &PathBuf| {
+        let is_configuration =
+            path.extension().is_some_and(|kind| kind == "conflist" || kind == "conf" || kind == "json");
+        is_configuration && path.file_name().is_some_and(|name| name < CONFLIST)
+    };
+    let first = entries.map(|entry| entry.path()).filter(is_earlier).min()?;
+    let text = fs::read_to_string(&first).unwrap_or_default();
+    (!text.contains(PLUGIN) && !text.contains(CONFLIST)).then_some(first)
 }
 
 /// Installs the plugin and restores missing parts until SIGTERM or SIGINT. The plugin stays installed.
@@ -136,10 +157,11 @@ pub async fn keep_cni_installed(flags: InstallCniFlags) -> anyhow::Result<()> {
         let trouble = match install_cni(&flags) {
             Ok(Installed::Done) => String::new(),
             Ok(Installed::NotReady(reason)) => format!("daemon not ready: {reason}"),
+            Ok(Installed::Unused(reason)) => reason,
             Err(error) => with_causes(error.as_ref()),
         };
         if !trouble.is_empty() && trouble != told {
-            tracing::warn!(error = trouble, "cannot install the CNI plugin; retrying");
+            tracing::warn!(error = trouble, "CNI plugin not in use; retrying");
         }
         told = trouble;
         tokio::select! {
@@ -414,6 +436,22 @@ mod tests {
         fn list(&self, name: &str) -> Value {
             serde_json::from_str(&fs::read_to_string(self.dir.path().join(name)).unwrap()).unwrap()
         }
+    }
+
+    #[test]
+    fn a_configuration_that_comes_first_is_reported() {
+        let machine = machine();
+        machine.ready();
+        fs::create_dir(&machine.flags.conf_dir).unwrap();
+        let put = |name: &str, text: &str| fs::write(machine.flags.conf_dir.join(name), text).unwrap();
+        put("87-podman.conflist", "{}");
+        assert_eq!(install_cni(&machine.flags).unwrap(), Installed::Done);
+        put("05-other.conflist", r#"{"plugins": [{"type": "other"}]}"#);
+        let Installed::Unused(reason) = install_cni(&machine.flags).unwrap() else { panic!("it is not reported") };
+        assert!(reason.contains("05-other.conflist sorts before 10-meshd.conflist"), "{reason}");
+        assert!(machine.flags.conf_dir.join(CONFLIST).exists(), "it counts once the other one is gone");
+        put("00-multus.conf", r#"{"type": "multus", "clusterNetwork": "/etc/cni/net.d/10-meshd.conflist"}"#);
+        assert_eq!(install_cni(&machine.flags).unwrap(), Installed::Done);
     }
 
     #[test]

@@ -113,6 +113,10 @@ fn main() -> ExitCode {
             }
             match install_cni(&flags) {
                 Ok(Installed::Done) => Ok(RunOutcome::Done),
+                Ok(Installed::Unused(reason)) => {
+                    tracing::warn!(reason, "CNI configuration written, but not in use");
+                    Ok(RunOutcome::Done)
+                }
                 Ok(Installed::NotReady(reason)) => {
                     tracing::error!(reason, "daemon not ready; no configuration written");
                     return ExitCode::from(NOT_READY);
