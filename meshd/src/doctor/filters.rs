@@ -7,12 +7,9 @@ use std::{
 
 use api_types::{Finding, Severity};
 use ipnet::IpNet;
-use kernel::{
-    FirewallProgram, has_table,
-    nft::{ListedRuleset, ProbePacket, Taken, items},
-    owner,
-};
+use kernel::{FirewallProgram, has_table, owner};
 use mesh::problem::ProblemCode;
+use netfilter::{ListedRuleset, ProbePacket, Taken, items};
 use text::quote;
 
 /// How long a listing may take: every ruleset of the machine may be large.

@@ -17,7 +17,9 @@ use std::{
 
 use ipnet::IpNet;
 use mesh::kernel_state::Desired;
-use netfilter::is_identifier;
+use netfilter::{
+    AcceptedPrefixes, ListedRuleset, accepted, expressions, foreign_rules, is_identifier, items, table_of,
+};
 use serde_json::Value;
 use text::quote;
 
@@ -25,10 +27,7 @@ use super::{
     Options,
     change::KernelChange,
     failure::{Failure, FailureCause},
-    nft::{
-        AcceptedPrefixes, Element, ListedRuleset, Nft, NftSet, NftTableError, NftTransaction, accepted, expressions,
-        foreign_rules, items, run, table_of,
-    },
+    nft::{Element, Nft, NftSet, NftTableError, NftTransaction, run},
     observed::ObservedKernel,
     plan::KernelPlan,
 };

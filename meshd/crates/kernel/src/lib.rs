@@ -50,8 +50,8 @@ pub use foreign::{FirewallProgram, ForeignChain, ForeignDrop, ForeignEdit, Met, 
 pub use foreign::{has_table, owner};
 pub use netlink::{KernelLink, LinkAddress, MainRoute, OwnPorts, Rtnetlink, RtnetlinkError};
 pub use nft::{
-    BaseChain, Chain, Counter, Element, ListingError, Nft, NftBackend, NftRule, NftSet, NftTable, NftTableError,
-    NftTransaction, ObservedChain, ObservedSet, ObservedTable, SetKind, TableDiff,
+    BaseChain, Chain, Element, Nft, NftBackend, NftRule, NftSet, NftTable, NftTableError, NftTransaction, ObservedSet,
+    ObservedTable, SetKind, TableDiff,
 };
 pub use observed::{KernelRoute, KernelRule, NextHop, ObservedKernel, ObservedTun};
 pub use plan::{KernelPlan, plan};

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use netfilter::ListedRuleset;
 
 use super::foreign::ForeignChain;
-use super::nft::{ListedRuleset, ObservedTable};
+use super::nft::ObservedTable;
 use super::sysctl::Sysctls;
 
 /// The state that one pass compares with [`Desired`](mesh::kernel_state::Desired).

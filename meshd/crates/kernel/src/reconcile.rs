@@ -10,7 +10,7 @@ use mesh::{
     interface::InterfaceName,
     kernel_state::{Desired, Floor, OthersRules, SeenOthers},
 };
-use netfilter::{NftMonitor, TableChanges};
+use netfilter::{Counter, NftMonitor, TableChanges};
 use thiserror::Error;
 use tracing::{debug, info};
 
@@ -21,7 +21,7 @@ use super::{
     firewall,
     foreign::{self, Foreign, ForeignDrop, Met},
     netlink::{self, Rtnetlink, RtnetlinkError},
-    nft::{Counter, NftBackend as _, NftTableError, NftTransaction, ObservedTable},
+    nft::{NftBackend as _, NftTableError, NftTransaction, ObservedTable},
     observed::ObservedKernel,
     plan::{self, differing, plan, routes_after},
     policy_table, sysctl,

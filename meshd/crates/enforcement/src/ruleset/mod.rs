@@ -32,7 +32,7 @@ use std::{
     net::IpAddr,
 };
 
-use netfilter::{Generation, NftMonitor, TableChanges};
+use netfilter::{Generation, NftMonitor, TableChanges, TableListing};
 use policy::nft::{Ruleset, transactions};
 
 pub(super) use self::{
@@ -43,7 +43,7 @@ pub(super) use self::{
 };
 use self::{
     frame::{BASE_CHAINS, CLOSED, base, base_chains, closed},
-    nft::{TableListing, apply, list},
+    nft::{apply, list},
 };
 
 /// The tables `inet NAME` and `bridge NAME`, and their known state in the kernel.
@@ -114,7 +114,7 @@ impl RuleTable {
                     text.push_str(&emptied(&table, listing));
                 }
                 let change = transactions(&table, &Ruleset::default(), &mut ruleset);
-                let is_taken = |name: &String| listing.as_ref().is_some_and(|listing| listing.sets.contains(name));
+                let is_taken = |name: &String| listing.as_ref().is_some_and(|listing| listing.sets.contains_key(name));
                 if change.sets.is_empty() || ruleset.kernel_sets().any(|name| is_taken(&name)) {
                     text.push_str(&change.sets);
                 } else {
@@ -265,22 +265,22 @@ fn apply_and_look(text: &str, monitor: &mut NftMonitor) -> Result<TableActivity,
 
 /// Whether this has policy rules, not only the closing ones.
 fn is_open(listing: &TableListing) -> bool {
-    let filled = |chain: &str| listing.chains.get(chain).is_some_and(|rules| *rules > 0);
+    let filled = |chain: &str| listing.chains.get(chain).is_some_and(|chain| !chain.comments.is_empty());
     ["forward", "input", "refused_in", "refused_out"].into_iter().all(filled) && !listing.chains.contains_key(CLOSED)
 }
 
 /// Whether a table matches our rules by chains, numbers of rules, sets and maps.
 fn holds(listing: &TableListing, held: &InstalledRuleset) -> bool {
-    let rules = |chain: &str| listing.chains.get(chain).copied();
+    let rules = |chain: &str| listing.chains.get(chain).map(|chain| chain.comments.len());
     let base = base("x", &held.frame, false);
     BASE_CHAINS.iter().all(|(chain, _)| {
         let wanted = base.lines().filter(|line| line.starts_with(&format!("add rule x {chain} "))).count();
         rules(chain) == Some(wanted)
     }) && held.ruleset.kernel_chains().all(|(name, wanted)| rules(&name) == Some(wanted))
         && memo::rules(held.frame.audit).iter().all(|(name, wanted)| rules(name) == Some(wanted.len()))
-        && ["pods4", "pods6", "ends4", "ends6"].iter().all(|name| listing.sets.contains(*name))
-        && anti_spoof::set_names().all(|name| listing.sets.contains(name) || listing.maps.contains(name))
-        && memo::sets().chain(held.ruleset.kernel_sets()).all(|name| listing.sets.contains(&name))
+        && ["pods4", "pods6", "ends4", "ends6"].iter().all(|name| listing.sets.contains_key(*name))
+        && anti_spoof::set_names().all(|name| listing.sets.contains_key(name) || listing.maps.contains(name))
+        && memo::sets().chain(held.ruleset.kernel_sets()).all(|name| listing.sets.contains_key(&name))
         && held.ruleset.kernel_maps().all(|name| listing.maps.contains(&name))
 }
 
@@ -305,7 +305,7 @@ fn emptied(table: &str, listing: &TableListing) -> String {
     for chain in chains() {
         let _ = writeln!(out, "delete chain {table} {chain}");
     }
-    for set in &listing.sets {
+    for set in listing.sets.keys() {
         let _ = writeln!(out, "delete set {table} {set}");
     }
     out

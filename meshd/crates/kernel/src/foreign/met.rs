@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh::kernel_state::{Desired, RouteVia};
+use netfilter::{ListedRuleset, ProbePacket, Taken};
 use text::quote;
 
 use super::super::{
     Options, firewall,
-    nft::{ListedRuleset, ProbePacket, Taken},
     policy_table,
 };
 

@@ -3,17 +3,14 @@
 mod listing;
 mod process;
 mod table;
-mod walk;
 
-pub use listing::{AcceptedPrefixes, ForeignRules, ListingError, accepted, items};
-pub(crate) use listing::{foreign_rules, parse_table};
+pub(crate) use listing::parse_table;
 pub use process::run;
 pub use process::{Nft, NftTableError};
 pub use table::{
-    BaseChain, Chain, Counter, Element, NftRule, NftSet, NftTable, NftTransaction, ObservedChain, ObservedSet,
-    ObservedTable, SetKind, TableDiff,
+    BaseChain, Chain, Element, NftRule, NftSet, NftTable, NftTransaction, ObservedSet, ObservedTable, SetKind,
+    TableDiff,
 };
-pub use walk::{ListedRuleset, ProbePacket, Taken, expressions, table as table_of};
 
 use std::future::Future;
 

@@ -2,11 +2,11 @@
 
 use std::process::Output;
 
-use netfilter::{NftError, READ_DEADLINE, is_identifier};
+use netfilter::{ListingError, NftError, READ_DEADLINE, is_identifier};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
-use super::{NftBackend, NftTransaction, ObservedTable, listing::ListingError, parse_table};
+use super::{NftBackend, NftTransaction, ObservedTable, parse_table};
 
 /// Why a ruleset could not be read or written.
 #[derive(Debug, Error)]

@@ -15,7 +15,7 @@ use mesh::{
     interface::InterfaceName,
     kernel_state::{PrefixOn, PrefixVia},
 };
-use netfilter::is_identifier;
+use netfilter::{Counter, ListedChain, is_identifier};
 
 #[cfg(test)]
 mod tests;
@@ -93,7 +93,7 @@ pub struct BaseChain {
 }
 
 impl BaseChain {
-    /// As [`ObservedChain::base`] has it.
+    /// As [`ListedChain::base`] has it.
     fn observed(&self) -> (String, String, i32) {
         (self.kind.to_owned(), self.hook.to_owned(), self.priority)
     }
@@ -125,7 +125,7 @@ pub struct ObservedTable {
     /// Sets by name.
     pub sets: BTreeMap<String, ObservedSet>,
     /// Chains by name.
-    pub chains: BTreeMap<String, ObservedChain>,
+    pub chains: BTreeMap<String, ListedChain>,
     /// Named counters with packets and bytes.
     pub counters: BTreeMap<String, Counter>,
 }
@@ -137,26 +137,6 @@ pub struct ObservedSet {
     pub kind: Option<SetKind>,
     /// The elements; `None` if one could not be read: then the set is rewritten.
     pub elements: Option<BTreeSet<Element>>,
-}
-
-/// A chain as listed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ObservedChain {
-    /// Type, hook and priority of a base chain.
-    pub base: Option<(String, String, i32)>,
-    /// `drop` where someone changed the policy.
-    pub policy_drop: bool,
-    /// The comment of each rule.
-    pub comments: Vec<Option<String>>,
-}
-
-/// The values of a named counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counter {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes of those packets.
-    pub bytes: u64,
 }
 
 /// Commands that `nft -f -` applies as one: all or nothing.
@@ -241,7 +221,7 @@ impl NftTable {
     /// This table as the kernel reports it once created; its difference from it is empty.
     pub(crate) fn as_observed(&self) -> ObservedTable {
         let set = |set: &NftSet| ObservedSet { kind: Some(set.kind), elements: Some(set.elements.clone()) };
-        let chain = |chain: &Chain| ObservedChain {
+        let chain = |chain: &Chain| ListedChain {
             base: chain.base.as_ref().map(BaseChain::observed),
             policy_drop: false,
             comments: chain.rules.iter().map(|rule| Some(rule.comment())).collect(),
@@ -418,7 +398,7 @@ impl Chain {
         text
     }
 
-    fn diff(&self, table: &str, name: &str, observed: Option<&ObservedChain>, diff: &mut TableDiff) {
+    fn diff(&self, table: &str, name: &str, observed: Option<&ListedChain>, diff: &mut TableDiff) {
         let wanted: Vec<String> = self.rules.iter().map(NftRule::comment).collect();
         if let Some(observed) = observed {
             if observed.policy_drop {

@@ -1,11 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh::kernel_state::{Firewall, Floor, Forwarding, PeerRoute, ProbeRoute, Tun};
+use netfilter::ListedChain;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    nft::{NftRule, ObservedChain, ObservedSet, ObservedTable},
+    nft::{NftRule, ObservedSet, ObservedTable},
     observed::ObservedTun,
 };
 
@@ -67,7 +68,7 @@ fn listed(table: &crate::nft::NftTable) -> ObservedTable {
             .chains
             .iter()
             .map(|(name, chain)| {
-                let seen = ObservedChain {
+                let seen = ListedChain {
                     base: chain.base.as_ref().map(|b| (b.kind.to_owned(), b.hook.to_owned(), b.priority)),
                     policy_drop: false,
                     comments: chain.rules.iter().map(|r: &NftRule| Some(r.comment())).collect(),

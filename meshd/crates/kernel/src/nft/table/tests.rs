@@ -64,7 +64,7 @@ fn a_base_chain_is_rewritten_where_it_stands() {
     let observed = |rules: &Chain| ObservedTable {
         chains: BTreeMap::from([(
             "c".to_owned(),
-            ObservedChain {
+            ListedChain {
                 base: Some(("filter".to_owned(), "forward".to_owned(), 0)),
                 policy_drop: false,
                 comments: rules.rules.iter().map(|r| Some(r.comment())).collect(),
@@ -89,8 +89,8 @@ fn a_base_chain_is_rewritten_where_it_stands() {
 fn strange_names_are_never_written() {
     let observed = ObservedTable {
         chains: BTreeMap::from([
-            ("x; flush ruleset".to_owned(), ObservedChain::default()),
-            ("old".to_owned(), ObservedChain::default()),
+            ("x; flush ruleset".to_owned(), ListedChain::default()),
+            ("old".to_owned(), ListedChain::default()),
         ]),
         ..ObservedTable::default()
     };

@@ -1,6 +1,6 @@
 //! Follows a packet through nftables chains, by their listing: rule after rule, like the kernel, for one packet that
 //! begins a flow. If a condition is unreadable, there is no result. iptables rules have the same form: see
-//! `foreign/iptables.rs`.
+//! `foreign/iptables.rs` of `kernel`.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -106,12 +106,12 @@ impl ListedRuleset {
     }
 
     /// The chains at `hook`, before this priority, that give `packet` another mark.
-    pub(crate) fn remarking(&self, hook: &str, before: i64, packet: &ProbePacket, ours: &[&str]) -> Vec<Taken> {
+    pub fn remarking(&self, hook: &str, before: i64, packet: &ProbePacket, ours: &[&str]) -> Vec<Taken> {
         self.taking(&["filter", "route"], hook, packet, ours, Seeks::Marks { before })
     }
 
     /// The chains behind routing that give `packet` another source, but for those of the tables that are `ours`.
-    pub(crate) fn translating(&self, packet: &ProbePacket, ours: &[&str]) -> Vec<Taken> {
+    pub fn translating(&self, packet: &ProbePacket, ours: &[&str]) -> Vec<Taken> {
         self.taking(&["nat"], "postrouting", packet, ours, Seeks::Ends)
     }
 
@@ -206,7 +206,7 @@ fn targets(expression: &Value) -> Vec<&str> {
 }
 
 /// Where a rule jumps or goes to.
-pub(crate) fn target(expression: &Value) -> Option<&str> {
+fn target(expression: &Value) -> Option<&str> {
     expression.get("jump").or_else(|| expression.get("goto"))?["target"].as_str()
 }
 
