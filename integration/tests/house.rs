@@ -119,6 +119,67 @@ fn crates_name_only_those_below_them() {
     }
 }
 
+/// A module with content of its own is `x.rs`, and what is below it is in `x/`; unit tests are a module `tests`, the last
+/// item of their file; what a file imports from one crate, or from above itself, is one `use`.
+#[test]
+fn files_have_one_style() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let listed = Command::new("git").args(["ls-files", "-co", "--exclude-standard", "*.rs"]).current_dir(root).output();
+    let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
+    let mut found = Vec::new();
+    for file in listed.lines().filter(|file| root.join(file).is_file()) {
+        // Cargo takes any other file there for a benchmark.
+        if file.ends_with("/mod.rs") && !file.contains("/benches/") {
+            found.push(format!("{file}: is the file {}.rs", file.trim_end_matches("/mod.rs")));
+        }
+        let text = fs::read_to_string(root.join(file)).unwrap();
+        found.extend(twice_imported(&text).into_iter().map(|name| format!("{file}: one `use` of {name}")));
+        if tests_are_misplaced(&text) {
+            found.push(format!("{file}: tests are the last item, in a module `tests`"));
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn a_second_import_and_tests_in_the_middle_are_found() {
+    assert_eq!(twice_imported("use std::fs;\nuse a::b;\nuse std::{\n    io,\n};\npub use std::net;\n"), ["std"]);
+    assert!(twice_imported("use a::b;\n#[cfg(test)]\nuse a::c;\nmod tests {\n    use a::d;\n}\n").is_empty());
+    assert!(!tests_are_misplaced("fn f() {}\n\n#[cfg(test)]\nmod tests;\n"));
+    assert!(!tests_are_misplaced("fn f() {}\n#[cfg(test)]\nmod tests {\n    fn g() {}\n}\n"));
+    assert!(tests_are_misplaced("#[cfg(test)]\nmod tests {\n    fn g() {}\n}\n\nfn f() {}\n"));
+    assert!(tests_are_misplaced("fn f() {}\n#[cfg(test)]\nmod test {\n    fn g() {}\n}\n"));
+    assert!(tests_are_misplaced("#[cfg(test)]\nmod tests;\n\nfn f() {}\n"));
+}
+
+/// The crates, and `super` and `crate`, of which a file has two imports with the same visibility.
+fn twice_imported(text: &str) -> Vec<&str> {
+    let mut seen = BTreeSet::new();
+    let mut twice = Vec::new();
+    let mut before = "";
+    for line in text.lines() {
+        let (public, import) = line.split_once("use ").unwrap_or_default();
+        let root = import.split(&[':', ';'][..]).next().unwrap_or_default();
+        let is_import = !root.is_empty() && (public.is_empty() || public.starts_with("pub")) && import.contains("::");
+        if is_import && !before.starts_with("#[") && !seen.insert((public, root)) {
+            twice.push(root);
+        }
+        before = line;
+    }
+    twice
+}
+
+/// Whether a module of tests with content has another name, or the file goes on behind it or its declaration.
+fn tests_are_misplaced(text: &str) -> bool {
+    const DECLARED: &str = "#[cfg(test)]\nmod tests;\n";
+    let mut inline = text.split("#[cfg(test)]\nmod ").skip(1).filter_map(|tests| {
+        let (name, body) = tests.split_once(" {\n")?;
+        (!name.contains([';', '\n'])).then(|| (name, body.split_once("\n}\n").map_or("", |(_, behind)| behind)))
+    });
+    let misplaced = inline.any(|(name, behind)| name != "tests" || !behind.trim().is_empty());
+    misplaced || (text.contains(DECLARED) && !text.ends_with(DECLARED))
+}
+
 /// Modules of one folder that name each other in a circle: these are left. The list only shrinks.
 const CIRCLES: [&[&str]; 6] = [
     &["api::containers", "api::metrics", "api::server", "api::uapi"],

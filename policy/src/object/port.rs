@@ -4,9 +4,9 @@ use std::{fmt, sync::Arc};
 
 use packet::protocol;
 
-use super::violation::ObjectReport;
 use super::{
     reader::{At, describe},
+    violation::ObjectReport,
     violation::quoted,
 };
 

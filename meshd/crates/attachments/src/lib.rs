@@ -20,9 +20,6 @@ mod endpoints;
 mod files;
 mod sweep;
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -527,3 +524,6 @@ fn check_name(name: &AttachmentName) -> Result<(), AttachError> {
         Err(AttachError::BadName(name.clone()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,8 +13,10 @@ use etcd_schema::{
     config_change, config_conflicts, node_conflicts, peer_conflicts,
 };
 use ipnet::IpNet;
-use mesh::problem::{Problem, ProblemCode};
-use mesh::records::Record;
+use mesh::{
+    problem::{Problem, ProblemCode},
+    records::Record,
+};
 
 /// Longest configuration, as JSON, that a problem repeats.
 const MAX_REPEATED: usize = 4096;

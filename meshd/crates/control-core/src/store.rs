@@ -24,8 +24,10 @@ use std::{
 };
 
 use etcd_schema::{Cluster, Key, KeyError, KubernetesKey, NodeId, Reader, RecordClass, SubnetKey, SubnetLease};
-use mesh::problem::Problem;
-use mesh::records::{Records, Revision};
+use mesh::{
+    problem::Problem,
+    records::{Records, Revision},
+};
 
 pub use self::copies::CopyState;
 use self::duplicates::Duplicates;

@@ -20,7 +20,7 @@ mod shell;
 pub mod state_dir;
 mod watcher;
 
+pub use daemon::{Control, EtcdAcceptor, Options, start};
+
 #[cfg(test)]
 mod tests;
-
-pub use daemon::{Control, EtcdAcceptor, Options, start};

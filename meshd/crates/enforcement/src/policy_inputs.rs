@@ -3,8 +3,6 @@
 mod clusters;
 mod local_attachments;
 mod pending;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -527,3 +525,6 @@ fn rejoin(
     }
     attached.node = node;
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,10 +5,12 @@ use std::fmt;
 use ipnet::IpNet;
 use nix::net::if_::if_indextoname;
 
-use super::foreign::ForeignEdit;
-use super::nft::NftTransaction;
-use super::observed::{KernelRoute, KernelRule, NextHop};
-use super::sysctl::Setting;
+use super::{
+    foreign::ForeignEdit,
+    nft::NftTransaction,
+    observed::{KernelRoute, KernelRule, NextHop},
+    sysctl::Setting,
+};
 
 /// A step. Logs and `meshctl` show its `Display`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,13 +2,15 @@
 
 use thiserror::Error;
 
-use super::Kernel;
-use super::failure::{Failure, FailureCause};
-use super::foreign::{self, ForeignChain};
-use super::netlink::{self, Rtnetlink, RtnetlinkError};
-use super::nft::{NftBackend as _, NftTableError, NftTransaction};
-use super::plan::is_floor;
-use super::sysctl;
+use super::{
+    Kernel,
+    failure::{Failure, FailureCause},
+    foreign::{self, ForeignChain},
+    netlink::{self, Rtnetlink, RtnetlinkError},
+    nft::{NftBackend as _, NftTableError, NftTransaction},
+    plan::is_floor,
+    sysctl,
+};
 
 /// The result of a cleanup.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

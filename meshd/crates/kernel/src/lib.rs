@@ -32,8 +32,6 @@ mod reconcile;
 #[expect(unsafe_code, reason = "system calls")]
 mod sys;
 mod sysctl;
-#[cfg(test)]
-mod tests;
 mod underlay;
 pub mod watch;
 
@@ -46,8 +44,7 @@ pub use attached::AttachedRoutes;
 pub use change::KernelChange;
 pub use cleanup::{Cleanup, CleanupError};
 pub use failure::{Failure, FailureCause};
-pub use foreign::{FirewallProgram, ForeignChain, ForeignDrop, ForeignEdit, Met, RuleEffect};
-pub use foreign::{has_table, owner};
+pub use foreign::{FirewallProgram, ForeignChain, ForeignDrop, ForeignEdit, Met, RuleEffect, has_table, owner};
 pub use netlink::{KernelLink, LinkAddress, MainRoute, OwnPorts, Rtnetlink, RtnetlinkError};
 pub use nft::{
     BaseChain, Chain, Element, Nft, NftBackend, NftRule, NftSet, NftTable, NftTableError, NftTransaction, ObservedSet,
@@ -187,3 +184,6 @@ impl Kernel {
 pub fn policy_table(table_name: &str) -> String {
     format!("{table_name}_policy")
 }
+
+#[cfg(test)]
+mod tests;

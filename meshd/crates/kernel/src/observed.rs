@@ -1,15 +1,15 @@
 //! Our own state in the kernel, read before a plan.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use netfilter::ListedRuleset;
 
-use super::foreign::ForeignChain;
-use super::nft::ObservedTable;
-use super::sysctl::Sysctls;
+use super::{foreign::ForeignChain, nft::ObservedTable, sysctl::Sysctls};
 
 /// The state that one pass compares with [`Desired`](mesh::kernel_state::Desired).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -32,9 +32,6 @@ use super::{
     sysctl,
 };
 
-#[cfg(test)]
-mod tests;
-
 /// The metric of every route to a peer. Below the kernel's 256 and 1024 for IPv6, and unlikely to be another's: with
 /// destination and table it is the identity of a route.
 pub(crate) const ROUTE_METRIC: u32 = 158;
@@ -351,3 +348,6 @@ fn default_of(ipv4: bool) -> IpNet {
         Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0).into()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,8 @@
 //! System calls: unsafe code.
 
-use std::io;
-use std::os::fd::OwnedFd;
+use std::{io, os::fd::OwnedFd};
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::{io::Interest, io::unix::AsyncFd};
 
 /// Registers a descriptor for reading with the current runtime.
 pub(super) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {

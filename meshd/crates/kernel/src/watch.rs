@@ -4,27 +4,28 @@
 //! watch. The kernel's socket buffer is the bound: if it overruns, or the socket fails, the reader gets an event to
 //! check all state.
 
-use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::time::Duration;
-
-use netfilter::is_of_rules;
-use netfilter::nfnetlink::{
-    NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES, NFT_MSG_NEWGEN, NFTA_TABLE, attribute, messages, messages_from,
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    time::Duration,
 };
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+
+use netfilter::{
+    is_of_rules,
+    nfnetlink::{
+        NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES, NFT_MSG_NEWGEN, NFTA_TABLE, attribute, messages, messages_from,
+    },
+};
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+    },
 };
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
-use super::Kernel;
-use super::netlink::OwnPorts;
-use super::sys::readable;
-
-#[cfg(test)]
-mod tests;
+use super::{Kernel, netlink::OwnPorts, sys::readable};
 
 /// Kinds of changes since the last read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -294,3 +295,6 @@ fn netfilter_events(datagram: &[u8], table: &str, events: &mut KernelEvents) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,6 @@
 //! Interface names that are safe to print into a ruleset and to resolve under `/proc/sys`.
 
-use std::fmt;
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use thiserror::Error;
 

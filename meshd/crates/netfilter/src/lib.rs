@@ -10,8 +10,8 @@ mod walk;
 
 pub use generation::Generation;
 pub use listing::{
-    AcceptedPrefixes, Counter, ForeignRules, ListedChain, ListedSet, ListingError, TableListing, accepted, foreign_rules,
-    items, prefix,
+    AcceptedPrefixes, Counter, ForeignRules, ListedChain, ListedSet, ListingError, TableListing, accepted,
+    foreign_rules, items, prefix,
 };
 pub use monitor::{NftMonitor, TableChanges, is_of_rules};
 pub use process::{LOAD_DEADLINE, NftError, READ_DEADLINE, is_identifier, nft, run};

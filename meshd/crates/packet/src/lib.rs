@@ -13,9 +13,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-#[cfg(test)]
-mod tests;
-
 /// Most IPv6 extension headers that a packet may carry; more is refused. Senders use three or four.
 pub const MAX_EXTENSION_HEADERS: usize = 8;
 
@@ -382,3 +379,6 @@ fn transport(protocol: u8, icmp: u8, fragment: Fragment, payload: &[u8]) -> Resu
         _ => Ok(Transport::Unknown),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,8 +10,6 @@
 //! common is wrong, and a cluster whose nodes are all tainted schedules nothing.
 
 mod object;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -261,3 +259,6 @@ fn of(node: &MeshNode) -> Option<NetworkHealth> {
         (None, true) => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

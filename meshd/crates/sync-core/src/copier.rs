@@ -11,8 +11,6 @@ mod held;
 mod listing;
 mod notice;
 mod standoff;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -483,3 +481,6 @@ impl Copier {
         paths
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,9 +97,6 @@ mod tables;
 mod threads;
 mod vnet;
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     collections::HashMap,
     io,
@@ -538,3 +535,6 @@ impl Drop for Handle {
 fn open_tun(name: &str, switches: &Switches) -> Result<TunDevice, TunError> {
     TunDevice::open(name, switches).map_err(|source| TunError { name: name.into(), source })
 }
+
+#[cfg(test)]
+mod tests;

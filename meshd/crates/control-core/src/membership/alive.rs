@@ -11,8 +11,10 @@
 use std::time::{Duration, Instant};
 
 use etcd_schema::{Alive, Key, NodeId};
-use mesh::problem::{Problem, ProblemCode};
-use mesh::records::{LeaseId, Revision};
+use mesh::{
+    problem::{Problem, ProblemCode},
+    records::{LeaseId, Revision},
+};
 use rand::rngs::StdRng;
 
 use super::{ALIVE_TTL, Call, CallAnswer, CallId, Context, Flight};

@@ -4,8 +4,10 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use etcd_schema::{Key, NetworkConfig, RecordClass, SubnetKey, Value};
 use ipnet::{Ipv4Net, Ipv6Net};
-use mesh::problem::{Problem, ProblemCode};
-use mesh::records::{MAX_PROBLEMS, Record, Records, Retained};
+use mesh::{
+    problem::{Problem, ProblemCode},
+    records::{MAX_PROBLEMS, Record, Records, Retained},
+};
 use prefix_trie::PrefixSet;
 use text::quote;
 

@@ -6,8 +6,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use etcd_schema::{Key, KeyError, KubernetesKey, Reader, RecordClass, Value, Violations};
-use mesh::problem::{Problem, ProblemCode};
-use mesh::records::{Records, Revision};
+use mesh::{
+    problem::{Problem, ProblemCode},
+    records::{Records, Revision},
+};
 use text::quote;
 
 use super::{

@@ -3,8 +3,10 @@ mod evidence;
 use std::time::Duration;
 
 use etcd_schema::Violations;
-use mesh::problem::ProblemCode;
-use mesh::records::{LeaseId, MAX_PROBLEMS, Retained};
+use mesh::{
+    problem::ProblemCode,
+    records::{LeaseId, MAX_PROBLEMS, Retained},
+};
 use proptest::prelude::*;
 use serde_json::{Map, Value};
 

@@ -8,10 +8,7 @@ use mesh::kernel_state::{Desired, RouteVia};
 use netfilter::{ListedRuleset, ProbePacket, Taken};
 use text::quote;
 
-use super::super::{
-    Options, firewall,
-    policy_table,
-};
+use super::super::{Options, firewall, policy_table};
 
 /// The effect of another program's rule on mesh packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,9 +17,6 @@ use mesh::{
 };
 use netfilter::{Counter, ListedChain, is_identifier};
 
-#[cfg(test)]
-mod tests;
-
 /// A table that is to be: sets, chains and named counters.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NftTable {
@@ -452,3 +449,6 @@ fn outermost(prefixes: impl IntoIterator<Item = IpNet>) -> Vec<IpNet> {
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,9 @@
 //! Cleanup leaves none of our state, even if only parts of it were left.
 
-use super::namespace::{isolated, try_run};
-use super::*;
+use super::{
+    namespace::{isolated, try_run},
+    *,
+};
 
 fn nothing_left() {
     for line in

@@ -1,7 +1,9 @@
 //! A pass creates the state; a second one changes nothing; deleted objects are restored.
 
-use super::namespace::{isolated, try_run};
-use super::*;
+use super::{
+    namespace::{isolated, try_run},
+    *,
+};
 
 #[test]
 fn makes_everything_and_then_is_quiet() {

@@ -6,11 +6,15 @@
 //!                                                         10.244.3.5, fd42:244:0:3::5   a stranger's claim
 //! ```
 
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
 
-use super::namespace::{Host, isolated};
-use super::*;
+use super::{
+    namespace::{Host, isolated},
+    *,
+};
 
 struct Hosts {
     pod: Host,

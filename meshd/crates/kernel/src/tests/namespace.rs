@@ -1,9 +1,11 @@
 //! Threads in their own network namespace.
 
-use std::future::Future;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
+use std::{
+    future::Future,
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+};
 
 use nix::sched::{CloneFlags, unshare};
 

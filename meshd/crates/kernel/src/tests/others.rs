@@ -4,8 +4,10 @@ use std::process::Command;
 
 use mesh::kernel_state::SeenOthers;
 
-use super::namespace::{isolated, try_run};
-use super::*;
+use super::{
+    namespace::{isolated, try_run},
+    *,
+};
 
 #[test]
 fn others_routes_rules_and_tables_stay() {

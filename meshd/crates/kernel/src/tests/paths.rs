@@ -1,15 +1,16 @@
 //! A path change of a prefix is one atomic replace.
 
-use std::io::{BufRead as _, BufReader};
-use std::net::UdpSocket;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread;
-use std::time::Duration;
+use std::{
+    io::{BufRead as _, BufReader},
+    net::UdpSocket,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
 
-use super::namespace::isolated;
-use super::*;
+use super::{namespace::isolated, *};
 
 /// The ways that one prefix takes, one after the other, each change a different one.
 fn ways(via: &str, other: &str) -> Vec<RouteVia> {

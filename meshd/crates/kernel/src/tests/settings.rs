@@ -4,8 +4,10 @@ use std::net::SocketAddrV6;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::namespace::{Host, isolated};
-use super::*;
+use super::{
+    namespace::{Host, isolated},
+    *,
+};
 
 fn get(key: &str) -> String {
     run(&format!("sysctl -n {key}")).trim().to_owned()

@@ -1,7 +1,6 @@
 //! The interface of outer packets.
 
-use super::namespace::isolated;
-use super::*;
+use super::{namespace::isolated, *};
 
 #[test]
 fn auto_follows_the_default_route_of_each_family() {

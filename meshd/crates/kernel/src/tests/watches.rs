@@ -1,7 +1,6 @@
 //! Events about other programs' changes.
 
-use super::namespace::isolated;
-use super::*;
+use super::{namespace::isolated, *};
 
 /// Waits until `wanted` shows.
 async fn until(watch: &mut KernelWatch, mut wanted: impl FnMut(&KernelEvents) -> bool) {

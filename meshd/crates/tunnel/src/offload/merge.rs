@@ -14,9 +14,6 @@
 //! A packet that cannot join its flow's group ends the group and follows it, so that a flow is never reordered. Packets
 //! that are neither TCP nor UDP, or not understood, end all groups.
 
-#[cfg(test)]
-mod tests;
-
 use packet::{Fragment, Packet, Transport};
 
 use super::checksum::{finish, finish_nonzero, fold, pseudo_header, sum};
@@ -400,3 +397,6 @@ fn flow(packet: &Packet) -> Option<u32> {
     mixed = (mixed ^ mixed >> 32 ^ ends).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     Some((mixed >> 32) as u32)
 }
+
+#[cfg(test)]
+mod tests;

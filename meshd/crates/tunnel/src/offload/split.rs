@@ -5,9 +5,6 @@
 //! `__udp_gso_segment`, `inet_gso_segment`, `ipv6_gso_segment`): sequence numbers and IPv4 identifications increase,
 //! only the last segment has FIN and PSH, only the first has CWR, and all other fields are equal.
 
-#[cfg(test)]
-mod tests;
-
 use packet::{Packet, Transport};
 
 use super::checksum::{finish, finish_nonzero, pseudo_header, sum, word};
@@ -214,3 +211,6 @@ pub(in super::super) fn complete_checksum(bytes: &mut [u8], vnet: &Vnet) -> Resu
     bytes[field..field + 2].copy_from_slice(&checksum);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

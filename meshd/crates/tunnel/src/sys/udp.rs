@@ -1,8 +1,5 @@
 //! The UDP sockets, one per address family, and system calls for many datagrams at once.
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -12,12 +9,12 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::super::{
-    batch::{MAX_PACKET, Outgoing, Run},
-    inbound::Received,
-    offload::{Switches, switch::Switch},
-};
 use super::{
+    super::{
+        batch::{MAX_PACKET, Outgoing, Run},
+        inbound::Received,
+        offload::{Switches, switch::Switch},
+    },
     message::{CONTROL, ControlBuffer, read_address, read_beside, write_address, write_beside, zeroed},
     set_int, wait_writable,
 };
@@ -538,3 +535,6 @@ impl ReceiveBuffers {
         self.want = if bytes > count * LARGE { RECEIVE_LARGE } else { RECEIVE };
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,9 +5,6 @@ mod check;
 mod documents;
 mod offline;
 
-#[cfg(test)]
-mod tests;
-
 use std::{fmt::Write as _, io, path::Path, time::Instant};
 
 use policy::expect;
@@ -128,3 +125,6 @@ impl Tested {
         out
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,9 +25,6 @@ mod state;
 mod store;
 mod tuple;
 
-#[cfg(test)]
-mod tests;
-
 use std::time::Instant;
 
 use fragments::Fragments;
@@ -580,3 +577,6 @@ fn ticks(duration: std::time::Duration) -> u32 {
     let whole = u32::try_from(duration.as_secs()).unwrap_or(MOST).min(MOST / SECOND) * SECOND;
     whole + duration.subsec_nanos() / (1_000_000_000 / SECOND)
 }
+
+#[cfg(test)]
+mod tests;

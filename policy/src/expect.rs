@@ -20,9 +20,6 @@ mod packets;
 mod probe;
 mod store;
 
-#[cfg(test)]
-mod tests;
-
 use std::{fmt, time::Instant};
 
 use probe::Expectation;
@@ -184,3 +181,6 @@ fn list<'v>(object: &'v Value, name: &str) -> Result<&'v [Value], Problem> {
         Some(_) => Err(problem(name, "must be a list")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,7 +40,7 @@ use switch::Switch;
 const ROOT: &str = "/run/meshd-lab";
 /// Where `ip netns` looks for namespaces.
 const NETNS: &str = "/run/netns";
-const CLEAN: &str = include_str!("clean.sh");
+const CLEAN: &str = include_str!("lab/clean.sh");
 /// The reaper: `$0` is the script above, so that the two shells need no file.
 const REAP: &str = r#"cat >/dev/null; [ -e "$2/kept" ] || exec bash -c "$0" clean "$1" "$2""#;
 /// Beyond the indices that the kernel gives out by itself in a new namespace.

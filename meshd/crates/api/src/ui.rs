@@ -28,15 +28,15 @@ use super::{
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 /// The page itself, each part with its type.
 const PARTS: [(&str, &str, &str); 9] = [
-    ("/", "text/html; charset=utf-8", include_str!("page.html")),
-    ("/page.css", "text/css; charset=utf-8", include_str!("page.css")),
-    ("/details.js", SCRIPT, include_str!("details.js")),
-    ("/dom.js", SCRIPT, include_str!("dom.js")),
-    ("/links.js", SCRIPT, include_str!("links.js")),
-    ("/map.js", SCRIPT, include_str!("map.js")),
-    ("/page.js", SCRIPT, include_str!("page.js")),
-    ("/table.js", SCRIPT, include_str!("table.js")),
-    ("/view.js", SCRIPT, include_str!("view.js")),
+    ("/", "text/html; charset=utf-8", include_str!("ui/page.html")),
+    ("/page.css", "text/css; charset=utf-8", include_str!("ui/page.css")),
+    ("/details.js", SCRIPT, include_str!("ui/details.js")),
+    ("/dom.js", SCRIPT, include_str!("ui/dom.js")),
+    ("/links.js", SCRIPT, include_str!("ui/links.js")),
+    ("/map.js", SCRIPT, include_str!("ui/map.js")),
+    ("/page.js", SCRIPT, include_str!("ui/page.js")),
+    ("/table.js", SCRIPT, include_str!("ui/table.js")),
+    ("/view.js", SCRIPT, include_str!("ui/view.js")),
 ];
 
 /// Restrictions for the browser: no foreign content, nothing inline, no framing.

@@ -23,8 +23,6 @@ mod bridge;
 mod frame;
 mod memo;
 mod nft;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -310,3 +308,6 @@ fn emptied(table: &str, listing: &TableListing) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests;

@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_on_the_page_for_operators() {
-        let page = include_str!("../../../docs/etcd.md");
+        let page = include_str!("../../docs/etcd.md");
         for place in Key::directories().chain([Key::CONFIG]) {
             assert!(page.contains(&format!("`{place}")), "{place}");
         }

@@ -6,9 +6,6 @@
 
 mod range;
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -183,3 +180,6 @@ impl History {
         fresh.or_else(|| self.freed.values().copied().find(|address| set.contains(*address) && free(*address)))
     }
 }
+
+#[cfg(test)]
+mod tests;

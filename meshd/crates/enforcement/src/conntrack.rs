@@ -2,8 +2,6 @@
 
 mod forget;
 mod message;
-#[cfg(test)]
-mod tests;
 
 use std::{
     io,
@@ -101,3 +99,6 @@ impl Conntrack {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

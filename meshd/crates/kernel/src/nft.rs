@@ -5,8 +5,7 @@ mod process;
 mod table;
 
 pub(crate) use listing::parse_table;
-pub use process::run;
-pub use process::{Nft, NftTableError};
+pub use process::{Nft, NftTableError, run};
 pub use table::{
     BaseChain, Chain, Element, NftRule, NftSet, NftTable, NftTransaction, ObservedSet, ObservedTable, SetKind,
     TableDiff,
