@@ -19,7 +19,7 @@
 mod protocol;
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -31,6 +31,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     environment::AttachmentName,
     error::{CniError, Code},
+    http,
 };
 
 pub use protocol::{
@@ -55,7 +56,7 @@ const RESTARTS: u32 = 2;
 /// Between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest answer that is read.
-const MAX_ANSWER: u64 = 16 << 20;
+const MAX_ANSWER: usize = 16 << 20;
 
 /// Speaks to the daemon, one connection a request.
 #[derive(Debug, Clone)]
@@ -221,12 +222,7 @@ impl DaemonClient {
             Some(body) => serde_json::to_string(body).map_err(|error| DaemonError::Malformed(error.to_string()))?,
             None => String::new(),
         };
-        // HTTP/1.0: the answer ends with the connection and is never chunked.
-        let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: meshd\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        let (text, end) = (head + &body, Instant::now() + DEADLINE);
+        let (text, end) = (http::request(method, path, Some(&body)), Instant::now() + DEADLINE);
         let sent = self.send(&text);
         Ok(Asked { client: self, text, end, sent })
     }
@@ -239,15 +235,12 @@ impl DaemonClient {
     }
 
     fn receive(&self, mut stream: UnixStream, end: Instant) -> Result<String, DaemonError> {
-        let answer = read_until(&mut stream, end).map_err(|error| self.broken(error))?;
-        let answer = String::from_utf8(answer).map_err(|_| DaemonError::Malformed("no message".to_owned()))?;
-        let (head, body) =
-            answer.split_once("\r\n\r\n").ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))?;
-        let status = head.lines().next().unwrap_or_default();
-        match status.split(' ').nth(1) {
-            Some("200" | "204") => Ok(body.to_owned()),
-            _ => Err(serde_json::from_str(body)
-                .map_or_else(|_| DaemonError::Malformed(status.to_owned()), DaemonError::Refused)),
+        let answer = http::read_until(&mut stream, end, MAX_ANSWER).map_err(|error| self.broken(error))?;
+        let answer = http::parse(&answer).ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))?;
+        match answer.code {
+            "200" | "204" => Ok(answer.body.to_owned()),
+            _ => Err(serde_json::from_str(answer.body)
+                .map_or_else(|_| DaemonError::Malformed(answer.status.to_owned()), DaemonError::Refused)),
         }
     }
 
@@ -361,31 +354,9 @@ fn hung_up(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-/// Reads to the end of the stream, but not longer than until `end` nor more than [`MAX_ANSWER`].
-fn read_until(stream: &mut UnixStream, end: Instant) -> io::Result<Vec<u8>> {
-    let mut answer = Vec::new();
-    let mut buffer = [0; 8192];
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut buffer) {
-            Ok(0) => return Ok(answer),
-            Ok(read) => answer.extend_from_slice(&buffer[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-        if answer.len() as u64 > MAX_ANSWER {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::{io::Read as _, os::unix::net::UnixListener};
 
     use super::*;
 

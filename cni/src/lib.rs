@@ -20,6 +20,7 @@ pub mod delegate;
 pub mod environment;
 pub mod error;
 pub mod host_local;
+pub mod http;
 pub mod identity;
 pub mod interface;
 pub mod ipam;

@@ -1,21 +1,22 @@
 //! The client, for `meshctl`: one blocking request per connection.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use cni::http;
 use serde::de::DeserializeOwned;
 use text::printable;
 
-/// How long one read or write may take.
+/// How long a write may take, and an answer that depends on the daemon alone.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer may take that depends on others'. The daemon ends a connection after a minute.
 const SLOW: Duration = Duration::from_secs(58);
 /// Longest answer that is read; 5,000 peers need about 2 MB.
-const MAX_ANSWER: u64 = 64 << 20;
+const MAX_ANSWER: usize = 64 << 20;
 
 /// Speaks to the daemon's socket.
 #[derive(Debug, Clone)]
@@ -117,21 +118,17 @@ impl Client {
             _ => ClientError::Unreachable { socket: socket(), source },
         })?;
         let broken = |source| ClientError::Broken { socket: socket(), source };
-        stream.set_read_timeout(Some(patience)).map_err(broken)?;
         stream.set_write_timeout(Some(TIMEOUT)).map_err(broken)?;
-        // HTTP/1.0: the answer ends with the connection and is never chunked.
-        write!(stream, "{method} {path} HTTP/1.0\r\nHost: meshd\r\n\r\n").map_err(broken)?;
-        let mut answer = String::new();
-        stream.take(MAX_ANSWER).read_to_string(&mut answer).map_err(broken)?;
-        let (head, body) =
-            answer.split_once("\r\n\r\n").ok_or_else(|| ClientError::Malformed("no header".to_owned()))?;
-        let status = head.lines().next().unwrap_or_default();
-        match status.split(' ').nth(1) {
-            Some("200") => Ok(body.to_owned()),
-            Some("400") => Err(ClientError::Invalid(printable(body.trim_end()).into_owned())),
-            Some("403") => Err(ClientError::Denied(printable(body.trim_end()).into_owned())),
-            Some("404") => Err(ClientError::NotFound(printable(body.trim_end()).into_owned())),
-            _ => Err(ClientError::Malformed(printable(status).into_owned())),
+        stream.write_all(http::request(method, path, None).as_bytes()).map_err(broken)?;
+        let answer = http::read_until(&mut stream, Instant::now() + patience, MAX_ANSWER).map_err(broken)?;
+        let answer = http::parse(&answer).ok_or_else(|| ClientError::Malformed("no header".to_owned()))?;
+        let told = || printable(answer.body.trim_end()).into_owned();
+        match answer.code {
+            "200" => Ok(answer.body.to_owned()),
+            "400" => Err(ClientError::Invalid(told())),
+            "403" => Err(ClientError::Denied(told())),
+            "404" => Err(ClientError::NotFound(told())),
+            _ => Err(ClientError::Malformed(printable(answer.status).into_owned())),
         }
     }
 }
@@ -139,6 +136,7 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use std::{
+        io::Read as _,
         os::unix::{fs::symlink, net::UnixListener},
         thread,
     };

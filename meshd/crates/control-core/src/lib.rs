@@ -14,6 +14,8 @@ mod cache_schedule;
 mod config_rule;
 pub mod core;
 pub mod endpoints;
+#[cfg(any(test, feature = "testing"))]
+pub mod event_queue;
 pub mod guard;
 mod look_back;
 pub mod membership;

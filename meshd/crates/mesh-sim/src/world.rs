@@ -1,13 +1,14 @@
 //! The mesh, its etcd, its networks, and the order in which things happen.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use control_core::{
     core::{Effect, Input, SessionNumber},
+    event_queue::EventQueue,
     membership::{Call, CallAnswer, CallId},
     model::EtcdModel,
     types::{CallError, KeyListing, Transaction, WatchEvent, Write},
@@ -37,8 +38,7 @@ pub struct MeshSim {
     pub(crate) processes: Vec<Option<Process>>,
     /// When each process wants to be stepped.
     wakes: Vec<Option<Instant>>,
-    queue: BinaryHeap<ScheduledEvent>,
-    sequence: u64,
+    queue: EventQueue<What>,
     /// Calls may be lost or late.
     pub(crate) faults: bool,
     /// What etcd may be restored from.
@@ -68,29 +68,6 @@ pub(crate) struct PendingCall {
     session: SessionNumber,
 }
 
-struct ScheduledEvent {
-    at: Instant,
-    sequence: u64,
-    what: What,
-}
-
-impl PartialEq for ScheduledEvent {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.sequence) == (other.at, other.sequence)
-    }
-}
-impl Eq for ScheduledEvent {}
-impl PartialOrd for ScheduledEvent {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for ScheduledEvent {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (other.at, other.sequence).cmp(&(self.at, self.sequence))
-    }
-}
-
 impl MeshSim {
     /// A mesh of so many nodes, all of them off, on up to eight underlay networks.
     #[must_use]
@@ -107,8 +84,7 @@ impl MeshSim {
             processes: machines.iter().map(|_| None).collect(),
             wakes: vec![None; machines.len()],
             machines,
-            queue: BinaryHeap::new(),
-            sequence: 0,
+            queue: EventQueue::default(),
             faults: false,
             backups: Vec::new(),
             history: EtcdHistory::default(),
@@ -119,8 +95,7 @@ impl MeshSim {
     }
 
     pub(crate) fn at(&mut self, after: Duration, what: What) {
-        self.sequence += 1;
-        self.queue.push(ScheduledEvent { at: self.now + after, sequence: self.sequence, what });
+        self.queue.put(self.now + after, what);
     }
 
     pub(crate) fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
@@ -147,16 +122,15 @@ impl MeshSim {
         for turn in 0.. {
             assert!(turn < 5_000_000, "seed {}: never comes to rest", self.seed);
             let wakes = self.wakes.iter().flatten().copied();
-            let next = wakes.chain(self.queue.peek().map(|due| due.at)).chain(self.etcd.next_expiry()).chain([end]);
+            let next = wakes.chain(self.queue.next_time()).chain(self.etcd.next_expiry()).chain([end]);
             self.now = self.now.max(next.min().unwrap());
             if self.now >= end {
                 return;
             }
             self.etcd.expire(self.now);
             self.etcd_changed(false);
-            while self.queue.peek().is_some_and(|due| due.at <= self.now) {
-                let due = self.queue.pop().unwrap();
-                self.happen(due.what);
+            while let Some(what) = self.queue.take_due(self.now) {
+                self.happen(what);
             }
             for node in 0..self.machines.len() {
                 if self.wakes[node].is_some_and(|at| at <= self.now) {
@@ -483,13 +457,8 @@ impl MeshSim {
     pub(crate) fn restore(&mut self, backup: &EtcdModel) {
         self.etcd.restore(backup, self.now);
         self.history.restored(&self.etcd);
-        let (calls, others) = std::mem::take(&mut self.queue)
-            .into_iter()
-            .partition::<Vec<_>, _>(|due| matches!(due.what, What::Arrive { .. }));
-        self.queue = others.into();
-        for due in calls {
-            if let What::Arrive { node, process, call: PendingCall { id, call, session }, lost_answer: false } =
-                due.what
+        for arrival in self.queue.take_out(|what| matches!(what, What::Arrive { .. })) {
+            if let What::Arrive { node, process, call: PendingCall { id, call, session }, lost_answer: false } = arrival
             {
                 let input = Box::new(Input::Answer(id, lost(&call), session));
                 self.at(Duration::ZERO, What::Take { node, process, input });

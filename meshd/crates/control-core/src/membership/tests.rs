@@ -2,7 +2,7 @@
 //! leases, and keys deleted by an operator. No clock, no threads: a failing seed is reproducible.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
 use crate::{
+    event_queue::EventQueue,
     model::EtcdModel,
     types::{Entry, KeyListing, WatchEvent, Write},
 };
@@ -37,8 +38,7 @@ struct Sim {
     start: Instant,
     etcd: EtcdModel,
     nodes: Vec<Node>,
-    queue: BinaryHeap<Due>,
-    sequence: u64,
+    queue: EventQueue<What>,
     /// Calls may be lost or late.
     faults: bool,
     reservations: BTreeSet<String>,
@@ -82,29 +82,6 @@ enum What {
     Start { node: usize },
 }
 
-struct Due {
-    at: Instant,
-    sequence: u64,
-    what: What,
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.sequence) == (other.at, other.sequence)
-    }
-}
-impl Eq for Due {}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (other.at, other.sequence).cmp(&(self.at, self.sequence))
-    }
-}
-
 pub(crate) fn facts(number: u8) -> LocalFacts {
     LocalFacts {
         name: format!("node-{number}").parse().unwrap(),
@@ -142,8 +119,7 @@ impl Sim {
             start,
             etcd: EtcdModel::new(),
             nodes: Vec::new(),
-            queue: BinaryHeap::new(),
-            sequence: 0,
+            queue: EventQueue::default(),
             faults: false,
             reservations: BTreeSet::new(),
             owners: BTreeMap::new(),
@@ -175,8 +151,7 @@ impl Sim {
     }
 
     fn at(&mut self, after: Duration, what: What) {
-        self.sequence += 1;
-        self.queue.push(Due { at: self.now + after, sequence: self.sequence, what });
+        self.queue.put(self.now + after, what);
     }
 
     fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
@@ -394,12 +369,8 @@ impl Sim {
                 self.owners.insert(key.clone(), SubnetLease::parse(&entry.value).ok().and_then(|lease| lease.node));
             }
         }
-        let (calls, others) = std::mem::take(&mut self.queue)
-            .into_iter()
-            .partition::<Vec<_>, _>(|due| matches!(due.what, What::Arrive { .. }));
-        self.queue = others.into();
-        for call in calls {
-            if let What::Arrive { node, process, call, what, lost_answer: false } = call.what {
+        for arrival in self.queue.take_out(|what| matches!(what, What::Arrive { .. })) {
+            if let What::Arrive { node, process, call, what, lost_answer: false } = arrival {
                 let answer = lost(&what);
                 self.at(Duration::ZERO, What::Answer { node, process, call, answer });
             }
@@ -470,7 +441,7 @@ impl Sim {
                 .nodes
                 .iter()
                 .filter_map(|node| node.wakes_at)
-                .chain(self.queue.peek().map(|due| due.at))
+                .chain(self.queue.next_time())
                 .chain(self.etcd.next_expiry())
                 .chain([end])
                 .min()
@@ -481,9 +452,8 @@ impl Sim {
             }
             self.etcd.expire(self.now);
             self.changed(false);
-            while self.queue.peek().is_some_and(|due| due.at <= self.now) {
-                let due = self.queue.pop().unwrap();
-                self.happen(due.what);
+            while let Some(what) = self.queue.take_due(self.now) {
+                self.happen(what);
             }
             for node in 0..self.nodes.len() {
                 if self.nodes[node].wakes_at.is_some_and(|at| at <= self.now) {
@@ -680,8 +650,8 @@ fn what_was_answered_and_is_lost_is_written_again() {
 
 /// The transaction that takes a subnet, once it is under way; its key and lease.
 fn take_under_way(sim: &Sim) -> Option<(Transaction, String, LeaseId)> {
-    sim.queue.iter().find_map(|due| {
-        let What::Arrive { what: Call::Transact(transaction), .. } = &due.what else { return None };
+    sim.queue.events().find_map(|event| {
+        let What::Arrive { what: Call::Transact(transaction), .. } = event else { return None };
         transaction.writes.iter().find_map(|write| match write {
             Write::Put { key, lease: Some(lease), .. } if key.starts_with("subnets/") => {
                 Some((transaction.clone(), key.clone(), *lease))
