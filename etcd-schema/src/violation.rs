@@ -81,6 +81,18 @@ impl Report {
         });
     }
 
+    /// Number of violations so far, to see whether a part added any.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.named.len() + self.unnamed
+    }
+
+    /// The violations, if any.
+    #[must_use]
+    pub fn into_violations(self) -> Option<Violations> {
+        self.finish(Some(())).err()
+    }
+
     /// `value` when nothing was noted and there is one.
     ///
     /// # Errors

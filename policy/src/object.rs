@@ -13,7 +13,6 @@ mod pod;
 mod port;
 mod reader;
 mod selector;
-mod violation;
 
 pub use block::{Block, BlockError};
 pub(crate) use cluster_policy::CLUSTER_POLICY_VERSIONS;
@@ -25,4 +24,3 @@ pub use pod::{NamedPort, PodObject, namespace_from, pod_from};
 pub use port::{PortMatch, Ports, Protocol};
 pub use selector::{Requirement, Selector, Test, Truth};
 pub(crate) use selector::{is_namespace_name, is_object_name};
-pub use violation::{ObjectViolation, ObjectViolations};

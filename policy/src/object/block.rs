@@ -5,12 +5,10 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
+use etcd_schema::reading::{Report, quoted};
 use ipnet::IpNet;
 
-use super::{
-    reader::ObjectFields,
-    violation::{ObjectReport, quoted},
-};
+use super::reader::ObjectFields;
 
 /// A block of addresses with holes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,7 +110,7 @@ const fn is_mapped(address: Ipv6Addr) -> bool {
 
 /// Reads an `ipBlock`. `escaped` is set if an exception is outside the block, which is refused although its meaning is
 /// clear.
-pub(super) fn read(fields: &ObjectFields<'_>, report: &mut ObjectReport, escaped: &mut usize) -> Option<Block> {
+pub(super) fn read(fields: &ObjectFields<'_>, report: &mut Report, escaped: &mut usize) -> Option<Block> {
     fields.only(&["cidr", "except"], report);
     let cidr = match fields.get("cidr") {
         Some(at) => at.text(report).and_then(|text| lenient_cidr(&at.path, text, report)),
@@ -137,11 +135,11 @@ pub(super) fn read(fields: &ObjectFields<'_>, report: &mut ObjectReport, escaped
 }
 
 /// The block that `text` at `path` names; a mistake is noted.
-pub(super) fn cidr(path: &str, text: &str, report: &mut ObjectReport) -> Option<IpNet> {
+pub(super) fn cidr(path: &str, text: &str, report: &mut Report) -> Option<IpNet> {
     parse_cidr(text).map_err(|error| report.add(path, quoted(text), error.to_string())).ok()
 }
 
 /// The same of a NetworkPolicy.
-fn lenient_cidr(path: &str, text: &str, report: &mut ObjectReport) -> Option<IpNet> {
+fn lenient_cidr(path: &str, text: &str, report: &mut Report) -> Option<IpNet> {
     parse_lenient_cidr(text).map_err(|error| report.add(path, quoted(text), error.to_string())).ok()
 }

@@ -6,15 +6,18 @@
 
 use std::fmt;
 
+use etcd_schema::{
+    Violations,
+    reading::{Report, describe, quoted},
+};
 use serde_json::Value;
 
 use super::{
     block,
     block::Block,
     port::{self, PortMatch, Ports, Protocol},
-    reader::{At, ObjectFields, describe},
+    reader::{At, ObjectFields},
     selector::{self, Selector},
-    violation::{ObjectReport, ObjectViolations, quoted},
 };
 
 /// The versions that are read.
@@ -106,7 +109,7 @@ pub enum ClusterPeer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidClusterPolicy {
     /// What is wrong.
-    pub violations: ObjectViolations,
+    pub violations: Violations,
     /// A reading that allows nothing that the policy might mean to refuse: what is left of it without an earlier version
     /// to keep. `None` where not even its subject could be read.
     pub fail_closed: Option<ClusterPolicy>,
@@ -126,14 +129,14 @@ impl ClusterPolicy {
     /// # Errors
     /// All that the API server would refuse, and what is not known.
     pub fn parse(spec: &Value) -> Result<Self, InvalidClusterPolicy> {
-        let mut report = ObjectReport::default();
+        let mut report = Report::default();
         let root = At { path: "spec".into(), value: spec };
         let policy = root.object(&mut report).and_then(|fields| read_policy(&fields, &mut report));
         match (report.into_violations(), policy) {
             (None, Some(policy)) => Ok(policy),
             (Some(violations), fail_closed) => Err(InvalidClusterPolicy { violations, fail_closed }),
             (None, None) => Err(InvalidClusterPolicy {
-                violations: ObjectViolations::one("spec", "unreadable", "rewrite it"),
+                violations: Violations::one("spec", "unreadable", "rewrite it"),
                 fail_closed: None,
             }),
         }
@@ -152,7 +155,7 @@ impl ClusterPolicy {
 }
 
 /// The policy as far as it can be read, what cannot read fail-closed.
-fn read_policy(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Option<ClusterPolicy> {
+fn read_policy(fields: &ObjectFields<'_>, report: &mut Report) -> Option<ClusterPolicy> {
     let before = report.count();
     fields.only(&["tier", "priority", "subject", "ingress", "egress"], report);
     let strange = report.count() > before;
@@ -204,7 +207,7 @@ fn deny_all() -> Vec<ClusterRule> {
     vec![ClusterRule { name: None, action: Action::Deny, peers: None, ports: None }]
 }
 
-fn read_subject(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Option<ClusterSubject> {
+fn read_subject(fields: &ObjectFields<'_>, report: &mut Report) -> Option<ClusterSubject> {
     let before = report.count();
     fields.only(&["namespaces", "pods"], report);
     let subject = match (fields.get("namespaces"), fields.get("pods")) {
@@ -221,7 +224,7 @@ fn read_subject(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Option<
 }
 
 /// `{namespaceSelector, podSelector}`: without the former, pods of all namespaces; the latter is required, and may be `{}`.
-fn read_pods(at: &At<'_>, report: &mut ObjectReport) -> Option<(Selector, Selector)> {
+fn read_pods(at: &At<'_>, report: &mut Report) -> Option<(Selector, Selector)> {
     let before = report.count();
     let fields = at.object(report)?;
     fields.only(&["namespaceSelector", "podSelector"], report);
@@ -239,7 +242,7 @@ fn read_pods(at: &At<'_>, report: &mut ObjectReport) -> Option<(Selector, Select
     namespaces.zip(pods).filter(|_| report.count() == before)
 }
 
-fn read_rules(fields: &ObjectFields<'_>, name: &str, egress: bool, report: &mut ObjectReport) -> Vec<ClusterRule> {
+fn read_rules(fields: &ObjectFields<'_>, name: &str, egress: bool, report: &mut Report) -> Vec<ClusterRule> {
     let Some(at) = fields.get(name) else { return Vec::new() };
     let before = report.count();
     let listed = at.list(report).unwrap_or_default();
@@ -251,7 +254,7 @@ fn read_rules(fields: &ObjectFields<'_>, name: &str, egress: bool, report: &mut 
 }
 
 /// One rule, fail-closed where it cannot be read; `None`: it matches nothing.
-fn read_rule(at: &At<'_>, egress: bool, report: &mut ObjectReport) -> Option<ClusterRule> {
+fn read_rule(at: &At<'_>, egress: bool, report: &mut Report) -> Option<ClusterRule> {
     let before = report.count();
     let peers = if egress { "to" } else { "from" };
     let denied = ClusterRule { name: None, action: Action::Deny, peers: None, ports: None };
@@ -305,7 +308,7 @@ fn read_rule(at: &At<'_>, egress: bool, report: &mut ObjectReport) -> Option<Clu
     }
 }
 
-fn read_peer(at: &At<'_>, egress: bool, peers: &mut Vec<ClusterPeer>, report: &mut ObjectReport) {
+fn read_peer(at: &At<'_>, egress: bool, peers: &mut Vec<ClusterPeer>, report: &mut Report) {
     let Some(fields) = at.object(report) else { return };
     let known: &[&str] = if egress { &["namespaces", "pods", "nodes", "networks"] } else { &["namespaces", "pods"] };
     if egress && let Some(at) = fields.get("domainNames") {
@@ -348,7 +351,7 @@ fn read_peer(at: &At<'_>, egress: bool, peers: &mut Vec<ClusterPeer>, report: &m
     }
 }
 
-fn read_protocol(at: &At<'_>, addresses: bool, report: &mut ObjectReport) -> Option<PortMatch> {
+fn read_protocol(at: &At<'_>, addresses: bool, report: &mut Report) -> Option<PortMatch> {
     const KNOWN: [&str; 4] = ["tcp", "udp", "sctp", "destinationNamedPort"];
     let fields = at.object(report)?;
     fields.only(&KNOWN, report);
@@ -379,7 +382,7 @@ fn read_protocol(at: &At<'_>, addresses: bool, report: &mut ObjectReport) -> Opt
     Some(PortMatch { protocol: Some(protocol), ports })
 }
 
-fn read_ports(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Option<Ports> {
+fn read_ports(fields: &ObjectFields<'_>, report: &mut Report) -> Option<Ports> {
     fields.only(&["number", "range"], report);
     match (fields.get("number"), fields.get("range")) {
         (Some(at), None) => port::number(&at, report).map(|number| Ports::Range(number, number)),
@@ -407,7 +410,7 @@ fn read_ports(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Option<Po
     }
 }
 
-fn limited(path: &str, count: usize, report: &mut ObjectReport) {
+fn limited(path: &str, count: usize, report: &mut Report) {
     if count > MAX_ENTRIES {
         report.add(path, format!("a list of {count}"), format!("at most {MAX_ENTRIES} entries"));
     }

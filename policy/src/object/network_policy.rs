@@ -2,14 +2,17 @@
 
 use std::fmt;
 
+use etcd_schema::{
+    Violations,
+    reading::{Report, describe, quoted},
+};
 use serde_json::Value;
 
 use super::{
     block::{self, Block},
     port::{self, PortMatch, Ports, Protocol},
-    reader::{At, ObjectFields, describe},
+    reader::{At, ObjectFields},
     selector::{self, Selector},
-    violation::{ObjectReport, ObjectViolations, quoted},
 };
 
 /// A NetworkPolicy's spec: the pods that it isolates, and the flows that it allows them.
@@ -59,7 +62,7 @@ pub struct Directions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidNetworkPolicy {
     /// The violations.
-    pub violations: ObjectViolations,
+    pub violations: Violations,
     /// Its subject and directions, if both are readable: they apply without an earlier version.
     pub isolates: Option<(Selector, Directions)>,
     /// The literal policy, if the only violation is an `except` outside its block, which has no effect.
@@ -80,7 +83,7 @@ impl NetworkPolicy {
     /// # Errors
     /// All that the API server would refuse, and fields that are not known.
     pub fn parse(spec: &Value) -> Result<Self, InvalidNetworkPolicy> {
-        let mut report = ObjectReport::default();
+        let mut report = Report::default();
         let root = At { path: "spec".into(), value: spec };
         let Some(fields) = root.object(&mut report) else {
             return Err(InvalidNetworkPolicy::without_remains(report));
@@ -109,7 +112,7 @@ impl NetworkPolicy {
                 Err(InvalidNetworkPolicy { violations, isolates: readable, literal })
             }
             (None, None) => Err(InvalidNetworkPolicy {
-                violations: ObjectViolations::one("spec", "unreadable", "rewrite it"),
+                violations: Violations::one("spec", "unreadable", "rewrite it"),
                 isolates: None,
                 literal: None,
             }),
@@ -118,15 +121,15 @@ impl NetworkPolicy {
 }
 
 impl InvalidNetworkPolicy {
-    fn without_remains(report: ObjectReport) -> Self {
+    fn without_remains(report: Report) -> Self {
         let violations =
-            report.into_violations().unwrap_or_else(|| ObjectViolations::one("spec", "unreadable", "rewrite it"));
+            report.into_violations().unwrap_or_else(|| Violations::one("spec", "unreadable", "rewrite it"));
         Self { violations, isolates: None, literal: None }
     }
 }
 
 /// The policy's types. Default: ingress, and egress if there are egress rules.
-fn read_directions(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Option<Directions> {
+fn read_directions(fields: &ObjectFields<'_>, report: &mut Report) -> Option<Directions> {
     let before = report.count();
     let types = fields.get("policyTypes");
     let listed = types.as_ref().and_then(|at| at.list(report)).unwrap_or_default();
@@ -161,7 +164,7 @@ fn read_rules(
     fields: &ObjectFields<'_>,
     name: &str,
     peers: &str,
-    report: &mut ObjectReport,
+    report: &mut Report,
     escaped: &mut usize,
 ) -> Vec<Rule> {
     let mut rules = Vec::new();
@@ -178,7 +181,7 @@ fn read_rules(
     rules
 }
 
-fn read_peer(at: &At<'_>, report: &mut ObjectReport, escaped: &mut usize) -> Option<PolicyPeer> {
+fn read_peer(at: &At<'_>, report: &mut Report, escaped: &mut usize) -> Option<PolicyPeer> {
     let fields = at.object(report)?;
     fields.only(&["podSelector", "namespaceSelector", "ipBlock"], report);
     let (pods, namespaces, block) = (fields.get("podSelector"), fields.get("namespaceSelector"), fields.get("ipBlock"));
@@ -213,7 +216,7 @@ fn read_peer(at: &At<'_>, report: &mut ObjectReport, escaped: &mut usize) -> Opt
     Some(PolicyPeer::Pods { namespaces, pods })
 }
 
-fn read_port(at: &At<'_>, report: &mut ObjectReport) -> Option<PortMatch> {
+fn read_port(at: &At<'_>, report: &mut Report) -> Option<PortMatch> {
     let before = report.count();
     let fields = at.object(report)?;
     fields.only(&["protocol", "port", "endPort"], report);

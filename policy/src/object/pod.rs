@@ -2,13 +2,16 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use etcd_schema::{
+    Violations,
+    reading::{Report, describe, quoted},
+};
 use serde_json::Value;
 
 use super::{
     labels::Labels,
     port::Protocol,
-    reader::{At, ObjectFields, describe},
-    violation::{ObjectReport, ObjectViolations, quoted},
+    reader::{At, ObjectFields},
 };
 
 /// A container's port that has a name.
@@ -48,8 +51,8 @@ pub struct PodObject {
 ///
 /// # Errors
 /// Violations in the used fields.
-pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), ObjectViolations> {
-    let mut report = ObjectReport::default();
+pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), Violations> {
+    let mut report = Report::default();
     let root = At { path: String::new(), value: object };
     let mut pod = PodObject::default();
     let mut place = None;
@@ -68,7 +71,7 @@ pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), Objec
     match (report.into_violations(), place) {
         (None, Some((namespace, name))) => Ok((namespace, name, pod)),
         (Some(violations), _) => Err(violations),
-        (None, None) => Err(ObjectViolations::one("name", "unreadable", "rewrite it")),
+        (None, None) => Err(Violations::one("name", "unreadable", "rewrite it")),
     }
 }
 
@@ -76,8 +79,8 @@ pub fn pod_from(object: &Value) -> Result<(Arc<str>, Arc<str>, PodObject), Objec
 ///
 /// # Errors
 /// Violations in the used fields.
-pub fn namespace_from(object: &Value) -> Result<(Arc<str>, Labels), ObjectViolations> {
-    let mut report = ObjectReport::default();
+pub fn namespace_from(object: &Value) -> Result<(Arc<str>, Labels), Violations> {
+    let mut report = Report::default();
     let root = At { path: String::new(), value: object };
     let metadata = root.object(&mut report).and_then(|fields| fields.get("metadata"));
     let fields = metadata.as_ref().and_then(|at| at.object(&mut report));
@@ -89,13 +92,13 @@ pub fn namespace_from(object: &Value) -> Result<(Arc<str>, Labels), ObjectViolat
     match (report.into_violations(), name) {
         (None, Some(name)) => Ok((name.into(), labels)),
         (Some(violations), _) => Err(violations),
-        (None, None) => Err(ObjectViolations::one("metadata", "unreadable", "rewrite it")),
+        (None, None) => Err(Violations::one("metadata", "unreadable", "rewrite it")),
     }
 }
 
 type Place = (Arc<str>, Arc<str>);
 
-fn read_short(fields: &ObjectFields<'_>, pod: &mut PodObject, report: &mut ObjectReport) -> Option<Place> {
+fn read_short(fields: &ObjectFields<'_>, pod: &mut PodObject, report: &mut Report) -> Option<Place> {
     pod.uid = fields.text("uid", report).map(Into::into);
     pod.labels = read_labels(fields, report);
     pod.host_network = fields.get("hostNetwork").is_some_and(|at| at.value == &Value::Bool(true));
@@ -113,7 +116,7 @@ fn finished(phase: Option<&str>) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-fn read_labels(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Labels {
+fn read_labels(fields: &ObjectFields<'_>, report: &mut Report) -> Labels {
     let Some(at) = fields.get("labels") else { return Labels::default() };
     if at.object(report).is_none() {
         return Labels::default();
@@ -127,7 +130,7 @@ fn read_labels(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Labels {
         .collect()
 }
 
-fn read_ports(container: &ObjectFields<'_>, ports: &mut Vec<NamedPort>, report: &mut ObjectReport) {
+fn read_ports(container: &ObjectFields<'_>, ports: &mut Vec<NamedPort>, report: &mut Report) {
     for at in container.list("ports", report) {
         let Some(fields) = at.object(report) else { continue };
         let Some(name) = fields.text("name", report).filter(|name| !name.is_empty()) else { continue };
@@ -148,7 +151,7 @@ fn read_ports(container: &ObjectFields<'_>, ports: &mut Vec<NamedPort>, report: 
     }
 }
 
-fn address(at: &At<'_>, report: &mut ObjectReport) -> Option<IpAddr> {
+fn address(at: &At<'_>, report: &mut Report) -> Option<IpAddr> {
     let text = at.text(report)?;
     if text.is_empty() {
         return None;

@@ -2,13 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
+use etcd_schema::reading::{Report, describe, quoted};
 use packet::protocol;
 
-use super::{
-    reader::{At, describe},
-    violation::ObjectReport,
-    violation::quoted,
-};
+use super::reader::At;
 
 /// Protocols whose ports Kubernetes names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,7 +102,7 @@ impl fmt::Display for PortMatch {
 }
 
 /// A port number, 1 to 65535.
-pub(super) fn number(at: &At<'_>, report: &mut ObjectReport) -> Option<u16> {
+pub(super) fn number(at: &At<'_>, report: &mut Report) -> Option<u16> {
     let found = at.value.as_u64().and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0);
     if found.is_none() {
         report.add(&at.path, describe(at.value), "must be a whole number from 1 to 65535");
@@ -114,7 +111,7 @@ pub(super) fn number(at: &At<'_>, report: &mut ObjectReport) -> Option<u16> {
 }
 
 /// A port's name (RFC 6335, section 5.1, in lower case).
-pub(super) fn name(path: &str, text: &str, report: &mut ObjectReport) -> Option<Arc<str>> {
+pub(super) fn name(path: &str, text: &str, report: &mut Report) -> Option<Arc<str>> {
     if is_port_name(text) {
         return Some(text.into());
     }

@@ -1,8 +1,7 @@
 //! Reads fields of a JSON tree one by one with their path, so that unread ones can be refused.
 
+use etcd_schema::reading::{Report, describe};
 use serde_json::{Map, Value};
-
-use super::violation::{ObjectReport, quoted};
 
 /// An object of the tree.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +18,7 @@ pub(super) struct At<'v> {
 
 impl<'v> At<'v> {
     /// The object that this is.
-    pub(super) fn object(&'v self, report: &mut ObjectReport) -> Option<ObjectFields<'v>> {
+    pub(super) fn object(&'v self, report: &mut Report) -> Option<ObjectFields<'v>> {
         match self.value {
             Value::Object(map) => Some(ObjectFields { path: &self.path, map }),
             other => {
@@ -30,7 +29,7 @@ impl<'v> At<'v> {
     }
 
     /// The text that this is.
-    pub(super) fn text(&self, report: &mut ObjectReport) -> Option<&'v str> {
+    pub(super) fn text(&self, report: &mut Report) -> Option<&'v str> {
         match self.value {
             Value::String(text) => Some(text),
             other => {
@@ -41,7 +40,7 @@ impl<'v> At<'v> {
     }
 
     /// The entries of the list that this is.
-    pub(super) fn list(&self, report: &mut ObjectReport) -> Option<Vec<Self>> {
+    pub(super) fn list(&self, report: &mut Report) -> Option<Vec<Self>> {
         match self.value {
             Value::Array(list) => Some(
                 list.iter().enumerate().map(|(i, value)| Self { path: format!("{}[{i}]", self.path), value }).collect(),
@@ -62,12 +61,12 @@ impl<'v> ObjectFields<'v> {
     }
 
     /// The entries of list `name`; none when it is absent.
-    pub(super) fn list(&self, name: &str, report: &mut ObjectReport) -> Vec<At<'v>> {
+    pub(super) fn list(&self, name: &str, report: &mut Report) -> Vec<At<'v>> {
         self.get(name).and_then(|at| at.list(report)).unwrap_or_default()
     }
 
     /// Text `name`; empty text is as good as none, as in Go's decoding.
-    pub(super) fn text(&self, name: &str, report: &mut ObjectReport) -> Option<&'v str> {
+    pub(super) fn text(&self, name: &str, report: &mut Report) -> Option<&'v str> {
         self.get(name).and_then(|at| at.text(report))
     }
 
@@ -82,7 +81,7 @@ impl<'v> ObjectFields<'v> {
     }
 
     /// Refuses every field that is not one of `known`, null ones too.
-    pub(super) fn only(&self, known: &[&str], report: &mut ObjectReport) {
+    pub(super) fn only(&self, known: &[&str], report: &mut Report) {
         for name in self.unknown(known) {
             report.add(self.path(name), "an unknown field", "remove it, or correct its name");
         }
@@ -91,18 +90,5 @@ impl<'v> ObjectFields<'v> {
     /// The fields that are not among `known`.
     pub(super) fn unknown(&self, known: &[&str]) -> impl Iterator<Item = &'v str> {
         self.map.keys().map(String::as_str).filter(|name| !known.contains(name))
-    }
-}
-
-/// A value in a message: its text if short and plain, else its kind.
-pub(super) fn describe(value: &Value) -> String {
-    match value {
-        Value::Null => "null".into(),
-        Value::Bool(b) => b.to_string(),
-        Value::Number(n) => n.to_string(),
-        Value::String(s) => quoted(s),
-        Value::Array(a) if a.is_empty() => "an empty list".into(),
-        Value::Array(a) => format!("a list of {}", a.len()),
-        Value::Object(_) => "an object".into(),
     }
 }

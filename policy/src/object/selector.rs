@@ -4,9 +4,9 @@ use std::{fmt, sync::Arc};
 
 use super::{
     labels::{CLUSTER, Labels, NAMESPACE_NAME},
-    reader::{At, ObjectFields, describe},
-    violation::{ObjectReport, quoted},
+    reader::{At, ObjectFields},
 };
+use etcd_schema::reading::{Report, describe, quoted};
 
 /// The result of a selector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -193,7 +193,7 @@ impl fmt::Display for Selector {
 }
 
 /// The selector that `at` is.
-pub(super) fn read(at: &At<'_>, report: &mut ObjectReport) -> Option<Selector> {
+pub(super) fn read(at: &At<'_>, report: &mut Report) -> Option<Selector> {
     let before = report.count();
     let fields = at.object(report)?;
     fields.only(&["matchLabels", "matchExpressions"], report);
@@ -219,7 +219,7 @@ pub(super) fn read(at: &At<'_>, report: &mut ObjectReport) -> Option<Selector> {
     (report.count() == before).then(|| Selector::new(requirements))
 }
 
-fn read_expression(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Option<Requirement> {
+fn read_expression(fields: &ObjectFields<'_>, report: &mut Report) -> Option<Requirement> {
     fields.only(&["key", "operator", "values"], report);
     let key = fields.text("key", report).unwrap_or_default();
     check_key(&fields.path("key"), key, report);
@@ -231,13 +231,13 @@ fn read_expression(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Opti
             values.push(text.into());
         }
     }
-    let some = |values: Vec<Box<str>>, report: &mut ObjectReport| {
+    let some = |values: Vec<Box<str>>, report: &mut Report| {
         if listed.is_empty() {
             report.add(fields.path("values"), "missing or empty", "In and NotIn need at least one value");
         }
         values.into_boxed_slice()
     };
-    let none = |report: &mut ObjectReport| {
+    let none = |report: &mut Report| {
         if !listed.is_empty() {
             report.add(
                 fields.path("values"),
@@ -265,7 +265,7 @@ fn read_expression(fields: &ObjectFields<'_>, report: &mut ObjectReport) -> Opti
     Some(Requirement { key: key.into(), test })
 }
 
-fn check_key(path: &str, key: &str, report: &mut ObjectReport) {
+fn check_key(path: &str, key: &str, report: &mut Report) {
     let valid = match key.split_once('/') {
         Some((prefix, name)) => is_subdomain(prefix) && is_word(name),
         None => is_word(key),
@@ -280,7 +280,7 @@ fn check_key(path: &str, key: &str, report: &mut ObjectReport) {
     }
 }
 
-fn check_value(path: &str, value: &str, report: &mut ObjectReport) {
+fn check_value(path: &str, value: &str, report: &mut Report) {
     if !value.is_empty() && !is_word(value) {
         report.add(
             path,

@@ -1,6 +1,6 @@
 //! `networkpolicies/NS/NAME` and `clusternetworkpolicies/NAME`, and what an unreadable one means.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
 use etcd_schema::{
     Violations,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     engine::PolicyState,
-    object::{self, CLUSTER_POLICY_VERSIONS, ClusterPolicy, Directions, NetworkPolicy, Selector},
+    object::{CLUSTER_POLICY_VERSIONS, ClusterPolicy, Directions, NetworkPolicy, Selector},
 };
 
 const NETWORK_POLICY: Kind = Kind { name: "NetworkPolicy", api_versions: &["networking.k8s.io/v1"] };
@@ -32,9 +32,7 @@ pub(super) fn read_network_policy(fields: Fields, place: Place<'_>) -> Result<(O
                 let canonical = canonical(NETWORK_POLICY, place, &spec);
                 Ok((Object::NetworkPolicy(PolicyState::Valid(policy)), canonical))
             }
-            Err(invalid) => {
-                Err(ObjectRefusal { violations: of_spec(&invalid.violations), stand_in: isolates(invalid.isolates) })
-            }
+            Err(invalid) => Err(ObjectRefusal { violations: invalid.violations, stand_in: isolates(invalid.isolates) }),
         },
         // The spec is judged regardless of its name.
         Err((violations, spec)) => {
@@ -64,9 +62,7 @@ pub(super) fn read_cluster_network_policy(fields: Fields, place: Place<'_>) -> R
             let canonical = canonical(CLUSTER_NETWORK_POLICY, place, &spec);
             Ok((Object::ClusterNetworkPolicy(Arc::new(policy)), canonical))
         }
-        Err(invalid) => {
-            Err(ObjectRefusal { violations: of_spec(&invalid.violations), stand_in: denies(invalid.fail_closed) })
-        }
+        Err(invalid) => Err(ObjectRefusal { violations: invalid.violations, stand_in: denies(invalid.fail_closed) }),
     }
 }
 
@@ -83,15 +79,6 @@ fn spec_of(mut fields: Fields, kind: Kind, place: Place<'_>) -> Result<Value, (V
         report.finish(spec.clone())
     });
     envelope.map_err(|violations| (violations, spec.filter(Value::is_object)))
-}
-
-fn of_spec(violations: &object::ObjectViolations) -> Violations {
-    let mut report = Report::default();
-    for object::ObjectViolation { field, found, expected } in violations.as_slice() {
-        report.add(field, found, expected);
-    }
-    let Err(violations) = report.finish::<Infallible>(None);
-    violations
 }
 
 fn canonical(kind: Kind, place: Place<'_>, spec: &Value) -> Value {
