@@ -9,7 +9,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
-use crate::{Host, Output, Process, await_until};
+use crate::{Host, Output, Process, await_until, measure::process_cpu};
 
 const READY: Duration = Duration::from_secs(120);
 /// For a command that must succeed; etcdctl's own 5 s are soon over on a busy machine.
@@ -46,6 +46,16 @@ impl Etcd {
         }
         etcd.await_ready();
         etcd
+    }
+
+    /// Processor time that all members have used since they were started.
+    #[must_use]
+    pub fn cpu(&self) -> Duration {
+        let of = |member: &Mutex<Option<Process>>| {
+            let process = member.lock().unwrap_or_else(PoisonError::into_inner);
+            process.as_ref().map_or(Duration::ZERO, |process| process_cpu(process.pid()))
+        };
+        self.members.iter().map(of).sum()
     }
 
     /// The client URLs at the host's first address, separated by commas, as `--etcd-endpoints` takes them.
