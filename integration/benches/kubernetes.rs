@@ -123,13 +123,14 @@ impl Bed {
         let writers: Vec<Process> = parts
             .map(|(number, part)| {
                 let mut text = String::new();
-                for Request { method, path, body } in part {
+                for (at, Request { method, path, body }) in part.iter().enumerate() {
+                    let next = if at == 0 { "" } else { "next\n" };
                     let kind = if *method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
                     let _ = writeln!(
                         text,
-                        "url = \"https://127.0.0.1:6443{path}\"\nrequest = {method}\nheader = \"Authorization: Bearer admin-token\"\n\
+                        "{next}url = \"https://127.0.0.1:6443{path}\"\nrequest = {method}\nheader = \"Authorization: Bearer admin-token\"\n\
                          header = \"Content-Type: {kind}\"\ncacert = {authority}\noutput = /dev/null\nfail\nsilent\nshow-error\n\
-                         data = {:?}\nnext",
+                         data = {:?}",
                         body.to_string()
                     );
                 }

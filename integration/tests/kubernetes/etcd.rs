@@ -79,8 +79,8 @@ impl Bed {
     fn await_pod(&self, member: &str) {
         await_ok("the node's label", SOON, || {
             let nodes = self.api.list("nodes");
-            let label = &nodes[0]["metadata"]["labels"]["meshd.io/etcd"];
-            if label == "member" && self.record().contains(member) { Ok(()) } else { Err(format!("{nodes:?}")) }
+            let label = &nodes[0]["metadata"]["labels"]["meshd.node-restriction.kubernetes.io/etcd"];
+            if label == "meshd-etcd" && self.record().contains(member) { Ok(()) } else { Err(format!("{nodes:?}")) }
         });
         fs::write(self.folder.join("record/members"), self.record()).unwrap();
         for part in ["server", "root", "node", "sync-west"] {

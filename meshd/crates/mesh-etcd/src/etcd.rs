@@ -112,29 +112,29 @@ impl Members {
         within(DEADLINE, client.member_update(id, peer_urls)).await.map(drop)
     }
 
-    /// Puts `config` unless there is one, and returns the one in force.
-    pub(crate) async fn config(
-        &self,
-        url: &str,
-        prefix: &str,
-        config: Option<&NetworkConfig>,
-    ) -> anyhow::Result<Option<NetworkConfig>> {
+    /// The mesh's `config`, if there is one.
+    pub(crate) async fn config(&self, url: &str, prefix: &str) -> anyhow::Result<Option<NetworkConfig>> {
         let key = format!("{prefix}/config");
         let mut client = self.client(url).await?;
-        if let Some(config) = config {
-            let absent = [Compare::create_revision(key.as_str(), CompareOp::Equal, 0)];
-            let put = [TxnOp::put(key.as_str(), config.to_json(), None)];
-            let done = within(DEADLINE, client.txn(Txn::new().when(absent).and_then(put))).await?;
-            if done.succeeded() {
-                tracing::info!(key, config = %String::from_utf8_lossy(&config.to_json()), "network put");
-            }
-        }
         let found = within(DEADLINE, client.get(key.as_str(), None)).await?;
         let Some(found) = found.kvs().first() else { return Ok(None) };
         match NetworkConfig::parse(found.value()) {
             Ok(config) => Ok(Some(config)),
             Err(error) => bail!("{key} in etcd: {error}"),
         }
+    }
+
+    /// Puts `config` unless there is one.
+    pub(crate) async fn put_config(&self, url: &str, prefix: &str, config: &NetworkConfig) -> anyhow::Result<()> {
+        let key = format!("{prefix}/config");
+        let mut client = self.client(url).await?;
+        let absent = [Compare::create_revision(key.as_str(), CompareOp::Equal, 0)];
+        let put = [TxnOp::put(key.as_str(), config.to_json(), None)];
+        let done = within(DEADLINE, client.txn(Txn::new().when(absent).and_then(put))).await?;
+        if done.succeeded() {
+            tracing::info!(key, config = %String::from_utf8_lossy(&config.to_json()), "network put");
+        }
+        Ok(())
     }
 
     /// Gives every user its role, and has etcd ask for them.

@@ -27,8 +27,7 @@ use crate::{
     record::{MEMBER_LABEL, MembersRecord},
 };
 
-/// Value of the label of nodes with a member.
-const MEMBER: &str = "member";
+const SYSTEM_LABEL: &str = "kubernetes.io/os";
 /// Key of the ConfigMap with the members.
 pub(crate) const RECORD_KEY: &str = "members";
 /// Key of the ConfigMap with their URLs.
@@ -117,8 +116,10 @@ impl Objects {
         let seen = SeenNode {
             name: node.name_any(),
             addresses: addresses("InternalIP"),
-            is_candidate: node.labels().contains_key(&self.candidates) && node.metadata.deletion_timestamp.is_none(),
-            is_labelled: node.labels().get(MEMBER_LABEL).is_some_and(|value| value == MEMBER),
+            is_candidate: node.labels().contains_key(&self.candidates)
+                && node.labels().get(SYSTEM_LABEL).is_none_or(|system| system == "linux")
+                && node.metadata.deletion_timestamp.is_none(),
+            is_labelled: node.labels().get(MEMBER_LABEL).is_some_and(|value| *value == self.name),
             is_ready: status.conditions.iter().flatten().any(|it| ready(&it.type_, &it.status)),
         };
         let pod_cidrs = spec.pod_cidrs.into_iter().flatten().filter_map(|cidr| cidr.parse().ok()).collect();
@@ -127,7 +128,7 @@ impl Objects {
 
     /// Puts the label on a node, or takes it off.
     pub(crate) async fn label(&self, node: &str, is_member: bool) -> anyhow::Result<()> {
-        let patch = json!({"metadata": {"labels": {MEMBER_LABEL: is_member.then_some(MEMBER)}}});
+        let patch = json!({"metadata": {"labels": {MEMBER_LABEL: is_member.then_some(&self.name)}}});
         let patched = self.nodes().patch(node, &PatchParams::default(), &Patch::Merge(patch)).await;
         patched.map(drop).with_context(|| format!("node {node} cannot be labelled"))
     }

@@ -18,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use etcd_schema::Cluster;
 use program::log::{self, Log, LogFormat};
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     plan::Wanted,
@@ -57,6 +58,12 @@ enum Command {
         /// Snapshots to keep in it
         #[arg(long, value_name = "N", default_value_t = 48)]
         keep: usize,
+    },
+    /// Check that a snapshot is whole
+    Check {
+        /// The snapshot
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
     },
     /// Run the member of this node
     Member(MemberFlags),
@@ -207,17 +214,28 @@ fn main() -> ExitCode {
     }
 }
 
+/// As the first process of a container, it would not be ended by SIGTERM.
+async fn until_terminated(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = work => done,
+        _ = terminate.recv() => anyhow::bail!("terminated"),
+    }
+}
+
 fn run(command: Command) -> anyhow::Result<()> {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match command {
         Command::Member(flags) => match member::start(&flags.options())? {},
+        Command::Check { file } => maintain::check(&file),
         Command::Setup(flags) => {
-            runtime()?.block_on(setup::reconcile(&flags.options(true)))?;
+            runtime()?.block_on(until_terminated(setup::reconcile(&flags.options(true))))?;
             tracing::info!("etcd is set up");
             Ok(())
         }
         Command::Maintain { setup, snapshots, keep } => {
-            runtime()?.block_on(maintain::maintain(&setup.options(false), &snapshots, keep))
+            let options = setup.options(false);
+            runtime()?.block_on(until_terminated(maintain::maintain(&options, &snapshots, keep)))
         }
     }
 }

@@ -120,7 +120,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let address = ["192.0.2.1".parse().unwrap()];
         let ports = Ports { client: 1, peer: 2 };
-        let mut member = Member::new("n-1".to_owned(), "n".to_owned(), &address, ports, &[]);
+        let mut member = Member::new("n", "1", &address, ports, &[]);
         assert_eq!(preparation(&member, folder.path()).unwrap(), Preparation::None);
         member.snapshot = Some("x.db".to_owned());
         let snapshot = folder.path().join("snapshots/x.db");

@@ -73,21 +73,34 @@ pub(crate) enum Step {
 
 /// The next step. A member that is new gets this `suffix` to its node's name.
 pub(crate) fn next_step(wanted: &Wanted, seen: &Seen, suffix: &str) -> Step {
-    let Some(record) = &seen.record else {
-        return match &wanted.restore {
-            Some(snapshot) => restore(wanted, seen, snapshot, suffix),
-            None => begin(wanted, seen, suffix),
-        };
+    let empty = MembersRecord::default();
+    let record = match &seen.record {
+        Some(record) => record,
+        None => {
+            // Members run whose record was lost: another cluster in their place would be empty.
+            if let Some(node) = seen.nodes.iter().find(|node| node.is_labelled) {
+                return Step::Await(format!(
+                    "the record of the members is gone, but node {} has the label {MEMBER_LABEL}: put the ConfigMap back \
+                     from a backup; to begin with an empty etcd or a snapshot, take the label off all nodes",
+                    node.name
+                ));
+            }
+            &empty
+        }
     };
-    if let Some(snapshot) = wanted.restore.as_ref().filter(|it| record.restored != Some(it.to_string())) {
-        return restore(wanted, seen, snapshot, suffix);
+    if let Some(snapshot) = wanted.restore.as_ref().filter(|it| !record.restored.contains(&it.to_string())) {
+        return restore(wanted, seen, record, snapshot, suffix);
+    }
+    if record.members.is_empty() {
+        return begin(wanted, seen, record, suffix);
     }
     let stray = seen.nodes.iter().find(|node| node.is_labelled && record.on_node(&node.name).is_none());
     if let Some(node) = stray {
         return Step::Unlabel(node.name.clone());
     }
     if let Some(joining) = record.members.iter().find(|member| !member.joined) {
-        return join(seen, record, joining);
+        let is_wanted = record.members.len() <= wanted.members;
+        return if is_wanted { join(seen, record, joining) } else { abandon(seen, record, joining) };
     }
     if let Some((leaving, why)) = leaving(wanted, seen, record) {
         return leave(seen, record, leaving, why);
@@ -109,36 +122,35 @@ pub(crate) fn next_step(wanted: &Wanted, seen: &Seen, suffix: &str) -> Step {
     }
 }
 
-fn begin(wanted: &Wanted, seen: &Seen, suffix: &str) -> Step {
-    // No node of a new cluster is ready before it has a network.
-    let Some(node) = seen.nodes.iter().find(|node| node.is_candidate && !node.addresses.is_empty()) else {
+fn begin(wanted: &Wanted, seen: &Seen, record: &MembersRecord, suffix: &str) -> Step {
+    let may = |node: &&SeenNode| node.is_candidate && !node.addresses.is_empty();
+    // No node of a new cluster is Ready before it has a network.
+    let Some(node) = seen.nodes.iter().filter(may).min_by_key(|node| !node.is_ready) else {
         return Step::Await(
             "no node may run a member: none has the label of control planes, and an InternalIP".to_owned(),
         );
     };
     let member = new_member(wanted, node, suffix, &[]);
-    Step::Record(MembersRecord { members: vec![member], restored: None })
+    Step::Record(MembersRecord { members: vec![member], restored: record.restored.clone() })
 }
 
-fn restore(wanted: &Wanted, seen: &Seen, snapshot: &SnapshotName, suffix: &str) -> Step {
+fn restore(wanted: &Wanted, seen: &Seen, record: &MembersRecord, snapshot: &SnapshotName, suffix: &str) -> Step {
     let Some(node) = seen.nodes.iter().find(|node| node.name == snapshot.node && !node.addresses.is_empty()) else {
         return Step::Await(format!("snapshot {snapshot}: there is no node {}", snapshot.node));
     };
     let mut member = new_member(wanted, node, suffix, &[]);
     member.snapshot = Some(snapshot.file.clone());
-    Step::Record(MembersRecord { members: vec![member], restored: Some(snapshot.to_string()) })
+    let restored = record.restored.iter().cloned().chain([snapshot.to_string()]).collect();
+    Step::Record(MembersRecord { members: vec![member], restored })
 }
 
 fn new_member(wanted: &Wanted, node: &SeenNode, suffix: &str, others: &[Member]) -> Member {
-    Member::new(format!("{}-{suffix}", node.name), node.name.clone(), &node.addresses, wanted.ports, others)
+    Member::new(&node.name, suffix, &node.addresses, wanted.ports, others)
 }
 
 fn join(seen: &Seen, record: &MembersRecord, joining: &Member) -> Step {
-    let known = |etcd: &[SeenMember]| {
-        etcd.iter().find(|it| it.name == joining.name || it.peer_urls == joining.peer_urls).cloned()
-    };
     let Some(node) = seen.nodes.iter().find(|node| node.name == joining.node) else {
-        return abandon(seen, record, joining, known);
+        return abandon(seen, record, joining);
     };
     if joining.begins_alone() {
         return match &seen.etcd {
@@ -153,30 +165,33 @@ fn join(seen: &Seen, record: &MembersRecord, joining: &Member) -> Step {
         };
     }
     let Some(etcd) = &seen.etcd else { return Step::Await("etcd does not answer".to_owned()) };
-    match known(etcd) {
+    match known(etcd, joining) {
         None => Step::Add { peer_urls: joining.peer_urls.clone() },
         Some(_) if !node.is_labelled => Step::Label(node.name.clone()),
         Some(member) if member.name.is_empty() => Step::Await(format!("member {} to start", joining.name)),
-        Some(member) if member.is_learner => Step::Promote { id: member.id },
         Some(member) if !member.is_healthy => Step::Await(format!("member {} to be healthy", joining.name)),
+        Some(member) if member.is_learner => Step::Promote { id: member.id },
         Some(_) => joined(record, joining),
     }
 }
 
-/// The node of a member that has not joined is gone.
-fn abandon(
-    seen: &Seen,
-    record: &MembersRecord,
-    joining: &Member,
-    known: impl FnOnce(&[SeenMember]) -> Option<SeenMember>,
-) -> Step {
+/// The member as etcd has it; until it has started, without a name.
+fn known<'e>(etcd: &'e [SeenMember], member: &Member) -> Option<&'e SeenMember> {
+    etcd.iter().find(|it| it.name == member.name || it.peer_urls == member.peer_urls)
+}
+
+/// A member that has not joined is not to: its node is gone, or fewer are wanted.
+fn abandon(seen: &Seen, record: &MembersRecord, joining: &Member) -> Step {
     if joining.begins_alone() {
-        return Step::Await(format!(
-            "node {} is gone, and with it the only member: restore a snapshot on another node",
-            joining.node
-        ));
+        return match joining.snapshot {
+            // It held nothing yet.
+            None => Step::Record(without(record, joining)),
+            Some(_) => {
+                Step::Await(format!("node {}, which has the snapshot, is gone: restore on another", joining.node))
+            }
+        };
     }
-    match seen.etcd.as_deref().map(known) {
+    match seen.etcd.as_deref().map(|etcd| known(etcd, joining)) {
         None => Step::Await("etcd does not answer".to_owned()),
         Some(Some(member)) => Step::Remove { id: member.id },
         Some(None) => Step::Record(without(record, joining)),
@@ -254,12 +269,17 @@ fn grow(wanted: &Wanted, seen: &Seen, record: &MembersRecord, suffix: &str) -> S
     let free = |node: &&SeenNode| {
         node.is_candidate && node.is_ready && !node.addresses.is_empty() && record.on_node(&node.name).is_none()
     };
-    let Some(node) = seen.nodes.iter().find(free) else {
+    let free: Vec<&SeenNode> = seen.nodes.iter().filter(free).collect();
+    // An even number bears no more losses than the odd one below it, and one more machine that can fail.
+    let missing = if record.members.len().is_multiple_of(2) { 1 } else { 2 };
+    if free.len() < missing {
         let (have, wanted) = (record.members.len(), wanted.members);
-        return Step::Done(Some(format!("{have} of {wanted} members: no further node may run one and is Ready")));
-    };
+        return Step::Done(Some(format!(
+            "{have} of {wanted} members: {missing} more nodes that may run one must be Ready"
+        )));
+    }
     let mut record = record.clone();
-    record.members.push(new_member(wanted, node, suffix, &record.members));
+    record.members.push(new_member(wanted, free[0], suffix, &record.members));
     Step::Record(record)
 }
 

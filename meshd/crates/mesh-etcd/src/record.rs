@@ -8,8 +8,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// Label of the nodes with a member; the DaemonSet selects them.
-pub(crate) const MEMBER_LABEL: &str = "meshd.io/etcd";
+/// Label of the nodes with a member; the DaemonSet selects them. A kubelet cannot put one of this kind on its own Node, and
+/// so cannot make itself a member.
+pub(crate) const MEMBER_LABEL: &str = "meshd.node-restriction.kubernetes.io/etcd";
 
 /// All members. Written by `setup` and `maintain`, read by each member as it starts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,9 +18,9 @@ pub(crate) const MEMBER_LABEL: &str = "meshd.io/etcd";
 pub(crate) struct MembersRecord {
     /// In the order in which they came.
     pub(crate) members: Vec<Member>,
-    /// The snapshot that these members began with, as [`SnapshotName`] prints it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) restored: Option<String>,
+    /// All snapshots that were ever restored, as [`SnapshotName`] prints them: each is once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) restored: Vec<String>,
 }
 
 /// A member: an etcd on a node. A node that loses its data comes back as another member.
@@ -31,6 +32,8 @@ pub(crate) struct Member {
     pub(crate) node: String,
     pub(crate) peer_urls: Vec<String>,
     pub(crate) client_urls: Vec<String>,
+    /// Of the cluster that it is in: etcd's ids follow from it, so members from before a restore are strangers.
+    pub(crate) token: String,
     /// The members that it starts with, itself among them, by name.
     pub(crate) initial_cluster: BTreeMap<String, Vec<String>>,
     /// Whether it has been seen as a voting member: its data is part of the cluster's from then on.
@@ -79,13 +82,15 @@ impl MembersRecord {
 }
 
 impl Member {
-    /// A member that joins `others`, or begins alone.
-    pub(crate) fn new(name: String, node: String, addresses: &[IpAddr], ports: Ports, others: &[Self]) -> Self {
+    /// A member that joins `others`, or begins alone. No other member ever has this `suffix`.
+    pub(crate) fn new(node: &str, suffix: &str, addresses: &[IpAddr], ports: Ports, others: &[Self]) -> Self {
         let (peer_urls, client_urls) = (urls(addresses, ports.peer), urls(addresses, ports.client));
+        let (name, node) = (format!("{node}-{suffix}"), node.to_owned());
+        let token = others.first().map_or_else(|| format!("meshd-{suffix}"), |other| other.token.clone());
         let mut initial_cluster: BTreeMap<_, _> =
             others.iter().map(|other| (other.name.clone(), other.peer_urls.clone())).collect();
         initial_cluster.insert(name.clone(), peer_urls.clone());
-        Self { name, node, peer_urls, client_urls, initial_cluster, joined: false, snapshot: None }
+        Self { name, node, peer_urls, client_urls, token, initial_cluster, joined: false, snapshot: None }
     }
 
     /// Whether it is the first of its cluster.
@@ -124,8 +129,10 @@ impl Member {
                 format!("--{prefix}trusted-ca-file={}", file("ca.crt")),
             ]);
         }
-        // One authority signs all certificates: those of nodes must not open the members' own port.
+        // One authority signs all certificates: those of nodes must not open the members' own port. The address that a
+        // member comes from may not be one of its Node's.
         arguments.push(format!("--peer-cert-allowed-cn={}", crate::certificates::SERVER));
+        arguments.push("--peer-skip-client-san-verification".to_owned());
         arguments
     }
 
@@ -137,13 +144,13 @@ impl Member {
             format!("--name={}", self.name),
             format!("--initial-cluster={}", cluster.collect::<Vec<_>>().join(",")),
             format!("--initial-advertise-peer-urls={}", self.peer_urls.join(",")),
-            "--initial-cluster-token=meshd".to_owned(),
+            format!("--initial-cluster-token={}", self.token),
         ]
     }
 
     /// An address of the node may change while etcd runs: it listens on all.
     fn any_address(&self) -> &'static str {
-        let is_v6 = self.peer_urls.first().is_some_and(|url| url.contains('['));
+        let is_v6 = self.peer_urls.iter().any(|url| url.contains('['));
         if is_v6 { "[::]" } else { "0.0.0.0" }
     }
 }
@@ -166,9 +173,12 @@ impl std::str::FromStr for SnapshotName {
     }
 }
 
-/// `https://ADDRESS:PORT` for each address.
+/// `https://ADDRESS:PORT` for each address, in etcd's order.
 pub(crate) fn urls(addresses: &[IpAddr], port: u16) -> Vec<String> {
-    addresses.iter().map(|address| format!("https://{}", std::net::SocketAddr::new(*address, port))).collect()
+    let mut urls: Vec<String> =
+        addresses.iter().map(|address| format!("https://{}", std::net::SocketAddr::new(*address, port))).collect();
+    urls.sort();
+    urls
 }
 
 #[cfg(test)]
@@ -177,14 +187,14 @@ mod tests {
 
     const PORTS: Ports = Ports { client: 2391, peer: 2392 };
 
-    fn member(name: &str, address: &str, others: &[Member]) -> Member {
-        Member::new(name.to_owned(), "n".to_owned(), &[address.parse().unwrap()], PORTS, others)
+    fn member(node: &str, address: &str, others: &[Member]) -> Member {
+        Member::new(node, "1", &[address.parse().unwrap()], PORTS, others)
     }
 
     #[test]
     fn the_first_member_begins_a_cluster_and_a_later_one_joins_it() {
-        let first = member("a-1", "192.0.2.1", &[]);
-        let second = member("b-1", "fd00::2", std::slice::from_ref(&first));
+        let first = member("a", "192.0.2.1", &[]);
+        let second = member("b", "fd00::2", std::slice::from_ref(&first));
         assert!(first.begins_alone() && !second.begins_alone());
         let folders = Folders { data: Path::new("/data"), certificates: Path::new("/tls") };
         let of = |member: &Member| member.etcd_arguments(&folders, PORTS, 2393).join(" ");
@@ -200,14 +210,15 @@ mod tests {
         }
         let cluster = "--initial-cluster=a-1=https://192.0.2.1:2392,b-1=https://[fd00::2]:2392 ";
         assert!(second.contains(cluster) && second.contains("-state=existing"), "{second}");
+        assert!(second.contains("--initial-cluster-token=meshd-1 "), "{second}");
         assert!(second.contains("--listen-peer-urls=https://[::]:2392"), "{second}");
     }
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
-        let mut record = MembersRecord { members: vec![member("a-1", "192.0.2.1", &[])], restored: None };
+        let mut record = MembersRecord { members: vec![member("a", "192.0.2.1", &[])], restored: Vec::new() };
         record.members[0].snapshot = Some("x.db".to_owned());
-        record.restored = Some("n/x.db".to_owned());
+        record.restored.push("n/x.db".to_owned());
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<MembersRecord>(&text).unwrap(), record);
         assert_eq!(record.endpoints(), "https://192.0.2.1:2391\n");

@@ -39,44 +39,63 @@ pub(crate) struct Options {
     pub(crate) awaits_nodes: bool,
 }
 
-/// The members, as wanted.
-pub(crate) struct Reconciled {
+/// Members that answer.
+pub(crate) struct Answering {
     pub(crate) members: Members,
-    pub(crate) answering: Vec<(String, u64)>,
+    /// URL and id of each, the leader last.
+    pub(crate) urls: Vec<(String, u64)>,
+}
+
+impl Options {
+    async fn connect(&self) -> anyhow::Result<Objects> {
+        let (namespace, name) = (self.namespace.clone(), self.name.clone());
+        Objects::connect(self.kubeconfig.as_deref(), namespace, name, self.candidates.clone()).await
+    }
+
+    /// Which members answer now.
+    ///
+    /// # Errors
+    /// What the API server said.
+    pub(crate) async fn answering(&self) -> anyhow::Result<Answering> {
+        let objects = self.connect().await?;
+        let (nodes, found) = (objects.list_nodes().await?, objects.read_record().await?);
+        let members = certificates(&objects, self, &nodes).await?;
+        let look = members.look(&known_urls(found.as_ref().map(|found| &found.record), &nodes, self)).await;
+        Ok(Answering { members, urls: look.answering })
+    }
 }
 
 /// Steps until nothing is left to do.
 ///
 /// # Errors
 /// What is not there after `patience`, or what a server said.
-pub(crate) async fn reconcile(options: &Options) -> anyhow::Result<Reconciled> {
-    let Options { namespace, name, candidates, .. } = options;
-    let kubeconfig = options.kubeconfig.as_deref();
-    let objects = Objects::connect(kubeconfig, namespace.clone(), name.clone(), candidates.clone()).await?;
+pub(crate) async fn reconcile(options: &Options) -> anyhow::Result<()> {
+    let objects = options.connect().await?;
     let deadline = Instant::now() + options.patience;
     let mut told = String::new();
-    let mut has_users = false;
+    // Of the network; it keeps no member from its work.
+    let mut network: Option<anyhow::Result<()>> = None;
     loop {
         let nodes = objects.list_nodes().await?;
         let found = objects.read_record().await?;
         let record = found.as_ref().map(|found| &found.record);
         let members = certificates(&objects, options, &nodes).await?;
         let look = members.look(&known_urls(record, &nodes, options)).await;
-        if !has_users && look.members.is_some() && record.is_some_and(|it| it.members.iter().any(|it| it.joined)) {
-            network_and_users(&members, &look, &nodes, options).await?;
-            has_users = true;
+        if network.is_none() && look.members.is_some() && record.is_some_and(|it| it.members.iter().any(|it| it.joined))
+        {
+            network = Some(users_and_network(&members, &look, &nodes, options).await);
         }
         let seen = Seen {
             nodes: nodes.into_iter().map(|node| node.seen).collect(),
             record: record.cloned(),
             etcd: look.members.clone(),
         };
-        let step = next_step(&options.wanted, &seen, &format!("{:04x}", rand::random::<u16>()));
+        let step = next_step(&options.wanted, &seen, &format!("{:08x}", rand::random::<u32>()));
         let (waits_for, is_enough) = match &step {
-            Step::Done(None) => return Ok(Reconciled { members, answering: look.answering }),
+            Step::Done(None) => return network.unwrap_or(Ok(())),
             Step::Done(Some(said)) if !options.awaits_nodes => {
                 tracing::warn!("{said}");
-                return Ok(Reconciled { members, answering: look.answering });
+                return network.unwrap_or(Ok(()));
             }
             Step::Done(Some(said)) => (Some(said.clone()), true),
             Step::Await(said) => (Some(said.clone()), false),
@@ -85,15 +104,14 @@ pub(crate) async fn reconcile(options: &Options) -> anyhow::Result<Reconciled> {
                 (None, false)
             }
         };
-        if let Some(said) = &waits_for
-            && Instant::now() > deadline
-        {
-            match is_enough {
-                true => {
+        if Instant::now() > deadline {
+            match (&waits_for, is_enough) {
+                (Some(said), true) => {
                     tracing::warn!("{said}");
-                    return Ok(Reconciled { members, answering: look.answering });
+                    return network.unwrap_or(Ok(()));
                 }
-                false => bail!("{said}"),
+                (Some(said), false) => bail!("{said}"),
+                (None, _) => bail!("not done in time: {step:?}"),
             }
         }
         if let Some(said) = waits_for {
@@ -170,19 +188,26 @@ async fn carry_out(
     Ok(())
 }
 
-async fn network_and_users(
+/// Users first: until etcd asks for them, every certificate has all rights. A network that is there is left alone.
+async fn users_and_network(
     members: &Members,
     look: &Look,
     nodes: &[FoundNode],
     options: &Options,
 ) -> anyhow::Result<()> {
     let Some((url, _)) = look.answering.first() else { return Ok(()) };
+    let clusters: Vec<&Cluster> = std::iter::once(&options.cluster).chain(&options.other_clusters).collect();
+    let users = async |config: Option<&NetworkConfig>| members.users(url, &options.prefix, &clusters, config).await;
+    users(None).await?;
+    if let Some(config) = members.config(url, &options.prefix).await? {
+        return users(Some(&config)).await;
+    }
+    let Some(wanted) = &options.config else { return Ok(()) };
     let pod_cidrs: Vec<(&str, IpNet)> =
         nodes.iter().flat_map(|node| node.pod_cidrs.iter().map(|cidr| (node.seen.name.as_str(), *cidr))).collect();
-    let wanted = options.config.as_ref().map(|config| network(config, &pod_cidrs)).transpose()?;
-    let config = members.config(url, &options.prefix, wanted.as_ref()).await?;
-    let clusters: Vec<&Cluster> = std::iter::once(&options.cluster).chain(&options.other_clusters).collect();
-    members.users(url, &options.prefix, &clusters, config.as_ref()).await
+    let config = network(wanted, &pod_cidrs)?;
+    members.put_config(url, &options.prefix, &config).await?;
+    users(Some(&config)).await
 }
 
 /// The `config` to put: subnets are Kubernetes' where it allocates podCIDRs, unless the value says otherwise.
