@@ -135,8 +135,9 @@ fn begin(wanted: &Wanted, seen: &Seen, record: &MembersRecord, suffix: &str) -> 
 }
 
 fn restore(wanted: &Wanted, seen: &Seen, record: &MembersRecord, snapshot: &SnapshotName, suffix: &str) -> Step {
-    let Some(node) = seen.nodes.iter().find(|node| node.name == snapshot.node && !node.addresses.is_empty()) else {
-        return Step::Await(format!("snapshot {snapshot}: there is no node {}", snapshot.node));
+    let may = |node: &&SeenNode| node.name == snapshot.node && node.is_candidate && !node.addresses.is_empty();
+    let Some(node) = seen.nodes.iter().find(may) else {
+        return Step::Await(format!("snapshot {snapshot}: there is no node {} that may run a member", snapshot.node));
     };
     let mut member = new_member(wanted, node, suffix, &[]);
     member.snapshot = Some(snapshot.file.clone());

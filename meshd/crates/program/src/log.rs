@@ -73,7 +73,7 @@ const OWN_CRATES: [&str; 12] = [
     "control_core",
     "enforcement",
     "kernel",
-    "meshd_etcd",
+    "mesh_etcd",
     "prober",
     "program",
     "sync",
