@@ -1,7 +1,7 @@
 //! `meshd-etcd`: an etcd for the mesh on nodes of a Kubernetes cluster, as the Helm chart brings it.
 //!
 //! `setup` (a Job) and `maintain` (a CronJob) decide by the Nodes, a record in a ConfigMap and etcd's own list what is to
-//! be done next ([`plan`]), and do it. `member` runs on each node that they label, and becomes etcd.
+//! be done next (`plan`), and do it. `member` runs on each node that they label, and becomes etcd.
 
 mod certificates;
 mod etcd;
