@@ -184,7 +184,7 @@ impl Objects {
         Ok(())
     }
 
-    /// The authority, made if there is none.
+    /// The authority. Without one, makes it.
     pub(crate) async fn authority(&self) -> anyhow::Result<Authority> {
         let name = self.secret_name("ca");
         if let Some(secret) = self.secrets().get_opt(&name).await.context("the authority cannot be read")? {
@@ -198,7 +198,7 @@ impl Objects {
         Ok(authority)
     }
 
-    /// The certificate in a Secret, issued if there is none that serves.
+    /// The certificate in a Secret. Without one that serves, issues it.
     pub(crate) async fn certificate(
         &self,
         authority: &Authority,

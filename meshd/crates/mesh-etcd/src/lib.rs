@@ -101,7 +101,7 @@ struct SetupFlags {
     /// Prefix of all keys of the mesh
     #[arg(long, env = "MESHD_ETCD_PREFIX", value_name = "PREFIX", default_value = "/meshd")]
     etcd_prefix: String,
-    /// Value of the key `config`, put if there is none
+    /// Value of the key `config`, put where that key is absent
     #[arg(long, value_name = "JSON", value_parser = json)]
     config: Option<Value>,
     /// How long to wait for nodes and members

@@ -31,7 +31,7 @@ pub(crate) struct Options {
     pub(crate) prefix: String,
     pub(crate) cluster: Cluster,
     pub(crate) other_clusters: Vec<Cluster>,
-    /// The mesh's `config`, put if there is none.
+    /// The mesh's `config`, put where that key is absent.
     pub(crate) config: Option<Value>,
     /// How long to wait for what is not there yet.
     pub(crate) patience: Duration,

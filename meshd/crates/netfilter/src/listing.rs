@@ -214,7 +214,7 @@ pub fn prefix(value: &Value) -> Option<IpNet> {
 /// The items of a listing.
 ///
 /// # Errors
-/// If it is none.
+/// If `json` is not a listing.
 pub fn items(json: &[u8]) -> Result<Vec<Value>, ListingError> {
     let mut root: Value = serde_json::from_slice(json)?;
     match root.get_mut("nftables").map(Value::take) {

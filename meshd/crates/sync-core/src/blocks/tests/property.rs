@@ -123,7 +123,7 @@ impl World {
             Happens::Restored(back) => {
                 let at = self.earlier.len().saturating_sub(back);
                 *etcd = self.earlier[at].clone();
-                // Whoever leads begins a term of its own.
+                // The next leader begins a term of its own.
                 self.happen(&Happens::Leader);
             }
             Happens::Late => {}
