@@ -5,9 +5,8 @@ use std::{borrow::Cow, fmt, ops::RangeInclusive};
 use serde_json::{Map, Value};
 
 use crate::{
-    Labels, Violations,
+    Violations,
     document::{DocumentLimits, describe, read},
-    labels::read_labels,
     violation::{Report, join, quoted},
 };
 
@@ -28,11 +27,6 @@ impl Fields {
     /// When it is not one object, or too large.
     pub fn of_object(value: &[u8]) -> Result<Self, Violations> {
         read(value, DocumentLimits::KUBERNETES).map(Self::root)
-    }
-
-    /// Labels below `labels`; those that the API server would refuse are noted.
-    pub fn labels(&mut self, report: &mut Report) -> Labels {
-        read_labels(self, report)
     }
 
     /// The fields of a value's root object.

@@ -26,29 +26,30 @@ pub fn uid(text: &str) -> Result<String, Expected> {
     if plain { Ok(text.to_owned()) } else { Err(format!("must be 1 to {MAX_UID} printable characters").into()) }
 }
 
-/// The `labels` of the object that `fields` are; those that are not valid are noted.
-pub(crate) fn read_labels(fields: &mut Fields, report: &mut Report) -> Labels {
-    let path = fields.path("labels");
-    let map = match fields.take("labels") {
-        None => return Labels::new(),
-        Some(Value::Object(map)) => map,
-        Some(other) => {
-            report.add(path, describe(&other), "must be an object of label keys and their text");
-            return Labels::new();
-        }
-    };
-    let mut labels = Labels::new();
-    for (key, value) in map {
-        if !is_key(&key) {
-            report.add(
-                format!("{path}[{key}]"),
-                "not a label key",
-                "write an optional DNS name and \"/\", then 1 to 63 of letters, digits, \"-\", \"_\" and \
+impl Fields {
+    /// Labels below `labels`; those that the API server would refuse are noted.
+    pub fn labels(&mut self, report: &mut Report) -> Labels {
+        let path = self.path("labels");
+        let map = match self.take("labels") {
+            None => return Labels::new(),
+            Some(Value::Object(map)) => map,
+            Some(other) => {
+                report.add(path, describe(&other), "must be an object of label keys and their text");
+                return Labels::new();
+            }
+        };
+        let mut labels = Labels::new();
+        for (key, value) in map {
+            if !is_key(&key) {
+                report.add(
+                    format!("{path}[{key}]"),
+                    "not a label key",
+                    "write an optional DNS name and \"/\", then 1 to 63 of letters, digits, \"-\", \"_\" and \
                  \".\", beginning and ending with a letter or digit",
-            );
-            continue;
-        }
-        match value {
+                );
+                continue;
+            }
+            match value {
             Value::String(text) if is_value(&text) => {
                 labels.insert(key, text);
             }
@@ -60,8 +61,9 @@ pub(crate) fn read_labels(fields: &mut Fields, report: &mut Report) -> Labels {
             ),
             other => report.add(format!("{path}[{key}]"), describe(&other), "must be text; put it in quotes"),
         }
+        }
+        labels
     }
-    labels
 }
 
 fn is_key(key: &str) -> bool {

@@ -1,5 +1,6 @@
 //! The daemon, read top to bottom: settings → state directory → floor, kernel, tunnel, prober, control → loop → stop.
 
+mod answers;
 mod attachment_sync;
 mod change_log;
 mod cleanup;

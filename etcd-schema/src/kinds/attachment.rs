@@ -12,7 +12,7 @@ use crate::{
     check::list,
     document::{DocumentLimits, read},
     fields::{Fields, NamesOf, Writer},
-    labels::{read_labels, uid},
+    labels::uid,
     violation::Report,
 };
 
@@ -136,6 +136,6 @@ impl fmt::Debug for Attachment {
 fn read_pod(mut fields: Fields, report: &mut Report) -> Option<AttachedPod> {
     let namespace = fields.required(report, "namespace", "write the pod's namespace", KubernetesName::read_label);
     let name = fields.required(report, "name", "write the pod's name", PodName::read);
-    let labels = read_labels(&mut fields, report);
+    let labels = fields.labels(report);
     Some(AttachedPod { namespace: namespace?, name: name?, labels })
 }

@@ -16,7 +16,7 @@ use cni::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{connection::Caller, server::Source};
+use super::{connection::Caller, source::Source};
 
 /// Longest request in bytes; only labels can be long.
 const MAX_REQUEST: usize = 256 << 10;

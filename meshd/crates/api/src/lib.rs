@@ -37,16 +37,17 @@ mod health;
 mod metrics;
 mod monitor;
 mod server;
+mod source;
 mod tcp;
 mod uapi;
 mod ui;
 
 pub use client::{Client, ClientError};
 pub use health::Check;
-pub use metrics::Figures;
 pub use monitor::monitor;
-pub use server::{ServeError, Source, serve};
-pub use uapi::{Device, DevicePeer, wireguard};
+pub use server::{ServeError, serve};
+pub use source::{Device, DevicePeer, Figures, Source};
+pub use uapi::wireguard;
 pub use ui::page;
 
 /// Name of the socket in the run directory.

@@ -3,10 +3,10 @@
 //! Labels are bounded: reasons, states and codes are fixed lists. The number of per-peer series grows with the square
 //! of the mesh, so they are optional, under the names of the common WireGuard exporter.
 
-use std::{collections::BTreeMap, fmt, fs, time::Duration};
+use std::{collections::BTreeMap, fmt, fs};
 
 use ::text::printable;
-use api_types::{DaemonState, DropCount, Path, Peer, Route, Status};
+use api_types::{DaemonState, Path, Peer, Route, Status};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, text},
@@ -14,33 +14,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::server::Source;
+use super::source::{Figures, Source};
 
 /// Of [`encode`]'s text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Numbers that no other answer has.
-#[derive(Debug, Clone, Default)]
-pub struct Figures {
-    /// Name of the tunnel's device.
-    pub interface: String,
-    /// Lists of etcd read.
-    pub lists: u64,
-    /// Records that a list showed changed and the watch had not brought.
-    pub audit_differences: u64,
-    /// Attachments of containers on this node.
-    pub attachments: usize,
-    /// How long the last change of policies took from the policy thread's first look at it until it was in force.
-    pub policy_apply: Duration,
-    /// Outer payload received in authentic messages and sent, in bytes, also of peers that are gone.
-    pub tunnel_bytes: (u64, u64),
-    /// Dropped packets, for every reason that there is: a series that comes up with its first drop hides it from rates.
-    pub drops: Vec<DropCount>,
-    /// Packets at the tunnel's end, for every verdict that there is.
-    pub verdicts: Vec<DropCount>,
-    /// The kernel's offloads, each with whether it is in use.
-    pub offloads: Vec<(&'static str, bool)>,
-}
 
 /// Everything that one scrape sees.
 #[derive(Debug)]

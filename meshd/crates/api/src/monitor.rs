@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     health::{Check, all_hold, text},
     metrics,
-    server::Source,
+    source::Source,
     tcp,
 };
 

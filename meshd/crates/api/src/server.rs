@@ -2,10 +2,7 @@
 
 use std::{fs, io, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 
-use api_types::{
-    Diagnosis, Echoed, EtcdAccepted, Explained, FlowSample, Peer, Ping, Policy, Question, QuestionError, Route,
-    ShownPolicy, Status,
-};
+use api_types::{FlowSample, Question, QuestionError};
 use attachments::Attachments;
 use axum::{
     Json, Router,
@@ -14,7 +11,6 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use ipnet::IpNet;
 use serde::Serialize;
 use tokio::{net::UnixListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -22,66 +18,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     connection::{self, Caller},
     containers,
-    health::Check,
-    metrics::Figures,
-    uapi::Device,
+    source::Source,
 };
-
-/// Where answers come from. Each call is a look at the present state and does not wait.
-pub trait Source: Send + Sync + 'static {
-    /// `GET /v1/status`
-    fn status(&self) -> Status;
-    /// `GET /v1/peers`
-    fn peers(&self) -> Vec<Peer>;
-    /// `GET /v1/routes`
-    fn routes(&self) -> Vec<Route>;
-    /// `GET /v1/policies`. May wait for the policy thread.
-    fn policies(&self) -> Vec<Policy>;
-    /// `GET /v1/policies/NAME`: the policy `NAMESPACE/NAME`, or the ClusterNetworkPolicy `NAME`. May wait for the
-    /// policy thread.
-    fn policy(&self, name: &str) -> Option<ShownPolicy>;
-    /// `GET /v1/policy/explain`. May wait for the policy thread.
-    ///
-    /// # Errors
-    /// When the question makes no sense, or names a pod that is not known.
-    fn explain(&self, question: &Question) -> Result<Explained, QuestionError>;
-    /// `GET /v1/ping`: how far packets to `target` get. Waits for answers.
-    ///
-    /// # Errors
-    /// When nothing is known by that name or address.
-    fn reach(&self, target: &str) -> Result<Ping, QuestionError>;
-    /// `GET /v1/echo`: one echo to an address of the mesh, in a packet of so many bytes. Waits for the answer.
-    fn echo(&self, to: IpAddr, packet: u16) -> Echoed;
-    /// `GET /v1/doctor`. Waits for answers, of etcd and of peers that are not reached.
-    fn diagnose(&self) -> Diagnosis;
-    /// `GET /v1/flows`
-    fn flows(&self, after: u64) -> Vec<FlowSample>;
-    /// `GET /livez`: whether the threads come round.
-    fn liveness(&self) -> Vec<Check>;
-    /// `GET /readyz`: whether pods' packets go as they should. That etcd is away does not count.
-    fn readiness(&self) -> Vec<Check>;
-    /// For `GET /metrics`, beside the answers above.
-    fn figures(&self) -> Figures;
-    /// The tunnel as WireGuard's own tools see it, without its private key.
-    fn device(&self) -> Device;
-    /// The network for a new container, or the reason why none can be attached.
-    ///
-    /// # Errors
-    /// The reason, for people.
-    fn network(&self) -> Result<cni::daemon::Network, String>;
-    /// `POST /v1/etcd/accept`: nothing stays in force that etcd does not hold. Waits for the control plane.
-    ///
-    /// # Errors
-    /// When that has ended.
-    fn accept_etcd(&self) -> Result<EtcdAccepted, QuestionError>;
-    /// Why a pod may not send from this prefix besides its own addresses, for people; `None`: it may.
-    ///
-    /// # Errors
-    /// When that cannot be told yet.
-    fn source_conflict(&self, prefix: &IpNet) -> Result<Option<String>, String>;
-    /// A wg-quick file for the external peer `name`, if there is such a peer.
-    fn outside_peer_config(&self, name: &str) -> Option<String>;
-}
 
 /// The question in a query string; its parts need no escaping.
 fn question(query: &str) -> Option<Question> {

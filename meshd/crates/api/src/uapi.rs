@@ -7,16 +7,12 @@
 use std::{
     fmt::Write as _,
     fs, io,
-    net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
-use etcd_schema::{PresharedKey, PublicKey};
-use ipnet::IpNet;
-use keys::PrivateKey;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
@@ -26,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::server::Source;
+use super::source::{Device, Source};
 
 /// Where WireGuard's tools look.
 const DIRECTORY: &str = "/var/run/wireguard";
@@ -38,40 +34,6 @@ const LIFETIME: Duration = Duration::from_secs(10);
 const REQUEST: u64 = 1 << 20;
 /// How often the socket is looked for: `wg` removes one that refuses a connection.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// The tunnel as WireGuard's tools see it.
-#[derive(Debug, Clone, Default)]
-pub struct Device {
-    /// This node's key; `None` for clients that may not see it.
-    pub private_key: Option<PrivateKey>,
-    /// UDP port.
-    pub listen_port: u16,
-    /// Firewall mark of outer packets; 0: none.
-    pub mark: u32,
-    /// Its peers; one with two keys, during a rotation, is two here, and the first one has the prefixes.
-    pub peers: Vec<DevicePeer>,
-}
-
-/// A peer of a [`Device`].
-#[derive(Debug, Clone)]
-pub struct DevicePeer {
-    /// Its key.
-    pub public_key: PublicKey,
-    /// The symmetric key, where there is one.
-    pub preshared_key: Option<PresharedKey>,
-    /// Where it is, or may be.
-    pub endpoint: Option<SocketAddr>,
-    /// Of the newest session.
-    pub latest_handshake: Option<SystemTime>,
-    /// Bytes received.
-    pub rx_bytes: u64,
-    /// Bytes sent.
-    pub tx_bytes: u64,
-    /// The keepalive that it has.
-    pub keepalive: Option<Duration>,
-    /// Its prefixes.
-    pub allowed: Vec<IpNet>,
-}
 
 /// Answers for the device `interface` until `stop`; `tell` hears why it cannot, and `None` once it can. A socket that a
 /// live process answers at is left alone: namespaces share the file system.
@@ -271,7 +233,11 @@ fn hex(bytes: &[u8; 32]) -> Zeroizing<String> {
 
 #[cfg(test)]
 mod tests {
+    use etcd_schema::PublicKey;
+    use keys::PrivateKey;
+
     use super::*;
+    use crate::source::DevicePeer;
 
     fn device() -> Device {
         Device {

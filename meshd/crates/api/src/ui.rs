@@ -20,10 +20,7 @@ use axum::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    server::{Source, echo},
-    tcp,
-};
+use super::{server::echo, source::Source, tcp};
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 /// The page itself, each part with its type.

@@ -19,6 +19,7 @@
 //! tables are then rebuilt.
 
 mod anti_spoof;
+mod base;
 mod bridge;
 mod frame;
 mod memo;
@@ -33,15 +34,14 @@ use std::{
 use netfilter::{Generation, NftMonitor, TableChanges, TableListing};
 use policy::nft::{Ruleset, transactions};
 
-pub(super) use self::{
-    anti_spoof::PodPort,
-    bridge::{isolated, switched_judged},
-    frame::Frame,
-    nft::RulesetError,
-};
 use self::{
-    frame::{BASE_CHAINS, CLOSED, base, base_chains, closed},
+    base::{BASE_CHAINS, CLOSED, base, base_chains, closed},
     nft::{apply, list},
+};
+pub(super) use self::{
+    bridge::{isolated, switched_judged},
+    frame::{Frame, PodPort},
+    nft::RulesetError,
 };
 
 /// The tables `inet NAME` and `bridge NAME`, and their known state in the kernel.

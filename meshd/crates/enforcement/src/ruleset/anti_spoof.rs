@@ -17,53 +17,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    net::{IpAddr, Ipv6Addr},
+    net::Ipv6Addr,
 };
 
 use cni::link::mac_text;
-use ipnet::IpNet;
 use netlink::Mac;
 use policy::nft::{REFUSED, Ruleset, packet_form};
 
-use super::frame::{Frame, REPORTS};
-
-/// The interface of a local pod, from its attachment.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct PodPort {
-    /// The pod's addresses, sorted.
-    pub(crate) addresses: Vec<IpAddr>,
-    /// Its additional source prefixes, sorted.
-    pub(crate) allowed_sources: Vec<IpNet>,
-    /// The hardware address inside; `None`: the plugin did not report one.
-    pub(crate) mac: Option<Mac>,
-    /// Any of the addresses lies in the mesh.
-    pub(crate) in_mesh: bool,
-}
-
-impl PodPort {
-    /// All that it may send from: prefixes of which none touches another.
-    pub(super) fn sources(&self) -> Vec<IpNet> {
-        let own = self.addresses.iter().copied().map(IpNet::from);
-        IpNet::aggregate(&own.chain(self.allowed_sources.iter().copied()).collect())
-    }
-
-    /// The link-local address that follows from its hardware address.
-    pub(super) fn link_local(&self) -> Option<Ipv6Addr> {
-        self.mac.as_ref().map(link_local)
-    }
-
-    /// Whether it has sources that no map of addresses leads to its pod's chains.
-    fn judged_by_interface(&self, frame: &Frame) -> bool {
-        let has_chain = |address: &IpAddr| frame.own.iter().any(|net| net.contains(address));
-        self.in_mesh && !(self.allowed_sources.is_empty() && self.addresses.iter().all(has_chain))
-    }
-}
-
-/// The link-local address that follows from a hardware address (RFC 4291, appendix A).
-pub(super) const fn link_local(&[a, b, c, d, e, f]: &Mac) -> Ipv6Addr {
-    let pair = u16::from_be_bytes;
-    Ipv6Addr::new(0xfe80, 0, 0, 0, pair([a ^ 2, b]), pair([c, 0xff]), pair([0xfe, d]), pair([e, f]))
-}
+use super::frame::{Frame, PodPort, REPORTS, link_local};
 
 /// Base chain for incoming packets of all interfaces. The chain `anti_spoof` of an earlier version has another
 /// priority, which a base chain cannot change.

@@ -32,8 +32,8 @@ use cni::link::mac_text;
 use policy::{engine::Side, nft::Ruleset};
 
 use super::{
-    anti_spoof::{DETECTION, DHCP4, DHCP6, LINK_LOCAL, MLD, NEIGHBOURS, OTHERS_LINK_LOCAL, PodPort, ROUTERS, report},
-    frame::Frame,
+    anti_spoof::{DETECTION, DHCP4, DHCP6, LINK_LOCAL, MLD, NEIGHBOURS, OTHERS_LINK_LOCAL, ROUTERS, report},
+    frame::{Frame, PodPort},
 };
 
 /// Kernel settings that have bridged packets go through netfilter's hooks of IPv4 and IPv6.
