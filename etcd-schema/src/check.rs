@@ -1,7 +1,5 @@
 //! Validation of any value before `etcdctl put`.
 
-use std::fmt::Display;
-
 use crate::{Key, KeyError, UnknownField, Value, Violations, unknown::unknown_fields};
 
 /// A valid key and its value.
@@ -39,20 +37,4 @@ pub fn check(relative: &str, value: &[u8]) -> Result<Checked, CheckError> {
     };
     let unknown = unknown_fields(&key, value);
     Ok(Checked { key, summary, unknown })
-}
-
-/// Number and noun, such as `2 labels`.
-pub fn counted(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
-}
-
-/// The first few of `items`, and how many follow.
-pub fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
-    const SHOWN: usize = 4;
-    let mut items = items.into_iter();
-    let shown: Vec<String> = items.by_ref().take(SHOWN).map(|i| i.to_string()).collect();
-    match items.count() {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
-    }
 }

@@ -24,12 +24,13 @@ mod subnet;
 use std::{fmt, sync::Arc};
 
 use crate::{
-    Cluster, ContainerId, InterfaceName, KeyError, KubernetesName, NodeId, PeerName, SubnetKey, Violations, key::Parts,
+    Cluster, ContainerId, InterfaceName, KubernetesName, NodeId, PeerName, SubnetKey, Violations,
+    key_parts::{KeyError, Parts},
 };
 
 pub use alive::{Alive, Readiness};
 pub use attachment::{AttachedPod, Attachment};
-pub use config::{Allocate, BackendConfig, BackendKind, ClusterNetworks, NetworkConfig, PolicyMode, Pool};
+pub use config::{Allocate, BackendConfig, BackendKind, ClusterNetworks, NetworkConfig, PolicyMode};
 pub(crate) use config::{KNOWN_BACKEND, NETWORKS, named};
 pub use node::NodeRecord;
 pub use peer::{Endpoint, OutsidePeer};

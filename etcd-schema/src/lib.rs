@@ -27,11 +27,11 @@
 pub mod reading {
     pub use crate::{
         address::unicast,
-        check::{counted, list},
         document::describe,
         fields::{Expected, Fields},
         kinds::timestamp,
         labels::uid,
+        summary::{counted, list},
         violation::{Report, quoted},
     };
 }
@@ -44,9 +44,12 @@ mod document;
 mod fields;
 mod id;
 mod key;
+mod key_parts;
 mod kinds;
 mod labels;
 mod pool;
+mod subnet_key;
+mod summary;
 mod unknown;
 mod violation;
 mod wireguard;
@@ -56,13 +59,15 @@ pub use cluster::Cluster;
 pub use conflict::{ConfigChange, config_change, config_conflicts, node_conflicts, peer_conflicts};
 pub use document::MAX_VALUE_BYTES;
 pub use id::{ContainerId, InterfaceName, KubernetesName, NodeId, NodeName, PeerName, PodName, SiteName};
-pub use key::{KeyError, SubnetKey};
+pub use key_parts::KeyError;
 pub use kinds::{
     Alive, Allocate, AttachedPod, Attachment, BackendConfig, BackendKind, ClusterNetworks, Endpoint, Freed, Key,
-    KindRules, KubernetesKey, NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Pool, Reader, Readiness, RecordClass,
+    KindRules, KubernetesKey, NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Reader, Readiness, RecordClass,
     RecordValue, Removed, SubnetLease, Value, WireguardData,
 };
 pub use labels::Labels;
+pub use pool::Pool;
+pub use subnet_key::SubnetKey;
 pub use unknown::UnknownField;
 pub use violation::{Violation, Violations};
 pub use wireguard::{PresharedKey, PublicKey};

@@ -5,11 +5,26 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::{
-    Pool,
     address::{ordinary_v4, ordinary_v6},
     fields::{Expected, Fields, Writer},
     violation::Report,
 };
+
+/// The addresses of one family that nodes draw subnets from.
+///
+/// `network` has no host bits, `subnet_len` leaves room for at least four subnets, and `min <= max` are subnets of
+/// `subnet_len` inside `network`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool<N> {
+    /// The whole cluster network of this family.
+    pub network: N,
+    /// Length of a node's subnet.
+    pub subnet_len: u8,
+    /// First subnet that may be drawn, of `subnet_len`.
+    pub min: N,
+    /// Last subnet that may be drawn, of `subnet_len`.
+    pub max: N,
+}
 
 /// The fields of one family's pool in `config`.
 pub(crate) struct PoolFields {

@@ -180,26 +180,21 @@ fn tests_are_misplaced(text: &str) -> bool {
     misplaced || (text.contains(DECLARED) && !text.ends_with(DECLARED))
 }
 
-/// Modules of one folder that name each other in a circle: these are left. The list only shrinks.
-const CIRCLES: [&[&str]; 2] = [
-    &["etcd-schema::check", "etcd-schema::key", "etcd-schema::kinds", "etcd-schema::pool", "etcd-schema::unknown"],
-    &["kernel::change", "kernel::foreign", "kernel::netlink", "kernel::observed", "kernel::plan", "kernel::sysctl"],
-];
-
+/// Modules of one folder do not name each other in a circle.
 #[test]
 fn modules_of_a_crate_make_no_circles() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut crates = vec![root.join("policy"), root.join("cni"), root.join("etcd-schema"), root.join("meshd")];
     crates.extend(fs::read_dir(root.join("meshd/crates")).unwrap().map(|entry| entry.unwrap().path()));
-    let mut found: Vec<Vec<String>> = Vec::new();
+    let mut found: Vec<String> = Vec::new();
     for own in crates {
         let name = own.file_name().unwrap().to_str().unwrap();
         for circle in Modules::read(&own.join("src")).circles() {
-            found.push(circle.iter().map(|module| format!("{name}::{}", module.join("::"))).collect());
+            let modules: Vec<String> = circle.iter().map(|module| module.join("::")).collect();
+            found.push(format!("{name}: {}", modules.join(", ")));
         }
     }
-    found.sort();
-    assert_eq!(found, CIRCLES);
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 /// Reads an import as rustc would: a circle is found where its modules hide behind their folder's re-exports, too.

@@ -9,10 +9,10 @@ use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     InterfaceName, KubernetesName, Labels, NodeId, PodName, Violations,
     address::{routed_prefix, unicast},
-    check::list,
     document::{DocumentLimits, read},
     fields::{Fields, NamesOf, Writer},
     labels::uid,
+    summary::list,
     violation::Report,
 };
 

@@ -34,22 +34,6 @@ pub struct NetworkConfig {
     pub extra: Map<String, Value>,
 }
 
-/// The addresses of one family that nodes draw subnets from.
-///
-/// `network` has no host bits, `subnet_len` leaves room for at least four subnets, and `min <= max` are subnets of
-/// `subnet_len` inside `network`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pool<N> {
-    /// The whole cluster network of this family.
-    pub network: N,
-    /// Length of a node's subnet.
-    pub subnet_len: u8,
-    /// First subnet that may be drawn, of `subnet_len`.
-    pub min: N,
-    /// Last subnet that may be drawn, of `subnet_len`.
-    pub max: N,
-}
-
 /// How packets reach other nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendConfig {

@@ -9,9 +9,9 @@ use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     Cluster, NodeId, NodeName, PublicKey, SiteName, Violations,
     address::{endpoint, interface_address},
-    check::list,
     document::{DocumentLimits, read},
     fields::{Expected, Fields, NamesOf, Writer},
+    summary::list,
     violation::Report,
 };
 

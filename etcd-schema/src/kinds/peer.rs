@@ -10,9 +10,9 @@ use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     PeerName, PresharedKey, PublicKey, SiteName, Violations,
     address::{endpoint, routed_prefix},
-    check::list,
     document::{DocumentLimits, read},
     fields::{Fields, NamesOf, Writer},
+    summary::list,
     violation::Report,
 };
 

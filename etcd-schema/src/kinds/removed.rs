@@ -5,9 +5,9 @@ use serde_json::Map;
 use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     NodeId, NodeName, PublicKey, Violations,
-    check::counted,
     document::{DocumentLimits, read},
     fields::{Expected, Fields, Writer},
+    summary::counted,
     violation::Report,
 };
 

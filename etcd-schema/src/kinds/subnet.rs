@@ -11,9 +11,9 @@ use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     BackendKind, Cluster, KubernetesName, NodeId, PublicKey, SubnetKey, Violations,
     address::{unicast_v4, unicast_v6},
-    check::list,
     document::{DocumentLimits, read},
     fields::{Expected, Fields, NamesOf, Writer},
+    summary::list,
     violation::Report,
 };
 

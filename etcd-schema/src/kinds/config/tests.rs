@@ -1,6 +1,7 @@
 use ipnet::Ipv4Net;
 
 use super::*;
+use crate::Pool;
 
 fn parse(value: &str) -> NetworkConfig {
     NetworkConfig::parse(value.as_bytes()).unwrap()

@@ -9,8 +9,8 @@ use super::{
     Kernel,
     netlink::{Rtnetlink, RtnetlinkError, tun_among},
     nft::{Element, NftBackend as _, ObservedTable},
-    observed::NextHop,
     plan::{FLOOR_METRIC, MAIN_TABLE},
+    route::NextHop,
 };
 
 /// Others' routes that show that containers are attached to this node.

@@ -3,12 +3,11 @@
 use std::fmt;
 
 use ipnet::IpNet;
-use nix::net::if_::if_indextoname;
 
 use super::{
     foreign::ForeignEdit,
     nft::NftTransaction,
-    observed::{KernelRoute, KernelRule, NextHop},
+    route::{KernelRoute, KernelRule, NextHop},
     sysctl::Setting,
 };
 
@@ -105,44 +104,5 @@ impl fmt::Display for KernelChange {
             Self::Sysctl(setting) => write!(f, "{} set to {}", setting.key, setting.value),
             Self::Foreign(edit) => edit.fmt(f),
         }
-    }
-}
-
-impl fmt::Display for KernelRoute {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.target {
-            NextHop::Unreachable => write!(f, "unreachable {}", self.dst)?,
-            NextHop::Device { gateway, index } => {
-                write!(f, "{}", self.dst)?;
-                if let Some(gateway) = gateway {
-                    write!(f, " via {gateway}")?;
-                }
-                match if_indextoname(*index) {
-                    Ok(name) => write!(f, " dev {}", name.to_string_lossy())?,
-                    // The interface is gone already.
-                    Err(_) => write!(f, " dev #{index}")?,
-                }
-            }
-            NextHop::Other => write!(f, "{} (several next hops)", self.dst)?,
-        }
-        write!(f, " table {} metric {}", self.table, self.metric)?;
-        if let Some(mtu) = self.mtu {
-            write!(f, " mtu {mtu}")?;
-        }
-        if let Some(src) = self.src {
-            write!(f, " src {src}")?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for KernelRule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = if self.ipv4 { "IPv4" } else { "IPv6" };
-        write!(f, "{family} {}:", self.priority)?;
-        if let Some(mark) = self.mark {
-            write!(f, " fwmark {mark:#x}")?;
-        }
-        write!(f, " lookup {}", self.table)
     }
 }

@@ -25,11 +25,8 @@ use text::quote;
 
 use super::{
     Options,
-    change::KernelChange,
     failure::{Failure, FailureCause},
     nft::{Element, Nft, NftSet, NftTableError, NftTransaction, run},
-    observed::ObservedKernel,
-    plan::KernelPlan,
 };
 pub use legacy::has_table;
 pub(crate) use legacy::legacy;
@@ -274,10 +271,16 @@ fn accepts(accepted: &AcceptedPrefixes, networks: &[IpNet]) -> bool {
     all(&accepted.sources) && all(&accepted.destinations)
 }
 
-/// Adds the changes of foreign tables.
-pub(super) fn plan(options: &Options, desired: &Desired, observed: &ObservedKernel, plan: &mut KernelPlan) {
+/// The changes of foreign tables whose chains at the forward hook are `observed`.
+pub(super) fn plan(
+    options: &Options,
+    desired: &Desired,
+    observed: &[ForeignChain],
+    failures: &mut Vec<Failure>,
+) -> Vec<ForeignEdit> {
+    let mut edits = Vec::new();
     let mut tables: BTreeMap<(&str, &str), Vec<&ForeignChain>> = BTreeMap::new();
-    for chain in &observed.foreign {
+    for chain in observed {
         tables.entry((&chain.family, &chain.table)).or_default().push(chain);
     }
     for ((family, table), chains) in tables {
@@ -285,7 +288,7 @@ pub(super) fn plan(options: &Options, desired: &Desired, observed: &ObservedKern
         let accept = desired.forward_accept && !prefixes.is_empty() && chains.iter().any(|c| c.drops);
         if !is_identifier(table) || chains.iter().any(|c| !is_identifier(&c.chain)) {
             if accept {
-                plan.failures.push(Failure::new(format!("table {family} {table:?}"), FailureCause::ForeignName));
+                failures.push(Failure::new(format!("table {family} {table:?}"), FailureCause::ForeignName));
             }
             continue;
         }
@@ -295,14 +298,10 @@ pub(super) fn plan(options: &Options, desired: &Desired, observed: &ObservedKern
             withdrawing(options, (family, table), &chains)
         };
         if !transaction.is_empty() {
-            plan.changes.push(KernelChange::Foreign(ForeignEdit {
-                family: family.to_owned(),
-                table: table.to_owned(),
-                accept,
-                transaction,
-            }));
+            edits.push(ForeignEdit { family: family.to_owned(), table: table.to_owned(), accept, transaction });
         }
     }
+    edits
 }
 
 fn accepting(

@@ -29,6 +29,7 @@ pub mod nft;
 mod observed;
 mod plan;
 mod reconcile;
+mod route;
 #[expect(unsafe_code, reason = "system calls")]
 mod sys;
 mod sysctl;
@@ -45,14 +46,15 @@ pub use change::KernelChange;
 pub use cleanup::{Cleanup, CleanupError};
 pub use failure::{Failure, FailureCause};
 pub use foreign::{FirewallProgram, ForeignChain, ForeignDrop, ForeignEdit, Met, RuleEffect, has_table, owner};
-pub use netlink::{KernelLink, LinkAddress, MainRoute, OwnPorts, Rtnetlink, RtnetlinkError};
+pub use netlink::{KernelLink, LinkAddress, MainRoute, ObservedTun, OwnPorts, Rtnetlink, RtnetlinkError};
 pub use nft::{
     BaseChain, Chain, Element, Nft, NftBackend, NftRule, NftSet, NftTable, NftTableError, NftTransaction, ObservedSet,
     ObservedTable, SetKind, TableDiff,
 };
-pub use observed::{KernelRoute, KernelRule, NextHop, ObservedKernel, ObservedTun};
+pub use observed::ObservedKernel;
 pub use plan::{KernelPlan, plan};
 pub use reconcile::{PassReport, ReconcileError};
+pub use route::{KernelRoute, KernelRule, NextHop};
 pub use sysctl::{Saved, Setting, StateError, Sysctls};
 pub use underlay::{Neighbour, Underlay, UnderlayError, UnderlayFamily, UnderlaySelection};
 pub use watch::{KernelEvents, KernelWatch};

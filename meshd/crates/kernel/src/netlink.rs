@@ -35,7 +35,7 @@ use thiserror::Error;
 
 use super::{
     failure::FailureCause,
-    observed::{KernelRoute, KernelRule, ObservedTun},
+    route::{KernelRoute, KernelRule},
 };
 
 /// Why rtnetlink gave no answer.
@@ -124,6 +124,19 @@ pub struct KernelLink {
     pub is_tun: bool,
     /// The index of the bridge that it is a port of.
     pub master: Option<u32>,
+}
+
+/// The TUN device as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedTun {
+    /// Its interface index.
+    pub index: u32,
+    /// In bytes.
+    pub mtu: u32,
+    /// In packets.
+    pub txqueuelen: u32,
+    /// Administratively up.
+    pub up: bool,
 }
 
 /// An address on a link.

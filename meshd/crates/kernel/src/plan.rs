@@ -28,8 +28,9 @@ use super::{
     change::KernelChange,
     failure::{Failure, FailureCause},
     firewall, foreign,
-    observed::{KernelRoute, KernelRule, NextHop, ObservedKernel},
-    sysctl,
+    observed::ObservedKernel,
+    route::{KernelRoute, KernelRule, NextHop},
+    sysctl::{self, Setting},
 };
 
 /// The metric of every route to a peer. Below the kernel's 256 and 1024 for IPv6, and unlikely to be another's: with
@@ -67,14 +68,15 @@ pub fn plan(options: &Options, desired: &Desired, observed: &ObservedKernel) -> 
     let seen = by_key(&observed.routes);
 
     routes_of(&routes.floor, &seen, &mut plan.changes);
-    sysctl::plan_underlay(desired, observed, &mut plan);
+    settings_of(sysctl::plan_underlay(desired, &observed.sysctls), &mut plan.changes);
     tun(desired, observed, &mut plan, &mut withdrawn);
     routes_of(&routes.probe_floor, &seen, &mut plan.changes);
     let rules = rules(options, desired, observed, &mut plan.changes);
     routes_of(&routes.probes, &seen, &mut plan.changes);
     routes_of(&routes.peers, &seen, &mut plan.changes);
-    sysctl::plan(options, desired, observed, &mut plan);
-    foreign::plan(options, desired, observed, &mut plan);
+    settings_of(sysctl::plan(options, desired, &observed.sysctls, &mut plan.failures), &mut plan.changes);
+    let edits = foreign::plan(options, desired, &observed.foreign, &mut plan.failures);
+    plan.changes.extend(edits.into_iter().map(KernelChange::Foreign));
 
     plan.changes.append(&mut withdraw(&routes, &seen, rules, withdrawn));
     if !diff.after.is_empty() {
@@ -256,6 +258,10 @@ fn routes_of(
     }
 }
 
+fn settings_of(settings: impl IntoIterator<Item = Setting>, changes: &mut Vec<KernelChange>) {
+    changes.extend(settings.into_iter().map(KernelChange::Sysctl));
+}
+
 fn tun(desired: &Desired, observed: &ObservedKernel, plan: &mut KernelPlan, withdrawn: &mut Vec<KernelChange>) {
     let Some(tun) = &observed.tun else {
         return;
@@ -267,7 +273,7 @@ fn tun(desired: &Desired, observed: &ObservedKernel, plan: &mut KernelPlan, with
     if tun.txqueuelen != desired.tun.txqueuelen {
         plan.changes.push(KernelChange::TxQueueLen { index, packets: desired.tun.txqueuelen });
     }
-    sysctl::plan_tun(observed, plan);
+    settings_of(sysctl::plan_tun(&observed.sysctls), &mut plan.changes);
     if tun.up != desired.tun.up {
         plan.changes.push(KernelChange::Up { index, up: desired.tun.up });
     }

@@ -22,11 +22,8 @@ use thiserror::Error;
 
 use super::{
     Options,
-    change::KernelChange,
     failure::{Failure, FailureCause},
     netlink::KernelLink,
-    observed::ObservedKernel,
-    plan::KernelPlan,
 };
 
 /// Container runtimes make `/proc/sys` read-only unless the container is privileged. Where the host's is mounted here,
@@ -169,38 +166,35 @@ pub(super) fn not_forwarding(desired: &Desired, sysctls: &Sysctls) -> Option<Int
 }
 
 /// The TUN device makes no link-local addresses: it has no neighbours.
-pub(super) fn plan_tun(observed: &ObservedKernel, plan: &mut KernelPlan) {
-    let sysctls = &observed.sysctls;
-    if let Some(key) = &sysctls.tun_addr_gen {
-        push(sysctls, key, "1", false, false, plan);
-    }
+pub(super) fn plan_tun(sysctls: &Sysctls) -> Option<Setting> {
+    change(sysctls, sysctls.tun_addr_gen.as_ref()?, "1", false, false)
 }
 
 /// The underlay asks for its neighbours by its own address. Belongs before the overlay's addresses.
-pub(super) fn plan_underlay(desired: &Desired, observed: &ObservedKernel, plan: &mut KernelPlan) {
-    let sysctls = &observed.sysctls;
+pub(super) fn plan_underlay(desired: &Desired, sysctls: &Sysctls) -> Vec<Setting> {
     // The kernel takes the larger of both.
-    if sysctls.values.get(ARP_ANNOUNCE_ALL).is_none_or(|all| all != "2") {
-        for dev in desired.underlay.iter().collect::<BTreeSet<_>>() {
-            push(sysctls, &arp_announce(dev), "2", true, false, plan);
-        }
+    if sysctls.values.get(ARP_ANNOUNCE_ALL).is_some_and(|all| all == "2") {
+        return Vec::new();
     }
+    let underlay: BTreeSet<_> = desired.underlay.iter().collect();
+    underlay.into_iter().filter_map(|dev| change(sysctls, &arp_announce(dev), "2", true, false)).collect()
 }
 
-/// Adds the settings that differ, in the order in which they must be made.
-pub(super) fn plan(options: &Options, desired: &Desired, observed: &ObservedKernel, plan: &mut KernelPlan) {
-    let sysctls = &observed.sysctls;
+/// The settings that differ, in the order in which they must be made.
+pub(super) fn plan(
+    options: &Options,
+    desired: &Desired,
+    sysctls: &Sysctls,
+    failures: &mut Vec<Failure>,
+) -> Vec<Setting> {
     let value = |key: &str| sysctls.values.get(key).map(String::as_str);
+    let mut settings = Vec::new();
     let was_host = value(FORWARD6) == Some("0") || sysctls.saved.get(FORWARD6).is_some_and(|s| s.earlier == "0");
     if desired.forwarding.ipv6 && was_host {
         let devices: BTreeSet<_> =
             desired.underlay.iter().chain(&sysctls.advertised).filter(|dev| **dev != options.tun).collect();
-        for dev in devices {
-            let key = accept_ra(dev);
-            if value(&key) == Some("1") {
-                push(sysctls, &key, "2", true, false, plan);
-            }
-        }
+        let keys = devices.into_iter().map(accept_ra).filter(|key| value(key) == Some("1"));
+        settings.extend(keys.filter_map(|key| change(sysctls, &key, "2", true, false)));
     }
     // The kernel takes the larger of both: 1 strict, 2 loose.
     let strict_all = value(RP_FILTER_ALL) == Some("1");
@@ -209,7 +203,7 @@ pub(super) fn plan(options: &Options, desired: &Desired, observed: &ObservedKern
         let key = rp_filter(dev);
         let own = value(&key);
         if own == Some("1") || (strict_all && own == Some("0")) {
-            push(sysctls, &key, "2", *dev != options.tun, false, plan);
+            settings.extend(change(sysctls, &key, "2", *dev != options.tun, false));
         }
     }
     for (wanted, key) in [(desired.forwarding.ipv4, FORWARD4), (desired.forwarding.ipv6, FORWARD6)] {
@@ -217,38 +211,33 @@ pub(super) fn plan(options: &Options, desired: &Desired, observed: &ObservedKern
             continue;
         }
         if value(key).is_none() {
-            plan.failures.push(Failure::new(
-                key.to_owned(),
-                FailureCause::Setting { message: "the kernel does not have this setting".to_owned() },
-            ));
+            let message = "the kernel does not have this setting".to_owned();
+            failures.push(Failure::new(key.to_owned(), FailureCause::Setting { message }));
         }
-        push(sysctls, key, "1", true, true, plan);
+        settings.extend(change(sysctls, key, "1", true, true));
     }
     // IPv4 is forwarded by the setting of the interface that a packet comes in by, which new ones take from `default`;
     // IPv6 by that for all. Writing the latter writes each of the former.
     if desired.forwarding.ipv4 && value(FORWARD4) == Some("1") {
-        push(sysctls, &forwarding4(&options.tun), "1", false, true, plan);
-        for (dev, is_bridge) in &sysctls.pods {
-            push(sysctls, &forwarding4(dev), "1", *is_bridge, true, plan);
-        }
+        settings.extend(change(sysctls, &forwarding4(&options.tun), "1", false, true));
+        let pods = sysctls.pods.iter();
+        settings.extend(pods.filter_map(|(dev, is_bridge)| change(sysctls, &forwarding4(dev), "1", *is_bridge, true)));
     }
+    settings
 }
 
-fn push(sysctls: &Sysctls, key: &str, value: &str, keep: bool, opens: bool, plan: &mut KernelPlan) {
-    let Some(earlier) = sysctls.values.get(key) else {
-        return;
-    };
+/// The change of a setting to `value`, if it is there and differs.
+fn change(sysctls: &Sysctls, key: &str, value: &str, keep: bool, opens: bool) -> Option<Setting> {
+    let earlier = sysctls.values.get(key)?;
     // The earlier value cannot be saved; the failure of reading the file is reported.
     let unkept = keep && sysctls.saved_unreadable;
-    if earlier != value && !unkept {
-        plan.changes.push(KernelChange::Sysctl(Setting {
-            key: key.to_owned(),
-            earlier: earlier.clone(),
-            value: value.to_owned(),
-            keep,
-            opens,
-        }));
-    }
+    (earlier != value && !unkept).then(|| Setting {
+        key: key.to_owned(),
+        earlier: earlier.clone(),
+        value: value.to_owned(),
+        keep,
+        opens,
+    })
 }
 
 /// Makes a setting, after its earlier value is on disk.

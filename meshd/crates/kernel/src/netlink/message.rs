@@ -12,7 +12,7 @@ use rtnetlink::packet_route::{
 };
 
 use super::{KernelLink, LinkAddress, MainRoute};
-use crate::observed::{KernelRoute, KernelRule, NextHop};
+use crate::route::{KernelRoute, KernelRule, NextHop};
 
 pub(super) fn family_of(ipv4: bool) -> AddressFamily {
     if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 }

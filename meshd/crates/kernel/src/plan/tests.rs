@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    netlink::ObservedTun,
     nft::{NftRule, ObservedSet, ObservedTable},
-    observed::ObservedTun,
 };
 
 fn options() -> Options {
