@@ -1,4 +1,4 @@
-//! The parts of a key, and why a key does not hold.
+//! The parts of a key, and why a key is invalid.
 
 use crate::{fields::Expected, violation::quoted};
 
