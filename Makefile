@@ -26,9 +26,7 @@ demo: deps ## Show a mesh of two sites at work, in network namespaces (KEEP=1 le
 
 test: deps lint peers previous api-server ## Everything that must pass: format, lints, documentation, unit, property and scenario tests
 	@cargo build --workspace --bins --tests
-	# All that fails is seen in one run.
-	cargo test --workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)
-	echo "All tests passed."
+	scripts/run-tests $(TEST_THREADS)
 
 soak: ## Long seeded runs of the pure parts: first contacts of tunnels, histories of etcd, policies and meshes (hours; no root)
 	@MESHD_CONTACTS="$${MESHD_CONTACTS:-100000}" cargo test -p tunnel --lib contacts
