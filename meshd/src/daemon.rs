@@ -95,19 +95,18 @@ pub async fn run(settings: Settings) -> anyhow::Result<RunOutcome> {
     options.seen = handshakes.seen();
     let tunnel = Tunnel::start(options)?;
     let stop = CancellationToken::new();
-    let node = node::NodeLoop::start(
+    let parts = node::NodeParts {
         settings,
         state,
         id,
         private_key,
         kernel,
-        tunnel.clone(),
+        tunnel: tunnel.clone(),
         handshakes,
-        Arc::clone(&enforcement),
+        enforcement: Arc::clone(&enforcement),
         attachments,
-        &stop,
-    )
-    .await?;
+    };
+    let node = node::NodeLoop::start(parts, &stop).await?;
     let asked_to_stop = stop.clone();
     tokio::spawn(async move {
         tokio::select! {

@@ -1,4 +1,4 @@
-//! From objects to a classifier, change by change.
+//! Objects → classifier, incrementally.
 //!
 //! [`Engine`] takes objects in any order and keeps indexes. [`Engine::commit`] compiles all changes since the last
 //! commit and returns a [`Classifier`], an immutable snapshot that shares unchanged parts with its predecessor.
@@ -45,10 +45,10 @@ pub use pods::PodInfo;
 pub use policy_name::{PolicyId, PolicyKind, PolicyName};
 pub use sources::SourceAliases;
 
-/// Policies by their version, and whether each only may select; what a compiled form is shared by.
+/// Policies by version, with whether each only may select: the key by which compiled forms are shared.
 type Selected = Box<[u32]>;
 
-/// The world as far as policies see it, and what was compiled of it.
+/// Objects that policies depend on, and their compiled form.
 #[derive(Debug)]
 pub struct Engine {
     pub(crate) selection: Selection,
@@ -63,7 +63,7 @@ pub struct Engine {
     pub(crate) sources: Arc<HashMap<IpAddr, Arc<SourceAliases>>>,
     versions: u32,
     generation: u64,
-    /// The generation in which networks, nodes or sources last changed, or whether there are policies in a direction.
+    /// The generation in which networks, nodes, sources or the presence of policies in a direction last changed.
     world_changed: u64,
     /// Whether there were policies in each direction at the last commit.
     had_policies: [bool; 2],
@@ -73,7 +73,7 @@ pub struct Engine {
     namespace_rules: Chunked<NamespaceRules>,
     class_rules: Chunked<ClassRules>,
     published: Chunked<Option<Arc<Compiled>>>,
-    /// How many policies say something about each [`Side`].
+    /// Number of policies that apply to each [`Side`].
     pub(crate) policies_per_direction: [usize; 2],
 }
 
@@ -84,7 +84,7 @@ impl Default for Engine {
 }
 
 impl Engine {
-    /// An empty world: no pod, no policy; everything is allowed.
+    /// An engine without pods and policies: it allows everything.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -111,22 +111,22 @@ impl Engine {
         }
     }
 
-    /// The Namespace object `name` of `cluster` has these labels; `kubernetes.io/metadata.name` need not be among them.
+    /// Sets the labels of the Namespace object `name` of `cluster`; `kubernetes.io/metadata.name` is implied.
     pub fn put_namespace(&mut self, cluster: &Cluster, name: &Arc<str>, labels: Labels) {
         self.selection.set_namespace_labels(cluster, name, Some(labels));
     }
 
-    /// There is no such Namespace object: of its labels only its name and its cluster are known from now on.
+    /// Removes a Namespace object: only its name and cluster remain known as labels.
     pub fn delete_namespace(&mut self, cluster: &Cluster, name: &Arc<str>) {
         self.selection.set_namespace_labels(cluster, name, None);
     }
 
-    /// The Pod object `name`. Of several living pods with one address the one with the highest `age` has it.
+    /// Sets the Pod object `name`. If several running pods claim an address, the one with the highest `age` owns it.
     pub fn put_pod(&mut self, name: ObjectName, pod: PodObject, age: impl Into<Age>) {
         self.pods.set_object(name, Some((pod, age.into())), &mut self.selection);
     }
 
-    /// The Pod object of this name, if there is one, has other labels and is otherwise what it was.
+    /// Replaces the labels of the Pod object of this name, if there is one.
     pub(crate) fn relabel_pod(&mut self, name: &ObjectName, labels: Labels) {
         if let Some((mut pod, age)) = self.pods.object(name).cloned() {
             pod.labels = labels;
@@ -134,63 +134,63 @@ impl Engine {
         }
     }
 
-    /// Whether there is a Pod object `name` that an attachment with this UID is joined with.
+    /// Whether a Pod object `name` exists that an attachment with this UID joins.
     #[must_use]
     pub fn has_pod(&self, name: &ObjectName, uid: &str) -> bool {
         self.pods.has_object(name, uid)
     }
 
-    /// There is no such Pod object.
+    /// Removes a Pod object.
     pub fn delete_pod(&mut self, name: &ObjectName) {
         self.pods.set_object(name.clone(), None, &mut self.selection);
     }
 
-    /// An attachment; `key` is whatever tells it from others.
+    /// Sets an attachment, identified by `key`.
     pub fn put_attachment(&mut self, key: Arc<str>, attachment: PodInterface, age: impl Into<Age>) {
         self.pods.set_attachment(key, Some((attachment, age.into())), &mut self.selection);
     }
 
-    /// Attachments that a Pod object does not count as its own because another node published them.
+    /// Attachments that are not joined with their Pod object because another node published them.
     pub fn misplaced(&self) -> impl Iterator<Item = &Misplaced> {
         self.pods.misplaced()
     }
 
-    /// The attachment is gone.
+    /// Removes an attachment.
     pub fn delete_attachment(&mut self, key: &Arc<str>) {
         self.pods.set_attachment(Arc::clone(key), None, &mut self.selection);
     }
 
-    /// A node's own addresses, in the mesh and below it: no pods, and exempt where the node's own pods are concerned.
+    /// Sets a node's own addresses, overlay and underlay. They are not pods, and the node's own pods accept them.
     pub fn put_node(&mut self, name: Arc<str>, addresses: Arc<[IpAddr]>) {
         self.pods.set_node(name, Some(addresses), &mut self.selection);
         self.nodes_changed();
     }
 
-    /// There is no such node.
+    /// Removes a node.
     pub fn delete_node(&mut self, name: &str) {
         self.pods.set_node(name.into(), None, &mut self.selection);
         self.nodes_changed();
     }
 
-    /// What the mesh's node `name` is to a cluster; `None`: it is in none. A pod of a cluster has no address but those in
-    /// subnets of the cluster's nodes.
+    /// Sets the cluster of the mesh's node `name`; `None`: it has none. Pods of a cluster have addresses in subnets of
+    /// the cluster's nodes only.
     pub fn set_cluster(&mut self, name: &Arc<str>, node: Option<ClusterNode>) {
         self.pods.set_cluster(name, node);
         self.nodes.touch();
     }
 
-    /// The Node object `name`, which `nodes` peers mean by its labels. [`Self::set_cluster`] says which node of the mesh it
-    /// is; one without a cluster is the node of its name.
+    /// Sets the Node object `name`, which `nodes` peers select by its labels. [`Self::set_cluster`] maps it to a node
+    /// of the mesh; without a cluster it is the node of the same name.
     pub fn put_node_object(&mut self, name: ObjectName, labels: &Labels, internal_ips: Box<[IpAddr]>) {
         self.nodes.set_object(name, Some((labels, internal_ips)));
     }
 
-    /// There is no such Node object.
+    /// Removes a Node object.
     pub fn delete_node_object(&mut self, name: ObjectName) {
         self.nodes.set_object(name, None);
     }
 
-    /// What another node's overlay address also counts as where it is a source; none: only as itself.
+    /// Sets the addresses that another node's overlay address also counts as in ingress rules; empty: only itself.
     pub fn set_source(&mut self, overlay: IpAddr, aliases: Arc<SourceAliases>) {
         let aliases = Some(aliases).filter(|aliases| !aliases.is_empty());
         if self.sources.get(&overlay) == aliases.as_ref() {
@@ -205,8 +205,7 @@ impl Engine {
         self.world_changed = self.generation + 1;
     }
 
-    /// The mesh's networks: what lies in them and is neither a known pod's nor a node's is a pod of which nothing is
-    /// known.
+    /// Sets the mesh's networks: an address in them that belongs to no known pod and no node is an unknown pod.
     pub fn set_networks(&mut self, networks: Arc<[IpNet]>) {
         self.networks = Arc::clone(&networks);
         self.pods.set_networks(networks, &mut self.selection);
@@ -215,7 +214,7 @@ impl Engine {
         self.world_changed = self.generation + 1;
     }
 
-    /// A NetworkPolicy.
+    /// Sets a NetworkPolicy.
     pub fn put_policy(&mut self, name: ObjectName, state: &PolicyState) {
         let deny = |on: bool| on.then(Vec::new);
         let (subject, ingress, egress) = match state {
@@ -240,14 +239,14 @@ impl Engine {
         }
     }
 
-    /// There is no such NetworkPolicy.
+    /// Removes a NetworkPolicy.
     pub fn delete_policy(&mut self, name: &ObjectName) {
         if let Some(old) = self.by_name.remove(name) {
             self.remove(old);
         }
     }
 
-    /// A ClusterNetworkPolicy. Its subject is of its own cluster, even where its selector names others.
+    /// Sets a ClusterNetworkPolicy. Its subject is of its own cluster, even if its selector names others.
     pub fn put_cluster_policy(&mut self, name: ObjectName, policy: &ClusterPolicy) {
         let cluster = name.cluster.as_str();
         let mut side = |rules: &[ClusterRule]| {
@@ -267,14 +266,14 @@ impl Engine {
         }
     }
 
-    /// There is no such ClusterNetworkPolicy.
+    /// Removes a ClusterNetworkPolicy.
     pub fn delete_cluster_policy(&mut self, name: &ObjectName) {
         if let Some(old) = self.cluster_by_name.remove(name) {
             self.remove(old);
         }
     }
 
-    /// Number of pods, hostNetwork ones left out.
+    /// Number of pods without `hostNetwork`.
     #[must_use]
     pub fn pods(&self) -> usize {
         self.pods.len()
@@ -286,12 +285,12 @@ impl Engine {
         self.policies.len()
     }
 
-    /// What is known of the pods of this name: one, or several where an attachment has another uid than the object.
+    /// The pods of this name: several if an attachment has another UID than the object.
     pub fn pods_named(&self, name: &ObjectName) -> impl Iterator<Item = &Arc<PodInfo>> {
         self.pods.named(name)
     }
 
-    /// Compiles what changed since the last time. `revision` is the caller's name for the state of the world.
+    /// Compiles all changes since the last commit. The caller names this state by `revision`.
     pub fn commit(&mut self, revision: u64) -> Arc<Classifier> {
         self.pods.settle_clusters(&mut self.selection);
         if std::mem::take(&mut self.pods.host_changed) {
@@ -314,7 +313,7 @@ impl Engine {
         self.set_cache.changed.extend(self.selection.dirty_sets.drain());
         let node_addresses = self.node_addresses.get_or_insert_with(|| {
             let nodes = self.pods.nodes.iter();
-            // What is in a node's network has that node's addresses, whether the node's record says so or not.
+            // Pods in a node's network have its addresses, even those that its record lacks.
             let host = self.pods.host.values().filter_map(|pod| Some((pod.node.as_ref()?, &pod.addresses)));
             let pairs = host
                 .chain(nodes)
@@ -427,7 +426,7 @@ impl Engine {
         }
     }
 
-    /// The policies that have one of these sets as subject, in order, each with whether it only may select.
+    /// The policies whose subject is one of these sets, in order, each with whether it only may select.
     pub(crate) fn selected(&self, sets: &[u32], cluster: bool) -> Vec<(u32, bool)> {
         let mut selected = Vec::new();
         for set in sets {
@@ -449,7 +448,7 @@ impl Engine {
         });
     }
 
-    /// What a list of policies is shared by; `None`: no policy says anything on this side.
+    /// The key by which a list of policies is shared; `None`: no policy applies on this side.
     fn key(&self, selected: &[(u32, bool)], side: usize) -> Option<(Vec<(u32, bool)>, Selected)> {
         let on_side: Vec<_> =
             selected.iter().filter(|(policy, _)| self.policies[*policy].sides[side].is_some()).copied().collect();
@@ -539,7 +538,7 @@ impl Engine {
     }
 }
 
-/// Keeps `value` to be found by others; forgets what nobody holds any more when there is much of it.
+/// Keeps `value` for sharing. If there are many, those without another holder are dropped.
 fn intern<T>(map: &mut HashMap<Selected, Weak<T>>, key: Selected, value: &Arc<T>) {
     if map.len() == map.capacity() {
         map.retain(|_, weak| weak.strong_count() > 0);

@@ -27,6 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tunnel::{Tunnel, TunnelEvent};
 
+pub(super) use self::start::NodeParts;
 use self::start::watch_kernel;
 use super::{RunOutcome, SharedState, etcd_names::EtcdNames, peer_memory::PeerMemory, underlay};
 use crate::settings::Settings;

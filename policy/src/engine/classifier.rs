@@ -1,4 +1,4 @@
-//! An immutable snapshot of all policies and pods that judges single flows.
+//! Immutable snapshot of all policies and pods that judges single flows.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
@@ -17,71 +17,71 @@ use crate::object::{Action, Protocol};
 /// A flow, as its first packet shows it: after any rewriting of the destination, before any of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flow {
-    /// Who begins it.
+    /// The address that opens it.
     pub source: IpAddr,
-    /// To whom.
+    /// The address that it is opened to.
     pub destination: IpAddr,
-    /// IANA's number of the protocol.
+    /// IANA protocol number.
     pub protocol: u8,
-    /// Destination port, for protocols that have them.
+    /// Destination port, for protocols with ports.
     pub port: Option<u16>,
 }
 
-/// Which end of a flow is asked.
+/// The end of a flow whose policies are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Side {
-    /// The destination: may it receive this?
+    /// The destination's policies.
     Ingress = 0,
-    /// The source: may it send this?
+    /// The source's policies.
     Egress = 1,
 }
 
-/// What one end says.
+/// The verdict of one end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Verdict {
-    /// Whether the flow may be.
+    /// Whether the flow is allowed.
     pub allowed: bool,
     /// Why.
     pub cause: Cause,
 }
 
-/// Why a verdict is as it is.
+/// The reason of a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// That end is no pod: it has no policies.
+    /// The end is not a pod, so it has no policies.
     NoPod,
-    /// Both ends are one pod.
+    /// Both ends are the same pod.
     Itself,
-    /// It comes from the pod's own node.
+    /// The flow comes from the pod's own node.
     OwnNode,
-    /// No policy has anything to say.
+    /// No policy applies in this direction.
     NoPolicy,
     /// This rule matched; rules are counted from 0.
     Rule {
         /// The rule's policy.
         policy: PolicyId,
-        /// Which of its rules in this direction.
+        /// Index among its rules in this direction.
         rule: u16,
-        /// What it does.
+        /// Its action.
         action: Action,
     },
-    /// The pod is isolated, by this policy among others, and no rule matched.
+    /// The pod is isolated, by this policy among others, and no rule matches.
     Isolated {
         /// The policy.
         policy: PolicyId,
-        /// Whether it selects the pod depends on labels that are not known.
+        /// Whether it selects the pod depends on unknown labels.
         unknown: bool,
     },
-    /// Nothing is known of the pod, and there are policies in this direction.
+    /// The pod is unknown, and there are policies in this direction.
     UnknownPod,
 }
 
-/// What both ends say.
+/// The verdicts of both ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Connection {
-    /// The source's pod.
+    /// Of the source.
     pub egress: Verdict,
-    /// The destination's pod.
+    /// Of the destination.
     pub ingress: Verdict,
 }
 
@@ -93,16 +93,16 @@ impl Connection {
     }
 }
 
-/// What stands behind an address.
+/// The owner of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// A pod.
     Pod(Arc<PodInfo>),
-    /// A pod of which nothing is known: its address lies in the mesh's networks.
+    /// An unknown pod: an address of the mesh's networks without a known owner.
     UnknownPod,
     /// A node.
     Node(Arc<str>),
-    /// None of these.
+    /// An address outside the mesh.
     Outside,
 }
 
@@ -126,19 +126,19 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// Grows with each classifier of an engine.
+    /// Number of this classifier among those of its engine.
     #[must_use]
     pub const fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// The caller's name for the state of the world that this is of.
+    /// The revision that the caller gave to this state.
     #[must_use]
     pub const fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// What one end of a new flow says by its policies alone: whoever asks knows by the packet's path whether it comes
+    /// The verdict of one end of a new flow by its policies alone. Callers know by the packet's path whether it comes
     /// from the node itself.
     #[must_use]
     pub fn verdict(&self, side: Side, flow: &Flow) -> Verdict {
@@ -169,8 +169,8 @@ impl Classifier {
         decide(rules, side, &peer, &to)
     }
 
-    /// A generation from which on all classifiers up to this one say of `flow` what this one says, given that its addresses
-    /// have had the same owners: nothing that the verdict depends on has changed since.
+    /// The first generation since which the verdict on `flow` is unchanged, provided that its addresses kept their
+    /// owners.
     #[must_use]
     pub fn unchanged_since(&self, side: Side, flow: &Flow) -> u64 {
         let (subject, peer) = match side {
@@ -185,14 +185,14 @@ impl Classifier {
         self.world_changed.max(self.pod_changed(subject)).max(peer)
     }
 
-    /// The last change of what a pod is, and of what policies make of it.
+    /// Generation of the last change of a pod or of the policies that apply to it.
     fn pod_changed(&self, owner: Owner) -> u64 {
         let Some((class, namespace)) = self.rules(owner) else { return self.generation };
         let pod = self.pods_changed.get(owner.pod).copied().unwrap_or(self.generation);
         pod.max(class.changed).max(namespace.changed)
     }
 
-    /// What both ends of a new connection say. A pod's own node reaches it whatever its policies say.
+    /// The verdicts of both ends of a new connection. A pod's own node reaches it regardless of policies.
     #[must_use]
     pub fn connection(&self, flow: &Flow) -> Connection {
         let egress = self.verdict(Side::Egress, flow);
@@ -203,7 +203,7 @@ impl Classifier {
         Connection { egress, ingress }
     }
 
-    /// What stands behind an address.
+    /// The owner of an address.
     #[must_use]
     pub fn end(&self, address: IpAddr) -> End {
         match self.locate(address) {
@@ -219,7 +219,7 @@ impl Classifier {
         }
     }
 
-    /// A number that changes, but for rare chance, when an address comes to another pod; 0 where there is none.
+    /// A number that almost certainly changes with the pod that owns the address; 0 without a pod.
     #[must_use]
     pub(crate) fn owner_stamp(&self, address: IpAddr) -> u32 {
         match self.addresses.get(address).and_then(|owner| self.pods.get(owner.pod)?.as_ref()) {
@@ -234,7 +234,7 @@ impl Classifier {
         Some(&self.compiled(id)?.name)
     }
 
-    /// The name of a rule, where it has one.
+    /// The name of a rule, if it has one.
     #[must_use]
     pub fn rule_name(&self, id: PolicyId, side: Side, rule: u16) -> Option<&str> {
         self.compiled(id)?.sides[side as usize].as_ref()?.get(usize::from(rule))?.name.as_deref()
@@ -266,7 +266,7 @@ impl Classifier {
         Some((class, self.namespaces.get(class.namespace)?))
     }
 
-    /// The other end of a flow whose `side` is asked.
+    /// The end of a flow opposite to `side`.
     pub(super) fn view(&self, side: Side, address: IpAddr, located: Located) -> PeerView<'_> {
         let kind = match located {
             Located::Pod(owner) => match self.rules(owner) {
@@ -297,7 +297,7 @@ impl Classifier {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Located {
     Pod(Owner),
-    /// In the mesh's networks, and nobody's.
+    /// In the mesh's networks, without a known owner.
     Unknown,
     Address,
 }
@@ -331,10 +331,10 @@ fn decide(
     Verdict { allowed: true, cause: Cause::NoPolicy }
 }
 
-/// What a tier decides; `None`: it leaves it to what comes behind.
+/// The verdict of a tier; `None` leaves the flow to the next tier.
 ///
-/// A Pass that only may match means that both ways must end in Accept: the rules behind it, and what comes behind the
-/// tier. So an Accept behind it is no more than another Pass.
+/// If a Pass only may match, both the rules behind it and the next tiers must accept. So an Accept behind it counts as
+/// another Pass.
 fn tier(table: &PeerRules, admin: bool, peer: &PeerView<'_>, to: &FlowTarget<'_>) -> Option<Verdict> {
     let mut from = 0;
     let mut passed = false;

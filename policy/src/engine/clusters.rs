@@ -1,11 +1,11 @@
-//! Which nodes of the mesh are nodes of which cluster, and so which pods may have which address.
+//! The cluster of each node of the mesh, and so of each pod address.
 //!
-//! An address in a subnet of a cluster's node is a pod's of that cluster, or an unknown pod's. Everywhere else only pods
-//! of no cluster have addresses. So no object of one cluster says anything about another's pods.
+//! An address in a subnet of a cluster's node belongs to a pod of that cluster or to an unknown pod. Addresses
+//! elsewhere belong to pods without a cluster. So an object of one cluster never affects pods of another.
 //!
-//! A node whose Node object is gone, or was never copied, is in no cluster, and may run pods of one all the same. While
-//! policies are of clusters or name them in selectors, its attachments are therefore pods only if Kubernetes did not make them, or a Pod object of
-//! no cluster has their UID; else their addresses are those of unknown pods, whom every policy may select.
+//! A node without a copied Node object is in no cluster, but may run pods of one. While policies belong to clusters or
+//! name them in selectors, an attachment there is a pod only if Kubernetes did not create it, or if a Pod object
+//! without a cluster has its UID. Otherwise its addresses are those of unknown pods, which every policy may select.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -22,7 +22,7 @@ use super::input::{ClusterNode, PodInterface};
 #[derive(Debug)]
 pub(super) struct Subnets<T> {
     by_net: HashMap<IpNet, T>,
-    /// Lengths of prefix that occur, by family, each with how often.
+    /// Number of subnets by family and prefix length.
     lengths: BTreeMap<(bool, u8), usize>,
 }
 
@@ -52,7 +52,7 @@ impl<T> Subnets<T> {
         }
     }
 
-    /// The value of the longest subnet that `address` is in.
+    /// The value of the longest subnet that contains `address`.
     pub(super) fn get(&self, address: IpAddr) -> Option<&T> {
         let v4 = address.is_ipv4();
         self.lengths.range((v4, 0)..=(v4, 128)).rev().find_map(|((_, bits), _)| {
@@ -66,7 +66,7 @@ fn length(net: &IpNet) -> (bool, u8) {
     (net.addr().is_ipv4(), net.prefix_len())
 }
 
-/// What changed since it was last taken.
+/// Changes since the last call of `take`.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
     pub(super) subnets: Subnets<()>,
@@ -74,7 +74,7 @@ pub(super) struct Changed {
     pub(super) nodes: HashSet<Arc<str>>,
     /// By their names in their clusters.
     pub(super) names: HashSet<(Cluster, Arc<str>)>,
-    /// What attachments of nodes in no cluster are.
+    /// How attachments on nodes without a cluster are treated.
     pub(super) strays: bool,
 }
 
@@ -85,7 +85,7 @@ pub(super) struct Clusters {
     nodes: HashMap<Arc<str>, ClusterNode>,
     /// Names in the mesh, by those in clusters.
     names: HashMap<(Cluster, Arc<str>), Arc<str>>,
-    /// Whose each subnet is: names in the mesh.
+    /// The owner of each subnet, by its name in the mesh.
     subnets: Subnets<Arc<str>>,
     /// Number of policies that name clusters.
     policies: usize,
@@ -93,7 +93,7 @@ pub(super) struct Clusters {
 }
 
 impl Clusters {
-    /// Notes what the mesh's node `name` is to a cluster; `None`: it is in none.
+    /// Sets the cluster of the mesh's node `name`; `None`: it has none.
     pub(super) fn set(&mut self, name: &Arc<str>, node: Option<ClusterNode>) {
         let node = node.filter(|node| !node.cluster.is_flat());
         if self.nodes.get(name) == node.as_ref() {
@@ -109,7 +109,7 @@ impl Clusters {
             is.subnets.iter().for_each(|net| changed.subnets.insert(*net, ()));
             changed.names.insert((is.cluster.clone(), Arc::clone(&is.name)));
         }
-        // What another node has taken over meanwhile stays that one's.
+        // Another node may have taken over the subnet or name.
         for net in before.iter().flat_map(|was| &*was.subnets) {
             if self.subnets.by_net.get(&net.trunc()) == Some(name) {
                 self.subnets.remove(*net);
@@ -127,7 +127,7 @@ impl Clusters {
         }
     }
 
-    /// Notes that a policy that names clusters came or, with -1, went.
+    /// Counts policies that name clusters: +1 for an added one, -1 for a removed one.
     pub(super) fn count_policy(&mut self, by: isize) {
         let before = self.policies;
         self.policies = before.saturating_add_signed(by);
@@ -136,8 +136,7 @@ impl Clusters {
         }
     }
 
-    /// Whether an attachment of `cluster` may be a pod of one that is not known here; `labelled`: a Pod object has its
-    /// labels.
+    /// Whether an attachment of `cluster` may be a pod of an unknown cluster; `labelled`: a Pod object has its labels.
     pub(super) fn is_stray(&self, cluster: &Cluster, attachment: &PodInterface, labelled: bool) -> bool {
         self.policies > 0 && cluster.is_flat() && attachment.uid.is_some() && !labelled
     }
@@ -146,7 +145,7 @@ impl Clusters {
         self.changed.take()
     }
 
-    /// What the mesh's node `name` is to a cluster.
+    /// The cluster of the mesh's node `name`.
     pub(super) fn of(&self, name: &Arc<str>) -> Option<&ClusterNode> {
         self.nodes.get(name)
     }

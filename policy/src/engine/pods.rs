@@ -18,33 +18,33 @@ use super::{
 };
 use crate::object::{Labels, NamedPort, PodObject};
 
-/// A pod, or what is left of one, in a classifier.
+/// A pod in a classifier, or the remains of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodInfo {
     /// Its namespace and name.
     pub name: ObjectName,
-    /// Its labels, where they are known.
+    /// Its labels, if known.
     pub labels: Option<Labels>,
     /// Named ports of its containers.
     pub ports: Arc<[NamedPort]>,
-    /// The node that it is on, where that is known: its name in the mesh.
+    /// Its node's name in the mesh, if known.
     pub node: Option<Arc<str>>,
-    /// Its uid, where that is known.
+    /// Its UID, if known.
     pub uid: Option<Arc<str>>,
-    /// Of its name and uid; never 0.
+    /// Hash of its name and UID; never 0.
     pub(crate) stamp: u32,
-    /// Addresses it claims and may have; each is its own unless a newer pod claims it too.
+    /// Addresses that it claims and may have. It owns each unless a newer pod claims it, too.
     pub addresses: Arc<[IpAddr]>,
 }
 
 #[derive(Debug, Default)]
 struct PodEntry {
     object: Option<(PodObject, Age)>,
-    /// By what the caller calls them.
+    /// By the caller's key.
     attachments: BTreeMap<Arc<str>, (PodInterface, Age)>,
-    /// What was made of these.
+    /// The pods that result.
     pods: Vec<u32>,
-    /// The object's node, if it is not that of every attachment.
+    /// The object's node, if an attachment is on another one.
     elsewhere: Option<Arc<str>>,
 }
 
@@ -52,13 +52,13 @@ struct PodEntry {
 struct Pod {
     info: Arc<PodInfo>,
     class: u32,
-    /// Its place among the pods of its class.
+    /// Its index among the pods of its class.
     place: usize,
     claims: Vec<(IpAddr, Rank)>,
 }
 
-/// Of several pods that claim one address, the one with the highest rank has it: stored ones before those that are only
-/// kept in force, living ones before ended ones, attached ones before others, then the newest.
+/// Precedence among pods that claim one address: stored before only kept in force, running before ended, attached
+/// before others, then the newest.
 type Rank = (bool, bool, bool, u64);
 
 #[derive(Debug)]
@@ -74,15 +74,15 @@ pub(crate) struct Pods {
     claims: HashMap<IpAddr, AddressClaims>,
     pub(crate) addresses: AddressTable,
     pub(crate) infos: Chunked<Option<Arc<PodInfo>>>,
-    /// The generation that each of them is of.
+    /// The generation of each pod.
     pub(crate) changed: Chunked<u64>,
-    /// That of the next classifier.
+    /// The generation of the next classifier.
     pub(crate) next_generation: u64,
     /// Pods in their node's network, by name: they own no address.
     pub(crate) host: HashMap<ObjectName, Arc<PodInfo>>,
     /// Since the last commit.
     pub(crate) host_changed: bool,
-    /// Where an attachment stands, by what the caller calls it.
+    /// The entry of each attachment, by the caller's key.
     attached: HashMap<Arc<str>, ObjectName>,
     /// The nodes of the mesh by name, each with its own addresses.
     pub(crate) nodes: HashMap<Arc<str>, Arc<[IpAddr]>>,
@@ -94,7 +94,7 @@ pub(crate) struct Pods {
 }
 
 impl Pods {
-    /// Notes a node of the mesh; `None`: it is gone.
+    /// Sets a node of the mesh; `None` removes it.
     pub(crate) fn set_node(&mut self, name: Arc<str>, addresses: Option<Arc<[IpAddr]>>, selection: &mut Selection) {
         let before = match addresses {
             Some(addresses) => self.nodes.insert(Arc::clone(&name), addresses),
@@ -107,22 +107,22 @@ impl Pods {
         }
     }
 
-    /// Notes that a policy that names clusters came or, with -1, went. [`Self::settle_clusters`] has it take effect.
+    /// Counts policies that name clusters: +1 or -1. Takes effect with [`Self::settle_clusters`].
     pub(crate) fn count_policy(&mut self, by: isize) {
         self.clusters.count_policy(by);
     }
 
-    /// Notes what a node of the mesh is to a cluster. [`Self::settle_clusters`] has it take effect.
+    /// Sets the cluster of a node of the mesh. Takes effect with [`Self::settle_clusters`].
     pub(crate) fn set_cluster(&mut self, name: &Arc<str>, node: Option<ClusterNode>) {
         self.clusters.set(name, node);
     }
 
-    /// What a node of the mesh is to a cluster, if it is in one.
+    /// The cluster of a node of the mesh.
     pub(crate) fn cluster_node(&self, name: &Arc<str>) -> Option<&ClusterNode> {
         self.clusters.of(name)
     }
 
-    /// Joins those pods again that nodes of clusters which changed make a difference to.
+    /// Joins the pods again that depend on changed nodes of clusters.
     pub(crate) fn settle_clusters(&mut self, selection: &mut Selection) {
         let Some(changed) = self.clusters.take_changed() else { return };
         let inside = |addresses: &[IpAddr]| addresses.iter().any(|ip| changed.subnets.get(*ip).is_some());
@@ -149,7 +149,7 @@ impl Pods {
             return;
         }
         self.networks = networks;
-        // Whether the pods' addresses or their nodeName say where they are depends on the networks.
+        // The networks determine whether a pod's address or its nodeName gives its node.
         let placed = |name: &ObjectName, entry: &PodEntry| {
             entry.object.as_ref().is_some_and(|(object, _)| {
                 let attached = object.node.is_some() && !entry.attachments.is_empty();
@@ -162,13 +162,13 @@ impl Pods {
         }
     }
 
-    /// Attachments that are not their Pod object's because of their node.
+    /// Attachments that are not joined with their Pod object because of their node.
     pub(crate) fn misplaced(&self) -> impl Iterator<Item = &Misplaced> {
         self.misplaced.values().flatten()
     }
 
-    /// Whether an attachment may be this object's as far as its node is concerned: a node speaks for the pods on it only.
-    /// A node chooses its own name, but not its subnets: addresses in the mesh count before the name.
+    /// Whether the node of an attachment permits to join it with this object: a node may only publish its own pods. A
+    /// node chooses its name, but not its subnets, so addresses in the mesh count before the name.
     fn is_on_node_of(&self, attachment: &PodInterface, object: &PodObject) -> bool {
         let Some(node) = &object.node else { return true };
         let inside = |nets: &[IpNet]| object.addresses.iter().any(|ip| nets.iter().any(|net| net.contains(ip)));
@@ -179,7 +179,7 @@ impl Pods {
         if !cluster.is_flat() {
             return self.clusters.node(cluster, node) == Some(&attachment.node);
         }
-        // A cluster may have other names for its nodes than the mesh.
+        // A cluster's names for its nodes may differ from the mesh's.
         *node == attachment.node || !self.nodes.contains_key(node)
     }
 
@@ -214,13 +214,13 @@ impl Pods {
         self.entries.get(name)?.object.as_ref()
     }
 
-    /// Whether there is a Pod object of this name that an attachment with this UID is joined with.
+    /// Whether a Pod object of this name exists that an attachment with this UID joins.
     pub(crate) fn has_object(&self, name: &ObjectName, uid: &str) -> bool {
         self.object(name)
             .is_some_and(|(object, _)| is_uid_of(Some(uid), object.uid.as_deref(), object.static_uid.as_deref()))
     }
 
-    /// Pods of this name, with those whose uid is not the object's.
+    /// Pods of this name, including those with another UID than the object.
     pub(crate) fn named(&self, name: &ObjectName) -> impl Iterator<Item = &Arc<PodInfo>> {
         let pods = self.entries.get(name).map(|entry| entry.pods.as_slice()).unwrap_or_default();
         pods.iter().map(|pod| &self.pods[*pod].info).chain(self.host.get(name))
@@ -239,7 +239,7 @@ impl Pods {
         self.pods.len()
     }
 
-    /// Makes the pods of a name anew.
+    /// Rebuilds the pods of a name.
     fn rejoin(&mut self, name: &ObjectName, selection: &mut Selection) {
         let Some((key, mut entry)) = self.entries.remove_entry(name) else { return };
         let old = std::mem::take(&mut entry.pods);
@@ -255,7 +255,7 @@ impl Pods {
                     .push(Joined { claims: claims_of_object(object, &info, *age), ..Joined::of_object(object, info) });
             }
         }
-        // Newest first: of two attachments without uid the newer one says which labels count.
+        // Newest first: of two attachments without UID, the newer one determines the labels.
         let mut attachments: Vec<&(PodInterface, Age)> = entry.attachments.values().collect();
         attachments.sort_by_key(|(_, age)| Reverse(*age));
         let mut misplaced = Vec::new();
@@ -278,7 +278,7 @@ impl Pods {
             true => self.misplaced.remove(name),
             false => self.misplaced.insert(name.clone(), misplaced),
         };
-        // The new ones first: what both have keeps its class and sets.
+        // Additions first: a common class or set survives.
         entry.pods = joined.into_iter().map(|pod| self.add(pod, selection)).collect();
         for pod in old {
             self.remove(pod, selection);
@@ -310,8 +310,8 @@ impl Pods {
         }
     }
 
-    /// Joins an attachment with the pod that it is of, or makes it one of its own. `object`: its Pod object, where that is
-    /// on its node.
+    /// Joins an attachment with its pod, or makes it a pod of its own. `object`: its Pod object, if that is on its
+    /// node.
     fn attach(
         &self,
         name: &ObjectName,
@@ -320,7 +320,7 @@ impl Pods {
         object: Option<&PodObject>,
         joined: &mut Vec<Joined>,
     ) {
-        // Attachments of two nodes are never one pod, whose packets to itself no policy judges.
+        // Attachments on two nodes are never one pod: no policy judges a pod's packets to itself.
         let same = |pod: &Joined| {
             pod.is_object == object.is_some()
                 && is_uid_of(attachment.uid.as_deref(), pod.uid.as_deref(), pod.static_uid.as_deref())
@@ -344,8 +344,8 @@ impl Pods {
         pod.info.addresses = pod.claims.iter().map(|(address, _)| *address).collect();
     }
 
-    /// The addresses of a Pod object that pods of its cluster may have. One in its node's network has that node's, which
-    /// lie outside of the mesh's networks, too.
+    /// The addresses of a Pod object that pods of its cluster may have. A pod in its node's network has the node's
+    /// addresses, also outside the mesh's networks.
     fn may_have<'a>(&'a self, name: &'a ObjectName, object: &'a PodObject) -> impl Iterator<Item = IpAddr> {
         let outside = |address: &IpAddr| !self.networks.iter().any(|net| net.contains(address));
         let may_have = move |address: &IpAddr| {
@@ -431,7 +431,7 @@ impl Pods {
         selection.release_class(pod.class);
     }
 
-    /// Gives an address to whoever has the best claim.
+    /// Gives an address to the pod with the best claim.
     fn settle(&mut self, address: IpAddr, selection: &mut Selection) {
         let best = match self.claims.get(&address) {
             None => None,
@@ -459,7 +459,7 @@ fn stamp(name: &ObjectName, uid: Option<&str>) -> u32 {
     (hasher.finish() as u32).max(1)
 }
 
-/// Whether the UID of an attachment is that of a pod; where one is not known, it may be.
+/// Whether an attachment may have the UID of a pod: an unknown UID matches any.
 fn is_uid_of(attached: Option<&str>, pod: Option<&str>, static_uid: Option<&str>) -> bool {
     attached.is_none() || pod.is_none() || attached == pod || attached == static_uid
 }
@@ -467,16 +467,16 @@ fn is_uid_of(attached: Option<&str>, pod: Option<&str>, static_uid: Option<&str>
 struct Joined {
     uid: Option<Arc<str>>,
     static_uid: Option<Arc<str>>,
-    /// Of the Pod object, not of attachments alone.
+    /// It has a Pod object, not only attachments.
     is_object: bool,
     living: bool,
-    /// The node of its attachments, once it has any.
+    /// The node of its attachments, if it has any.
     attached_at: Option<Arc<str>>,
     info: PodInfo,
     claims: Vec<(IpAddr, Rank)>,
 }
 
-/// Each address of a Pod object that is not finished, once.
+/// The distinct addresses of a Pod object; none if it is finished.
 fn claims_of_object(object: &PodObject, info: &PodInfo, age: Age) -> Vec<(IpAddr, Rank)> {
     let mut claims: Vec<(IpAddr, Rank)> = Vec::new();
     for address in info.addresses.iter().filter(|_| !object.finished) {
@@ -488,7 +488,7 @@ fn claims_of_object(object: &PodObject, info: &PodInfo, age: Age) -> Vec<(IpAddr
 }
 
 impl Joined {
-    /// Of an attachment that is of no pod yet. `object`: its Pod object.
+    /// The pod of an attachment that has none yet. `object`: its Pod object.
     fn of_attachment(name: &ObjectName, attachment: &PodInterface, object: Option<&PodObject>) -> Self {
         let uid = object.map_or(&attachment.uid, |object| &object.uid).clone();
         let info = PodInfo {

@@ -1,9 +1,9 @@
 //! Policy enforcement: from records in etcd to verdicts on packets.
 //!
 //! ```text
-//! control ─▶ ObjectChanges┐                             ┌─▶ InForce ─▶ Ingress, Egress: the tunnel's hooks
-//! node loop ─▶ MeshFacts ─┼▶ Mailbox ─▶ policy thread ──┤
-//! attachments ─▶ Table ───┘        worker ⇄ PolicyCore  └─▶ Applied: policies in force, for status and CNI plugin
+//! control ─▶ ObjectChanges ───────┐                             ┌─▶ ActivePolicy ─▶ Ingress, Egress: tunnel hooks
+//! node loop ─▶ MeshFacts ─────────┼▶ Mailbox ─▶ policy thread ──┤
+//! attachments ─▶ AttachmentTable ─┘        worker ⇄ PolicyCore  └─▶ Applied: progress, for status and CNI plugin
 //! ```
 //!
 //! This node's own attachments come from their table and never from etcd: policies apply before their first packet, and
@@ -77,7 +77,7 @@ pub use self::{
     sources::{NodeSource, ProvenAddresses},
 };
 
-/// How long a question to the policy thread waits: it may be compiling.
+/// How long a question waits for the policy thread, which may be compiling.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Options that are fixed from the start.
@@ -85,18 +85,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Options {
     /// This node.
     pub node: NodeId,
-    /// Devices whose packets the tunnel has judged: rules of nftables let them pass.
+    /// Devices whose packets the tunnel has judged; nftables lets them pass.
     pub judged_by_tunnel: Vec<String>,
     /// The nftables table, of family `inet`, that holds policies and nothing else.
     pub table: String,
-    /// Where this node's pods were when it ran last, subnets and single addresses: closed until policies are in force,
-    /// unless the rules of that run are still in the kernel.
+    /// Subnets and single addresses of this node's pods in the last run. They are closed until policies are in force,
+    /// unless the kernel still has the rules of that run.
     pub last_subnets: Vec<IpNet>,
     /// The group of nfnetlink_log that nftables reports verdicts to.
     pub log_group: u16,
 }
 
-/// The policies that are enforced now.
+/// The policies in force.
 #[derive(Debug, Clone)]
 pub struct ActivePolicy {
     /// The classifier in force.
@@ -105,29 +105,29 @@ pub struct ActivePolicy {
     pub mesh: Arc<MeshFacts>,
     /// Addresses of this machine in the node's own subnets.
     pub addresses: Arc<BTreeSet<IpAddr>>,
-    /// The generation from which on mode and addresses were these: the gate keeps it.
+    /// The first generation with this mode and these addresses, which the gate keeps.
     since: u64,
 }
 
-/// How far enforcement is.
+/// Progress of enforcement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Applied {
     /// etcd's revision that is in force everywhere on this node; 0: none yet.
     pub revision: i64,
     /// Grows with every change that was put in force.
     pub generation: u64,
-    /// Number of pods known.
+    /// Number of known pods.
     pub pods: usize,
     /// Number of policies in force.
     pub policies: usize,
-    /// How long the last change took, from the first look at it until it was in force.
+    /// Time from the arrival of the last change until it was in force.
     pub took: Duration,
-    /// Generation of the table of this node's attachments that is in force for the tunnel and in the kernel; 0: none yet.
+    /// Generation of this node's attachments that is in force for the tunnel and in the kernel; 0: none yet.
     pub attachments: u64,
-    /// The kernel refuses the rules; what was in force before stays so.
+    /// The kernel refuses the rules; the previous ones stay in force.
     pub refused: bool,
-    /// No packet to or from a pod passes unjudged in the kernel: this run's rules stand there, those that an earlier run
-    /// left, or ones that refuse everything.
+    /// No packet to or from a pod passes unjudged in the kernel: it has the rules of this run, those of an earlier one,
+    /// or ones that deny everything.
     pub guarded: bool,
 }
 
@@ -140,16 +140,16 @@ pub struct Enforcement {
     thread: Mutex<Option<JoinHandle<()>>>,
     host: watch::Receiver<Host>,
     unmatched: watch::Receiver<Unmatched>,
-    /// The reports of nftables, or why there are none.
+    /// Verdicts that nftables reports, or why it reports none.
     reports: Result<Reports, String>,
 }
 
 impl Enforcement {
-    /// Starts the policy thread. Nothing passes the hooks before the first complete picture, and nothing to or from the
+    /// Starts the policy thread. Nothing passes the hooks before the first complete inputs, and nothing to or from the
     /// pods of its last subnets in the kernel, unless the rules of an earlier run stand there.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// When the thread cannot be started.
     pub fn start(options: Options) -> io::Result<Arc<Self>> {
         let mailbox = Arc::new(Mailbox::default());
         let gate = Arc::new(PolicyGate::new());
@@ -167,30 +167,30 @@ impl Enforcement {
         Ok(Arc::new(Self { mailbox, gate, applied, thread: Mutex::new(Some(thread)), host, unmatched, reports }))
     }
 
-    /// The hook for what local pods send into the tunnel.
+    /// The hook for packets that local pods send into the tunnel.
     #[must_use]
     pub fn track(&self) -> Box<dyn Track> {
         Box::new(gate::Egress::new(Arc::clone(&self.gate)))
     }
 
-    /// The hook for what comes out of the tunnel.
+    /// The hook for packets that come out of the tunnel.
     #[must_use]
     pub fn judge(&self) -> Box<dyn Judge> {
         Box::new(gate::Ingress::new(Arc::clone(&self.gate)))
     }
 
-    /// Where the control plane hands over what changed.
+    /// The mailbox of changed objects, for the control plane.
     #[must_use]
     pub fn sink(&self) -> Arc<dyn ObjectSink> {
         Arc::clone(&self.mailbox) as _
     }
 
-    /// Says what the mesh looks like. The same facts again are no change.
+    /// Updates the facts about the mesh. Equal facts are no change.
     pub fn mesh(&self, facts: MeshFacts) {
         self.mailbox.mesh(facts);
     }
 
-    /// Says who is attached to this node. Nothing is in force before the first call.
+    /// Updates the attachments of this node. Nothing is in force before the first call.
     pub fn attachments(&self, table: Arc<AttachmentTable>) {
         self.mailbox.attachments(table);
     }
@@ -208,29 +208,29 @@ impl Enforcement {
         self.ask(move |world| world.shown(&name))?
     }
 
-    /// Looks something up in the policy thread; waits for it, at most [`PATIENCE`].
+    /// Runs a query in the policy thread and waits for its answer, at most [`PATIENCE`].
     fn ask<T: Send + 'static>(&self, look_up: impl FnOnce(&PolicyInputs) -> T + Send + 'static) -> Option<T> {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         self.mailbox.ask(Query(Box::new(move |world: &PolicyInputs| {
-            // Who asked may have gone.
+            // The caller may have given up.
             let _gone = answer.send(look_up(world));
         })));
         answered.recv_timeout(PATIENCE).ok()
     }
 
-    /// Somebody has committed something to nftables, or changed an interface: what policies need is looked after.
+    /// Notes a transaction of nftables or a changed interface: the policy thread verifies its rules.
     pub fn ruleset_changed(&self) {
         self.mailbox.ruleset_changed();
     }
 
-    /// The attachments of this node whose Pod object is to be expected and not in force, with what
-    /// [`applied`](Self::applied) says.
+    /// Attachments of this node whose expected Pod object is not in force, with the value of
+    /// [`applied`](Self::applied).
     #[must_use]
     pub fn awaited(&self) -> Arc<BTreeSet<AttachmentName>> {
         Arc::clone(&self.unmatched.borrow().awaited)
     }
 
-    /// How far enforcement is, now and later.
+    /// Progress of enforcement, now and later.
     #[must_use]
     pub fn applied(&self) -> watch::Receiver<Applied> {
         self.applied.clone()
@@ -248,13 +248,13 @@ impl Enforcement {
         self.gate.counts()
     }
 
-    /// Verdicts sampled lately, oldest first, that are newer than number `after`.
+    /// Latest sampled verdicts after number `after`, oldest first.
     #[must_use]
     pub fn samples(&self, after: u64) -> Vec<api_types::FlowSample> {
         self.gate.samples().after(after)
     }
 
-    /// Stops the thread; what is in force stays so.
+    /// Stops the thread; the policies stay in force.
     pub fn stop(&self) {
         self.mailbox.stop();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -8,15 +8,15 @@
 //!      ─▶ [differs, or a look: Reconcile] ─▶ SubnetEnv ─▶ Show
 //! ```
 //!
-//! Paths are chosen by the agents, which the prober and this core share: each step is given them.
+//! The path agents choose paths. The prober and this core share them, so each step borrows them.
 //!
 //! ```text
 //! plan ─▶ candidates ─▶ PathAgents ─▶ paths, probes
 //! ```
 //!
-//! Invariants: routes and peers come only of records that may be acted on, and after rules that no packet on them
-//! passes unjudged. Until then the kernel stays as an earlier run left it: its fallback routes keep pods' packets from
-//! leaving in the clear.
+//! Invariants: routes and peers derive only from records that the node may act on, and only once rules judge every
+//! packet on them. Until then the kernel keeps the state of the earlier run, whose fallback routes keep pods' packets
+//! from leaving in clear text.
 
 use std::{
     collections::BTreeMap,
@@ -46,47 +46,47 @@ use crate::{
     problems,
 };
 
-/// How long to wait before trying again what could not be done.
+/// Delay before failed work is retried.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long the first routes wait for policies to be in force.
+/// Longest time that the first routes wait for policies to be in force.
 const POLICIES_FIRST: Duration = Duration::from_secs(5);
-/// Settings come many at once, at boot or by `sysctl --system`: they are looked at when all are made.
+/// Settings change in bursts, at boot or by `sysctl --system`: they are read once the burst is over.
 const SETTINGS_SETTLE: Duration = Duration::from_secs(5);
 
-/// The state of a node's decisions.
+/// State of the node's decisions.
 #[derive(Debug)]
 pub struct NodeCore {
     mesh: MeshState,
     local: Local,
     cache: Option<CacheInfo>,
-    /// Nothing is decided before it is known.
+    /// Nothing is decided before this is known.
     status: Option<ControlStatus>,
     pods: Vec<InterfaceName>,
     /// Peers to call as soon as the tunnel has them.
     to_call: Vec<String>,
-    /// What the tunnel has, and what of that it refused.
+    /// The table in the tunnel, and the tunnel's refusals.
     table: Option<TunnelTable>,
     tunnel_problems: Vec<Problem>,
-    /// What the kernel was last made to be, and what of that it refused.
+    /// The last state applied to the kernel, and the kernel's refusals.
     desired: Option<Desired>,
     kernel_problems: Vec<Problem>,
-    /// Others may have changed the kernel's state since.
+    /// Other programs may have changed the kernel's state since.
     look: bool,
-    /// When other programs' rules, and settings, are looked at.
+    /// When other programs' rules and settings are read.
     others: Pace,
     retry_at: Option<Instant>,
-    /// When attached containers are looked for again, while a subnet is being left.
+    /// When attached containers are counted again, while the node leaves a subnet.
     attached_at: Option<Instant>,
     tun_gone: bool,
     /// The first routes have waited for the policies.
     policies_awaited: bool,
     stage: PassStage,
-    /// When the last pass began, and the last step was made.
+    /// Start of the last pass, and time of the last step.
     began: Instant,
     stepped: Instant,
 }
 
-/// What the next outcome is of.
+/// The work whose outcome is next.
 #[derive(Debug, Default)]
 enum PassStage {
     #[default]
@@ -110,7 +110,7 @@ enum PassStage {
 }
 
 impl NodeCore {
-    /// The node as its daemon starts.
+    /// The node at the start of its daemon.
     #[must_use]
     pub fn new(now: Instant, start: NodeStart) -> Self {
         let NodeStart { id, observed, accepted, talking, cache, local } = start;
@@ -137,7 +137,7 @@ impl NodeCore {
         }
     }
 
-    /// The mesh as this node knows it, and acts on it.
+    /// The mesh as this node knows it and acts on it.
     #[must_use]
     pub const fn mesh(&self) -> &MeshState {
         &self.mesh
@@ -149,14 +149,14 @@ impl NodeCore {
         &self.local
     }
 
-    /// What the tunnel has.
+    /// The table in the tunnel.
     #[must_use]
     pub const fn table(&self) -> Option<&TunnelTable> {
         self.table.as_ref()
     }
 
-    /// When a [`Pass`](Input::Pass) is wanted at the latest. A deadline that was due when the last pass began and is
-    /// still there could not be served, as while this node may not act: it waits for a second, or the loop would not rest.
+    /// When the next [`Pass`](Input::Pass) is due at the latest. A deadline that the last pass could not serve, for
+    /// example because the node may not act, is postponed by a second, or the loop would spin.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let deadlines = [self.mesh.next_deadline(), self.retry_at, self.attached_at, self.others.due()];
@@ -174,13 +174,13 @@ impl NodeCore {
         Effect::ReadAttached { subnet, earlier: own.filter(|own| Some(*own) != subnet).collect() }
     }
 
-    /// Takes in what happened; what to do now. An outcome that no work awaits changes nothing.
+    /// Handles an input and returns what to do. An outcome that no work awaits changes nothing.
     pub fn step(&mut self, now: Instant, input: Input, agents: &mut PathAgents) -> Effects {
         self.stepped = now;
         let mut out = Effects::default();
         let done = match input {
             Input::Pass => {
-                // A pass under way sees what came since.
+                // A pass in progress uses the newest inputs.
                 if matches!(self.stage, PassStage::Idle) {
                     self.begin(now, &mut out);
                 }
@@ -253,13 +253,13 @@ impl NodeCore {
         }
     }
 
-    /// Takes in what etcd says, as far as it may be acted on.
+    /// Takes over the records that the node may act on.
     fn apply_records(&mut self, records: &Records, out: &mut Effects) {
         let usable = self.cache.is_some_and(|cache| cache.usable);
         out.at_once.extend(self.mesh.apply_records(records, usable).into_iter().map(Effect::Restarted));
     }
 
-    /// Only what is below the device's MTU: else a larger one that comes with a new config would not reach the routes.
+    /// Only MTUs below the device's: otherwise a larger MTU of a new config would not reach the routes.
     fn peer_mtus(&self, mtus: &BTreeMap<String, u16>, agents: &mut PathAgents) {
         let Some(table) = &self.table else { return };
         agents.on_mtu(|peer| mtus.get(&peer.to_string()).copied().filter(|mtu| *mtu < table.mtu));
@@ -280,12 +280,12 @@ impl NodeCore {
         }
     }
 
-    /// Whether, and as whom, this node acts.
+    /// Whether this node acts, and with which identity.
     fn may_act(&mut self, now: Instant, due: bool, out: &mut Effects) {
         let Some(status) = self.status.clone() else { return wait(problems::waiting_for_etcd(self.cache), out) };
         let leaves = self.mesh.resolver().topology().own_subnets.len() > usize::from(status.subnet.is_some());
         let leaves = leaves || matches!(status.state, MembershipState::SubnetLost { .. });
-        // The kernel tells nothing of others' routes: it is asked until the last container is gone.
+        // The kernel does not report other programs' routes: they are polled until the last container is gone.
         self.attached_at = leaves.then(|| now + RETRY);
         if leaves || self.retry_at.is_some() {
             out.at_once.push(self.read_attached());
@@ -296,7 +296,7 @@ impl NodeCore {
             Stance::Cloned | Stance::Acts => {
                 self.mesh.act_on(&status);
                 out.at_once.push(Effect::TellEnforcement);
-                // They are waited for once: what they say may be no more yet than that nothing passes.
+                // Wait once: the policies in force may so far only deny everything.
                 let first = !std::mem::replace(&mut self.policies_awaited, true);
                 self.stage = PassStage::AwaitingPolicies { due };
                 out.work = Some(Work::AwaitPolicies(if first { POLICIES_FIRST } else { Duration::ZERO }));
@@ -370,7 +370,7 @@ impl NodeCore {
                 SubnetEnvChange::Write { networks, subnets, mtu: plan.mtu }
             }
             (true, true) => SubnetEnvChange::Remove,
-            // It may come back: what is on disk stays.
+            // The subnet may come back: the file stays.
             (true, false) => return self.show(plan, None, out),
         };
         out.work = Some(Work::SubnetEnv(change));

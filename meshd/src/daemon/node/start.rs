@@ -1,4 +1,4 @@
-//! The start of the node: everything that runs beside the main loop.
+//! Start of the node: the main loop and the tasks beside it.
 
 use std::{
     net::IpAddr,
@@ -51,23 +51,26 @@ use crate::{
     settings::Settings,
 };
 
+/// What the daemon sets up before the node.
+pub(in crate::daemon) struct NodeParts {
+    pub(in crate::daemon) settings: Settings,
+    pub(in crate::daemon) state: StateDir,
+    pub(in crate::daemon) id: NodeId,
+    pub(in crate::daemon) private_key: PrivateKey,
+    pub(in crate::daemon) kernel: Kernel,
+    pub(in crate::daemon) tunnel: Tunnel,
+    pub(in crate::daemon) handshakes: Handshakes,
+    pub(in crate::daemon) enforcement: Arc<Enforcement>,
+    pub(in crate::daemon) attachments: Arc<Attachments>,
+}
+
 impl NodeLoop {
     /// Starts everything that runs beside the loop.
-    #[expect(clippy::too_many_arguments, reason = "one caller, which has just made each of them")]
-    pub(in crate::daemon) async fn start(
-        settings: Settings,
-        state: StateDir,
-        id: NodeId,
-        private_key: PrivateKey,
-        kernel: Kernel,
-        tunnel: Tunnel,
-        handshakes: Handshakes,
-        enforcement: Arc<Enforcement>,
-        attachments: Arc<Attachments>,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<Self> {
+    pub(in crate::daemon) async fn start(parts: NodeParts, stop: &CancellationToken) -> anyhow::Result<Self> {
+        let NodeParts { settings, state, id, private_key, kernel, tunnel, handshakes, enforcement, attachments } =
+            parts;
         let kernel = Arc::new(kernel);
-        // A cable that is out at boot is no reason not to start: the kernel says when there is an underlay.
+        // An unplugged cable at boot must not prevent the start: the kernel reports the underlay later.
         let underlay = kernel.underlay(&selection(&settings)).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "no underlay yet");
             Underlay::default()
@@ -102,16 +105,7 @@ impl NodeLoop {
             Arc::clone(&attachments),
             &control,
         ));
-        let source: Arc<dyn api::Source> = Arc::clone(&published) as _;
-        Arc::clone(&published.watchdog).spawn(tunnel.clone(), stop.clone());
-        start_listeners(&settings, &published, &source, stop);
-        tokio::spawn(announce(id.clone(), attachments.table(), control.status.clone(), control.endpoints.clone()));
-        tokio::spawn(log_changes(Arc::clone(&published), stop.clone()));
-        tokio::spawn(tell_readiness(Arc::clone(&published), control.facts.clone(), stop.clone()));
-        let socket = settings.run_dir.join(api::SOCKET);
-        api::serve(&socket, source, Arc::clone(&attachments), settings.pod_wait, stop.clone())?;
-        // Its first look honours what was withdrawn between the reading of the files and now.
-        tokio::spawn(sweep(attachments, stop.clone()));
+        start_tasks(&settings, &id, &published, attachments, &control, stop)?;
         let local = underlay::local(&settings, &underlay, &[], !endpoints.is_empty());
         let start =
             NodeStart { id: id.clone(), observed, accepted, talking: memory.talking(), cache: control.cached, local };
@@ -137,6 +131,28 @@ impl NodeLoop {
     }
 }
 
+/// Starts the API and the tasks that the loop needs no answer of.
+fn start_tasks(
+    settings: &Settings,
+    id: &NodeId,
+    published: &SharedState,
+    attachments: Arc<Attachments>,
+    control: &Control,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let source: Arc<dyn api::Source> = Arc::clone(published) as _;
+    Arc::clone(&published.watchdog).spawn(published.tunnel.clone(), stop.clone());
+    start_listeners(settings, published, &source, stop);
+    tokio::spawn(announce(id.clone(), attachments.table(), control.status.clone(), control.endpoints.clone()));
+    tokio::spawn(log_changes(Arc::clone(published), stop.clone()));
+    tokio::spawn(tell_readiness(Arc::clone(published), control.facts.clone(), stop.clone()));
+    let socket = settings.run_dir.join(api::SOCKET);
+    api::serve(&socket, source, Arc::clone(&attachments), settings.pod_wait, stop.clone())?;
+    // Its first pass removes attachments that were withdrawn since their files were read.
+    tokio::spawn(sweep(attachments, stop.clone()));
+    Ok(())
+}
+
 /// Probes use the port after the tunnel's.
 fn start_prober(
     listen_port: u16,
@@ -152,7 +168,7 @@ fn start_prober(
         .with_context(|| format!("cannot bind UDP port {port}: probes use the port after --listen-port"))
 }
 
-/// What an earlier run sent direct over a link that is still there it accepted, too.
+/// Sources to accept: the prefixes of direct paths of an earlier run over links that still exist.
 fn accepted_earlier(direct: &[(IpNet, IpAddr)], underlay: &Underlay) -> impl Iterator<Item = PrefixOn> {
     let links = [&underlay.ipv4, &underlay.ipv6].into_iter().flatten();
     links.flat_map(|link| {
@@ -161,7 +177,7 @@ fn accepted_earlier(direct: &[(IpNet, IpAddr)], underlay: &Underlay) -> impl Ite
     })
 }
 
-/// What the API answers from.
+/// The state that the API answers from.
 fn published(
     settings: &Settings,
     id: &NodeId,
@@ -195,7 +211,7 @@ fn published(
     }
 }
 
-/// Tells the control plane which attachments the rest of the mesh is to see, until one of both ends.
+/// Publishes the attachments that other nodes need, until either end is gone.
 async fn announce(
     id: NodeId,
     mut table: watch::Receiver<Arc<AttachmentTable>>,
@@ -217,7 +233,7 @@ async fn announce(
     }
 }
 
-/// Hands the kernel's notifications on; what waits is small, for each one says only what kinds of things changed.
+/// Forwards the kernel's notifications. Each names only kinds of objects, so the queue is small.
 pub(super) fn watch_kernel(
     kernel: &Kernel,
     enforcement: Arc<Enforcement>,
@@ -246,7 +262,7 @@ pub(super) fn watch_kernel(
     Ok(events)
 }
 
-/// What is asked over TCP, and by WireGuard's tools. None of it keeps the node from its work.
+/// Starts the listeners on TCP and for WireGuard's tools. A listener that cannot start is a problem in status only.
 fn start_listeners(
     settings: &Settings,
     published: &SharedState,
@@ -294,7 +310,7 @@ fn start_listeners(
     api::wireguard(settings.interface.as_str(), Arc::clone(source), stop.clone(), tell);
 }
 
-/// What the prober asks of the node.
+/// The node's answers to the prober.
 struct NodeProbeEnv {
     kernel: Arc<Kernel>,
     tunnel: Tunnel,

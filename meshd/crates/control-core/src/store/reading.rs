@@ -39,15 +39,7 @@ impl Store {
     pub(super) fn put(&mut self, text: String, entry: Entry) -> Option<Key> {
         self.problems.remove(&text);
         self.history.remove(&text);
-        let key = match Key::parse(&text) {
-            Ok(key) => Some(key),
-            Err(KeyError::Unknown { directory: Some(_), .. }) => None,
-            Err(error) => {
-                let problem = self.bad_key(&text, &error);
-                self.problems.insert(text.clone(), problem);
-                None
-            }
-        };
+        let key = self.parse_key(&text);
         let before = self.remove(&text);
         if let Some(Key::Kubernetes(cluster, KubernetesKey::State)) = &key
             && let Some(state) = CopyState::parse(&entry.value)
@@ -116,6 +108,19 @@ impl Store {
         self.duplicates.put(key.as_ref(), |other| keys.contains_key(&other.to_string()));
         self.keys.insert(text, kept);
         key
+    }
+
+    /// The key that `text` names; a key that is none of the mesh's is a problem, and one in an unknown directory is not.
+    fn parse_key(&mut self, text: &str) -> Option<Key> {
+        match Key::parse(text) {
+            Ok(key) => Some(key),
+            Err(KeyError::Unknown { directory: Some(_), .. }) => None,
+            Err(error) => {
+                let problem = self.bad_key(text, &error);
+                self.problems.insert(text.to_owned(), problem);
+                None
+            }
+        }
     }
 
     /// Reads a value; `None`: its key is not one that is read.
