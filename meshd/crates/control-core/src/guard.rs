@@ -5,7 +5,7 @@
 //!
 //! | evidence | effect |
 //! |---|---|
-//! | a delete event on the watch | the key is withdrawn at once, unless too many go together: then after 30 s |
+//! | a delete event on the watch | the key is withdrawn at once, unless too many go together: then after 30 s. Policies that `meshd-sync` copies are not counted: it holds such deletions itself |
 //! | a list lacks the key, no delete event came | held until a second list lacks it too |
 //! | another cluster id, a revision below the highest seen, or a key whose last write went back | *doubt*: nothing is withdrawn; operators' values count only if already in force or written since. Ends when everything held is back, or the operator accepts this etcd |
 //!
@@ -28,6 +28,9 @@ pub(super) const HOLD: Duration = Duration::from_secs(30);
 
 /// Withdrawals that are less than this apart count as one.
 pub(super) const WINDOW: Duration = Duration::from_secs(5);
+
+/// Below it are the keys that `meshd-sync` deletes, once it is sure that the objects are.
+const COPIED: &str = "k8s/";
 
 /// How many of a class have to go together, and be more than a third of it, to be held.
 const fn mass(class: RecordClass) -> Option<usize> {
@@ -139,6 +142,13 @@ struct Withdrawal<T> {
     record: Option<T>,
     /// Not yet reported.
     fresh: bool,
+}
+
+impl<T> Withdrawal<T> {
+    /// Whether it counts with others of this class.
+    fn is_counted(&self, class: RecordClass) -> bool {
+        self.class == class && !(class == RecordClass::Policy && self.key.starts_with(COPIED))
+    }
 }
 
 /// The outcome of reported withdrawals.
@@ -343,7 +353,7 @@ impl<T> Guard<T> {
             return judged;
         }
         let together = |class: RecordClass| {
-            let gone = self.recent.iter().filter(|recent| recent.class == class).count();
+            let gone = self.recent.iter().filter(|recent| recent.is_counted(class)).count();
             mass(class).is_some_and(|least| gone >= least && gone * 3 > left(class) + gone)
         };
         let (nodes, policies) = (together(RecordClass::Node), together(RecordClass::Policy));
@@ -354,7 +364,7 @@ impl<T> Guard<T> {
         for recent in &mut self.recent {
             let hold = match recent.class {
                 RecordClass::Node => nodes || all,
-                RecordClass::Policy => policies || all,
+                RecordClass::Policy => (policies && recent.is_counted(RecordClass::Policy)) || all,
                 RecordClass::Attachment | RecordClass::Object => objects || all,
                 RecordClass::Setting => false,
             };

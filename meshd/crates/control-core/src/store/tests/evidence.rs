@@ -257,6 +257,25 @@ fn many_policies_that_go_at_once_are_held_with_the_pods_they_select_and_accept_e
 }
 
 #[test]
+fn copied_policies_that_go_at_once_are_not_held_again() {
+    let now = Instant::now();
+    let mut source = shop();
+    let copied = |number: usize| format!("k8s/east/networkpolicies/ns/p{number}");
+    for number in 0..20 {
+        source.put(&copied(number), &policy(&format!("p{number}"), 80));
+    }
+    let mut store = listed(&source, now);
+    let mut enforced = Enforced::of(&mut store);
+    let flat = enforced.keys().len() - 20;
+    for number in 0..20 {
+        store.changed(now, vec![source.delete(&copied(number))]);
+    }
+    enforced.follow(&mut store);
+    assert_eq!(enforced.keys().len(), flat, "meshd-sync holds such deletions itself");
+    assert_eq!(codes(&store.records()), []);
+}
+
+#[test]
 fn a_policy_that_never_could_be_read_denies_after_a_restart_too() {
     let now = Instant::now();
     let mut source = shop();
