@@ -4,26 +4,27 @@
 //! the binary is installed first, by rename; then the command waits for the daemon; then it writes the configuration
 //! atomically.
 
+mod configuration;
+
 use std::{
-    fs,
-    io::{self, Read as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use atomic_file::{FileError, Folder};
 use clap::Args;
-use cni::{
-    daemon::{Attached, RECORDS},
-    environment::is_identifier,
-    version::CniVersion,
-};
+use cni::daemon::{Attached, RECORDS};
 use nix::net::if_::if_nametoindex;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use text::with_causes;
 use tokio::signal::unix::{SignalKind, signal};
+
+use self::configuration::{
+    chained, earlier_configuration, is_ours, own_conflist, read_chain, read_conflist, remove_file, write_if_other,
+};
 
 /// The plugin, and its `type`.
 const PLUGIN: &str = "meshd-cni";
@@ -72,6 +73,9 @@ pub struct InstallCniFlags {
     /// Keep running until SIGTERM and restore missing files, as a sidecar of the daemon
     #[arg(long, conflicts_with = "remove")]
     pub keep: bool,
+    /// Change nothing; fail unless the configuration is there and the one that the container runtime uses
+    #[arg(long, conflicts_with_all = ["keep", "remove"])]
+    pub check: bool,
     /// Seconds to wait for the daemon; after that, no configuration is written
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub timeout: u64,
@@ -97,6 +101,9 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
         remove(flags)?;
         return Ok(Installed::Done);
     }
+    if flags.check {
+        return Ok(check(flags));
+    }
     let chain = flags.chain.as_deref().map(|file| read_chain(file).map(|list| (file, list))).transpose()?;
     put_binary(&source(flags)?, &flags.bin_dir, PLUGIN)?;
     if let Some(plugins) = &flags.plugins {
@@ -115,32 +122,32 @@ pub fn install_cni(flags: &InstallCniFlags) -> anyhow::Result<Installed> {
             write_if_other(file, &chained(now, &flags.run_dir))?;
             // It would come first, and the chain would not be used.
             remove_file(&flags.conf_dir.join(CONFLIST))?;
+            Ok(in_use(file))
         }
         None => {
             fs::create_dir_all(&flags.conf_dir).with_context(|| flags.conf_dir.display().to_string())?;
-            write_if_other(&flags.conf_dir.join(CONFLIST), &own_conflist(flags))?;
-            if let Some(other) = earlier_configuration(&flags.conf_dir) {
-                let reason = "the container runtime uses it, and pods get no interface of meshd";
-                let remedy = "delete it, or name it with --chain";
-                let other = other.display();
-                return Ok(Installed::Unused(format!("{other} sorts before {CONFLIST}: {reason}; {remedy}")));
-            }
+            let own = flags.conf_dir.join(CONFLIST);
+            write_if_other(&own, &own_conflist(flags))?;
+            Ok(in_use(&own))
         }
     }
-    Ok(Installed::Done)
 }
 
-/// A configuration that runtimes prefer to the plugin's own, unless it leads to that one, as those of Multus do.
-fn earlier_configuration(folder: &Path) -> Option<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let is_earlier = |path: &PathBuf| {
-        let is_configuration =
-            path.extension().is_some_and(|kind| kind == "conflist" || kind == "conf" || kind == "json");
-        is_configuration && path.file_name().is_some_and(|name| name < CONFLIST)
-    };
-    let first = entries.map(|entry| entry.path()).filter(is_earlier).min()?;
-    let text = fs::read_to_string(&first).unwrap_or_default();
-    (!text.contains(PLUGIN) && !text.contains(CONFLIST)).then_some(first)
+/// Whether the plugin's configuration is there, and the one that the runtime uses.
+fn check(flags: &InstallCniFlags) -> Installed {
+    let own = flags.chain.clone().unwrap_or_else(|| flags.conf_dir.join(CONFLIST));
+    let names_it = read_conflist(&own)
+        .is_ok_and(|list| list.get("plugins").and_then(Value::as_array).is_some_and(|all| all.iter().any(is_ours)));
+    if names_it { in_use(&own) } else { Installed::NotReady(format!("{} does not name {PLUGIN} yet", own.display())) }
+}
+
+/// Whether the runtime uses this configuration of the plugin.
+fn in_use(own: &Path) -> Installed {
+    let Some(other) = earlier_configuration(own) else { return Installed::Done };
+    let name = own.file_name().unwrap_or_default().display();
+    let reason = "the container runtime uses it, and pods get no interface of meshd";
+    let remedy = "delete it, or name it with --chain";
+    Installed::Unused(format!("{} sorts before {name}: {reason}; {remedy}", other.display()))
 }
 
 /// Installs the plugin and restores missing parts until SIGTERM or SIGINT. The plugin stays installed.
@@ -271,117 +278,15 @@ fn wait_for_daemon(run_dir: &Path, patience: Duration) -> Option<String> {
     }
 }
 
-/// The plugin, and those that runtimes of Kubernetes expect behind it, as far as they are installed.
-fn own_conflist(flags: &InstallCniFlags) -> Value {
-    let mut own = plugin(&flags.run_dir);
-    own.insert("capabilities".to_owned(), json!({"ips": true, "mac": true}));
-    let mut plugins = vec![Value::Object(own)];
-    for (kind, capability) in [("portmap", "portMappings"), ("bandwidth", "bandwidth")] {
-        if flags.bin_dir.join(kind).is_file() {
-            plugins.push(json!({"type": kind, "capabilities": {capability: true}}));
-        }
-    }
-    json!({"cniVersion": "1.0.0", "name": "meshd", "plugins": plugins})
-}
-
-/// The list with the plugin at its end. One that has it already gets it as it is to be now.
-fn chained(mut list: Map<String, Value>, run_dir: &Path) -> Value {
-    if let Some(plugins) = list.get_mut("plugins").and_then(Value::as_array_mut) {
-        match plugins.iter_mut().find(|plugin| is_ours(plugin)) {
-            // The operator may have added to it.
-            Some(Value::Object(own)) => {
-                own.remove("runDir");
-                own.extend(plugin(run_dir));
-            }
-            _ => plugins.push(Value::Object(plugin(run_dir))),
-        }
-    }
-    Value::Object(list)
-}
-
-fn plugin(run_dir: &Path) -> Map<String, Value> {
-    let mut plugin = Map::from_iter([("type".to_owned(), PLUGIN.into())]);
-    if run_dir != Path::new(RUN_DIR) {
-        plugin.insert("runDir".to_owned(), run_dir.to_string_lossy().into());
-    }
-    plugin
-}
-
-fn is_ours(plugin: &Value) -> bool {
-    plugin.get("type").is_some_and(|kind| kind == PLUGIN)
-}
-
-fn read_conflist(path: &Path) -> anyhow::Result<Map<String, Value>> {
-    let mut text = String::new();
-    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let read = file.and_then(|file| file.take(MAX_CONFIG).read_to_string(&mut text));
-    read.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => anyhow!(
-            "{}: no such conflist: name an existing one (ls /etc/cni/net.d), or omit --chain to write a separate one",
-            path.display()
-        ),
-        _ => anyhow::Error::from(error).context(path.display().to_string()),
-    })?;
-    let list: Map<String, Value> =
-        serde_json::from_str(&text).with_context(|| format!("{} is not a configuration list", path.display()))?;
-    match list.get("plugins").and_then(Value::as_array) {
-        Some(plugins) if !plugins.is_empty() => Ok(list),
-        _ => bail!("{} has no list of plugins: convert it to a conflist first", path.display()),
-    }
-}
-
-/// A list that the plugin can be put at the end of. The runtime gives every plugin of a list the version that the list
-/// names: with one that this plugin does not speak every container would fail.
-fn read_chain(path: &Path) -> anyhow::Result<Map<String, Value>> {
-    let list = read_conflist(path)?;
-    let file = path.display();
-    let several = list.get("cniVersions").and_then(Value::as_array).into_iter().flatten();
-    let named: Vec<&str> = list.get("cniVersion").into_iter().chain(several).filter_map(Value::as_str).collect();
-    if CniVersion::highest_common(named.iter().copied()).is_none() {
-        let supported = CniVersion::ALL.map(CniVersion::as_str).join(", ");
-        let found =
-            if named.is_empty() { "no cniVersion".to_owned() } else { format!("cniVersion {}", named.join(", ")) };
-        bail!(
-            "{file} has {found}, but {PLUGIN} supports {supported}: set \"cniVersion\" to \"{}\", or to the highest \
-             of these that its other plugins support (CNI_COMMAND=VERSION /opt/cni/bin/PLUGIN < /dev/null)",
-            CniVersion::V0_3_1
-        );
-    }
-    let name = list.get("name").and_then(Value::as_str).unwrap_or_default();
-    if !is_identifier(name) {
-        bail!(
-            "{file} has the name {name:?}: set \"name\" to letters, digits, '_', '.' and '-', starting with a letter \
-             or digit, as the CNI specification requires"
-        );
-    }
-    Ok(list)
-}
-
-fn write_if_other(path: &Path, config: &Value) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(config)? + "\n";
-    if fs::read_to_string(path).is_ok_and(|now| now == text) {
-        return Ok(());
-    }
-    let mode = fs::metadata(path).map_or(0o644, |data| data.permissions().mode() & 0o777);
-    atomic_file::write(path, mode, text.as_bytes()).with_context(|| path.display().to_string())?;
-    tracing::info!(configuration = %path.display(), "CNI configuration written");
-    Ok(())
-}
-
-fn remove_file(path: &Path) -> anyhow::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
-        Ok(()) => {
-            tracing::info!(file = %path.display(), "CNI file removed");
-            Ok(())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{io::Write as _, os::unix::net::UnixListener, thread};
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::net::UnixListener,
+        thread,
+    };
+
+    use serde_json::json;
 
     use super::*;
 
@@ -407,6 +312,7 @@ mod tests {
             remove: false,
             force: false,
             keep: false,
+            check: false,
             timeout: 0,
         };
         Machine { dir, flags }
@@ -450,8 +356,34 @@ mod tests {
         let Installed::Unused(reason) = install_cni(&machine.flags).unwrap() else { panic!("it is not reported") };
         assert!(reason.contains("05-other.conflist sorts before 10-meshd.conflist"), "{reason}");
         assert!(machine.flags.conf_dir.join(CONFLIST).exists(), "it counts once the other one is gone");
+        let flags = InstallCniFlags { check: true, ..machine.flags.clone() };
+        assert!(matches!(install_cni(&flags).unwrap(), Installed::Unused(_)));
         put("00-multus.conf", r#"{"type": "multus", "clusterNetwork": "/etc/cni/net.d/10-meshd.conflist"}"#);
         assert_eq!(install_cni(&machine.flags).unwrap(), Installed::Done);
+    }
+
+    #[test]
+    fn a_chain_that_does_not_come_first_is_reported() {
+        let machine = machine();
+        machine.ready();
+        fs::create_dir(&machine.flags.conf_dir).unwrap();
+        let put = |name: &str| {
+            let list = json!({"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "other"}]});
+            let file = machine.flags.conf_dir.join(name);
+            fs::write(&file, list.to_string()).unwrap();
+            file
+        };
+        let chain = put("10-flannel.conflist");
+        let flags = InstallCniFlags { chain: Some(chain), ..machine.flags.clone() };
+        let check = InstallCniFlags { check: true, ..flags.clone() };
+        assert!(matches!(install_cni(&check).unwrap(), Installed::NotReady(_)), "it names the plugin already");
+        assert_eq!(install_cni(&flags).unwrap(), Installed::Done);
+        assert_eq!(install_cni(&check).unwrap(), Installed::Done);
+        put("05-other.conflist");
+        for flags in [&flags, &check] {
+            let Installed::Unused(reason) = install_cni(flags).unwrap() else { panic!("it is not reported") };
+            assert!(reason.contains("05-other.conflist sorts before 10-flannel.conflist"), "{reason}");
+        }
     }
 
     #[test]

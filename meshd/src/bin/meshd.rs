@@ -111,8 +111,13 @@ fn main() -> ExitCode {
             if flags.keep {
                 return exit_code(run_to_end(async { keep_cni_installed(flags).await.map(|()| RunOutcome::Done) }));
             }
+            let check = flags.check;
             match install_cni(&flags) {
                 Ok(Installed::Done) => Ok(RunOutcome::Done),
+                Ok(Installed::Unused(reason) | Installed::NotReady(reason)) if check => {
+                    log::print_error(&format!("meshd: {reason}"));
+                    return ExitCode::from(NOT_READY);
+                }
                 Ok(Installed::Unused(reason)) => {
                     tracing::warn!(reason, "CNI configuration written, but not in use");
                     Ok(RunOutcome::Done)
