@@ -90,6 +90,7 @@ previous: deps
 cluster-programs: deps api-server
 	@scripts/install-deps --cluster
 	scripts/install-kubernetes cluster
+	scripts/install-kubernetes flannel
 	scripts/install-helm
 	cargo build --workspace --bins
 

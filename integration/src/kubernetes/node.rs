@@ -86,15 +86,15 @@ impl KubernetesNode {
     fn write_files(&self, api: &KubernetesApi, options: &NodeOptions<'_>) {
         let files = self.folder.with_extension("files");
         let settings = format!(
-            "API={}\nCLUSTER={}\nIMAGES={}\nADDRESS={}\nNODE_IPS={}\nLABELS={}\nPROXY_MODE={}\nPOD_NETWORK={}\nDNS={}\n",
+            "API={}\nCLUSTER={}\nIMAGES={}\nADDRESS={}\nNODE_IPS={}\nLABELS={}\nPROXY_MODE={}\nPOD_NETWORKS={}\nDNS={}\n",
             kubernetes_programs("api").display(),
             kubernetes_programs("cluster").display(),
             options.images.display(),
-            options.address,
-            options.address,
+            options.addresses[0],
+            options.addresses.join(","),
             options.labels,
             options.proxy_mode,
-            options.pod_network,
+            options.pod_networks.join(","),
             options.dns,
         );
         write(&files.join("settings"), &settings);
@@ -215,14 +215,14 @@ impl Drop for KubernetesNode {
 /// What a node is started with.
 #[derive(Debug, Clone, Copy)]
 pub struct NodeOptions<'o> {
-    /// Its address.
-    pub address: &'o str,
+    /// Its address of each family, of IPv4 first.
+    pub addresses: &'o [&'o str],
     /// Labels of its Node object, as `--node-labels` takes them.
     pub labels: &'o str,
     /// How kube-proxy works.
     pub proxy_mode: ProxyMode,
-    /// The prefix of all pods.
-    pub pod_network: &'o str,
+    /// The prefix of all pods, of each family.
+    pub pod_networks: &'o [&'o str],
     /// Where pods ask for names.
     pub dns: &'o str,
     /// A folder with images beside those of the suites.

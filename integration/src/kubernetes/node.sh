@@ -132,7 +132,7 @@ kind: KubeProxyConfiguration
 mode: $PROXY_MODE
 clientConnection: {kubeconfig: /etc/kubernetes/proxy.kubeconfig}
 hostnameOverride: $name
-clusterCIDR: $POD_NETWORK
+clusterCIDR: $POD_NETWORKS
 conntrack: {maxPerCore: 0, min: 0}
 END
 containerd -c /etc/containerd.toml >>/var/log/node/containerd.log 2>&1 &

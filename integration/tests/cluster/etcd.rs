@@ -79,7 +79,7 @@ fn install(cluster: &Cluster, members: usize, restore: &str) {
 }
 
 #[track_caller]
-fn make_control_plane(cluster: &Cluster, node: &str) {
+pub(crate) fn make_control_plane(cluster: &Cluster, node: &str) {
     await_ok(&format!("node {node} to be registered"), SOON, || {
         let nodes = cluster.api.list("nodes");
         if nodes.iter().any(|it| name(it) == Some(node)) { Ok(()) } else { Err(format!("{} nodes", nodes.len())) }

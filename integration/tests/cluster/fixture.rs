@@ -25,7 +25,7 @@ pub(crate) const IMAGE: &str = "localhost/meshd:lab";
 pub(crate) const CONTROL_PLANE: &str = "203.0.113.10";
 /// The cluster's name in the mesh.
 pub(crate) const NAME: &str = "lab";
-const POD_NETWORK: &str = "10.244.0.0/16";
+const POD_NETWORKS: [&str; 2] = ["10.244.0.0/16", "fd42:244::/48"];
 pub(crate) const DNS: &str = "10.96.0.10";
 pub(crate) const NODES: [&str; 3] = ["east1", "east2", "west1"];
 /// Of the chart.
@@ -68,7 +68,7 @@ impl Cluster {
         let (images, _) = (images(), helm());
         let mut sites = TwoSites::with_hosts(title, 1);
         sites.east.add_host(&sites.lab);
-        let sniffer = sites.router.sniff(&[POD_NETWORK.parse().unwrap()]);
+        let sniffer = sites.router.sniff(&POD_NETWORKS.map(|network| network.parse().unwrap()));
         let etcd = config.map(|config| {
             let etcd = sites.start_etcd(1);
             etcd.put("/meshd/config", config);
@@ -94,12 +94,12 @@ impl Cluster {
     pub(crate) fn boot(&self, name: &str, images: &Path) -> KubernetesNode {
         let (host, site) = self.sites.hosts_and_sites().find(|(host, _)| host.name() == name).unwrap();
         let place = if site == "east" { &self.sites.east } else { &self.sites.west };
-        let address = place.v4(place.hosts.iter().position(|one| one.name() == name).unwrap());
+        let number = place.hosts.iter().position(|one| one.name() == name).unwrap();
         let options = NodeOptions {
-            address: &address,
+            addresses: &[&place.v4(number), &place.v6(number)],
             labels: &format!("topology.kubernetes.io/zone={site}"),
             proxy_mode: self.proxy_mode,
-            pod_network: POD_NETWORK,
+            pod_networks: &POD_NETWORKS,
             dns: DNS,
             images,
         };

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     SOON,
-    fixture::{Cluster, DAEMON_SETS, IMAGE, NODES, RELEASE, images, name},
+    fixture::{Cluster, DAEMON_SETS, IMAGE, NODES, RELEASE, condition, images, name},
     workload::{PORT, Probe, container, now, pod},
 };
 
@@ -48,6 +48,51 @@ fn nodes_restart_and_are_replaced() {
     cluster.sniffer.assert_clean();
 }
 
+/// As a machine is replaced that still runs: its pods leave it first. A Node of Windows beside it gets nothing.
+#[test]
+fn a_node_is_cordoned_drained_and_replaced() {
+    let mut cluster = Cluster::start("cluster-drain", ProxyMode::Iptables);
+    cluster.apply(&[json!({"apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "windows1", "labels": {"kubernetes.io/os": "windows", "topology.kubernetes.io/zone": "east"}}})]);
+    cluster.create_namespace("shop");
+    let spec = json!({"terminationGracePeriodSeconds": 0, "enableServiceLinks": false, "containers": [container()]});
+    cluster.apply(&[
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": "shop", "name": "web"},
+        "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web"}},
+            "template": {"metadata": {"labels": {"app": "web"}}, "spec": spec}}}),
+    ]);
+    cluster.await_pods("shop", NODES.len());
+    await_mesh_of_pods(&cluster);
+    let id = |cluster: &Cluster| -> String {
+        let status: Value = serde_json::from_str(&cluster.meshctl("west1", "-o json status").stdout).unwrap();
+        status["id"].as_str().unwrap().to_owned()
+    };
+    let before = id(&cluster);
+
+    cluster.kubectl("drain west1 --ignore-daemonsets --delete-emptydir-data --timeout=50s");
+    let elsewhere = |pod: &Value| pod["spec"]["nodeName"] != "west1";
+    assert!(cluster.pods("shop").iter().all(elsewhere), "{:?}", cluster.pods("shop"));
+    cluster.await_pods("shop", NODES.len());
+    await_mesh_of_pods(&cluster);
+    cluster.kubectl("delete node west1");
+    let place = cluster.nodes.iter().position(|node| node.name() == "west1").unwrap();
+    cluster.nodes.remove(place).destroy();
+    let new = cluster.boot("west1", images());
+    new.await_booted();
+    cluster.nodes.push(new);
+    cluster.await_nodes_ready();
+    assert_ne!(id(&cluster), before);
+    cluster.apply(&[pod("shop", "west1", "web", "west1")]);
+    cluster.await_pods("shop", NODES.len() + 1);
+    await_mesh_of_pods(&cluster);
+
+    let windows = cluster.get("node windows1");
+    assert_eq!(condition(&windows, "meshd.io/NetworkReady"), None, "{windows:#}");
+    let there = cluster.kubectl("get pods -A --field-selector=spec.nodeName=windows1 -o name");
+    assert_eq!(there, "", "pods on a node of Windows");
+    cluster.sniffer.assert_clean();
+}
+
 /// Waits until all pods reach each other.
 #[track_caller]
 pub(crate) fn await_mesh_of_pods(cluster: &Cluster) {
@@ -66,7 +111,7 @@ pub(crate) fn await_mesh_of_pods(cluster: &Cluster) {
 fn await_ready(cluster: &Cluster, node: &str, wanted: &str) {
     await_ok(&format!("{node} to be {wanted}"), SOON, || {
         let object = cluster.get(&format!("node {node}"));
-        let ready = crate::fixture::condition(&object, "Ready").unwrap_or_default().to_owned();
+        let ready = condition(&object, "Ready").unwrap_or_default().to_owned();
         if ready == wanted { Ok(()) } else { Err(ready) }
     });
 }

@@ -14,6 +14,7 @@
 mod etcd;
 mod failures;
 mod fixture;
+mod flannel;
 mod lifecycle;
 mod network;
 mod policies;

@@ -12,36 +12,57 @@ use crate::{
 
 /// Longest run of a suite.
 const LONG: Duration = Duration::from_secs(4 * 3600);
-/// Tests of Kubernetes about a cloud's load balancers, nodes that reboot or have no network, and other families; and of
-/// a pod that is evicted for its use of a disk, which these nodes do not measure.
-const NOT_HERE: &str = r"LoadBalancer|Disruptive|SCTP|IPv6|DualStack|Feature:|Serial|Slow|Flaky|evicted pods";
+/// Tests of Kubernetes about a cloud's load balancers, nodes that reboot or have no network, and other families; of a pod
+/// that is evicted for its use of a disk, which these nodes do not measure; and of one that the API server asks itself,
+/// whose host is no node here.
+const NOT_HERE: &str =
+    r"LoadBalancer|Disruptive|SCTP|IPv6|DualStack|Feature:|Serial|Slow|Flaky|evicted pods|endpoints for unready";
+const SERVICES: &str = r"\[sig-network\] Services";
 /// Tests of network-policy-api that a kernel without SCTP cannot run, and those with checks that begin with it.
-const SCTP: &str = ".*/.*/(SCTP|TierGress|PortRange|InlineCIDRPeers)";
+const SCTP: &str = ".*/.*/(SCTP|TierGress|PortRange|InlineCIDRPeers)|.*/.*/NodePeers/deny-egress";
 
 #[test]
 #[ignore = "an hour: make conformance"]
 fn kubernetes_network_policies() {
     // Two tests have the word in their names and need none of it.
-    e2e("e2e-netpol", r"\[sig-network\] Netpol", r"\[Feature:SCTPConnectivity\]");
+    e2e("e2e-netpol", ProxyMode::Iptables, r"\[sig-network\] Netpol", r"\[Feature:SCTPConnectivity\]");
 }
 
 #[test]
 #[ignore = "half an hour: make conformance"]
 fn kubernetes_networking() {
-    e2e("e2e-networking", r"\[sig-network\] (HostPort|Networking Granular Checks)", NOT_HERE);
+    let focus = r"\[sig-network\] (HostPort|Networking Granular Checks)";
+    e2e("e2e-networking", ProxyMode::Iptables, focus, NOT_HERE);
 }
 
 #[test]
 #[ignore = "an hour: make conformance"]
 fn kubernetes_services() {
-    e2e("e2e-services", r"\[sig-network\] Services", NOT_HERE);
+    e2e("e2e-services", ProxyMode::Iptables, SERVICES, NOT_HERE);
+}
+
+#[test]
+#[ignore = "an hour: make conformance"]
+fn kubernetes_services_with_nftables() {
+    e2e("e2e-services-nftables", ProxyMode::Nftables, SERVICES, NOT_HERE);
+}
+
+#[test]
+#[ignore = "half an hour: make conformance"]
+fn kubernetes_dual_stack() {
+    e2e(
+        "e2e-dual-stack",
+        ProxyMode::Iptables,
+        r"\[sig-network\].*\[Feature:IPv6DualStack\]",
+        "SCTP|LoadBalancer|Serial",
+    );
 }
 
 #[test]
 #[ignore = "half an hour: make conformance"]
 fn policy_api() {
     let cluster = Cluster::start("cluster-policy-api", ProxyMode::Iptables);
-    let definitions = kubernetes_programs("definitions").join("standard");
+    let definitions = kubernetes_programs("definitions").join("experimental");
     cluster.kubectl(&format!("apply --server-side -f {}", definitions.display()));
     let sctp = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(libc::IPPROTO_SCTP))).is_ok();
     let skip = if sctp { "-test.skip=^$".to_owned() } else { format!("-test.skip={SCTP}") };
@@ -49,7 +70,7 @@ fn policy_api() {
         "-test.v",
         "-test.run=TestConformanceProfiles",
         "-test.timeout=2h",
-        "-supported-features=ClusterNetworkPolicy",
+        "-supported-features=ClusterNetworkPolicy,ClusterNetworkPolicyNamedPorts,ClusterNetworkPolicyEgressNodePeers",
         &skip,
     ];
     run(&cluster, "policy-api", "policy-conformance.test", &args);
@@ -59,19 +80,25 @@ fn policy_api() {
 #[ignore = "an hour: make conformance"]
 fn cyclonus() {
     let cluster = Cluster::start("cluster-cyclonus", ProxyMode::Iptables);
-    let args = "generate --server-protocol TCP,UDP --exclude sctp,multi-peer,upstream-e2e,example,end-port,\
-        namespaces-by-default-label --retries 2 --perturbation-wait-seconds 2 --job-timeout-seconds 1 \
-        --pod-creation-timeout-seconds 120 --ignore-loopback --cleanup-namespaces --destination-type service-ip";
-    let args: Vec<&str> = args.split_whitespace().collect();
-    let log = run(&cluster, "cyclonus", "cyclonus", &args);
-    let wrong = |line: &&str| line.contains(" wrong,") && !line.contains("0 wrong,");
-    let wrong: Vec<&str> = log.lines().filter(wrong).collect();
-    assert!(wrong.is_empty(), "{wrong:?}");
+    let common = "generate --server-protocol TCP,UDP --retries 2 --perturbation-wait-seconds 2 \
+        --job-timeout-seconds 1 --pod-creation-timeout-seconds 120 --ignore-loopback --cleanup-namespaces";
+    // It asks itself for the Services of pods that a case creates.
+    let created = "create-namespace,create-pod";
+    let exclude = "sctp,multi-peer,upstream-e2e,example,end-port,namespaces-by-default-label";
+    for (name, rest) in [
+        ("cyclonus", format!("--exclude {exclude},{created} --destination-type service-ip")),
+        ("cyclonus-created", format!("--include {created} --exclude {exclude} --destination-type pod-ip")),
+    ] {
+        let args: Vec<&str> = common.split_whitespace().chain(rest.split_whitespace()).collect();
+        let log = run(&cluster, name, "cyclonus", &args);
+        let wrong: Vec<&str> = log.lines().filter(|line| line.contains("Discrepancy found")).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
 }
 
 /// The tests of Kubernetes that `focus` names and `skip` does not.
-fn e2e(name: &str, focus: &str, skip: &str) {
-    let cluster = Cluster::start(&format!("cluster-{name}"), ProxyMode::Iptables);
+fn e2e(name: &str, proxy_mode: ProxyMode, focus: &str, skip: &str) {
+    let cluster = Cluster::start(&format!("cluster-{name}"), proxy_mode);
     cluster.api.apply(include_str!("dns.yaml"));
     cluster.kubectl("-n kube-system rollout status deployment/coredns --timeout=50s");
     let nodes = NODES.len();
