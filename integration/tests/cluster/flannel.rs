@@ -88,7 +88,7 @@ fn move_node(cluster: &Cluster, node: &str) {
         await_ok(&format!("{container} on {node} to be ready: {wanted}"), SOON, || {
             let pod = running()?;
             let statuses = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
-            let is = statuses.iter().find(|it| it["name"] == container).map(|it| &it["ready"] == &json!(true));
+            let is = statuses.iter().find(|it| it["name"] == container).map(|it| it["ready"] == true);
             if is == Some(wanted) { Ok(()) } else { Err(format!("{statuses:?}")) }
         });
     };
