@@ -30,12 +30,12 @@ use crate::{
 
 pub use alive::{Alive, Readiness};
 pub use attachment::{AttachedPod, Attachment};
-pub use config::{Allocate, BackendConfig, BackendKind, ClusterNetworks, NetworkConfig, PolicyMode};
-pub(crate) use config::{KNOWN_BACKEND, NETWORKS, named};
-pub use node::NodeRecord;
+pub use config::{Allocate, BackendConfig, BackendKind, ClusterNetworks, NetworkConfig, PolicyMode, VxlanOptions};
+pub(crate) use config::{KNOWN_BACKEND, NETWORKS, WITHOUT_MEANING, named};
+pub use node::{NodeRecord, Vtep};
 pub use peer::{Endpoint, OutsidePeer};
 pub use removed::{Removed, timestamp};
-pub use subnet::{Freed, SubnetLease, WireguardData};
+pub use subnet::{Freed, LeaseData, SubnetLease, VxlanData, WireguardData};
 
 /// The rules for all records of one kind.
 #[derive(Debug)]

@@ -47,6 +47,7 @@ mod key;
 mod key_parts;
 mod kinds;
 mod labels;
+mod mac;
 mod pool;
 mod subnet_key;
 mod summary;
@@ -62,10 +63,11 @@ pub use id::{ContainerId, InterfaceName, KubernetesName, NodeId, NodeName, PeerN
 pub use key_parts::KeyError;
 pub use kinds::{
     Alive, Allocate, AttachedPod, Attachment, BackendConfig, BackendKind, ClusterNetworks, Endpoint, Freed, Key,
-    KindRules, KubernetesKey, NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Reader, Readiness, RecordClass,
-    RecordValue, Removed, SubnetLease, Value, WireguardData,
+    KindRules, KubernetesKey, LeaseData, NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Reader, Readiness,
+    RecordClass, RecordValue, Removed, SubnetLease, Value, Vtep, VxlanData, VxlanOptions, WireguardData,
 };
 pub use labels::Labels;
+pub use mac::MacAddress;
 pub use pool::Pool;
 pub use subnet_key::SubnetKey;
 pub use unknown::UnknownField;

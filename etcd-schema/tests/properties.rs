@@ -11,8 +11,8 @@ use std::{
 
 use etcd_schema::{
     Alive, Allocate, AttachedPod, Attachment, BackendConfig, BackendKind, Cluster, ClusterNetworks, Key, KubernetesKey,
-    Labels, NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Pool, PresharedKey, PublicKey, Readiness, Removed,
-    SubnetKey, SubnetLease, WireguardData, check,
+    Labels, LeaseData, MacAddress, NetworkConfig, NodeRecord, OutsidePeer, PolicyMode, Pool, PresharedKey, PublicKey,
+    Readiness, Removed, SubnetKey, SubnetLease, Vtep, VxlanData, VxlanOptions, WireguardData, check,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -163,6 +163,10 @@ fn backend() -> impl Strategy<Value = BackendConfig> {
             direct_routing,
             mtu: mtu.and_then(NonZeroU16::new),
             persistent_keepalive: NonZeroU16::new(keepalive),
+            vxlan: match kind {
+                BackendKind::Vxlan => VxlanOptions { vni: 1 + u32::from(keepalive), ..VxlanOptions::default() },
+                _ => VxlanOptions::default(),
+            },
         },
     )
 }
@@ -197,10 +201,10 @@ fn clusters() -> impl Strategy<Value = BTreeMap<Cluster, ClusterNetworks>> {
 }
 
 fn config() -> impl Strategy<Value = NetworkConfig> {
-    (clusters(), backend(), 5_u64..=31_536_000, (extra(), extra(), any::<bool>())).prop_map(
-        |(clusters, backend, ttl, (mut extra, of_backend, audit))| {
-            if !of_backend.is_empty() {
-                extra.insert("Backend".into(), Value::Object(of_backend));
+    (clusters(), backend(), 5_u64..=31_536_000, (extra(), any::<[bool; 2]>())).prop_map(
+        |(clusters, backend, ttl, (mut extra, [psk, audit]))| {
+            if psk {
+                extra.insert("Backend".into(), json!({"PSK": "Flannel's"}));
             }
             NetworkConfig {
                 clusters,
@@ -219,12 +223,12 @@ fn node() -> impl Strategy<Value = NodeRecord> {
     let keys = (public_key(), option::of(public_key())).prop_map(|(key, next)| (key, next.filter(|n| *n != key)));
     (
         (text(SUBDOMAIN), (option::of(text(LABEL)), cluster), keys, 1_u16..65535),
-        (vec(endpoint(), 0..=16), vec(interface, 0..=16), "[ -~]{0,64}", extra()),
+        (vec(endpoint(), 0..=16), vec(interface, 0..=16), vteps(), "[ -~]{0,64}", extra()),
     )
         .prop_map(
             |(
                 (name, (site, cluster), (public_key, next_public_key), listen_port),
-                (endpoints, addresses, version, extra),
+                (endpoints, addresses, vteps, version, extra),
             )| {
                 NodeRecord {
                     name,
@@ -235,6 +239,7 @@ fn node() -> impl Strategy<Value = NodeRecord> {
                     listen_port,
                     endpoints,
                     addresses,
+                    vteps,
                     version,
                     extra,
                 }
@@ -242,11 +247,30 @@ fn node() -> impl Strategy<Value = NodeRecord> {
         )
 }
 
+fn mac() -> impl Strategy<Value = MacAddress> {
+    any::<[u8; 6]>().prop_map(|[first, rest @ ..]| {
+        let [a, b, c, d, e] = rest;
+        MacAddress([first & !1 | 2, a, b, c, d, e])
+    })
+}
+
+fn vteps() -> impl Strategy<Value = Vec<Vtep>> {
+    let v4 = (host_v4(), mac()).prop_map(|(address, mac)| Vtep { address: address.into(), mac });
+    let v6 = (host_v6(), mac()).prop_map(|(address, mac)| Vtep { address: address.into(), mac });
+    (option::of(v4), option::of(v6)).prop_map(|(v4, v6)| v4.into_iter().chain(v6).collect())
+}
+
 fn lease() -> impl Strategy<Value = SubnetLease> {
     let data = (public_key(), 1..=u16::MAX).prop_map(|(public_key, port)| WireguardData { public_key, port });
-    (option::of(host_v4()), option::of(host_v6()), data, option::of(text(LABEL)), backend(), extra()).prop_map(
-        |(v4, v6, data, node, backend, extra)| {
-            let mut lease = SubnetLease::for_node("n".parse().unwrap(), v4, v6, backend.kind, data);
+    let vxlan = || option::of((1_u32..1 << 24, mac()).prop_map(|(vni, mac)| VxlanData { vni, mac }));
+    let data = prop_oneof![
+        data.prop_map(LeaseData::Wireguard),
+        (vxlan(), vxlan()).prop_map(|(v4, v6)| LeaseData::Vxlan([v4, v6])),
+        select(vec![BackendKind::HostGw, BackendKind::Udp]).prop_map(LeaseData::Bare),
+    ];
+    (option::of(host_v4()), option::of(host_v6()), data, option::of(text(LABEL)), extra()).prop_map(
+        |(v4, v6, data, node, extra)| {
+            let mut lease = SubnetLease::for_node("n".parse().unwrap(), v4, v6, data);
             lease.node = node;
             lease.extra = extra;
             lease

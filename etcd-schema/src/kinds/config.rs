@@ -1,14 +1,22 @@
 //! `config`: Flannel's net-conf.json, with additional keys allowed.
 
+mod backend;
 mod networks;
 
-use std::{collections::BTreeMap, fmt, num::NonZeroU16, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde_json::{Map, Value};
 
-pub use self::networks::ClusterNetworks;
-use self::networks::{ALLOCATE, read_networks, write_networks};
+pub(crate) use self::backend::{KNOWN_BACKEND, WITHOUT_MEANING};
 pub(crate) use self::networks::{NETWORKS, named};
+use self::{
+    backend::read_backend,
+    networks::{ALLOCATE, read_networks, write_networks},
+};
+pub use self::{
+    backend::{BackendConfig, BackendKind, VxlanOptions},
+    networks::ClusterNetworks,
+};
 use super::{KindInfo, KindRules, RecordClass};
 use crate::{
     Cluster, Violations,
@@ -29,36 +37,9 @@ pub struct NetworkConfig {
     pub lease_ttl: Duration,
     /// `policyMode`: whether denied packets are dropped.
     pub policy_mode: PolicyMode,
-    /// Fields we do not know, kept over a rewrite; those of `Backend` are an object under `Backend`, and those of a
+    /// Fields we do not know, kept over a rewrite; Flannel's options without meaning are an object under `Backend`, and those of a
     /// family that is not enabled stay here as they were written.
     pub extra: Map<String, Value>,
-}
-
-/// How packets reach other nodes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendConfig {
-    /// `Type`
-    pub kind: BackendKind,
-    /// `DirectRouting` (default true with wireguard): plain routes to nodes on the own subnet.
-    pub direct_routing: bool,
-    /// `MTU` of pods and of the TUN device; `None`: min(interface, 1500) - 80.
-    pub mtu: Option<NonZeroU16>,
-    /// `PersistentKeepalive` in seconds; `None`: 0, none is sent.
-    pub persistent_keepalive: Option<NonZeroU16>,
-}
-
-/// `Backend.Type`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum BackendKind {
-    /// WireGuard between sites (the default).
-    Wireguard,
-    /// Plain routes only.
-    HostGw,
-    /// Kernel VXLAN.
-    Vxlan,
-    /// Plain UDP.
-    Udp,
 }
 
 /// `Allocate`
@@ -101,11 +82,6 @@ const KNOWN: &[&str] = &[
     "LeaseTTL",
     "policyMode",
 ];
-
-pub(crate) const KNOWN_BACKEND: &[&str] = &["Type", "DirectRouting", "MTU", "PersistentKeepalive", FLANNEL_KEEPALIVE];
-
-/// Flannel's name for `PersistentKeepalive`; read, not written.
-const FLANNEL_KEEPALIVE: &str = "PersistentKeepaliveInterval";
 
 impl NetworkConfig {
     /// `LeaseTTL` where none is given: 7 days.
@@ -164,12 +140,11 @@ impl NetworkConfig {
             true => networks.summary(),
             false => format!("cluster {cluster}: {}", networks.summary()),
         });
-        let direct = if self.backend.direct_routing { ", direct routing within a site" } else { "" };
         let mtu = self.backend.mtu.map_or_else(|| "MTU measured".to_owned(), |mtu| format!("MTU {mtu}"));
         format!(
-            "{}; {}{direct}; {mtu}; lease TTL {} s",
+            "{}; {}; {mtu}; lease TTL {} s",
             networks.collect::<Vec<_>>().join("; "),
-            self.backend.kind,
+            self.backend.summary(),
             self.lease_ttl.as_secs()
         )
     }
@@ -215,91 +190,6 @@ impl PolicyMode {
             Self::Audit => "audit",
         }
     }
-}
-
-impl Default for BackendConfig {
-    /// The default if `Backend` is absent: wireguard with direct routing.
-    fn default() -> Self {
-        Self { kind: BackendKind::Wireguard, direct_routing: true, mtu: None, persistent_keepalive: None }
-    }
-}
-
-impl BackendConfig {
-    /// Smallest `MTU`: IPv6 needs links of 1280 (RFC 8200); IPv4 alone only 576, which every host must reassemble.
-    #[must_use]
-    pub const fn least_mtu(ipv6: bool) -> u16 {
-        if ipv6 { 1280 } else { 576 }
-    }
-
-    fn to_object(&self, extra: &Map<String, Value>) -> Map<String, Value> {
-        let mut out = Writer::default();
-        out.put("Type", self.kind.as_str())
-            .put("DirectRouting", self.direct_routing)
-            .put("MTU", self.mtu.map_or(0, NonZeroU16::get))
-            .put("PersistentKeepalive", self.persistent_keepalive.map_or(0, NonZeroU16::get));
-        out.finish(extra)
-    }
-}
-
-impl BackendKind {
-    /// The name as in `Backend.Type` and in flannel's `BackendType`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Wireguard => "wireguard",
-            Self::HostGw => "host-gw",
-            Self::Vxlan => "vxlan",
-            Self::Udp => "udp",
-        }
-    }
-
-    fn named(text: &str) -> Option<Self> {
-        [Self::Wireguard, Self::HostGw, Self::Vxlan, Self::Udp].into_iter().find(|kind| kind.as_str() == text)
-    }
-}
-
-impl fmt::Display for BackendKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-fn read_backend(fields: &mut Fields, report: &mut Report, ipv6: bool) -> (BackendConfig, Map<String, Value>) {
-    let Some(mut fields) = fields.object(report, "Backend") else {
-        return (BackendConfig::default(), Map::new());
-    };
-    let kind = fields
-        .parsed(report, "Type", |text| {
-            BackendKind::named(text).ok_or_else(|| "must be wireguard, host-gw, vxlan or udp".into())
-        })
-        .unwrap_or(BackendKind::Wireguard);
-    let direct_routing = fields.boolean(report, "DirectRouting").unwrap_or(kind == BackendKind::Wireguard);
-    let mtu = read_mtu(&mut fields, report, ipv6);
-    let range = 0..=u16::MAX;
-    let own = fields.integer(report, "PersistentKeepalive", range.clone(), " seconds; 0 sends none");
-    let flannel = fields.integer(report, FLANNEL_KEEPALIVE, range, " seconds; 0 sends none");
-    if let (Some(own), Some(flannel)) = (own, flannel)
-        && own != flannel
-    {
-        report.add(
-            fields.path(FLANNEL_KEEPALIVE),
-            flannel.to_string(),
-            format!("PersistentKeepalive is {own}: keep one of the two"),
-        );
-    }
-    let backend =
-        BackendConfig { kind, direct_routing, mtu, persistent_keepalive: own.or(flannel).and_then(NonZeroU16::new) };
-    (backend, fields.rest(report, KNOWN_BACKEND))
-}
-
-fn read_mtu(fields: &mut Fields, report: &mut Report, ipv6: bool) -> Option<NonZeroU16> {
-    let least = BackendConfig::least_mtu(ipv6);
-    let mtu = fields.integer(report, "MTU", 0..=u16::MAX, &format!(": 0 (measured), or {least} and more"))?;
-    if (1..least).contains(&mtu) {
-        let why = if ipv6 { " (IPv6 needs it)" } else { "" };
-        report.add(fields.path("MTU"), mtu.to_string(), format!("must be 0 (measured) or {least} to 65535{why}"));
-    }
-    NonZeroU16::new(mtu)
 }
 
 #[cfg(test)]

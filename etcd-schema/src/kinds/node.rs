@@ -1,14 +1,17 @@
 //! `nodes/ID`: a node's identity and its endpoints.
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{KindInfo, KindRules, RecordClass};
 use crate::{
-    Cluster, NodeId, NodeName, PublicKey, SiteName, Violations,
-    address::{endpoint, interface_address},
+    Cluster, MacAddress, NodeId, NodeName, PublicKey, SiteName, Violations,
+    address::{endpoint, interface_address, unicast},
     document::{DocumentLimits, read},
     fields::{Expected, Fields, NamesOf, Writer},
     summary::list,
@@ -16,7 +19,8 @@ use crate::{
 };
 
 /// Value of `nodes/ID`:
-/// `{"name","site","cluster","publicKey","nextPublicKey","listenPort","endpoints":["IP:PORT"],"addresses":["IP/LEN"],"version"}`.
+/// `{"name","site","cluster","publicKey","nextPublicKey","listenPort","endpoints":["IP:PORT"],"addresses":["IP/LEN"],
+/// "vteps":[{"address","mac"}],"version"}`.
 #[derive(Clone, PartialEq)]
 pub struct NodeRecord {
     /// Unique in the mesh.
@@ -35,17 +39,38 @@ pub struct NodeRecord {
     pub endpoints: Vec<SocketAddr>,
     /// Addresses of the underlay interface with their prefix length (host bits kept).
     pub addresses: Vec<IpNet>,
+    /// Its ends of VXLAN tunnels, at most one of each family; without any it speaks no VXLAN.
+    pub vteps: Vec<Vtep>,
     /// Version of the daemon.
     pub version: String,
     /// Fields of other versions, kept over a rewrite.
     pub extra: Map<String, Value>,
 }
 
+/// A VXLAN tunnel endpoint (RFC 7348): what carries the inner packets of its address's family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vtep {
+    /// `address`: where outer packets go to, and come from.
+    pub address: IpAddr,
+    /// `mac`: the destination of inner frames.
+    pub mac: MacAddress,
+}
+
 pub(super) const KIND: KindInfo =
     KindInfo { place: "nodes/", is_flat: true, rules: KindRules::mesh(RecordClass::Node), fields: KNOWN };
 
-const KNOWN: &[&str] =
-    &["name", "site", "cluster", "publicKey", "nextPublicKey", "listenPort", "endpoints", "addresses", "version"];
+const KNOWN: &[&str] = &[
+    "name",
+    "site",
+    "cluster",
+    "publicKey",
+    "nextPublicKey",
+    "listenPort",
+    "endpoints",
+    "addresses",
+    "vteps",
+    "version",
+];
 
 /// Longest `version`, in bytes.
 const MAX_VERSION: usize = 64;
@@ -55,6 +80,8 @@ impl NodeRecord {
     pub const MAX_ENDPOINTS: usize = 16;
     /// Most entries of `addresses`.
     pub const MAX_ADDRESSES: usize = 16;
+    /// Most entries of `vteps`: one a family.
+    const MAX_VTEPS: usize = 2;
 
     /// The record that `value` holds, in JSON or YAML.
     ///
@@ -85,6 +112,7 @@ impl NodeRecord {
         let endpoints = fields.texts(&mut report, "endpoints", Self::MAX_ENDPOINTS, endpoint).unwrap_or_default();
         let addresses =
             fields.texts(&mut report, "addresses", Self::MAX_ADDRESSES, interface_address).unwrap_or_default();
+        let vteps = read_vteps(&mut fields, &mut report);
         let version = fields.parsed(&mut report, "version", version).unwrap_or_default();
         let extra = fields.rest(&mut report, KNOWN);
         let record = (|| {
@@ -97,6 +125,7 @@ impl NodeRecord {
                 listen_port: listen_port?,
                 endpoints,
                 addresses,
+                vteps,
                 version,
                 extra,
             })
@@ -116,6 +145,10 @@ impl NodeRecord {
             .put("listenPort", self.listen_port)
             .texts("endpoints", &self.endpoints)
             .texts("addresses", &self.addresses)
+            .maybe(
+                "vteps",
+                Some(self.vteps.iter().copied().map(Vtep::to_value).collect::<Vec<_>>()).filter(|all| !all.is_empty()),
+            )
             .put("version", self.version.as_str());
         out.json(&self.extra)
     }
@@ -153,10 +186,32 @@ impl fmt::Debug for NodeRecord {
             .field("listen_port", &self.listen_port)
             .field("endpoints", &self.endpoints)
             .field("addresses", &self.addresses)
+            .field("vteps", &self.vteps)
             .field("version", &self.version)
             .field("extra", &NamesOf(&self.extra))
             .finish()
     }
+}
+
+impl Vtep {
+    fn to_value(self) -> Value {
+        json!({"address": self.address.to_string(), "mac": self.mac.to_string()})
+    }
+}
+
+fn read_vteps(fields: &mut Fields, report: &mut Report) -> Vec<Vtep> {
+    let mut vteps: Vec<Vtep> = Vec::new();
+    for mut fields in fields.objects(report, "vteps", NodeRecord::MAX_VTEPS) {
+        let address = fields.required(report, "address", "write where its VXLAN packets go to", unicast);
+        let mac = fields.required(report, "mac", "write its VXLAN device's hardware address", MacAddress::read);
+        let (Some(address), Some(mac)) = (address, mac) else { continue };
+        if vteps.iter().any(|other| other.address.is_ipv4() == address.is_ipv4()) {
+            let rule = "must be of another family than the one before: a node has one of each";
+            report.add(fields.path("address"), address.to_string(), rule);
+        }
+        vteps.push(Vtep { address, mac });
+    }
+    vteps
 }
 
 fn version(text: &str) -> Result<String, Expected> {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{KindInfo, KindRules, RecordClass};
 use crate::{
-    BackendKind, Cluster, KubernetesName, NodeId, PublicKey, SubnetKey, Violations,
+    BackendKind, Cluster, KubernetesName, MacAddress, NodeId, PublicKey, SubnetKey, Violations,
     address::{unicast_v4, unicast_v6},
     document::{DocumentLimits, read},
     fields::{Expected, Fields, NamesOf, Writer},
@@ -61,6 +61,26 @@ pub struct WireguardData {
     pub port: u16,
 }
 
+/// A host's `BackendData` or `BackendV6Data` of Flannel's vxlan backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VxlanData {
+    /// `VNI`
+    pub vni: u32,
+    /// `VtepMAC`
+    pub mac: MacAddress,
+}
+
+/// What a lease says to Flannel's readers: `BackendType`, `BackendData` and `BackendV6Data`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseData {
+    /// Key and port, of both families.
+    Wireguard(WireguardData),
+    /// The ends of VXLAN tunnels, IPv4 first.
+    Vxlan([Option<VxlanData>; 2]),
+    /// A type without data.
+    Bare(BackendKind),
+}
+
 pub(super) const KIND: KindInfo =
     KindInfo { place: "subnets/", is_flat: true, rules: KindRules::mesh(RecordClass::Node), fields: KNOWN };
 
@@ -75,22 +95,20 @@ const MAX_BACKEND_TYPE: usize = 64;
 impl SubnetLease {
     /// The lease of a mesh node, with the fields for Flannel's readers.
     ///
-    /// `BackendData` is filled in for wireguard only, for each family that has a public address.
+    /// `BackendData` is filled in for each family that has a public address.
     #[must_use]
-    pub fn for_node(
-        node: NodeId,
-        public_ip: Option<Ipv4Addr>,
-        public_ipv6: Option<Ipv6Addr>,
-        backend: BackendKind,
-        wireguard: WireguardData,
-    ) -> Self {
-        let data = (backend == BackendKind::Wireguard).then(|| wireguard.to_value());
+    pub fn for_node(node: NodeId, public_ip: Option<Ipv4Addr>, public_ipv6: Option<Ipv6Addr>, data: LeaseData) -> Self {
+        let (backend, [v4, v6]) = match data {
+            LeaseData::Wireguard(data) => (BackendKind::Wireguard, [Some(data.to_value()), Some(data.to_value())]),
+            LeaseData::Vxlan(data) => (BackendKind::Vxlan, data.map(|data| data.map(VxlanData::to_value))),
+            LeaseData::Bare(kind) => (kind, [None, None]),
+        };
         Self {
             public_ip,
             public_ipv6,
             backend_type: Some(backend.as_str().to_owned()),
-            backend_data: data.clone().filter(|_| public_ip.is_some()),
-            backend_v6_data: data.filter(|_| public_ipv6.is_some()),
+            backend_data: v4.filter(|_| public_ip.is_some()),
+            backend_v6_data: v6.filter(|_| public_ipv6.is_some()),
             node: Some(node),
             ..Self::none()
         }
@@ -164,10 +182,14 @@ impl SubnetLease {
             extra,
         };
         // BackendData decides something only where no node record does.
-        if lease.node.is_none() && lease.is_wireguard() {
+        if lease.node.is_none() {
             for (name, data) in [("BackendData", &lease.backend_data), ("BackendV6Data", &lease.backend_v6_data)] {
-                if let Some(data) = data {
+                // `null` is Flannel's word for a family that the host does not have.
+                let Some(data) = data else { continue };
+                if lease.is_of(BackendKind::Wireguard) {
                     let _ = WireguardData::read(name, data, &mut report);
+                } else if lease.is_of(BackendKind::Vxlan) {
+                    let _ = VxlanData::read(name, data, &mut report);
                 }
             }
         }
@@ -207,14 +229,25 @@ impl SubnetLease {
     }
 
     fn wireguard(&self, data: Option<&Value>) -> Option<WireguardData> {
-        if self.node.is_some() || !self.is_wireguard() {
+        if self.node.is_some() || !self.is_of(BackendKind::Wireguard) {
             return None;
         }
         WireguardData::read("", data?, &mut Report::default())
     }
 
-    fn is_wireguard(&self) -> bool {
-        self.backend_type.as_deref() == Some(BackendKind::Wireguard.as_str())
+    /// `BackendData` and `BackendV6Data` of a host of Flannel's vxlan backend, IPv4 first; `None` each where `Node` is set,
+    /// and for other backends.
+    #[must_use]
+    pub fn vxlan(&self) -> [Option<VxlanData>; 2] {
+        if self.node.is_some() || !self.is_of(BackendKind::Vxlan) {
+            return [None, None];
+        }
+        [&self.backend_data, &self.backend_v6_data]
+            .map(|data| VxlanData::read("", data.as_ref()?, &mut Report::default()))
+    }
+
+    fn is_of(&self, kind: BackendKind) -> bool {
+        self.backend_type.as_deref() == Some(kind.as_str())
     }
 
     /// A one-line summary for operators.
@@ -275,6 +308,24 @@ impl WireguardData {
     }
 }
 
+impl VxlanData {
+    fn to_value(self) -> Value {
+        json!({"VNI": self.vni, "VtepMAC": self.mac.to_string()})
+    }
+
+    fn read(path: &str, data: &Value, report: &mut Report) -> Option<Self> {
+        let Value::Object(map) = data else {
+            report.add(path, crate::document::describe(data), "must be an object with VNI and VtepMAC");
+            return None;
+        };
+        let mut fields = Fields::at(path.to_owned(), map.clone());
+        let mac = fields.required(report, "VtepMAC", "write the host's VXLAN hardware address", MacAddress::read);
+        // Versions of Flannel before 0.13 publish none.
+        let vni = if fields.has("VNI") { fields.integer(report, "VNI", 1..=0xff_ffff, "") } else { Some(1) };
+        Some(Self { vni: vni?, mac: mac? })
+    }
+}
+
 fn backend_type(text: &str) -> Result<String, Expected> {
     let plain = !text.is_empty() && text.len() <= MAX_BACKEND_TYPE && text.bytes().all(|b| b.is_ascii_graphic());
     if plain {
@@ -328,9 +379,23 @@ mod tests {
     }
 
     #[test]
+    fn a_flannel_host_is_a_vtep_by_its_backend_data() {
+        let value = r#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan",
+            "BackendData":{"VNI":7,"VtepMAC":"c6:00:00:00:00:01"},"BackendV6Data":null}"#;
+        let mac = "c6:00:00:00:00:01".parse().unwrap();
+        assert_eq!(parse(value).vxlan(), [Some(VxlanData { vni: 7, mac }), None]);
+        assert!(SubnetLease::parse(value.replace("c6:", "c7:").as_bytes()).is_err(), "a group's address");
+        let node: NodeId = "a1".parse().unwrap();
+        let data = LeaseData::Vxlan([Some(VxlanData { vni: 7, mac }), None]);
+        let lease = SubnetLease::for_node(node, Some(Ipv4Addr::new(192, 0, 2, 1)), None, data);
+        assert_eq!(lease.backend_data, Some(json!({"VNI": 7, "VtepMAC": "c6:00:00:00:00:01"})));
+        assert_eq!(lease.vxlan(), [None, None], "a node's record decides");
+    }
+
+    #[test]
     fn other_backends_have_no_key() {
         let lease = parse(&format!(
-            r#"{{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":{{"PublicKey":"{KEY}"}}}}"#
+            r#"{{"PublicIP":"192.0.2.1","BackendType":"host-gw","BackendData":{{"PublicKey":"{KEY}"}}}}"#
         ));
         assert_eq!(lease.wireguard_v4(), None);
     }
@@ -340,14 +405,14 @@ mod tests {
         let data = WireguardData { public_key: KEY.parse().unwrap(), port: 51820 };
         let node: NodeId = "a1".parse().unwrap();
         let lease =
-            SubnetLease::for_node(node.clone(), Some(Ipv4Addr::new(192, 0, 2, 1)), None, BackendKind::Wireguard, data);
+            SubnetLease::for_node(node.clone(), Some(Ipv4Addr::new(192, 0, 2, 1)), None, LeaseData::Wireguard(data));
         let written: Value = serde_json::from_slice(&lease.to_json()).unwrap();
         assert_eq!(
             written,
             json!({"PublicIP": "192.0.2.1", "PublicIPv6": null, "BackendType": "wireguard",
                 "BackendData": {"PublicKey": KEY, "Port": 51820}, "Node": "a1"})
         );
-        let direct = SubnetLease::for_node(node, None, None, BackendKind::HostGw, data);
+        let direct = SubnetLease::for_node(node, None, None, LeaseData::Bare(BackendKind::HostGw));
         assert_eq!((direct.backend_data, direct.backend_v6_data), (None, None));
     }
 }

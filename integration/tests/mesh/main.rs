@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's own steps may unwrap")]
 
 mod addresses;
+mod backends;
 mod calls;
 mod clusters;
 mod crypto_routing;
@@ -10,6 +11,7 @@ mod docs;
 mod etcd;
 mod fallback;
 mod families;
+mod flannel;
 mod joins;
 mod kernel_repair;
 mod monitoring;

@@ -20,13 +20,13 @@ use integration::{
 use crate::SOON;
 
 /// An echo request of this size, headers and all, that must not be fragmented.
-fn whole(address: IpAddr, size: u16) -> Ping {
+pub(crate) fn whole(address: IpAddr, size: u16) -> Ping {
     let headers = if address.is_ipv4() { 28 } else { 48 };
     Ping::new(address).size(size - headers).option("-M do")
 }
 
 #[track_caller]
-fn await_carries(from: &Namespace, address: IpAddr, size: u16) {
+pub(crate) fn await_carries(from: &Namespace, address: IpAddr, size: u16) {
     await_ok(&format!("{size} bytes from {} to {address}", from.name()), SOON, || {
         let report = whole(address, size).run(from);
         if report.lost() == 0 { Ok(()) } else { Err(report.text) }

@@ -12,10 +12,7 @@ use std::{
 
 use api_types::{Diagnosis, Families, Finding, Path, Peer, Severity};
 use ipnet::IpNet;
-use mesh::{
-    backend::KernelForm,
-    problem::{Problem, ProblemCode},
-};
+use mesh::problem::{Problem, ProblemCode};
 use tunnel::OffloadState;
 
 use self::{
@@ -53,7 +50,7 @@ impl ApiState {
         };
         if let Some(mtu) = mtu {
             narrow_paths(&peers, mtu, &self.etcd.prefix, &mut findings);
-            narrow_interfaces(&underlay, mtu, &mut findings);
+            narrow_interfaces(&underlay, mtu, &topology, &mut findings);
         }
         translated(&peers, &topology, &mut findings);
         let reached = peers.iter().filter(|(_, peer)| peer.path != Path::Unreachable).take(FOLLOWED);
@@ -128,15 +125,10 @@ impl ApiState {
         let pod = |net: &IpNet| net.hosts().nth(1).unwrap_or_else(|| net.addr());
         let mut forwarded = Vec::new();
         for (_, peer) in peers.iter().filter(|(_, peer)| peer.path != Path::Unreachable).take(FOLLOWED) {
-            let device = match (peer.path, underlay) {
-                (Path::By(kind), [carrier, ..]) if kind.backend().form == KernelForm::NeighbourRoute => {
-                    carrier.name.clone()
-                }
-                _ => self.identity.interface.clone(),
-            };
             for net in &peer.subnets {
-                if let Some(own) = own.iter().find(|own| own.addr().is_ipv4() == net.addr().is_ipv4()) {
-                    forwarded.push((pod(own), pod(net), device.clone()));
+                let own = own.iter().find(|own| own.addr().is_ipv4() == net.addr().is_ipv4());
+                if let (Some(own), Some(device)) = (own, self.device_to(pod(net))) {
+                    forwarded.push((pod(own), pod(net), device));
                 }
             }
         }

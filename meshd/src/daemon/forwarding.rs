@@ -52,12 +52,14 @@ impl ApiState {
     }
 
     /// The interface that leads to another node, by the routes in force.
-    fn device_to(&self, address: IpAddr) -> Option<String> {
+    pub(super) fn device_to(&self, address: IpAddr) -> Option<String> {
         let in_force = self.lock();
         let routes = in_force.plan.as_ref()?.kernel.routes.iter();
         let (_, route) = routes.filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len())?;
         match &route.via {
-            kernel_state::RouteVia::Neighbour { dev, .. } => Some(dev.to_string()),
+            kernel_state::RouteVia::Neighbour { dev, .. } | kernel_state::RouteVia::Vtep { dev, .. } => {
+                Some(dev.to_string())
+            }
             kernel_state::RouteVia::Tunnel => Some(self.identity.interface.clone()),
             kernel_state::RouteVia::Unreachable => None,
         }

@@ -134,7 +134,7 @@ impl NodeLoop {
     async fn pass(&mut self) {
         self.read_earlier_neighbours().await;
         let names = self.etcd_names.addresses();
-        let local = underlay::local(&self.settings, &self.underlay, names, !self.endpoints.is_empty());
+        let local = underlay::local(&self.id, &self.settings, &self.underlay, names, !self.endpoints.is_empty());
         self.step(Input::Local(Box::new(local))).await;
         self.step(Input::Pods(self.pod_interfaces())).await;
         // Once: what is acted on may not be another state than what it was judged by.

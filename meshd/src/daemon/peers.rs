@@ -166,7 +166,7 @@ fn routes(topology: &Topology, plan: &Plan, tunnel: &BTreeMap<String, PeerStatus
         .values()
         .map(|route| {
             let (via, dev) = match &route.via {
-                RouteVia::Neighbour { via, dev } => (Some(*via), Some(dev.to_string())),
+                RouteVia::Neighbour { via, dev } | RouteVia::Vtep { via, dev } => (Some(*via), Some(dev.to_string())),
                 RouteVia::Tunnel => (None, Some(tun.to_owned())),
                 RouteVia::Unreachable => (None, None),
             };
@@ -257,6 +257,7 @@ mod tests {
             listen_port: 51820,
             endpoints: vec!["192.168.1.2:51820".parse().unwrap()],
             addresses: vec!["192.168.1.2/24".parse().unwrap()],
+            vteps: Vec::new(),
             subnets: vec!["10.244.2.0-24&fd42:244:0:2::-64".parse().unwrap()],
             unusable: None,
             version: String::new(),
@@ -283,6 +284,7 @@ mod tests {
             addresses: vec!["192.168.1.1/24".parse().unwrap()],
         };
         let local = Local {
+            vteps: BTreeMap::new(),
             site: Some("east".to_owned()),
             underlay: BTreeMap::from([(Family::V4, link)]),
             has_endpoint: true,

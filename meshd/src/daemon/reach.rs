@@ -162,7 +162,8 @@ impl ApiState {
             .collect();
         let direct = families.iter().filter_map(|(family, chosen)| match &chosen.via {
             Via::Link(_, link) => Some((*family, format!("via {}", link.next_hop))),
-            _ => None,
+            Via::Vtep(_, vtep) => Some((*family, format!("by VXLAN to {}", vtep.address))),
+            Via::Tun(_) | Via::Nowhere => None,
         });
         let direct: Vec<_> = direct.collect();
         let known = peers.iter().find(|(name, _)| *name == owner.to_string()).map(|(_, peer)| peer);

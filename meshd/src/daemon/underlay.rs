@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etcd_schema::NodeRecord;
+use etcd_schema::{NodeId, NodeRecord, Vtep};
 use ipnet::IpNet;
 use kernel::{Underlay, UnderlayFamily};
 use mesh::{
     address::Family,
     plan::{Local, UnderlayLink},
+    vxlan::mac,
 };
 
 use crate::settings::{EndpointSetting, Settings};
@@ -64,8 +65,20 @@ fn alternate<T>(families: [Vec<T>; 2], most: usize) -> impl Iterator<Item = T> {
     ranked.into_iter().map(|(_, item)| item).take(most)
 }
 
+/// The ends of VXLAN tunnels to publish: of each family, the public address that is set, else the interface's.
+pub(super) fn vteps(id: &NodeId, settings: &Settings, underlay: &Underlay) -> Vec<Vtep> {
+    let end = |family| {
+        let public = settings.public_ips.iter().copied().find(|ip| Family::of(*ip) == family);
+        let address = public.or_else(|| published(underlay, family).next().map(|net| net.addr()))?;
+        of(underlay, family)?;
+        Some(Vtep { address, mac: mac(id, family) })
+    };
+    Family::BOTH.into_iter().filter_map(end).collect()
+}
+
 /// What the planner knows of this machine.
 pub(super) fn local(
+    id: &NodeId,
     settings: &Settings,
     underlay: &Underlay,
     etcd_addresses: &[(IpAddr, String)],
@@ -77,7 +90,12 @@ pub(super) fn local(
         let (name, addresses) = (link.name.clone(), published(underlay, family).collect());
         Some((family, UnderlayLink { name, index: link.index, mtu: link.mtu, addresses }))
     });
+    let end = |family| {
+        let address = published(underlay, family).next()?.addr();
+        Some((family, Vtep { address, mac: mac(id, family) }))
+    };
     Local {
+        vteps: Family::BOTH.into_iter().filter_map(end).collect(),
         site: settings.site.as_ref().map(ToString::to_string),
         underlay: links.collect(),
         has_endpoint,

@@ -1,7 +1,7 @@
 //! `meshctl check`: validates a value like the daemon, including a policy's spec.
 
 use etcd_schema::{BackendKind, CheckError as SchemaError, Checked, Key, NetworkConfig};
-use mesh::topology::is_supported;
+use mesh::backend::is_supported;
 use policy::objects;
 
 /// Why a value does not hold.

@@ -1,3 +1,5 @@
+use std::num::NonZeroU16;
+
 use ipnet::Ipv4Net;
 
 use super::*;
@@ -108,6 +110,31 @@ fn unknown_fields_stay_where_they_were() {
     assert_eq!(written["IPv6Network"], "as it was");
     assert_eq!(written["Backend"]["VNI"], 7);
     assert_eq!(written["Backend"]["MTU"], 1400);
+}
+
+#[test]
+fn options_of_vxlan_are_read_and_checked() {
+    let vxlan = |options: &str| format!(r#"{{"Network": "10.244.0.0/16", "Backend": {{"Type": "vxlan"{options}}}}}"#);
+    assert_eq!(parse(&vxlan("")).backend.vxlan, VxlanOptions { vni: 1, port: 8472, gbp: false, learning: false });
+    let all = parse(&vxlan(r#", "VNI": 16777215, "Port": 4789, "GBP": true, "Learning": true"#));
+    assert_eq!(all.backend.vxlan, VxlanOptions { vni: 0xff_ffff, port: 4789, gbp: true, learning: true });
+    assert_eq!(NetworkConfig::parse(&all.to_json()).unwrap().backend, all.backend);
+    assert_eq!(parse(&vxlan(r#", "Port": 0"#)).backend.vxlan.port, 8472, "as Flannel reads it");
+    for (options, field) in [
+        (r#", "VNI": 0"#, "Backend.VNI"),
+        (r#", "VNI": 16777216"#, "Backend.VNI"),
+        (r#", "Port": 65536"#, "Backend.Port"),
+        (r#", "Learning": 1"#, "Backend.Learning"),
+    ] {
+        assert!(refusal(&vxlan(options)).starts_with(field), "{options}");
+    }
+}
+
+#[test]
+fn an_unknown_option_is_refused_with_the_one_that_it_is_near_to() {
+    let refused = refusal(r#"{"Network": "10.244.0.0/16", "Backend": {"DirectRoutin": true}}"#);
+    assert!(refused.starts_with("Backend.DirectRoutin is an unknown option: did you mean DirectRouting?"), "{refused}");
+    assert!(refusal(r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "ipsec"}}"#).starts_with("Backend.Type"));
 }
 
 #[test]

@@ -72,6 +72,9 @@ pub struct CopyStatus {
 pub struct PeerCounts {
     /// By a plain route on a common subnet.
     pub direct: usize,
+    /// By VXLAN, in clear text.
+    #[serde(default)]
+    pub vxlan: usize,
     /// Reached through the tunnel; idle peers count as reached.
     pub wireguard: usize,
     /// Nothing gets there.
@@ -86,6 +89,7 @@ impl PeerCounts {
     pub fn count(&mut self, path: Path, online: Option<bool>) {
         *match path {
             Path::By(PathKind::HostGw) => &mut self.direct,
+            Path::By(PathKind::Vxlan) => &mut self.vxlan,
             Path::By(PathKind::Wireguard) => &mut self.wireguard,
             Path::Unreachable => &mut self.unreachable,
         } += 1;

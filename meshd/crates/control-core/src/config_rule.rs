@@ -9,11 +9,12 @@
 
 use cow_map::CowMap;
 use etcd_schema::{
-    BackendKind, Key, NetworkConfig, NodeId, NodeRecord, OutsidePeer, PeerName, SubnetKey, SubnetLease, Violations,
-    config_change, config_conflicts, node_conflicts, peer_conflicts,
+    Key, NetworkConfig, NodeId, NodeRecord, OutsidePeer, PeerName, SubnetKey, SubnetLease, Violations, config_change,
+    config_conflicts, node_conflicts, peer_conflicts,
 };
 use ipnet::IpNet;
 use mesh::{
+    backend::is_supported,
     problem::{Problem, ProblemCode},
     records::Record,
 };
@@ -51,15 +52,10 @@ impl ConfigReview<'_> {
             let what = if self.present { "cannot be read" } else { "was deleted" };
             return Some(problem(format!("config {what} while `{subnet}` is leased"), self.put_back()));
         };
-        if new.value.backend.kind != BackendKind::Wireguard {
+        if !is_supported(new.value.backend.kind) {
             return Some(problem(
-                format!(
-                    "Backend.Type \"{}\" is not supported; this version only has \"wireguard\"",
-                    new.value.backend.kind
-                ),
-                "put \"Backend\": {\"Type\": \"wireguard\"}; with DirectRouting, nodes on the same subnet use plain \
-                 routes"
-                    .into(),
+                format!("Backend.Type \"{}\" is not supported by this version", new.value.backend.kind),
+                "put \"Backend\": {\"Type\": \"wireguard\"}, \"vxlan\" or \"host-gw\"".into(),
             ));
         }
         if let Some(outside) = outside {

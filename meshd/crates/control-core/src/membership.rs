@@ -28,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_schema::{Cluster, Key, NodeId, NodeName, PublicKey, Readiness, SiteName, SubnetKey};
+use etcd_schema::{Cluster, Key, NodeId, NodeName, PublicKey, Readiness, SiteName, SubnetKey, Vtep};
 use ipnet::IpNet;
 use mesh::records::LeaseId;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -85,6 +85,8 @@ pub struct LocalFacts {
     pub public_ipv4: Option<Ipv4Addr>,
     /// The node's IPv6 address as flannel's readers use it.
     pub public_ipv6: Option<Ipv6Addr>,
+    /// Its ends of VXLAN tunnels.
+    pub vteps: Vec<Vtep>,
     /// Version of the daemon.
     pub version: String,
     /// Whether its pods are connected and protected; `None`: it does not know yet.

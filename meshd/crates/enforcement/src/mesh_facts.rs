@@ -218,6 +218,7 @@ mod tests {
                 listen_port: 51820,
                 endpoints: Vec::new(),
                 addresses: vec!["192.0.2.1/24".parse().unwrap()],
+                vteps: Vec::new(),
                 version: String::new(),
                 extra: serde_json::Map::new(),
             };

@@ -210,6 +210,7 @@ mod tests {
                 listen_port: 51820,
                 endpoints: published.iter().take(1).map(|ip| (ip.parse::<IpAddr>().unwrap(), 51820).into()).collect(),
                 addresses: published.iter().skip(1).map(|ip| host(ip.parse().unwrap())).collect(),
+                vteps: Vec::new(),
                 version: String::new(),
                 extra: serde_json::Map::new(),
             };

@@ -47,7 +47,7 @@ impl Kernel {
         let direct = routes.into_iter().filter(|route| route.table == MAIN_TABLE);
         Ok(direct
             .filter_map(|route| match route.target {
-                NextHop::Device { gateway: Some(gateway), .. } => Some((route.dst, gateway)),
+                NextHop::Device { gateway: Some(gateway), onlink: false, .. } => Some((route.dst, gateway)),
                 _ => None,
             })
             .collect())

@@ -9,6 +9,7 @@ use super::{
     nft::NftTransaction,
     route::{KernelRoute, KernelRule, NextHop},
     sysctl::Setting,
+    vxlan::VxlanChange,
 };
 
 /// A step. Logs and `meshctl` show its `Display`.
@@ -63,6 +64,8 @@ pub enum KernelChange {
     RuleAdd(KernelRule),
     /// A rule of ours that is wanted no more.
     RuleRemove(KernelRule),
+    /// A step that concerns a VXLAN device.
+    Vxlan(VxlanChange),
     /// A kernel setting.
     Sysctl(Setting),
     /// A tagged rule in another's chain.
@@ -79,6 +82,7 @@ impl KernelChange {
     pub(crate) fn needs_firewall(&self) -> bool {
         match self {
             Self::RouteAdd(route) | Self::RouteReplace(route) => route.target != NextHop::Unreachable,
+            Self::Vxlan(change) => change.needs_firewall(),
             Self::Sysctl(setting) => setting.opens,
             Self::Foreign(edit) => edit.opens(),
             _ => false,
@@ -101,6 +105,7 @@ impl fmt::Display for KernelChange {
             Self::RouteRemove(route) => write!(f, "route {route} removed"),
             Self::RuleAdd(rule) => write!(f, "rule {rule} added"),
             Self::RuleRemove(rule) => write!(f, "rule {rule} removed"),
+            Self::Vxlan(change) => change.fmt(f),
             Self::Sysctl(setting) => write!(f, "{} set to {}", setting.key, setting.value),
             Self::Foreign(edit) => edit.fmt(f),
         }

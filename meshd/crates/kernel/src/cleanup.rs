@@ -9,7 +9,7 @@ use super::{
     netlink::{self, Rtnetlink, RtnetlinkError},
     nft::{NftBackend as _, NftTableError, NftTransaction},
     plan::is_floor,
-    sysctl,
+    sysctl, vxlan,
 };
 
 /// The result of a cleanup.
@@ -71,6 +71,10 @@ impl Kernel {
         if let Some(tun) = netlink::tun_among(&links, &self.options.tun) {
             let done = netlink.delete_link(tun.index).await;
             note(result, format!("device {}", self.options.tun), done);
+        }
+        for link in links.iter().filter(|link| vxlan::is_ours(&self.options, link)) {
+            let done = netlink.delete_link(link.index).await;
+            note(result, format!("device {}", link.name), done);
         }
         for route in floor {
             let done = netlink.remove_route(&route, protocol).await;

@@ -23,6 +23,15 @@ pub enum FailureCause {
         /// The name.
         dev: InterfaceName,
     },
+    /// The device of that name is no VXLAN device.
+    NotVxlan,
+    /// Another device has the same network identifier and port.
+    VniTaken {
+        /// VXLAN network identifier.
+        vni: u32,
+        /// UDP port.
+        port: u16,
+    },
     /// The next hop is of the other address family.
     OtherFamily {
         /// The next hop.
@@ -87,6 +96,10 @@ impl Failure {
         match &self.problem {
             FailureCause::NoTun => "none needed while the daemon creates the device; else see its log",
             FailureCause::NoDevice { .. } => "check --iface and the interface's name",
+            FailureCause::NotVxlan => "rename or delete that device",
+            FailureCause::VniTaken { .. } => {
+                "delete the other device (ip -d link show type vxlan), or put a config with another Backend.VNI or Port"
+            }
             FailureCause::OtherFamily { .. } | FailureCause::Twice => "report this as a bug",
             FailureCause::Foreign => "remove the other route, or give it another metric",
             FailureCause::Kernel { errno } => kernel_remedy(*errno),
@@ -126,6 +139,8 @@ impl fmt::Display for FailureCause {
         match self {
             Self::NoTun => f.write_str("the TUN device does not exist, so the tunnel carries no packets"),
             Self::NoDevice { dev } => write!(f, "interface {dev} does not exist"),
+            Self::NotVxlan => f.write_str("a device of that name exists and is no VXLAN device"),
+            Self::VniTaken { vni, port } => write!(f, "another VXLAN device has VNI {vni} and UDP port {port}"),
             Self::OtherFamily { via } => write!(f, "next hop {via} is of the wrong address family"),
             Self::Twice => f.write_str("requested twice"),
             Self::Foreign => f.write_str("a foreign route with the same metric is in its place"),

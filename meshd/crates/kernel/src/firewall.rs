@@ -1,6 +1,7 @@
 //! The ruleset that keeps mesh packets on their path, rendered from typed values.
 //!
 //! ```text
+//! input       defrag - 50  vxlan        inner sources in VXLAN packets are those of the peer at the outer one
 //! prerouting  defrag - 50  source       mesh sources arrive from the TUN, their route's interface, or a direct peer
 //! output      raw          untracked    probes bypass conntrack, so no NAT rewrites them
 //! forward     mangle       clamp_fwd ┐
@@ -33,6 +34,8 @@ pub(crate) const GUARD_PRIORITY: i32 = 90;
 const SOURCE: [&str; 2] = ["source4", "source6"];
 /// Drop counters of the destination guard, by family.
 const GUARD: [&str; 2] = ["guard4", "guard6"];
+/// Counter of VXLAN packets that are none of a peer's, before they are unpacked.
+const VXLAN: &str = "vxlan";
 
 /// The table for `desired`.
 pub(crate) fn render(options: &Options, desired: &Desired) -> NftTable {
@@ -40,6 +43,8 @@ pub(crate) fn render(options: &Options, desired: &Desired) -> NftTable {
     sets(&mut table, desired);
     table.counters.extend(SOURCE.map(Cow::Borrowed));
     table.counters.extend(GUARD.map(Cow::Borrowed));
+    table.counters.insert(Cow::Borrowed(VXLAN));
+    vxlan(&mut table, desired);
     source(&mut table, options, desired);
     untracked(&mut table, options, desired.firewall.probe_port);
     guard(&mut table, options, &desired.firewall);
@@ -58,6 +63,7 @@ const FAMILIES: [FamilyRules; 2] = [
         direct: "direct4",
         probes: "probes4",
         accepted: "accepted4",
+        vteps: "vteps4",
         source: "source4",
         guard: "guard4",
         masquerade: "masq4",
@@ -71,6 +77,7 @@ const FAMILIES: [FamilyRules; 2] = [
         direct: "direct6",
         probes: "probes6",
         accepted: "accepted6",
+        vteps: "vteps6",
         source: "source6",
         guard: "guard6",
         masquerade: "masq6",
@@ -86,6 +93,7 @@ struct FamilyRules {
     direct: &'static str,
     probes: &'static str,
     accepted: &'static str,
+    vteps: &'static str,
     source: &'static str,
     guard: &'static str,
     masquerade: &'static str,
@@ -105,7 +113,39 @@ fn sets(table: &mut NftTable, desired: &Desired) {
         table.sets.insert(family.probes.into(), NftSet::prefixes_via(ipv4, &probes));
         table.sets.insert(family.accepted.into(), NftSet::prefixes_on(ipv4, &firewall.accepted));
     }
-    table.sets.insert("underlay".into(), NftSet::interfaces(&desired.underlay));
+    // Packets to own pods do not leave by a VXLAN device either.
+    let vxlan = desired.vxlan.iter().map(|device| &device.name);
+    table.sets.insert("underlay".into(), NftSet::interfaces(desired.underlay.iter().chain(vxlan.clone())));
+    table.sets.insert("vxlan_devices".into(), NftSet::interfaces(vxlan));
+    for (ipv4, family) in [true, false].into_iter().zip(&FAMILIES) {
+        let devices = desired.vxlan.iter().filter(|device| device.local.address.is_ipv4() == ipv4);
+        table.sets.insert(family.vteps.into(), NftSet::vteps(ipv4, devices.flat_map(|device| &device.peers)));
+    }
+}
+
+/// Binds the inner source of a VXLAN packet to the outer one: only a peer's own prefixes come from its address. At the
+/// input hook, where outer fragments have been reassembled, and before the device sees the packet.
+///
+/// Offsets count bits from the UDP header (RFC 7348, 5): the identifier at 96, the inner EtherType at 224, the inner IPv4
+/// source at 336 and the inner IPv6 source at 304. A VLAN tag, ARP or anything else in the EtherType's place is dropped.
+fn vxlan(table: &mut NftTable, desired: &Desired) {
+    let mut entry = Vec::new();
+    let mut rules = Vec::new();
+    for device in &desired.vxlan {
+        let f = if device.local.address.is_ipv4() { &FAMILIES[0] } else { &FAMILIES[1] };
+        let (ethertype, source) = if f.ip == "ip" { ("0x0800", "@th,336,32") } else { ("0x86dd", "@th,304,128") };
+        entry.push(NftRule::new(
+            format!("meta nfproto {} udp dport {} @th,96,24 {} jump vxlan_inner", f.nfproto, device.port, device.vni),
+            "VXLAN packets of the mesh",
+        ));
+        rules.push(NftRule::new(
+            format!("@th,224,16 {ethertype} {} saddr . {source} @{} return", f.ip, f.vteps),
+            "a peer's own prefixes",
+        ));
+    }
+    rules.push(NftRule::new(format!("counter name \"{VXLAN}\" drop"), "not a peer's own"));
+    table.chains.insert("vxlan_inner".into(), Chain { base: None, rules });
+    insert_base(table, "vxlan", ("filter", "input", -450), entry);
 }
 
 fn source(table: &mut NftTable, options: &Options, desired: &Desired) {
@@ -115,7 +155,10 @@ fn source(table: &mut NftTable, options: &Options, desired: &Desired) {
     )];
     for (f, counter) in FAMILIES.iter().zip(SOURCE) {
         entry.push(NftRule::new(format!("{} saddr @{} jump {}", f.ip, f.networks, f.source), "mesh sources"));
-        let mut rules = Vec::new();
+        let mut rules = vec![NftRule::new(
+            format!("iifname @vxlan_devices {} daddr != @{} counter name \"{counter}\" drop", f.ip, f.own),
+            "a VXLAN packet for others",
+        )];
         let overlay = desired.overlay.iter().filter(|address| address.is_ipv4() == (f.ip == "ip"));
         for (address, port) in overlay.filter_map(|address| Some((address, desired.firewall.probe_port?))) {
             let probe = format!("{} daddr {address} udp dport {port} {} saddr . iifname @{}", f.ip, f.ip, f.accepted);

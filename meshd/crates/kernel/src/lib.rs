@@ -34,9 +34,14 @@ mod route;
 mod sys;
 mod sysctl;
 mod underlay;
+mod vxlan;
 pub mod watch;
 
-use std::{path::PathBuf, sync::Mutex};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use mesh::interface::InterfaceName;
 use thiserror::Error;
@@ -46,17 +51,18 @@ pub use change::KernelChange;
 pub use cleanup::{Cleanup, CleanupError};
 pub use failure::{Failure, FailureCause};
 pub use foreign::{FirewallProgram, ForeignChain, ForeignDrop, ForeignEdit, Met, RuleEffect, has_table, owner};
-pub use netlink::{KernelLink, LinkAddress, MainRoute, ObservedTun, OwnPorts, Rtnetlink, RtnetlinkError};
+pub use netlink::{KernelLink, LinkAddress, MainRoute, ObservedTun, OwnPorts, Rtnetlink, RtnetlinkError, VxlanShape};
 pub use nft::{
     BaseChain, Chain, Element, Nft, NftBackend, NftRule, NftSet, NftTable, NftTableError, NftTransaction, ObservedSet,
     ObservedTable, SetKind, TableDiff,
 };
-pub use observed::ObservedKernel;
+pub use observed::{ObservedKernel, ObservedVxlan};
 pub use plan::{KernelPlan, plan};
 pub use reconcile::{PassReport, ReconcileError};
 pub use route::{KernelRoute, KernelRule, NextHop};
 pub use sysctl::{Saved, Setting, StateError, Sysctls};
 pub use underlay::{Neighbour, Underlay, UnderlayError, UnderlayFamily, UnderlaySelection};
+pub use vxlan::{VxlanChange, VxlanStep};
 pub use watch::{KernelEvents, KernelWatch};
 
 /// Names and numbers that identify our kernel state. Clean up before they change.
@@ -134,6 +140,8 @@ pub struct Kernel {
     /// The state after the last pass, if certain.
     settled: Mutex<Option<reconcile::Settled>>,
     ports: OwnPorts,
+    /// Indices of the VXLAN devices at the last pass, whose entries a watch looks at.
+    vxlan: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 impl Kernel {
@@ -172,6 +180,7 @@ impl Kernel {
             others_failure: Mutex::default(),
             settled: Mutex::default(),
             ports: OwnPorts::default(),
+            vxlan: Arc::default(),
         })
     }
 

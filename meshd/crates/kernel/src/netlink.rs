@@ -16,16 +16,19 @@ use std::{
 
 use futures_util::StreamExt as _;
 use ipnet::IpNet;
-use mesh::interface::InterfaceName;
-use message::{family_of, kernel_route, kernel_rule, link, link_address, main_routes, route_message, rule_message};
+use mesh::{interface::InterfaceName, kernel_state::VxlanDevice, path::MacAddress};
+use message::{
+    family_of, forwarding_entry, kernel_route, kernel_rule, link, link_address, main_routes, permanent_neighbour,
+    route_message, rule_message,
+};
 use rtnetlink::{
-    Handle, LinkUnspec,
+    Handle, LinkUnspec, LinkVxlan,
     packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressMessage},
-        link::{LinkAttribute, LinkExtentMask, LinkMessage},
-        neighbour::NeighbourMessage,
+        link::{InfoVxlan, LinkAttribute, LinkExtentMask, LinkMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
         rule::{RuleAttribute, RuleMessage},
     },
@@ -107,6 +110,25 @@ impl OwnPorts {
     }
 }
 
+/// What a VXLAN device cannot change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VxlanShape {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Index of the interface of outer packets.
+    pub underlay: u32,
+    /// Source of outer packets.
+    pub local: Option<IpAddr>,
+    /// UDP port.
+    pub port: u16,
+    /// The kernel learns where hardware addresses are.
+    pub learning: bool,
+    /// Group policy extension.
+    pub gbp: bool,
+    /// Something that we never set.
+    pub other: bool,
+}
+
 /// A link, reduced to the attributes in use.
 #[derive(Debug, Clone)]
 pub struct KernelLink {
@@ -122,6 +144,12 @@ pub struct KernelLink {
     pub up: bool,
     /// A TUN device.
     pub is_tun: bool,
+    /// A VXLAN device, and what it cannot change.
+    pub vxlan: Option<VxlanShape>,
+    /// What its maker wrote on it.
+    pub alias: Option<String>,
+    /// Its hardware address.
+    pub mac: Option<MacAddress>,
     /// The index of the bridge that it is a port of.
     pub master: Option<u32>,
 }
@@ -322,7 +350,6 @@ impl Rtnetlink {
 
     /// The neighbour entries of one link and family.
     pub async fn neighbours(&self, index: u32, ipv4: bool) -> Result<Vec<NeighbourMessage>, RtnetlinkError> {
-        use rtnetlink::packet_route::neighbour::NeighbourAttribute;
         let mut request = NeighbourMessage::default();
         request.header.family = family_of(ipv4);
         request.attributes.push(NeighbourAttribute::IfIndex(index));
@@ -334,6 +361,87 @@ impl Rtnetlink {
             .await?;
         messages.retain(|m| m.header.ifindex == index);
         Ok(messages)
+    }
+
+    /// The permanent neighbours of a link.
+    pub(crate) async fn permanent_neighbours(
+        &self,
+        index: u32,
+        ipv4: bool,
+    ) -> Result<BTreeSet<(IpAddr, MacAddress)>, RtnetlinkError> {
+        Ok(self.neighbours(index, ipv4).await?.iter().filter_map(permanent_neighbour).collect())
+    }
+
+    /// The forwarding entries of a VXLAN device.
+    pub(crate) async fn forwarding_entries(
+        &self,
+        index: u32,
+    ) -> Result<BTreeSet<(MacAddress, IpAddr)>, RtnetlinkError> {
+        let mut request = NeighbourMessage::default();
+        request.header.family = AddressFamily::Bridge;
+        request.attributes.push(NeighbourAttribute::IfIndex(index));
+        let messages = self
+            .dump("forwarding entries", RouteNetlinkMessage::GetNeighbour(request), |m| match m {
+                RouteNetlinkMessage::NewNeighbour(m) => Some(m),
+                _ => None,
+            })
+            .await?;
+        Ok(messages.iter().filter(|m| m.header.ifindex == index).filter_map(forwarding_entry).collect())
+    }
+
+    /// Makes a VXLAN device, down.
+    pub(crate) async fn add_vxlan(&self, device: &VxlanDevice, shape: VxlanShape) -> Result<(), FailureCause> {
+        let link = LinkVxlan::new(device.name.as_str(), shape.vni)
+            .dev(shape.underlay)
+            .port(shape.port)
+            .learning(shape.learning)
+            .append_info_data(match device.local.address {
+                IpAddr::V4(local) => InfoVxlan::Local(local),
+                IpAddr::V6(local) => InfoVxlan::Local6(local),
+            });
+        let link = if shape.gbp { link.gbp() } else { link };
+        let link = link.address(device.local.mac.0.to_vec()).mtu(device.mtu).down();
+        done(self.handle.link().add(link.build()).execute().await, &[])
+    }
+
+    /// Writes a name beside its name on an interface. The kernel ignores it in the message that makes a device.
+    pub(crate) async fn set_alias(&self, index: u32, alias: &str) -> Result<(), FailureCause> {
+        let message = LinkUnspec::new_with_index(index).alias(alias).build();
+        done(self.handle.link().set(message).execute().await, &[])
+    }
+
+    pub(crate) async fn set_mac(&self, index: u32, mac: MacAddress) -> Result<(), FailureCause> {
+        let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).build();
+        done(self.handle.link().set(message).execute().await, &[])
+    }
+
+    pub(crate) async fn set_neighbour(&self, index: u32, address: IpAddr, mac: MacAddress) -> Result<(), FailureCause> {
+        let request = self.handle.neighbours().add(index, address).link_layer_address(&mac.0).replace();
+        done(request.execute().await, &[])
+    }
+
+    pub(crate) async fn remove_neighbour(&self, index: u32, address: IpAddr) -> Result<(), FailureCause> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family_of(address.is_ipv4());
+        message.header.ifindex = index;
+        message.attributes.push(NeighbourAttribute::Destination(address.into()));
+        done(self.handle.neighbours().del(message).execute().await, &[libc::ENOENT, libc::ENODEV])
+    }
+
+    pub(crate) async fn set_forwarding(&self, index: u32, mac: MacAddress, to: IpAddr) -> Result<(), FailureCause> {
+        let request = self.handle.neighbours().add_bridge(index, &mac.0).destination(to);
+        done(request.flags(NeighbourFlags::Own).replace().execute().await, &[])
+    }
+
+    pub(crate) async fn remove_forwarding(&self, index: u32, mac: MacAddress, to: IpAddr) -> Result<(), FailureCause> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = index;
+        message.header.state = NeighbourState::Permanent;
+        message.header.flags = NeighbourFlags::Own;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::from(to)));
+        done(self.handle.neighbours().del(message).execute().await, &[libc::ENOENT, libc::ENODEV])
     }
 
     pub(crate) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), FailureCause> {

@@ -5,7 +5,7 @@
 //! 2 floor      `unreachable` under everything
 //! 3 TUN        MTU, queue, up, addresses
 //! 4 probes     `unreachable` default, rule, routes
-//! 5 routes     added and replaced
+//! 5 routes     VXLAN devices with their entries; then routes, added and replaced
 //! 6 sysctls    router advertisements, reverse path filter, then forwarding
 //! 7 foreign    tagged rules in other programs' chains
 //! 8 withdrawn  routes, probe routes, rules, addresses, floor, and last their nftables rules
@@ -31,6 +31,7 @@ use super::{
     observed::ObservedKernel,
     route::{KernelRoute, KernelRule, NextHop},
     sysctl::{self, Setting},
+    vxlan,
 };
 
 /// The metric of every route to a peer. Below the kernel's 256 and 1024 for IPv6, and unlikely to be another's: with
@@ -73,11 +74,14 @@ pub fn plan(options: &Options, desired: &Desired, observed: &ObservedKernel) -> 
     routes_of(&routes.probe_floor, &seen, &mut plan.changes);
     let rules = rules(options, desired, observed, &mut plan.changes);
     routes_of(&routes.probes, &seen, &mut plan.changes);
+    let (vxlan, unused) = vxlan::plan(desired, &observed.vxlan);
+    plan.changes.extend(vxlan.into_iter().map(KernelChange::Vxlan));
     routes_of(&routes.peers, &seen, &mut plan.changes);
     settings_of(sysctl::plan(options, desired, &observed.sysctls, &mut plan.failures), &mut plan.changes);
     let edits = foreign::plan(options, desired, &observed.foreign, &mut plan.failures);
     plan.changes.extend(edits.into_iter().map(KernelChange::Foreign));
 
+    withdrawn.extend(unused.into_iter().map(KernelChange::Vxlan));
     plan.changes.append(&mut withdraw(&routes, &seen, rules, withdrawn));
     if !diff.after.is_empty() {
         plan.changes.push(KernelChange::FirewallAfter(diff.after));
@@ -142,7 +146,7 @@ fn wanted_routes(
     let mut taken = BTreeSet::new();
     for probe in &desired.probes {
         let dst = IpNet::from(probe.overlay);
-        match direct(dst, probe.via, &probe.dev, observed) {
+        match direct(dst, probe.via, &probe.dev, observed, false) {
             _ if !taken.insert(dst) => {
                 failures.push(Failure::new(format!("probe route to {dst}"), FailureCause::Twice))
             }
@@ -174,10 +178,11 @@ fn peer_routes(
         let dst = dst.trunc();
         let target = match (&route.via, &observed.tun) {
             (RouteVia::Unreachable, _) => Ok(NextHop::Unreachable),
-            (RouteVia::Tunnel, Some(tun)) => Ok(NextHop::Device { gateway: None, index: tun.index }),
-            (RouteVia::Neighbour { via, dev }, Some(_)) => direct(dst, *via, dev, observed),
+            (RouteVia::Tunnel, Some(tun)) => Ok(NextHop::Device { gateway: None, index: tun.index, onlink: false }),
+            (RouteVia::Neighbour { via, dev }, Some(_)) => direct(dst, *via, dev, observed, false),
+            (RouteVia::Vtep { via, dev }, Some(_)) => direct(dst, *via, dev, observed, true),
             // Their source address is on the TUN device, whose failure is reported once.
-            (RouteVia::Tunnel, None) | (RouteVia::Neighbour { .. }, None) => {
+            (RouteVia::Tunnel | RouteVia::Neighbour { .. } | RouteVia::Vtep { .. }, None) => {
                 want_tun = true;
                 wanted.held.insert((dst, MAIN_TABLE, ROUTE_METRIC));
                 continue;
@@ -223,14 +228,20 @@ fn by_key(routes: &[KernelRoute]) -> BTreeMap<(IpNet, u32, u32), Vec<&KernelRout
     by_key
 }
 
-fn direct(dst: IpNet, via: IpAddr, dev: &InterfaceName, observed: &ObservedKernel) -> Result<NextHop, FailureCause> {
+fn direct(
+    dst: IpNet,
+    via: IpAddr,
+    dev: &InterfaceName,
+    observed: &ObservedKernel,
+    onlink: bool,
+) -> Result<NextHop, FailureCause> {
     if via.is_ipv4() != matches!(dst, IpNet::V4(_)) {
         return Err(FailureCause::OtherFamily { via });
     }
     let Some(index) = observed.links.get(dev.as_str()) else {
         return Err(FailureCause::NoDevice { dev: dev.clone() });
     };
-    Ok(NextHop::Device { gateway: Some(via), index: *index })
+    Ok(NextHop::Device { gateway: Some(via), index: *index, onlink })
 }
 
 /// Adds and replaces. A key of ours that is there is replaced, one that is not is added exclusively: so a route of

@@ -24,7 +24,7 @@ use super::{
     nft::{NftBackend as _, NftTableError, NftTransaction, ObservedTable},
     observed::ObservedKernel,
     plan::{self, differing, plan, routes_after},
-    policy_table, sysctl,
+    policy_table, sysctl, vxlan,
 };
 
 /// The result of a pass.
@@ -252,7 +252,15 @@ impl Kernel {
     ) -> Result<(ObservedKernel, ReadRuleset), ReconcileError> {
         let options = &self.options;
         let mut observed = ObservedKernel::default();
-        let links = netlink.links().await?;
+        let mut links = netlink.links().await?;
+        let mut made = Vec::new();
+        if vxlan::make_devices(netlink, desired, &links, &mut made, &mut report.failures).await {
+            links = netlink.links().await?;
+        }
+        report.changes.extend(made.into_iter().map(KernelChange::Vxlan));
+        observed.vxlan = vxlan::observe(options, netlink, desired, &links).await?;
+        *self.vxlan.lock().unwrap_or_else(PoisonError::into_inner) =
+            observed.vxlan.values().map(|device| device.index).collect();
         observed.tun = netlink::tun_among(&links, &options.tun);
         observed.links =
             links.iter().filter(|l| InterfaceName::new(&l.name).is_ok()).map(|l| (l.name.clone(), l.index)).collect();
@@ -372,6 +380,7 @@ impl Kernel {
             KernelChange::RouteRemove(route) => netlink.remove_route(route, protocol).await,
             KernelChange::RuleAdd(rule) => netlink.add_rule(rule, protocol).await,
             KernelChange::RuleRemove(rule) => netlink.remove_rule(rule, protocol).await,
+            KernelChange::Vxlan(change) => vxlan::apply(&self.options, netlink, change).await,
             KernelChange::Sysctl(setting) => sysctl::apply(&self.options.state_dir, setting),
         }
     }

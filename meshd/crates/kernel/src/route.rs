@@ -31,6 +31,8 @@ pub enum NextHop {
         gateway: Option<IpAddr>,
         /// The interface's index.
         index: u32,
+        /// The gateway counts as a neighbour although no prefix of the interface has it.
+        onlink: bool,
     },
     /// Nowhere.
     Unreachable,
@@ -62,7 +64,7 @@ impl fmt::Display for KernelRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
             NextHop::Unreachable => write!(f, "unreachable {}", self.dst)?,
-            NextHop::Device { gateway, index } => {
+            NextHop::Device { gateway, index, onlink } => {
                 write!(f, "{}", self.dst)?;
                 if let Some(gateway) = gateway {
                     write!(f, " via {gateway}")?;
@@ -71,6 +73,9 @@ impl fmt::Display for KernelRoute {
                     Ok(name) => write!(f, " dev {}", name.to_string_lossy())?,
                     // The interface is gone already.
                     Err(_) => write!(f, " dev #{index}")?,
+                }
+                if *onlink {
+                    write!(f, " onlink")?;
                 }
             }
             NextHop::Other => write!(f, "{} (several next hops)", self.dst)?,

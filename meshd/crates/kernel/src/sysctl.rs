@@ -73,7 +73,7 @@ pub struct Setting {
     pub earlier: String,
     /// Its value to be.
     pub value: String,
-    /// Whether cleanup gives back the earlier value. Not for settings of the TUN device, which goes itself.
+    /// Whether cleanup gives back the earlier value. Not for settings of our own devices, which go themselves.
     pub keep: bool,
     /// Whether it lets packets pass that did not pass before.
     pub opens: bool,
@@ -124,6 +124,8 @@ pub(super) fn observe(
     ];
     let pods = receiving(&desired.pods, links);
     keys.extend(desired.underlay4.iter().chain([&options.tun]).chain(pods.keys()).map(forwarding4));
+    let vxlan: Vec<&InterfaceName> = desired.vxlan.iter().map(|device| &device.name).collect();
+    keys.extend(vxlan.iter().flat_map(|dev| [rp_filter(dev), forwarding4(dev)]));
     for dev in &desired.underlay {
         keys.push(rp_filter(dev));
         keys.push(arp_announce(dev));
@@ -199,11 +201,12 @@ pub(super) fn plan(
     // The kernel takes the larger of both: 1 strict, 2 loose.
     let strict_all = value(RP_FILTER_ALL) == Some("1");
     let underlay: BTreeSet<_> = desired.underlay.iter().collect();
-    for dev in underlay.into_iter().chain([&options.tun]) {
+    let own: BTreeSet<_> = [&options.tun].into_iter().chain(desired.vxlan.iter().map(|device| &device.name)).collect();
+    for dev in underlay.into_iter().chain(own.iter().copied()) {
         let key = rp_filter(dev);
-        let own = value(&key);
-        if own == Some("1") || (strict_all && own == Some("0")) {
-            settings.extend(change(sysctls, &key, "2", *dev != options.tun, false));
+        let found = value(&key);
+        if found == Some("1") || (strict_all && found == Some("0")) {
+            settings.extend(change(sysctls, &key, "2", !own.contains(dev), false));
         }
     }
     for (wanted, key) in [(desired.forwarding.ipv4, FORWARD4), (desired.forwarding.ipv6, FORWARD6)] {
@@ -219,7 +222,7 @@ pub(super) fn plan(
     // IPv4 is forwarded by the setting of the interface that a packet comes in by, which new ones take from `default`;
     // IPv6 by that for all. Writing the latter writes each of the former.
     if desired.forwarding.ipv4 && value(FORWARD4) == Some("1") {
-        settings.extend(change(sysctls, &forwarding4(&options.tun), "1", false, true));
+        settings.extend(own.iter().filter_map(|dev| change(sysctls, &forwarding4(dev), "1", false, true)));
         let pods = sysctls.pods.iter();
         settings.extend(pods.filter_map(|(dev, is_bridge)| change(sysctls, &forwarding4(dev), "1", *is_bridge, true)));
     }

@@ -9,6 +9,7 @@ mod others;
 mod paths;
 mod settings;
 mod underlay;
+mod vxlan;
 mod watches;
 
 use std::{net::IpAddr, path::PathBuf};
@@ -124,6 +125,7 @@ fn desired() -> Desired {
             ip_masq: true,
             probe_port: Some(51821),
         },
+        vxlan: Vec::new(),
         forwarding: Forwarding { ipv4: true, ipv6: true },
         underlay: vec![name("eth0")],
         underlay4: None,

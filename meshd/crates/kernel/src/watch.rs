@@ -5,8 +5,10 @@
 //! check all state.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::{AsRawFd as _, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -38,6 +40,8 @@ pub struct KernelEvents {
     pub routes: bool,
     /// A routing rule.
     pub rules: bool,
+    /// A neighbour or forwarding entry of a VXLAN device of ours.
+    pub vteps: bool,
     /// A neighbour entry. Frequent: no reason for a pass.
     pub neighbours: bool,
     /// A setting of an interface: forwarding, the reverse path filter.
@@ -79,6 +83,7 @@ impl KernelEvents {
 pub struct KernelWatch {
     protocol: u8,
     own: OwnPorts,
+    vxlan: Arc<Mutex<BTreeSet<u32>>>,
     table: String,
     sockets: Option<Sockets>,
     buffer: Vec<u8>,
@@ -141,6 +146,7 @@ impl Kernel {
         Ok(KernelWatch {
             protocol: self.options.route_protocol,
             own: self.ports.clone(),
+            vxlan: Arc::clone(&self.vxlan),
             table: self.options.table_name.clone(),
             sockets: Some(Sockets::open()?),
             buffer: vec![0; BUFFER],
@@ -175,7 +181,8 @@ impl KernelWatch {
                     let fd = guard.get_inner().as_raw_fd();
                     let read = drain(fd, &mut self.buffer, |datagram| {
                         if is_route {
-                            route_events(datagram, self.protocol, &self.own, &mut events);
+                            let vxlan = self.vxlan.lock().unwrap_or_else(PoisonError::into_inner);
+                            route_events(datagram, self.protocol, &self.own, &vxlan, &mut events);
                         } else {
                             netfilter_events(datagram, &self.table, &mut events);
                             self.volume.add(1, datagram.len());
@@ -256,7 +263,7 @@ fn drain(fd: i32, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> io::Result<
     Err(Errno::ENOBUFS.into())
 }
 
-fn route_events(datagram: &[u8], protocol: u8, own: &OwnPorts, events: &mut KernelEvents) {
+fn route_events(datagram: &[u8], protocol: u8, own: &OwnPorts, vxlan: &BTreeSet<u32>, events: &mut KernelEvents) {
     for (kind, port, body) in messages_from(datagram) {
         match kind {
             libc::RTM_NEWLINK | libc::RTM_DELLINK => events.links = true,
@@ -270,7 +277,14 @@ fn route_events(datagram: &[u8], protocol: u8, own: &OwnPorts, events: &mut Kern
                 events.routes |= dst_len == Some(&0) || of == Some(&protocol) || of == Some(&libc::RTPROT_KERNEL);
             }
             libc::RTM_NEWRULE | libc::RTM_DELRULE => events.rules = true,
-            libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => events.neighbours = true,
+            libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
+                // struct ndmsg: family, 3 bytes of padding, index, …; a device that learns makes entries all the time.
+                let index = body.get(4..8).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(u32::from_ne_bytes);
+                let learned = kind == libc::RTM_NEWNEIGH && body.first() == Some(&(libc::AF_BRIDGE as u8));
+                let of_vxlan = index.is_some_and(|index| vxlan.contains(&index));
+                events.vteps |= of_vxlan && !learned && !own.contains(port);
+                events.neighbours = true;
+            }
             RTM_NEWNETCONF => events.settings = true,
             _ => {}
         }

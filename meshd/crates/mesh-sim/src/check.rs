@@ -190,7 +190,7 @@ impl MeshSim {
                     && owner(&receiver.table, source) == Some(key(from))
                     && is_local
             }
-            Some(RouteVia::Unreachable) | None => false,
+            Some(RouteVia::Vtep { .. } | RouteVia::Unreachable) | None => false,
         };
         let route = self.machines[from].kernel.route(destination);
         assert!(delivered, "seed {seed}: {ids:?}: {source} does not reach {destination} by {route:?}");

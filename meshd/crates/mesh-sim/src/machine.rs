@@ -53,6 +53,7 @@ impl Machine {
             listen_port: PORT,
             endpoints: vec![(IpAddr::V4(address), PORT).into()],
             addresses: vec![IpNet::new(address.into(), 24).unwrap()],
+            vteps: Vec::new(),
             public_ipv4: Some(address),
             public_ipv6: None,
             version: "1".into(),
@@ -135,7 +136,7 @@ impl KernelModel {
 
     fn is_closed_or_open(&self, route: &PeerRoute) -> bool {
         match &route.via {
-            RouteVia::Neighbour { via, .. } => self.is_open(&route.dst, *via),
+            RouteVia::Neighbour { via, .. } | RouteVia::Vtep { via, .. } => self.is_open(&route.dst, *via),
             RouteVia::Tunnel | RouteVia::Unreachable => true,
         }
     }

@@ -103,6 +103,7 @@ impl Process {
         let accepted: Vec<PrefixOn> =
             direct.iter().map(|(prefix, _)| PrefixOn { prefix: *prefix, dev: link.name.clone() }).collect();
         let local = Local {
+            vteps: BTreeMap::new(),
             site: machine.facts.site.as_ref().map(ToString::to_string),
             underlay: BTreeMap::from([(Family::V4, link)]),
             has_endpoint: true,

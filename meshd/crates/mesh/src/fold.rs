@@ -9,8 +9,8 @@ use std::{
 };
 
 use etcd_schema::{
-    NetworkConfig, NodeId, NodeRecord, OutsidePeer, PeerName, PublicKey, Removed, SubnetKey, SubnetLease,
-    node_conflicts, peer_conflicts,
+    BackendKind, NetworkConfig, NodeId, NodeRecord, OutsidePeer, PeerName, PublicKey, Removed, SubnetKey, SubnetLease,
+    Vtep, node_conflicts, peer_conflicts,
 };
 use ipnet::IpNet;
 
@@ -290,13 +290,45 @@ impl Builder<'_> {
         }
     }
 
-    /// A lease without `Node`: keys and endpoint come from flannel's BackendData.
+    /// A lease without `Node`: what its host speaks comes from flannel's BackendData.
     fn member_of_lease(&mut self, subnet: &SubnetKey, lease: &SubnetLease) -> NodePeer {
         let name = format!("subnets/{subnet}");
-        if lease.backend_type.as_deref() != Some("wireguard") {
-            let backend = lease.backend_type.as_deref().unwrap_or("none");
-            return unusable(name, format!("its BackendType is {backend}, not wireguard, and it has no Node"));
+        let kind = lease.backend_type.as_deref().and_then(BackendKind::named);
+        let ours = self.network.map_or(BackendKind::Wireguard, |network| network.backend.kind);
+        match kind {
+            Some(BackendKind::Wireguard) => self.wireguard_host(name, subnet, lease),
+            Some(kind @ (BackendKind::Vxlan | BackendKind::HostGw)) if kind == ours => self.clear_host(name, lease),
+            _ => {
+                let backend = lease.backend_type.as_deref().unwrap_or("none");
+                unusable(name, format!("its BackendType is {backend}, the mesh's {ours}, and it has no Node"))
+            }
         }
+    }
+
+    /// A host of Flannel's vxlan or host-gw backend. It has no key and answers no probe.
+    fn clear_host(&self, name: String, lease: &SubnetLease) -> NodePeer {
+        let public = [lease.public_ip.map(IpAddr::V4), lease.public_ipv6.map(IpAddr::V6)];
+        let hosts: Vec<IpAddr> = public.into_iter().flatten().collect();
+        let inside = hosts.iter().find(|at| networks(self.network).any(|network| network.contains(*at)));
+        if let Some(at) = inside {
+            return unusable(name, format!("its address {at} is inside the mesh networks"));
+        }
+        let vni = self.network.map_or(1, |network| network.backend.vxlan.vni);
+        let ends = public.into_iter().zip(lease.vxlan()).filter_map(|(address, data)| Some((address?, data?)));
+        let ends: Vec<_> = ends.collect();
+        if let Some((_, other)) = ends.iter().find(|(_, data)| data.vni != vni) {
+            return unusable(name, format!("its VNI is {}, the mesh's {vni}", other.vni));
+        }
+        NodePeer {
+            addresses: hosts.into_iter().map(IpNet::from).collect(),
+            vteps: ends.into_iter().map(|(address, data)| Vtep { address, mac: data.mac }).collect(),
+            unusable: None,
+            ..unusable(name, String::new())
+        }
+    }
+
+    /// A host of Flannel's wireguard backend.
+    fn wireguard_host(&mut self, name: String, subnet: &SubnetKey, lease: &SubnetLease) -> NodePeer {
         let (v4, v6) = (lease.wireguard_v4(), lease.wireguard_v6());
         let Some(data) = v4.or(v6) else {
             return unusable(name, "its BackendData contains no WireGuard key and it has no Node".to_owned());
@@ -321,6 +353,7 @@ impl Builder<'_> {
             listen_port: data.port,
             endpoints,
             addresses: Vec::new(),
+            vteps: Vec::new(),
             subnets: Vec::new(),
             unusable: None,
             version: String::new(),
@@ -429,6 +462,7 @@ fn member_of_node(HoldingNode { name, node, addresses }: &HoldingNode<'_>) -> No
         listen_port: node.listen_port,
         endpoints: node.endpoints.clone(),
         addresses: addresses.clone(),
+        vteps: node.vteps.clone(),
         subnets: Vec::new(),
         unusable: None,
         version: node.version.clone(),
@@ -443,6 +477,7 @@ fn unusable(name: String, reason: String) -> NodePeer {
         listen_port: 0,
         endpoints: Vec::new(),
         addresses: Vec::new(),
+        vteps: Vec::new(),
         subnets: Vec::new(),
         unusable: Some(reason),
         version: String::new(),

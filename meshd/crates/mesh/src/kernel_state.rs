@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use cow_map::CowMap;
+use etcd_schema::Vtep;
 use ipnet::IpNet;
 
 use crate::interface::InterfaceName;
@@ -21,6 +22,8 @@ pub struct Desired {
     pub floor: Floor,
     /// Where probes go, in the probe table, which ends in an `unreachable` default for both families.
     pub probes: Vec<ProbeRoute>,
+    /// The VXLAN devices, at most one a family. Others of ours are removed.
+    pub vxlan: Vec<VxlanDevice>,
     /// The desired nftables table.
     pub firewall: Firewall,
     /// The families that this node forwards. `false` leaves the host's setting as it is.
@@ -72,6 +75,40 @@ pub struct Tun {
     pub up: bool,
 }
 
+/// A VXLAN device. It needs no address: packets of this node itself have its overlay address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanDevice {
+    /// Its name.
+    pub name: InterfaceName,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port, here and at the peers.
+    pub port: u16,
+    /// The interface of outer packets.
+    pub underlay: InterfaceName,
+    /// This end: the source of outer packets, and the device's hardware address.
+    pub local: Vtep,
+    /// In bytes, inner packets.
+    pub mtu: u32,
+    /// The kernel learns where hardware addresses are from what arrives.
+    pub learning: bool,
+    /// Group policy extension.
+    pub gbp: bool,
+    /// The peers' ends.
+    pub peers: Vec<VxlanPeer>,
+}
+
+/// A peer's end of a VXLAN tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanPeer {
+    /// The next hop of routes to its prefixes: a neighbour of the device, known nowhere else.
+    pub next_hop: IpAddr,
+    /// Its end: the only source of outer packets with inner sources of these prefixes.
+    pub vtep: Vtep,
+    /// Its prefixes of the device's family.
+    pub prefixes: Vec<IpNet>,
+}
+
 /// A route to a peer's prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerRoute {
@@ -95,6 +132,13 @@ pub enum RouteVia {
         /// The neighbour's address, of the same family as the destination.
         via: IpAddr,
         /// The interface that the neighbour is on.
+        dev: InterfaceName,
+    },
+    /// By a VXLAN device to a peer's end.
+    Vtep {
+        /// The next hop that stands for the end, a neighbour of the device.
+        via: IpAddr,
+        /// The device.
         dev: InterfaceName,
     },
     /// Nowhere: senders get ICMP unreachable.

@@ -24,3 +24,4 @@ pub mod records;
 pub mod resolver;
 pub mod topology;
 pub mod tunnel_table;
+pub mod vxlan;

@@ -19,15 +19,14 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-pub use agent::{Candidates, Due, LinkCandidate, PathAgents};
-pub use direct::{DirectState, MacAddress, NotDirect};
+pub use etcd_schema::{MacAddress, Vtep};
+
+pub use agent::{Candidates, Carrier, Due, LinkCandidate, PathAgents};
+pub use direct::{DirectState, NotDirect};
 pub use session::TunnelSession;
 pub use target::{PathId, Target, Targets};
 
-use crate::{
-    address::Family,
-    backend::{KernelForm, PathKind},
-};
+use crate::{address::Family, backend::PathKind};
 
 /// The two interface addresses between which a direct path runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +76,8 @@ pub struct ChosenPath {
 pub enum Via {
     /// To the next hop of this link.
     Link(PathKind, DirectLink),
+    /// Into a VXLAN device, to this end.
+    Vtep(PathKind, Vtep),
     /// Into the TUN device. A peer that does not answer is called there again and again.
     Tun(PathKind),
     /// Nowhere: senders get ICMP unreachable.
@@ -103,12 +104,18 @@ pub enum Reason {
     AwaitingEcho,
     /// Both are on one subnet; the direct path has failed.
     EchoLost,
+    /// It answers neither probes nor handshakes, being a host of Flannel's: nothing shows whether packets arrive.
+    Unproven,
     /// Neither the direct path nor the tunnel answers.
     NoAnswer,
     /// The tunnel does not answer.
     NoHandshake,
     /// Neither end has an endpoint.
     NoEndpoint,
+    /// Only direct paths are permitted, and the two share no subnet.
+    NotOnSubnet,
+    /// One of the two has no VXLAN end of this family.
+    NoVtep,
     /// The peer has no subnet.
     NoSubnet,
     /// This machine refuses the peer's prefixes.
@@ -131,9 +138,12 @@ impl fmt::Display for Reason {
             Self::Best => "",
             Self::AwaitingEcho => "on the same subnet; no echo reply over the direct path yet",
             Self::EchoLost => "on the same subnet, but no echo reply over the direct path",
+            Self::Unproven => "a host of Flannel's: it answers no probes, so nothing shows whether packets arrive",
             Self::NoAnswer => "no answer on the direct path or through the tunnel",
             Self::NoHandshake => "no answer to handshakes",
             Self::NoEndpoint => "neither the peer nor this node has an endpoint for handshakes",
+            Self::NotOnSubnet => "not on a subnet of this node's, and host-gw has direct paths only",
+            Self::NoVtep => "the peer or this node has no VXLAN endpoint of this family",
             Self::NoSubnet => "it has no valid subnet",
             Self::Refused => "refused on this node",
             Self::Unusable(why) => why,
@@ -144,28 +154,42 @@ impl fmt::Display for Reason {
 /// The path in `family` by these candidates, where a direct one is in `state`; what the tunnel knows is added by
 /// [`ChosenPath::with_session`].
 fn choose(candidates: &Candidates, family: Family, state: Option<DirectState>) -> ChosenPath {
-    let path = |via, reach, reason| ChosenPath { via, reach, reason };
-    let link = candidates.links.get(&family).map(|candidate| candidate.link);
-    let tunnel = via(PathKind::Wireguard, link);
     if let Some(why) = &candidates.unusable {
-        return path(Via::Nowhere, Reach::Unreachable, Reason::Unusable(Arc::clone(why)));
+        return ChosenPath::nowhere(Reason::Unusable(Arc::clone(why)));
     }
-    match (link.is_some(), state) {
-        (true, Some(DirectState::Direct)) => path(via(PathKind::HostGw, link), Reach::Confirmed, Reason::Best),
-        (true, Some(DirectState::Silent)) => path(tunnel, Reach::Unreachable, Reason::NoAnswer),
-        _ if !candidates.callable => path(Via::Nowhere, Reach::Unreachable, Reason::NoEndpoint),
-        (true, Some(DirectState::Tunnel(NotDirect::Failed))) => path(tunnel, Reach::Unconfirmed, Reason::EchoLost),
-        (true, _) => path(tunnel, Reach::Unconfirmed, Reason::AwaitingEcho),
-        (false, _) => path(tunnel, Reach::Unconfirmed, Reason::Best),
+    let link = candidates.links.get(&family).map(|candidate| candidate.link);
+    // Flannel's hosts send direct where they would, and answer no probe.
+    if let (Some(link), true) = (link, candidates.unproven) {
+        return ChosenPath {
+            via: Via::Link(PathKind::HostGw, link),
+            reach: Reach::Unconfirmed,
+            reason: Reason::Unproven,
+        };
     }
-}
-
-/// Where packets go on a path of this kind.
-fn via(kind: PathKind, link: Option<DirectLink>) -> Via {
-    match (kind.backend().form, link) {
-        (KernelForm::NeighbourRoute, Some(link)) => Via::Link(kind, link),
-        (KernelForm::NeighbourRoute, None) => Via::Nowhere,
-        (KernelForm::TunRoute, _) => Via::Tun(kind),
+    if let (Some(link), Some(DirectState::Direct)) = (link, state) {
+        return ChosenPath { via: Via::Link(PathKind::HostGw, link), reach: Reach::Confirmed, reason: Reason::Best };
+    }
+    let reason = match (link, state) {
+        (None, _) if candidates.unproven => Reason::Unproven,
+        (None, _) => Reason::Best,
+        (_, Some(DirectState::Silent)) => Reason::NoAnswer,
+        (_, Some(DirectState::Tunnel(NotDirect::Failed))) => Reason::EchoLost,
+        (_, _) => Reason::AwaitingEcho,
+    };
+    let carried = |via| ChosenPath { via, reach: Reach::Unconfirmed, reason: reason.clone() };
+    match &candidates.carrier {
+        // It keeps its route into the tunnel: there it is called on.
+        Carrier::Tunnel { .. } if reason == Reason::NoAnswer => {
+            ChosenPath { reach: Reach::Unreachable, ..carried(Via::Tun(PathKind::Wireguard)) }
+        }
+        Carrier::Tunnel { callable: true } => carried(Via::Tun(PathKind::Wireguard)),
+        Carrier::Tunnel { callable: false } => ChosenPath::nowhere(Reason::NoEndpoint),
+        Carrier::Vxlan(ends) => match ends.get(&family) {
+            Some(end) => carried(Via::Vtep(PathKind::Vxlan, *end)),
+            None => ChosenPath::nowhere(Reason::NoVtep),
+        },
+        Carrier::Nothing if link.is_none() => ChosenPath::nowhere(Reason::NotOnSubnet),
+        Carrier::Nothing => ChosenPath::nowhere(reason),
     }
 }
 
@@ -178,7 +202,7 @@ impl ChosenPath {
 
     /// The path of a peer that only the tunnel leads to, before anything is known of its session.
     pub(crate) fn tunnelled() -> Self {
-        choose(&Candidates { callable: true, ..Candidates::default() }, Family::V4, None)
+        choose(&Candidates { carrier: Carrier::Tunnel { callable: true }, ..Candidates::default() }, Family::V4, None)
     }
 
     /// The path of a peer outside the mesh: `None` if the tunnel does not have it.
@@ -209,7 +233,7 @@ impl ChosenPath {
     pub fn kind(&self) -> Option<PathKind> {
         match self.via {
             _ if self.reach == Reach::Unreachable => None,
-            Via::Link(kind, _) | Via::Tun(kind) => Some(kind),
+            Via::Link(kind, _) | Via::Vtep(kind, _) | Via::Tun(kind) => Some(kind),
             Via::Nowhere => None,
         }
     }
@@ -221,7 +245,7 @@ impl ChosenPath {
             // Says more than what the tunnel alone does not answer.
             (_, Reach::Unreachable) if self.reason == Reason::NoAnswer => 3,
             (_, Reach::Unreachable) => 2,
-            (Via::Tun(_), _) => 1,
+            (Via::Tun(_) | Via::Vtep(..), _) => 1,
             (Via::Link(..), _) => 0,
         }
     }

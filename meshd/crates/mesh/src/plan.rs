@@ -9,6 +9,7 @@
 
 mod direct_peers;
 mod inputs;
+mod vteps;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,17 +19,18 @@ use std::{
 };
 
 use cow_map::CowMap;
-use etcd_schema::{NetworkConfig, PeerName, SubnetKey};
+use etcd_schema::{NetworkConfig, PeerName, SubnetKey, Vtep};
 use ipnet::IpNet;
 
 use crate::{
     address::Family,
     interface::InterfaceName,
     kernel_state,
-    path::{Candidates, ChosenPath, PathAgents, Via},
+    path::{Candidates, Carrier, ChosenPath, PathAgents, Via},
     plan::{
         direct_peers::DirectPeer,
         inputs::{Common, FamilyPlan, Inputs},
+        vteps::VtepPeer,
     },
     problem::Problem,
     topology::{ExternalPeer, NodePeer, PeerId, Topology},
@@ -42,6 +44,8 @@ pub struct Local {
     pub site: Option<String>,
     /// The underlay, per family.
     pub underlay: BTreeMap<Family, UnderlayLink>,
+    /// This node's ends of VXLAN tunnels, by family: an address of the underlay each, without address translation.
+    pub vteps: BTreeMap<Family, Vtep>,
     /// Whether other nodes can call this one.
     pub has_endpoint: bool,
     /// The tunnel's port.
@@ -106,6 +110,7 @@ pub struct Planner {
     /// What the last plan was made for, unless it was empty.
     seen: Option<LastInputs>,
     direct_peers: BTreeMap<(PeerId, Family), DirectPeer>,
+    vtep_peers: BTreeMap<(Family, PeerId), VtepPeer>,
     paths: CowMap<(PeerId, Family), ChosenPath>,
     owners: CowMap<IpNet, PeerId>,
     peers: CowMap<String, Arc<tunnel_table::PeerConfig>>,
@@ -156,15 +161,8 @@ impl Planner {
         let mtu = inputs.mtu();
         let floor = inputs.floor_of_empty();
         Plan {
-            kernel: inputs.desired(
-                mtu,
-                Vec::new(),
-                CowMap::default(),
-                kernel_state::Firewall::default(),
-                floor,
-                Vec::new(),
-            ),
-            tunnel: tunnel_table::TunnelTable { mtu, ..tunnel_table::TunnelTable::default() },
+            kernel: inputs.desired(Vec::new(), CowMap::default(), kernel_state::Firewall::default(), floor, Vec::new()),
+            tunnel: tunnel_table::TunnelTable { mtu: inputs.tunnel_mtu(), ..tunnel_table::TunnelTable::default() },
             paths: CowMap::default(),
             owners: CowMap::default(),
             mtu,
@@ -220,6 +218,7 @@ impl Planner {
                 firewall.direct.extend(peer.prefixes.iter().map(direct));
             }
         }
+        let vxlan = self.vxlan(inputs, mtu, &mut firewall);
         let floor = kernel_state::Floor {
             networks: topology.networks().collect(),
             outside: outside.iter().flat_map(|(_, peer)| peer.allowed_ips.iter().copied()).collect(),
@@ -231,9 +230,12 @@ impl Planner {
                 peers: self.peers.clone(),
                 local: topology.own_prefixes().collect(),
                 overlay: addresses.clone(),
-                mtu,
+                mtu: inputs.tunnel_mtu(),
             },
-            kernel: inputs.desired(mtu, addresses, self.routes.clone(), firewall, floor, probes.collect()),
+            kernel: kernel_state::Desired {
+                vxlan,
+                ..inputs.desired(addresses, self.routes.clone(), firewall, floor, probes.collect())
+            },
             paths: self.paths.clone(),
             owners: self.owners.clone(),
             mtu,
@@ -251,8 +253,13 @@ impl Planner {
         for family in Family::BOTH {
             let at = (peer.clone(), family);
             match member.and_then(|member| inputs.direct_peer(peer, member, family)) {
-                Some(direct) => drop(self.direct_peers.insert(at, direct)),
+                Some(direct) => drop(self.direct_peers.insert(at.clone(), direct)),
                 None => drop(self.direct_peers.remove(&at)),
+            }
+            let (family, peer) = (at.1, at.0);
+            match member.and_then(|member| inputs.vtep_peer(member, family)) {
+                Some(vtep) => drop(self.vtep_peers.insert((family, peer), vtep)),
+                None => drop(self.vtep_peers.remove(&(family, peer))),
             }
         }
     }
@@ -290,12 +297,13 @@ impl Planner {
                     }
                 }
             }
-            let speaking = member.filter(|member| !member.keys.is_empty());
-            for prefix in speaking.iter().flat_map(|member| member.prefixes()) {
+            let usable = member.filter(|member| member.unusable.is_none());
+            for prefix in usable.iter().flat_map(|member| member.prefixes()) {
                 kept.insert(prefix);
                 self.owners.set(prefix, Some(owner.clone()));
             }
             let name = owner.to_string();
+            let speaking = usable.filter(|member| !member.keys.is_empty());
             let peer = speaking.map(|member| Arc::new(common.peer(&name, member)));
             self.peers.set(name, peer);
         }
@@ -314,13 +322,17 @@ impl Planner {
         for (name, peer) in common.outside {
             let owner = PeerId::Outside((*name).clone());
             let who = owner.to_string();
-            agents.set_candidates(now, &owner, Candidates { callable: true, ..Candidates::default() });
+            agents.set_candidates(
+                now,
+                &owner,
+                Candidates { carrier: Carrier::Tunnel { callable: true }, ..Candidates::default() },
+            );
             for net in &peer.allowed_ips {
                 let family = Family::of_net(net);
                 let chosen = common.overlay.get(&family).zip(agents.path(&owner, family));
                 let Some((src, ChosenPath { via, .. })) = chosen else { continue };
                 let mtu = common.route_mtu(agents.inner_mtu(&owner), via);
-                let via = common.inputs.route_via(via, family);
+                let via = common.inputs.route_via(via, family, None);
                 let route = kernel_state::PeerRoute { dst: *net, via, mtu, src: Some(*src) };
                 self.routes.insert(*net, route);
             }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use cow_map::CowMap;
-use etcd_schema::{BackendKind, Key, NetworkConfig, NodeId, PeerName, PresharedKey, PublicKey, SiteName, SubnetKey};
+use etcd_schema::{Key, NetworkConfig, NodeId, PeerName, PresharedKey, PublicKey, SiteName, SubnetKey, Vtep};
 use ipnet::IpNet;
 
 use crate::{
@@ -56,7 +56,7 @@ pub struct NodePeer {
     pub name: String,
     /// The site, if it names one.
     pub site: Option<SiteName>,
-    /// Current key, then the next one; empty when it cannot be spoken to.
+    /// Current key, then the next one; none for a host that speaks no WireGuard.
     pub keys: Vec<PublicKey>,
     /// UDP port of its tunnel; probes go to the next one. 0 when not known.
     pub listen_port: u16,
@@ -66,7 +66,9 @@ pub struct NodePeer {
     pub addresses: Vec<IpNet>,
     /// Its subnets that hold.
     pub subnets: Vec<SubnetKey>,
-    /// Why it cannot be spoken to, when `keys` is empty.
+    /// Its ends of VXLAN tunnels, at most one a family.
+    pub vteps: Vec<Vtep>,
+    /// Why it cannot be spoken to.
     pub unusable: Option<String>,
     /// Version of its daemon.
     pub version: String,
@@ -176,10 +178,4 @@ impl Topology {
         }
         addresses
     }
-}
-
-/// Whether this version carries packets for such a network.
-#[must_use]
-pub fn is_supported(kind: BackendKind) -> bool {
-    matches!(kind, BackendKind::Wireguard)
 }

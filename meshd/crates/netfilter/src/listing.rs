@@ -103,9 +103,28 @@ fn listed_set(set: &Value) -> ListedSet {
     let list = |field: &str| set.get(field).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let types = match set.get("type") {
         Some(Value::String(one)) => vec![one.clone()],
+        // nft from 1.1 on, for a set that was declared so.
+        Some(Value::Object(map)) => map.get("typeof").map(types_of).unwrap_or_default(),
         _ => list("type").iter().filter_map(Value::as_str).map(str::to_owned).collect(),
     };
     ListedSet { types, interval: list("flags").iter().any(|flag| flag == "interval"), elements: list("elem").to_vec() }
+}
+
+/// The types of an expression's parts, as far as we declare sets by expressions: an address field of IP, or bits of the
+/// payload, which are a number.
+fn types_of(expression: &Value) -> Vec<String> {
+    let parts = expression.get("concat").and_then(Value::as_array);
+    let parts = parts.map_or_else(|| std::slice::from_ref(expression), Vec::as_slice);
+    let of = |part: &Value| {
+        let payload = part.get("payload")?;
+        Some(match payload.get("protocol").and_then(Value::as_str) {
+            Some("ip") => "ipv4_addr",
+            Some("ip6") => "ipv6_addr",
+            Some(_) => return None,
+            None => "integer",
+        })
+    };
+    parts.iter().filter_map(of).map(str::to_owned).collect()
 }
 
 /// The parts of a foreign chain's rules that reveal its owner and its default.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use mesh::{kernel_state::PrefixOn, topology::PeerId};
 
 /// How long sources that were accepted direct are accepted still: the other end may not know yet.
-const LINGER: Duration = Duration::from_secs(10);
+pub(super) const LINGER: Duration = Duration::from_secs(10);
 
 /// The sources that the firewall accepts direct.
 #[derive(Debug, Default)]

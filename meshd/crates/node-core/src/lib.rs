@@ -17,6 +17,7 @@ mod interface;
 mod mesh_state;
 mod pace;
 mod problems;
+mod retired_vxlan;
 
 pub use self::{
     core::NodeCore,

@@ -15,7 +15,7 @@ use mesh::{
     topology::{PeerId, Topology},
 };
 
-use super::direct_sources::DirectSources;
+use super::{direct_sources::DirectSources, retired_vxlan::RetiredVxlan};
 
 /// What a node may do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub struct MeshState {
     cloned: bool,
     planner: Planner,
     accepted: DirectSources,
+    retired: RetiredVxlan,
     alive: CowMap<NodeId, Record<Alive>>,
     /// Boot and start of each node as they were last seen, also while it shows no sign of life.
     starts: HashMap<NodeId, (String, u64)>,
@@ -62,6 +63,7 @@ impl MeshState {
             cloned: false,
             planner: Planner::default(),
             accepted: DirectSources::at_start(accepted, now),
+            retired: RetiredVxlan::default(),
             alive: CowMap::default(),
             starts: HashMap::new(),
             observed,
@@ -146,6 +148,7 @@ impl MeshState {
             plan.tunnel.peers = CowMap::default();
         } else {
             self.accepted.linger(&mut plan.kernel.firewall.accepted, &plan.owners, now);
+            self.retired.linger(&mut plan.kernel.vxlan, &plan.owners, now);
         }
         self.observed.programmed = plan.kernel.floor.clone();
         plan
@@ -153,7 +156,7 @@ impl MeshState {
 
     /// When a plan of the same mesh is another one.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.accepted.next_deadline()
+        self.accepted.next_deadline().into_iter().chain(self.retired.next_deadline()).min()
     }
 
     /// What is known of earlier plans.

@@ -110,8 +110,9 @@ fn copy(copy: &CopyStatus) -> String {
 }
 
 fn peer_counts(peers: &PeerCounts) -> String {
-    let PeerCounts { direct, wireguard, unreachable, offline } = *peers;
-    let reached = format!("{direct} direct, {wireguard} by WireGuard");
+    let PeerCounts { direct, vxlan, wireguard, unreachable, offline } = *peers;
+    let by_vxlan = if vxlan == 0 { String::new() } else { format!(", {vxlan} by VXLAN") };
+    let reached = format!("{direct} direct, {wireguard} by WireGuard{by_vxlan}");
     if unreachable == 0 {
         return reached;
     }

@@ -75,8 +75,10 @@ pub(super) fn narrow_paths(peers: &[(String, Peer)], mtu: u16, prefix: &str, fin
     }
 }
 
-pub(super) fn narrow_interfaces(underlay: &[Carrier], mtu: u16, findings: &mut Vec<Finding>) {
-    let overhead = PathKind::largest_overhead();
+pub(super) fn narrow_interfaces(underlay: &[Carrier], mtu: u16, topology: &Topology, findings: &mut Vec<Finding>) {
+    let Some(config) = &topology.network else { return };
+    let ipv6 = topology.networks().any(|network| network.addr().is_ipv6());
+    let overhead = PathKind::largest_overhead(&config.backend, ipv6);
     for Carrier { name, mtu: link } in underlay {
         if u32::from(mtu) + u32::from(overhead) > *link {
             findings.push(Finding::new(

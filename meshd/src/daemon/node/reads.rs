@@ -7,7 +7,7 @@ use std::{
 
 use api_types::DropCount;
 use control_core::membership::LocalFacts;
-use etcd_schema::{PublicKey, SubnetKey};
+use etcd_schema::{NodeId, PublicKey, SubnetKey};
 use ipnet::IpNet;
 use kernel::{Kernel, Underlay, UnderlaySelection};
 use mesh::{
@@ -65,7 +65,7 @@ impl NodeLoop {
                 let interfaces = list(self.carriers().into_iter().map(|carrier| carrier.name).collect());
                 let endpoints = list(self.endpoints.iter().map(ToString::to_string).collect());
                 tracing::info!(interfaces, endpoints, "underlay changed");
-                let facts = facts(&self.settings, self.public_key, &self.underlay, &self.endpoints);
+                let facts = facts(&self.id, &self.settings, self.public_key, &self.underlay, &self.endpoints);
                 self.control.facts.send_modify(|held| {
                     let readiness = held.readiness.take();
                     *held = LocalFacts { readiness, ..facts };
@@ -114,6 +114,7 @@ pub(super) fn selection(settings: &Settings) -> UnderlaySelection {
 }
 
 pub(super) fn facts(
+    id: &NodeId,
     settings: &Settings,
     public_key: PublicKey,
     underlay: &Underlay,
@@ -131,6 +132,7 @@ pub(super) fn facts(
         addresses: underlay::addresses(underlay),
         public_ipv4: public(Family::V4).and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }),
         public_ipv6: public(Family::V6).and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }),
+        vteps: underlay::vteps(id, settings, underlay),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         readiness: None,
     }

@@ -76,7 +76,7 @@ impl NodeLoop {
             Underlay::default()
         });
         let (endpoints, public_key) = (underlay::endpoints(&settings, &underlay), private_key.public());
-        let facts = facts(&settings, public_key, &underlay, &endpoints);
+        let facts = facts(&id, &settings, public_key, &underlay, &endpoints);
         let world = NodeProbeEnv { kernel: Arc::clone(&kernel), tunnel: tunnel.clone() };
         let memory = PeerMemory::load(&settings.state_dir, handshakes);
         let direct_at_start = kernel.direct_routes().await.context("cannot read routes")?;
@@ -106,7 +106,7 @@ impl NodeLoop {
             &control,
         ));
         start_tasks(&settings, &id, &published, attachments, &control, stop)?;
-        let local = underlay::local(&settings, &underlay, &[], !endpoints.is_empty());
+        let local = underlay::local(&id, &settings, &underlay, &[], !endpoints.is_empty());
         let start =
             NodeStart { id: id.clone(), observed, accepted, talking: memory.talking(), cache: control.cached, local };
         Ok(Self {

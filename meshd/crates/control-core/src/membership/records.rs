@@ -6,7 +6,8 @@ use std::{
 };
 
 use etcd_schema::{
-    BackendKind, ClusterNetworks, Key, NetworkConfig, NodeRecord, SubnetKey, SubnetLease, WireguardData,
+    BackendKind, ClusterNetworks, Key, LeaseData, NetworkConfig, NodeRecord, SubnetKey, SubnetLease, VxlanData,
+    WireguardData,
 };
 use mesh::records::{LeaseId, Revision};
 use rand::rngs::StdRng;
@@ -557,6 +558,7 @@ fn node_record(facts: &LocalFacts) -> NodeRecord {
         listen_port: facts.listen_port,
         endpoints: facts.endpoints.clone(),
         addresses: facts.addresses.clone(),
+        vteps: facts.vteps.clone(),
         version: facts.version.clone(),
         extra: serde_json::Map::new(),
     }
@@ -565,10 +567,17 @@ fn node_record(facts: &LocalFacts) -> NodeRecord {
 /// The desired value of our key under `subnets/`; unknown fields of `present` stay.
 fn lease_value(context: &Context<'_>, config: &NetworkConfig, present: Option<&SubnetLease>) -> SubnetLease {
     let facts = context.facts;
-    let wireguard = WireguardData { public_key: facts.public_key, port: facts.listen_port };
-    let kind: BackendKind = config.backend.kind;
-    let mut lease =
-        SubnetLease::for_node(context.identity.id.clone(), facts.public_ipv4, facts.public_ipv6, kind, wireguard);
+    let data = match config.backend.kind {
+        BackendKind::Wireguard => {
+            LeaseData::Wireguard(WireguardData { public_key: facts.public_key, port: facts.listen_port })
+        }
+        BackendKind::Vxlan => LeaseData::Vxlan([true, false].map(|ipv4| {
+            let vtep = facts.vteps.iter().find(|vtep| vtep.address.is_ipv4() == ipv4)?;
+            Some(VxlanData { vni: config.backend.vxlan.vni, mac: vtep.mac })
+        })),
+        kind => LeaseData::Bare(kind),
+    };
+    let mut lease = SubnetLease::for_node(context.identity.id.clone(), facts.public_ipv4, facts.public_ipv6, data);
     if let Some(present) = present {
         lease.kubernetes_node.clone_from(&present.kubernetes_node);
         lease.extra = present.extra.clone();

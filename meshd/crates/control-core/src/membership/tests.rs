@@ -92,6 +92,7 @@ pub(crate) fn facts(number: u8) -> LocalFacts {
         listen_port: 51820,
         endpoints: Vec::new(),
         addresses: Vec::new(),
+        vteps: Vec::new(),
         public_ipv4: Some(Ipv4Addr::new(192, 0, 2, number + 1)),
         public_ipv6: None,
         version: "1".into(),

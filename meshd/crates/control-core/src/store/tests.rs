@@ -535,17 +535,17 @@ fn a_block_that_was_given_up_is_no_reason_against_a_config() {
 #[test]
 fn a_backend_that_is_not_there_is_refused() {
     let now = Instant::now();
-    let vxlan = r#"{"Network": "10.0.0.0/16", "Backend": {"Type": "vxlan"}, "LeaseTTL": 60}"#;
+    let udp = r#"{"Network": "10.0.0.0/16", "Backend": {"Type": "udp"}, "LeaseTTL": 60}"#;
     let mut source = mesh(1);
     let mut store = listed(&source, now);
     let old = store.records().config.clone();
-    let records = store.changed(now, vec![source.put("config", vxlan)]).unwrap();
+    let records = store.changed(now, vec![source.put("config", udp)]).unwrap();
     assert_eq!(records.config, old);
     assert_eq!(codes(&records), [ProblemCode::ConfigRefused]);
     let first = listed(&source, now).records();
     assert_eq!(first.config, None);
     let problem = &first.problems[0];
-    assert!(problem.cause.contains("vxlan") && problem.cause.contains("there is no earlier one"), "{problem:?}");
+    assert!(problem.cause.contains("udp") && problem.cause.contains("there is no earlier one"), "{problem:?}");
     assert!(problem.remedy.contains("wireguard"), "{problem:?}");
 }
 

@@ -35,6 +35,7 @@ pub(super) fn facts(name: &str) -> LocalFacts {
         listen_port: 51820,
         endpoints: vec!["192.0.2.1:51820".parse().unwrap()],
         addresses: vec!["192.0.2.1/24".parse().unwrap()],
+        vteps: Vec::new(),
         public_ipv4: Some("192.0.2.1".parse().unwrap()),
         public_ipv6: None,
         version: "0.1.0".into(),

@@ -91,9 +91,13 @@ fn pods(options: &Options, desired: &Desired) -> Vec<ProbePacket> {
         let tunnel = routes().find(|route| route.via == RouteVia::Tunnel).map(|route| (route, options.tun.to_string()));
         let direct = routes().find_map(|route| match &route.via {
             RouteVia::Neighbour { dev, .. } => Some((route, dev.to_string())),
-            RouteVia::Tunnel | RouteVia::Unreachable => None,
+            RouteVia::Vtep { .. } | RouteVia::Tunnel | RouteVia::Unreachable => None,
         });
-        let ways = tunnel.into_iter().chain(direct).map(|(route, dev)| (pod(&route.dst, 1), Some(dev)));
+        let vxlan = routes().find_map(|route| match &route.via {
+            RouteVia::Vtep { dev, .. } => Some((route, dev.to_string())),
+            RouteVia::Neighbour { .. } | RouteVia::Tunnel | RouteVia::Unreachable => None,
+        });
+        let ways = tunnel.into_iter().chain(direct).chain(vxlan).map(|(route, dev)| (pod(&route.dst, 1), Some(dev)));
         // And to another pod of this node, by whatever interface that has.
         for (destination, leaves_by) in ways.chain([(pod(own, 2), None)]) {
             packets.push(ProbePacket {

@@ -3,15 +3,19 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use mesh::path::MacAddress;
 use rtnetlink::packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType},
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    },
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
-use super::{KernelLink, LinkAddress, MainRoute};
+use super::{KernelLink, LinkAddress, MainRoute, VxlanShape};
 use crate::route::{KernelRoute, KernelRule, NextHop};
 
 pub(super) fn family_of(ipv4: bool) -> AddressFamily {
@@ -26,6 +30,9 @@ pub(super) fn link(message: &LinkMessage) -> KernelLink {
         txqueuelen: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         is_tun: false,
+        vxlan: None,
+        alias: None,
+        mac: None,
         master: None,
     };
     for attribute in &message.attributes {
@@ -34,13 +41,72 @@ pub(super) fn link(message: &LinkMessage) -> KernelLink {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.master = Some(*index).filter(|index| *index != 0),
             LinkAttribute::TxQueueLen(packets) => link.txqueuelen = *packets,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::Address(address) => link.mac = <[u8; 6]>::try_from(address.as_slice()).ok().map(MacAddress),
             LinkAttribute::LinkInfo(infos) => {
                 link.is_tun = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Tun)));
+                link.vxlan = infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vxlan(data)) => Some(vxlan(data)),
+                    _ => None,
+                });
             }
             _ => {}
         }
     }
     link
+}
+
+/// What a VXLAN device cannot change while it lives.
+fn vxlan(data: &[InfoVxlan]) -> VxlanShape {
+    let mut shape = VxlanShape::default();
+    for info in data {
+        match info {
+            InfoVxlan::Id(vni) => shape.vni = *vni,
+            InfoVxlan::Link(index) => shape.underlay = *index,
+            InfoVxlan::Local(address) => shape.local = Some((*address).into()),
+            InfoVxlan::Local6(address) => shape.local = Some((*address).into()),
+            InfoVxlan::Port(port) => shape.port = *port,
+            InfoVxlan::Learning(learning) => shape.learning = *learning,
+            InfoVxlan::Gbp => shape.gbp = true,
+            InfoVxlan::Group(_) | InfoVxlan::Group6(_) | InfoVxlan::CollectMetadata(true) => shape.other = true,
+            _ => {}
+        }
+    }
+    shape
+}
+
+/// Neighbour and hardware address of a permanent entry.
+pub(super) fn permanent_neighbour(message: &NeighbourMessage) -> Option<(IpAddr, MacAddress)> {
+    let (address, mac) = neighbour(message);
+    address.zip(mac).filter(|_| message.header.state == NeighbourState::Permanent)
+}
+
+/// A forwarding entry of a VXLAN device; those of groups and of other devices have no destination.
+pub(super) fn forwarding_entry(message: &NeighbourMessage) -> Option<(MacAddress, IpAddr)> {
+    let (address, mac) = neighbour(message);
+    mac.zip(address)
+}
+
+fn neighbour(message: &NeighbourMessage) -> (Option<IpAddr>, Option<MacAddress>) {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some((*a).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => address = Some((*a).into()),
+            // The decoder does not look into addresses of bridges.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => address = bytes_to_ip(bytes),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddress)
+            }
+            _ => {}
+        }
+    }
+    (address, mac)
+}
+
+fn bytes_to_ip(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 pub(super) fn link_address(message: &AddressMessage) -> Option<LinkAddress> {
@@ -109,7 +175,9 @@ pub(super) fn kernel_route(message: &RouteMessage) -> Option<KernelRoute> {
     let target = match (message.header.kind, index) {
         _ if other => NextHop::Other,
         (RouteType::Unreachable, _) => NextHop::Unreachable,
-        (RouteType::Unicast, Some(index)) => NextHop::Device { gateway, index },
+        (RouteType::Unicast, Some(index)) => {
+            NextHop::Device { gateway, index, onlink: message.header.flags.contains(RouteFlags::Onlink) }
+        }
         _ => NextHop::Other,
     };
     Some(KernelRoute {
@@ -192,8 +260,11 @@ pub(super) fn route_message(route: &KernelRoute, protocol: u8) -> RouteMessage {
     match &route.target {
         NextHop::Unreachable => header.kind = RouteType::Unreachable,
         NextHop::Other => header.kind = RouteType::Unspec,
-        NextHop::Device { gateway, index } => {
+        NextHop::Device { gateway, index, onlink } => {
             header.kind = RouteType::Unicast;
+            if *onlink {
+                header.flags |= RouteFlags::Onlink;
+            }
             attributes.push(RouteAttribute::Oif(*index));
             match gateway {
                 Some(gateway) => attributes.push(RouteAttribute::Gateway((*gateway).into())),

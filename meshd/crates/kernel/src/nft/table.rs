@@ -13,7 +13,7 @@ use std::{
 use ipnet::IpNet;
 use mesh::{
     interface::InterfaceName,
-    kernel_state::{PrefixOn, PrefixVia},
+    kernel_state::{PrefixOn, PrefixVia, VxlanPeer},
 };
 use netfilter::{Counter, ListedChain, is_identifier};
 
@@ -52,6 +52,10 @@ pub enum SetKind {
     Ipv4Via,
     /// IPv6 prefixes, each with an interface and a next hop.
     Ipv6Via,
+    /// IPv4 prefixes of inner sources, each behind an outer source.
+    Ipv4Vtep,
+    /// IPv6 prefixes of inner sources, each behind an outer source.
+    Ipv6Vtep,
     /// Interface names.
     Interface,
 }
@@ -65,6 +69,13 @@ pub enum Element {
     On(PrefixOn),
     /// A prefix with an interface and a next hop.
     Via(PrefixVia),
+    /// A prefix of inner sources behind an outer source.
+    Vtep {
+        /// The outer source.
+        outer: IpAddr,
+        /// The inner sources.
+        inner: IpNet,
+    },
     /// An interface.
     Interface(InterfaceName),
 }
@@ -314,6 +325,19 @@ impl NftSet {
         Self { kind: if ipv4 { SetKind::Ipv4Via } else { SetKind::Ipv6Via }, elements }
     }
 
+    /// A set of the prefixes of peers' ends, none inside another of the same end.
+    pub(crate) fn vteps<'a>(ipv4: bool, peers: impl IntoIterator<Item = &'a VxlanPeer>) -> Self {
+        let mut by_end: BTreeMap<IpAddr, Vec<IpNet>> = BTreeMap::new();
+        for peer in peers {
+            let prefixes = peer.prefixes.iter().filter(|prefix| matches!(prefix, IpNet::V4(_)) == ipv4);
+            by_end.entry(peer.vtep.address).or_default().extend(prefixes.map(IpNet::trunc));
+        }
+        let elements = by_end.into_iter().flat_map(|(outer, prefixes)| {
+            outermost(prefixes).into_iter().map(move |inner| Element::Vtep { outer, inner })
+        });
+        Self { kind: if ipv4 { SetKind::Ipv4Vtep } else { SetKind::Ipv6Vtep }, elements: elements.collect() }
+    }
+
     /// A set of interfaces.
     pub fn interfaces<'a>(names: impl IntoIterator<Item = &'a InterfaceName>) -> Self {
         Self { kind: SetKind::Interface, elements: names.into_iter().cloned().map(Element::Interface).collect() }
@@ -358,6 +382,9 @@ impl SetKind {
             Self::Ipv6On => "type ipv6_addr . ifname; flags interval;",
             Self::Ipv4Via => "type ipv4_addr . ifname . ipv4_addr; flags interval;",
             Self::Ipv6Via => "type ipv6_addr . ifname . ipv6_addr; flags interval;",
+            // The inner source is read from the payload, so nft has it as a number.
+            Self::Ipv4Vtep => "typeof ip saddr . @th,336,32; flags interval;",
+            Self::Ipv6Vtep => "typeof ip6 saddr . @th,304,128; flags interval;",
             Self::Interface => "type ifname;",
         }
     }
@@ -370,6 +397,7 @@ impl Element {
             (Self::Prefix(a), Self::Prefix(b)) => nested(a, b),
             (Self::On(a), Self::On(b)) => a.dev == b.dev && nested(&a.prefix, &b.prefix),
             (Self::Via(a), Self::Via(b)) => (&a.dev, a.via) == (&b.dev, b.via) && nested(&a.prefix, &b.prefix),
+            (Self::Vtep { outer: a, inner: x }, Self::Vtep { outer: b, inner: y }) => a == b && nested(x, y),
             (a, b) => a == b,
         }
     }
@@ -379,6 +407,7 @@ impl Element {
             Self::Prefix(prefix) => prefix.to_string(),
             Self::On(PrefixOn { prefix, dev }) => format!("{prefix} . \"{dev}\""),
             Self::Via(PrefixVia { prefix, dev, via }) => format!("{prefix} . \"{dev}\" . {via}"),
+            Self::Vtep { outer, inner } => format!("{outer} . {}", number_range(inner)),
             Self::Interface(name) => format!("\"{name}\""),
         }
     }
@@ -444,6 +473,16 @@ fn outermost(prefixes: impl IntoIterator<Item = IpNet>) -> Vec<IpNet> {
         }
     }
     out
+}
+
+/// The addresses of a prefix as nft has them in a payload: one number, or the first and the last.
+fn number_range(prefix: &IpNet) -> String {
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(address) => format!("0x{:08x}", u32::from(address)),
+        IpAddr::V6(address) => format!("0x{:032x}", u128::from(address)),
+    };
+    let (first, last) = (number(prefix.network()), number(prefix.broadcast()));
+    if first == last { first } else { format!("{first}-{last}") }
 }
 
 fn fnv1a(bytes: &[u8]) -> u64 {

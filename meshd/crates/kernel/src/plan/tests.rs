@@ -47,7 +47,7 @@ fn applied(mut observed: ObservedKernel, changes: &[KernelChange]) -> ObservedKe
             KernelChange::Sysctl(s) => {
                 observed.sysctls.values.insert(s.key.clone(), s.value.clone());
             }
-            KernelChange::Foreign(_) => {}
+            KernelChange::Foreign(_) | KernelChange::Vxlan(_) => {}
         }
     }
     observed
@@ -138,11 +138,12 @@ prop_compose! {
                     dev: eth0.clone(),
                 })
                 .collect(),
+            vxlan: Vec::new(),
             forwarding: Forwarding::default(),
             underlay: vec![eth0],
             underlay4: None,
-        pods: Vec::new(),
-        forward_accept: false,
+            pods: Vec::new(),
+            forward_accept: false,
         }
     }
 }
@@ -205,9 +206,9 @@ proptest! {
         let mut wanted = BTreeMap::new();
         for route in to.routes.values() {
             let target = match &route.via {
-                RouteVia::Tunnel => NextHop::Device { gateway: None, index: 7 },
+                RouteVia::Tunnel => NextHop::Device { gateway: None, index: 7, onlink: false },
                 RouteVia::Neighbour { via, dev } if dev.as_str() == "eth0" => {
-                    NextHop::Device { gateway: Some(*via), index: 2 }
+                    NextHop::Device { gateway: Some(*via), index: 2, onlink: false }
                 }
                 _ => NextHop::Unreachable,
             };
@@ -246,6 +247,7 @@ fn order_fails_closed() {
             dev: eth0.clone(),
         }],
         firewall: Firewall { networks: vec![net], ..Firewall::default() },
+        vxlan: Vec::new(),
         forwarding: Forwarding { ipv4: true, ipv6: false },
         underlay: vec![eth0],
         underlay4: None,

@@ -277,6 +277,7 @@ async fn until_marked(watch: &mut KernelWatch) -> KernelEvents {
             addresses: seen.addresses | new.addresses,
             routes: seen.routes | new.routes,
             rules: seen.rules | new.rules,
+            vteps: seen.vteps | new.vteps,
             neighbours: seen.neighbours | new.neighbours,
             settings: seen.settings | new.settings,
             ruleset: seen.ruleset | new.ruleset,

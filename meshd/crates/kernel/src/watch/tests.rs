@@ -16,7 +16,7 @@ fn message(kind: u16, body: &[u8]) -> Vec<u8> {
 
 fn routes(body: &[u8]) -> KernelEvents {
     let mut events = KernelEvents::default();
-    route_events(&message(libc::RTM_NEWROUTE, body), 158, &OwnPorts::default(), &mut events);
+    route_events(&message(libc::RTM_NEWROUTE, body), 158, &OwnPorts::default(), &BTreeSet::new(), &mut events);
     events
 }
 
@@ -34,7 +34,7 @@ fn what_this_process_changed_itself_is_no_news_unless_it_is_not_ours() {
         let mut datagram = message(libc::RTM_DELROUTE, &[2, 24, 0, 0, 254, protocol, 0, 1]);
         datagram[12..16].copy_from_slice(&port.to_ne_bytes());
         let mut events = KernelEvents::default();
-        route_events(&datagram, 158, &OwnPorts::of(7), &mut events);
+        route_events(&datagram, 158, &OwnPorts::of(7), &BTreeSet::new(), &mut events);
         events.routes
     };
     assert!(!of_port(7, 158));
@@ -42,11 +42,30 @@ fn what_this_process_changed_itself_is_no_news_unless_it_is_not_ours() {
 }
 
 #[test]
+fn entries_of_vxlan_devices_are_news_unless_this_process_or_the_device_made_them() {
+    let told = |kind: u16, family: u8, index: u32, port: u32| {
+        let mut body = vec![family, 0, 0, 0];
+        body.extend(index.to_ne_bytes());
+        let mut datagram = message(kind, &body);
+        datagram[12..16].copy_from_slice(&port.to_ne_bytes());
+        let mut events = KernelEvents::default();
+        route_events(&datagram, 158, &OwnPorts::of(7), &BTreeSet::from([9]), &mut events);
+        events.vteps
+    };
+    let (inet, bridge) = (2, 7);
+    assert!(told(libc::RTM_DELNEIGH, inet, 9, 0) && told(libc::RTM_NEWNEIGH, inet, 9, 0));
+    assert!(told(libc::RTM_DELNEIGH, bridge, 9, 0));
+    assert!(!told(libc::RTM_NEWNEIGH, bridge, 9, 0), "learned");
+    assert!(!told(libc::RTM_DELNEIGH, inet, 9, 7), "our own");
+    assert!(!told(libc::RTM_DELNEIGH, inet, 8, 0), "of another device");
+}
+
+#[test]
 fn several_messages_of_one_datagram_are_all_read() {
     let mut datagram = message(libc::RTM_NEWLINK, &[1, 2, 3]);
     datagram.extend(message(libc::RTM_DELRULE, &[]));
     let mut events = KernelEvents::default();
-    route_events(&datagram, 158, &OwnPorts::default(), &mut events);
+    route_events(&datagram, 158, &OwnPorts::default(), &BTreeSet::new(), &mut events);
     assert!(events.links && events.rules && !events.routes);
 }
 
@@ -86,12 +105,12 @@ fn damaged_datagrams_end_quietly() {
         for fill in [0u8, 1, 0xff] {
             let datagram = vec![fill; len];
             let mut events = KernelEvents::default();
-            route_events(&datagram, 158, &OwnPorts::default(), &mut events);
+            route_events(&datagram, 158, &OwnPorts::default(), &BTreeSet::new(), &mut events);
             netfilter_events(&datagram, "meshd", &mut events);
             let mut damaged = message(NFNL_SUBSYS_NFTABLES << 8, &datagram);
             netfilter_events(&damaged, "meshd", &mut events);
             damaged.truncate(len);
-            route_events(&damaged, 158, &OwnPorts::default(), &mut events);
+            route_events(&damaged, 158, &OwnPorts::default(), &BTreeSet::new(), &mut events);
         }
     }
 }

@@ -13,11 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use etcd_schema::{MacAddress, Vtep};
 use ipnet::IpNet;
 
 use super::{
     ChosenPath, DirectLink, choose,
-    direct::{DirectPath, DirectState, MacAddress, Surroundings},
+    direct::{DirectPath, DirectState, Surroundings},
     target::{PathId, Target, Targets},
 };
 use crate::{address::Family, topology::PeerId};
@@ -30,10 +31,32 @@ const COALESCE: Duration = Duration::from_millis(20);
 pub struct Candidates {
     /// Why nothing may, although the peer has prefixes.
     pub unusable: Option<Arc<str>>,
-    /// At least one of both ends has an endpoint for handshakes.
-    pub callable: bool,
+    /// It answers neither probes nor handshakes: its paths are taken without proof.
+    pub unproven: bool,
+    /// What carries packets where no direct path does.
+    pub carrier: Carrier,
     /// The subnets that both share.
     pub links: BTreeMap<Family, LinkCandidate>,
+}
+
+/// What carries packets to a peer where no direct path does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Carrier {
+    /// The tunnel.
+    Tunnel {
+        /// At least one of both ends has an endpoint for handshakes.
+        callable: bool,
+    },
+    /// VXLAN, to the peer's ends; those of families that this node has one of, too.
+    Vxlan(BTreeMap<Family, Vtep>),
+    /// Nothing: only direct paths are permitted.
+    Nothing,
+}
+
+impl Default for Carrier {
+    fn default() -> Self {
+        Self::Tunnel { callable: false }
+    }
 }
 
 impl Candidates {

@@ -23,6 +23,7 @@
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
+use etcd_schema::MacAddress;
 
 /// Time between probes of a path whose echoes come back.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
@@ -44,10 +45,6 @@ const GRACE: Duration = Duration::from_secs(300);
 const TUNNEL_FRESH: Duration = Duration::from_secs(25);
 /// How old it may be before the peer counts as silent.
 const TUNNEL_SILENT: Duration = Duration::from_secs(45);
-
-/// A link-layer address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MacAddress(pub [u8; 6]);
 
 /// What the path is now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,7 +26,12 @@ fn link() -> DirectLink {
 /// A peer on this node's subnet.
 fn near() -> Candidates {
     let candidate = LinkCandidate { link: link(), prefixes: Vec::new(), target: None };
-    Candidates { unusable: None, callable: true, links: [(Family::V4, candidate)].into() }
+    Candidates {
+        unusable: None,
+        unproven: false,
+        carrier: Carrier::Tunnel { callable: true },
+        links: [(Family::V4, candidate)].into(),
+    }
 }
 
 /// A peer elsewhere.
@@ -53,7 +58,7 @@ const STATES: [Option<DirectState>; 5] = [
 
 #[test]
 fn only_a_proven_link_is_direct() {
-    for candidates in [near(), far(), Candidates { callable: false, ..near() }] {
+    for candidates in [near(), far(), Candidates { carrier: Carrier::Tunnel { callable: false }, ..near() }] {
         for state in STATES {
             let path = choose(&candidates, Family::V4, state);
             let proven = !candidates.links.is_empty() && state == Some(DirectState::Direct);
@@ -104,8 +109,35 @@ fn a_session_that_answers_confirms_the_tunnel() {
         choose(&far(), Family::V4, None).with_session(Some(&TunnelSession::default())).reach,
         Reach::Unconfirmed
     );
-    let none = Candidates { callable: false, ..far() };
+    let none = Candidates { carrier: Carrier::Tunnel { callable: false }, ..far() };
     assert_eq!(choose(&none, Family::V4, None).with_session(Some(&alive)).reason, Reason::NoEndpoint);
+}
+
+#[test]
+fn with_host_gw_a_peer_is_direct_or_unreachable() {
+    let on_subnet = Candidates { carrier: Carrier::Nothing, ..near() };
+    let elsewhere = Candidates { carrier: Carrier::Nothing, ..far() };
+    for state in STATES {
+        let path = choose(&on_subnet, Family::V4, state);
+        let direct = state == Some(DirectState::Direct);
+        assert_eq!(path.kind(), direct.then_some(PathKind::HostGw), "{state:?}");
+        assert_eq!(path.reason == Reason::Best, direct, "{state:?}");
+        assert_eq!(choose(&elsewhere, Family::V4, state), ChosenPath::nowhere(Reason::NotOnSubnet));
+    }
+}
+
+#[test]
+fn with_vxlan_a_peer_is_direct_or_at_its_end_of_that_family() {
+    let vtep = Vtep { address: "192.0.2.7".parse().unwrap(), mac: MacAddress([2, 0, 0, 0, 0, 7]) };
+    let candidates = Candidates { carrier: Carrier::Vxlan([(Family::V4, vtep)].into()), ..near() };
+    for state in STATES {
+        let path = choose(&candidates, Family::V4, state).with_session(Some(&SILENT));
+        let direct = state == Some(DirectState::Direct);
+        let via = if direct { Via::Link(PathKind::HostGw, link()) } else { Via::Vtep(PathKind::Vxlan, vtep) };
+        assert_eq!(path.via, via, "{state:?}");
+        assert_ne!(path.reach, Reach::Unreachable, "the tunnel's silence says nothing of it: {state:?}");
+        assert_eq!(choose(&candidates, Family::V6, state), ChosenPath::nowhere(Reason::NoVtep));
+    }
 }
 
 #[test]
@@ -127,4 +159,17 @@ fn an_external_peer_is_reached_by_its_session_alone() {
     assert_eq!(ChosenPath::external(None), ChosenPath::nowhere(Reason::Refused));
     assert_eq!(ChosenPath::external(Some(&TunnelSession::default())).kind(), Some(PathKind::Wireguard));
     assert_eq!(ChosenPath::external(Some(&SILENT)).reason, Reason::NoHandshake);
+}
+
+#[test]
+fn a_host_of_flannels_is_direct_without_an_echo_and_else_at_its_end() {
+    let vtep = Vtep { address: "192.0.2.7".parse().unwrap(), mac: MacAddress([2, 0, 0, 0, 0, 7]) };
+    let carrier = Carrier::Vxlan([(Family::V4, vtep)].into());
+    let path = choose(&Candidates { unproven: true, carrier: carrier.clone(), ..near() }, Family::V4, None);
+    assert_eq!((path.via, path.reach), (Via::Link(PathKind::HostGw, link()), Reach::Unconfirmed));
+    let path = choose(&Candidates { unproven: true, carrier, ..far() }, Family::V4, None);
+    assert_eq!((path.via, path.reach), (Via::Vtep(PathKind::Vxlan, vtep), Reach::Unconfirmed));
+    assert_eq!(path.reason, Reason::Unproven);
+    let elsewhere = Candidates { unproven: true, carrier: Carrier::Nothing, ..far() };
+    assert_eq!(choose(&elsewhere, Family::V4, None), ChosenPath::nowhere(Reason::NotOnSubnet));
 }

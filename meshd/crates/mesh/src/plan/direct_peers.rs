@@ -19,7 +19,6 @@ pub(super) struct DirectPeer {
 
 impl Inputs<'_> {
     pub(super) fn direct_peer(&self, owner: &PeerId, member: &NodePeer, family: Family) -> Option<DirectPeer> {
-        let PeerId::Node(_) = owner else { return None };
         let prefixes = prefixes_of(member, family);
         if prefixes.is_empty() {
             return None;

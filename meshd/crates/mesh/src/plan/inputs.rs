@@ -8,19 +8,20 @@ use std::{
 };
 
 use cow_map::CowMap;
-use etcd_schema::{NetworkConfig, PeerName};
+use etcd_schema::{BackendKind, NetworkConfig, PeerName};
 use ipnet::IpNet;
 
 use super::{Local, Observed, PlanFrame, covered};
 use crate::{
     address::{Family, host},
-    backend::PathKind,
+    backend::{PathKind, is_supported},
     interface::InterfaceName,
     kernel_state,
-    path::{Candidates, ChosenPath, DirectLink, LinkCandidate, PathAgents, Via, eligible},
+    path::{Candidates, Carrier, ChosenPath, DirectLink, LinkCandidate, PathAgents, Via, eligible},
     problem::{Problem, ProblemCode},
-    topology::{ExternalPeer, NodePeer, PeerId, Topology, is_supported},
+    topology::{ExternalPeer, NodePeer, PeerId, Topology},
     tunnel_table::{self, CALL_OUT_KEEPALIVE},
+    vxlan::{device_name, next_hop},
 };
 
 /// Least MTU of an IPv6 link (RFC 8200, 5).
@@ -56,11 +57,12 @@ impl Common<'_> {
         }
         let inputs = self.inputs;
         let chosen = agents.path(owner, family)?;
+        let overlay = member.overlay().find(|address| Family::of(*address) == family);
         let routes = self.overlay.get(&family).map(|src| {
             let mtu = self.route_mtu(agents.inner_mtu(owner), chosen.via);
             let route = |dst: &IpNet| kernel_state::PeerRoute {
                 dst: *dst,
-                via: inputs.route_via(chosen.via, family),
+                via: inputs.route_via(chosen.via, family, overlay),
                 mtu,
                 src: Some(*src),
             };
@@ -69,11 +71,11 @@ impl Common<'_> {
         Some(FamilyPlan { routes: routes.unwrap_or_default(), chosen })
     }
 
-    /// One MTU on every path, so that a path change does not change it; less where the tunnel carries less.
+    /// One MTU on every path between nodes, so that a path change does not change it; less where the tunnel carries less.
     pub(super) fn route_mtu(&self, inner: Option<u16>, via: Via) -> Option<u16> {
         match via {
-            Via::Link(..) => Some(self.mtu),
-            Via::Tun(_) => inner.filter(|inner| *inner < self.mtu),
+            Via::Link(..) | Via::Vtep(..) => Some(self.mtu),
+            Via::Tun(_) => inner.filter(|inner| *inner < self.inputs.tunnel_mtu()),
             Via::Nowhere => None,
         }
     }
@@ -85,7 +87,10 @@ impl Common<'_> {
         let links = Family::BOTH.into_iter().filter_map(|family| inputs.link(member, family));
         let links = links.map(|link| SocketAddr::new(link.next_hop, member.listen_port));
         let published: Vec<SocketAddr> = links.chain(member.endpoints.iter().copied()).collect();
-        let calls = !inputs.local.has_endpoint && !published.is_empty();
+        // With other carriers a session is made when it is needed.
+        let carried = matches!(inputs.carrier(member), Carrier::Tunnel { .. });
+        let keepalive = keepalive.filter(|_| carried);
+        let calls = carried && !inputs.local.has_endpoint && !published.is_empty();
         let mut candidates: Vec<SocketAddr> = Vec::new();
         for candidate in self.roamed(name).into_iter().chain(published) {
             if !candidates.contains(&candidate) {
@@ -166,7 +171,7 @@ impl<'a> Inputs<'a> {
             return Some(Problem::new(
                 ProblemCode::BackendNotSupported,
                 format!("config: Backend.Type {:?} is not supported by this version", config.backend.kind),
-                "put a config with \"Type\": \"wireguard\"",
+                "put a config with \"Type\": \"wireguard\", \"vxlan\" or \"host-gw\"",
             ));
         }
         let networks: Vec<IpNet> = self.topology.networks().collect();
@@ -192,14 +197,23 @@ impl<'a> Inputs<'a> {
     /// MTU of pods and of the TUN device: `Backend.MTU` if set, else min(interface, 1500) less what the costliest path kind
     /// adds.
     pub(super) fn mtu(&self) -> u16 {
-        let configured = self.topology.network.as_ref().and_then(|config| config.backend.mtu);
-        configured.map_or_else(
-            || {
-                let interface = self.local.underlay.values().map(|link| link.mtu).min().unwrap_or(1500).min(1500);
-                u16::try_from(interface).unwrap_or(1500).saturating_sub(PathKind::largest_overhead()).max(MIN_MTU)
-            },
-            |mtu| mtu.get(),
-        )
+        let backend = self.topology.network.as_ref().map(|config| config.backend.clone()).unwrap_or_default();
+        let ipv6 = self.topology.networks().any(|network| Family::of_net(&network) == Family::V6);
+        backend.mtu.map_or_else(|| self.mtu_after(PathKind::largest_overhead(&backend, ipv6)), |mtu| mtu.get())
+    }
+
+    /// MTU of the TUN device: that of pods, unless packets between nodes do not go there and external peers' take more.
+    pub(super) fn tunnel_mtu(&self) -> u16 {
+        let kind = self.topology.network.as_ref().map_or(BackendKind::Wireguard, |config| config.backend.kind);
+        match PathKind::carrier(kind) {
+            Some(PathKind::Wireguard) => self.mtu(),
+            _ => self.mtu().min(self.mtu_after(PathKind::Wireguard.overhead(true))),
+        }
+    }
+
+    fn mtu_after(&self, overhead: u16) -> u16 {
+        let interface = self.local.underlay.values().map(|link| link.mtu).min().unwrap_or(1500).min(1500);
+        u16::try_from(interface).unwrap_or(1500).saturating_sub(overhead).max(MIN_MTU)
     }
 
     /// The outside peers, without those that would cover what must stay outside.
@@ -221,13 +235,22 @@ impl<'a> Inputs<'a> {
 
     /// The link by which `member` is eligible for direct.
     pub(super) fn link(&self, member: &NodePeer, family: Family) -> Option<DirectLink> {
-        let direct_routing = self.topology.network.as_ref().is_some_and(|config| config.backend.direct_routing);
-        let underlay = self.local.underlay.get(&family).filter(|_| direct_routing && !member.keys.is_empty())?;
+        let backend = &self.topology.network.as_ref()?.backend;
+        let permitted = PathKind::permitted(backend).any(|kind| kind == PathKind::HostGw);
+        let underlay = self.local.underlay.get(&family).filter(|_| permitted && member.unusable.is_none())?;
+        if member.keys.is_empty() {
+            // A host of Flannel's names its address alone, and sends direct if that is on its subnet.
+            let next_hop = member.addresses.iter().map(IpNet::addr).find(|at| Family::of(*at) == family)?;
+            let own = underlay.addresses.iter().find(|own| own.contains(&next_hop) && own.addr() != next_hop)?;
+            return Some(DirectLink { own: *own, next_hop });
+        }
+        // Where all is in clear text, a site is no matter of trust: nodes that name none share one.
+        let unnamed = (backend.kind != BackendKind::Wireguard).then_some("");
         eligible(
             family,
-            self.local.site.as_deref(),
+            self.local.site.as_deref().or(unnamed),
             &underlay.addresses,
-            member.site.as_ref().map(|site| site.as_str()),
+            member.site.as_ref().map(|site| site.as_str()).or(unnamed),
             &member.addresses,
         )
     }
@@ -241,13 +264,37 @@ impl<'a> Inputs<'a> {
         });
         Candidates {
             unusable: member.unusable.as_deref().map(Arc::from),
-            callable: !member.endpoints.is_empty() || self.local.has_endpoint,
+            unproven: member.keys.is_empty(),
+            carrier: self.carrier(member),
             links: links.collect(),
         }
     }
 
-    pub(super) fn route_via(&self, via: Via, family: Family) -> kernel_state::RouteVia {
+    /// What carries packets to `member` where no direct path does.
+    fn carrier(&self, member: &NodePeer) -> Carrier {
+        let kind = self.topology.network.as_ref().map_or(BackendKind::Wireguard, |config| config.backend.kind);
+        match PathKind::carrier(kind) {
+            Some(PathKind::Wireguard) => {
+                Carrier::Tunnel { callable: !member.endpoints.is_empty() || self.local.has_endpoint }
+            }
+            Some(PathKind::Vxlan) => {
+                let end = |family| Some((family, self.vtep(member, family)?));
+                Carrier::Vxlan(Family::BOTH.into_iter().filter_map(end).collect())
+            }
+            Some(PathKind::HostGw) | None => Carrier::Nothing,
+        }
+    }
+
+    /// `overlay`: the peer's.
+    pub(super) fn route_via(&self, via: Via, family: Family, overlay: Option<IpAddr>) -> kernel_state::RouteVia {
         match via {
+            Via::Vtep(_, vtep) => match (overlay, &self.topology.network) {
+                (Some(overlay), Some(config)) => {
+                    let dev = device_name(config.backend.vxlan.vni, family);
+                    kernel_state::RouteVia::Vtep { via: next_hop(overlay, vtep.mac), dev }
+                }
+                _ => kernel_state::RouteVia::Unreachable,
+            },
             Via::Link(_, link) => {
                 kernel_state::RouteVia::Neighbour { via: link.next_hop, dev: self.local.underlay[&family].name.clone() }
             }
@@ -272,7 +319,6 @@ impl<'a> Inputs<'a> {
 
     pub(super) fn desired(
         &self,
-        mtu: u16,
         overlay: Vec<IpAddr>,
         routes: CowMap<IpNet, kernel_state::PeerRoute>,
         firewall: kernel_state::Firewall,
@@ -285,11 +331,12 @@ impl<'a> Inputs<'a> {
         let mut underlay: Vec<InterfaceName> = self.local.underlay.values().map(|link| link.name.clone()).collect();
         underlay.dedup();
         kernel_state::Desired {
-            tun: kernel_state::Tun { mtu: mtu.into(), txqueuelen: TXQUEUELEN, up: true },
+            tun: kernel_state::Tun { mtu: self.tunnel_mtu().into(), txqueuelen: TXQUEUELEN, up: true },
             overlay,
             routes,
             floor,
             probes,
+            vxlan: Vec::new(),
             forwarding: kernel_state::Forwarding { ipv4: has(Family::V4), ipv6: has(Family::V6) },
             firewall,
             underlay,

@@ -5,7 +5,7 @@ use etcd_schema::NodeId;
 
 use crate::{
     kernel_state::{Floor, RouteVia},
-    path::{DirectState, NotDirect, PathAgents, Reach, Reason},
+    path::{DirectState, MacAddress, NotDirect, PathAgents, Reach, Reason},
 };
 
 fn net(text: &str) -> IpNet {
@@ -43,6 +43,7 @@ fn member(name: &str, site: &str, n: u8) -> NodePeer {
         listen_port: 51820,
         endpoints: vec![format!("192.168.{third}.{n}:51820").parse().unwrap()],
         addresses: vec![net(&format!("192.168.{third}.{n}/24"))],
+        vteps: Vec::new(),
         subnets: vec![format!("10.244.{n}.0-24&fd42:244:0:{n}::-64").parse().unwrap()],
         unusable: None,
         version: "0.1.0".to_owned(),
@@ -53,6 +54,7 @@ fn local() -> Local {
     let link =
         UnderlayLink { name: "eth0".parse().unwrap(), index: 7, mtu: 1500, addresses: vec![net("192.168.1.1/24")] };
     Local {
+        vteps: BTreeMap::new(),
         site: Some("east".to_owned()),
         underlay: BTreeMap::from([(Family::V4, link)]),
         has_endpoint: true,
@@ -442,4 +444,91 @@ proptest! {
             prop_assert_eq!((kept.mtu, &kept.problems), (fresh.mtu, &fresh.problems));
         }
     }
+}
+
+fn vtep(address: &str, last: u8) -> Vtep {
+    Vtep { address: ip(address), mac: MacAddress([2, 0, 0, 0, 0, last]) }
+}
+
+/// The mesh with an end of IPv4 tunnels at each of the nodes, and this configuration of the backend.
+fn vxlan_topology(backend: &str) -> (Topology, Local) {
+    let config = format!(r#"{{"Network": "10.244.0.0/16", "Backend": {backend}}}"#);
+    let mut topology = topology(&config);
+    topology.own_subnets = vec!["10.244.1.0-24".parse().unwrap()];
+    for (id, name, site, n) in [("bb", "b", "east", 2), ("cc", "c", "west", 3)] {
+        let subnets = vec![format!("10.244.{n}.0-24").parse().unwrap()];
+        let vteps = vec![vtep(&format!("192.0.2.{n}"), n)];
+        let peer = NodePeer { subnets, vteps, ..member(name, site, n) };
+        topology.members.insert(PeerId::Node(id.parse().unwrap()), Arc::new(peer));
+    }
+    let local = Local { vteps: [(Family::V4, vtep("192.0.2.1", 1))].into(), ..local() };
+    (topology, local)
+}
+
+#[test]
+fn vxlan_has_a_device_with_every_peers_end_and_routes_to_it() {
+    let (topology, local) = vxlan_topology(r#"{"Type": "vxlan", "VNI": 7}"#);
+    let plan = plan(&topology, &local, &Observed::default());
+    let dev: InterfaceName = "flannel.7".parse().unwrap();
+    let [device] = plan.kernel.vxlan.as_slice() else { panic!("{:?}", plan.kernel.vxlan) };
+    assert_eq!((&device.name, device.vni, device.port, device.mtu), (&dev, 7, 8472, 1450));
+    assert_eq!(device.underlay.as_str(), "eth0");
+    let ends: Vec<_> = device.peers.iter().map(|peer| (peer.next_hop, peer.vtep, peer.prefixes.clone())).collect();
+    let end = |n: u8| {
+        (ip(&format!("10.244.{n}.0")), vtep(&format!("192.0.2.{n}"), n), vec![net(&format!("10.244.{n}.0/24"))])
+    };
+    assert_eq!(ends, [end(2), end(3)]);
+    for n in [2, 3] {
+        let dst = net(&format!("10.244.{n}.0/24"));
+        let route = plan.kernel.routes.get(&dst).unwrap();
+        let overlay = ip(&format!("10.244.{n}.0"));
+        assert_eq!(route.via, RouteVia::Vtep { via: overlay, dev: dev.clone() });
+        let direct = kernel_state::PrefixVia { prefix: dst, dev: dev.clone(), via: overlay };
+        assert!(plan.kernel.firewall.direct.contains(&direct));
+        assert!(plan.kernel.firewall.accepted.contains(&kernel_state::PrefixOn { prefix: dst, dev: dev.clone() }));
+    }
+    assert_eq!((plan.mtu, plan.tunnel.mtu), (1450, 1420), "external peers take 80 bytes");
+}
+
+#[test]
+fn two_ends_with_one_hardware_address_are_one() {
+    let (mut topology, local) = vxlan_topology(r#"{"Type": "vxlan"}"#);
+    let (first, second) = (PeerId::Node("bb".parse().unwrap()), PeerId::Node("cc".parse().unwrap()));
+    let claimed = |topology: &mut Topology, peer: &PeerId, mac| {
+        let mut member = topology.members.get(peer).unwrap().as_ref().clone();
+        member.vteps[0].mac = mac;
+        topology.members.insert(peer.clone(), Arc::new(member));
+    };
+    let ends = |topology: &Topology| {
+        let plan = plan(topology, &local, &Observed::default());
+        plan.kernel.vxlan[0].peers.iter().map(|peer| peer.vtep.address.to_string()).collect::<Vec<_>>()
+    };
+    // The address that follows from the second one's id is the second one's, whoever comes first.
+    let own = crate::vxlan::mac(&"cc".parse().unwrap(), Family::V4);
+    claimed(&mut topology, &first, own);
+    claimed(&mut topology, &second, own);
+    assert_eq!(ends(&topology), ["192.0.2.3"]);
+    // And this node's own is no peer's.
+    claimed(&mut topology, &second, MacAddress([2, 0, 0, 0, 0, 1]));
+    assert_eq!(ends(&topology), ["192.0.2.2"]);
+}
+
+#[test]
+fn without_vxlan_there_is_no_device() {
+    for backend in [r#"{"Type": "wireguard"}"#, r#"{"Type": "host-gw"}"#] {
+        let (topology, local) = vxlan_topology(backend);
+        let plan = plan(&topology, &local, &Observed::default());
+        assert_eq!(plan.kernel.vxlan, []);
+        assert!(plan.kernel.routes.values().all(|route| !matches!(route.via, RouteVia::Vtep { .. })));
+    }
+}
+
+#[test]
+fn host_gw_has_no_route_into_the_tunnel() {
+    let (topology, local) = vxlan_topology(r#"{"Type": "host-gw"}"#);
+    let (plan, _) = plan_while(DirectState::Direct, &topology, &local);
+    let via = |dst: &str| plan.kernel.routes.get(&net(dst)).unwrap().via.clone();
+    assert_eq!(via("10.244.2.0/24"), RouteVia::Neighbour { via: ip("192.168.1.2"), dev: "eth0".parse().unwrap() });
+    assert_eq!(via("10.244.3.0/24"), RouteVia::Unreachable);
+    assert_eq!((plan.mtu, plan.tunnel.mtu), (1500, 1420));
 }

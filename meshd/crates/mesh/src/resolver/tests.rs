@@ -48,6 +48,7 @@ impl Fixture {
             listen_port: 51820,
             endpoints: vec![format!("192.0.2.{key}:51820").parse().unwrap()],
             addresses: vec![format!("192.0.2.{key}/24").parse().unwrap()],
+            vteps: Vec::new(),
             version: "0.1.0".to_owned(),
             extra: serde_json::Map::new(),
         };

@@ -79,6 +79,7 @@ pub(crate) fn local() -> Local {
         addresses: vec!["192.0.2.1/24".parse().unwrap()],
     };
     Local {
+        vteps: BTreeMap::new(),
         site: Some("s".to_owned()),
         underlay: BTreeMap::from([(Family::V4, link)]),
         has_endpoint: true,

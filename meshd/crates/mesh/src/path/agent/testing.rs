@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Candidates, DirectLink, DirectState, LinkCandidate, MacAddress, PathAgents, PathId, Target};
+use super::{Candidates, Carrier, DirectLink, DirectState, LinkCandidate, MacAddress, PathAgents, PathId, Target};
 use crate::{path::NotDirect, topology::PeerId};
 
 impl PathAgents {
@@ -15,7 +15,12 @@ impl PathAgents {
     pub fn aim(&mut self, now: Instant, own: IpAddr, id: &PathId, target: Target, prefix: IpNet) {
         let link = DirectLink { own: own.into(), next_hop: target.next_hop };
         let candidate = LinkCandidate { link, prefixes: vec![prefix], target: Some(target) };
-        let candidates = Candidates { unusable: None, callable: true, links: [(id.1, candidate)].into() };
+        let candidates = Candidates {
+            unusable: None,
+            unproven: false,
+            carrier: Carrier::Tunnel { callable: true },
+            links: [(id.1, candidate)].into(),
+        };
         let peer = PeerId::Node(id.0.clone());
         self.set_own([(id.1, own)].into());
         self.retain(|other| *other == peer);

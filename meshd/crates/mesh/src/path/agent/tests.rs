@@ -31,7 +31,12 @@ fn candidates(n: u8, interface: u32) -> Candidates {
     };
     let link = DirectLink { own: "10.0.0.99/24".parse().unwrap(), next_hop: at(n) };
     let candidate = LinkCandidate { link, prefixes: vec![prefix(n)], target: Some(target) };
-    Candidates { unusable: None, callable: true, links: [(Family::V4, candidate)].into() }
+    Candidates {
+        unusable: None,
+        unproven: false,
+        carrier: Carrier::Tunnel { callable: true },
+        links: [(Family::V4, candidate)].into(),
+    }
 }
 
 #[test]
@@ -49,7 +54,11 @@ fn a_path_keeps_its_state_while_its_link_stays() {
     assert_eq!(agents.state(&id(1)), Some(DirectState::Direct));
     assert_eq!(agents.take_changed(), [peer(1)].into());
     let revision = agents.revision();
-    agents.set_candidates(now, &peer(1), Candidates { callable: false, ..candidates(1, 7) });
+    agents.set_candidates(
+        now,
+        &peer(1),
+        Candidates { carrier: Carrier::Tunnel { callable: false }, ..candidates(1, 7) },
+    );
     assert_eq!((agents.state(&id(1)), agents.revision()), (Some(DirectState::Direct), revision));
     agents.set_candidates(now, &peer(2), candidates(2, 7));
     assert!(agents.due(now).iter().all(|(due, _)| *due != id(2)), "its route is not there yet");
