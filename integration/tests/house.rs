@@ -215,6 +215,48 @@ fn a_circle_is_found_through_re_exports_and_not_in_tests() {
     assert_eq!(circles(&[("f", "use a::One;"), ("f::a", "use super::Own;")]), 0, "a folder and its content");
 }
 
+/// A problem's code has one cause and one remedy, or one function that has them all.
+#[test]
+fn each_code_of_a_problem_is_built_in_one_place() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let listed =
+        Command::new("git").args(["ls-files", "meshd/src/*.rs", "meshd/crates/*.rs"]).current_dir(root).output();
+    let mut built: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in String::from_utf8(listed.unwrap().stdout).unwrap().lines() {
+        let is_test = ["tests", "testing", "fixtures", "benches"].iter().any(|part| file.contains(part));
+        if !is_test && root.join(file).is_file() {
+            let text = without_tests(&fs::read_to_string(root.join(file)).unwrap());
+            for code in built_codes(&text) {
+                built.entry(code).or_default().push(file.to_owned());
+            }
+        }
+    }
+    assert!(built.len() > 40, "{built:?}");
+    built.retain(|_, files| files.len() > 1);
+    assert!(built.is_empty(), "built in several places: {built:?}");
+}
+
+/// The codes of the problems and findings that `text` builds.
+fn built_codes(text: &str) -> Vec<String> {
+    let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let behind = |marker| joined.split(marker).skip(1).collect::<Vec<_>>();
+    let of = ["Problem::new(", "Finding::new(", " problem(", "(problem(", " code: "].map(behind).concat();
+    let codes = of.into_iter().filter_map(|built| {
+        let built = built.trim_start();
+        let built = built.strip_prefix("Severity::").map_or(built, |rest| rest.split_once(", ").unwrap_or_default().1);
+        let code = built.strip_prefix("ProblemCode::")?;
+        Some(code.chars().take_while(char::is_ascii_alphanumeric).collect())
+    });
+    codes.collect()
+}
+
+#[test]
+fn a_built_problem_is_told_from_a_question_for_its_code() {
+    let text = "Problem::new(\n    ProblemCode::One, cause)\nFinding::new(Severity::Error, ProblemCode::Two, x)
+        Problem { code: ProblemCode::Three, key }; found.is(ProblemCode::Four); code == ProblemCode::Five";
+    assert_eq!(built_codes(text), ["One", "Two", "Three"]);
+}
+
 /// The path of a module inside its crate.
 type ModulePath = Vec<String>;
 

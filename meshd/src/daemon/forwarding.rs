@@ -89,8 +89,7 @@ fn finding(tried: &Tried, errno: i32) -> Finding {
     let Tried { from, by, to } = tried;
     let is_off = |path: String| std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "0");
     if from.is_ipv4() && is_off(format!("/proc/sys/net/ipv4/conf/{by}/forwarding")) {
-        let (cause, remedy) = not_forwarding(by);
-        return Finding::new(Severity::Error, ProblemCode::ForwardingOff, cause, remedy);
+        return Finding::of(Severity::Error, not_forwarding(by));
     }
     let error = std::io::Error::from_raw_os_error(errno);
     let family = if to.is_ipv4() { "" } else { " -6" };

@@ -14,20 +14,15 @@ pub(super) fn refused(failures: &[Failure]) -> Vec<Problem> {
             None => causes.push((message, remedy, vec![&failure.what])),
         }
     }
-    let mut problems: Vec<Problem> = causes
-        .into_iter()
-        .map(|(message, remedy, what)| {
-            Problem::new(ProblemCode::NftablesRefused, format!("{}: {message}", what.join(", ")), remedy)
-        })
-        .collect();
+    let problem = |cause: String, remedy: &str| Problem::new(ProblemCode::NftablesRefused, cause, remedy);
+    let causes = causes.into_iter();
+    let mut problems: Vec<Problem> =
+        causes.map(|(message, remedy, what)| problem(format!("{}: {message}", what.join(", ")), remedy)).collect();
     for held in failures.iter().filter(|failure| failure.problem == kernel::FailureCause::NoFirewall) {
+        let cause = format!("{}: {}", held.what, held.problem);
         match problems.first_mut() {
-            Some(first) => first.cause += &format!("; {}: {}", held.what, held.problem),
-            None => problems.push(Problem::new(
-                ProblemCode::NftablesRefused,
-                format!("{}: {}", held.what, held.problem),
-                held.remedy(),
-            )),
+            Some(first) => first.cause += &format!("; {cause}"),
+            None => problems.push(problem(cause, held.remedy())),
         }
     }
     problems

@@ -8,7 +8,7 @@ use std::{
 use api_types::{Finding, Severity};
 use ipnet::IpNet;
 use kernel::{FirewallProgram, has_table, owner};
-use mesh::problem::ProblemCode;
+use mesh::problem::{Problem, ProblemCode};
 use netfilter::{ListedRuleset, ProbePacket, Taken, items};
 use text::quote;
 
@@ -160,12 +160,15 @@ fn not_forwarded(dropped: &Taken, packet: &ProbePacket, networks: &[IpNet]) -> F
         }
     });
     let remedy = commands.collect::<Vec<_>>().join(" && ");
-    Finding::new(
-        Severity::Error,
-        ProblemCode::ForeignForwardDrop,
-        format!("chain {at} of table {table} drops packets forwarded from {source} to {destination}"),
-        format!("{remedy} # or remove the drop rule from chain {at}"),
-    )
+    let packets = format!("packets forwarded from {source} to {destination}");
+    let remedy = format!("{remedy} # or remove the drop rule from chain {at}");
+    Finding::of(Severity::Error, foreign_forward_drop(at, table, &packets, remedy))
+}
+
+/// The problem of a foreign chain that drops packets of pods.
+pub(crate) fn foreign_forward_drop(chain: &str, table: &str, packets: &str, remedy: String) -> Problem {
+    let cause = format!("chain {chain} of table {table} drops {packets}");
+    Problem::new(ProblemCode::ForeignForwardDrop, cause, remedy)
 }
 
 /// Whether INPUT in the output of `iptables -S` drops by default and has no rule with the port.

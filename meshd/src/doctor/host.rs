@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, env, fs, path::Path};
 
 use api_types::{Families, Finding, Severity};
-use mesh::problem::ProblemCode;
+use enforcement::bridge_not_filtered;
+use mesh::problem::{Problem, ProblemCode};
 use text::quote;
 
 use super::routes;
@@ -53,14 +54,17 @@ pub fn findings(interfaces: &Interfaces) -> Vec<Finding> {
     findings
 }
 
-/// Cause and remedy of an interface whose setting prevents forwarding of arriving packets. IPv6 has such a setting for
-/// all interfaces only.
-pub(crate) fn not_forwarding(interface: &str) -> (String, String) {
-    let key = format!("net.ipv4.conf.{interface}.forwarding");
-    (
-        format!("{key} is 0: the kernel does not forward IPv4 packets arriving on {interface}"),
-        set(&format!("net/ipv4/conf/{interface}/forwarding"), "1"),
-    )
+/// The problem of an interface whose setting prevents forwarding of arriving packets. IPv6 has such a setting for all
+/// interfaces only.
+pub(crate) fn not_forwarding(interface: &str) -> Problem {
+    let key = format!("net/ipv4/conf/{interface}/forwarding");
+    forwarding_off(&key, &format!("IPv4 packets arriving on {interface}"))
+}
+
+/// The problem of a key below `/proc/sys` that keeps the kernel from forwarding these packets.
+fn forwarding_off(key: &str, packets: &str) -> Problem {
+    let cause = format!("{} is 0: the kernel does not forward {packets}", key.replace('/', "."));
+    Problem::new(ProblemCode::ForwardingOff, cause, set(key, "1"))
 }
 
 /// The value of a key below `/proc/sys`.
@@ -89,22 +93,14 @@ fn settings(
         [(ipv4, "net/ipv4/ip_forward", "IPv4"), (ipv6, "net/ipv6/conf/all/forwarding", "IPv6")]
     {
         if carried && is(key, "0") {
-            findings.push(Finding::new(
-                Severity::Error,
-                ProblemCode::ForwardingOff,
-                format!(
-                    "{} is 0: the kernel does not forward {family} packets between pods and the mesh",
-                    key.replace('/', ".")
-                ),
-                set(key, "1"),
-            ));
+            let packets = format!("{family} packets between pods and the mesh");
+            findings.push(Finding::of(Severity::Error, forwarding_off(key, &packets)));
         }
     }
     if ipv4 && is("net/ipv4/ip_forward", "1") {
         for interface in underlay.iter().map(String::as_str).chain([interfaces.tun.as_str()]) {
             if is(&format!("net/ipv4/conf/{interface}/forwarding"), "0") {
-                let (cause, remedy) = not_forwarding(interface);
-                findings.push(Finding::new(Severity::Error, ProblemCode::ForwardingOff, cause, remedy));
+                findings.push(Finding::of(Severity::Error, not_forwarding(interface)));
             }
         }
     }
@@ -138,15 +134,8 @@ fn settings(
     }
     for key in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
         if is(key, "0") {
-            findings.push(Finding::new(
-                Severity::Warning,
-                ProblemCode::BridgeNotFiltered,
-                format!(
-                    "{} is 0: packets between pods on a bridge bypass policies, so they are dropped",
-                    key.replace('/', ".")
-                ),
-                set(key, "1"),
-            ));
+            let off = format!("{} is 0", key.replace('/', "."));
+            findings.push(Finding::of(Severity::Warning, bridge_not_filtered(&off, set(key, "1"))));
         }
     }
     findings

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use mesh::problem::ProblemCode;
+use mesh::problem::{Problem, ProblemCode};
 use serde::{Deserialize, Serialize};
 
 use crate::status::Path;
@@ -159,6 +159,12 @@ impl Finding {
     #[must_use]
     pub fn new(severity: Severity, code: ProblemCode, cause: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { code: code.to_string(), severity, cause: cause.into(), remedy: remedy.into() }
+    }
+
+    /// The same as a problem of the daemon.
+    #[must_use]
+    pub fn of(severity: Severity, problem: Problem) -> Self {
+        Self::new(severity, problem.code, problem.cause, problem.remedy)
     }
 
     /// Whether it has this code.

@@ -74,6 +74,7 @@ use self::{
 pub use self::{
     gate::{GateCounts, GateReason},
     mesh_facts::{FactsOfMesh, MeshFacts, NodeFacts, Published},
+    problems::bridge_not_filtered,
     sources::{NodeSource, ProvenAddresses},
 };
 

@@ -6,6 +6,12 @@ use mesh::problem::{Problem, ProblemCode};
 
 use super::Enforcement;
 
+/// The problem of bridges whose packets nftables does not see. `off`: the missing module or setting.
+pub fn bridge_not_filtered(off: &str, remedy: impl Into<String>) -> Problem {
+    let cause = format!("{off}: packets between pods on a bridge bypass nftables, so they are dropped");
+    Problem::new(ProblemCode::BridgeNotFiltered, cause, remedy)
+}
+
 impl Enforcement {
     /// Current problems. `expected`: the mesh is known and its policies should be in force.
     #[must_use]
@@ -30,9 +36,8 @@ impl Enforcement {
         problems.extend(self.unmatched.borrow().problems(Instant::now()));
         let host = self.host.borrow();
         if host.bridged && !host.switched_judged {
-            problems.push(Problem::new(
-                ProblemCode::BridgeNotFiltered,
-                "pods are attached to a bridge, but packets between its ports bypass nftables: they are dropped",
+            problems.push(bridge_not_filtered(
+                "br_netfilter is missing or off",
                 "modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1 \
                  net.bridge.bridge-nf-call-ip6tables=1 # make it persistent in /etc/modules-load.d and /etc/sysctl.d",
             ));

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use crate::{
     address::prefixes,
     claims::{Claims, Precedence, SiteAddresses},
-    problem::{Problem, ProblemCode},
+    problem::{Problem, ProblemCode, covers_underlay, key_conflict, node_removed, prefix_conflict},
     records::{Record, Records},
     topology::{ExternalPeer, NodePeer, OwnRecord, PeerId, networks},
 };
@@ -152,8 +152,8 @@ impl Builder<'_> {
         let mut holding = BTreeMap::new();
         for (id, record) in in_precedence(nodes) {
             let node = record.value.as_ref();
-            if let Some((code, cause, remedy)) = self.node_refusal(id, node) {
-                self.problem(RecordId::Node(id.clone()), code, cause, remedy);
+            if let Some(refusal) = self.node_refusal(id, node) {
+                self.problem(RecordId::Node(id.clone()), refusal);
                 continue;
             }
             let name = self.name_of_node(id, node);
@@ -176,21 +176,20 @@ impl Builder<'_> {
     }
 
     /// Why a node's record is refused, and the remedy.
-    fn node_refusal(&self, id: &NodeId, node: &NodeRecord) -> Option<(ProblemCode, String, String)> {
+    fn node_refusal(&self, id: &NodeId, node: &NodeRecord) -> Option<Problem> {
         let who = format!("nodes/{id}");
         if self.records.removed.contains_key(id) {
             let cause = format!("{who} is refused: the node was removed (removed/{id})");
-            return Some((ProblemCode::NodeRemoved, cause, format!("delete removed/{id} to let the node back in")));
+            return Some(node_removed(cause, format!("delete removed/{id} to let the node back in")));
         }
         if let Some(Err(violations)) = self.network.map(|network| node_conflicts(node, network)) {
             let remedy = "start the node with an underlay, --public-ip or --endpoint outside the mesh networks";
-            return Some((ProblemCode::InsideNetwork, format!("{who} is invalid: {violations}"), remedy.to_owned()));
+            return Some(Problem::new(ProblemCode::InsideNetwork, format!("{who} is invalid: {violations}"), remedy));
         }
         let taken = |key: PublicKey| Some((key, self.claims.holder_of_key(&key)?));
         let (key, holder) = node_keys(node).into_iter().find_map(taken)?;
-        let cause = format!("{who} is invalid: its public key {key} belongs to {holder}");
         let remedy = "give the node its own key: move its key file away and restart it";
-        Some((ProblemCode::KeyConflict, cause, remedy.to_owned()))
+        Some(key_conflict(&who, &key, holder, remedy))
     }
 
     /// A name is no identity: it is the older one's, and the other is named with its id.
@@ -204,7 +203,7 @@ impl Builder<'_> {
         let remedy = format!(
             "meshctl node remove {older} # if {id} replaces that machine; otherwise rename one of the two with --node"
         );
-        self.problem(RecordId::Node(id.clone()), ProblemCode::NameConflict, cause, remedy);
+        self.problem(RecordId::Node(id.clone()), Problem::new(ProblemCode::NameConflict, cause, remedy));
         shown
     }
 
@@ -221,7 +220,7 @@ impl Builder<'_> {
             let cause =
                 format!("{who} has no direct path by {address}: another node of site {site} has the same address");
             let remedy = "give the two machines different addresses or different sites";
-            self.problem(RecordId::Node(id.clone()), ProblemCode::AddressConflict, cause, remedy);
+            self.problem(RecordId::Node(id.clone()), Problem::new(ProblemCode::AddressConflict, cause, remedy));
         }
         held
     }
@@ -243,23 +242,15 @@ impl Builder<'_> {
             let who = format!("subnets/{subnet}");
             let of = || RecordId::Subnet(*subnet);
             if let Some(reason) = self.outside_of_network(subnet) {
-                self.problem(
-                    of(),
-                    ProblemCode::SubnetOutsideNetwork,
-                    format!("{who} is invalid: {reason}"),
-                    "delete the key",
-                );
+                let cause = format!("{who} is invalid: {reason}");
+                self.problem(of(), Problem::new(ProblemCode::SubnetOutsideNetwork, cause, "delete the key"));
                 continue;
             }
             let conflict = prefixes(subnet)
                 .find_map(|net| self.claims.holder_of_prefix(&net).map(|(held, holder)| (held, holder.to_owned())));
             if let Some((held, holder)) = conflict {
-                self.problem(
-                    of(),
-                    ProblemCode::PrefixConflict,
-                    format!("{who} is invalid: {held} belongs to {holder}"),
-                    format!("delete {who}; its node then leases another subnet"),
-                );
+                let remedy = format!("delete {who}; its node then leases another subnet");
+                self.problem(of(), prefix_conflict(&who, format_args!("{held} belongs to {holder}"), remedy));
                 continue;
             }
             for net in prefixes(subnet) {
@@ -366,32 +357,22 @@ impl Builder<'_> {
             let of = || RecordId::Peer(name.clone());
             let peer = record.value.as_ref();
             if let Some(holder) = self.claims.holder_of_key(&peer.public_key).map(str::to_owned) {
-                self.problem(
-                    of(),
-                    ProblemCode::KeyConflict,
-                    format!("{who} is invalid: its public key {} belongs to {holder}", peer.public_key),
-                    format!("put {who} with the peer's own publicKey, or delete it"),
-                );
+                let remedy = format!("put {who} with the peer's own publicKey, or delete it");
+                self.problem(of(), key_conflict(&who, &peer.public_key, &holder, remedy));
                 continue;
             }
             let conflicts = self.network.map(|network| peer_conflicts(peer, network));
             if let Some(Err(violations)) = conflicts {
-                self.problem(
-                    of(),
-                    ProblemCode::PrefixConflict,
-                    format!("{who} is invalid: {violations}"),
-                    format!("put {who} with prefixes and an endpoint outside the mesh networks"),
-                );
+                let remedy = format!("put {who} with prefixes and an endpoint outside the mesh networks");
+                self.problem(of(), prefix_conflict(&who, violations, remedy));
                 continue;
             }
             let covered = self.endpoints.covered(&peer.allowed_ips, self.records);
             if let Some((net, endpoint, node)) = covered.map(|(net, at, id)| (net, at, id.clone())) {
-                self.problem(
-                    of(),
-                    ProblemCode::CoversUnderlay,
-                    format!("{who} is invalid: allowedIPs {net} covers the endpoint {endpoint} of nodes/{node}"),
-                    format!("put {who} with prefixes that contain no node's endpoint"),
-                );
+                let claim = format!("{who} is invalid: allowedIPs");
+                let endpoint = format!("the endpoint {endpoint} of nodes/{node}");
+                let remedy = format!("put {who} with prefixes that contain no node's endpoint");
+                self.problem(of(), covers_underlay(&claim, net, endpoint, remedy));
                 continue;
             }
             let conflict = peer
@@ -399,12 +380,8 @@ impl Builder<'_> {
                 .iter()
                 .find_map(|net| self.claims.holder_of_prefix(net).map(|(held, holder)| (held, holder.to_owned())));
             if let Some((held, holder)) = conflict {
-                self.problem(
-                    of(),
-                    ProblemCode::PrefixConflict,
-                    format!("{who} is invalid: {held} belongs to {holder}"),
-                    format!("put {who} with prefixes that are still free"),
-                );
+                let remedy = format!("put {who} with prefixes that are still free");
+                self.problem(of(), prefix_conflict(&who, format_args!("{held} belongs to {holder}"), remedy));
                 continue;
             }
             self.claims.grant_key(peer.public_key, &who);
@@ -445,8 +422,8 @@ impl Builder<'_> {
         })
     }
 
-    fn problem(&mut self, of: RecordId, code: ProblemCode, cause: impl Into<String>, remedy: impl Into<String>) {
-        self.out.problems.entry(of).or_default().push(Problem::new(code, cause, remedy));
+    fn problem(&mut self, of: RecordId, problem: Problem) {
+        self.out.problems.entry(of).or_default().push(problem);
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use etcd_schema::PublicKey;
+use ipnet::IpNet;
+
 /// Lines that one change may write to the log; the rest are counted.
 const MOST_LINES: usize = 20;
 
@@ -30,6 +33,32 @@ impl Problem {
     pub fn about(self, key: impl Into<String>) -> Self {
         Self { key: Some(key.into()), ..self }
     }
+}
+
+/// The problem of a node that was removed from the mesh.
+pub fn node_removed(cause: impl Into<String>, remedy: impl Into<String>) -> Problem {
+    Problem::new(ProblemCode::NodeRemoved, cause, remedy)
+}
+
+/// The problem of a `record` whose public key is `holder`'s.
+pub(crate) fn key_conflict(record: &str, key: &PublicKey, holder: &str, remedy: impl Into<String>) -> Problem {
+    let cause = format!("{record} is invalid: its public key {key} belongs to {holder}");
+    Problem::new(ProblemCode::KeyConflict, cause, remedy)
+}
+
+/// The problem of a `record` whose prefixes are others'.
+pub(crate) fn prefix_conflict(record: &str, conflict: impl fmt::Display, remedy: impl Into<String>) -> Problem {
+    Problem::new(ProblemCode::PrefixConflict, format!("{record} is invalid: {conflict}"), remedy)
+}
+
+/// The problem of a prefix around an address of the underlay. `claim`: the record that has it.
+pub(crate) fn covers_underlay(
+    claim: &str,
+    net: IpNet,
+    address: impl fmt::Display,
+    remedy: impl Into<String>,
+) -> Problem {
+    Problem::new(ProblemCode::CoversUnderlay, format!("{claim} {net} covers {address}"), remedy)
 }
 
 impl fmt::Display for Problem {

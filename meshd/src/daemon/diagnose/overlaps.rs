@@ -42,16 +42,21 @@ impl ApiState {
             if !named.insert(device.clone()) {
                 continue;
             }
-            let cause = format!("a foreign route or rule sends {address} of peer {peer} to {device}");
             let remedy = match leading(*address, &device) {
                 Some(net) => format!("ip route delete {net} dev {}", quote(&device)),
                 None => {
                     format!("ip route get {address}; ip rule show # find the rule, then delete it: ip rule delete …")
                 }
             };
-            findings.push(Finding::new(Severity::Error, ProblemCode::ForeignRoute, cause, remedy));
+            findings.push(foreign_route(&format!("{address} of peer {peer}"), &device, remedy));
         }
     }
+}
+
+/// The finding that packets for the mesh leave by a foreign device.
+fn foreign_route(packets: &str, device: &str, remedy: String) -> Finding {
+    let cause = format!("a foreign route or rule sends {packets} to {device}");
+    Finding::new(Severity::Error, ProblemCode::ForeignRoute, cause, remedy)
 }
 
 /// Addresses of this machine with their interfaces, and by which interface each address that was asked for is reached.
@@ -110,12 +115,9 @@ fn foreign_routes(mesh: &Prefixes<'_>, tun: &str, findings: &mut Vec<Finding>) -
             || mesh.routed.contains(&route.net)
             || mesh.own.iter().any(|own| overlap(own, &route.net));
         if inside && !known && route.device != "lo" {
-            findings.push(Finding::new(
-                Severity::Error,
-                ProblemCode::ForeignRoute,
-                format!("a foreign route sends {}, inside the mesh network, to {}", route.net, route.device),
-                format!("ip route delete {} dev {}", route.net, quote(&route.device)),
-            ));
+            let remedy = format!("ip route delete {} dev {}", route.net, quote(&route.device));
+            let packets = format!("{}, inside the mesh network,", route.net);
+            findings.push(foreign_route(&packets, &route.device, remedy));
             devices.insert(route.device);
         }
     }

@@ -4,7 +4,10 @@ use kernel::{PassReport, ReconcileError};
 use mesh::problem::{Problem, ProblemCode};
 use node_core::Reconciled;
 
-use crate::{daemon::nftables, doctor::host::not_forwarding};
+use crate::{
+    daemon::nftables,
+    doctor::{filters::foreign_forward_drop, host::not_forwarding},
+};
 
 /// The same for the node's state machine.
 pub(super) fn reconciled(report: Result<PassReport, ReconcileError>) -> Reconciled {
@@ -38,8 +41,7 @@ fn refused(failure: &kernel::Failure) -> Problem {
 fn found(report: &PassReport) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Some(interface) = &report.not_forwarding {
-        let (cause, remedy) = not_forwarding(interface.as_str());
-        problems.push(Problem::new(ProblemCode::ForwardingOff, cause, remedy));
+        problems.push(not_forwarding(interface.as_str()));
     }
     for met in &report.met {
         let (source, destination) = met.packet;
@@ -63,8 +65,8 @@ fn found(report: &PassReport) -> Vec<Problem> {
         problems.push(Problem::new(code, cause, met.remedy.clone()));
     }
     for drop in &report.foreign_drops {
-        let cause = format!("chain {} of table {} {} drops forwarded pod packets", drop.chain, drop.family, drop.table);
-        problems.push(Problem::new(ProblemCode::ForeignForwardDrop, cause, drop.remedy.clone()));
+        let table = format!("{} {}", drop.family, drop.table);
+        problems.push(foreign_forward_drop(&drop.chain, &table, "forwarded pod packets", drop.remedy.clone()));
     }
     problems
 }

@@ -1,7 +1,7 @@
 //! What keeps this node from its subnet or its records, for people.
 
 use etcd_schema::{Cluster, Key};
-use mesh::problem::{Problem, ProblemCode};
+use mesh::problem::{Problem, ProblemCode, node_removed};
 use text::quote;
 
 use super::{Membership, MembershipState};
@@ -22,16 +22,16 @@ impl Membership {
                     quote(&format!("{prefix}/config"))
                 ),
             )),
-            MembershipState::NoNetwork { cluster } if cluster.is_flat() => problems.push(problem(
-                ProblemCode::NoNetwork,
-                "`config` has networks of clusters only, and this node is of no cluster".into(),
-                "start meshd with --cluster, or put an entry without `cluster` into Networks",
-            )),
-            MembershipState::NoNetwork { cluster } => problems.push(problem(
-                ProblemCode::NoNetwork,
-                format!("`config` has no network of cluster {cluster}, which this node is of"),
-                "put an entry with this `cluster` into Networks, or correct --cluster",
-            )),
+            MembershipState::NoNetwork { cluster } => {
+                let (cause, remedy) = if cluster.is_flat() {
+                    let cause = "`config` has networks of clusters only, and this node is of no cluster".to_owned();
+                    (cause, "start meshd with --cluster, or put an entry without `cluster` into Networks")
+                } else {
+                    let cause = format!("`config` has no network of cluster {cluster}, which this node is of");
+                    (cause, "put an entry with this `cluster` into Networks, or correct --cluster")
+                };
+                problems.push(problem(ProblemCode::NoNetwork, cause, remedy));
+            }
             MembershipState::AwaitingBlock { cluster } => problems.push(problem(
                 ProblemCode::AwaitingBlock,
                 self.awaited(cluster),
@@ -51,9 +51,8 @@ impl Membership {
                 format!("{} no longer belongs to this node: {reason}", Key::Subnet(*subnet)),
                 "drain this node: it leases a new subnet once no pod is attached",
             )),
-            MembershipState::Removed => problems.push(problem(
-                ProblemCode::NodeRemoved,
-                "an operator removed this node or its key from the mesh".into(),
+            MembershipState::Removed => problems.push(node_removed(
+                "an operator removed this node or its key from the mesh",
                 "stop meshd here; to let the node back in, delete its key below `removed/`",
             )),
             MembershipState::Cloned { reason } => problems.push(problem(

@@ -11,7 +11,10 @@ use mesh::{
 use prefix_trie::PrefixSet;
 use text::quote;
 
-use super::Store;
+use super::{
+    Store,
+    reading::{bad_key, bad_value},
+};
 use crate::{
     config_rule::ConfigReview,
     guard::{HOLD, HeldRecord, HoldReason, Sign, WINDOW},
@@ -127,18 +130,17 @@ impl Store {
         let held = self.guard.all_held().filter(|(_, held)| held.reason == HoldReason::Doubt);
         let policies = held.clone().filter(|(_, held)| held.class == RecordClass::Policy).count();
         let others = held.count() - policies;
-        let (code, found) = match (doubt.sign, known.cluster, doubt.seen.cluster) {
+        let replaced = match (doubt.sign, known.cluster, doubt.seen.cluster) {
             (Sign::Cluster, Some(known), Some(seen)) => {
-                (ProblemCode::EtcdReplaced, format!("etcd's cluster ID changed from {known} to {seen}"))
+                Some(format!("etcd's cluster ID changed from {known} to {seen}"))
             }
-            (Sign::Key, ..) => {
-                (ProblemCode::RevisionWentBack, "etcd returns an older version of a key than before".to_owned())
-            }
-            _ => {
-                let (seen, known) = (doubt.seen.revision, known.revision);
-                (ProblemCode::RevisionWentBack, format!("etcd's revision went back from {known} to {seen}"))
-            }
+            _ => None,
         };
+        let code = if replaced.is_some() { ProblemCode::EtcdReplaced } else { ProblemCode::RevisionWentBack };
+        let found = replaced.unwrap_or_else(|| match doubt.sign {
+            Sign::Key => "etcd returns an older version of a key than before".to_owned(),
+            _ => format!("etcd's revision went back from {} to {}", known.revision, doubt.seen.revision),
+        });
         Some(Problem {
             code,
             key: None,
@@ -190,18 +192,13 @@ impl Store {
     fn unknown_directories(&self) -> impl Iterator<Item = Problem> {
         self.unknown.keys().filter_map(|directory| {
             let (first, _) = self.keys_below(directory).next()?;
-            Some(Problem {
-                code: ProblemCode::BadKey,
-                key: Some(first.to_owned()),
-                cause: format!(
-                    "{directory:?} is no directory of this version ({}); its keys are ignored",
-                    Key::directories().collect::<Vec<_>>().join(", ")
-                ),
-                remedy: format!(
-                    "none needed if a newer meshd reads it; else etcdctl del --prefix {}",
-                    quote(&format!("{}/{directory}", self.prefix))
-                ),
-            })
+            let cause = format!(
+                "{directory:?} is no directory of this version ({}); its keys are ignored",
+                Key::directories().collect::<Vec<_>>().join(", ")
+            );
+            let place = quote(&format!("{}/{directory}", self.prefix)).into_owned();
+            let remedy = format!("none needed if a newer meshd reads it; else etcdctl del --prefix {place}");
+            Some(bad_key(first, cause, remedy))
         })
     }
 
@@ -212,12 +209,8 @@ impl Store {
         let mut all: Vec<_> = general.chain(of_keys.take(MAX_PROBLEMS)).collect();
         let found = self.unknown.len() + self.problems.len();
         if let Some(more) = found.checked_sub(MAX_PROBLEMS).filter(|&more| more > 0) {
-            all.push(Problem {
-                code: ProblemCode::BadValue,
-                key: None,
-                cause: format!("{more} more keys have invalid values"),
-                remedy: "correct the keys shown; further ones appear then".into(),
-            });
+            let cause = format!("{more} more keys have invalid values");
+            all.push(bad_value(None, cause, "correct the keys shown; further ones appear then".into()));
         }
         all
     }

@@ -34,6 +34,16 @@ struct UnreadableValue {
     stand_in: Option<Item>,
 }
 
+/// The problem of a key that is none of the mesh's.
+pub(super) fn bad_key(key: &str, cause: String, remedy: String) -> Problem {
+    Problem { code: ProblemCode::BadKey, key: Some(key.to_owned()), cause, remedy }
+}
+
+/// The problem of an unreadable value.
+pub(super) fn bad_value(key: Option<&str>, cause: String, remedy: String) -> Problem {
+    Problem { code: ProblemCode::BadValue, key: key.map(str::to_owned), cause, remedy }
+}
+
 impl Store {
     /// Takes one value; returns the key it names, if meshd reads it.
     pub(super) fn put(&mut self, text: String, entry: Entry) -> Option<Key> {
@@ -82,7 +92,7 @@ impl Store {
                         }
                     }
                 }
-                let problem = self.bad_value(&text, &refused.violations, effect);
+                let problem = self.unreadable_value(&text, &refused.violations, effect);
                 self.problems.insert(text.clone(), problem);
             }
         }
@@ -116,8 +126,9 @@ impl Store {
             Ok(key) => Some(key),
             Err(KeyError::Unknown { directory: Some(_), .. }) => None,
             Err(error) => {
-                let problem = self.bad_key(text, &error);
-                self.problems.insert(text.to_owned(), problem);
+                let place = quote(&format!("{}/{text}", self.prefix)).into_owned();
+                let remedy = format!("etcdctl del {place} # if no other program needs it");
+                self.problems.insert(text.to_owned(), bad_key(text, error.to_string(), remedy));
                 None
             }
         }
@@ -153,26 +164,13 @@ impl Store {
         }
     }
 
-    fn bad_key(&self, text: &str, error: &KeyError) -> Problem {
-        Problem {
-            code: ProblemCode::BadKey,
-            key: Some(text.to_owned()),
-            cause: error.to_string(),
-            remedy: format!("etcdctl del {} # if no other program needs it", quote(&format!("{}/{text}", self.prefix))),
-        }
-    }
-
-    fn bad_value(&self, text: &str, violations: &Violations, effect: &str) -> Problem {
-        Problem {
-            code: ProblemCode::BadValue,
-            key: Some(text.to_owned()),
-            cause: format!("{violations} ({effect})"),
-            remedy: format!(
-                "meshctl check {0} FILE && etcdctl put {1} < FILE # with a corrected value in FILE",
-                quote(text),
-                quote(&format!("{}/{text}", self.prefix))
-            ),
-        }
+    fn unreadable_value(&self, text: &str, violations: &Violations, effect: &str) -> Problem {
+        let remedy = format!(
+            "meshctl check {0} FILE && etcdctl put {1} < FILE # with a corrected value in FILE",
+            quote(text),
+            quote(&format!("{}/{text}", self.prefix))
+        );
+        bad_value(Some(text), format!("{violations} ({effect})"), remedy)
     }
 
     /// Takes an earlier value of a key that was [`wanted`](Self::take_wanted): it is in force if nothing better is.

@@ -18,7 +18,7 @@ use crate::{
     interface::InterfaceName,
     kernel_state,
     path::{Candidates, Carrier, ChosenPath, DirectLink, LinkCandidate, PathAgents, Via, eligible},
-    problem::{Problem, ProblemCode},
+    problem::{Problem, ProblemCode, covers_underlay},
     topology::{ExternalPeer, NodePeer, PeerId, Topology},
     tunnel_table::{self, CALL_OUT_KEEPALIVE},
     vxlan::{device_name, next_hop},
@@ -176,11 +176,9 @@ impl<'a> Inputs<'a> {
         }
         let networks: Vec<IpNet> = self.topology.networks().collect();
         covered(&networks, &self.local.protected).map(|(net, address, what)| {
-            Problem::new(
-                ProblemCode::CoversUnderlay,
-                format!("config: the network {net} covers {address}, {what}"),
-                "meshctl check config FILE && etcdctl put /meshd/config < FILE # with networks that no site uses",
-            )
+            let remedy =
+                "meshctl check config FILE && etcdctl put /meshd/config < FILE # with networks that no site uses";
+            covers_underlay("config: the network", net, format_args!("{address}, {what}"), remedy)
         })
     }
 
@@ -223,11 +221,12 @@ impl<'a> Inputs<'a> {
         for (name, peer) in topology.outside.iter() {
             match covered(&peer.allowed_ips, &self.local.protected) {
                 None => accepted.push((name, peer.as_ref())),
-                Some((net, address, what)) => problems.push(Problem::new(
-                    ProblemCode::CoversUnderlay,
-                    format!("peers/{name} is refused here: allowedIPs {net} covers {address}, {what}"),
-                    format!("etcdctl put /meshd/peers/{name} < FILE # with allowedIPs outside the underlay"),
-                )),
+                Some((net, address, what)) => {
+                    let claim = format!("peers/{name} is refused here: allowedIPs");
+                    let remedy =
+                        format!("etcdctl put /meshd/peers/{name} < FILE # with allowedIPs outside the underlay");
+                    problems.push(covers_underlay(&claim, net, format_args!("{address}, {what}"), remedy));
+                }
             }
         }
         accepted
