@@ -6,19 +6,20 @@ use std::{
     sync::Arc,
 };
 
-use etcd_schema::Cluster;
+use etcd_schema::{Cluster, KubernetesKey, Violations};
 use ipnet::IpNet;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Problem, list, problem};
 #[cfg(test)]
 use crate::nft::{LocalPod, Ruleset};
 use crate::{
-    engine::{Classifier, ClusterNode, Engine, ObjectName, PolicyState, SourceAliases},
+    engine::{Classifier, ClusterNode, Engine, ObjectName, SourceAliases},
     object::{
         CLUSTER_POLICY_VERSIONS, ClusterPolicy, Labels, NetworkPolicy, PodObject, is_namespace_name, is_object_name,
         namespace_from, pod_from,
     },
+    objects,
 };
 
 /// The world, changing.
@@ -244,48 +245,63 @@ impl WorldObjects {
 
     fn put_policy(&mut self, cluster: &Cluster, object: &Value) -> Result<(), Problem> {
         let name = policy_name(object, "default").ok_or_else(|| problem("policy.metadata", "has no name"))?;
-        let name = name.of(cluster);
-        let written = self.written.entry(name.clone()).or_default();
-        *written += 1;
-        let state = match NetworkPolicy::parse(object.get("spec").unwrap_or(&Value::Null)) {
-            Ok(policy) => {
-                self.good.insert(name.clone());
-                PolicyState::Valid(policy)
-            }
-            Err(_) if self.good.contains(&name) => return Ok(()),
-            Err(invalid) => match (invalid.literal, invalid.isolates) {
-                (Some(policy), _) => PolicyState::Valid(policy),
-                (None, Some((subject, directions))) => PolicyState::Isolates(subject, directions),
-                (None, None) if *written > 1 || !name.cluster.is_flat() => PolicyState::IsolatesNamespace,
-                (None, None) => return Ok(()),
-            },
-        };
-        self.engine.put_policy(name, &state);
+        let invalid = |error: Violations| problem("policy.metadata", error);
+        let key =
+            KubernetesKey::NetworkPolicy(name.namespace.parse().map_err(invalid)?, name.name.parse().map_err(invalid)?);
+        let object = whole(object, ("networking.k8s.io/v1", "NetworkPolicy"), Some(&name.namespace));
+        self.put_object(cluster, &key, name.of(cluster), &object);
         Ok(())
     }
 
     fn put_cluster_policy(&mut self, cluster: &Cluster, object: &Value) -> Result<(), Problem> {
         let name = policy_name(object, "").ok_or_else(|| problem("policy.metadata", "has no name"))?;
-        let name = ObjectName::new("", name.name).of(cluster);
-        let policy = match ClusterPolicy::parse(object.get("spec").unwrap_or(&Value::Null)) {
-            Ok(policy) => {
-                self.good.insert(name.clone());
-                policy
+        let own = name.name.parse().map_err(|error: Violations| problem("policy.metadata", error))?;
+        let key = KubernetesKey::ClusterNetworkPolicy(own);
+        let object = whole(object, (CLUSTER_POLICY_VERSIONS[0], "ClusterNetworkPolicy"), None);
+        self.put_object(cluster, &key, ObjectName::new("", name.name).of(cluster), &object);
+        Ok(())
+    }
+
+    /// Puts a policy as the daemon does: an unreadable one leaves the last good one in force, or has a stand-in.
+    fn put_object(&mut self, cluster: &Cluster, key: &KubernetesKey, name: ObjectName, object: &Value) {
+        let written = self.written.entry(name.clone()).or_default();
+        *written += 1;
+        let may_be_in_force = *written > 1 || !cluster.is_flat();
+        let object = match objects::read(key, object.to_string().as_bytes(), may_be_in_force) {
+            Ok(reading) => {
+                self.good.insert(name);
+                reading.object
             }
-            Err(_) if self.good.contains(&name) => return Ok(()),
-            Err(invalid) => match invalid.fail_closed {
-                Some(policy) => policy,
-                None => return Ok(()),
+            Err(_) if self.good.contains(&name) => return,
+            Err(refusal) => match refusal.stand_in {
+                Some(stand_in) => *stand_in,
+                None => return,
             },
         };
-        self.engine.put_cluster_policy(name, &policy);
-        Ok(())
+        objects::put(&mut self.engine, cluster, key, object, self.age.into());
     }
 
     fn forget(&mut self, name: &ObjectName) {
         self.good.remove(name);
         self.written.remove(name);
     }
+}
+
+/// A policy with the parts of an object that a world may leave out.
+fn whole(object: &Value, (version, kind): (&str, &str), namespace: Option<&str>) -> Value {
+    let mut object = object.clone();
+    if let Some(fields) = object.as_object_mut() {
+        fields.entry("apiVersion").or_insert_with(|| version.into());
+        fields.entry("kind").or_insert_with(|| kind.into());
+        fields.entry("spec").or_insert_with(|| Value::Object(Map::new()));
+    }
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        match namespace {
+            Some(namespace) => drop(metadata.entry("namespace").or_insert_with(|| namespace.into())),
+            None => drop(metadata.remove("namespace")),
+        }
+    }
+    object
 }
 
 /// What is wrong with a policy object, its envelope included.
