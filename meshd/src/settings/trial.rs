@@ -10,7 +10,7 @@ use std::{
 };
 
 use control::session::Dialer;
-use control_core::unreachable::remedy_of_etcd_error;
+use control_core::{types::EtcdFailure, unreachable::remedy};
 use nix::{
     net::if_::if_nametoindex,
     unistd::{Gid, Uid, User, geteuid, getgrouplist},
@@ -89,8 +89,8 @@ impl Settings {
     fn tls_fault(&self) -> Option<String> {
         let dialer = Dialer::new(&self.etcd).ok()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-        let error = runtime.block_on(dialer.try_tls()).err()?.to_string();
-        Some(format!("{error}\n  remedy  {}", remedy_of_etcd_error(dialer.members().first()?.url(), &error)))
+        let error = EtcdFailure::from(&runtime.block_on(dialer.try_tls()).err()?);
+        Some(format!("{error}\n  remedy  {}", remedy(error.kind, dialer.members().first()?.url())))
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     look_back::HistorySearch,
     membership::{self, CallAnswer, Membership, MembershipState},
     store::Store,
-    types::{CallError, KeyListing},
+    types::{CallError, EtcdFailure, KeyListing},
     unreachable::{self, LOST_CHANGES_SHOWN},
 };
 
@@ -218,13 +218,13 @@ impl ControlCore {
         }
     }
 
-    fn disconnected(&mut self, now: Instant, member: &str, error: &str, out: &mut Vec<Effect>) {
+    fn disconnected(&mut self, now: Instant, member: &str, error: &EtcdFailure, out: &mut Vec<Effect>) {
         if self.session.take().is_some() {
             self.known_until = Some(now);
         }
         if self.away_since.is_none() {
             self.away_since = Some(now);
-            warn!(endpoint = member, error, "etcd unreachable");
+            warn!(endpoint = member, %error, "etcd unreachable");
         }
         self.announced = true;
         self.error = Some(format!("{member}: {error}"));

@@ -12,7 +12,7 @@ use mesh::records::Revision;
 
 use super::{
     store::Store,
-    types::{CallError, Committed, Compare, Transaction, Write},
+    types::{CallError, Committed, Compare, EtcdFailure, Transaction, Write},
 };
 
 /// The records that are to be there: keys below the prefix, and values.
@@ -39,7 +39,7 @@ pub struct Endpoints {
     wait_until: Option<Instant>,
     until_revision: Option<Revision>,
     /// Why etcd refused the last transaction.
-    refusal: Option<String>,
+    refusal: Option<EtcdFailure>,
 }
 
 impl Endpoints {
@@ -113,8 +113,8 @@ impl Endpoints {
     }
 
     /// Why etcd does not take the records, while it does not.
-    pub fn refusal(&self) -> Option<&str> {
-        self.refusal.as_deref()
+    pub fn refusal(&self) -> Option<&EtcdFailure> {
+        self.refusal.as_ref()
     }
 
     /// When [`next`](Self::next) is to be called at the latest; that ends it.
@@ -221,8 +221,8 @@ mod tests {
     fn what_etcd_did_not_take_is_tried_again() {
         let store = |now| store(now, 5, &records(&[]));
         for answer in [
-            Err(CallError::Indeterminate("gone".to_owned())),
-            Err(CallError::Refused("mvcc: database space exceeded".to_owned())),
+            Err(CallError::Indeterminate("gone".into())),
+            Err(CallError::Refused("no".into())),
             Ok(Committed { succeeded: false, revision: 5 }),
         ] {
             let now = Instant::now();

@@ -37,7 +37,7 @@ use self::{alive::AliveLane, lease::LeaseLane, records::RecordsLane};
 use super::{
     allocator::PoolFamily,
     store::Store,
-    types::{CallError, Committed, Granted, Transaction},
+    types::{CallError, Committed, EtcdFailure, Granted, Transaction},
 };
 
 /// Time to live of `alive/ID`.
@@ -444,7 +444,7 @@ impl Membership {
 
     /// Why etcd refuses this node's records, each reason once.
     #[must_use]
-    pub fn refusals(&self) -> BTreeSet<&str> {
+    pub fn refusals(&self) -> BTreeSet<&EtcdFailure> {
         [self.alive.refusal(), self.lease.refusal(), self.records.refusal()].into_iter().flatten().collect()
     }
 
@@ -475,7 +475,7 @@ struct Flight {
     call: Option<CallId>,
     not_before: Option<Instant>,
     backoff: super::backoff::Backoff,
-    refusal: Option<String>,
+    refusal: Option<EtcdFailure>,
 }
 
 impl Flight {

@@ -139,19 +139,86 @@ pub struct Granted {
     pub ttl: Duration,
 }
 
+/// Why etcd cannot be used, with the text of the error and its causes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EtcdFailure {
+    /// The kind of failure, which has a remedy.
+    pub kind: FailureKind,
+    /// The error's text.
+    pub text: String,
+}
+
+/// The kind of a failure in using etcd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FailureKind {
+    /// The TLS library rejects the certificate files.
+    TlsFiles,
+    /// The member does not speak TLS.
+    NotTls,
+    /// The TLS handshake failed.
+    Tls,
+    /// A file of the credentials cannot be read.
+    File,
+    /// User or password is rejected.
+    User,
+    /// The user lacks rights.
+    Rights,
+    /// etcd has reached its quota.
+    Quota,
+    /// The member's host refuses connections.
+    Refused,
+    /// The member's host name does not resolve.
+    UnknownHost,
+    /// No answer in time.
+    Silent,
+    /// Any other.
+    Other,
+}
+
+impl EtcdFailure {
+    /// A failure of this kind.
+    #[must_use]
+    pub fn new(kind: FailureKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+}
+
+impl fmt::Display for EtcdFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A failure of kind [`FailureKind::Other`].
+impl From<&str> for EtcdFailure {
+    fn from(text: &str) -> Self {
+        Self::new(FailureKind::Other, text)
+    }
+}
+
+impl From<&CallError> for EtcdFailure {
+    fn from(error: &CallError) -> Self {
+        let kind = match error {
+            CallError::Indeterminate(failure) | CallError::Refused(failure) => failure.kind,
+            CallError::LeaseNotFound => FailureKind::Other,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 /// Why a call to etcd brought no answer that can be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
     /// No answer in time, or the connection broke: a write may have happened, or may still happen.
     #[error("etcd did not answer: {0}")]
-    Indeterminate(String),
+    Indeterminate(EtcdFailure),
     /// The lease is gone; nothing was written.
     #[error("the etcd lease is gone")]
     LeaseNotFound,
     /// etcd refused; nothing was written.
     #[error("etcd refused: {0}")]
-    Refused(String),
+    Refused(EtcdFailure),
 }
 
 /// A change of one key.

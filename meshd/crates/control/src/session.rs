@@ -325,7 +325,8 @@ impl Watch {
             return Ok(WatchMessage::Compacted);
         }
         if message.canceled() {
-            return Err(CallError::Refused(format!("the watch was cancelled: {}", message.cancel_reason())));
+            let reason = format!("the watch was cancelled: {}", message.cancel_reason());
+            return Err(CallError::Refused(reason.as_str().into()));
         }
         let events = self.events(&message)?;
         Ok(if events.is_empty() { WatchMessage::Progress } else { WatchMessage::Events(events) })
@@ -357,7 +358,8 @@ impl Watch {
 pub(super) fn same_cluster(first: Option<ClusterId>, now: Option<ClusterId>) -> Result<(), CallError> {
     match (first, now) {
         (Some(first), Some(now)) if first != now => {
-            Err(CallError::Indeterminate(format!("etcd cluster {now} answered instead of {first}")))
+            let other = format!("etcd cluster {now} answered instead of {first}");
+            Err(CallError::Indeterminate(other.as_str().into()))
         }
         _ => Ok(()),
     }

@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, convert::Infallible, pin::Pin, time::Duration};
 
 use control_core::{
     backoff::Backoff,
-    types::{CallError, ClusterId, KeyListing, WatchEvent},
+    types::{CallError, ClusterId, EtcdFailure, FailureKind, KeyListing, WatchEvent},
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use tokio::{
@@ -55,7 +55,7 @@ pub(crate) enum StoreInput {
         /// The member.
         endpoint: String,
         /// Why.
-        error: String,
+        error: EtcdFailure,
     },
 }
 
@@ -194,20 +194,20 @@ impl Watcher {
             let error = match self.dialer.open(member, generation).await {
                 Ok(session) => match self.serve(&session).await {
                     SessionEnd::Closed => return,
-                    SessionEnd::Failed(error) => error.to_string(),
-                    SessionEnd::Suspected => "a call went without an answer".to_owned(),
+                    SessionEnd::Failed(error) => EtcdFailure::from(&error),
+                    SessionEnd::Suspected => EtcdFailure::new(FailureKind::Silent, "a call went without an answer"),
                     SessionEnd::Renewed => continue,
                 },
-                Err(error) => error.to_string(),
+                Err(error) => EtcdFailure::from(&error),
             };
             failures = if self.served { 1 } else { failures + 1 };
             self.served = false;
             // The control plane says that etcd is away. Then each further member once, and a reminder now and then: an outage
             // of days must not fill the log.
             if (2..=members.len()).contains(&failures) || failures.is_multiple_of(REMINDER) {
-                warn!(endpoint = %member, error, failures, "etcd member unavailable; trying the next");
+                warn!(endpoint = %member, %error, failures, "etcd member unavailable; trying the next");
             } else {
-                debug!(endpoint = %member, error, failures, "etcd member unavailable; trying the next");
+                debug!(endpoint = %member, %error, failures, "etcd member unavailable; trying the next");
             }
             let endpoint = member.to_string();
             if self.out.send(StoreInput::Disconnected { endpoint, error }).await.is_err() {
@@ -295,7 +295,8 @@ impl Watcher {
                 }
                 () = tokio::time::sleep_until(silence_ends) => {
                     if asked {
-                        return Err(CallError::Indeterminate("the watch gives no sign of life".into()).into());
+                        let silent = EtcdFailure::new(FailureKind::Silent, "the watch gives no sign of life");
+                        return Err(CallError::Indeterminate(silent).into());
                     }
                     debug!(endpoint = %session.member(), "watch silent; requesting progress");
                     watch.request_progress().await?;

@@ -210,7 +210,7 @@ impl MeshSim {
         }
         let number = running.number;
         if !self.machines[node].etcd_reachable {
-            let (member, error) = ("http://e1:2379".to_owned(), "connection refused".to_owned());
+            let (member, error) = ("http://e1:2379".to_owned(), "connection refused".into());
             self.take(node, Input::Disconnected { member, error });
             let delay = self.millis(100..5000);
             self.at(delay, What::Connect { node, process: number });

@@ -9,7 +9,7 @@ use control::{
     node_removal::{self, Live, Removal, RemovalError},
     session::Dialer,
 };
-use control_core::types::CallError;
+use control_core::types::{CallError, FailureKind};
 use meshd::settings::load_etcd;
 use program::etcd_flags::EtcdFlags;
 use serde::{Deserialize, Serialize};
@@ -77,7 +77,7 @@ fn remove_node(remove: &Remove) -> anyhow::Result<Removal> {
             not_removed(Remedied { cause: error.to_string(), remedy }.into())
         }
         Ok(RemovalError::Call(CallError::Refused(reason))) => {
-            let remedy = if reason.contains("permission denied") {
+            let remedy = if reason.kind == FailureKind::Rights {
                 "use an operator's credentials (--etcd-username, --etcd-certfile), with the role printed by meshctl \
                  etcd-roles --operator"
             } else {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api_types::{Finding, Severity};
 use control::{etcd_options::EtcdMember, session::Dialer};
-use control_core::unreachable::remedy_of_etcd_error;
+use control_core::{types::EtcdFailure, unreachable::remedy};
 use mesh::problem::ProblemCode;
 use tokio::{runtime::Handle, task::JoinSet};
 
@@ -52,17 +52,17 @@ impl ApiState {
     }
 }
 
-async fn version(dialer: &Dialer, member: &EtcdMember) -> Result<String, String> {
-    let session = dialer.open(member, 0).await.map_err(|error| error.to_string())?;
-    session.version().await.map_err(|error| error.to_string())
+async fn version(dialer: &Dialer, member: &EtcdMember) -> Result<String, EtcdFailure> {
+    let session = dialer.open(member, 0).await.map_err(|error| EtcdFailure::from(&error))?;
+    session.version().await.map_err(|error| EtcdFailure::from(&error))
 }
 
-fn unreachable(member: &str, error: &str) -> Finding {
+fn unreachable(member: &str, error: &EtcdFailure) -> Finding {
     Finding::new(
         Severity::Warning,
         ProblemCode::EtcdMemberUnreachable,
         format!("etcd at {member} does not answer: {error}"),
-        remedy_of_etcd_error(member, error),
+        remedy(error.kind, member),
     )
 }
 

@@ -18,7 +18,7 @@ use crate::{
     membership::{Call, CallAnswer, CallId, LocalFacts, Membership, MembershipState},
     objects::ObjectChanges,
     store::{Accepted, CopyState, Store},
-    types::{CallError, Committed, Entry, KeyListing, Transaction, WatchEvent},
+    types::{CallError, Committed, Entry, EtcdFailure, KeyListing, Transaction, WatchEvent},
 };
 
 /// The number of a connection to etcd; later ones have higher numbers.
@@ -41,7 +41,7 @@ pub enum Input {
         /// The member.
         member: String,
         /// Why.
-        error: String,
+        error: EtcdFailure,
     },
     /// All keys at one revision.
     Listed(KeyListing),

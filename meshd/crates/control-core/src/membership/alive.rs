@@ -20,7 +20,7 @@ use rand::rngs::StdRng;
 use super::{ALIVE_TTL, Call, CallAnswer, CallId, Context, Flight};
 use crate::{
     store::StoredKey,
-    types::{CallError, Compare, Transaction, Write},
+    types::{CallError, Compare, EtcdFailure, Transaction, Write},
 };
 
 /// How long a newcomer that found a record leaves the other keys alone: time for a live owner to answer.
@@ -366,7 +366,7 @@ impl AliveLane {
         [grace, call, put, forgotten].into_iter().flatten().filter(|at| *at > stepped).min()
     }
 
-    pub(super) fn refusal(&self) -> Option<&str> {
-        self.flight.refusal.as_deref()
+    pub(super) fn refusal(&self) -> Option<&EtcdFailure> {
+        self.flight.refusal.as_ref()
     }
 }

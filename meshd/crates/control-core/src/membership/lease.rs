@@ -7,7 +7,7 @@ use mesh::records::LeaseId;
 use rand::rngs::StdRng;
 
 use super::{Call, CallAnswer, CallId, Context, Flight};
-use crate::types::CallError;
+use crate::types::{CallError, EtcdFailure};
 
 /// Bounds of the time between two keepalives.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -103,8 +103,8 @@ impl LeaseLane {
         self.renew_at.max(self.flight.not_before)
     }
 
-    pub(super) fn refusal(&self) -> Option<&str> {
-        self.flight.refusal.as_deref()
+    pub(super) fn refusal(&self) -> Option<&EtcdFailure> {
+        self.flight.refusal.as_ref()
     }
 }
 

@@ -16,7 +16,7 @@ use super::{Call, CallAnswer, CallId, Context, Flight, LocalFacts, MembershipSta
 use crate::{
     allocator::{self, PoolExhausted},
     store::Store,
-    types::{CallError, Compare, Transaction, Write},
+    types::{CallError, Compare, EtcdFailure, Transaction, Write},
 };
 
 /// How long the store may take to show the outcome of a transaction, before it is listed again.
@@ -280,8 +280,8 @@ impl RecordsLane {
         self.outdated
     }
 
-    pub(super) fn refusal(&self) -> Option<&str> {
-        self.flight.refusal.as_deref()
+    pub(super) fn refusal(&self) -> Option<&EtcdFailure> {
+        self.flight.refusal.as_ref()
     }
 
     pub(super) fn state(&self, context: &Context<'_>) -> MembershipState {

@@ -2,7 +2,10 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::SystemTime};
 
-use control_core::{types::CallError, unreachable::remedy_of_etcd_error};
+use control_core::{
+    types::{CallError, EtcdFailure, FailureKind},
+    unreachable::remedy,
+};
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use zeroize::Zeroizing;
 
@@ -48,14 +51,24 @@ pub enum OpenError {
     Call(#[from] CallError),
 }
 
+impl From<&OpenError> for EtcdFailure {
+    fn from(error: &OpenError) -> Self {
+        let kind = match error {
+            OpenError::File { .. } => FailureKind::File,
+            OpenError::Tls(_) => FailureKind::TlsFiles,
+            OpenError::Call(error) => return error.into(),
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 /// No member answers, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{member}: {error}")]
 pub struct NoMember {
     /// The last one that was tried.
     member: EtcdMember,
-    /// Its text has its causes.
-    error: String,
+    error: EtcdFailure,
     remedy: String,
 }
 
@@ -158,11 +171,11 @@ impl Dialer {
             };
             match answered.await {
                 Ok(session) => return Ok(session),
-                Err(error) => last = Some((member.clone(), error.to_string())),
+                Err(error) => last = Some((member.clone(), EtcdFailure::from(&error))),
             }
         }
         let (member, error) = last.unwrap_or_else(|| unreachable!("checked options have a member"));
-        let remedy = remedy_of_etcd_error(member.url(), &error);
+        let remedy = remedy(error.kind, member.url());
         Err(NoMember { member, error, remedy })
     }
 }

@@ -147,7 +147,7 @@ impl Fixture {
             Step::Lose => {
                 if let Some(transaction) = self.waiting.take() {
                     self.late.push(transaction);
-                    let effects = self.term.answer(Err(CallError::Indeterminate(String::new())));
+                    let effects = self.term.answer(Err(CallError::Indeterminate("".into())));
                     self.take(effects);
                 }
             }
