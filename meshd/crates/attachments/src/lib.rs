@@ -302,6 +302,17 @@ impl Attachments {
         held: &[IpAddr],
     ) -> Result<Vec<IpNet>, AttachError> {
         let sets = range_sets(&request.ranges, &network.subnets, &network.overlay)?;
+        let in_use = self.addresses_in_use(change, table, name)?;
+        Ok(change.history.choose(&sets, &request.ips, held, &in_use)?)
+    }
+
+    /// Addresses that others than `name` have: attachments, and reservations of Debian's `host-local`.
+    fn addresses_in_use(
+        &self,
+        change: &TableChange,
+        table: &AttachmentTable,
+        name: Option<&AttachmentName>,
+    ) -> Result<InUse, AttachError> {
         // An unreadable attachment has unknown addresses, which could be among the free ones. Other files have none.
         let is_record = |file: &str| recorded_by(file).is_some_and(|name| check_name(&name).is_ok());
         let unread = change.unread.iter().find(|(file, error)| matches!(error, FileError::Io(_)) && is_record(file));
@@ -317,9 +328,8 @@ impl Attachments {
         let attached = table.attachments.iter();
         let attached = attached.flat_map(|(name, one)| one.addresses().map(|address| (address, Some(name.clone()))));
         // An attachment's claim to an address precedes a file's.
-        let in_use: InUse =
-            of_host_local.chain(attached).filter(|(_, holder)| holder.is_none() || holder.as_ref() != name).collect();
-        Ok(change.history.choose(&sets, &request.ips, held, &in_use)?)
+        let all = of_host_local.chain(attached);
+        Ok(all.filter(|(_, holder)| holder.is_none() || holder.as_ref() != name).collect())
     }
 
     /// Records the end of an ADD. Returns the generation of the table that contains it.
