@@ -81,6 +81,11 @@ pub fn node_conflicts(node: &NodeRecord, config: &NetworkConfig) -> Result<(), V
                 report.add(format!("endpoints[{i}]"), format!("\"{endpoint}\""), expected());
             }
         }
+        for (i, vtep) in node.vteps.iter().enumerate() {
+            if network.contains(&vtep.address) {
+                report.add(format!("vteps[{i}].address"), format!("\"{}\"", vtep.address), expected());
+            }
+        }
         for (i, address) in node.addresses.iter().enumerate() {
             if network.contains(&address.addr()) {
                 report.add(format!("addresses[{i}]"), format!("\"{address}\""), expected());

@@ -49,6 +49,7 @@ mod kinds;
 mod labels;
 mod mac;
 mod pool;
+mod spelling;
 mod subnet_key;
 mod summary;
 mod unknown;

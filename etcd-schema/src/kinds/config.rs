@@ -7,8 +7,6 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde_json::{Map, Value};
 
-pub(crate) use self::backend::{KNOWN_BACKEND, WITHOUT_MEANING};
-pub(crate) use self::networks::{NETWORKS, named};
 use self::{
     backend::read_backend,
     networks::{ALLOCATE, read_networks, write_networks},
@@ -16,6 +14,10 @@ use self::{
 pub use self::{
     backend::{BackendConfig, BackendKind, VxlanOptions},
     networks::ClusterNetworks,
+};
+pub(crate) use self::{
+    backend::{KNOWN_BACKEND, WITHOUT_MEANING},
+    networks::{NETWORKS, named},
 };
 use super::{KindInfo, KindRules, RecordClass};
 use crate::{

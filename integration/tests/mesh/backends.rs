@@ -7,10 +7,10 @@
 //!                               etcd
 //! ```
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use integration::{
-    Iperf, Ping, await_ok, await_until,
+    Flow, Iperf, Ping, TcpCheck, await_ok, await_until,
     topology::{CONFIG, Mesh, TwoSites},
 };
 
@@ -113,6 +113,12 @@ fn a_mesh_changes_its_backend_while_it_runs() {
     let mesh = start("backend-changes", r#"{"Type": "wireguard"}"#);
     mesh.await_all_reach_each_other();
     mesh.node("east1").await_path("west1", "wireguard", SOON);
+    // Connections and echoes go on while it changes: both families, between the sites and inside of one.
+    let (from, others) = (mesh.pod("east1"), ["west1", "east2"].map(|node| mesh.pod(node)));
+    let ends: Vec<_> =
+        others.into_iter().flat_map(|to| to.addresses().iter().map(move |address| (to, *address))).collect();
+    let streams: Vec<_> = ends.iter().map(|(to, address)| TcpCheck::start(from, to, *address, 1 << 20)).collect();
+    let echoes: Vec<_> = ends.iter().map(|(_, at)| (*at, Flow::icmp(from, *at, Duration::from_millis(10)))).collect();
     for (backend, path) in [
         (r#"{"Type": "vxlan", "DirectRouting": true}"#, "vxlan"),
         (r#"{"Type": "vxlan", "VNI": 9, "Port": 4789}"#, "vxlan"),
@@ -127,6 +133,13 @@ fn a_mesh_changes_its_backend_while_it_runs() {
             }
         }
         mesh.await_all_reach_each_other();
+    }
+    for (address, echoes) in echoes {
+        println!("echoes to {address} during three changes: {}", echoes.finish());
+    }
+    for stream in streams {
+        stream.await_progress(SOON);
+        stream.finish().assert_intact();
     }
     // They stay a while for packets under way.
     for node in &mesh.nodes {

@@ -127,13 +127,16 @@ fn a_value_is_judged_for_programs_too() {
         fs::write(&file, value).unwrap();
         tool("meshctl", &["-o", output, "check", "config", file.to_str().unwrap()])
     };
-    let misspelt = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "wireguard", "DirectRoutin": false}}"#;
+    let misspelt = r#"{"Network": "10.244.0.0/16", "LeesTTL": 60, "Backend": {"Type": "vxlan", "PSK": "x"}}"#;
     let (code, _, said) = check(misspelt, "table");
-    assert!(code == Some(0) && said.contains("warning: unknown field \"Backend.DirectRoutin\""), "{said}");
-    assert!(said.contains("did you mean DirectRouting?"), "{said}");
+    assert!(code == Some(0) && said.contains("warning: unknown field \"LeesTTL\""), "{said}");
+    assert!(said.contains("did you mean LeaseTTL?"), "{said}");
+    assert!(said.contains("warning: Flannel's Backend.PSK has no meaning here"), "{said}");
+    let (code, _, said) = check(r#"{"Network": "10.244.0.0/16", "Backend": {"DirectRoutin": false}}"#, "table");
+    assert!(code == Some(1) && said.contains("did you mean DirectRouting?"), "{said}");
     let json = |(code, out, _): Said| (code, serde_json::from_str::<Value>(&out).unwrap());
     let (code, told) = json(check(misspelt, "json"));
-    assert_eq!((code, &told["unknown"][0]["path"]), (Some(0), &"Backend.DirectRoutin".into()), "{told}");
+    assert_eq!((code, &told["unknown"][0]["path"]), (Some(0), &"LeesTTL".into()), "{told}");
     let (code, told) = json(check(r#"{"Network": "nonsense"}"#, "json"));
     assert_eq!((code, &told["holds"]), (Some(1), &false.into()), "{told}");
     assert!(told["error"].as_str().unwrap().contains("nonsense"), "{told}");

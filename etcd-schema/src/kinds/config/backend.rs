@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     fields::{Fields, Writer},
-    unknown::nearest,
+    spelling::nearest,
     violation::{Report, join},
 };
 

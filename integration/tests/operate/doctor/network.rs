@@ -61,7 +61,7 @@ fn a_firewall_between_the_sites() {
     let (east1, west1) = (mesh.node("east1"), mesh.node("west1"));
     let counts = |node: &MeshdNode| node.status()["peers"].clone();
     east1.await_status("to count its peer", SOON, |status| {
-        status["peers"] == json!({"direct": 0, "wireguard": 1, "unreachable": 0, "offline": 0})
+        status["peers"] == json!({"direct": 0, "vxlan": 0, "wireguard": 1, "unreachable": 0, "offline": 0})
     });
     mesh.sites
         .router

@@ -25,6 +25,8 @@ pub enum FailureCause {
     },
     /// The device of that name is no VXLAN device.
     NotVxlan,
+    /// A VXLAN device of that name has other options, and this program has not made it.
+    OtherVxlan,
     /// Another device has the same network identifier and port.
     VniTaken {
         /// VXLAN network identifier.
@@ -97,6 +99,7 @@ impl Failure {
             FailureCause::NoTun => "none needed while the daemon creates the device; else see its log",
             FailureCause::NoDevice { .. } => "check --iface and the interface's name",
             FailureCause::NotVxlan => "rename or delete that device",
+            FailureCause::OtherVxlan => "stop the program that made the device, then delete it: ip link del NAME",
             FailureCause::VniTaken { .. } => {
                 "delete the other device (ip -d link show type vxlan), or put a config with another Backend.VNI or Port"
             }
@@ -140,6 +143,9 @@ impl fmt::Display for FailureCause {
             Self::NoTun => f.write_str("the TUN device does not exist, so the tunnel carries no packets"),
             Self::NoDevice { dev } => write!(f, "interface {dev} does not exist"),
             Self::NotVxlan => f.write_str("a device of that name exists and is no VXLAN device"),
+            Self::OtherVxlan => {
+                f.write_str("a VXLAN device of that name exists with other options, and it is not meshd's")
+            }
             Self::VniTaken { vni, port } => write!(f, "another VXLAN device has VNI {vni} and UDP port {port}"),
             Self::OtherFamily { via } => write!(f, "next hop {via} is of the wrong address family"),
             Self::Twice => f.write_str("requested twice"),

@@ -1,6 +1,7 @@
 //! The ruleset that keeps mesh packets on their path, rendered from typed values.
 //!
 //! ```text
+//! forward     filter - 450 vxlan_fwd    no pod sends VXLAN packets of the mesh
 //! input       defrag - 50  vxlan        inner sources in VXLAN packets are those of the peer at the outer one
 //! prerouting  defrag - 50  source       mesh sources arrive from the TUN, their route's interface, or a direct peer
 //! output      raw          untracked    probes bypass conntrack, so no NAT rewrites them
@@ -17,7 +18,7 @@
 //! are done and the interface is final; at output, a rewritten packet still shows the interface of its first
 //! destination.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use ipnet::IpNet;
 use mesh::kernel_state::{Desired, Firewall, PrefixVia, ProbeRoute};
@@ -117,6 +118,7 @@ fn sets(table: &mut NftTable, desired: &Desired) {
     let vxlan = desired.vxlan.iter().map(|device| &device.name);
     table.sets.insert("underlay".into(), NftSet::interfaces(desired.underlay.iter().chain(vxlan.clone())));
     table.sets.insert("vxlan_devices".into(), NftSet::interfaces(vxlan));
+    table.sets.insert("carriers".into(), NftSet::interfaces(&desired.underlay));
     for (ipv4, family) in [true, false].into_iter().zip(&FAMILIES) {
         let devices = desired.vxlan.iter().filter(|device| device.local.address.is_ipv4() == ipv4);
         table.sets.insert(family.vteps.into(), NftSet::vteps(ipv4, devices.flat_map(|device| &device.peers)));
@@ -124,13 +126,24 @@ fn sets(table: &mut NftTable, desired: &Desired) {
 }
 
 /// Binds the inner source of a VXLAN packet to the outer one: only a peer's own prefixes come from its address. At the
-/// input hook, where outer fragments have been reassembled, and before the device sees the packet.
+/// input hook, where outer fragments of IPv4 have been reassembled, and before the device sees the packet. Those of IPv6
+/// have been where conntrack is at work, else they are dropped. Masquerading would give a pod's own datagram this node's
+/// outer address, so none is forwarded but between interfaces of the underlay; and none is taken from elsewhere.
 ///
 /// Offsets count bits from the UDP header (RFC 7348, 5): the identifier at 96, the inner EtherType at 224, the inner IPv4
 /// source at 336 and the inner IPv6 source at 304. A VLAN tag, ARP or anything else in the EtherType's place is dropped.
 fn vxlan(table: &mut NftTable, desired: &Desired) {
     let mut entry = Vec::new();
+    let mut forwarded = Vec::new();
     let mut rules = Vec::new();
+    for port in desired.vxlan.iter().map(|device| device.port).collect::<BTreeSet<u16>>() {
+        let drop = |condition: &str, purpose| {
+            NftRule::new(format!("{condition} udp dport {port} counter name \"{VXLAN}\" drop"), purpose)
+        };
+        forwarded.push(drop("iifname != @carriers", "a pod's own VXLAN packet"));
+        entry.push(drop("meta nfproto ipv6 exthdr frag exists", "a fragment"));
+        entry.push(drop("iifname != @carriers", "not from the underlay"));
+    }
     for device in &desired.vxlan {
         let f = if device.local.address.is_ipv4() { &FAMILIES[0] } else { &FAMILIES[1] };
         let (ethertype, source) = if f.ip == "ip" { ("0x0800", "@th,336,32") } else { ("0x86dd", "@th,304,128") };
@@ -146,6 +159,7 @@ fn vxlan(table: &mut NftTable, desired: &Desired) {
     rules.push(NftRule::new(format!("counter name \"{VXLAN}\" drop"), "not a peer's own"));
     table.chains.insert("vxlan_inner".into(), Chain { base: None, rules });
     insert_base(table, "vxlan", ("filter", "input", -450), entry);
+    insert_base(table, "vxlan_fwd", ("filter", "forward", -450), forwarded);
 }
 
 fn source(table: &mut NftTable, options: &Options, desired: &Desired) {

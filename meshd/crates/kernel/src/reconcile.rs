@@ -141,6 +141,10 @@ impl Kernel {
         else {
             return self.reconcile(desired, others).await;
         };
+        if last.vxlan != desired.vxlan {
+            // What cannot be changed in a device only a full pass compares.
+            return self.reconcile(desired, others).await;
+        }
         let (before, after) = differing(&last, desired);
         observed.routes = routes_after(&self.options, &before, &observed);
         observed.table = Some(firewall::render(&self.options, &before).as_observed());
@@ -254,7 +258,7 @@ impl Kernel {
         let mut observed = ObservedKernel::default();
         let mut links = netlink.links().await?;
         let mut made = Vec::new();
-        if vxlan::make_devices(netlink, desired, &links, &mut made, &mut report.failures).await {
+        if vxlan::make_devices(options, netlink, desired, &links, &mut made, &mut report.failures).await {
             links = netlink.links().await?;
         }
         report.changes.extend(made.into_iter().map(KernelChange::Vxlan));

@@ -4,7 +4,7 @@
 //! route to a peer's prefix ─▶ next hop ─▶ neighbour: its hardware address ─▶ forwarding entry: where outer packets go
 //! ```
 //!
-//! All entries are permanent: nothing is asked for and nothing learned. Addresses on a device stay, such as Flannel's: with
+//! All entries that are put are permanent. What a device learns, where `Learning` is on, stays. Addresses on a device stay, such as Flannel's: with
 //! the last one, the kernel takes away its routes and neighbours. What cannot be changed in a device that is there
 //! is its [`VxlanShape`]: a device of another shape is made again before a pass, down, so that the pass knows its index.
 
@@ -95,6 +95,7 @@ pub(super) fn is_ours(options: &Options, link: &KernelLink) -> bool {
 
 /// Makes the missing devices and those of another shape, down. Returns whether it did anything.
 pub(super) async fn make_devices(
+    options: &Options,
     netlink: &Rtnetlink,
     desired: &Desired,
     links: &[KernelLink],
@@ -115,6 +116,10 @@ pub(super) async fn make_devices(
             Some(link) if link.vxlan == Some(wanted) => continue,
             Some(link) if link.vxlan.is_none() => {
                 failures.push(refuse(FailureCause::NotVxlan));
+                continue;
+            }
+            Some(link) if !is_ours(options, link) => {
+                failures.push(refuse(FailureCause::OtherVxlan));
                 continue;
             }
             Some(link) => match netlink.delete_link(link.index).await {

@@ -21,8 +21,8 @@ pub(crate) fn device_name(vni: u32, family: Family) -> InterfaceName {
 }
 
 /// The hardware address of a node's device for inner packets of `family`: the same after every restart. A hash of the
-/// node's id, locally administered (IEEE 802), so that no other node's record can claim it: [`crate::plan`] gives an address
-/// that two claim to the one whose id it follows from.
+/// node's id, locally administered (IEEE 802), so that a record that names another's does not get
+/// it: [`crate::plan`] gives an address that two claim to the one whose id it follows from.
 #[must_use]
 pub fn mac(id: &NodeId, family: Family) -> MacAddress {
     let text = id.as_str().bytes().chain([0, if family == Family::V4 { 4 } else { 6 }]);

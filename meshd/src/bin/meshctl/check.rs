@@ -121,9 +121,9 @@ mod tests {
     #[test]
     fn a_misspelt_field_is_told() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), r#"{"Network": "10.244.0.0/16", "Backend": {"DirectRoutin": false}}"#).unwrap();
+        std::fs::write(file.path(), r#"{"Network": "10.244.0.0/16", "LeesTTL": 60}"#).unwrap();
         let json = serde_json::to_value(check("config", file.path(), "/meshd").unwrap()).unwrap();
-        let unknown = serde_json::json!([{"path": "Backend.DirectRoutin", "meant": "DirectRouting"}]);
+        let unknown = serde_json::json!([{"path": "LeesTTL", "meant": "LeaseTTL"}]);
         assert_eq!((&json["holds"], &json["unknown"]), (&true.into(), &unknown));
     }
 }

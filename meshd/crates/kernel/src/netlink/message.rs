@@ -81,10 +81,11 @@ pub(super) fn permanent_neighbour(message: &NeighbourMessage) -> Option<(IpAddr,
     address.zip(mac).filter(|_| message.header.state == NeighbourState::Permanent)
 }
 
-/// A forwarding entry of a VXLAN device; those of groups and of other devices have no destination.
+/// A forwarding entry of a VXLAN device that was put, not learned; those of groups and of other devices have no
+/// destination.
 pub(super) fn forwarding_entry(message: &NeighbourMessage) -> Option<(MacAddress, IpAddr)> {
     let (address, mac) = neighbour(message);
-    mac.zip(address)
+    mac.zip(address).filter(|_| !matches!(message.header.state, NeighbourState::Reachable | NeighbourState::Stale))
 }
 
 fn neighbour(message: &NeighbourMessage) -> (Option<IpAddr>, Option<MacAddress>) {

@@ -134,7 +134,7 @@ fn devices_and_entries_become_what_they_are_to_be_and_come_back() {
         }
         // Another shape is another device.
         desired.vxlan[0].port = 4789;
-        settle(&kernel, &desired).await;
+        kernel.apply_changes(&desired, OthersRules::Read).await.unwrap();
         settled(&kernel, &desired).await;
         assert!(run("ip -d link show flannel.1").contains("dstport 4789"));
         kernel.cleanup().await.unwrap();
@@ -381,5 +381,51 @@ fn no_frame_but_an_untagged_packet_of_the_devices_family_is_unpacked() {
         assert!(!is_unpacked(&kernel, &far, |port| vxlan_packet(&ipv4, node3, port, &long)).await);
         // What is too short to have an inner source has none of a peer's.
         assert!(!is_unpacked(&kernel, &far, |port| vxlan_packet(&ipv4, node2, port, b"x")[..30].to_vec()).await);
+    });
+}
+
+/// Masquerading would give it this node's outer address, to which the prefixes of all its pods are bound elsewhere.
+#[test]
+fn a_pod_sends_no_vxlan_packet_of_the_mesh() {
+    isolated(|| async {
+        let far = far_end();
+        far.run("ip link del flannel.1");
+        far.run("ip link del flannel-v6.1");
+        let (kernel, _state) = kernel();
+        settle(&kernel, &by_vxlan()).await;
+        let pod = Host::new();
+        run("ip link add vpod type veth peer name epod");
+        pod.take("epod");
+        for line in [
+            "ip link set epod addrgenmode none",
+            "ip addr add 10.244.1.5/24 dev epod",
+            "ip addr add fd42:244:0:1::5/64 dev epod nodad",
+            "ip addr add 192.0.2.2/32 dev lo",
+            "ip link set epod up",
+            "ip route add default via 10.244.1.1",
+            "ip -6 route add default via fd42:244:0:1::1",
+        ] {
+            pod.run(line);
+        }
+        for line in [
+            "ip addr add 10.244.1.1/24 dev vpod",
+            "ip addr add fd42:244:0:1::1/64 dev vpod nodad",
+            "ip link set vpod up",
+        ] {
+            run(line);
+        }
+        let packets = async || kernel.drops().await.unwrap()["vxlan"].packets;
+        for (from, to) in [("10.244.1.5", "192.0.2.2"), ("fd42:244:0:1::5", "2001:db8::2")] {
+            let (from, to, before) = (addr(from), addr(to), packets().await);
+            let ear = far.within(move || UdpSocket::bind((to, 8472)).unwrap());
+            ear.set_nonblocking(true).unwrap();
+            while packets().await == before {
+                pod.within(move || UdpSocket::bind((from, 0)).unwrap().send_to(b"x", (to, 8472)).unwrap());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                assert!(ear.recv_from(&mut [0; 8]).is_err(), "{to} hears a pod's own VXLAN packet");
+            }
+        }
+        // With the very address of node 2, but from a pod's interface.
+        assert!(!is_unpacked(&kernel, &pod, |port| vxlan_packet(&[8, 0], [10, 244, 2, 0], port, b"x")).await);
     });
 }

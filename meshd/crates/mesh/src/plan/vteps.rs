@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     address::Family,
+    backend::PathKind,
     kernel_state::{Firewall, PrefixOn, PrefixVia, VxlanDevice, VxlanPeer},
     path::{ChosenPath, Via},
     topology::{NodePeer, PeerId},
@@ -60,7 +61,8 @@ impl Planner {
                 port: options.port,
                 underlay: link.name.clone(),
                 local,
-                mtu: mtu.into(),
+                // The kernel takes no more than fits into the interface's packets.
+                mtu: u32::from(mtu).min(link.mtu.saturating_sub(PathKind::Vxlan.overhead(family == Family::V6).into())),
                 learning: options.learning,
                 gbp: options.gbp,
                 peers: self.holders(family, local.mac).map(|(_, peer)| peer.to_kernel()).collect(),
