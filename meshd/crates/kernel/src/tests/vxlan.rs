@@ -400,7 +400,6 @@ fn a_pod_sends_no_vxlan_packet_of_the_mesh() {
             "ip link set epod addrgenmode none",
             "ip addr add 10.244.1.5/24 dev epod",
             "ip addr add fd42:244:0:1::5/64 dev epod nodad",
-            "ip addr add 192.0.2.2/32 dev lo",
             "ip link set epod up",
             "ip route add default via 10.244.1.1",
             "ip -6 route add default via fd42:244:0:1::1",
@@ -426,6 +425,7 @@ fn a_pod_sends_no_vxlan_packet_of_the_mesh() {
             }
         }
         // With the very address of node 2, but from a pod's interface.
+        pod.run("ip addr add 192.0.2.2/32 dev lo");
         assert!(!is_unpacked(&kernel, &pod, |port| vxlan_packet(&[8, 0], [10, 244, 2, 0], port, b"x")).await);
     });
 }
