@@ -5,7 +5,7 @@ use crate::{fields::Expected, violation::quoted};
 /// Longest key that is read, in bytes without the prefix.
 const MAX_KEY_BYTES: usize = 1024;
 
-/// Why a key is none of ours.
+/// Why a key is not one of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::SOON;
 
-/// Where Flannel has its keys unless it is told otherwise.
+/// Where Flannel has its keys by default.
 const PREFIX: &str = "/coreos.com/network";
 
 struct Mixed {

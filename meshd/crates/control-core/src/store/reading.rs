@@ -34,7 +34,7 @@ struct UnreadableValue {
     stand_in: Option<Item>,
 }
 
-/// The problem of a key that is none of the mesh's.
+/// The problem of a key that does not belong to the mesh.
 pub(super) fn bad_key(key: &str, cause: String, remedy: String) -> Problem {
     Problem { code: ProblemCode::BadKey, key: Some(key.to_owned()), cause, remedy }
 }
@@ -120,7 +120,7 @@ impl Store {
         key
     }
 
-    /// The key that `text` names; a key that is none of the mesh's is a problem, and one in an unknown directory is not.
+    /// The key that `text` names; a key that does not belong to the mesh is a problem, and one in an unknown directory is not.
     fn parse_key(&mut self, text: &str) -> Option<Key> {
         match Key::parse(text) {
             Ok(key) => Some(key),

@@ -155,7 +155,7 @@ fn devices_of_others_stay_and_those_of_flannel_are_taken_over() {
         let (kernel, _state) = kernel();
         settle(&kernel, &by_vxlan()).await;
         assert_eq!(index_of("flannel.1"), index, "it is the same device");
-        // Without VXLAN, ours go, whoever has made them.
+        // Without VXLAN, ours go, those that were taken over too.
         settle(&kernel, &desired()).await;
         settled(&kernel, &desired()).await;
         let links = run("ip -o link show");

@@ -503,7 +503,7 @@ fn two_ends_with_one_hardware_address_are_one() {
         let plan = plan(topology, &local, &Observed::default());
         plan.kernel.vxlan[0].peers.iter().map(|peer| peer.vtep.address.to_string()).collect::<Vec<_>>()
     };
-    // The address that follows from the second one's id is the second one's, whoever comes first.
+    // The address that follows from the second one's id is the second one's, in either order.
     let own = crate::vxlan::mac(&"cc".parse().unwrap(), Family::V4);
     claimed(&mut topology, &first, own);
     claimed(&mut topology, &second, own);
